@@ -1,0 +1,46 @@
+"""gsae-ray: Ray-distributed sweeps of sparse autoencoders that share one pass over the language model.
+
+    result = gsae_ray.run("sweeps/quickstart.yaml")
+    rows = gsae_ray.frontier("quickstart")
+    sae = gsae_ray.best("quickstart", site="blocks.2.hook_resid_post", max_l0=40)
+
+Names are imported at first use, so that loading an SAE needs neither Ray nor MLflow.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from gsae_ray.errors import UserError
+    from gsae_ray.launch import SweepResult, run
+    from gsae_ray.results import best, export, frontier
+    from gsae_ray.saes import SAE, load
+    from gsae_ray.sweep import Sweep, load_sweep
+
+__version__ = "0.1.0"
+__all__ = ["SAE", "Sweep", "SweepResult", "UserError", "best", "export", "frontier", "load", "load_sweep", "run"]
+
+_MODULES = {
+    "SAE": "saes",
+    "Sweep": "sweep",
+    "SweepResult": "launch",
+    "UserError": "errors",
+    "best": "results",
+    "export": "results",
+    "frontier": "results",
+    "load": "saes",
+    "load_sweep": "sweep",
+    "run": "launch",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULES:
+        raise AttributeError(f"module 'gsae_ray' has no attribute {name!r}")
+    return getattr(importlib.import_module(f"gsae_ray.{_MODULES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,111 @@
+"""Loading language models and tokenizers, and saying which they are."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from gsae_ray.builtin import MODEL_DIR
+from gsae_ray.errors import UserError
+from gsae_ray.files import digest, file_hash
+from gsae_ray.sweep import ModelSettings
+
+
+def _source(model: ModelSettings) -> dict[str, Any]:
+    """Arguments that every `from_pretrained` of this model takes."""
+    where = str(MODEL_DIR) if model.name == "builtin" else model.name
+    return {
+        "pretrained_model_name_or_path": where,
+        "revision": model.revision or "main",
+        "trust_remote_code": model.trust_remote_code,
+    }
+
+
+@contextlib.contextmanager
+def _explained(model: ModelSettings, what: str) -> Iterator[None]:
+    """Turns the hub's many exceptions into one line."""
+    transformers.utils.logging.disable_progress_bar()
+    hub_log = logging.getLogger("huggingface_hub")
+    level = hub_log.level
+    hub_log.setLevel(logging.ERROR)
+    try:
+        yield
+    except UserError:
+        raise
+    except (OSError, ValueError, ImportError, KeyError) as error:
+        path = Path(model.name).expanduser()
+        if path.is_dir():
+            reason = str(error).strip().splitlines()[0]
+            raise UserError(f"model.name: the {what} in {model.name!r} cannot be loaded: {reason}") from error
+        if path.is_absolute() or model.name.startswith("."):
+            raise UserError(f"model.name: there is no directory {model.name!r}") from error
+        text = str(error)
+        if "trust_remote_code" in text:
+            reason = "it needs its own code; set model.trust_remote_code: true if you trust it"
+        elif "gated repo" in text or "401" in text or "403" in text:
+            reason = "it is gated or private; accept its licence on the hub and set HF_TOKEN"
+        else:
+            reason = "it is neither 'builtin' nor a local directory, and the hub has no such model or cannot be reached"
+        raise UserError(f"model.name: cannot load the {what} of {model.name!r}: {reason}") from error
+    finally:
+        hub_log.setLevel(level)
+
+
+def load_config(model: ModelSettings) -> transformers.PretrainedConfig:
+    """The model's configuration; no weights are read."""
+    with _explained(model, "configuration"):
+        config = AutoConfig.from_pretrained(**_source(model))
+    limit = getattr(config.get_text_config(), "max_position_embeddings", None)
+    if limit is not None and model.context_size > limit:
+        raise UserError(f"model.context_size: {model.context_size} is more than the {limit} positions of {model.name}")
+    return config
+
+
+def load_skeleton(model: ModelSettings) -> PreTrainedModel:
+    """The model without weights (on the meta device): enough to find sites and their widths."""
+    config = load_config(model)
+    with _explained(model, "configuration"), torch.device("meta"):
+        skeleton = AutoModelForCausalLM.from_config(config, trust_remote_code=model.trust_remote_code)
+    return skeleton.eval()
+
+
+def load_tokenizer(model: ModelSettings) -> PreTrainedTokenizerBase:
+    with _explained(model, "tokenizer"):
+        return AutoTokenizer.from_pretrained(**_source(model))
+
+
+def load_model(model: ModelSettings, device: torch.device | str = "cpu") -> PreTrainedModel:
+    """The model with its weights, in evaluation mode, straight to `device` in `model.dtype`."""
+    with _explained(model, "weights"):
+        loaded = AutoModelForCausalLM.from_pretrained(
+            **_source(model),
+            dtype=getattr(torch, model.dtype),
+            attn_implementation=model.attn_implementation,
+            use_safetensors=True,
+        )
+    return loaded.to(device).eval().requires_grad_(False)
+
+
+@cache
+def _content_hash(directory: Path) -> str:
+    files = sorted(p for p in directory.iterdir() if p.suffix in (".json", ".safetensors", ".model", ".txt"))
+    return digest([[path.name, file_hash(path)] for path in files if path.name != "card.json"])
+
+
+def model_fingerprint(model: ModelSettings) -> str:
+    """Which weights these are: a hash of the files of a local model, the resolved commit of one from the hub."""
+    where = Path(_source(model)["pretrained_model_name_or_path"]).expanduser()
+    if where.is_dir():
+        identity = _content_hash(where)
+    else:
+        commit = getattr(load_config(model), "_commit_hash", None)
+        identity = f"{model.name}@{commit or model.revision or 'main'}"
+    return digest([identity, model.dtype, model.attn_implementation])

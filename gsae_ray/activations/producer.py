@@ -1,0 +1,117 @@
+"""The producer: runs the language model, hands out blocks of activations, evaluates SAEs. No Ray here."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from gsae_ray.activations.layout import Layout
+from gsae_ray.activations.models import load_model
+from gsae_ray.activations.sites import Site, capture
+from gsae_ray.activations.tokens import TokenStore
+from gsae_ray.evaluation.evaluator import Evaluator
+from gsae_ray.saes import from_bytes
+from gsae_ray.sweep import ModelSettings
+
+Array = np.ndarray[Any, np.dtype[Any]]
+
+
+@dataclasses.dataclass(frozen=True)
+class SiteStatistics:
+    """Of the rows of block 0 at one site; every trial starts from them."""
+
+    mean: Array
+    """float32 [n]"""
+    mean_square_norm: float
+    """E‖x‖²"""
+
+
+@dataclasses.dataclass(frozen=True)
+class ProducerSpec:
+    """What a producer needs to come up anywhere."""
+
+    model: ModelSettings
+    tokens: TokenStore
+    layout: Layout
+    batch: int
+    evaluation_batch: int
+    threads: int
+    gpu: bool
+
+
+class Producer:
+    """One language model in one process. `produce` is pure: any producer makes the same block, bit for bit."""
+
+    def __init__(self, spec: ProducerSpec) -> None:
+        torch.set_num_threads(spec.threads)
+        self.spec = spec
+        self.device = torch.device("cuda" if spec.gpu else "cpu")
+        self.model = load_model(spec.model, self.device)
+        self._evaluator: Evaluator | None = None
+
+    def produce(self, block: int, sites: Sequence[str]) -> tuple[dict[str, SiteStatistics], list[Array]]:
+        """A block's rows at `sites`, permuted by (data seed, block), from one forward pass over its contexts.
+
+        Returns:
+            statistics of each site, and the chunks: all of the first site's, then the second's, and so on. A chunk is
+            [rows, n] in the model's dtype; bfloat16, which numpy lacks, as an int16 view.
+        """
+        spec, layout = self.spec, self.spec.layout
+        tokens_ST = spec.tokens.block(block)
+        kept_ST = spec.tokens.kept(tokens_ST)
+        n_rows = int(kept_ST.sum())
+        if n_rows != layout.rows[block]:
+            raise ValueError(f"block {block} has {n_rows} rows on disk, {layout.rows[block]} in the layout")
+        destination = torch.from_numpy(_inverse_permutation(n_rows, spec.tokens.seed, block))
+        dtype = getattr(torch, layout.dtype)
+        rows = {site: torch.empty(n_rows, layout.widths[site], dtype=dtype) for site in sites}
+        sums = {site: torch.zeros(layout.widths[site], dtype=torch.float64, device=self.device) for site in sites}
+        squares = dict.fromkeys(sites, 0.0)
+        done = 0
+        for tokens_BT, kept_BT in zip(tokens_ST.split(spec.batch), kept_ST.split(spec.batch), strict=True):
+            captured = capture(self.model, tokens_BT.to(self.device), [Site(site) for site in sites])
+            kept_BT = kept_BT.to(self.device)
+            here = destination[done : done + int(kept_BT.sum())]
+            for site, x_BTn in captured.items():
+                x_Rn = x_BTn[kept_BT]
+                rows[site.name][here] = x_Rn.cpu()
+                if block == 0:
+                    sums[site.name] += x_Rn.sum(0, dtype=torch.float64)
+                    squares[site.name] += x_Rn.double().square().sum().item()
+            done += len(here)
+        statistics = {
+            site: SiteStatistics((sums[site] / n_rows).float().cpu().numpy(), squares[site] / n_rows)
+            for site in sites
+            if block == 0
+        }
+        chunks = [to_array(rows[site][a:b]) for site in sites for a, b in layout.chunks(block, site)]
+        return statistics, chunks
+
+    def evaluate(self, site: str, cfg: str, weights: bytes) -> dict[str, float]:
+        """Metrics of an SAE, as saved, on the held-out contexts (see `evaluation.evaluator`)."""
+        if self._evaluator is None:
+            spec = self.spec
+            self._evaluator = Evaluator(self.model, spec.tokens.heldout(), spec.tokens.kept, spec.evaluation_batch)
+        return self._evaluator.evaluate(Site(site), from_bytes(cfg, weights).to(self.device))
+
+
+def _inverse_permutation(rows: int, seed: int, block: int) -> Array:
+    """Where in the block each row, in the order of the tokens, goes."""
+    # RandomState's streams are frozen by numpy's compatibility policy; Generator's are not.
+    return np.random.RandomState([seed & 0xFFFFFFFF, block]).permutation(rows)
+
+
+def to_array(x: Tensor) -> Array:
+    """A tensor as numpy, without a copy; bfloat16 as an int16 view."""
+    return x.view(torch.int16).numpy() if x.dtype == torch.bfloat16 else x.numpy()
+
+
+def from_array(array: Array, dtype: str) -> Tensor:
+    """A *copy* of rows that came from `to_array`: arrays from the object store are shared and must not be touched."""
+    copied = torch.from_numpy(np.array(array, copy=True, order="C"))
+    return copied.view(torch.bfloat16) if dtype == "bfloat16" else copied

@@ -1,0 +1,237 @@
+"""Sites: where activations are read and spliced, in every supported decoder family.
+
+Points are named as TransformerLens names them. `mlp_out` and `attn_out` are *what is added to the residual stream*
+(after Gemma 2/3's post-norms), so that resid_pre + attn_out + mlp_out = resid_post in every family.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from gsae_ray.errors import UserError, suggest
+
+POINTS = {
+    "resid_pre": "hook_resid_pre",
+    "resid_post": "hook_resid_post",
+    "attn_out": "hook_attn_out",
+    "mlp_out": "hook_mlp_out",
+    "mlp_post": "mlp.hook_post",
+    "attn_z": "attn.hook_z",
+}
+"""Point -> the rest of its TransformerLens name. `mlp_post`: the MLP's neurons; `attn_z`: the heads before W_O."""
+
+IO = Literal["input", "output"]
+
+
+@dataclasses.dataclass(frozen=True, order=True)
+class Site:
+    """One place in a language model: a point of a layer, or any module by path."""
+
+    name: str
+    """`blocks.{L}.hook_resid_post` and the like, or `{module path}:{input|output}`."""
+
+    @classmethod
+    def of_point(cls, layer: int, point: str) -> Site:
+        return cls(f"blocks.{layer}.{POINTS[point]}")
+
+    @classmethod
+    def of_module(cls, module: str, io: IO) -> Site:
+        return cls(f"{module}:{io}")
+
+    @property
+    def layer(self) -> int | None:
+        """The layer of a named point; None for a module."""
+        match = re.fullmatch(r"blocks\.(\d+)\.(.+)", self.name)
+        return int(match[1]) if match and match[2] in POINTS.values() else None
+
+    @property
+    def point(self) -> str:
+        """The key of `POINTS`, or `input`/`output` for a module."""
+        if self.layer is None:
+            return self.name.rpartition(":")[2]
+        suffix = self.name.split(".", 2)[2]
+        return next(point for point, name in POINTS.items() if name == suffix)
+
+    def __str__(self) -> str:
+        return self.name
+
+
+@dataclasses.dataclass(frozen=True)
+class Family:
+    """Where a decoder family keeps its layers, and the modules of a layer that stand for each point.
+
+    A point is (module path inside the layer, "input" or "output"); the empty path is the layer itself.
+    """
+
+    layers: tuple[str, ...]
+    points: Mapping[str, tuple[str, IO]]
+
+
+def _family(*layers: str, **points: tuple[str, IO]) -> Family:
+    return Family(layers, {"resid_pre": ("", "input"), "resid_post": ("", "output"), **points})
+
+
+_LLAMA = _family(
+    "model.layers",
+    attn_out=("self_attn", "output"),
+    mlp_out=("mlp", "output"),
+    mlp_post=("mlp.down_proj", "input"),
+    attn_z=("self_attn.o_proj", "input"),
+)
+_GEMMA_2 = _family(
+    "model.layers",
+    "model.language_model.layers",  # gemma3 checkpoints load as the multimodal class
+    attn_out=("post_attention_layernorm", "output"),
+    mlp_out=("post_feedforward_layernorm", "output"),
+    mlp_post=("mlp.down_proj", "input"),
+    attn_z=("self_attn.o_proj", "input"),
+)
+FAMILIES: dict[str, Family] = {
+    "gpt_neox": _family(
+        "gpt_neox.layers",
+        attn_out=("attention", "output"),
+        mlp_out=("mlp", "output"),
+        mlp_post=("mlp.dense_4h_to_h", "input"),
+        attn_z=("attention.dense", "input"),
+    ),
+    "gpt2": _family(
+        "transformer.h",
+        attn_out=("attn", "output"),
+        mlp_out=("mlp", "output"),
+        mlp_post=("mlp.c_proj", "input"),
+        attn_z=("attn.c_proj", "input"),
+    ),
+    **dict.fromkeys(("llama", "mistral", "qwen2", "qwen3", "gemma"), _LLAMA),
+    **dict.fromkeys(("gemma2", "gemma3", "gemma3_text"), _GEMMA_2),
+}
+"""Hugging Face `model_type` -> its family."""
+
+
+def _submodule(model: nn.Module, path: str) -> nn.Module | None:
+    for name in path.split(".") if path else ():
+        model = getattr(model, name, None)  # type: ignore[assignment]
+        if not isinstance(model, nn.Module):
+            return None
+    return model
+
+
+def locate(model: nn.Module, site: Site) -> tuple[nn.Module, IO]:
+    """The module that `site` hooks and on which side.
+
+    Raises:
+        UserError: the family is not known, the layer is out of range, or there is no such module.
+    """
+    if site.layer is None:
+        path, _, io = site.name.rpartition(":")
+        module = _submodule(model, path)
+        if module is None:
+            paths = [name for name, _ in model.named_modules() if name.count(".") == path.count(".")]
+            raise UserError(f"sites.modules: no module {path!r} in this model; {suggest(path, paths[:40])}")
+        return module, "input" if io == "input" else "output"
+    model_type = model.config.model_type  # type: ignore[union-attr]
+    if model_type not in FAMILIES:
+        raise UserError(
+            f"sites.points: the points of model family {model_type!r} are not known; "
+            f"{suggest(model_type, FAMILIES)}; any model's modules can be named by path: sites.modules"
+        )
+    family = FAMILIES[model_type]
+    layers = next(found for path in family.layers if (found := _submodule(model, path)) is not None)
+    n_layers = len(layers)  # type: ignore[arg-type]
+    if not 0 <= site.layer < n_layers:
+        raise UserError(f"sites.layers: {site.layer} is out of range; this model has layers 0 to {n_layers - 1}")
+    path, io = family.points[site.point]
+    module = _submodule(layers[site.layer], path)  # type: ignore[index]
+    if module is None:
+        raise UserError(f"sites.points: {site.point} is not available in this {model_type} model (no {path!r})")
+    return module, io
+
+
+Edit = Callable[[Tensor], Tensor | None]
+"""Sees a site's activations [B, T, n] during a forward; what it returns, if anything, replaces them."""
+
+
+def _hook(module: nn.Module, io: IO, edit: Edit) -> torch.utils.hooks.RemovableHandle:
+    """Calls `edit` with the module's (first) input or output. Tuples keep their other members."""
+    if io == "output":
+
+        def after(_module: nn.Module, _args: Any, output: Any) -> Any:
+            is_tuple = isinstance(output, tuple)
+            new = edit(output[0] if is_tuple else output)
+            return None if new is None else ((new, *output[1:]) if is_tuple else new)
+
+        return module.register_forward_hook(after)
+
+    def before(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if args:
+            new = edit(args[0])
+            return None if new is None else ((new, *args[1:]), kwargs)
+        first = next(iter(kwargs))  # the hidden states come first in every family's signature
+        new = edit(kwargs[first])
+        return None if new is None else (args, {**kwargs, first: new})
+
+    return module.register_forward_pre_hook(before, with_kwargs=True)
+
+
+@contextmanager
+def edited(model: nn.Module, edits: Mapping[Site, Edit]) -> Iterator[None]:
+    """Within the context, every forward of `model` passes each site's activations through its edit."""
+    with ExitStack() as stack:
+        for site, edit in edits.items():
+            handle = _hook(*locate(model, site), edit)
+            stack.callback(handle.remove)
+        yield
+
+
+class _AllCaptured(Exception):
+    """Ends a forward pass early; never leaves `capture`."""
+
+
+@torch.no_grad()
+def capture(model: nn.Module, tokens_BT: Tensor, sites: Sequence[Site], use_cache: bool = False) -> dict[Site, Tensor]:
+    """The activations of all `sites` in one forward that stops at the deepest of them.
+
+    Args:
+        tokens_BT: token ids [B, T], on the model's device.
+    Returns:
+        site -> [B, T, n], in the model's dtype, on its device.
+    """
+    captured: dict[Site, Tensor] = {}
+
+    def keep(site: Site, x_BTn: Tensor) -> None:
+        captured[site] = x_BTn
+        if len(captured) == len(sites):
+            raise _AllCaptured
+
+    edits: dict[Site, Edit] = {site: (lambda x, site=site: keep(site, x)) for site in sites}  # type: ignore[misc]
+    with edited(model, edits), suppress(_AllCaptured):
+        model(tokens_BT, use_cache=use_cache)
+    missing = [site.name for site in sites if site not in captured]
+    if missing:
+        raise UserError(f"sites: {missing[0]} is not reached by this model's forward pass on text")
+    return captured
+
+
+def site_widths(model: nn.Module, sites: Sequence[Site]) -> dict[Site, int]:
+    """n, the number of coordinates of an activation, at each site. Works on a model on the meta device: no weights.
+
+    Raises:
+        UserError: as `locate`; or what the site carries is not one vector a position.
+    """
+    tokens = torch.zeros(1, 2, dtype=torch.long, device=next(model.parameters()).device)
+    widths = {}
+    # With a cache transformers skips a look at the data for packed sequences, which the meta device has not.
+    for site, x_BTn in capture(model, tokens, sites, use_cache=True).items():
+        if x_BTn.shape[:2] != tokens.shape or x_BTn.dim() != 3:
+            raise UserError(
+                f"sites: {site.name} carries {list(x_BTn.shape)} for tokens [1, 2]; "
+                "a site needs [batch, position, width]"
+            )
+        widths[site] = x_BTn.shape[2]
+    return widths

@@ -1,0 +1,106 @@
+"""The row stream as a trial reads it: batch n is rows [nB, (n+1)B), wherever they come from. No Ray here."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from gsae_ray.activations.layout import Layout
+from gsae_ray.activations.producer import Array, Producer, SiteStatistics, from_array
+
+SLAB_BYTES = 8 * 2**20
+"""Copied out of a chunk at a time. A view is held only while it is copied: held views would pin shared memory."""
+
+
+class Source(Protocol):
+    """Where a trial's blocks come from."""
+
+    def statistics(self) -> SiteStatistics:
+        """Of block 0 at the trial's site."""
+
+    def open(self, block: int) -> None:
+        """Makes `block` the current one, waiting for it if need be; the one before is let go."""
+
+    def chunk(self, index: int) -> Array:
+        """A view of a chunk of the current block; not to be written to, nor kept."""
+
+
+class LocalSource:
+    """Blocks from a producer in this process: a trial alone, without Ray."""
+
+    def __init__(self, producer: Producer, site: str) -> None:
+        self.producer = producer
+        self.site = site
+        self._block = -1
+        self._chunks: Sequence[Array] = ()
+        self._statistics: dict[str, SiteStatistics] = {}
+
+    def statistics(self) -> SiteStatistics:
+        if not self._statistics:
+            self.open(0)
+        return self._statistics[self.site]
+
+    def open(self, block: int) -> None:
+        if block != self._block:
+            statistics, self._chunks = self.producer.produce(block, [self.site])
+            self._statistics = self._statistics or statistics
+            self._block = block
+
+    def chunk(self, index: int) -> Array:
+        return self._chunks[index]
+
+
+class RowStream:
+    """Rows of one site, in order, from any position."""
+
+    def __init__(self, source: Source, layout: Layout, site: str, position: int = 0) -> None:
+        self.source = source
+        self.layout = layout
+        self.site = site
+        self.position = position
+        """The next row of the stream."""
+        self.wait_seconds = 0.0
+        """Time spent waiting for blocks."""
+        self._block = -1
+        self._slab = torch.empty(0)
+        self._slab_start = self._slab_end = -1
+
+    def read(self, rows: int) -> Tensor:
+        """The next `rows` rows [rows, n], in the layout's dtype, as memory of the caller's own.
+
+        Raises:
+            IndexError: the stream ends before.
+        """
+        parts = []
+        while rows > 0:
+            if not self._slab_start <= self.position < self._slab_end:
+                self._load_slab()
+            start = self.position - self._slab_start
+            part = self._slab[start : start + rows]
+            parts.append(part)
+            self.position += len(part)
+            rows -= len(part)
+        return parts[0].clone() if len(parts) == 1 else torch.cat(parts)
+
+    def _load_slab(self) -> None:
+        """Copies the part of a chunk that begins at the position."""
+        started = time.perf_counter()
+        block = self.layout.block_of(self.position)
+        if block != self._block:
+            self._slab, self._slab_start, self._slab_end = torch.empty(0), -1, -1
+            self.source.open(block)
+            self._block = block
+        start_of_block = self.layout.starts[block]
+        within = self.position - start_of_block
+        chunks = self.layout.chunks(block, self.site)
+        index = next(i for i, (_, end) in enumerate(chunks) if within < end)
+        first, end = chunks[index]
+        row_bytes = max(1, self.layout.nbytes(block, (self.site,)) // self.layout.rows[block])
+        stop = min(end, within + max(1, SLAB_BYTES // row_bytes))
+        self._slab = from_array(self.source.chunk(index)[within - first : stop - first], self.layout.dtype)
+        self._slab_start, self._slab_end = start_of_block + within, start_of_block + stop
+        self.wait_seconds += time.perf_counter() - started

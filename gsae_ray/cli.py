@@ -1,0 +1,211 @@
+"""The command line: `gsae-ray …`. Thin: everything it does is in the Python API."""
+
+from __future__ import annotations
+
+import functools
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+from rich.console import Console
+from rich.table import Table
+
+import gsae_ray
+from gsae_ray.errors import ProductionError, UserError
+
+# Exit codes: 0 all is well, 1 a sweep that did not come through, 2 a mistake to mend, 130 Ctrl-C.
+_FAILED, _USER_ERROR, _INTERRUPTED = 1, 2, 130
+
+
+def _one_line_errors(command: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(command)
+    def wrapped(*args: Any, **kwargs: Any) -> Any:
+        try:
+            return command(*args, **kwargs)
+        except UserError as error:
+            click.echo(f"gsae-ray: {error}", err=True)
+            sys.exit(_USER_ERROR)
+        except ProductionError as error:
+            click.echo(f"gsae-ray: {error}", err=True)
+            sys.exit(_FAILED)
+
+    return wrapped
+
+
+class _SchemaCommand(click.Command):
+    """A command whose --help ends with the sweep file's schema."""
+
+    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        from gsae_ray.sweep import describe
+
+        formatter.write("\nThe sweep file (YAML; [default]; a list is a grid):\n\n")
+        formatter.write("".join(f"  {line}\n" for line in describe().splitlines()))
+        formatter.write(
+            "\n  A grid may also be {log_range: [1, 16], n: 5} or {log_uniform: [1, 16], n: 8, seed: 0}.\n"
+            "\nExample: gsae-ray run sweeps/quickstart.yaml --set 'saes.0.l1_coefficient=[1,2]' --set training.lr=3e-4\n"
+        )
+
+
+_tracking_option = click.option(
+    "--tracking-uri", metavar="U", help="MLflow; default: MLFLOW_TRACKING_URI, or ./mlflow.db"
+)
+_site_option = click.option("--site", metavar="S", help="only this site, e.g. blocks.2.hook_resid_post")
+_launch_option = click.option("--launch", metavar="ID", help="a launch's id, or 'all'; default: the newest")
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(gsae_ray.__version__)
+def main() -> None:
+    """Sweeps of sparse autoencoders that share one pass over the language model."""
+
+
+@main.command(cls=_SchemaCommand)
+@click.argument("sweep", type=click.Path(path_type=Path))
+@click.option(
+    "--set",
+    "overrides",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="override a key: path.to.key=value, list items by index",
+)
+@click.option("--address", metavar="A", help="a Ray cluster; default: RAY_ADDRESS, or a local one for this sweep")
+@_tracking_option
+@click.option("--storage", metavar="PATH", help="where trials keep their state; default: ./gsae_runs")
+@click.option("--resume", is_flag=True, help="go on with the newest launch of this sweep instead of beginning another")
+@_one_line_errors
+def run(
+    sweep: Path,
+    overrides: tuple[str, ...],
+    address: str | None,
+    tracking_uri: str | None,
+    storage: str | None,
+    resume: bool,
+) -> None:
+    """Trains and evaluates every SAE of a sweep file.
+
+    Trials that are done already, in this storage and under the same settings, are not trained again: a new value in a
+    list costs only its own trials.
+    """
+    from gsae_ray.launch import describe_end
+    from gsae_ray.launch import run as run_sweep
+
+    try:
+        result = run_sweep(
+            sweep, overrides=overrides, address=address, tracking_uri=tracking_uri, storage=storage, resume=resume
+        )
+    except KeyboardInterrupt:
+        click.echo(
+            "\ngsae-ray: stopped. Finished trials and checkpoints are kept: the same command with --resume goes on.",
+            err=True,
+        )
+        sys.exit(_INTERRUPTED)
+    click.echo(describe_end(result))
+    for trial, reason in result.failures.items():
+        click.echo(f"failed: {trial}: {reason}", err=True)
+    if result.picture is not None:
+        rows = result.frontier()
+        _print_frontier(rows)
+        site = rows["site"].iloc[-1] if len(rows) else "…"
+        uri = [] if tracking_uri is None else [f" --tracking-uri {result.tracking_uri}"]
+        click.echo(f"picture:   {_relative(result.picture)}")
+        click.echo(f"look:      gsae-ray ui{''.join(uri)}")
+        click.echo(
+            f"best SAE:  gsae-ray best {result.experiment} --site {site} --max-l0 40 --out best_sae{''.join(uri)}"
+        )
+    if result.failures:
+        sys.exit(_FAILED)
+
+
+def _relative(path: Path) -> Path:
+    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
+
+
+def _print_frontier(rows: Any) -> None:
+    # Pipes and files get whole lines, however long.
+    console = Console(width=None if sys.stdout.isatty() else 200)
+    columns = ["d_sae", "sparsity", "l0", "loss_recovered", "gamma", "fvu", "alive_fraction", "on_frontier"]
+    for site, group in rows.groupby("site"):
+        table = Table(title=str(site), title_justify="left")
+        table.add_column("architecture")
+        for column in columns:
+            table.add_column(column.replace("_", " "), justify="right")
+        for row in group.to_dict("records"):
+            values = [f"{row[c]:.4g}" if isinstance(row[c], float) else str(row[c]) for c in columns[:-1]]
+            table.add_row(row["architecture"], *values, "*" if row["on_frontier"] else "")
+        console.print(table)
+
+
+@main.command()
+@click.argument("experiment")
+@_site_option
+@_launch_option
+@_tracking_option
+@click.option("--json", "as_json", is_flag=True, help="a list of objects, one a trial")
+@_one_line_errors
+def frontier(experiment: str, site: str | None, launch: str | None, tracking_uri: str | None, as_json: bool) -> None:
+    """Shows what came out of a sweep: L0 and fidelity of each SAE; a star marks the Pareto frontier."""
+    rows = gsae_ray.frontier(experiment, site, launch, tracking_uri)
+    if as_json:
+        click.echo(rows.to_json(orient="records", indent=2, double_precision=15))
+        return
+    _print_frontier(rows)
+    for note in rows.attrs["notes"]:
+        click.echo(note, err=True)
+
+
+@main.command()
+@click.argument("experiment")
+@_site_option
+@click.option("--max-l0", type=float, metavar="L0", help="the highest loss recovered with at most this L0")
+@click.option("--min-loss-recovered", type=float, metavar="R", help="the lowest L0 that recovers at least this")
+@click.option("--out", required=True, type=click.Path(path_type=Path), help="folder to write the SAE to")
+@click.option("--format", "format_", default="gsae", show_default=True, help="file format of the SAE")
+@_launch_option
+@_tracking_option
+@_one_line_errors
+def best(
+    experiment: str,
+    site: str | None,
+    max_l0: float | None,
+    min_loss_recovered: float | None,
+    out: Path,
+    format_: str,
+    launch: str | None,
+    tracking_uri: str | None,
+) -> None:
+    """Fetches the best SAE of a sweep under one constraint."""
+    from gsae_ray.results import check_export
+
+    check_export(out, format_)
+    sae = gsae_ray.best(experiment, site, max_l0, min_loss_recovered, launch, tracking_uri)
+    gsae_ray.export(sae, out, format_)
+    row = sae.cfg.metadata["frontier"]
+    click.echo(f"{row['trial']}: L0 {row['l0']:.2f}, loss recovered {row['loss_recovered']:.4f}, written to {out}")
+
+
+@main.command()
+@_tracking_option
+@click.option("--port", default=5000, show_default=True, help="port on this machine")
+@_one_line_errors
+def ui(tracking_uri: str | None, port: int) -> None:
+    """Opens the MLflow UI on what `run` recorded (bound to this machine only)."""
+    from gsae_ray.results import open_tracking
+    from gsae_ray.tracking import resolve_uri
+
+    uri = resolve_uri(tracking_uri)
+    if uri.startswith(("http://", "https://")):
+        click.echo(f"this MLflow server has its own UI: {uri}")
+        return
+    open_tracking(uri)
+    click.echo(f"MLflow UI on {uri}: http://127.0.0.1:{port} (Ctrl-C ends it)")
+    environment = {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
+    command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", uri]
+    command += ["--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
+    try:
+        sys.exit(subprocess.run(command, env=environment, check=False).returncode)
+    except KeyboardInterrupt:
+        sys.exit(0)

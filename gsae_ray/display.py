@@ -1,0 +1,143 @@
+"""Progress while a sweep runs: a live display on a terminal, plain lines elsewhere. Read from storage, like all else."""
+
+from __future__ import annotations
+
+import dataclasses
+import threading
+import time
+from collections.abc import Sequence
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from gsae_ray.sweep import TrialSpec
+from gsae_ray.training.directory import TrialDirectory
+
+PLAIN_INTERVAL_S = 10.0
+LIVE_INTERVAL_S = 0.5
+SHOWN_TRIALS = 8
+
+
+@dataclasses.dataclass
+class TrialProgress:
+    """What a trial's directory says of it."""
+
+    name: str
+    total_tokens: int
+    state: str = "waiting"
+    """waiting, running, done or failed"""
+    tokens: int = 0
+    l0: float | None = None
+
+
+class Observer:
+    """Follows the trials of a launch through their directories."""
+
+    def __init__(self, trials: Sequence[tuple[TrialSpec, TrialDirectory]], fingerprint: str) -> None:
+        self.trials = trials
+        self.fingerprint = fingerprint
+        self.progress = [TrialProgress(t.name, t.training.steps * t.training.batch_size) for t, _ in trials]
+        self._offsets = [0] * len(trials)
+        self._attempts = [directory.newest_attempt for _, directory in trials]
+
+    def update(self) -> list[TrialProgress]:
+        for index, (progress, (_, directory)) in enumerate(zip(self.progress, self.trials, strict=True)):
+            if progress.state in ("done", "failed"):
+                continue
+            rows, self._offsets[index] = directory.rows(self._offsets[index])
+            if rows:
+                progress.tokens, progress.l0 = rows[-1]["step"], rows[-1]["metrics"].get("train/l0")
+            evaluation = directory.evaluation(self.fingerprint)
+            if directory.done and evaluation is not None:
+                progress.state, progress.tokens = "done", progress.total_tokens
+                progress.l0 = evaluation["metrics"].get("eval/l0")
+            elif directory.failure is not None:
+                progress.state = "failed"
+            elif directory.newest_attempt > self._attempts[index]:
+                progress.state = "running"
+        return self.progress
+
+
+class Display:
+    """Shows phases, then trials. `with Display(console) as display: display.phase("…"); display.follow(observer)`."""
+
+    def __init__(self, console: Console) -> None:
+        self.console = console
+        self._live: Live | None = None
+        self._thread: threading.Thread | None = None
+        self._stop = threading.Event()
+        self._started = time.monotonic()
+        self._base_tokens = 0
+
+    def __enter__(self) -> Display:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.stop()
+
+    def phase(self, text: str) -> None:
+        """A line about what is going on before trials run."""
+        self.console.print(Text(text, style="dim"), highlight=False)
+
+    def follow(self, observer: Observer) -> None:
+        """Shows the trials until `stop`."""
+        self._started = time.monotonic()
+        self._base_tokens = sum(trial.tokens for trial in observer.update())
+        if self.console.is_terminal:
+            self._live = Live(self._render(observer), console=self.console, transient=True, auto_refresh=False)
+            self._live.start()
+        self._thread = threading.Thread(target=self._loop, args=(observer,), name="display", daemon=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        self._stop.set()
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+        if self._live is not None:
+            self._live.stop()
+            self._live = None
+
+    def _loop(self, observer: Observer) -> None:
+        interval = LIVE_INTERVAL_S if self._live else PLAIN_INTERVAL_S
+        while not self._stop.wait(interval):
+            try:
+                observer.update()
+            except OSError:
+                continue  # storage hiccups; the next look will tell
+            if self._live is not None:
+                self._live.update(self._render(observer), refresh=True)
+            else:
+                self.console.print(self.summary(observer), highlight=False)
+
+    def summary(self, observer: Observer) -> str:
+        """`trials: 4 waiting, 2 running, 10 done, 0 failed | 85,000 tokens/s | 0:31 left`"""
+        trials = observer.progress
+        states = {s: sum(t.state == s for t in trials) for s in ("waiting", "running", "done", "failed")}
+        done = sum(t.tokens for t in trials)
+        total = sum(t.total_tokens for t in trials if t.state != "failed")
+        speed = (done - self._base_tokens) / max(1e-9, time.monotonic() - self._started)
+        counts = ", ".join(f"{count} {state}" for state, count in states.items())
+        left = clock(max(0, total - done) / speed) if speed > 0 else "?"
+        return f"trials: {counts} | {speed:,.0f} tokens/s | {left} left"
+
+    def _render(self, observer: Observer) -> Group:
+        table = Table.grid(padding=(0, 2))
+        running = [trial for trial in observer.progress if trial.state == "running"]
+        for trial in running[:SHOWN_TRIALS]:
+            bar = ProgressBar(total=trial.total_tokens, completed=trial.tokens, width=24)
+            l0 = f"L0 {trial.l0:.1f}" if trial.l0 is not None else ""
+            table.add_row(trial.name, bar, f"{trial.tokens:,}", l0)
+        if len(running) > SHOWN_TRIALS:
+            table.add_row(f"… and {len(running) - SHOWN_TRIALS} more")
+        return Group(Text(self.summary(observer), style="bold"), table)
+
+
+def clock(seconds: float) -> str:
+    """`1:02:03` or `2:03`."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

@@ -1,0 +1,30 @@
+"""Errors that a user can act on: one line that names the key or thing, the value, and what would be right."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class UserError(Exception):
+    """Something in the sweep file, the command or the surroundings is wrong. The command line exits with 2."""
+
+
+class DataEndedError(UserError):
+    """A data set holds fewer tokens than the sweep asks for."""
+
+
+class ProductionError(RuntimeError):
+    """Producers could not make a block: an error in the forward pass, or no producer alive for too long."""
+
+
+class StaleAttemptError(RuntimeError):
+    """An older attempt of a trial wrote or asked after a newer one had started; what it sends is refused."""
+
+
+def suggest(value: object, known: Iterable[object]) -> str:
+    """`"did you mean 'x'? (one of: a, b, x)"`, for the end of an error line."""
+    names = [str(name) for name in known]
+    nearest = difflib.get_close_matches(str(value), names, n=1, cutoff=0.5)
+    prefix = f"did you mean {nearest[0]!r}? " if nearest else ""
+    return f"{prefix}(one of: {', '.join(names)})"

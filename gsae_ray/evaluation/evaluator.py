@@ -1,0 +1,135 @@
+"""Evaluation of an SAE as saved: the model runs clean, with the site zero-ablated, and with the SAE spliced in.
+
+Only kept positions are replaced; the others keep their own activations. All losses average over the same positions:
+the kept ones that have a next token in the context. Sums are float64, in the order of fixed slices, so that the same
+SAE gives the same numbers in any process of the same kind of machine.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from gsae_ray.activations.sites import Edit, Site, edited
+from gsae_ray.saes import SAE
+
+METRICS = {
+    "l0": "mean number of active features of a row",
+    "loss_recovered": "1 − (CE(x̂) − CE(clean)) / (CE(zero) − CE(clean)); may exceed 1 or be negative, never clipped",
+    "gamma": "relative reconstruction bias E‖x̂‖² / E[x̂·x]; below 1 is shrinkage",
+    "fvu": "fraction of variance unexplained, E‖x − x̂‖² / E‖x − E x‖²",
+    "kl": "KL(clean ‖ spliced) in nats, mean over positions",
+    "ce_clean": "next-token loss in nats",
+    "ce_spliced": "next-token loss with x̂ in place of x",
+    "ce_zero": "next-token loss with 0 in place of x",
+    "alive_fraction": "share of features that were active on some held-out row",
+    "rows": "rows evaluated",
+}
+"""Name -> meaning."""
+
+
+class Evaluator:
+    """Evaluates SAEs on the same contexts; what does not depend on the SAE is computed once a site."""
+
+    def __init__(self, model: nn.Module, tokens_ET: Tensor, kept: Callable[[Tensor], Tensor], batch: int) -> None:
+        """
+        Args:
+            tokens_ET: held-out contexts [E, T].
+            kept: token ids -> which positions are rows.
+            batch: contexts of a forward pass.
+        """
+        self.model = model
+        self.slices = tokens_ET.split(batch)
+        self.kept = kept
+        self.device = next(model.parameters()).device
+        self._ce_zero: dict[Site, float] = {}
+
+    @torch.no_grad()
+    def evaluate(self, site: Site, sae: SAE) -> dict[str, float]:
+        """Every metric of `METRICS` for `sae` spliced in at `site`."""
+        n, n_features = sae.cfg.d_in, sae.cfg.d_sae
+        zeros = {"dtype": torch.float64, "device": self.device}
+        sum_x_D = torch.zeros(n, **zeros)  # type: ignore[call-overload]
+        active_F = torch.zeros(n_features, **zeros)  # type: ignore[call-overload]
+        x_sq = x_hat_sq = x_hat_x = error_sq = kl = spliced = clean = 0.0
+        rows = positions = 0
+
+        for tokens_BT in self.slices:
+            tokens_BT = tokens_BT.to(self.device)
+            kept_BT = self.kept(tokens_BT)
+
+            def splice(x_BTn: Tensor, kept_BT: Tensor = kept_BT) -> Tensor:
+                nonlocal x_sq, x_hat_sq, x_hat_x, error_sq, rows
+                x_RD = x_BTn[kept_BT].float()
+                acts_RF = sae.encode(x_RD)
+                x_hat_RD = sae.decode(acts_RF)
+                active_F.add_((acts_RF > 0).sum(0))
+                sum_x_D.add_(x_RD.sum(0, dtype=torch.float64))
+                x, x_hat = x_RD.double(), x_hat_RD.double()
+                x_sq += x.square().sum().item()
+                x_hat_sq += x_hat.square().sum().item()
+                x_hat_x += (x_hat * x).sum().item()
+                error_sq += (x - x_hat).square().sum().item()
+                rows += len(x_RD)
+                edited_BTn = x_BTn.clone()
+                edited_BTn[kept_BT] = x_hat_RD.to(x_BTn.dtype)
+                return edited_BTn
+
+            clean_PV, targets_P = self._log_probs(tokens_BT, kept_BT)
+            spliced_PV, _ = self._log_probs(tokens_BT, kept_BT, (site, splice))
+            clean += _nll(clean_PV, targets_P)
+            spliced += _nll(spliced_PV, targets_P)
+            kl_P = F.kl_div(spliced_PV, clean_PV, reduction="none", log_target=True).sum(1)
+            kl += kl_P.sum(dtype=torch.float64).item()
+            positions += len(targets_P)
+
+        ce_clean, ce_spliced, ce_zero = clean / positions, spliced / positions, self._zero(site)
+        variance = x_sq / rows - (sum_x_D / rows).square().sum().item()
+        return {
+            "l0": active_F.sum().item() / rows,
+            "loss_recovered": 1 - _ratio(ce_spliced - ce_clean, ce_zero - ce_clean),
+            "gamma": _ratio(x_hat_sq, x_hat_x),
+            "fvu": _ratio(error_sq / rows, variance),
+            "kl": kl / positions,
+            "ce_clean": ce_clean,
+            "ce_spliced": ce_spliced,
+            "ce_zero": ce_zero,
+            "alive_fraction": (active_F > 0).double().mean().item(),
+            "rows": float(rows),
+        }
+
+    def _log_probs(
+        self, tokens_BT: Tensor, kept_BT: Tensor, edit: tuple[Site, Edit] | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Log-probabilities [P, vocabulary] and next tokens [P] at the kept positions that have a next token."""
+        with edited(self.model, dict([edit] if edit else [])):
+            logits_BTV = self.model(tokens_BT, use_cache=False).logits
+        scored_BT = kept_BT[:, :-1]
+        return F.log_softmax(logits_BTV[:, :-1][scored_BT].float(), dim=-1), tokens_BT[:, 1:][scored_BT]
+
+    def _zero(self, site: Site) -> float:
+        """CE with the site zero-ablated at the kept positions."""
+        if site not in self._ce_zero:
+            total, positions = 0.0, 0
+            for tokens_BT in self.slices:
+                tokens_BT = tokens_BT.to(self.device)
+                kept_BT = self.kept(tokens_BT)
+                log_probs_PV, targets_P = self._log_probs(
+                    tokens_BT, kept_BT, (site, lambda x, kept=kept_BT: x.masked_fill(kept[..., None], 0))
+                )
+                total += _nll(log_probs_PV, targets_P)
+                positions += len(targets_P)
+            self._ce_zero[site] = total / positions
+        return self._ce_zero[site]
+
+
+def _nll(log_probs_PV: Tensor, targets_P: Tensor) -> float:
+    """Sum over positions of −log p(next token)."""
+    return -log_probs_PV.gather(1, targets_P[:, None]).sum(dtype=torch.float64).item()
+
+
+def _ratio(numerator: float, denominator: float) -> float:
+    return numerator / denominator if denominator else float("nan")

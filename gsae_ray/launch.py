@@ -1,0 +1,499 @@
+"""The one place where producers, store, Tune and tracking meet: a launch, from a sweep to its frontier."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import importlib.metadata
+import json
+import logging
+import os
+import platform
+import secrets
+import socket
+import tempfile
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+# Read by Ray when it is imported.
+os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
+os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")
+os.environ.setdefault("RAY_TRAIN_ENABLE_V2_MIGRATION_WARNINGS", "0")
+os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
+os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")
+os.environ.setdefault("TUNE_PRINT_ALL_TRIAL_ERRORS", "0")
+
+import pandas as pd
+import ray
+import torch
+import yaml
+from ray import tune
+from rich.console import Console
+
+import gsae_ray
+from gsae_ray import plots, results
+from gsae_ray.activations.actors import StoreShell, start_producers
+from gsae_ray.activations.layout import Layout
+from gsae_ray.activations.models import load_skeleton, model_fingerprint
+from gsae_ray.activations.producer import ProducerSpec
+from gsae_ray.activations.sites import site_widths
+from gsae_ray.activations.store import Counters, ReaderSpec
+from gsae_ray.activations.tokens import TokenStore, prepare_tokens
+from gsae_ray.display import Display, Observer, clock
+from gsae_ray.errors import ProductionError, UserError
+from gsae_ray.files import digest, read_json, write_atomically, write_json
+from gsae_ray.saes import SAE
+from gsae_ray.sweep import Sweep, TrialSpec, load_sweep
+from gsae_ray.tracking import Mirror, MirrorThread, connect, resolve_uri
+from gsae_ray.training.directory import TrialDirectory
+from gsae_ray.training.trainable import SAETrial, TrialContext
+
+OBJECT_STORE_SHARE = 0.6
+"""Of the cluster's object store, for activations; the rest is headroom for readers that still hold a block."""
+PROCESS_RETRIES = 3
+LOCK_HEARTBEAT_S = 5.0
+LOCK_STALE_S = 30.0
+
+Trials = list[tuple[TrialSpec, TrialDirectory]]
+
+
+@dataclasses.dataclass(frozen=True)
+class SweepResult:
+    """What a launch came to."""
+
+    experiment: str
+    launch_id: str
+    tracking_uri: str
+    picture: Path | None
+    """The frontier, if any trial finished."""
+    failures: dict[str, str]
+    """Trial -> why it failed."""
+    forward_ratio: float
+    """Rows that went through the language model ÷ distinct rows; NaN when nothing was trained."""
+    seconds: float
+
+    def frontier(self, site: str | None = None) -> pd.DataFrame:
+        """See `gsae_ray.frontier`."""
+        return results.frontier(self.experiment, site, self.launch_id, self.tracking_uri)
+
+    def best(
+        self, site: str | None = None, max_l0: float | None = None, min_loss_recovered: float | None = None
+    ) -> SAE:
+        """See `gsae_ray.best`."""
+        return results.best(self.experiment, site, max_l0, min_loss_recovered, self.launch_id, self.tracking_uri)
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """A sweep, checked against its model and data; nothing has been started."""
+
+    sweep: Sweep
+    tokens: TokenStore
+    layout: Layout
+    trials: list[TrialSpec]
+    evaluation_fingerprint: str
+
+
+def prepare(sweep: Sweep, storage: Path, display: Display) -> Plan:
+    """Checks a sweep against its model and data, and tokenises.
+
+    Raises:
+        UserError: what the sweep names is not there, or does not fit together.
+    """
+    skeleton = load_skeleton(sweep.model)
+    widths = site_widths(skeleton, sweep.used_sites)
+    last = ["", 0.0]
+
+    def report(what: str, done: int, needed: int) -> None:
+        if last[0] == what and time.monotonic() - float(last[1]) < 5 and done < needed:
+            return
+        if last[0] == what or done < needed:  # one step is not worth a line
+            display.phase(f"{what}: {done:,} of {needed:,} rows")
+        last[:] = [what, time.monotonic()]
+
+    tokens = prepare_tokens(sweep, storage / "tokens", report)
+    model = model_fingerprint(sweep.model)
+    evaluation = [model, tokens.heldout_fingerprint]
+    layout = Layout(
+        rows=tokens.rows,
+        widths={site.name: width for site, width in widths.items()},
+        dtype=sweep.model.dtype,
+        chunk_bytes=sweep.producers.chunk_mib * 2**20,
+    )
+    return Plan(
+        sweep=sweep,
+        tokens=tokens,
+        layout=layout,
+        trials=sweep.expand(widths, {"model": model, "tokens": tokens.fingerprint}),
+        evaluation_fingerprint=digest(evaluation),
+    )
+
+
+def producer_spec(plan: Plan) -> ProducerSpec:
+    """What every producer of this plan is made from."""
+    producers = plan.sweep.producers
+    return ProducerSpec(
+        model=plan.sweep.model,
+        tokens=plan.tokens,
+        layout=plan.layout,
+        batch=producers.batch,
+        evaluation_batch=plan.sweep.evaluation.batch or producers.batch,
+        threads=producers.cpus,
+        gpu=producers.gpus > 0,
+    )
+
+
+def run(
+    sweep: str | Path | Sweep,
+    *,
+    overrides: Sequence[str] = (),
+    address: str | None = None,
+    tracking_uri: str | None = None,
+    storage: str | Path | None = None,
+    resume: bool = False,
+    console: Console | None = None,
+) -> SweepResult:
+    """Runs a sweep: every trial that is not done yet is trained and evaluated, and MLflow is brought up to date.
+
+    Args:
+        sweep: a sweep file, or a `Sweep`.
+        overrides: `path.to.key=value`, for a sweep file.
+        address: of a Ray cluster; default: RAY_ADDRESS, or a local one that ends with the sweep.
+        tracking_uri: of MLflow; default: MLFLOW_TRACKING_URI, or `mlflow.db` in the working directory.
+        storage: where trials keep their state; default: `gsae_runs` in the working directory.
+        resume: go on with the newest launch of this sweep in the storage, instead of beginning another.
+        console: where progress goes; default: standard error.
+    Raises:
+        UserError: something is wrong with the sweep or its surroundings; nothing was started.
+        ProductionError: the language model could not be run; what is finished is kept.
+    """
+    started = time.monotonic()
+    if not isinstance(sweep, Sweep):
+        sweep = load_sweep(sweep, overrides)
+    uri = resolve_uri(tracking_uri)
+    connect(uri)
+    root = Path(storage if storage is not None else "gsae_runs").expanduser().resolve()
+    console = console or Console(stderr=True)
+    with Display(console) as display:
+        display.phase(f"checking {sweep.name}: model {sweep.model.name}, data {sweep.dataset.name}")
+        plan = prepare(sweep, root, display)
+        folder = root / sweep.name
+        with _lock(folder):
+            launch = _begin_launch(folder, plan, resume)
+            return _run_launch(launch, plan, folder, uri, address, display, started)
+
+
+def _run_launch(
+    launch_id: str, plan: Plan, folder: Path, uri: str, address: str | None, display: Display, started: float
+) -> SweepResult:
+    sweep = plan.sweep
+    launch_folder = folder / "launches" / launch_id
+    trials: Trials = [(t, TrialDirectory(folder / "trials" / t.directory_name)) for t in plan.trials]
+    fingerprint = plan.evaluation_fingerprint
+    mirror = Mirror(uri, sweep.experiment_name, launch_id, fingerprint)
+    mirror.open_launch(sweep.name, _launch_params(plan))
+    mirror.log_launch({}, [launch_folder / "sweep.yaml", launch_folder / "versions.json"])
+    pending = [(t, d) for t, d in trials if not (d.done and d.evaluation(fingerprint))]
+    for _, directory in pending:
+        directory.forget_failure()
+    if len(pending) < len(trials):
+        display.phase(f"{len(trials) - len(pending)} of {len(trials)} trials are done already")
+    observer = Observer(trials, fingerprint)
+    thread = MirrorThread(mirror, trials)
+    thread.start()
+    counters: Counters | None = None
+    crashes: dict[str, str] = {}
+    status = "KILLED"
+    try:
+        if pending:
+            with _ray(address):
+                counters, crashes = _train(plan, pending, folder / "trials", display, observer)
+        status = "FINISHED"
+    finally:
+        display.stop()
+        arrived = thread.finish()
+        if status == "KILLED":
+            with contextlib.suppress(Exception):  # the server may be what failed; storage has everything
+                mirror.close(status)
+    failures = {t.name: d.failure for t, d in trials if d.failure is not None} | crashes
+    specs = {t.name: t for t, _ in trials}
+    picture = None
+    try:
+        for name, reason in crashes.items():
+            mirror.fail(specs[name], reason)
+        picture = _publish(mirror, plan, launch_id, launch_folder, uri, counters, display)
+    except Exception as error:  # an MLflow server that is gone at the end loses nothing: storage has it
+        logging.getLogger(__name__).debug("publishing failed", exc_info=True)
+        arrived, thread.last_error = False, str(error).strip().splitlines()[0]
+    if not arrived:
+        display.phase(
+            f"MLflow at {uri} is not up to date ({thread.last_error}); nothing is lost: "
+            "the same command with --resume brings it up to date"
+        )
+    write_json(launch_folder / "finished.json", {"mirrored": arrived, "failures": failures})
+    return SweepResult(
+        experiment=sweep.experiment_name,
+        launch_id=launch_id,
+        tracking_uri=uri,
+        picture=picture,
+        failures=failures,
+        forward_ratio=counters.forward_ratio if counters else float("nan"),
+        seconds=time.monotonic() - started,
+    )
+
+
+# ---- Ray ------------------------------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def _ray(address: str | None) -> Iterator[None]:
+    """A connection to Ray for the length of a launch; one that was there before is left as it was."""
+    if ray.is_initialized():
+        yield
+        return
+    # Without an address Ray would join any cluster of this machine's user; a sweep starts its own.
+    where = address or os.environ.get("RAY_ADDRESS") or "local"
+    options: dict[str, Any] = {"include_dashboard": False} if where == "local" else {}
+    try:
+        ray.init(address=where, log_to_driver=False, logging_level=logging.ERROR, **options)
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise UserError(f"--address: cannot connect to a Ray cluster at {where!r}: {reason}") from error
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def _budget(plan: Plan, readers: dict[str, ReaderSpec]) -> int:
+    """Bytes of activations to keep."""
+    sites = tuple(sorted({reader.site for reader in readers.values()}))
+    blocks = range(plan.layout.blocks_for(max((r.rows for r in readers.values()), default=0)))
+    sizes = [plan.layout.nbytes(block, sites) for block in blocks]
+    given = plan.sweep.producers.budget_gib
+    share = OBJECT_STORE_SHARE * ray.cluster_resources().get("object_store_memory", 0)
+    budget = int(given * 2**30) if given is not None else min(sum(sizes), int(share))
+    if sizes and budget < max(sizes):
+        raise UserError(
+            f"dataset.shuffle_tokens: a block of {max(plan.layout.rows):,} rows at {len(sites)} sites is "
+            f"{max(sizes) / 2**30:.2f} GiB, more than the {budget / 2**30:.2f} GiB for activations; lower "
+            "shuffle_tokens or raise producers.budget_gib"
+        )
+    return budget
+
+
+def _train(
+    plan: Plan, pending: Trials, trials_directory: Path, display: Display, observer: Observer
+) -> tuple[Counters, dict[str, str]]:
+    """Producers, store and trials, to the end. Returns the store's counters and the trials whose processes failed."""
+    sweep = plan.sweep
+    slots = ray.cluster_resources()
+    if sweep.trials.cpus > slots.get("CPU", 0) or sweep.trials.gpus > slots.get("GPU", 0):
+        raise UserError(
+            f"trials: a trial asks for {sweep.trials.cpus} CPUs and {sweep.trials.gpus:g} GPUs, the cluster has "
+            f"{slots.get('CPU', 0):g} and {slots.get('GPU', 0):g}"
+        )
+    readers = {t.name: ReaderSpec(t.site, t.training.steps * t.training.batch_size) for t, d in pending if not d.done}
+    budget = _budget(plan, readers)
+    spec = producer_spec(plan)
+    count = sweep.producers.count
+    display.phase(f"starting {count} producer{'s' if count > 1 else ''} and {len(pending)} trials")
+    producers = start_producers(count, sweep.producers.gpus, spec)
+    store = (
+        ray.remote(StoreShell)
+        .options(num_cpus=0, max_concurrency=10_000)
+        .remote(producers, spec, readers, budget, sweep.producers.timeout_s)
+    )
+    context = TrialContext(
+        trials_directory=trials_directory,
+        layout=plan.layout,
+        threads=sweep.trials.cpus,
+        gpu=sweep.trials.gpus > 0,
+        evaluation_fingerprint=plan.evaluation_fingerprint,
+        evaluate_every_tokens=sweep.evaluation.every_tokens,
+        metadata={
+            "sweep": sweep.name,
+            "model": sweep.model.model_dump(),
+            "dataset": sweep.dataset.model_dump(),
+            "versions": versions(),
+        },
+    )
+    display.follow(observer)
+    with tempfile.TemporaryDirectory(prefix="gsae-tune-") as scratch:
+        tuner = tune.Tuner(
+            tune.with_resources(
+                tune.with_parameters(SAETrial, store=store, context=context),
+                {"cpu": sweep.trials.cpus, "gpu": sweep.trials.gpus},
+            ),
+            param_space={"trial": tune.grid_search([trial.to_json() for trial, _ in pending])},
+            tune_config=tune.TuneConfig(
+                reuse_actors=sweep.trials.gpus == 0, max_concurrent_trials=sweep.trials.max_concurrent
+            ),
+            run_config=tune.RunConfig(
+                storage_path=scratch,  # Tune's own state is not used: trials keep theirs
+                verbose=0,
+                failure_config=tune.FailureConfig(max_failures=PROCESS_RETRIES),
+                checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
+            ),
+        )
+        grid = tuner.fit()
+    counters: Counters = ray.get(store.counters.remote())
+    crashes = {}
+    for result in grid:
+        if result.error is not None:
+            name = (result.config or {})["trial"]["name"]
+            if isinstance(result.error, ProductionError):
+                raise ProductionError(str(result.error).strip().splitlines()[-1])
+            crashes[name] = str(result.error).strip().splitlines()[-1]
+    return counters, crashes
+
+
+# ---- the launch on disk and in MLflow -------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def _lock(folder: Path) -> Iterator[None]:
+    """One driver at a time for a sweep's folder; a heartbeat tells a live one from a dead one's remains."""
+    path = folder / "driver.json"
+    mine = {"host": socket.gethostname(), "pid": os.getpid()}
+    other = read_json(path)
+    if other is not None and time.time() - other["heartbeat"] < LOCK_STALE_S and _alive(other):
+        raise UserError(
+            f"{folder}: another driver (process {other['pid']} on {other['host']}) runs this sweep; wait for it, stop "
+            "it, or give this sweep another name or --storage"
+        )
+    folder.mkdir(parents=True, exist_ok=True)
+    done = threading.Event()
+
+    def beat() -> None:
+        while True:
+            with contextlib.suppress(OSError):
+                write_json(path, {**mine, "heartbeat": time.time()})
+            if done.wait(LOCK_HEARTBEAT_S):
+                return
+
+    thread = threading.Thread(target=beat, name="driver-lock", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()
+        path.unlink(missing_ok=True)
+
+
+def _alive(driver: dict[str, Any]) -> bool:
+    """Whether a driver's process is there; on another host only its heartbeat can tell."""
+    if driver["host"] != socket.gethostname():
+        return True
+    try:
+        os.kill(driver["pid"], 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return True
+
+
+def _begin_launch(folder: Path, plan: Plan, resume: bool) -> str:
+    """Writes down a new launch, or finds the one to resume. Returns its id."""
+    description = json.loads(plan.sweep.model_dump_json())
+    launches = folder / "launches"
+    if resume:
+        earlier = sorted(p for p in launches.glob("*/launch.json")) if launches.exists() else []
+        if not earlier:
+            raise UserError(f"--resume: no launch of {plan.sweep.name!r} in {folder.parent}; run it without --resume")
+        before = json.loads(earlier[-1].read_text())["sweep"]
+        changed = sorted(_differences(before, description))
+        if changed:
+            raise UserError(
+                f"--resume: the sweep file has changed since launch {earlier[-1].parent.name}: {', '.join(changed)}; "
+                "change it back, or run without --resume (trials that are done are not trained again)"
+            )
+        return earlier[-1].parent.name
+    launch_id = f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"
+    target = launches / launch_id
+    target.mkdir(parents=True)
+    write_json(target / "versions.json", versions())
+    write_atomically(target / "sweep.yaml", yaml.safe_dump(description, sort_keys=False).encode())
+    write_json(target / "launch.json", {"sweep": description, "trials": [trial.name for trial in plan.trials]})
+    return launch_id
+
+
+def _differences(before: Any, now: Any, path: str = "") -> Iterator[str]:
+    """Dotted keys at which two JSON values differ."""
+    if isinstance(before, dict) and isinstance(now, dict):
+        for key in before.keys() | now.keys():
+            yield from _differences(before.get(key), now.get(key), f"{path}.{key}" if path else key)
+    elif before != now:
+        yield path
+
+
+def versions() -> dict[str, str]:
+    """What the numbers of a launch depend on besides its settings."""
+    names = ("torch", "transformers", "ray", "mlflow", "datasets", "numpy")
+    return {
+        "gsae-ray": gsae_ray.__version__,
+        "python": platform.python_version(),
+        "machine": f"{platform.machine()}, {os.cpu_count()} CPUs",
+        "gpu": torch.cuda.get_device_name(0) if torch.cuda.is_available() else "none",
+        **{name: importlib.metadata.version(name) for name in names},
+    }
+
+
+def _launch_params(plan: Plan) -> dict[str, Any]:
+    sweep = plan.sweep
+    return {
+        "model": sweep.model.name,
+        "dataset": sweep.dataset.name,
+        "context_size": sweep.model.context_size,
+        "dtype": sweep.model.dtype,
+        "skip_first_position": sweep.dataset.skip_first_position,
+        "skip_special_tokens": sweep.dataset.skip_special_tokens,
+        "trials": len(plan.trials),
+        "rows_per_block": plan.layout.rows[0],
+        "blocks": len(plan.layout.rows),
+        "heldout_rows": plan.tokens.heldout_rows,
+    }
+
+
+def _publish(
+    mirror: Mirror, plan: Plan, launch_id: str, folder: Path, uri: str, counters: Counters | None, display: Display
+) -> Path | None:
+    """The frontier as table and picture, in storage and on the parent run, which ends."""
+    picture: Path | None = None
+    artifacts: list[Path] = []
+    try:
+        rows = results.frontier(plan.sweep.experiment_name, launch=launch_id, tracking_uri=uri)
+    except UserError as error:
+        display.phase(str(error))
+    else:
+        for note in rows.attrs["notes"]:
+            display.phase(note)
+        picture = folder / "frontier.png"
+        if not rows.empty:
+            plots.save_frontier(rows, picture)
+        rows.to_csv(folder / "frontier.csv", index=False)
+        artifacts = [path for path in (folder / "frontier.csv", picture) if path.exists()]
+    metrics: dict[str, float] = {}
+    if counters is not None:
+        metrics = {
+            "forward_ratio": counters.forward_ratio,
+            "rows_produced": counters.rows_produced,
+            "rows_distinct": counters.rows_distinct,
+            "peak_activation_bytes": counters.peak_bytes,
+            "evaluations": counters.evaluations,
+        }
+    mirror.log_launch(metrics, artifacts)
+    mirror.close("FINISHED")
+    return picture
+
+
+def describe_end(result: SweepResult) -> str:
+    """One line: how long it took, and how often the model ran."""
+    ratio = f", forward ratio {result.forward_ratio:.2f}" if result.forward_ratio == result.forward_ratio else ""
+    return f"launch {result.launch_id} took {clock(result.seconds)}{ratio}"

@@ -1,0 +1,256 @@
+"""What came out of a sweep: the frontier, the best SAE, export. Reads MLflow only; no Ray here."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from mlflow.entities import Experiment, Run
+from mlflow.exceptions import MlflowException
+from mlflow.tracking import MlflowClient
+
+from gsae_ray.errors import UserError, suggest
+from gsae_ray.saes import REGISTRY, SAE, load
+from gsae_ray.tracking import EVALUATION, KIND, LAUNCH, TRIAL, connect, download_sae, resolve_uri
+
+EVAL_COLUMNS = [
+    *("l0", "loss_recovered", "gamma", "fvu", "kl"),
+    *("ce_clean", "ce_spliced", "ce_zero", "alive_fraction"),
+]
+COLUMNS = [
+    *("run_id", "trial", "site", "architecture", "recipe", "d_sae", "sparsity", "lr", "seed", "tokens"),
+    *EVAL_COLUMNS,
+    "on_frontier",
+]
+MEANINGFUL_NATS = 0.05
+"""Where zero-ablation costs less than this, loss recovered is a ratio of noise."""
+FORMATS: dict[str, Callable[[SAE, Path], None]] = {"gsae": lambda sae, directory: sae.save(directory)}
+"""Export formats by name."""
+
+
+# ---- the frontier ---------------------------------------------------------------------------------------------------
+
+
+def pareto(l0: np.ndarray[Any, Any], quality: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """Which points no other point beats: none has at most its L0 and at least its quality, one of them strictly."""
+    worse_or_equal = (l0[:, None] <= l0[None, :]) & (quality[:, None] >= quality[None, :])
+    strictly = (l0[:, None] < l0[None, :]) | (quality[:, None] > quality[None, :])
+    return ~(worse_or_equal & strictly).any(axis=0)
+
+
+def log_l0_at(rows: pd.DataFrame, loss_recovered: float) -> float:
+    """ln L0 of a frontier at a loss recovered, between its Pareto points by linear interpolation; NaN outside them."""
+    points = rows[pareto(rows["l0"].to_numpy(), rows["loss_recovered"].to_numpy())].sort_values("loss_recovered")
+    quality, log_l0 = points["loss_recovered"].to_numpy(), np.log(points["l0"].to_numpy())
+    if len(points) < 2 or not quality[0] <= loss_recovered <= quality[-1]:
+        return float("nan")
+    return float(np.interp(loss_recovered, quality, log_l0))
+
+
+def l0_ratio(better: pd.DataFrame, base: pd.DataFrame, points: int = 21) -> float:
+    """Mean ratio of L0 at equal loss recovered, over the range that both frontiers cover; NaN where there is none."""
+    low = max(rows["loss_recovered"].min() for rows in (better, base))
+    high = min(rows["loss_recovered"].max() for rows in (better, base))
+    differences = (
+        [log_l0_at(better, q) - log_l0_at(base, q) for q in np.linspace(low, high, points)] if low < high else []
+    )
+    finite = [d for d in differences if math.isfinite(d)]
+    return math.exp(float(np.mean(finite))) if finite else float("nan")
+
+
+def _experiment(client: MlflowClient, name: str) -> Experiment:
+    experiment = client.get_experiment_by_name(name)
+    if experiment is None:
+        known = [e.name for e in client.search_experiments() if e.name != "Default"]
+        hint = suggest(name, known) if known else "nothing has been recorded there"
+        raise UserError(f"experiment: no {name!r} at {client.tracking_uri}; {hint}")
+    return experiment
+
+
+def _launch_id(client: MlflowClient, experiment: Experiment, launch: str | None) -> str | None:
+    """The launch asked for, the newest by default; None for all."""
+    query = f"tags.`{KIND}` = 'launch'"
+    runs = client.search_runs([experiment.experiment_id], query, order_by=["attributes.start_time DESC"])
+    ids = [run.data.tags[LAUNCH] for run in runs]
+    if not ids:
+        raise UserError(f"experiment: {experiment.name!r} has no runs; `gsae-ray run` a sweep first")
+    if launch in (None, *ids):
+        return launch or ids[0]
+    if launch == "all":
+        return None
+    raise UserError(f"launch: no {launch!r} in {experiment.name!r}; {suggest(launch, ids)}")
+
+
+def _row(run: Run) -> dict[str, Any]:
+    params, metrics = run.data.params, run.data.metrics
+    sparsity_key = next(iter(REGISTRY[params["architecture"]].Hyperparameters.model_fields), None)
+    return {
+        "run_id": run.info.run_id,
+        "trial": run.data.tags[TRIAL],
+        "site": params["site"],
+        "architecture": params["architecture"],
+        "recipe": params["recipe"],
+        "d_sae": int(params["d_sae"]),
+        "sparsity": float(params[sparsity_key]) if sparsity_key else float("nan"),
+        "lr": float(params["lr"]),
+        "seed": int(params["seed"]),
+        "tokens": int(params["tokens"]),
+        **{name: metrics.get(f"eval/{name}", float("nan")) for name in EVAL_COLUMNS},
+    }
+
+
+def frontier(
+    experiment: str, site: str | None = None, launch: str | None = None, tracking_uri: str | None = None
+) -> pd.DataFrame:
+    """The evaluated SAEs of a sweep, sorted by site and L0.
+
+    Failed and unfinished trials, SAEs with L0 = 0 and non-finite results are left out.
+
+    Args:
+        experiment: the MLflow experiment, by default the sweep's name.
+        site: only this one.
+        launch: an id, or "all"; default: the newest.
+    Returns:
+        One row a trial with the columns `COLUMNS`. `on_frontier`: no SAE of its site has a lower L0 and a higher loss
+        recovered. `attrs["notes"]`: what a reader should know, as lines of text.
+    Raises:
+        UserError: no such experiment, launch or site, no finished trial, or trials evaluated on different tokens.
+    """
+    client = open_tracking(tracking_uri)
+    found = _experiment(client, experiment)
+    launch_id = _launch_id(client, found, launch)
+    query = f"tags.`{KIND}` = 'trial' and attributes.status = 'FINISHED'"
+    if launch_id is not None:
+        query += f" and tags.`{LAUNCH}` = '{launch_id}'"
+    runs: list[Run] = []
+    token = None
+    while token != "":
+        page = client.search_runs([found.experiment_id], query, page_token=token)
+        runs.extend(page)
+        token = page.token or ""
+    if launch_id is None:  # a trial that several launches carry counts once
+        runs = list({run.data.tags[TRIAL]: run for run in reversed(runs)}.values())
+    if len({run.data.tags.get(EVALUATION) for run in runs}) > 1:
+        raise UserError(
+            f"launch: the launches of {experiment!r} were evaluated on different tokens, which cannot share a "
+            "frontier; name one launch"
+        )
+    if not runs:
+        where = f"launch {launch_id}" if launch_id else "any launch"
+        raise UserError(f"experiment: no trial of {experiment!r} ({where}) has finished yet")
+    rows = pd.DataFrame([_row(run) for run in runs])
+    usable = (rows["l0"] > 0) & np.isfinite(rows[EVAL_COLUMNS]).all(axis=1)
+    notes = [
+        f"{row.trial} is left out: L0 = {row.l0:g}, loss recovered {row.loss_recovered:g}"
+        for row in rows[~usable].itertuples()
+    ]
+    rows = rows[usable]
+    if site is not None:
+        if site not in set(rows["site"]):
+            raise UserError(f"site: no {site!r} in {experiment!r}; {suggest(site, sorted(set(rows['site'])))}")
+        rows = rows[rows["site"] == site]
+    rows = rows.sort_values(["site", "l0"], ignore_index=True)
+    rows["on_frontier"] = False
+    for name, group in rows.groupby("site"):
+        rows.loc[group.index, "on_frontier"] = pareto(group["l0"].to_numpy(), group["loss_recovered"].to_numpy())
+        gap = float((group["ce_zero"] - group["ce_clean"]).iloc[0])
+        if gap < MEANINGFUL_NATS:
+            notes.append(f"{name}: zero-ablation costs only {gap:.3f} nats, so loss recovered means little there")
+    rows.attrs["notes"] = notes
+    return rows[COLUMNS]
+
+
+def open_tracking(tracking_uri: str | None) -> MlflowClient:
+    """A client of a store that has been recorded to.
+
+    Raises:
+        UserError: nothing has been recorded there, or the server does not answer.
+    """
+    uri = resolve_uri(tracking_uri)
+    path = Path(uri.removeprefix("sqlite:///"))
+    if uri.startswith("sqlite:///") and not path.exists():
+        raise UserError(
+            f"--tracking-uri: nothing has been recorded at {path}; go to the folder where the sweep ran, or give "
+            "--tracking-uri"
+        )
+    return connect(uri)
+
+
+# ---- SAEs -----------------------------------------------------------------------------------------------------------
+
+
+def choose(rows: pd.DataFrame, max_l0: float | None = None, min_loss_recovered: float | None = None) -> pd.Series[Any]:
+    """The row of the best SAE: the highest loss recovered with L0 ≤ max_l0, or the lowest L0 that recovers enough.
+
+    Raises:
+        UserError: rows of several sites, not exactly one constraint, or nothing meets it.
+    """
+    sites = sorted(set(rows["site"]))
+    if len(sites) > 1:
+        raise UserError(f"site: this sweep has {len(sites)}, name one (one of: {', '.join(sites)})")
+    if (max_l0 is None) == (min_loss_recovered is None):
+        raise UserError("best: give either max_l0 (e.g. 40) or min_loss_recovered (e.g. 0.95)")
+    if max_l0 is not None:
+        fitting = rows[rows["l0"] <= max_l0]
+        if fitting.empty:
+            raise UserError(f"max_l0: no SAE has L0 <= {max_l0:g}; the lowest is {rows['l0'].min():.3g}")
+        return fitting.loc[fitting["loss_recovered"].idxmax()]
+    fitting = rows[rows["loss_recovered"] >= min_loss_recovered]
+    if fitting.empty:
+        raise UserError(
+            f"min_loss_recovered: no SAE recovers {min_loss_recovered:g}; the highest is "
+            f"{rows['loss_recovered'].max():.4f}"
+        )
+    return fitting.loc[fitting["l0"].idxmin()]
+
+
+def best(
+    experiment: str,
+    site: str | None = None,
+    max_l0: float | None = None,
+    min_loss_recovered: float | None = None,
+    launch: str | None = None,
+    tracking_uri: str | None = None,
+) -> SAE:
+    """Fetches the best SAE of a sweep under a constraint; its frontier row is in `cfg.metadata["frontier"]`.
+
+    Raises:
+        UserError: as `frontier` and `choose`.
+    """
+    row = choose(frontier(experiment, site, launch, tracking_uri), max_l0, min_loss_recovered)
+    client = open_tracking(tracking_uri)
+    try:
+        sae = load(download_sae(client, row["run_id"]))
+    except (MlflowException, OSError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise UserError(f"best: the SAE of run {row['run_id']} cannot be fetched: {reason}") from error
+    record = {name: value.item() if isinstance(value, np.generic) else value for name, value in row.items()}
+    sae.cfg = sae.cfg.model_copy(update={"metadata": {**sae.cfg.metadata, "frontier": record}})
+    return sae
+
+
+def check_export(directory: str | Path, format: str) -> Path:
+    """Whether `export` can write there, before anything is fetched.
+
+    Raises:
+        UserError: unknown format, or the directory is a file.
+    """
+    if format not in FORMATS:
+        raise UserError(f"--format: unknown {format!r}; {suggest(format, FORMATS)}")
+    directory = Path(directory)
+    if directory.exists() and not directory.is_dir():
+        raise UserError(f"--out: {directory} is a file; give a folder")
+    return directory
+
+
+def export(sae: SAE, directory: str | Path, format: str = "gsae") -> None:
+    """Writes an SAE in one of `FORMATS`.
+
+    Raises:
+        UserError: as `check_export`.
+    """
+    FORMATS[format](sae, check_export(directory, format))

@@ -1,0 +1,176 @@
+"""What every SAE has: its configuration, the unit-norm decoder, encode and decode.
+
+A new architecture is one new file in this folder: a subclass of `SAE` with its equations in the docstring, its
+`Hyperparameters`, `initialise`, `encode` and `losses`, registered by `@register("name")`.
+"""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, ClassVar, NamedTuple, TypeVar
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor, nn
+
+
+class SAEConfig(BaseModel):
+    """`cfg.json` of a saved SAE."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    format: str = Field("gsae-1", description="version of this file format")
+    architecture: str = Field(description="key of the registry")
+    d_in: int = Field(gt=0, description="n, coordinates of an activation")
+    d_sae: int = Field(gt=0, description="M, number of features")
+    hyperparameters: dict[str, Any] = Field({}, description="the architecture's own, e.g. l1_coefficient")
+    site: str = Field("", description="where in the model, e.g. blocks.2.hook_resid_post")
+    metadata: dict[str, Any] = Field({}, description="model, data and training settings that it came from")
+
+
+class Losses(NamedTuple):
+    """Sums over features and coordinates, means over the batch."""
+
+    loss: Tensor
+    """What is minimised."""
+    reconstruction: Tensor
+    """‖x − x̂‖²"""
+    sparsity: Tensor
+    """The sparsity penalty without its coefficient, e.g. ‖f‖₁."""
+    auxiliary: Tensor
+    """Further terms; 0 where there are none."""
+    acts_BF: Tensor
+    """Feature activations of the batch, detached."""
+
+
+class SAE(nn.Module, ABC):
+    """A sparse autoencoder: x̂ = W_dec f + b_dec with unit-norm decoder rows and sparse f = encode(x).
+
+    Weights are stored as W_enc [d_in, d_sae] and W_dec [d_sae, d_in]: feature i's direction is `W_dec[i]`.
+    """
+
+    architecture: ClassVar[str]
+
+    class Hyperparameters(BaseModel):
+        """The architecture's own keys of an entry of `saes`; each may be a grid."""
+
+        model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+    W_enc: Tensor
+    W_dec: Tensor
+    b_dec: Tensor
+
+    def __init__(self, cfg: SAEConfig) -> None:
+        super().__init__()
+        self.cfg = cfg
+        self.W_enc = nn.Parameter(torch.empty(cfg.d_in, cfg.d_sae))
+        self.W_dec = nn.Parameter(torch.empty(cfg.d_sae, cfg.d_in))
+        self.b_dec = nn.Parameter(torch.zeros(cfg.d_in))
+
+    @torch.no_grad()
+    def initialise(self, generator: torch.Generator, mean_D: Tensor) -> None:
+        """W_dec: random unit rows; W_enc := W_decᵀ, untied after; b_dec := the data's mean; the other biases 0."""
+        self.W_dec.copy_(torch.randn(self.W_dec.shape, generator=generator))
+        self.normalise_decoder()
+        self.W_enc.copy_(self.W_dec.T)
+        self.b_dec.copy_(mean_D)
+
+    @abstractmethod
+    def encode(self, x_BD: Tensor) -> Tensor:
+        """Feature activations [..., d_sae], non-negative, of activations [..., d_in]."""
+
+    def decode(self, acts_BF: Tensor) -> Tensor:
+        """Reconstructions [..., d_in] of feature activations [..., d_sae]."""
+        return acts_BF @ self.W_dec + self.b_dec
+
+    def forward(self, x_BD: Tensor) -> Tensor:
+        return self.decode(self.encode(x_BD))
+
+    @abstractmethod
+    def losses(self, x_BD: Tensor, coefficient: float) -> Losses:
+        """The training losses of a batch, the sparsity penalty weighted by `coefficient`."""
+
+    @property
+    @abstractmethod
+    def sparsity_coefficient(self) -> float:
+        """The coefficient that the λ warm-up rises to."""
+
+    @property
+    def scaled_parameters(self) -> tuple[str, ...]:
+        """Names of the parameters that have the units of the activations."""
+        return tuple(name for name, _ in self.named_parameters() if name.startswith("b_"))
+
+    @torch.no_grad()
+    def fold_scale(self, scale: float) -> None:
+        """Makes an SAE that was trained on `scale`·x take x: its biases are divided by `scale`.
+
+        Weights stay, so decoder norms stay 1, and features come out in the units of x.
+        """
+        for name in self.scaled_parameters:
+            self.get_parameter(name).div_(scale)
+
+    @torch.no_grad()
+    def normalise_decoder(self) -> None:
+        self.W_dec.div_(self.W_dec.norm(dim=1, keepdim=True))
+
+    @torch.no_grad()
+    def project_decoder_gradient(self) -> None:
+        """Removes the gradient's component along each (unit) decoder row: it would only change a norm."""
+        gradient = self.W_dec.grad
+        if gradient is not None:
+            gradient.sub_((gradient * self.W_dec).sum(dim=1, keepdim=True) * self.W_dec)
+
+    def save(self, directory: str | Path) -> None:
+        """Writes `cfg.json` and `sae_weights.safetensors`."""
+        from gsae_ray.saes.io import save
+
+        save(self, directory)
+
+
+SAEType = TypeVar("SAEType", bound=type[SAE])
+
+
+class _Registry(dict[str, type[SAE]]):
+    """Architectures by name. Every module of this package is imported at the first look, so that a file is enough."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._complete = False
+
+    def _fill(self) -> None:
+        if not self._complete:
+            self._complete = True
+            package = importlib.import_module("gsae_ray.saes")
+            for module in pkgutil.iter_modules(package.__path__):
+                importlib.import_module(f"gsae_ray.saes.{module.name}")
+
+    def __contains__(self, name: object) -> bool:
+        self._fill()
+        return super().__contains__(name)
+
+    def __getitem__(self, name: str) -> type[SAE]:
+        self._fill()
+        return super().__getitem__(name)
+
+    def __iter__(self) -> Iterator[str]:
+        self._fill()
+        return super().__iter__()
+
+
+REGISTRY = _Registry()
+"""Architecture -> its class."""
+
+
+def register(name: str) -> Callable[[SAEType], SAEType]:
+    """Class decorator: makes an architecture known to sweep files, `load` and the frontier."""
+
+    def add(sae: SAEType) -> SAEType:
+        sae.architecture = name
+        dict.__setitem__(REGISTRY, name, sae)
+        return sae
+
+    return add

@@ -1,0 +1,70 @@
+"""SAEs on disk and over the wire: JSON and safetensors, nothing that could run code."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pydantic
+import safetensors
+import safetensors.torch
+
+from gsae_ray.errors import UserError, suggest
+from gsae_ray.saes.base import REGISTRY, SAE, SAEConfig
+
+CONFIG_FILE = "cfg.json"
+WEIGHTS_FILE = "sae_weights.safetensors"
+
+
+def build(cfg: SAEConfig) -> SAE:
+    """An SAE with uninitialised weights."""
+    if cfg.architecture not in REGISTRY:
+        raise UserError(f"architecture: unknown {cfg.architecture!r}; {suggest(cfg.architecture, REGISTRY)}")
+    return REGISTRY[cfg.architecture](cfg)
+
+
+def to_bytes(sae: SAE) -> tuple[str, bytes]:
+    """(cfg.json, sae_weights.safetensors) as they would be saved."""
+    weights = {name: tensor.detach().cpu().contiguous() for name, tensor in sae.state_dict().items()}
+    return sae.cfg.model_dump_json(indent=2), safetensors.torch.save(weights)
+
+
+def from_bytes(cfg: str, weights: bytes) -> SAE:
+    """The inverse of `to_bytes`.
+
+    Raises:
+        ValueError: the weights are not those of the configuration.
+    """
+    sae = build(SAEConfig.model_validate_json(cfg))
+    try:
+        sae.load_state_dict(safetensors.torch.load(weights))
+    except (RuntimeError, safetensors.SafetensorError) as error:
+        raise ValueError(f"weights and configuration do not fit: {str(error).splitlines()[-1].strip()}") from error
+    return sae.eval()
+
+
+def save(sae: SAE, directory: str | Path) -> None:
+    """Writes `cfg.json` and `sae_weights.safetensors` to `directory`, which is made if need be."""
+    directory = Path(directory)
+    directory.mkdir(parents=True, exist_ok=True)
+    cfg, weights = to_bytes(sae)
+    (directory / CONFIG_FILE).write_text(cfg + "\n", encoding="utf-8")
+    (directory / WEIGHTS_FILE).write_bytes(weights)
+
+
+def load(directory: str | Path) -> SAE:
+    """The SAE that `save` wrote, on the CPU, in evaluation mode.
+
+    Raises:
+        UserError: there is none, or its files are damaged.
+    """
+    directory = Path(directory)
+    try:
+        return from_bytes((directory / CONFIG_FILE).read_text("utf-8"), (directory / WEIGHTS_FILE).read_bytes())
+    except FileNotFoundError as error:
+        raise UserError(
+            f"{directory}: no SAE here ({Path(str(error.filename)).name} is missing); "
+            f"a saved SAE is a folder with {CONFIG_FILE} and {WEIGHTS_FILE}"
+        ) from error
+    except (OSError, ValueError, pydantic.ValidationError, json.JSONDecodeError) as error:
+        raise UserError(f"{directory}: this SAE cannot be read: {str(error).splitlines()[0]}") from error

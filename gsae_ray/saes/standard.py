@@ -1,0 +1,40 @@
+"""The baseline SAE."""
+
+from __future__ import annotations
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor, nn
+
+from gsae_ray.saes.base import SAE, Losses, SAEConfig, register
+
+
+@register("standard")
+class StandardSAE(SAE):
+    """The baseline of Rajamanoharan et al. 2024, section 2.
+
+    f(x) = ReLU(W_enc (x − b_dec) + b_enc)        x̂(f) = W_dec f + b_dec
+    L    = E[ ‖x − x̂‖₂² + λ ‖f‖₁ ]                decoder rows of unit norm
+    """
+
+    class Hyperparameters(BaseModel):
+        model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+        l1_coefficient: float = Field(ge=0, description="λ, the weight of the L1 penalty, for E‖x‖² = n; a grid")
+
+    def __init__(self, cfg: SAEConfig) -> None:
+        super().__init__(cfg)
+        self.b_enc = nn.Parameter(torch.zeros(cfg.d_sae))
+
+    @property
+    def sparsity_coefficient(self) -> float:
+        return float(self.cfg.hyperparameters["l1_coefficient"])
+
+    def encode(self, x_BD: Tensor) -> Tensor:
+        return torch.relu((x_BD - self.b_dec) @ self.W_enc + self.b_enc)
+
+    def losses(self, x_BD: Tensor, coefficient: float) -> Losses:
+        acts_BF = self.encode(x_BD)
+        reconstruction = (x_BD - self.decode(acts_BF)).square().sum() / len(x_BD)
+        l1 = acts_BF.sum() / len(x_BD)
+        return Losses(reconstruction + coefficient * l1, reconstruction, l1, torch.zeros(()), acts_BF.detach())

@@ -1,0 +1,1 @@
+"""Training one SAE. Only `trainable` knows Ray."""

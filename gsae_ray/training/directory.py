@@ -1,0 +1,168 @@
+"""A trial's directory in storage: the truth about it. Safetensors and JSON only.
+
+trial.json                   the TrialSpec
+attempt.json                 number of the newest attempt; what an older one still writes is refused
+metrics.jsonl                {"step": tokens, "timestamp": ms, "metrics": {name: value}} a line
+checkpoints/{tokens}/        state.safetensors, then manifest.json with its hash; the last two are kept
+sae/                         the finished SAE
+DONE                         training has finished and sae/ is whole
+FAILED                       {"reason": …}: training ended for good, e.g. in NaN
+evaluations/{fingerprint}.json   the finished SAE's metrics on the held-out contexts of that fingerprint
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+from torch import Tensor
+
+from gsae_ray.errors import StaleAttemptError
+from gsae_ray.files import file_hash, read_json, write_atomically, write_json
+from gsae_ray.saes import SAE
+from gsae_ray.sweep import TrialSpec
+
+KEPT_CHECKPOINTS = 2
+
+
+class TrialDirectory:
+    """Reading is free; writing needs `begin_attempt` first."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.attempt = 0
+
+    # ---- reading ----
+
+    @property
+    def done(self) -> bool:
+        return (self.path / "DONE").exists()
+
+    @property
+    def failure(self) -> str | None:
+        """Why training ended for good, if it did."""
+        failed = read_json(self.path / "FAILED")
+        return None if failed is None else failed["reason"]
+
+    @property
+    def newest_attempt(self) -> int:
+        """Number of the newest attempt; 0 before the first."""
+        newest = read_json(self.path / "attempt.json")
+        return 0 if newest is None else int(newest["attempt"])
+
+    def rows(self, offset: int = 0) -> tuple[list[dict[str, Any]], int]:
+        """Whole metric rows from a byte offset on, and the offset after them."""
+        try:
+            with (self.path / "metrics.jsonl").open("rb") as file:
+                file.seek(offset)
+                data = file.read()
+        except FileNotFoundError:
+            return [], 0
+        whole = data[: data.rfind(b"\n") + 1]
+        return [json.loads(line) for line in whole.splitlines()], offset + len(whole)
+
+    def evaluation(self, fingerprint: str) -> dict[str, Any] | None:
+        """{"step", "timestamp", "metrics"} of the finished SAE, if it was evaluated on those contexts."""
+        value: dict[str, Any] | None = read_json(self._evaluation_path(fingerprint))
+        return value
+
+    def _evaluation_path(self, fingerprint: str) -> Path:
+        return self.path / "evaluations" / f"{fingerprint[:16]}.json"
+
+    def newest_state(self) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
+        """The newest checkpoint that is whole: (tensors, the rest). Cuts the metric rows back to it.
+
+        Without one, the rows are cut back to none.
+        """
+        for checkpoint in reversed(list(self._checkpoints())):
+            try:
+                manifest = json.loads((checkpoint / "manifest.json").read_text())
+                if file_hash(checkpoint / "state.safetensors") == manifest["sha256"]:
+                    self._truncate_rows(manifest["metrics_bytes"])
+                    return safetensors.torch.load_file(checkpoint / "state.safetensors"), manifest["state"]
+            except (OSError, ValueError, KeyError):
+                pass  # half-written or damaged: the one before is used
+        self._truncate_rows(0)
+        return None
+
+    def _checkpoints(self) -> Iterator[Path]:
+        folder = self.path / "checkpoints"
+        numbered = [p for p in folder.iterdir() if p.name.isdigit()] if folder.exists() else []
+        return iter(sorted(numbered, key=lambda p: int(p.name)))
+
+    # ---- writing ----
+
+    def begin_attempt(self, trial: TrialSpec) -> int:
+        """Makes this the attempt that may write. Returns its number, from 1."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        self.attempt = self.newest_attempt + 1
+        write_json(self.path / "attempt.json", {"attempt": self.attempt})
+        write_json(self.path / "trial.json", trial.to_json())
+        return self.attempt
+
+    def _check_attempt(self) -> None:
+        if self.newest_attempt != self.attempt:
+            raise StaleAttemptError(
+                f"{self.path.name}: attempt {self.attempt} writes after {self.newest_attempt} began"
+            )
+
+    def append(self, tokens: int, metrics: dict[str, float]) -> None:
+        """Adds a metric row."""
+        self._check_attempt()
+        row = {"step": tokens, "timestamp": time.time_ns() // 1_000_000, "metrics": metrics}
+        with (self.path / "metrics.jsonl").open("a", encoding="utf-8") as file:
+            file.write(json.dumps(row) + "\n")
+
+    def _truncate_rows(self, size: int) -> None:
+        path = self.path / "metrics.jsonl"
+        if path.exists():
+            with path.open("r+b") as file:
+                file.truncate(size)
+
+    def checkpoint(self, tokens: int, tensors: dict[str, Tensor], state: dict[str, Any]) -> None:
+        """Saves a training state; older ones than the last two go."""
+        self._check_attempt()
+        target = self.path / "checkpoints" / str(tokens)
+        shutil.rmtree(target, ignore_errors=True)
+        target.mkdir(parents=True)
+        write_atomically(target / "state.safetensors", safetensors.torch.save(tensors))
+        metrics = self.path / "metrics.jsonl"
+        manifest = {
+            "sha256": file_hash(target / "state.safetensors"),
+            "state": state,
+            "metrics_bytes": metrics.stat().st_size if metrics.exists() else 0,
+        }
+        write_json(target / "manifest.json", manifest)
+        for old in list(self._checkpoints())[:-KEPT_CHECKPOINTS]:
+            shutil.rmtree(old, ignore_errors=True)
+
+    def finish(self, sae: SAE) -> None:
+        """Saves the finished SAE and marks the trial as done; its checkpoints are needed no more."""
+        self._check_attempt()
+        temporary = self.path / ".sae"
+        shutil.rmtree(temporary, ignore_errors=True)
+        sae.save(temporary)
+        shutil.rmtree(self.path / "sae", ignore_errors=True)
+        temporary.rename(self.path / "sae")
+        write_json(self.path / "DONE", {"attempt": self.attempt})
+        shutil.rmtree(self.path / "checkpoints", ignore_errors=True)
+
+    def fail(self, reason: str) -> None:
+        """Marks the trial as failed for good."""
+        self._check_attempt()
+        write_json(self.path / "FAILED", {"reason": reason})
+
+    def forget_failure(self) -> None:
+        """Before a new launch tries again."""
+        (self.path / "FAILED").unlink(missing_ok=True)
+
+    def save_evaluation(self, fingerprint: str, tokens: int, metrics: dict[str, float]) -> None:
+        self._check_attempt()
+        path = self._evaluation_path(fingerprint)
+        path.parent.mkdir(exist_ok=True)
+        write_json(path, {"step": tokens, "timestamp": time.time_ns() // 1_000_000, "metrics": metrics})

@@ -1,0 +1,124 @@
+"""Ray Tune's shell round the trainer: one trial, one process (reused by the next trial on CPU)."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import ray
+import torch
+from ray import tune
+from ray.actor import ActorHandle
+
+from gsae_ray.activations.actors import StoreSource
+from gsae_ray.activations.layout import Layout
+from gsae_ray.activations.stream import RowStream
+from gsae_ray.saes import SAE, load, to_bytes
+from gsae_ray.sweep import TrialSpec
+from gsae_ray.training.directory import TrialDirectory
+from gsae_ray.training.trainer import NumericError, Trainer
+
+
+@dataclasses.dataclass(frozen=True)
+class TrialContext:
+    """What all trials of a launch share."""
+
+    trials_directory: Path
+    layout: Layout
+    threads: int
+    gpu: bool
+    evaluation_fingerprint: str
+    evaluate_every_tokens: int | None
+    metadata: dict[str, Any]
+    """Goes to the `cfg.json` of every SAE."""
+
+
+class SAETrial(tune.Trainable):
+    """Trains to the end, saves the SAE, has it evaluated on a producer; state lives in the trial's directory."""
+
+    def setup(self, config: dict[str, Any], store: ActorHandle[Any], context: TrialContext) -> None:
+        self.store = store
+        self.context = context
+        torch.set_num_threads(context.threads)
+        self._begin(config)
+
+    def _begin(self, config: dict[str, Any]) -> None:
+        self.trial = TrialSpec.from_json(config["trial"])
+        self.directory = TrialDirectory(self.context.trials_directory / self.trial.directory_name)
+        attempt = self.directory.begin_attempt(self.trial)
+        self.source: StoreSource | None = None
+        self.trainer: Trainer | None = None
+        self.failure: str | None = None
+        if self.directory.done:  # trained in an earlier launch, not yet evaluated on these contexts
+            return
+        self.source = StoreSource(self.store, self.trial.name, attempt)
+        stream = RowStream(self.source, self.context.layout, self.trial.site)
+        try:
+            self.trainer = Trainer(self.trial, stream, "cuda" if self.context.gpu else "cpu")
+        except NumericError as error:
+            self.failure = str(error)
+            return
+        if (state := self.directory.newest_state()) is not None:
+            self.trainer.restore(*state)
+
+    def step(self) -> dict[str, Any]:
+        if self.failure is None and self.trainer is not None and not self.trainer.done:
+            try:
+                return self._train(self.trainer)
+            except NumericError as error:
+                self.failure = str(error)
+        if self.failure is not None:
+            self.directory.fail(self.failure)
+            self._end()
+            return {"tokens": self.trainer.tokens if self.trainer else 0, "failure": self.failure, "done": True}
+        return self._finish()
+
+    def _train(self, trainer: Trainer) -> dict[str, Any]:
+        metrics = trainer.train_interval()
+        row = {f"train/{name}": value for name, value in metrics.items()}
+        every = self.context.evaluate_every_tokens
+        crossed = every is not None and trainer.tokens // every > (trainer.tokens - self._interval) // every
+        if crossed and not trainer.done:
+            row |= self._evaluate(trainer.finished_sae({}))
+        self.directory.append(trainer.tokens, row)
+        if not trainer.done and trainer.tokens % self.trial.training.checkpoint_every_tokens == 0:
+            self.directory.checkpoint(trainer.tokens, *trainer.state())
+        return {"tokens": trainer.tokens, "l0": metrics["l0"], "loss": metrics["loss"], "done": False}
+
+    @property
+    def _interval(self) -> int:
+        return self.trial.training.log_every_tokens
+
+    def _finish(self) -> dict[str, Any]:
+        if self.trainer is not None:
+            metadata = {**self.context.metadata, "identity": self.trial.identity}
+            metadata["training"] = self.trial.to_json()["training"]
+            self.directory.finish(self.trainer.finished_sae(metadata))
+            self._end()  # its blocks are free for others while it waits for the evaluation
+        tokens = self.trial.training.steps * self.trial.training.batch_size
+        metrics = self._evaluate(load(self.directory.path / "sae"))
+        self.directory.save_evaluation(self.context.evaluation_fingerprint, tokens, metrics)
+        return {"tokens": tokens, "done": True}
+
+    def _evaluate(self, sae: SAE) -> dict[str, float]:
+        cfg, weights = to_bytes(sae)
+        request = self.store.evaluate.remote(self.trial.site, cfg, [ray.put(weights)])
+        metrics: dict[str, float] = ray.get(request)
+        return {f"eval/{name}": value for name, value in metrics.items()}
+
+    def _end(self) -> None:
+        """Lets the trial's blocks go."""
+        if self.source is not None:
+            self.source.close(finished=self.directory.done or self.failure is not None)
+            self.source = None
+
+    def reset_config(self, new_config: dict[str, Any]) -> bool:
+        self._begin(new_config)
+        return True
+
+    def cleanup(self) -> None:
+        # A trial that was stopped early holds blocks still; the store may be gone already.
+        with contextlib.suppress(ray.exceptions.RayError):
+            self._end()
