@@ -46,7 +46,7 @@ class _SchemaCommand(click.Command):
         formatter.write("".join(f"  {line}\n" for line in describe().splitlines()))
         formatter.write(
             "\n  A grid may also be {log_range: [1, 16], n: 5} or {log_uniform: [1, 16], n: 8, seed: 0}.\n"
-            "\nExample: gsae-ray run sweeps/quickstart.yaml --set 'saes.0.l1_coefficient=[1,2]' --set training.lr=3e-4\n"
+            "\nExample: gsae-ray run sweeps/quickstart.yaml --set 'saes.0.l1_coefficient=[1,2]'\n"
         )
 
 

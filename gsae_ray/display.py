@@ -1,4 +1,4 @@
-"""Progress while a sweep runs: a live display on a terminal, plain lines elsewhere. Read from storage, like all else."""
+"""Progress while a sweep runs, read from storage: a live display on a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 

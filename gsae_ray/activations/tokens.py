@@ -152,10 +152,7 @@ def _load_files(kind: str, files: list[Path]) -> datasets.Dataset:
 
 def _data_fingerprint(dataset: DatasetSettings) -> str:
     """Contents of local files; name and revision of a data set of the hub."""
-    if dataset.name == "builtin":
-        files = list(TEXT_FILES.values())
-    else:
-        files = _local_files(dataset.name)
+    files = list(TEXT_FILES.values()) if dataset.name == "builtin" else _local_files(dataset.name)
     if not files:
         return f"{dataset.name}/{dataset.subset}@{dataset.revision}"
     return digest([file_hash(path) for path in files])

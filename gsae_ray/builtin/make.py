@@ -1,13 +1,16 @@
 """Makes what `gsae_ray.builtin` ships: the text, its tokenizer and the tiny language model trained on it.
 
-    python -m gsae_ray.builtin.make --out gsae_ray/builtin --seed 0 --steps 3600
+    python -m gsae_ray.builtin.make --seed 0 --steps 6000 --batch 16 --lr 3e-3
 
-Text: the modules of CPython's standard library (PSF licence, shipped beside it) and one in five of its tests, without
-encoding tables and generated files. A document is a run of top-level definitions of one file. One document in twelve,
-by the hash of its text, is held out: neither the tokenizer nor the model ever saw it. Tokenizer: byte-level BPE, 4096 entries, trained on the training part. Model:
-GPT-NeoX (the Pythia architecture), 4 layers, d_model 128, trained on contexts of 128 tokens with AdamW.
+Text: the modules of CPython 3.11.7's standard library (PSF licence, shipped beside it) and one in five of its tests,
+without encoding tables and generated files. A document is a run of top-level definitions of one file. One document in
+twelve, by the hash of its text, is held out: neither the tokenizer nor the model ever saw it. Tokenizer: byte-level
+BPE, 4096 entries, trained on the training part. Model: GPT-NeoX (the Pythia architecture), 4 layers, d_model 128,
+trained on contexts of 128 tokens with AdamW.
 
-RESULT_PLACEHOLDER
+Result (2026-11-23, 2 cores not all its own, torch 2.13.0): 20 minutes, 2593 + 213 documents, 3.98 M + 0.25 M tokens, held-out
+cross-entropy 2.92 nats a token; `model/card.json` has the figures. On glibc, MALLOC_MMAP_THRESHOLD_=4000000000 and
+MALLOC_TRIM_THRESHOLD_=8000000000 in the environment save a quarter of the time (page faults of the logits).
 """
 
 from __future__ import annotations
@@ -141,10 +144,8 @@ def train_model(
         optimiser.zero_grad(set_to_none=True)
         if step % 500 == 0:
             seconds = time.monotonic() - started
-            print(
-                f"step {step}/{steps}: loss {loss.item():.3f}, held out {cross_entropy(model, held_out):.3f}, {seconds:.0f} s",
-                flush=True,
-            )
+            losses = f"loss {loss.item():.3f}, held out {cross_entropy(model, held_out):.3f}"
+            print(f"step {step}/{steps}: {losses}, {seconds:.0f} s", flush=True)
     return model.eval()
 
 
@@ -152,8 +153,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path(__file__).parent)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--steps", type=int, default=3600)
-    parser.add_argument("--batch", type=int, default=32, help="contexts of 128 tokens a step")
+    parser.add_argument("--steps", type=int, default=6000)
+    parser.add_argument("--batch", type=int, default=16, help="contexts of 128 tokens a step")
     parser.add_argument("--lr", type=float, default=3e-3)
     args = parser.parse_args()
     started = time.monotonic()
@@ -187,7 +188,8 @@ def main() -> None:
     tokenizer.save_pretrained(model_dir)
     minutes = (time.monotonic() - started) / 60
     card = {
-        "command": f"python -m gsae_ray.builtin.make --seed {args.seed} --steps {args.steps} --batch {args.batch} --lr {args.lr}",
+        "command": "python -m gsae_ray.builtin.make "
+        f"--seed {args.seed} --steps {args.steps} --batch {args.batch} --lr {args.lr}",
         "held_out_cross_entropy_nats": round(loss, 4),
         "parameters": sum(p.numel() for p in model.parameters()),
         "train_tokens": len(train_tokens),
