@@ -14,7 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from gsae_ray.sweep import TrialSpec
-from gsae_ray.training.directory import TrialDirectory
+from gsae_ray.training.directory import START, TrialDirectory
 
 PLAIN_INTERVAL_S = 10.0
 LIVE_INTERVAL_S = 0.5
@@ -40,14 +40,14 @@ class Observer:
         self.trials = trials
         self.fingerprint = fingerprint
         self.progress = [TrialProgress(t.name, t.training.steps * t.training.batch_size) for t, _ in trials]
-        self._offsets = [0] * len(trials)
+        self._cursors = [START] * len(trials)
         self._attempts = [directory.newest_attempt for _, directory in trials]
 
     def update(self) -> list[TrialProgress]:
         for index, (progress, (_, directory)) in enumerate(zip(self.progress, self.trials, strict=True)):
             if progress.state in ("done", "failed"):
                 continue
-            rows, self._offsets[index] = directory.rows(self._offsets[index])
+            rows, self._cursors[index] = directory.rows(self._cursors[index])
             if rows:
                 progress.tokens, progress.l0 = rows[-1]["step"], rows[-1]["metrics"].get("train/l0")
             evaluation = directory.evaluation(self.fingerprint)
@@ -106,7 +106,7 @@ class Display:
         while not self._stop.wait(interval):
             try:
                 observer.update()
-            except OSError:
+            except (OSError, ValueError):
                 continue  # storage hiccups; the next look will tell
             if self._live is not None:
                 self._live.update(self._render(observer), refresh=True)

@@ -14,7 +14,7 @@ import socket
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,7 @@ import ray
 import torch
 import yaml
 from ray import tune
+from ray.actor import ActorHandle
 from rich.console import Console
 
 import gsae_ray
@@ -48,7 +49,8 @@ from gsae_ray.errors import ProductionError, UserError
 from gsae_ray.files import digest, read_json, write_atomically, write_json
 from gsae_ray.saes import SAE
 from gsae_ray.sweep import Sweep, TrialSpec, load_sweep
-from gsae_ray.tracking import Mirror, MirrorThread, connect, resolve_uri
+from gsae_ray.tracking import Mirror, MirrorThread, resolve_uri
+from gsae_ray.tracking import check as check_tracking
 from gsae_ray.training.directory import TrialDirectory
 from gsae_ray.training.trainable import SAETrial, TrialContext
 
@@ -106,16 +108,7 @@ def prepare(sweep: Sweep, storage: Path, display: Display) -> Plan:
     """
     skeleton = load_skeleton(sweep.model)
     widths = site_widths(skeleton, sweep.used_sites)
-    last = ["", 0.0]
-
-    def report(what: str, done: int, needed: int) -> None:
-        if last[0] == what and time.monotonic() - float(last[1]) < 5 and done < needed:
-            return
-        if last[0] == what or done < needed:  # one step is not worth a line
-            display.phase(f"{what}: {done:,} of {needed:,} rows")
-        last[:] = [what, time.monotonic()]
-
-    tokens = prepare_tokens(sweep, storage / "tokens", report)
+    tokens = prepare_tokens(sweep, storage / "tokens", _every_few_seconds(display))
     model = model_fingerprint(sweep.model)
     evaluation = [model, tokens.heldout_fingerprint]
     layout = Layout(
@@ -133,6 +126,19 @@ def prepare(sweep: Sweep, storage: Path, display: Display) -> Plan:
     )
 
 
+def _every_few_seconds(display: Display, interval_s: float = 5) -> Callable[[str, int, int], None]:
+    """Progress lines, but none for what is done at once."""
+    last = time.monotonic()
+
+    def report(what: str, done: int, needed: int) -> None:
+        nonlocal last
+        if time.monotonic() - last >= interval_s:
+            last = time.monotonic()
+            display.phase(f"{what}: {done:,} of {needed:,} rows")
+
+    return report
+
+
 def producer_spec(plan: Plan) -> ProducerSpec:
     """What every producer of this plan is made from."""
     producers = plan.sweep.producers
@@ -141,7 +147,7 @@ def producer_spec(plan: Plan) -> ProducerSpec:
         tokens=plan.tokens,
         layout=plan.layout,
         batch=producers.batch,
-        evaluation_batch=plan.sweep.evaluation.batch or producers.batch,
+        evaluation_batch=plan.sweep.evaluation.batch,
         threads=producers.cpus,
         gpu=producers.gpus > 0,
     )
@@ -175,75 +181,203 @@ def run(
     if not isinstance(sweep, Sweep):
         sweep = load_sweep(sweep, overrides)
     uri = resolve_uri(tracking_uri)
-    connect(uri)
+    check_tracking(uri)
     root = Path(storage if storage is not None else "gsae_runs").expanduser().resolve()
-    console = console or Console(stderr=True)
-    with Display(console) as display:
+    with Display(console or Console(stderr=True)) as display:
         display.phase(f"checking {sweep.name}: model {sweep.model.name}, data {sweep.dataset.name}")
         plan = prepare(sweep, root, display)
         folder = root / sweep.name
-        with _lock(folder):
-            launch = _begin_launch(folder, plan, resume)
-            return _run_launch(launch, plan, folder, uri, address, display, started)
+        trials = [(t, TrialDirectory(folder / "trials" / t.directory_name)) for t in plan.trials]
+        pending = [(t, d) for t, d in trials if not (d.done and d.evaluation(plan.evaluation_fingerprint))]
+        if len(pending) < len(trials):
+            display.phase(f"{len(trials) - len(pending)} of {len(trials)} trials are done already")
+        with _lock(folder), _ray(address) if pending else contextlib.nullcontext():
+            readers = {t.name: ReaderSpec(t.site, _rows(t)) for t, d in pending if not d.done}
+            budget = _check_cluster(plan, readers) if pending else 0
+            launch_id = _begin_launch(folder, plan, resume)
+            mirror = Mirror(uri, sweep.experiment_name, launch_id, plan.evaluation_fingerprint)
+            launch = _Launch(plan, launch_id, folder, trials, pending, readers, budget, mirror, display)
+            return launch.run(started)
 
 
-def _run_launch(
-    launch_id: str, plan: Plan, folder: Path, uri: str, address: str | None, display: Display, started: float
-) -> SweepResult:
-    sweep = plan.sweep
-    launch_folder = folder / "launches" / launch_id
-    trials: Trials = [(t, TrialDirectory(folder / "trials" / t.directory_name)) for t in plan.trials]
-    fingerprint = plan.evaluation_fingerprint
-    mirror = Mirror(uri, sweep.experiment_name, launch_id, fingerprint)
-    mirror.open_launch(sweep.name, _launch_params(plan))
-    mirror.log_launch({}, [launch_folder / "sweep.yaml", launch_folder / "versions.json"])
-    pending = [(t, d) for t, d in trials if not (d.done and d.evaluation(fingerprint))]
-    for _, directory in pending:
-        directory.forget_failure()
-    if len(pending) < len(trials):
-        display.phase(f"{len(trials) - len(pending)} of {len(trials)} trials are done already")
-    observer = Observer(trials, fingerprint)
-    thread = MirrorThread(mirror, trials)
-    thread.start()
-    counters: Counters | None = None
-    crashes: dict[str, str] = {}
-    status = "KILLED"
-    try:
-        if pending:
-            with _ray(address):
-                counters, crashes = _train(plan, pending, folder / "trials", display, observer)
-        status = "FINISHED"
-    finally:
-        display.stop()
-        arrived = thread.finish()
-        if status == "KILLED":
-            with contextlib.suppress(Exception):  # the server may be what failed; storage has everything
-                mirror.close(status)
-    failures = {t.name: d.failure for t, d in trials if d.failure is not None} | crashes
-    specs = {t.name: t for t, _ in trials}
-    picture = None
-    try:
-        for name, reason in crashes.items():
-            mirror.fail(specs[name], reason)
-        picture = _publish(mirror, plan, launch_id, launch_folder, uri, counters, display)
-    except Exception as error:  # an MLflow server that is gone at the end loses nothing: storage has it
-        logging.getLogger(__name__).debug("publishing failed", exc_info=True)
-        arrived, thread.last_error = False, str(error).strip().splitlines()[0]
-    if not arrived:
-        display.phase(
-            f"MLflow at {uri} is not up to date ({thread.last_error}); nothing is lost: "
-            "the same command with --resume brings it up to date"
+@dataclasses.dataclass
+class _Launch:
+    """One start of a sweep, after everything has been checked."""
+
+    plan: Plan
+    id: str
+    folder: Path
+    trials: Trials
+    pending: Trials
+    """Those to train, or to evaluate."""
+    readers: dict[str, ReaderSpec]
+    """Those to train, as the store knows them."""
+    budget: int
+    mirror: Mirror
+    display: Display
+
+    @property
+    def own_folder(self) -> Path:
+        return self.folder / "launches" / self.id
+
+    def run(self, started: float) -> SweepResult:
+        """Trains and evaluates what is pending, and publishes the frontier."""
+        sweep, mirror = self.plan.sweep, self.mirror
+        uri = mirror.client.tracking_uri
+        mirror.open_launch(sweep.name, _launch_params(self.plan))
+        mirror.log_launch({}, [self.own_folder / "sweep.yaml", self.own_folder / "versions.json"])
+        for _, directory in self.pending:
+            directory.forget_failure()
+        thread = MirrorThread(mirror, self.trials)
+        thread.start()
+        counters: Counters | None = None
+        crashes: dict[str, str] = {}
+        finished = False
+        try:
+            if self.pending:
+                counters, crashes = self._train()
+            finished = True
+        finally:
+            self.display.stop()
+            arrived = thread.finish()
+            if not finished:
+                with contextlib.suppress(Exception):  # the server may be what failed; storage has everything
+                    mirror.close("KILLED")
+        picture = None
+        try:
+            for trial, _ in self.trials:
+                if trial.name in crashes:
+                    mirror.fail(trial, crashes[trial.name])
+            picture = self._publish(counters)
+        except Exception as error:  # an MLflow server that is gone at the end loses nothing: storage has it
+            logging.getLogger(__name__).debug("publishing failed", exc_info=True)
+            arrived, thread.last_error = False, str(error).strip().splitlines()[0]
+        if not arrived:
+            self.display.phase(
+                f"MLflow at {uri} is not up to date ({thread.last_error}); nothing is lost: "
+                "the same command with --resume brings it up to date"
+            )
+        return SweepResult(
+            experiment=sweep.experiment_name,
+            launch_id=self.id,
+            tracking_uri=uri,
+            picture=picture,
+            failures={t.name: d.failure for t, d in self.trials if d.failure is not None} | crashes,
+            forward_ratio=counters.forward_ratio if counters else float("nan"),
+            seconds=time.monotonic() - started,
         )
-    write_json(launch_folder / "finished.json", {"mirrored": arrived, "failures": failures})
-    return SweepResult(
-        experiment=sweep.experiment_name,
-        launch_id=launch_id,
-        tracking_uri=uri,
-        picture=picture,
-        failures=failures,
-        forward_ratio=counters.forward_ratio if counters else float("nan"),
-        seconds=time.monotonic() - started,
-    )
+
+    def _train(self) -> tuple[Counters, dict[str, str]]:
+        """Producers, store and trials, to the end.
+
+        Returns:
+            the store's counters, and the trials whose processes failed, with the reason.
+        Raises:
+            ProductionError: the language model could not be run.
+        """
+        plan, sweep = self.plan, self.plan.sweep
+        count = sweep.producers.count
+        self.display.phase(f"starting {count} producer{'s' if count > 1 else ''} and {len(self.pending)} trials")
+        spec = producer_spec(plan)
+        producers = start_producers(count, sweep.producers.gpus, spec)
+        store = (
+            ray.remote(StoreShell)
+            .options(num_cpus=0, max_concurrency=10_000)
+            .remote(producers, spec, self.readers, self.budget, sweep.producers.timeout_s)
+        )
+        self.display.follow(Observer(self.trials, plan.evaluation_fingerprint))
+        results = self._tune(store)
+        counters: Counters = ray.get(store.counters.remote())
+        crashes = {}
+        for result in results:
+            if result.error is not None:
+                reason = str(result.error).strip().splitlines()[-1]
+                if isinstance(result.error, ProductionError):
+                    raise ProductionError(reason)
+                crashes[(result.config or {})["trial"]["name"]] = reason
+        for actor in (store, *producers):  # a cluster, or a notebook's Ray, goes on after the sweep
+            ray.kill(actor)
+        return counters, crashes
+
+    def _tune(self, store: ActorHandle[Any]) -> tune.ResultGrid:
+        plan, sweep = self.plan, self.plan.sweep
+        context = TrialContext(
+            trials_directory=self.folder / "trials",
+            layout=plan.layout,
+            threads=sweep.trials.cpus,
+            gpu=sweep.trials.gpus > 0,
+            evaluation_fingerprint=plan.evaluation_fingerprint,
+            evaluate_every_tokens=sweep.evaluation.every_tokens,
+            metadata={
+                "sweep": sweep.name,
+                "model": sweep.model.model_dump(),
+                "dataset": sweep.dataset.model_dump(),
+                "versions": versions(),
+            },
+        )
+        for name in ("ray.tune", "ray.train", "ray.air"):
+            logging.getLogger(name).setLevel(logging.ERROR)
+        with tempfile.TemporaryDirectory(prefix="gsae-tune-") as scratch:
+            tuner = tune.Tuner(
+                tune.with_resources(
+                    tune.with_parameters(SAETrial, store=store, context=context),
+                    {"cpu": sweep.trials.cpus, "gpu": sweep.trials.gpus},
+                ),
+                param_space={"trial": tune.grid_search([trial.to_json() for trial, _ in self.pending])},
+                tune_config=tune.TuneConfig(
+                    reuse_actors=sweep.trials.gpus == 0, max_concurrent_trials=sweep.trials.max_concurrent
+                ),
+                run_config=tune.RunConfig(
+                    callbacks=[_AbandonCrashed(store)],
+                    storage_path=scratch,  # Tune's own state is not used: trials keep theirs
+                    verbose=0,
+                    failure_config=tune.FailureConfig(max_failures=PROCESS_RETRIES),
+                    checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
+                ),
+            )
+            return tuner.fit()
+
+    def _publish(self, counters: Counters | None) -> Path | None:
+        """The frontier as table and picture, in storage and on the parent run, which ends."""
+        folder, mirror = self.own_folder, self.mirror
+        artifacts: list[Path] = []
+        try:
+            rows = results.frontier(self.plan.sweep.experiment_name, None, self.id, mirror.client.tracking_uri)
+        except UserError as error:  # no trial came through
+            self.display.phase(str(error))
+        else:
+            for note in rows.attrs["notes"]:
+                self.display.phase(note)
+            artifacts = [folder / "frontier.csv", folder / "frontier.png"]
+            rows.to_csv(artifacts[0], index=False)
+            plots.save_frontier(rows, artifacts[1])
+        metrics: dict[str, float] = {}
+        if counters is not None:
+            metrics = {
+                "forward_ratio": counters.forward_ratio,
+                "rows_produced": counters.rows_produced,
+                "rows_distinct": counters.rows_distinct,
+                "peak_activation_bytes": counters.peak_bytes,
+                "evaluations": counters.evaluations,
+            }
+        mirror.log_launch(metrics, artifacts)
+        mirror.close("FINISHED")
+        return artifacts[1] if artifacts else None
+
+
+class _AbandonCrashed(tune.Callback):
+    """Tells the store of trials that Tune has given up, so that nothing is kept or held back for them."""
+
+    def __init__(self, store: ActorHandle[Any]) -> None:
+        self.store = store
+
+    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        self.store.abandon.remote(trial.config["trial"]["name"])
+
+
+def _rows(trial: TrialSpec) -> int:
+    """Rows of the stream that a trial reads."""
+    return trial.training.steps * trial.training.batch_size
 
 
 # ---- Ray ------------------------------------------------------------------------------------------------------------
@@ -269,87 +403,39 @@ def _ray(address: str | None) -> Iterator[None]:
         ray.shutdown()
 
 
-def _budget(plan: Plan, readers: dict[str, ReaderSpec]) -> int:
-    """Bytes of activations to keep."""
+def _check_cluster(plan: Plan, readers: dict[str, ReaderSpec]) -> int:
+    """Whether the sweep fits the cluster. Returns the bytes of activations to keep.
+
+    Raises:
+        UserError: a trial, the producers or a block do not fit.
+    """
+    sweep, layout = plan.sweep, plan.layout
+    cluster = ray.cluster_resources()
+    cpus, gpus = cluster.get("CPU", 0), cluster.get("GPU", 0)
+    if sweep.trials.cpus > cpus or sweep.trials.gpus > gpus:
+        raise UserError(
+            f"trials: a trial asks for cpus: {sweep.trials.cpus} and gpus: {sweep.trials.gpus:g}; "
+            f"the cluster has {cpus:g} CPUs and {gpus:g} GPUs"
+        )
+    wanted = sweep.producers.gpus * sweep.producers.count
+    if wanted + sweep.trials.gpus > gpus:
+        raise UserError(
+            f"producers.gpus: {sweep.producers.gpus:g} for each of {sweep.producers.count} producers, and "
+            f"{sweep.trials.gpus:g} for a trial, but the cluster has {gpus:g} GPUs"
+        )
     sites = tuple(sorted({reader.site for reader in readers.values()}))
-    blocks = range(plan.layout.blocks_for(max((r.rows for r in readers.values()), default=0)))
-    sizes = [plan.layout.nbytes(block, sites) for block in blocks]
-    given = plan.sweep.producers.budget_gib
-    share = OBJECT_STORE_SHARE * ray.cluster_resources().get("object_store_memory", 0)
+    blocks = range(layout.blocks_for(max((reader.rows for reader in readers.values()), default=0)))
+    sizes = [layout.nbytes(block, sites) for block in blocks]
+    given = sweep.producers.budget_gib
+    share = OBJECT_STORE_SHARE * cluster.get("object_store_memory", 0)
     budget = int(given * 2**30) if given is not None else min(sum(sizes), int(share))
     if sizes and budget < max(sizes):
         raise UserError(
-            f"dataset.shuffle_tokens: a block of {max(plan.layout.rows):,} rows at {len(sites)} sites is "
+            f"dataset.shuffle_tokens: a block of {max(layout.rows):,} rows at {len(sites)} sites is "
             f"{max(sizes) / 2**30:.2f} GiB, more than the {budget / 2**30:.2f} GiB for activations; lower "
             "shuffle_tokens or raise producers.budget_gib"
         )
     return budget
-
-
-def _train(
-    plan: Plan, pending: Trials, trials_directory: Path, display: Display, observer: Observer
-) -> tuple[Counters, dict[str, str]]:
-    """Producers, store and trials, to the end. Returns the store's counters and the trials whose processes failed."""
-    sweep = plan.sweep
-    slots = ray.cluster_resources()
-    if sweep.trials.cpus > slots.get("CPU", 0) or sweep.trials.gpus > slots.get("GPU", 0):
-        raise UserError(
-            f"trials: a trial asks for {sweep.trials.cpus} CPUs and {sweep.trials.gpus:g} GPUs, the cluster has "
-            f"{slots.get('CPU', 0):g} and {slots.get('GPU', 0):g}"
-        )
-    readers = {t.name: ReaderSpec(t.site, t.training.steps * t.training.batch_size) for t, d in pending if not d.done}
-    budget = _budget(plan, readers)
-    spec = producer_spec(plan)
-    count = sweep.producers.count
-    display.phase(f"starting {count} producer{'s' if count > 1 else ''} and {len(pending)} trials")
-    producers = start_producers(count, sweep.producers.gpus, spec)
-    store = (
-        ray.remote(StoreShell)
-        .options(num_cpus=0, max_concurrency=10_000)
-        .remote(producers, spec, readers, budget, sweep.producers.timeout_s)
-    )
-    context = TrialContext(
-        trials_directory=trials_directory,
-        layout=plan.layout,
-        threads=sweep.trials.cpus,
-        gpu=sweep.trials.gpus > 0,
-        evaluation_fingerprint=plan.evaluation_fingerprint,
-        evaluate_every_tokens=sweep.evaluation.every_tokens,
-        metadata={
-            "sweep": sweep.name,
-            "model": sweep.model.model_dump(),
-            "dataset": sweep.dataset.model_dump(),
-            "versions": versions(),
-        },
-    )
-    display.follow(observer)
-    with tempfile.TemporaryDirectory(prefix="gsae-tune-") as scratch:
-        tuner = tune.Tuner(
-            tune.with_resources(
-                tune.with_parameters(SAETrial, store=store, context=context),
-                {"cpu": sweep.trials.cpus, "gpu": sweep.trials.gpus},
-            ),
-            param_space={"trial": tune.grid_search([trial.to_json() for trial, _ in pending])},
-            tune_config=tune.TuneConfig(
-                reuse_actors=sweep.trials.gpus == 0, max_concurrent_trials=sweep.trials.max_concurrent
-            ),
-            run_config=tune.RunConfig(
-                storage_path=scratch,  # Tune's own state is not used: trials keep theirs
-                verbose=0,
-                failure_config=tune.FailureConfig(max_failures=PROCESS_RETRIES),
-                checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
-            ),
-        )
-        grid = tuner.fit()
-    counters: Counters = ray.get(store.counters.remote())
-    crashes = {}
-    for result in grid:
-        if result.error is not None:
-            name = (result.config or {})["trial"]["name"]
-            if isinstance(result.error, ProductionError):
-                raise ProductionError(str(result.error).strip().splitlines()[-1])
-            crashes[name] = str(result.error).strip().splitlines()[-1]
-    return counters, crashes
 
 
 # ---- the launch on disk and in MLflow -------------------------------------------------------------------------------
@@ -459,38 +545,6 @@ def _launch_params(plan: Plan) -> dict[str, Any]:
         "blocks": len(plan.layout.rows),
         "heldout_rows": plan.tokens.heldout_rows,
     }
-
-
-def _publish(
-    mirror: Mirror, plan: Plan, launch_id: str, folder: Path, uri: str, counters: Counters | None, display: Display
-) -> Path | None:
-    """The frontier as table and picture, in storage and on the parent run, which ends."""
-    picture: Path | None = None
-    artifacts: list[Path] = []
-    try:
-        rows = results.frontier(plan.sweep.experiment_name, launch=launch_id, tracking_uri=uri)
-    except UserError as error:
-        display.phase(str(error))
-    else:
-        for note in rows.attrs["notes"]:
-            display.phase(note)
-        picture = folder / "frontier.png"
-        if not rows.empty:
-            plots.save_frontier(rows, picture)
-        rows.to_csv(folder / "frontier.csv", index=False)
-        artifacts = [path for path in (folder / "frontier.csv", picture) if path.exists()]
-    metrics: dict[str, float] = {}
-    if counters is not None:
-        metrics = {
-            "forward_ratio": counters.forward_ratio,
-            "rows_produced": counters.rows_produced,
-            "rows_distinct": counters.rows_distinct,
-            "peak_activation_bytes": counters.peak_bytes,
-            "evaluations": counters.evaluations,
-        }
-    mirror.log_launch(metrics, artifacts)
-    mirror.close("FINISHED")
-    return picture
 
 
 def describe_end(result: SweepResult) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from mlflow.tracking import MlflowClient
 
 from gsae_ray.errors import UserError, suggest
 from gsae_ray.saes import REGISTRY, SAE, load
-from gsae_ray.tracking import EVALUATION, KIND, LAUNCH, TRIAL, connect, download_sae, resolve_uri
+from gsae_ray.tracking import EVALUATION, IDENTITY, KIND, LAUNCH, TRIAL, connect, download_sae, resolve_uri
 
 EVAL_COLUMNS = [
     *("l0", "loss_recovered", "gamma", "fvu", "kl"),
@@ -39,7 +40,8 @@ def pareto(l0: np.ndarray[Any, Any], quality: np.ndarray[Any, Any]) -> np.ndarra
     """Which points no other point beats: none has at most its L0 and at least its quality, one of them strictly."""
     worse_or_equal = (l0[:, None] <= l0[None, :]) & (quality[:, None] >= quality[None, :])
     strictly = (l0[:, None] < l0[None, :]) | (quality[:, None] > quality[None, :])
-    return ~(worse_or_equal & strictly).any(axis=0)
+    beaten: np.ndarray[Any, Any] = np.any(worse_or_equal & strictly, axis=0)
+    return ~beaten
 
 
 def log_l0_at(rows: pd.DataFrame, loss_recovered: float) -> float:
@@ -133,7 +135,7 @@ def frontier(
         runs.extend(page)
         token = page.token or ""
     if launch_id is None:  # a trial that several launches carry counts once
-        runs = list({run.data.tags[TRIAL]: run for run in reversed(runs)}.values())
+        runs = list({run.data.tags[IDENTITY]: run for run in reversed(runs)}.values())
     if len({run.data.tags.get(EVALUATION) for run in runs}) > 1:
         raise UserError(
             f"launch: the launches of {experiment!r} were evaluated on different tokens, which cannot share a "
@@ -143,16 +145,16 @@ def frontier(
         where = f"launch {launch_id}" if launch_id else "any launch"
         raise UserError(f"experiment: no trial of {experiment!r} ({where}) has finished yet")
     rows = pd.DataFrame([_row(run) for run in runs])
+    if site is not None:
+        if site not in set(rows["site"]):
+            raise UserError(f"site: no {site!r} in {experiment!r}; {suggest(site, sorted(set(rows['site'])))}")
+        rows = rows[rows["site"] == site]
     usable = (rows["l0"] > 0) & np.isfinite(rows[EVAL_COLUMNS]).all(axis=1)
     notes = [
         f"{row.trial} is left out: L0 = {row.l0:g}, loss recovered {row.loss_recovered:g}"
         for row in rows[~usable].itertuples()
     ]
     rows = rows[usable]
-    if site is not None:
-        if site not in set(rows["site"]):
-            raise UserError(f"site: no {site!r} in {experiment!r}; {suggest(site, sorted(set(rows['site'])))}")
-        rows = rows[rows["site"] == site]
     rows = rows.sort_values(["site", "l0"], ignore_index=True)
     rows["on_frontier"] = False
     for name, group in rows.groupby("site"):
@@ -189,6 +191,8 @@ def choose(rows: pd.DataFrame, max_l0: float | None = None, min_loss_recovered: 
     Raises:
         UserError: rows of several sites, not exactly one constraint, or nothing meets it.
     """
+    if rows.empty:
+        raise UserError("best: no SAE to choose from; those of this sweep have L0 = 0 or a result that is not finite")
     sites = sorted(set(rows["site"]))
     if len(sites) > 1:
         raise UserError(f"site: this sweep has {len(sites)}, name one (one of: {', '.join(sites)})")
@@ -224,7 +228,8 @@ def best(
     row = choose(frontier(experiment, site, launch, tracking_uri), max_l0, min_loss_recovered)
     client = open_tracking(tracking_uri)
     try:
-        sae = load(download_sae(client, row["run_id"]))
+        with tempfile.TemporaryDirectory(prefix="gsae-") as folder:
+            sae = load(download_sae(client, row["run_id"], folder))
     except (MlflowException, OSError) as error:
         reason = str(error).strip().splitlines()[0]
         raise UserError(f"best: the SAE of run {row['run_id']} cannot be fetched: {reason}") from error
@@ -253,4 +258,5 @@ def export(sae: SAE, directory: str | Path, format: str = "gsae") -> None:
     Raises:
         UserError: as `check_export`.
     """
-    FORMATS[format](sae, check_export(directory, format))
+    directory = check_export(directory, format)
+    FORMATS[format](sae, directory)

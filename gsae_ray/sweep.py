@@ -9,7 +9,7 @@ import dataclasses
 import itertools
 import math
 import re
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -93,7 +93,9 @@ class ModelSettings(Settings):
     dtype: Literal["float32", "bfloat16", "float16"] = Field(
         "float32", description="of the weights, the forward pass and the activations that trials receive"
     )
-    attn_implementation: Literal["sdpa", "eager"] = Field("sdpa", description="attention kernel of transformers")
+    attn_implementation: Literal["sdpa", "eager"] | None = Field(
+        None, description="attention kernel of transformers; default: sdpa where the model has it, else eager"
+    )
     trust_remote_code: bool = Field(False, description="run code that comes with the model or data set")
 
 
@@ -258,10 +260,10 @@ class SAESettings(Settings):
         """Every combination of the architecture's own hyperparameters."""
         model = REGISTRY[self.architecture].Hyperparameters
         extra = self.model_extra or {}
-        grids = {key: _unique(expand_grid(extra[key])) for key in model.model_fields if key in extra}  # type: ignore[arg-type]
+        grids: dict[str, Any] = {key: expand_grid(extra[key]) for key in model.model_fields if key in extra}
         return [
             model.model_validate(dict(zip(grids, values, strict=True))).model_dump()
-            for values in itertools.product(*grids.values())
+            for values in itertools.product(*map(_unique, grids.values()))
         ]
 
     def training(self, base: TrainingSettings) -> TrainingSettings:
@@ -281,7 +283,7 @@ class EvaluationSettings(Settings):
         0.01, description="without a split: the share of documents, chosen by hash, that is held out of training"
     )
     every_tokens: Count | None = Field(None, description="evaluate during training too, every so many rows")
-    batch: Count | None = Field(None, description="contexts of a forward pass; default: producers.batch")
+    batch: Count = Field(8, description="contexts of a forward pass; small, since all logits of a pass are in memory")
 
 
 class ProducerSettings(Settings):
@@ -465,7 +467,7 @@ class _Loader(yaml.SafeLoader):
     """YAML in which 1e-3 is a number and a key that stands twice is an error."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
-        keys = [self.construct_object(key, deep=True) for key, _ in node.value]  # type: ignore[no-untyped-call]
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
         for key in keys:
             if keys.count(key) > 1:
                 raise yaml.constructor.ConstructorError(None, None, f"key {key!r} stands twice", node.start_mark)
@@ -522,7 +524,9 @@ def _override(data: dict[str, Any], override: str) -> None:
     node: Any = data
     for depth, part in enumerate(path):
         if isinstance(node, dict):
-            node = node.setdefault(part, {}) if node.get(part) is not None else node.__setitem__(part, {}) or node[part]
+            if node.get(part) is None:
+                node[part] = {}
+            node = node[part]
         else:
             node = node[_index(node, part, key, depth)]
         if not isinstance(node, (dict, list)):
@@ -582,7 +586,7 @@ def explain(error: pydantic.ValidationError) -> str:
     return line + (f" (and {more} more problem{'s' if more > 1 else ''})" if more else "")
 
 
-def describe(model: type[BaseModel] = Sweep, write: Callable[[str], str] = str) -> str:
+def describe(model: type[BaseModel] = Sweep) -> str:
     """The schema as text, from the fields' descriptions."""
     lines = []
     for name, field in model.model_fields.items():
@@ -599,10 +603,9 @@ def describe(model: type[BaseModel] = Sweep, write: Callable[[str], str] = str) 
 
 
 def _default(value: object) -> str:
+    """A default as a sweep file would spell it."""
     if isinstance(value, tuple):
-        return "[" + ", ".join(map(_default, value)) + "]" if len(value) != 1 else _default(value[0])
-    return (
-        {None: "auto", True: "true", False: "false"}.get(value, str(value))
-        if not isinstance(value, float)
-        else f"{value:g}"
-    )  # type: ignore[call-overload]
+        return _default(value[0]) if len(value) == 1 else f"[{', '.join(map(_default, value))}]"
+    if value is None or isinstance(value, bool):
+        return {None: "auto", True: "true", False: "false"}[value]
+    return f"{value:g}" if isinstance(value, float) else str(value)

@@ -10,7 +10,6 @@ import contextlib
 import logging
 import math
 import os
-import tempfile
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -25,7 +24,7 @@ from mlflow.tracking import MlflowClient
 from gsae_ray.activations.sites import Site
 from gsae_ray.errors import UserError
 from gsae_ray.sweep import TrialSpec
-from gsae_ray.training.directory import TrialDirectory
+from gsae_ray.training.directory import START, Cursor, TrialDirectory
 
 LAUNCH, TRIAL, KIND, IDENTITY = "gsae.launch", "gsae.trial", "gsae.kind", "gsae.identity"
 EVALUATION, FAILURE, SWEEP = "gsae.evaluation", "gsae.failure", "gsae.sweep"
@@ -58,8 +57,28 @@ def quick_failure() -> Iterator[None]:
                 os.environ.pop(name, None)
 
 
+def check(tracking_uri: str) -> None:
+    """Whether MLflow can be written to, without writing: an SQLite file is not made yet.
+
+    Raises:
+        UserError: the server cannot be reached, or the address means nothing to MLflow.
+    """
+    if not _is_file_in_a_folder(tracking_uri):
+        connect(tracking_uri)
+
+
+def _is_file_in_a_folder(tracking_uri: str) -> bool:
+    """Whether it is an SQLite store; a missing folder would be made by MLflow, wherever the typo points."""
+    if not tracking_uri.startswith("sqlite:///"):
+        return False
+    folder = Path(tracking_uri.removeprefix("sqlite:///")).parent
+    if not folder.is_dir():
+        raise UserError(f"--tracking-uri: {tracking_uri}: there is no such folder; make {folder} first")
+    return True
+
+
 def connect(tracking_uri: str) -> MlflowClient:
-    """A client. An SQLite store is not opened here, since that would make the file.
+    """A client of a store that answers. An SQLite file is made where there is none.
 
     Raises:
         UserError: the server cannot be reached, or the address means nothing to MLflow.
@@ -68,13 +87,11 @@ def connect(tracking_uri: str) -> MlflowClient:
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     for name in ("alembic", "mlflow.store.db.utils"):
         logging.getLogger(name).setLevel(logging.ERROR)
+    _is_file_in_a_folder(tracking_uri)
     try:
-        client = MlflowClient(tracking_uri=tracking_uri)
-        if not tracking_uri.startswith("sqlite:"):
-            with quick_failure():
-                client.search_experiments(max_results=1)
-        elif not Path(tracking_uri.removeprefix("sqlite:///")).parent.is_dir():
-            raise UserError(f"--tracking-uri: {tracking_uri}: there is no such folder")
+        with quick_failure():
+            client = MlflowClient(tracking_uri=tracking_uri)
+            client.search_experiments(max_results=1)
     except (MlflowException, OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0][:200]
         raise UserError(
@@ -88,6 +105,19 @@ def _metrics(row: dict[str, Any]) -> list[Metric]:
     """Non-finite values are left out: MLflow stores infinities as huge numbers, which wreck its charts."""
     items = row["metrics"].items()
     return [Metric(name, value, row["timestamp"], row["step"]) for name, value in items if math.isfinite(value)]
+
+
+def _batches(rows: list[dict[str, Any]]) -> Iterator[list[Metric]]:
+    """Metrics of whole rows, as many as fit a call: a row arrives whole or not at all."""
+    batch: list[Metric] = []
+    for row in rows:
+        metrics = _metrics(row)
+        if batch and len(batch) + len(metrics) > _BATCH:
+            yield batch
+            batch = []
+        batch += metrics
+    if batch:
+        yield batch
 
 
 def trial_params(trial: TrialSpec) -> dict[str, Any]:
@@ -117,11 +147,19 @@ class Mirror:
         found = self.client.get_experiment_by_name(experiment)
         if found is not None and found.lifecycle_stage == "deleted":
             self.client.restore_experiment(found.experiment_id)
-        self.experiment_id = found.experiment_id if found else self.client.create_experiment(experiment)
+        self.experiment_id = found.experiment_id if found else self._create_experiment(experiment)
         self._runs: dict[str, str] = {}
-        self._offsets: dict[str, int] = {}
+        self._cursors: dict[str, Cursor] = {}
         self._mirrored: dict[str, int] = {}
         self._ended: set[str] = set()
+
+    def _create_experiment(self, name: str) -> str:
+        """A new experiment; that of an SQLite store keeps its artifacts beside the file, wherever the driver runs."""
+        location = None
+        if self.client.tracking_uri.startswith("sqlite:///"):
+            database = Path(self.client.tracking_uri.removeprefix("sqlite:///"))
+            location = (database.parent / "mlruns" / name).as_uri()
+        return self.client.create_experiment(name, artifact_location=location)
 
     def _find(self, **tags: str) -> Run | None:
         names = {"launch": LAUNCH, "trial": TRIAL, "kind": KIND}
@@ -135,32 +173,46 @@ class Mirror:
         if run is None:
             tags = {LAUNCH: self.launch_id, KIND: "launch", SWEEP: sweep_name, EVALUATION: self.fingerprint}
             run = self.client.create_run(self.experiment_id, tags=tags, run_name=f"{sweep_name} {self.launch_id}")
-            self.client.log_batch(run.info.run_id, params=[Param(k, str(v)) for k, v in params.items()])
+        self._log_params(run, params)
         self.client.update_run(run.info.run_id, status="RUNNING")
         self.parent_id: str = run.info.run_id
         return self.parent_id
 
+    def _log_params(self, run: Run, params: dict[str, Any]) -> None:
+        """Those that are missing: whoever made the run may have died before it had them all."""
+        missing = [Param(key, str(value)) for key, value in params.items() if key not in run.data.params]
+        if missing:
+            self.client.log_batch(run.info.run_id, params=missing)
+
     def sync(self, trials: Sequence[tuple[TrialSpec, TrialDirectory]]) -> None:
-        """Sends what is new in the directories of trials that have begun."""
+        """Sends what is new in the directories of trials that have begun.
+
+        Raises:
+            Exception: the first one that a trial met, after all the others had their turn.
+        """
+        first: Exception | None = None
         for trial, directory in trials:
             if trial.name not in self._ended and (directory.path / "trial.json").exists():
-                self._sync_trial(trial, directory)
+                try:
+                    self._sync_trial(trial, directory)
+                except Exception as error:
+                    first = first or error
+        if first is not None:
+            raise first
 
     def _sync_trial(self, trial: TrialSpec, directory: TrialDirectory) -> None:
         # Read before the rows: what is final now was written before, so nothing is missed.
         failure, evaluation = directory.failure, directory.evaluation(self.fingerprint)
         run_id = self._run(trial)
-        size = self._offsets.get(trial.name, 0)
-        metrics_file = directory.path / "metrics.jsonl"
-        if metrics_file.exists() and metrics_file.stat().st_size < size:
-            size = 0  # cut back to a checkpoint by a new attempt; `_mirrored` keeps rows from going twice
-        rows, offset = directory.rows(size)
+        if trial.name in self._ended:
+            return
+        # Rows that were cut back and written again come again; `_mirrored` keeps them from going twice.
+        rows, cursor = directory.rows(self._cursors.get(trial.name, START))
         rows = [row for row in rows if row["step"] > self._mirrored[trial.name]]
         final = [evaluation] if evaluation and directory.done else []
-        metrics = [metric for row in rows + final for metric in _metrics(row)]
-        for start in range(0, len(metrics), _BATCH):
-            self.client.log_batch(run_id, metrics=metrics[start : start + _BATCH])
-        self._offsets[trial.name] = offset
+        for batch in _batches(rows + final):
+            self.client.log_batch(run_id, metrics=batch)
+        self._cursors[trial.name] = cursor
         if rows:
             self._mirrored[trial.name] = rows[-1]["step"]
         if final:
@@ -193,13 +245,17 @@ class Mirror:
                     "mlflow.parentRunId": self.parent_id,
                 }
                 run = self.client.create_run(self.experiment_id, tags=tags, run_name=trial.name)
-                params = [Param(key, str(value)) for key, value in trial_params(trial).items()]
-                self.client.log_batch(run.info.run_id, params=params)
                 self._mirrored[trial.name] = -1
             else:
                 history = self.client.get_metric_history(run.info.run_id, "train/loss")
                 self._mirrored[trial.name] = max((metric.step for metric in history), default=-1)
-                self.client.update_run(run.info.run_id, status="RUNNING")
+                if run.info.status == "FINISHED":  # said last, so everything is there
+                    self._ended.add(trial.name)
+                else:
+                    self.client.update_run(run.info.run_id, status="RUNNING")
+                if FAILURE in run.data.tags:
+                    self.client.delete_tag(run.info.run_id, FAILURE)
+            self._log_params(run, trial_params(trial))
             self._runs[trial.name] = run.info.run_id
         return self._runs[trial.name]
 
@@ -254,10 +310,8 @@ class MirrorThread(threading.Thread):
         return self.attempt()
 
 
-def download_sae(client: MlflowClient, run_id: str, directory: str | Path | None = None) -> Path:
-    """Fetches a trial's SAE; to a temporary folder unless told where."""
-    target = Path(directory) if directory is not None else Path(tempfile.mkdtemp(prefix="gsae-"))
-    target.mkdir(parents=True, exist_ok=True)
+def download_sae(client: MlflowClient, run_id: str, directory: str | Path) -> Path:
+    """Fetches a trial's SAE to a folder in `directory`."""
     uri = client.tracking_uri
-    mlflow.artifacts.download_artifacts(run_id=run_id, artifact_path="sae", dst_path=str(target), tracking_uri=uri)
-    return target / "sae"
+    mlflow.artifacts.download_artifacts(run_id=run_id, artifact_path="sae", dst_path=str(directory), tracking_uri=uri)
+    return Path(directory) / "sae"

@@ -7,10 +7,11 @@ from typing import Any
 
 import ray
 from ray.actor import ActorHandle
+from ray.util.placement_group import placement_group
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from gsae_ray.activations.producer import Array, Producer, ProducerSpec, SiteStatistics
 from gsae_ray.activations.store import ActivationStore, ProducerDied, Ref
-from gsae_ray.errors import UserError
 
 
 class ProducerShell:
@@ -62,7 +63,7 @@ class StoreShell(ActivationStore):
     def __init__(self, producers: Sequence[ActorHandle[Any]], spec: ProducerSpec, *args: Any) -> None:
         super().__init__(spec.layout, [RayProducerClient(actor, spec) for actor in producers], *args)
 
-    async def evaluate(self, site: str, cfg: str, weights: list[Ref]) -> dict[str, float]:  # type: ignore[override]
+    async def evaluate(self, site: str, cfg: str, weights: list[Ref]) -> dict[str, float]:
         # In a list, so that Ray does not fetch the weights to the store on the way.
         return await super().evaluate(site, cfg, weights[0])
 
@@ -96,19 +97,20 @@ class StoreSource:
 
 
 def start_producers(count: int, gpus: float, spec: ProducerSpec) -> list[ActorHandle[Any]]:
-    """Producers that are up, with the model loaded. They take no CPU slot on a machine without GPUs: trials need it.
+    """Producers that are up, with the model loaded.
 
-    Raises:
-        UserError: the cluster lacks the GPUs.
+    With GPUs they sit in a placement group of their own, so that one that restarts finds its GPU free. Without, they
+    take no CPU slot: trials need those.
     """
-    available = ray.cluster_resources().get("GPU", 0)
-    if gpus * count > available:
-        raise UserError(
-            f"producers.gpus: {count} producers with {gpus:g} GPUs each, but the cluster has {available:g} GPUs"
-        )
-    actor = ray.remote(ProducerShell).options(
-        num_cpus=0, num_gpus=gpus, max_restarts=-1, max_task_retries=0, scheduling_strategy="SPREAD"
-    )
+    options: dict[str, Any] = {"num_cpus": 0, "max_restarts": -1, "max_task_retries": 0}
+    if gpus:
+        group = placement_group([{"GPU": gpus}] * count, strategy="SPREAD")
+        ray.get(group.ready())
+        placement = PlacementGroupSchedulingStrategy(placement_group=group)
+        options |= {"num_gpus": gpus, "scheduling_strategy": placement}
+    else:
+        options["scheduling_strategy"] = "SPREAD"
+    actor = ray.remote(ProducerShell).options(**options)
     producers = [actor.remote(spec) for _ in range(count)]
     ray.get([producer.ready.remote() for producer in producers])
     return producers

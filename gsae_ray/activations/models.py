@@ -5,13 +5,14 @@ from __future__ import annotations
 import contextlib
 import logging
 from collections.abc import Iterator
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
+from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import cached_file
 
 from gsae_ray.builtin import MODEL_DIR
 from gsae_ray.errors import UserError
@@ -21,9 +22,9 @@ from gsae_ray.sweep import ModelSettings
 
 def _source(model: ModelSettings) -> dict[str, Any]:
     """Arguments that every `from_pretrained` of this model takes."""
-    where = str(MODEL_DIR) if model.name == "builtin" else model.name
+    directory = MODEL_DIR if model.name == "builtin" else Path(model.name).expanduser()
     return {
-        "pretrained_model_name_or_path": where,
+        "pretrained_model_name_or_path": str(directory) if directory.is_dir() else model.name,
         "revision": model.revision or "main",
         "trust_remote_code": model.trust_remote_code,
     }
@@ -34,22 +35,21 @@ def _explained(model: ModelSettings, what: str) -> Iterator[None]:
     """Turns the hub's many exceptions into one line."""
     transformers.utils.logging.disable_progress_bar()
     hub_log = logging.getLogger("huggingface_hub")
-    level = hub_log.level
+    level, verbosity = hub_log.level, transformers.utils.logging.get_verbosity()
     hub_log.setLevel(logging.ERROR)
+    transformers.utils.logging.set_verbosity_error()  # reports of many lines on weights that do not fit
     try:
         yield
     except UserError:
         raise
-    except (OSError, ValueError, ImportError, KeyError) as error:
-        path = Path(model.name).expanduser()
-        if path.is_dir():
-            reason = str(error).strip().splitlines()[0]
-            raise UserError(f"model.name: the {what} in {model.name!r} cannot be loaded: {reason}") from error
-        if path.is_absolute() or model.name.startswith("."):
-            raise UserError(f"model.name: there is no directory {model.name!r}") from error
-        text = str(error)
+    except (OSError, ValueError, ImportError, KeyError, RuntimeError, SafetensorError) as error:
+        path, text = Path(model.name).expanduser(), " ".join(str(error).split())
         if "trust_remote_code" in text:
             reason = "it needs its own code; set model.trust_remote_code: true if you trust it"
+        elif path.is_dir() or model.name == "builtin":
+            reason = text[:300] or type(error).__name__
+        elif path.is_absolute() or model.name.startswith("."):
+            raise UserError(f"model.name: there is no directory {model.name!r}") from error
         elif "gated repo" in text or "401" in text or "403" in text:
             reason = "it is gated or private; accept its licence on the hub and set HF_TOKEN"
         else:
@@ -57,6 +57,7 @@ def _explained(model: ModelSettings, what: str) -> Iterator[None]:
         raise UserError(f"model.name: cannot load the {what} of {model.name!r}: {reason}") from error
     finally:
         hub_log.setLevel(level)
+        transformers.utils.logging.set_verbosity(verbosity)
 
 
 def load_config(model: ModelSettings) -> transformers.PretrainedConfig:
@@ -85,16 +86,18 @@ def load_tokenizer(model: ModelSettings) -> PreTrainedTokenizerBase:
 def load_model(model: ModelSettings, device: torch.device | str = "cpu") -> PreTrainedModel:
     """The model with its weights, in evaluation mode, straight to `device` in `model.dtype`."""
     with _explained(model, "weights"):
-        loaded = AutoModelForCausalLM.from_pretrained(
+        loaded, report = AutoModelForCausalLM.from_pretrained(
             **_source(model),
             dtype=getattr(torch, model.dtype),
             attn_implementation=model.attn_implementation,
             use_safetensors=True,
+            output_loading_info=True,
         )
+        if report["missing_keys"]:
+            raise ValueError(f"{sorted(report['missing_keys'])[0]} is not in the checkpoint")
     return loaded.to(device).eval().requires_grad_(False)
 
 
-@cache
 def _content_hash(directory: Path) -> str:
     files = sorted(p for p in directory.iterdir() if p.suffix in (".json", ".safetensors", ".model", ".txt"))
     return digest([[path.name, file_hash(path)] for path in files if path.name != "card.json"])
@@ -106,6 +109,7 @@ def model_fingerprint(model: ModelSettings) -> str:
     if where.is_dir():
         identity = _content_hash(where)
     else:
-        commit = getattr(load_config(model), "_commit_hash", None)
-        identity = f"{model.name}@{commit or model.revision or 'main'}"
+        with _explained(model, "configuration"):
+            path = cached_file(model.name, "config.json", revision=model.revision or "main")
+        identity = f"{model.name}@{Path(path).parent.name}"  # snapshots/{commit}/config.json
     return digest([identity, model.dtype, model.attn_implementation])

@@ -130,12 +130,17 @@ def locate(model: nn.Module, site: Site) -> tuple[nn.Module, IO]:
     """
     if site.layer is None:
         path, _, io = site.name.rpartition(":")
+        if not path or io not in ("input", "output"):
+            raise UserError(
+                f"sites: {site.name!r} is neither a point of a layer (blocks.0.{POINTS['resid_post']}) nor a module "
+                "with its side (model.layers.0.mlp:output)"
+            )
         module = _submodule(model, path)
         if module is None:
-            paths = [name for name, _ in model.named_modules() if name.count(".") == path.count(".")]
+            paths = [name for name, _ in model.named_modules() if name and name.count(".") == path.count(".")]
             raise UserError(f"sites.modules: no module {path!r} in this model; {suggest(path, paths[:40])}")
         return module, "input" if io == "input" else "output"
-    model_type = model.config.model_type  # type: ignore[union-attr]
+    model_type = str(model.config.model_type)  # type: ignore[union-attr]
     if model_type not in FAMILIES:
         raise UserError(
             f"sites.points: the points of model family {model_type!r} are not known; "
@@ -228,10 +233,10 @@ def site_widths(model: nn.Module, sites: Sequence[Site]) -> dict[Site, int]:
     widths = {}
     # With a cache transformers skips a look at the data for packed sequences, which the meta device has not.
     for site, x_BTn in capture(model, tokens, sites, use_cache=True).items():
-        if x_BTn.shape[:2] != tokens.shape or x_BTn.dim() != 3:
+        if not isinstance(x_BTn, Tensor) or x_BTn.dim() != 3 or x_BTn.shape[:2] != tokens.shape:
+            carried = list(x_BTn.shape) if isinstance(x_BTn, Tensor) else type(x_BTn).__name__
             raise UserError(
-                f"sites: {site.name} carries {list(x_BTn.shape)} for tokens [1, 2]; "
-                "a site needs [batch, position, width]"
+                f"sites: {site.name} carries {carried} for tokens [1, 2]; a site needs [batch, position, width]"
             )
         widths[site] = x_BTn.shape[2]
     return widths

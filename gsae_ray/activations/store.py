@@ -3,10 +3,10 @@ it holds opaque references to chunks.
 
 Policy (DESIGN: one forward, bounded):
 - a block is produced once, for every site that an unfinished trial needs it at, and kept while the budget allows;
-- the blocks that live trials read are never evicted; beyond the budget the *highest* other block goes, so that a
-  prefix stays for trials that start late;
-- what does not fit waits, slowest trial first. A trial that waits holds no block, one that holds a block never
-  waits, so some trial can always go on.
+- the blocks that trials read, and their next ones, are never evicted; beyond the budget the *highest* block that no
+  running trial will read goes, so that a prefix stays for trials that start late;
+- what does not fit waits, slowest trial first; for it blocks above may go, for a faster one none that is unread. A
+  trial that waits holds no block, one that holds a block never waits, so some trial can always go on.
 """
 
 from __future__ import annotations
@@ -156,6 +156,11 @@ class ActivationStore:
             reader.block, reader.finished = None, finished
             self._advance()
 
+    async def abandon(self, trial: str) -> None:
+        """The trial will not come back."""
+        if trial in self._readers:
+            await self.release(trial, self._readers[trial].attempt, finished=True)
+
     async def evaluate(self, site: str, cfg: str, weights: Ref) -> dict[str, float]:
         """Metrics of an SAE, from any producer."""
         future: asyncio.Future[dict[str, float]] = asyncio.get_running_loop().create_future()
@@ -215,7 +220,7 @@ class ActivationStore:
 
     def _advance(self) -> None:
         """Gives idle producers work: blocks that are waited for, then evaluations, then blocks ahead."""
-        for block, waited in self._wanted():
+        for block, waited in self._wanted() if self._error is None else ():  # a failed production would fail again
             if not waited:
                 self._start_evaluations()
             if not self._idle:
@@ -225,7 +230,7 @@ class ActivationStore:
             if held is not None and (held.refs is None or set(sites) <= set(held.sites)):
                 continue
             nbytes = self.layout.nbytes(block, sites)
-            if self._make_room(block, nbytes, waited):
+            if self._make_room(block, nbytes):
                 self._blocks[block] = _Block(sites, nbytes)
                 self._peak_bytes = max(self._peak_bytes, self._bytes)
                 self._spawn(self._produce(self._idle.pop(0), block, sites))
@@ -236,13 +241,30 @@ class ActivationStore:
             future, request = self._evaluations.pop(0)
             self._spawn(self._evaluate(self._idle.pop(0), future, request))
 
-    def _make_room(self, block: int, nbytes: int, waited: bool) -> bool:
-        """Evicts the highest blocks that no running trial reads, until `nbytes` fit; False where they cannot."""
-        in_use = {r.block for r in self._readers.values() if r.block is not None}
-        evictable = sorted(b for b, held in self._blocks.items() if b not in in_use and held.refs is not None)
-        if not waited:
-            # Looking ahead must not push out what another trial will read next.
-            evictable = [b for b in evictable if b - 1 not in in_use]
+    def _in_use(self) -> set[int]:
+        """The blocks that trials read or wait for; of those that read, the next one too.
+
+        Not of those that wait: if all waited, what they will need after could fill the budget for ever.
+        """
+        running = [r for r in self._readers.values() if r.block is not None]
+        reading = [r.block for r in running if r.block is not None and self._refs(r.block, r.spec.site) is not None]
+        return {r.block for r in running if r.block is not None} | {block + 1 for block in reading}
+
+    def _to_be_read(self, block: int) -> bool:
+        """Whether a running trial has not read `block` yet."""
+        start = self.layout.starts[block]
+        return any(r.block is not None and r.block <= block and r.spec.rows > start for r in self._readers.values())
+
+    def _make_room(self, block: int, nbytes: int) -> bool:
+        """Evicts blocks until `nbytes` fit; False where they cannot.
+
+        First those that no running trial will read, the highest first, so that a prefix stays for late trials; then
+        those above `block`, the highest first. Never one below it that is still to be read: the fastest trial waits.
+        """
+        in_use = self._in_use()
+        ready = [b for b, held in self._blocks.items() if b not in in_use and held.refs is not None]
+        unread = sorted(b for b in ready if self._to_be_read(b) and b > block)
+        evictable = unread + sorted(b for b in ready if not self._to_be_read(b))  # taken from the end
         free = self.budget_bytes - self._bytes + (self._blocks[block].nbytes if block in self._blocks else 0)
         chosen = []
         while free < nbytes and evictable:
@@ -294,18 +316,21 @@ class ActivationStore:
     async def _call(self, producer: ProducerClient, method: str, *args: Any) -> Any:
         """Calls a producer, again and again while its process comes back, until the deadline."""
         deadline = time.monotonic() + self.timeout_s
-        while True:
+        reason = "no answer"
+        while (left := deadline - time.monotonic()) > 0:
             try:
-                return await asyncio.wait_for(getattr(producer, method)(*args), deadline - time.monotonic())
-            except (ProducerDied, asyncio.TimeoutError) as error:
-                if time.monotonic() >= deadline:
-                    raise ProductionError(
-                        f"{method} took a producer more than producers.timeout_s = {self.timeout_s:g} s "
-                        f"({error or 'no answer'}); finished work is kept: run the same command again to go on"
-                    ) from error
-                await asyncio.sleep(0.2)
+                return await asyncio.wait_for(getattr(producer, method)(*args), left)
+            except asyncio.TimeoutError:
+                pass
+            except ProducerDied as error:
+                reason = str(error)
             except Exception as error:
                 raise ProductionError(f"{method} failed on a producer: {_last_line(error)}") from error
+            await asyncio.sleep(0.2)
+        raise ProductionError(
+            f"{method} took a producer more than producers.timeout_s = {self.timeout_s:g} s ({reason}); finished work "
+            "is kept: run the same command again to go on"
+        )
 
 
 def _last_line(error: BaseException) -> str:

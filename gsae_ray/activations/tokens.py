@@ -27,7 +27,7 @@ from transformers import PreTrainedTokenizerBase
 from gsae_ray.activations.models import load_tokenizer
 from gsae_ray.builtin import TEXT_FILES
 from gsae_ray.errors import DataEndedError, UserError, suggest
-from gsae_ray.files import digest, file_hash
+from gsae_ray.files import digest, file_hash, read_json
 from gsae_ray.sweep import DatasetSettings, Sweep
 
 TOKENIZE_BATCH = 64  # documents; small enough that little is read beyond what is needed
@@ -100,7 +100,9 @@ def _local_files(name: str) -> list[Path]:
 LOCAL_FORMATS = {".txt": "text", ".jsonl": "json", ".json": "json", ".parquet": "parquet"}
 
 
-def load_documents(dataset: DatasetSettings, split: str) -> datasets.Dataset | datasets.IterableDataset:
+def load_documents(
+    dataset: DatasetSettings, split: str, key: str = "dataset.split"
+) -> datasets.Dataset | datasets.IterableDataset:
     """The documents of a split, in the data set's own order.
 
     Raises:
@@ -109,7 +111,7 @@ def load_documents(dataset: DatasetSettings, split: str) -> datasets.Dataset | d
     datasets.disable_progress_bars()
     if dataset.name == "builtin":
         if split not in TEXT_FILES:
-            raise UserError(f"dataset.split: the built-in text has no split {split!r}; {suggest(split, TEXT_FILES)}")
+            raise UserError(f"{key}: the built-in text has no split {split!r}; {suggest(split, TEXT_FILES)}")
         return _load_files("parquet", [TEXT_FILES[split]])
     looks_local = dataset.name.startswith((".", "/", "~")) or Path(dataset.name).suffix in LOCAL_FORMATS
     files = _local_files(dataset.name)
@@ -120,11 +122,11 @@ def load_documents(dataset: DatasetSettings, split: str) -> datasets.Dataset | d
                 f"dataset.name: {dataset.name!r} should be files of one kind; known: {', '.join(LOCAL_FORMATS)}"
             )
         if split != "train":
-            raise UserError(f"dataset.split: local files have only the split 'train', not {split!r}")
+            raise UserError(f"{key}: local files have only the split 'train', not {split!r}")
         try:
             return _load_files(str(formats.pop()), files)
-        except (datasets.exceptions.DatasetGenerationError, OSError, ValueError) as error:
-            reason = str(error.__cause__ or error).strip().splitlines()[0]
+        except (datasets.exceptions.DatasetGenerationError, OSError, ValueError, StopIteration) as error:
+            reason = (str(error.__cause__ or error).strip() or "it is empty").splitlines()[0]
             raise UserError(f"dataset.name: {dataset.name!r} cannot be read: {reason}") from error
     if looks_local:
         raise UserError(f"dataset.name: no file matches {dataset.name!r} (from {Path.cwd()})")
@@ -138,6 +140,8 @@ def load_documents(dataset: DatasetSettings, split: str) -> datasets.Dataset | d
         )
     except (datasets.exceptions.DatasetsError, OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
+        if "split" in reason:
+            raise UserError(f"{key}: {dataset.name!r} has no split {split!r}: {reason}") from error
         raise UserError(
             f"dataset.name: cannot load {dataset.name!r} (split {split!r}): {reason}; "
             "it may be 'builtin', local files, or a data set of the hub (which needs a network)"
@@ -147,7 +151,9 @@ def load_documents(dataset: DatasetSettings, split: str) -> datasets.Dataset | d
 def _load_files(kind: str, files: list[Path]) -> datasets.Dataset:
     # For plain text one document is one file, not one line.
     options: dict[str, Any] = {"sample_by": "document"} if kind == "text" else {}
-    return datasets.load_dataset(kind, data_files={"train": [str(path) for path in files]}, split="train", **options)
+    # Not load_dataset, which sends a request to count the use of its reader.
+    read = getattr(datasets.Dataset, f"from_{kind}")
+    return read([str(path) for path in files], **options)
 
 
 def _data_fingerprint(dataset: DatasetSettings) -> str:
@@ -173,8 +179,9 @@ class _Documents:
         tokenizer: PreTrainedTokenizerBase,
         split: str,
         keep: Callable[[str | list[int]], bool],
+        key: str,
     ) -> None:
-        self.data = load_documents(dataset, split)
+        self.data = load_documents(dataset, split, key)
         self.column = dataset.tokens_column or dataset.text_column
         self.is_text = dataset.tokens_column is None
         columns = self.data.column_names
@@ -190,13 +197,20 @@ class _Documents:
             examples = iter(self.data.shuffle(seed=seed + number, buffer_size=STREAM_SHUFFLE_BUFFER))
         else:
             # A permutation of indices: `Dataset.shuffle` would write a cache file into the user's home.
-            order = np.random.RandomState([seed, number]).permutation(len(self.data))
+            order = np.random.RandomState([seed & 0xFFFFFFFF, number]).permutation(len(self.data))
             examples = (self.data[int(i)] for i in order)
         end = [] if self.tokenizer.eos_token_id is None else [self.tokenizer.eos_token_id]
-        documents = (e[self.column] for e in examples if e[self.column] and self.keep(e[self.column]))
+        documents = (d for e in examples if (d := self._checked(e[self.column])) and self.keep(d))
         while batch := list(itertools.islice(documents, TOKENIZE_BATCH)):
             ids = self.tokenizer(batch, add_special_tokens=False, verbose=False)["input_ids"] if self.is_text else batch
             yield from ([*document, *end] for document in ids)
+
+    def _checked(self, document: Any) -> Any:
+        first = document[0] if isinstance(document, list) and document else 0
+        if not (document is None or isinstance(document, str if self.is_text else list) and isinstance(first, int)):
+            key, what = ("text_column", "text") if self.is_text else ("tokens_column", "lists of token ids")
+            raise UserError(f"dataset.{key}: the column {self.column!r} holds {str(document)[:40]!r}, not {what}")
+        return document
 
     def passes(self, seed: int, repeat: bool) -> Iterator[list[int]]:
         """One pass, or as many as are drawn from it."""
@@ -242,6 +256,9 @@ def prepare_tokens(sweep: Sweep, directory: Path, report: Progress = lambda what
     block_size = math.ceil(sweep.shuffle_tokens / (model.context_size - 1))  # contexts
     heldout_split = evaluation.split or ("heldout" if dataset.name == "builtin" else None)
 
+    if heldout_split == dataset.split:
+        raise UserError(f"evaluation.split: {heldout_split!r} is what is trained on (dataset.split); hold out another")
+
     def count(tokens_BT: Tensor) -> int:
         return int(kept_mask(tokens_BT, special_ids, dataset.skip_first_position).sum())
 
@@ -251,20 +268,20 @@ def prepare_tokens(sweep: Sweep, directory: Path, report: Progress = lambda what
         "context_size": model.context_size,
         "bos": bos,
         "special_ids": special_ids,
-        "held_out": heldout_split or evaluation.fraction,
-        **dataset.model_dump(include={"text_column", "tokens_column", "skip_first_position"}),
+        "held_out": heldout_split or [dataset.split, evaluation.fraction],
+        **dataset.model_dump(include={"text_column", "tokens_column", "streaming", "skip_first_position"}),
     }
-    train_key = {**common, **dataset.model_dump(include={"split", "seed"}), "block": block_size}
+    train_key = {**common, **dataset.model_dump(include={"split", "seed", "repeat"}), "block": block_size}
     heldout_key = {**common, "tokens": evaluation.tokens}
 
-    def documents(split: str, keep: Callable[[str | list[int]], bool]) -> _Documents:
-        return _Documents(dataset, tokenizer, split, keep)
+    def documents(split: str, keep: Callable[[str | list[int]], bool], key: str) -> _Documents:
+        return _Documents(dataset, tokenizer, split, keep, key)
 
     def make_blocks(target: Path) -> list[int]:
         def keep(document: str | list[int]) -> bool:
             return heldout_split is not None or not held_out_by_hash(document, evaluation.fraction)
 
-        passes = documents(dataset.split, keep).passes(dataset.seed, dataset.repeat)
+        passes = documents(dataset.split, keep, "dataset.split").passes(dataset.seed, dataset.repeat)
         contexts = _contexts(passes, model.context_size, bos)
         rows: list[int] = []
         while sum(rows) < tokens_needed and (block := list(itertools.islice(contexts, block_size))):
@@ -284,7 +301,8 @@ def prepare_tokens(sweep: Sweep, directory: Path, report: Progress = lambda what
             return heldout_split is not None or held_out_by_hash(document, evaluation.fraction)
 
         # Always in the same order: data seeds are compared on the same evaluation.
-        one_pass = documents(heldout_split or dataset.split, keep).one_pass(0, seed=0)
+        key = "evaluation.split" if evaluation.split else "dataset.split"
+        one_pass = documents(heldout_split or dataset.split, keep, key).one_pass(0, seed=0)
         contexts: list[list[int]] = []
         rows = 0
         for context in _contexts(one_pass, model.context_size, bos):
@@ -322,17 +340,21 @@ def prepare_tokens(sweep: Sweep, directory: Path, report: Progress = lambda what
 
 def _prepared(target: Path, needed: int, make: Callable[[Path], list[int]]) -> list[int]:
     """The rows of each block of a finished folder; made in a temporary one, so that there is no half-made one."""
-    manifest = target / "manifest.json"
-    if manifest.exists():
-        rows = json.loads(manifest.read_text())["rows"]
-        if sum(rows) >= needed:
-            return rows
+
+    def finished() -> list[int]:
+        value = read_json(target / "manifest.json")
+        return value["rows"] if value else []
+
+    if sum(rows := finished()) >= needed:
+        return rows
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target.parent, prefix="making-") as temporary:
         made = Path(temporary) / "made"
         made.mkdir()
         rows = make(made)
         (made / "manifest.json").write_text(json.dumps({"rows": rows}))
+        if sum(longer := finished()) >= needed:  # another launch was quicker; its blocks may be in use
+            return longer
         if target.exists():  # shorter: the same blocks, and further ones
             target.rename(Path(temporary) / "old")
         made.rename(target)
@@ -342,7 +364,7 @@ def _prepared(target: Path, needed: int, make: Callable[[Path], list[int]]) -> l
 def _bos(dataset: DatasetSettings, tokenizer: PreTrainedTokenizerBase) -> int | None:
     bos = tokenizer.bos_token_id
     if dataset.prepend_bos is None:
-        return bos if bos is not None and tokenizer("a")["input_ids"][:1] == [bos] else None  # type: ignore[index]
+        return bos if bos is not None and tokenizer("a")["input_ids"][:1] == [bos] else None
     if dataset.prepend_bos and bos is None:
         raise UserError("dataset.prepend_bos: true, but this model's tokenizer has no BOS token")
     return bos if dataset.prepend_bos else None

@@ -8,9 +8,10 @@ twelve, by the hash of its text, is held out: neither the tokenizer nor the mode
 BPE, 4096 entries, trained on the training part. Model: GPT-NeoX (the Pythia architecture), 4 layers, d_model 128,
 trained on contexts of 128 tokens with AdamW.
 
-Result (2026-11-23, 2 cores not all its own, torch 2.13.0): 20 minutes, 2593 + 213 documents, 3.98 M + 0.25 M tokens, held-out
-cross-entropy 2.92 nats a token; `model/card.json` has the figures. On glibc, MALLOC_MMAP_THRESHOLD_=4000000000 and
-MALLOC_TRIM_THRESHOLD_=8000000000 in the environment save a quarter of the time (page faults of the logits).
+Result (2026-11-23, 2 cores not all its own, torch 2.13.0): 20 minutes, 2593 + 213 documents, 3.98 M + 0.25 M tokens,
+held-out cross-entropy 2.92 nats a token; `model/card.json` has the figures. With glibc, these two in the environment
+save a quarter of the time (page faults of the logits): MALLOC_MMAP_THRESHOLD_=4000000000
+MALLOC_TRIM_THRESHOLD_=8000000000
 """
 
 from __future__ import annotations
@@ -58,7 +59,8 @@ def split_documents(text: str) -> Iterator[str]:
 
 def collect_documents(stdlib: Path) -> tuple[list[str], list[str]]:
     """The (training, held-out) documents."""
-    train, held_out = [], []
+    train: list[str] = []
+    held_out: list[str] = []
     for path in sorted(stdlib.rglob("*.py")):
         name = path.relative_to(stdlib)
         if SKIPPED_FOLDERS & set(name.parts) or path.name.startswith(SKIPPED_FILES):

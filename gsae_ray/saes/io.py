@@ -10,6 +10,7 @@ import safetensors
 import safetensors.torch
 
 from gsae_ray.errors import UserError, suggest
+from gsae_ray.files import write_atomically
 from gsae_ray.saes.base import REGISTRY, SAE, SAEConfig
 
 CONFIG_FILE = "cfg.json"
@@ -48,8 +49,8 @@ def save(sae: SAE, directory: str | Path) -> None:
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
     cfg, weights = to_bytes(sae)
-    (directory / CONFIG_FILE).write_text(cfg + "\n", encoding="utf-8")
-    (directory / WEIGHTS_FILE).write_bytes(weights)
+    write_atomically(directory / WEIGHTS_FILE, weights)
+    write_atomically(directory / CONFIG_FILE, (cfg + "\n").encode())
 
 
 def load(directory: str | Path) -> SAE:

@@ -31,7 +31,7 @@ class StandardSAE(SAE):
         return float(self.cfg.hyperparameters["l1_coefficient"])
 
     def encode(self, x_BD: Tensor) -> Tensor:
-        return torch.relu((x_BD - self.b_dec) @ self.W_enc + self.b_enc)
+        return torch.relu(self._pre(x_BD, self.b_enc))
 
     def losses(self, x_BD: Tensor, coefficient: float) -> Losses:
         acts_BF = self.encode(x_BD)

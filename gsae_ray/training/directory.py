@@ -13,6 +13,7 @@ evaluations/{fingerprint}.json   the finished SAE's metrics on the held-out cont
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import time
 from collections.abc import Iterator
@@ -28,6 +29,10 @@ from gsae_ray.saes import SAE
 from gsae_ray.sweep import TrialSpec
 
 KEPT_CHECKPOINTS = 2
+
+Cursor = tuple[int, int]
+"""A place in a file of rows: (inode, byte)."""
+START: Cursor = (0, 0)
 
 
 class TrialDirectory:
@@ -55,16 +60,21 @@ class TrialDirectory:
         newest = read_json(self.path / "attempt.json")
         return 0 if newest is None else int(newest["attempt"])
 
-    def rows(self, offset: int = 0) -> tuple[list[dict[str, Any]], int]:
-        """Whole metric rows from a byte offset on, and the offset after them."""
+    def rows(self, cursor: Cursor = START) -> tuple[list[dict[str, Any]], Cursor]:
+        """Whole metric rows from a cursor on, and the cursor after them.
+
+        A new attempt cuts rows back by replacing the file; a cursor into the old file begins again at the first row.
+        """
         try:
             with (self.path / "metrics.jsonl").open("rb") as file:
+                inode = os.fstat(file.fileno()).st_ino
+                offset = cursor[1] if cursor[0] == inode else 0
                 file.seek(offset)
                 data = file.read()
         except FileNotFoundError:
-            return [], 0
+            return [], START
         whole = data[: data.rfind(b"\n") + 1]
-        return [json.loads(line) for line in whole.splitlines()], offset + len(whole)
+        return [json.loads(line) for line in whole.splitlines()], (inode, offset + len(whole))
 
     def evaluation(self, fingerprint: str) -> dict[str, Any] | None:
         """{"step", "timestamp", "metrics"} of the finished SAE, if it was evaluated on those contexts."""
@@ -82,7 +92,8 @@ class TrialDirectory:
         for checkpoint in reversed(list(self._checkpoints())):
             try:
                 manifest = json.loads((checkpoint / "manifest.json").read_text())
-                if file_hash(checkpoint / "state.safetensors") == manifest["sha256"]:
+                rows_are_there = manifest["metrics_bytes"] <= self._metrics_bytes()
+                if rows_are_there and file_hash(checkpoint / "state.safetensors") == manifest["sha256"]:
                     self._truncate_rows(manifest["metrics_bytes"])
                     return safetensors.torch.load_file(checkpoint / "state.safetensors"), manifest["state"]
             except (OSError, ValueError, KeyError):
@@ -118,11 +129,15 @@ class TrialDirectory:
         with (self.path / "metrics.jsonl").open("a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
 
-    def _truncate_rows(self, size: int) -> None:
+    def _metrics_bytes(self) -> int:
         path = self.path / "metrics.jsonl"
-        if path.exists():
-            with path.open("r+b") as file:
-                file.truncate(size)
+        return path.stat().st_size if path.exists() else 0
+
+    def _truncate_rows(self, size: int) -> None:
+        self._check_attempt()
+        path = self.path / "metrics.jsonl"
+        if self._metrics_bytes() > size:
+            write_atomically(path, path.read_bytes()[:size])
 
     def checkpoint(self, tokens: int, tensors: dict[str, Tensor], state: dict[str, Any]) -> None:
         """Saves a training state; older ones than the last two go."""
@@ -131,11 +146,10 @@ class TrialDirectory:
         shutil.rmtree(target, ignore_errors=True)
         target.mkdir(parents=True)
         write_atomically(target / "state.safetensors", safetensors.torch.save(tensors))
-        metrics = self.path / "metrics.jsonl"
         manifest = {
             "sha256": file_hash(target / "state.safetensors"),
             "state": state,
-            "metrics_bytes": metrics.stat().st_size if metrics.exists() else 0,
+            "metrics_bytes": self._metrics_bytes(),
         }
         write_json(target / "manifest.json", manifest)
         for old in list(self._checkpoints())[:-KEPT_CHECKPOINTS]:

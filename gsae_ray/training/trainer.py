@@ -47,6 +47,7 @@ class Trainer:
         self.optimiser = torch.optim.Adam(
             self.sae.parameters(), lr=self.settings.lr, betas=self.settings.adam_betas, fused=True
         )
+        self._rates: dict[str, float] = {}
         self._reset_means()
 
     @property
@@ -99,13 +100,13 @@ class Trainer:
         self._active_F += (losses.acts_BF > 0).sum(0)
         self._rows += len(x_BD)
         self._steps += 1
-        self._last = {"lr": lr, "sparsity_coefficient": coefficient}
+        self._rates = {"lr": lr, "sparsity_coefficient": coefficient}
 
     def _reset_means(self) -> None:
         self._sums = torch.zeros(4, dtype=torch.float64, device=self.device)
         self._active_F = torch.zeros(self.trial.d_sae, dtype=torch.int64, device=self.device)
         self._rows = self._steps = 0
-        self._last: dict[str, float] = {}
+        self._rates = {}
 
     def _take_means(self) -> dict[str, float]:
         """Means since the last call, in the units of scaled activations. dead_fraction: silent in this interval."""
@@ -113,7 +114,7 @@ class Trainer:
         metrics = dict(zip(names, (self._sums / self._steps).tolist(), strict=True))
         metrics["l0"] = self._active_F.sum().item() / self._rows
         metrics["dead_fraction"] = (self._active_F == 0).double().mean().item()
-        metrics |= {**self._last, "rows": float(self._rows)}
+        metrics |= {**self._rates, "rows": float(self._rows)}
         self._reset_means()
         return metrics
 

@@ -1,0 +1,553 @@
+"""The store's promises, kept on one event loop: producers and trials are coroutines, and time is turns of the loop."""
+
+from __future__ import annotations
+
+import asyncio
+import weakref
+from collections import Counter
+from collections.abc import Coroutine, Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from gsae_ray.activations.layout import Layout
+from gsae_ray.activations.producer import SiteStatistics
+from gsae_ray.activations.store import ActivationStore, ProducerDied, ReaderSpec
+from gsae_ray.errors import ProductionError, StaleAttemptError
+
+WIDTHS = {"left": 3, "right": 2}
+TIMEOUT_S = 20.0
+METRICS = {"l0": 7.0}
+
+
+def layout_of(*rows: int, chunk_rows: int = 4) -> Layout:
+    return Layout(rows, WIDTHS, "float32", chunk_bytes=chunk_rows * 12)
+
+
+def rows_of(layout: Layout, block: int, site: str) -> np.ndarray[Any, Any]:
+    """What every producer makes of a block at a site."""
+    shape = layout.rows[block], layout.widths[site]
+    return np.arange(np.prod(shape), dtype=np.float32).reshape(shape) + 1000 * block + 100_000 * len(site)
+
+
+def stream_of(layout: Layout, site: str, rows: int) -> np.ndarray[Any, Any]:
+    return np.concatenate([rows_of(layout, block, site) for block in range(len(layout.rows))])[:rows]
+
+
+async def turns(count: int) -> None:
+    for _ in range(count):
+        await asyncio.sleep(0)
+
+
+class ArrayProducer:
+    """Makes `rows_of` in a number of turns; counts what it makes and the bytes of it that are alive."""
+
+    produced: Counter[int]
+    live_bytes: list[int]
+
+    def __init__(self, layout: Layout, slowness: int = 1, share: ArrayProducer | None = None) -> None:
+        self.layout, self.slowness = layout, slowness
+        self.produced = share.produced if share else Counter()
+        self.live_bytes = share.live_bytes if share else [0, 0]  # now, peak
+        self.evaluated: list[tuple[str, str, Any]] = []
+
+    def _alive(self, nbytes: int) -> None:
+        self.live_bytes[0] += nbytes
+        self.live_bytes[1] = max(self.live_bytes)
+
+    async def produce(self, block: int, sites: Sequence[str]) -> tuple[dict[str, SiteStatistics], list[Any]]:
+        self.produced[block] += 1
+        self._alive(self.layout.nbytes(block, tuple(sites)))
+        await turns(self.slowness)
+        chunks, statistics = [], {}
+        for site in sites:
+            x_Rn = rows_of(self.layout, block, site)
+            if block == 0:
+                statistics[site] = SiteStatistics(x_Rn.mean(0), float((x_Rn**2).sum(1).mean()))
+            for start, end in self.layout.chunks(block, site):
+                chunks.append(x_Rn[start:end].copy())
+                weakref.finalize(chunks[-1], self._alive, -chunks[-1].nbytes)
+        return statistics, chunks
+
+    async def evaluate(self, site: str, cfg: str, weights: Any) -> dict[str, float]:
+        await turns(self.slowness)
+        self.evaluated.append((site, cfg, weights))
+        return METRICS
+
+
+def producers_of(layout: Layout, count: int = 1, slowness: int = 1) -> list[ArrayProducer]:
+    first = ArrayProducer(layout, slowness)
+    return [first, *(ArrayProducer(layout, slowness, share=first) for _ in range(count - 1))]
+
+
+def total_bytes(layout: Layout) -> int:
+    return sum(layout.nbytes(block, tuple(WIDTHS)) for block in range(len(layout.rows)))
+
+
+class Store(ActivationStore):
+    """With room for everything unless told otherwise."""
+
+    def __init__(
+        self,
+        layout: Layout,
+        producers: Sequence[Any],
+        readers: dict[str, ReaderSpec],
+        budget: int | None = None,
+        timeout_s: float = TIMEOUT_S,
+    ) -> None:
+        super().__init__(layout, producers, readers, total_bytes(layout) if budget is None else budget, timeout_s)
+        self.specs = readers
+
+
+async def train(
+    store: Store, name: str, slowness: int = 0, attempt: int = 1, start: int = 0, end: int | None = None
+) -> None:
+    """A trial: reads its rows from block `start` on, `slowness` turns a block, and checks every one of them."""
+    layout, spec = store.layout, store.specs[name]
+    statistics = await store.attach(name, attempt)
+    np.testing.assert_array_equal(statistics.mean, rows_of(layout, 0, spec.site).mean(0))
+    for block in range(start, layout.blocks_for(spec.rows) if end is None else end):
+        chunks = await store.lease(name, attempt, block)
+        assert [len(chunk) for chunk in chunks] == [b - a for a, b in layout.chunks(block, spec.site)]
+        np.testing.assert_array_equal(np.concatenate(chunks), rows_of(layout, block, spec.site))
+        del chunks
+        await turns(slowness)
+    if end is None:
+        await store.release(name, attempt, finished=True)
+
+
+def play(work: Coroutine[Any, Any, Any]) -> Any:
+    """Runs to the end; a deadlock is an error after a while."""
+    return asyncio.run(asyncio.wait_for(work, TIMEOUT_S))
+
+
+def readers_of(layout: Layout, count: int, rows: int | None = None) -> dict[str, ReaderSpec]:
+    """Trials t0, t1, … at alternating sites."""
+    return {f"t{i}": ReaderSpec(list(WIDTHS)[i % 2], rows or layout.starts[-1]) for i in range(count)}
+
+
+# ---- one forward ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_every_block_is_produced_once_for_all_trials_and_sites_late_ones_too(count: int) -> None:
+    layout = layout_of(10, 7, 9, 4, 8)
+    readers = readers_of(layout, 6) | {"short": ReaderSpec("left", 12)}
+    producers = producers_of(layout, count, slowness=3)
+
+    async def work() -> Store:
+        store = Store(layout, producers, readers)
+        await asyncio.gather(*(train(store, name, i) for i, name in enumerate(["t0", "t1", "t2", "short"])))
+        held = store.counters().blocks_held
+        await asyncio.gather(*(train(store, name) for name in ["t3", "t4", "t5"]))
+        assert held == len(layout.rows)
+        return store
+
+    counters = play(work()).counters()
+    assert producers[0].produced == dict.fromkeys(range(5), 1)
+    assert counters.forward_ratio == 1.0
+    assert counters.rows_produced == counters.rows_distinct == 38
+    assert counters.peak_bytes == total_bytes(layout) == producers[0].live_bytes[1]
+
+
+def test_all_producers_work_at_the_same_time() -> None:
+    layout = layout_of(*[4] * 12)
+    busy: list[int] = [0, 0]
+
+    class Watched(ArrayProducer):
+        async def produce(self, block: int, sites: Sequence[str]) -> Any:
+            busy[0] += 1
+            busy[1] = max(busy)
+            result = await super().produce(block, sites)
+            busy[0] -= 1
+            return result
+
+    readers = readers_of(layout, 4)
+    store = Store(layout, [Watched(layout, 20) for _ in range(3)], readers)
+
+    async def work() -> None:
+        await asyncio.gather(*(train(store, name, 10 * i, start=2 * i) for i, name in enumerate(readers)))
+
+    play(work())
+    assert busy[1] == 3
+    assert store.counters().forward_ratio == 1.0
+
+
+def test_a_block_is_made_only_at_the_sites_that_a_trial_reaches_there() -> None:
+    layout = layout_of(8, 8, 8)
+    sites: dict[int, tuple[str, ...]] = {}
+
+    class Watched(ArrayProducer):
+        async def produce(self, block: int, at: Sequence[str]) -> Any:
+            sites[block] = tuple(at)
+            return await super().produce(block, at)
+
+    readers = {"long": ReaderSpec("left", 17), "short": ReaderSpec("right", 16)}
+
+    async def work() -> None:
+        store = Store(layout, [Watched(layout)], readers)
+        await asyncio.gather(*(train(store, name) for name in readers))
+
+    play(work())
+    assert sites == {0: ("left", "right"), 1: ("left", "right"), 2: ("left",)}
+
+
+def test_statistics_come_from_block_0_wherever_an_attempt_starts() -> None:
+    layout = layout_of(6, 5, 4)
+    producers = producers_of(layout)
+
+    async def work() -> Store:
+        store = Store(layout, producers, readers_of(layout, 2))
+        x_Rn = rows_of(layout, 0, "right")
+        statistics = await store.attach("t1", 1)
+        np.testing.assert_array_equal(statistics.mean, x_Rn.mean(0))
+        assert statistics.mean_square_norm == pytest.approx((x_Rn**2).sum(1).mean())
+        await train(store, "t0", start=2)  # a resumed trial: block 0 for the statistics only, `train` checks them
+        await train(store, "t1", start=1, attempt=2)
+        return store
+
+    assert play(work()).counters().forward_ratio == 1.0
+    assert producers[0].produced[0] == 1
+
+
+# ---- bounded --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("blocks", [1, 2, 3, 7])
+def test_bytes_held_and_in_production_stay_within_the_budget_with_a_fast_and_a_slow_trial(blocks: int) -> None:
+    layout = layout_of(*[6] * 12)
+    budget = blocks * layout.nbytes(0, tuple(WIDTHS))
+    producers = producers_of(layout, 2)
+
+    async def work() -> Store:
+        store = Store(layout, producers, readers_of(layout, 2), budget)
+        await asyncio.gather(train(store, "t0", 3), train(store, "t1", 30))
+        return store
+
+    assert play(work()).counters().peak_bytes <= budget
+    assert producers[0].live_bytes[1] <= budget, "bytes that are really alive, as the producers count them"
+
+
+@settings(max_examples=200, deadline=None)
+@given(data=st.data())
+def test_a_sweep_within_any_budget_of_a_block_or_more_finishes_with_the_right_rows(data: st.DataObject) -> None:
+    sizes = data.draw(st.lists(st.integers(1, 9), min_size=1, max_size=7), label="rows of each block")
+    layout = layout_of(*sizes)
+    largest = max(layout.nbytes(block, tuple(WIDTHS)) for block in range(len(sizes)))
+    budget = data.draw(st.integers(largest, total_bytes(layout)), label="budget")
+    trial = st.tuples(
+        st.sampled_from(list(WIDTHS)),
+        st.integers(1, sum(sizes)),  # rows
+        st.sampled_from([0, 1, 3, 30]),  # turns a block
+        st.sampled_from([0, 0, 5, 60]),  # turns until it starts
+    )
+    trials = data.draw(st.lists(trial, min_size=1, max_size=6), label="trials")
+    producers = producers_of(layout, data.draw(st.integers(1, 3), label="producers"), data.draw(st.integers(0, 4)))
+    readers = {f"t{i}": ReaderSpec(site, rows) for i, (site, rows, _, _) in enumerate(trials)}
+
+    async def late(store: Store, name: str, slowness: int, after: int) -> None:
+        await turns(after)
+        await train(store, name, slowness)
+
+    async def work() -> Store:
+        store = Store(layout, producers, readers, budget)
+        await asyncio.gather(*(late(store, f"t{i}", *pace) for i, (_, _, *pace) in enumerate(trials)))
+        return store
+
+    counters = play(work()).counters()
+    assert counters.peak_bytes <= budget
+    assert producers[0].live_bytes[1] <= budget
+    assert counters.rows_distinct == layout.starts[layout.blocks_for(max(r.rows for r in readers.values()))]
+    if budget == total_bytes(layout):
+        assert counters.forward_ratio == 1.0
+
+
+@pytest.mark.parametrize("blocks", [5, 10, 15])
+def test_over_budget_two_waves_cost_one_minus_budget_over_total_more(blocks: int) -> None:
+    layout = layout_of(*[4] * 20)
+    producers = producers_of(layout)
+    readers = readers_of(layout, 8)
+
+    async def work() -> Store:
+        store = Store(layout, producers, readers, blocks * layout.nbytes(0, tuple(WIDTHS)))
+        for wave in (list(readers)[:4], list(readers)[4:]):
+            await asyncio.gather(*(train(store, name) for name in wave))
+        return store
+
+    # A block in use and the one ahead take room from the prefix: 2 of 20.
+    ratio = play(work()).counters().forward_ratio
+    assert 1 + (1 - blocks / 20) - 1e-9 <= ratio <= 1 + (1 - blocks / 20) + 2 / 20 + 1e-9
+
+
+def test_over_budget_a_prefix_stays_and_the_second_wave_costs_what_did_not_fit() -> None:
+    layout = layout_of(*[5] * 10)
+    producers = producers_of(layout)
+
+    async def work() -> None:
+        store = Store(layout, producers, readers_of(layout, 2), 6 * layout.nbytes(0, tuple(WIDTHS)))
+        await train(store, "t0")
+        await train(store, "t1")
+
+    play(work())
+    times = [producers[0].produced[block] for block in range(10)]
+    assert times[:4] == [1, 1, 1, 1]
+    assert sum(times) == 10 + (10 - 6)
+
+
+def test_a_late_trial_whose_blocks_do_not_fit_waits_and_then_goes_on() -> None:
+    layout = layout_of(*[4] * 6)
+
+    async def work() -> None:
+        store = Store(layout, producers_of(layout), readers_of(layout, 2), layout.nbytes(0, tuple(WIDTHS)))
+        await store.attach("t1", 1)
+        await train(store, "t0", end=5)  # holds block 4
+        late = asyncio.ensure_future(train(store, "t1"))
+        await turns(200)
+        assert not late.done()
+        assert store.counters().blocks_held == 1
+        await store.release("t0", 1, finished=False)
+        await late
+        await train(store, "t0", attempt=2, start=4)
+
+    play(work())
+
+
+def test_a_trial_that_stops_for_now_lets_its_block_go_and_comes_back() -> None:
+    layout = layout_of(*[4] * 4)
+    producers = producers_of(layout)
+
+    async def work() -> None:
+        store = Store(layout, producers, readers_of(layout, 2), layout.nbytes(0, tuple(WIDTHS)))
+        await train(store, "t0", end=3)
+        await store.release("t0", 1, finished=False)
+        await train(store, "t1")
+        await train(store, "t0", attempt=2, start=2)
+
+    play(work())
+
+
+# ---- faults ---------------------------------------------------------------------------------------------------------
+
+
+class Failing(ArrayProducer):
+    """Does `fault` in calls `faulty` of one method."""
+
+    def __init__(self, layout: Layout, method: str, fault: Any, faulty: range = range(10**9)) -> None:
+        super().__init__(layout)
+        self.method, self.fault, self.faulty = method, fault, faulty
+        self.calls = 0
+
+    async def _maybe(self, method: str) -> None:
+        if method == self.method:
+            self.calls += 1
+            if self.calls - 1 in self.faulty:
+                await self.fault()
+
+    async def produce(self, block: int, sites: Sequence[str]) -> Any:
+        await self._maybe("produce")
+        return await super().produce(block, sites)
+
+    async def evaluate(self, site: str, cfg: str, weights: Any) -> dict[str, float]:
+        await self._maybe("evaluate")
+        return await super().evaluate(site, cfg, weights)
+
+
+async def die() -> None:
+    raise ProducerDied("its process died")
+
+
+async def hang() -> None:
+    await asyncio.Event().wait()
+
+
+async def out_of_memory() -> None:
+    raise RuntimeError("a long traceback\nCUDA out of memory")
+
+
+def test_a_producer_that_died_is_asked_again_and_the_rows_are_right() -> None:
+    layout = layout_of(5, 6, 7)
+    flaky = Failing(layout, "produce", die, range(1, 3))
+
+    async def work() -> Store:
+        store = Store(layout, [flaky], readers_of(layout, 2))
+        await asyncio.gather(train(store, "t0"), train(store, "t1"))
+        return store
+
+    assert play(work()).counters().forward_ratio == 1.0, "a production that was lost is not a completed one"
+    assert flaky.calls == 5
+
+
+def test_an_evaluation_whose_producer_died_is_asked_again() -> None:
+    layout = layout_of(5)
+    flaky = Failing(layout, "evaluate", die, range(1))
+    assert play(Store(layout, [flaky], {}).evaluate("left", "cfg", "weights")) == METRICS
+    assert flaky.calls == 2
+
+
+@pytest.mark.parametrize(
+    ("fault", "reason"),
+    [
+        (hang, r"producers\.timeout_s = 0\.3 s .*no answer"),
+        (die, r"producers\.timeout_s = 0\.3 s .*its process died"),
+        (out_of_memory, "produce failed on a producer: CUDA out of memory"),
+    ],
+)
+def test_a_producer_that_hangs_dies_or_raises_is_one_clear_error_for_every_waiting_trial(
+    fault: Any, reason: str
+) -> None:
+    layout = layout_of(5, 6, 7)
+    failing = Failing(layout, "produce", fault, range(1, 10**9))
+
+    async def work() -> list[Any]:
+        store = Store(layout, [failing], readers_of(layout, 4), timeout_s=0.3)
+        return await asyncio.gather(*(train(store, f"t{i}") for i in range(4)), return_exceptions=True)
+
+    errors = play(work())
+    assert [type(error) for error in errors] == [ProductionError] * 4
+    for error in errors:
+        with pytest.raises(ProductionError, match=reason):
+            raise error
+        assert "\n" not in str(error)
+
+
+def test_after_an_error_blocks_that_are_held_are_served_and_the_producer_is_not_called_for_ever() -> None:
+    layout = layout_of(5, 6, 7)
+    failing = Failing(layout, "produce", out_of_memory, range(1, 10**9))
+
+    async def work() -> int:
+        store = Store(layout, [failing], readers_of(layout, 2))
+        for name in ("t0", "t1"):
+            with pytest.raises(ProductionError):
+                await train(store, name)
+            assert await store.lease(name, 1, 0)
+        calls = failing.calls
+        await turns(500)
+        return failing.calls - calls
+
+    assert play(work()) == 0
+
+
+@pytest.mark.parametrize("fault", [hang, out_of_memory])
+def test_an_evaluation_that_fails_is_its_own_callers_error_and_trials_go_on(fault: Any) -> None:
+    layout = layout_of(5, 6, 7)
+
+    async def work() -> None:
+        store = Store(layout, [Failing(layout, "evaluate", fault)], readers_of(layout, 2), timeout_s=0.3)
+        evaluation = asyncio.ensure_future(store.evaluate("left", "cfg", "weights"))
+        await asyncio.gather(train(store, "t0"), train(store, "t1"))
+        with pytest.raises(ProductionError, match=r"evaluate"):
+            await evaluation
+
+    play(work())
+
+
+# ---- evaluation -----------------------------------------------------------------------------------------------------
+
+
+def test_evaluations_are_done_while_production_goes_on_and_after() -> None:
+    layout = layout_of(*[4] * 30)
+    producers = producers_of(layout, slowness=5)
+
+    async def work() -> None:
+        store = Store(layout, producers, readers_of(layout, 2))
+        trials = asyncio.gather(train(store, "t0", 10), train(store, "t1", 12))
+        await turns(30)
+        requests = [store.evaluate("left", f"cfg {i}", f"weights {i}") for i in range(3)]
+        assert await asyncio.gather(*requests) == [METRICS] * 3
+        assert not trials.done()
+        assert store.counters().blocks_held < 30
+        await trials
+        assert await store.evaluate("right", "cfg 3", "weights 3") == METRICS
+        assert store.counters().evaluations == 4
+        assert store.counters().forward_ratio == 1.0
+
+    play(work())
+    expected = [("left", f"cfg {i}", f"weights {i}") for i in range(3)] + [("right", "cfg 3", "weights 3")]
+    assert producers[0].evaluated == expected
+
+
+def test_a_block_that_a_trial_waits_for_goes_before_evaluations_and_they_before_blocks_ahead() -> None:
+    layout = layout_of(*[4] * 3)
+    order: list[str] = []
+
+    class Watched(ArrayProducer):
+        async def produce(self, block: int, sites: Sequence[str]) -> Any:
+            order.append(f"block {block}")
+            return await super().produce(block, sites)
+
+        async def evaluate(self, site: str, cfg: str, weights: Any) -> dict[str, float]:
+            order.append("evaluation")
+            return await super().evaluate(site, cfg, weights)
+
+    async def work() -> None:
+        store = Store(layout, [Watched(layout, 5)], readers_of(layout, 1))
+        first = asyncio.ensure_future(store.evaluate("left", "", ""))  # keeps the producer busy
+        await turns(2)
+        second = asyncio.ensure_future(store.evaluate("left", "", ""))
+        await asyncio.gather(first, second, train(store, "t0", 50))
+
+    play(work())
+    assert order == ["evaluation", "block 0", "evaluation", "block 1", "block 2"]
+
+
+# ---- attempts -------------------------------------------------------------------------------------------------------
+
+
+def test_a_stale_attempt_is_refused() -> None:
+    layout = layout_of(*[4] * 4)
+
+    async def work() -> None:
+        store = Store(layout, producers_of(layout, slowness=3), readers_of(layout, 1))
+        await store.attach("t0", 1)
+        waiting = asyncio.ensure_future(store.lease("t0", 1, 3))
+        await turns(1)
+        await store.attach("t0", 2)
+        with pytest.raises(StaleAttemptError, match="attempt 1 while attempt 2"):
+            await store.lease("t0", 1, 0)
+        with pytest.raises(StaleAttemptError, match="attempt 1 after attempt 2"):
+            await store.attach("t0", 1)
+        await train(store, "t0", attempt=2)
+        with pytest.raises(StaleAttemptError):
+            await waiting
+
+    play(work())
+
+
+def test_a_stale_attempt_cannot_let_go_what_the_newer_one_reads() -> None:
+    layout = layout_of(*[4] * 4)
+
+    async def work() -> None:
+        store = Store(layout, producers_of(layout), readers_of(layout, 2), layout.nbytes(0, tuple(WIDTHS)))
+        await store.attach("t1", 1)
+        await store.attach("t0", 1)
+        await store.attach("t0", 2)
+        await store.lease("t0", 2, 1)
+        await store.release("t0", 1, finished=True)
+        other = asyncio.ensure_future(store.lease("t1", 1, 0))
+        await turns(100)
+        assert not other.done(), "there is room for one block, and it is in use"
+        await store.release("t0", 2, finished=False)
+        await other
+
+    play(work())
+
+
+def test_an_attempt_that_was_killed_at_any_block_is_followed_by_one_that_gets_the_right_rows() -> None:
+    layout = layout_of(*[4] * 5)
+    producers = producers_of(layout, 2, slowness=2)
+
+    async def work() -> Store:
+        store = Store(layout, producers, readers_of(layout, 2), 2 * layout.nbytes(0, tuple(WIDTHS)))
+        other = asyncio.ensure_future(train(store, "t1", 20))
+        for attempt in range(1, 6):
+            killed = asyncio.ensure_future(train(store, "t0", 5, attempt))
+            await turns(7 * attempt)
+            killed.cancel()
+        await train(store, "t0", 5, attempt=6)
+        await other
+        return store
+
+    assert play(work()).counters().peak_bytes <= 2 * layout.nbytes(0, tuple(WIDTHS))

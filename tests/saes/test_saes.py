@@ -1,0 +1,319 @@
+"""SAEs as objects and as files: initialisation, the unit-norm decoder, folding, saving, the registry."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import safetensors.torch
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor
+
+from gsae_ray.errors import UserError
+from gsae_ray.saes import REGISTRY, SAE, Losses, SAEConfig, from_bytes, load, register, to_bytes
+from gsae_ray.saes.io import CONFIG_FILE, WEIGHTS_FILE, build
+
+ARCHITECTURES = ("standard", "gated")
+architectures = pytest.mark.parametrize("architecture", ARCHITECTURES)
+
+
+def config(architecture: str, d_in: int = 6, d_sae: int = 10, **fields: Any) -> SAEConfig:
+    fields = {"hyperparameters": {"l1_coefficient": 2.5}, "site": "blocks.1.hook_mlp_out", **fields}
+    return SAEConfig(architecture=architecture, d_in=d_in, d_sae=d_sae, **fields)
+
+
+def initialised(architecture: str, seed: int = 0, mean_D: Tensor | None = None) -> SAE:
+    sae = build(config(architecture))
+    sae.initialise(torch.Generator().manual_seed(seed), torch.zeros(6) if mean_D is None else mean_D)
+    return sae
+
+
+def trained(architecture: str) -> SAE:
+    """Every parameter random, the decoder's rows of unit norm."""
+    sae = build(config(architecture, metadata={"model": "builtin", "λ": [1, 0.1, None]}))
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for _, parameter in sae.named_parameters():
+            parameter.copy_(torch.randn(parameter.shape, generator=generator))
+    sae.normalise_decoder()
+    return sae
+
+
+# ---- initialisation -------------------------------------------------------------------------------------------------
+
+
+@architectures
+def test_an_sae_starts_with_unit_decoder_rows_a_tied_encoder_and_the_mean_as_decoder_bias(architecture: str) -> None:
+    mean_D = torch.randn(6)
+    sae = initialised(architecture, mean_D=mean_D)
+    torch.testing.assert_close(sae.W_dec.norm(dim=1), torch.ones(10), atol=1e-6, rtol=0)
+    assert torch.equal(sae.W_enc, sae.W_dec.T)
+    assert torch.equal(sae.b_dec, mean_D)
+    others = [p for name, p in sae.named_parameters() if name not in ("W_enc", "W_dec", "b_dec")]
+    assert others
+    assert not any(p.any() for p in others)
+
+
+@architectures
+def test_encoder_and_decoder_are_untied_after_the_start(architecture: str) -> None:
+    sae = initialised(architecture)
+    before = sae.W_enc.clone()
+    with torch.no_grad():
+        sae.W_dec.mul_(2)
+    assert torch.equal(sae.W_enc, before)
+
+
+@architectures
+def test_the_seed_decides_the_initialisation_and_nothing_else_does(architecture: str) -> None:
+    first = to_bytes(initialised(architecture, seed=3))
+    torch.manual_seed(12345)  # the global generator plays no part, nor is it used
+    expected = torch.randn(1)
+    torch.manual_seed(12345)
+    assert to_bytes(initialised(architecture, seed=3)) == first
+    assert torch.equal(torch.randn(1), expected)
+    assert to_bytes(initialised(architecture, seed=4)) != first
+
+
+# ---- the unit-norm decoder ------------------------------------------------------------------------------------------
+
+
+@architectures
+def test_normalising_the_decoder_keeps_directions_and_makes_norms_one(architecture: str) -> None:
+    sae = initialised(architecture)
+    with torch.no_grad():
+        sae.W_dec.mul_(torch.rand(10, 1) * 9 + 0.1)
+    before = sae.W_dec.detach().clone()
+    sae.normalise_decoder()
+    torch.testing.assert_close(sae.W_dec.norm(dim=1), torch.ones(10), atol=1e-6, rtol=0)
+    torch.testing.assert_close(sae.W_dec * before.norm(dim=1, keepdim=True), before)
+
+
+@architectures
+def test_the_projected_decoder_gradient_is_orthogonal_to_each_row_and_otherwise_untouched(architecture: str) -> None:
+    sae = trained(architecture).double()
+    sae.normalise_decoder()
+    sae.losses(torch.randn(20, 6, dtype=torch.float64), 1.0).loss.backward()
+    gradients = {name: p.grad.clone() for name, p in sae.named_parameters() if p.grad is not None}
+    sae.project_decoder_gradient()
+    assert sae.W_dec.grad is not None
+    assert ((gradients["W_dec"] * sae.W_dec).sum(1).abs() > 1e-3).any()  # there was something to remove
+    torch.testing.assert_close((sae.W_dec.grad * sae.W_dec).sum(1), torch.zeros(10, dtype=torch.float64))
+    removed = gradients.pop("W_dec") - sae.W_dec.grad
+    along_row = (removed * sae.W_dec).sum(1, keepdim=True) * sae.W_dec
+    torch.testing.assert_close(removed, along_row.detach())
+    assert all(torch.equal(sae.get_parameter(name).grad, gradient) for name, gradient in gradients.items())  # type: ignore[arg-type]
+
+
+@architectures
+def test_projecting_without_a_gradient_does_nothing(architecture: str) -> None:
+    sae = trained(architecture)
+    sae.project_decoder_gradient()
+    assert sae.W_dec.grad is None
+
+
+# ---- folding the scale ----------------------------------------------------------------------------------------------
+
+
+@architectures
+@pytest.mark.parametrize("scale", [0.037, 0.25, 8.0, 113.0])
+def test_a_folded_sae_takes_raw_activations(architecture: str, scale: float) -> None:
+    """encode_folded(x) = encode(c·x) / c and decode likewise; exact for a power of two, else to rounding."""
+    scaled, folded = trained(architecture).double(), trained(architecture).double()
+    folded.fold_scale(scale)
+    x_BD = torch.randn(50, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(2)) / scale
+    acts_BF, expected_BF = folded.encode(x_BD), scaled.encode(scale * x_BD) / scale
+    tolerance = {"atol": 0.0, "rtol": 0.0} if scale in (0.25, 8.0) else {"atol": 1e-12 / scale, "rtol": 1e-12}
+    assert 0 < (acts_BF > 0).double().mean() < 1
+    assert torch.equal(acts_BF > 0, expected_BF > 0)
+    torch.testing.assert_close(acts_BF, expected_BF, **tolerance)
+    torch.testing.assert_close(folded(x_BD), scaled(scale * x_BD) / scale, **tolerance)
+
+
+@architectures
+def test_folding_changes_biases_only(architecture: str) -> None:
+    sae, folded = trained(architecture), trained(architecture)
+    folded.fold_scale(4.0)
+    torch.testing.assert_close(folded.W_dec.norm(dim=1), torch.ones(10), atol=1e-6, rtol=0)
+    for name, parameter in sae.named_parameters():
+        expected = parameter / 4 if name.startswith("b_") else parameter  # r_mag and the weights have no unit
+        assert torch.equal(folded.get_parameter(name), expected), name
+
+
+# ---- files ----------------------------------------------------------------------------------------------------------
+
+
+@architectures
+def test_saving_and_loading_gives_the_same_sae_bit_for_bit(architecture: str, tmp_path: Path) -> None:
+    sae = trained(architecture)
+    sae.save(tmp_path / "deep" / "sae")
+    loaded = load(tmp_path / "deep" / "sae")
+    assert type(loaded) is type(sae)
+    assert loaded.cfg == sae.cfg
+    assert to_bytes(loaded) == to_bytes(sae)
+    for name, parameter in sae.named_parameters():
+        assert torch.equal(loaded.get_parameter(name), parameter), name
+    x_BD = torch.randn(7, 6)
+    assert torch.equal(loaded(x_BD), sae(x_BD))
+    assert not loaded.training
+
+
+@architectures
+def test_a_saved_sae_is_a_json_and_a_safetensors_file(architecture: str, tmp_path: Path) -> None:
+    sae = trained(architecture)
+    sae.save(str(tmp_path))
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["cfg.json", "sae_weights.safetensors"]
+    cfg = json.loads((tmp_path / "cfg.json").read_text("utf-8"))
+    assert cfg == {
+        "format": "gsae-1",
+        "architecture": architecture,
+        "d_in": 6,
+        "d_sae": 10,
+        "hyperparameters": {"l1_coefficient": 2.5},
+        "site": "blocks.1.hook_mlp_out",
+        "metadata": {"model": "builtin", "λ": [1, 0.1, None]},
+    }
+    weights = safetensors.torch.load_file(tmp_path / "sae_weights.safetensors")
+    assert set(weights) == {name for name, _ in sae.named_parameters()}
+    assert weights["W_enc"].shape == (6, 10)
+    assert weights["W_dec"].shape == (10, 6)
+
+
+def test_saving_twice_gives_the_same_bytes(tmp_path: Path) -> None:
+    trained("gated").save(tmp_path / "a")
+    load(tmp_path / "a").save(tmp_path / "b")
+    assert all(
+        (tmp_path / "a" / f).read_bytes() == (tmp_path / "b" / f).read_bytes() for f in (CONFIG_FILE, WEIGHTS_FILE)
+    )
+
+
+@architectures
+def test_an_sae_goes_over_the_wire_unchanged(architecture: str) -> None:
+    sae = trained(architecture)
+    assert to_bytes(from_bytes(*to_bytes(sae))) == to_bytes(sae)
+
+
+def load_error(directory: Path) -> str:
+    with pytest.raises(UserError) as caught:
+        load(directory)
+    message = str(caught.value)
+    assert "\n" not in message
+    return message
+
+
+@pytest.mark.parametrize("missing", [CONFIG_FILE, WEIGHTS_FILE])
+def test_a_missing_file_is_named(missing: str, tmp_path: Path) -> None:
+    trained("gated").save(tmp_path)
+    (tmp_path / missing).unlink()
+    assert f"({missing} is missing)" in load_error(tmp_path)
+    assert str(tmp_path / "nowhere") in load_error(tmp_path / "nowhere")
+
+
+def damaged_weights() -> Iterator[tuple[str, bytes]]:
+    sae = trained("gated")
+    good = to_bytes(sae)[1]
+    state = sae.state_dict()
+    yield "empty", b""
+    yield "garbage", b"not safetensors at all"
+    yield "truncated", good[:-10]
+    yield "wrong shape", safetensors.torch.save({**state, "b_mag": torch.zeros(11)})
+    yield "tensor missing", safetensors.torch.save({k: v for k, v in state.items() if k != "r_mag"})
+    yield "tensor too many", safetensors.torch.save({**state, "threshold": torch.zeros(10)})
+    yield "another architecture", to_bytes(trained("standard"))[1]
+
+
+@pytest.mark.parametrize(("kind", "weights"), list(damaged_weights()))
+def test_damaged_weights_are_one_clear_line(kind: str, weights: bytes, tmp_path: Path) -> None:
+    trained("gated").save(tmp_path)
+    (tmp_path / WEIGHTS_FILE).write_bytes(weights)
+    message = load_error(tmp_path)
+    assert str(tmp_path) in message
+    assert "cannot be read" in message
+    if kind == "wrong shape":
+        assert "b_mag" in message
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"d_in": -1}, "d_in"),
+        ({"d_sae": "ten"}, "d_sae"),
+        ({"architecture": None}, "architecture"),
+        ({"surprise": 1}, "surprise"),
+        ({"format": "gsae-99"}, "gsae-99"),
+    ],
+)
+def test_a_damaged_configuration_names_the_key(change: dict[str, Any], named: str, tmp_path: Path) -> None:
+    trained("gated").save(tmp_path)
+    cfg = json.loads((tmp_path / CONFIG_FILE).read_text("utf-8"))
+    (tmp_path / CONFIG_FILE).write_text(json.dumps({**cfg, **change}))
+    assert named in load_error(tmp_path)
+
+
+@pytest.mark.parametrize("text", [b"", b"{", b"[]", b"\xff\xfe\x00"])
+def test_a_configuration_that_is_not_json_is_one_clear_line(text: bytes, tmp_path: Path) -> None:
+    trained("gated").save(tmp_path)
+    (tmp_path / CONFIG_FILE).write_bytes(text)
+    assert "cannot be read" in load_error(tmp_path)
+
+
+def test_an_unknown_architecture_is_an_error_that_names_the_nearest(tmp_path: Path) -> None:
+    trained("gated").save(tmp_path)
+    path = tmp_path / CONFIG_FILE
+    path.write_text(path.read_text("utf-8").replace('"gated"', '"gatd"'), encoding="utf-8")
+    message = load_error(tmp_path)
+    assert "'gatd'" in message
+    assert "did you mean 'gated'?" in message
+
+
+# ---- the registry ---------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def soft() -> Iterator[type[SAE]]:
+    """A new architecture, as a user would write it in one file."""
+
+    @register("test_soft")
+    class SoftSAE(SAE):
+        class Hyperparameters(BaseModel):
+            model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+            strength: float = Field(ge=0, description="a weight")
+
+        @property
+        def sparsity_coefficient(self) -> float:
+            return float(self.cfg.hyperparameters["strength"])
+
+        def encode(self, x_BD: Tensor) -> Tensor:
+            return torch.nn.functional.softplus((x_BD - self.b_dec) @ self.W_enc)
+
+        def losses(self, x_BD: Tensor, coefficient: float) -> Losses:
+            acts_BF = self.encode(x_BD)
+            error = (x_BD - self.decode(acts_BF)).square().sum() / len(x_BD)
+            penalty = acts_BF.sum() / len(x_BD)
+            return Losses(error + coefficient * penalty, error, penalty, x_BD.new_zeros(()), acts_BF.detach())
+
+    yield SoftSAE
+    REGISTRY.pop("test_soft")
+
+
+def test_a_registered_architecture_can_be_built_saved_and_loaded(soft: type[SAE], tmp_path: Path) -> None:
+    sae = build(config("test_soft", hyperparameters={"strength": 0.5}))
+    assert type(sae) is soft
+    assert soft.architecture == "test_soft"
+    sae.initialise(torch.Generator().manual_seed(0), torch.ones(6))
+    sae.save(tmp_path)
+    loaded = load(tmp_path)
+    assert type(loaded) is soft
+    assert loaded.sparsity_coefficient == 0.5
+    assert to_bytes(loaded) == to_bytes(sae)
+
+
+def test_the_registry_holds_the_packages_architectures_and_what_was_registered(soft: type[SAE]) -> None:
+    assert set(REGISTRY) >= {"standard", "gated", "test_soft"}
+    assert {name: REGISTRY[name].architecture for name in REGISTRY} == {name: name for name in REGISTRY}
+    with pytest.raises(UserError, match="did you mean 'test_soft'"):
+        build(config("test_sof"))

@@ -1,0 +1,147 @@
+"""The command line: what a user sees when something is wrong, and the real command from start to end."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+from click.testing import CliRunner, Result
+
+from gsae_ray.cli import main
+
+QUICKSTART = Path(__file__).parents[1] / "sweeps/quickstart.yaml"
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    return tmp_path
+
+
+def invoke(*arguments: object) -> Result:
+    return CliRunner().invoke(main, [str(argument) for argument in arguments])
+
+
+def error_line(result: Result) -> str:
+    """The one line of an error, after what has been printed of the progress."""
+    assert result.exit_code == 2, result.output
+    assert "Traceback" not in result.output
+    lines = [
+        line for line in result.stderr.splitlines() if not line.startswith(("checking ", "tokenising", "held-out"))
+    ]
+    assert len(lines) == 1, result.stderr
+    return lines[0]
+
+
+@pytest.mark.parametrize(
+    ("override", "expected"),
+    [
+        ("training.batchsize=4", ["training.batchsize", "unknown key", "'batch_size'"]),
+        ("nothing.here=4", ["nothing", "unknown key"]),
+        ("training.lr=fast", ["training.lr", "'fast'", "number"]),
+        ("training.tokens=-5", ["training.tokens", "-5", "greater than 0"]),
+        ("saes.0.widths=[0]", ["saes.0.widths", "0", "greater than 0"]),
+        ("saes.0.architecture=gatde", ["saes.0", "'gatde'", "'gated'"]),
+        ("saes.7.widths=[8]", ["saes", "list of 2", "0 to 1"]),
+        ("sites.points=[resid_pots]", ["sites.points", "'resid_pots'", "'resid_post'"]),
+        ("sites.layers=[1,9]", ["sites.layers", "9", "0 to 3"]),
+        ("model.name=no/such-model", ["model.name", "'no/such-model'", "builtin"]),
+        ("model.name=./nowhere", ["model.name", "'./nowhere'"]),
+        ("model.context_size=100000", ["model.context_size", "100000", "512"]),
+        ("dataset.name=./nowhere.jsonl", ["dataset.name", "./nowhere.jsonl"]),
+        ("dataset.split=tarin", ["dataset.split", "'tarin'", "'train'"]),
+        ("training.tokens=50_000_000", ["training.tokens", "50000000", "dataset.repeat"]),
+        ("evaluation.tokens=5_000_000", ["evaluation.tokens", "5000000"]),
+        ("sites={modules: [{module: gpt_neox.layers.1.mpl}]}", ["sites.modules", "mpl", "'gpt_neox.layers.1.mlp'"]),
+        ("trials.cpus=4000", ["trials", "4000"]),
+        ("producers.gpus=1000", ["producers.gpus", "1000"]),
+        ("dataset.shuffle_tokens", ["--set", "path.to.key=value"]),
+    ],
+)
+def test_a_mistake_is_one_line_that_names_key_value_and_remedy(here: Path, override: str, expected: list[str]) -> None:
+    line = error_line(invoke("run", QUICKSTART, "--set", override))
+    for part in expected:
+        assert part in line
+    # Tokens that were prepared before the mistake came up are whole, and of use to the next run.
+    assert [p for p in here.rglob("*") if p.is_file() and "/tokens/" not in str(p)] == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["run", "nowhere.yaml"], ["nowhere.yaml", "No such file"]),
+        (["frontier", "nothing"], ["--tracking-uri", "nothing has been recorded"]),
+        (["best", "nothing", "--max-l0", "4", "--out", "x", "--format", "gase"], ["--format", "'gase'", "'gsae'"]),
+        (["ui"], ["--tracking-uri", "nothing has been recorded"]),
+    ],
+)
+def test_other_commands_say_what_is_missing(here: Path, arguments: list[str], expected: list[str]) -> None:
+    line = error_line(invoke(*arguments))
+    for part in expected:
+        assert part in line
+    assert list(here.iterdir()) == []
+
+
+def test_an_unreachable_tracking_server_is_known_before_anything_starts(here: Path) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        uri = f"http://127.0.0.1:{taken.getsockname()[1]}"
+        line = error_line(invoke("run", QUICKSTART, "--tracking-uri", uri))
+    assert "--tracking-uri" in line and uri in line
+    assert list(here.iterdir()) == []
+
+
+def test_help_teaches_the_sweep_file(here: Path) -> None:
+    text = invoke("run", "--help").output
+    for word in ("l1_coefficient", "shuffle_tokens", "log_range", "resid_post", "--set", "--resume", "evaluation:"):
+        assert word in text
+
+
+def command(*arguments: str, **options: object) -> subprocess.Popen[str]:
+    program = [sys.executable, "-c", "from gsae_ray.cli import main; main()", *arguments]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "start_new_session": True}
+    return subprocess.Popen(program, **pipes, **options)  # type: ignore[call-overload, no-any-return]
+
+
+def test_ctrl_c_stops_cleanly_and_resume_goes_on(here: Path) -> None:
+    """The real command: stopped in the middle, resumed, and its best SAE fetched in a new process."""
+    sweep = yaml.safe_load(QUICKSTART.read_text())
+    sweep |= {"name": "short", "sites": {"layers": [1], "points": ["resid_post"]}}
+    sweep["saes"] = [{"architecture": "gated", "widths": [128], "l1_coefficient": [2, 4, 8]}]
+    sweep["training"] |= {"tokens": 150_000, "checkpoint_every_tokens": 20_000}
+    sweep["evaluation"] = {"tokens": 4096}
+    Path("short.yaml").write_text(yaml.safe_dump(sweep))
+
+    running = command("run", "short.yaml")
+    deadline = time.monotonic() + 120
+    while not list(here.glob("gsae_runs/short/trials/*/checkpoints/*/manifest.json")):
+        assert time.monotonic() < deadline and running.poll() is None
+        time.sleep(0.2)
+    os.kill(running.pid, signal.SIGINT)
+    _, errors = running.communicate(timeout=60)
+    assert running.returncode == 130, errors
+    assert "--resume" in errors and "Traceback" not in errors
+
+    resumed = command("run", "short.yaml", "--resume")
+    output, errors = resumed.communicate(timeout=200)
+    assert resumed.returncode == 0, errors
+    assert "Traceback" not in errors and "forward ratio" in output and "gated" in output
+    assert len(list(here.glob("gsae_runs/short/launches/*"))) == 1
+    assert len(list(here.glob("gsae_runs/short/trials/*/DONE"))) == 3
+
+    fetched = command("best", "short", "--max-l0", "1000", "--out", "best_sae")
+    output, errors = fetched.communicate(timeout=60)
+    assert fetched.returncode == 0, errors
+    assert sorted(p.name for p in Path("best_sae").iterdir()) == ["cfg.json", "sae_weights.safetensors"]
+    line = error_line(invoke("best", "short", "--max-l0", "0.001", "--out", "other"))
+    assert "max_l0" in line and "lowest" in line
+    assert not Path("other").exists()

@@ -1,0 +1,221 @@
+"""A launch, end to end: real Ray processes, the built-in model, a real MLflow store; and the laws that it must keep."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray
+import torch
+from mlflow.tracking import MlflowClient
+from rich.console import Console
+
+import gsae_ray
+from gsae_ray import launch
+from gsae_ray.activations.actors import StoreShell, StoreSource, start_producers
+from gsae_ray.activations.producer import Producer
+from gsae_ray.activations.store import ReaderSpec
+from gsae_ray.activations.stream import LocalSource, RowStream
+from gsae_ray.display import Display
+from gsae_ray.errors import UserError
+from gsae_ray.saes import to_bytes
+from gsae_ray.sweep import Sweep
+from gsae_ray.training.directory import TrialDirectory
+from gsae_ray.training.trainer import Trainer
+
+SWEEP: dict[str, Any] = {
+    "name": "golden",
+    "model": {"name": "builtin"},
+    "dataset": {"name": "builtin", "shuffle_tokens": 16_384},
+    "sites": {"layers": [1, 2], "points": ["resid_post"]},
+    "saes": [
+        {"architecture": "gated", "widths": [256], "l1_coefficient": [4]},
+        {"architecture": "standard", "widths": [384], "l1_coefficient": [2]},
+    ],
+    "training": {"tokens": 80_000, "batch_size": 128, "lr": 1e-3},
+    "evaluation": {"tokens": 8192},
+    "producers": {"count": 2},
+}
+GOLDEN = {  # (layer, architecture) -> L0, loss recovered, γ
+    (1, "gated"): (0, 0, 0),
+}
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("launch")
+
+
+@pytest.fixture(scope="module")
+def local_ray() -> Iterator[None]:
+    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
+    yield
+    ray.shutdown()
+
+
+def run(sweep: dict[str, Any], home: Path, **options: Any) -> launch.SweepResult:
+    uri = f"sqlite:///{home}/mlflow.db"
+    quiet = Console(quiet=True)
+    return launch.run(Sweep.model_validate(sweep), storage=home / "runs", tracking_uri=uri, console=quiet, **options)
+
+
+@pytest.fixture(scope="module")
+def plan(home: Path) -> launch.Plan:
+    return launch.prepare(Sweep.model_validate(SWEEP), home / "runs", Display(Console(quiet=True)))
+
+
+@pytest.fixture(scope="module")
+def launched(home: Path, local_ray: None, plan: launch.Plan) -> launch.SweepResult:
+    return run(SWEEP, home)
+
+
+def parent_run(result: launch.SweepResult) -> Any:
+    client = MlflowClient(result.tracking_uri)
+    experiment = client.get_experiment_by_name(result.experiment)
+    query = f"tags.`gsae.launch` = '{result.launch_id}' and tags.`gsae.kind` = 'launch'"
+    return client.search_runs([experiment.experiment_id], query)[0]
+
+
+def test_every_trial_finishes_and_the_golden_numbers_come_out(launched: launch.SweepResult) -> None:
+    """The stated tolerance: L0 within 10 %, loss recovered within 0.01, γ within 0.02, on any CPU."""
+    assert launched.failures == {}
+    rows = launched.frontier()
+    assert len(rows) == 4
+    for row in rows.itertuples():
+        layer = int(row.site.split(".")[1])
+        l0, loss_recovered, gamma = GOLDEN[layer, row.architecture]
+        assert row.l0 == pytest.approx(l0, rel=0.1)
+        assert row.loss_recovered == pytest.approx(loss_recovered, abs=0.01)
+        assert row.gamma == pytest.approx(gamma, abs=0.02)
+
+
+def test_law_1_same_tokens_whatever_the_number_of_producers(plan: launch.Plan, local_ray: None) -> None:
+    site = plan.trials[0].site
+    rows = 40_000
+    alone = RowStream(LocalSource(Producer(launch.producer_spec(plan)), site), plan.layout, site)
+    expected = alone.read(rows)
+    for count in (1, 3):
+        producers = start_producers(count, 0, launch.producer_spec(plan))
+        readers = {"a": ReaderSpec(site, rows), "b": ReaderSpec(plan.trials[-1].site, rows)}
+        arguments = (producers, launch.producer_spec(plan), readers, 10**9, 60.0)
+        store = ray.remote(StoreShell).options(num_cpus=0).remote(*arguments)
+        source = StoreSource(store, "a", 1)
+        source.statistics()
+        stream = RowStream(source, plan.layout, site)
+        assert torch.equal(torch.cat([stream.read(n) for n in (1, 127, 20_000, 19_872)]), expected)
+        for actor in [store, *producers]:
+            ray.kill(actor)
+
+
+def test_law_2_a_trial_in_a_sweep_is_the_trial_alone_bit_for_bit(
+    launched: launch.SweepResult, plan: launch.Plan, home: Path
+) -> None:
+    producer = Producer(launch.producer_spec(plan))
+    for trial in plan.trials:
+        trainer = Trainer(trial, RowStream(LocalSource(producer, trial.site), plan.layout, trial.site))
+        while not trainer.done:
+            trainer.train_interval()
+        shared = gsae_ray.load(home / "runs/golden/trials" / trial.directory_name / "sae")
+        assert to_bytes(trainer.finished_sae({}))[1] == to_bytes(shared)[1], trial.name
+
+
+def test_law_3_one_forward_for_all_trials(launched: launch.SweepResult, plan: launch.Plan) -> None:
+    assert launched.forward_ratio == 1.0
+    metrics = parent_run(launched).data.metrics
+    assert metrics["forward_ratio"] == 1.0
+    assert metrics["rows_produced"] == sum(plan.layout.rows)
+
+
+def test_law_4_the_store_stays_within_its_budget(local_ray: None, home: Path) -> None:
+    """A budget of three of five blocks, one trial at a time: more forward passes, never more memory.
+
+    Two of the three are the running trial's window (its block and the next), one stays for the trial after it.
+    """
+    budget_gib = 3.2 * 16_500 * 128 * 4 / 2**30
+    sweep = {
+        **SWEEP,
+        "name": "tight",
+        "sites": {"layers": [1], "points": ["resid_post"]},
+        "producers": {"budget_gib": budget_gib},
+        "trials": {"max_concurrent": 1},
+    }
+    result = run(sweep, home)
+    metrics = parent_run(result).data.metrics
+    assert len(result.frontier()) == 2
+    assert metrics["peak_activation_bytes"] <= budget_gib * 2**30
+    assert 1.0 < metrics["forward_ratio"] <= 1 + (1 - 1 / 5)
+
+
+def test_law_6_evaluation_again_gives_the_logged_numbers(launched: launch.SweepResult, plan: launch.Plan) -> None:
+    site = "blocks.2.hook_resid_post"
+    sae = gsae_ray.best("golden", site=site, max_l0=100, tracking_uri=launched.tracking_uri)
+    logged = sae.cfg.metadata["frontier"]
+    again = Producer(launch.producer_spec(plan)).evaluate(site, *to_bytes(sae))
+    for name in ("l0", "loss_recovered", "gamma", "fvu", "kl", "ce_zero", "ce_clean", "ce_spliced"):
+        assert again[name] == pytest.approx(logged[name], rel=1e-4)
+
+
+def test_law_7_nothing_on_disk_can_run_code(launched: launch.SweepResult, home: Path) -> None:
+    kinds = {path.suffix or path.name for path in (home / "runs").rglob("*") if path.is_file()}
+    assert kinds <= {".json", ".jsonl", ".safetensors", ".yaml", ".csv", ".png", "DONE", "FAILED"}
+
+
+def test_trials_are_mirrored_once_with_every_row(launched: launch.SweepResult, plan: launch.Plan, home: Path) -> None:
+    client = MlflowClient(launched.tracking_uri)
+    for row in launched.frontier().itertuples():
+        trial = next(t for t in plan.trials if t.name == row.trial)
+        rows, _ = TrialDirectory(home / "runs/golden/trials" / trial.directory_name).rows()
+        history = client.get_metric_history(row.run_id, "train/l0")
+        assert [(m.step, m.value) for m in history] == [(r["step"], r["metrics"]["train/l0"]) for r in rows]
+        assert rows[-1]["step"] == trial.training.steps * trial.training.batch_size
+        assert client.get_run(row.run_id).data.tags["mlflow.parentRunId"] == parent_run(launched).info.run_id
+    artifacts = {item.path for item in client.list_artifacts(parent_run(launched).info.run_id)}
+    assert artifacts == {"sweep.yaml", "versions.json", "frontier.csv", "frontier.png"}
+
+
+def test_one_lambda_more_trains_only_its_trials(launched: launch.SweepResult, home: Path) -> None:
+    sweep = json.loads(json.dumps(SWEEP))
+    sweep["saes"][0]["l1_coefficient"] = [4, 8]
+    before = {p: p.stat().st_mtime_ns for p in (home / "runs/golden/trials").glob("*/DONE")}
+    again = run(sweep, home)
+    trials = sorted((home / "runs/golden/trials").iterdir())
+    assert len(trials) == 6
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+    attempts = {json.loads((path / "attempt.json").read_text())["attempt"] for path in trials}
+    assert attempts == {1}
+    rows = gsae_ray.frontier("golden", tracking_uri=again.tracking_uri)
+    assert len(rows) == 6
+    merged = rows.merge(launched.frontier(), on="trial")
+    assert list(merged["loss_recovered_x"]) == list(merged["loss_recovered_y"])
+
+
+def test_other_held_out_tokens_cost_an_evaluation_not_a_training(launched: launch.SweepResult, home: Path) -> None:
+    result = run({**SWEEP, "evaluation": {"tokens": 4096}}, home)
+    assert len(result.frontier()) == 4
+    assert result.forward_ratio != result.forward_ratio  # nothing was produced
+    with pytest.raises(UserError, match="different tokens"):
+        gsae_ray.frontier("golden", launch="all", tracking_uri=result.tracking_uri)
+
+
+def test_resume_finds_the_launch_and_refuses_a_changed_sweep(launched: launch.SweepResult, home: Path) -> None:
+    newest = sorted((home / "runs/golden/launches").iterdir())[-1].name
+    sweep = json.loads((home / "runs/golden/launches" / newest / "launch.json").read_text())["sweep"]
+    with pytest.raises(UserError, match="training.batch_size"):
+        run({**SWEEP, "training": {**SWEEP["training"], "batch_size": 256}}, home, resume=True)
+    resumed = run({**SWEEP, "evaluation": {"tokens": sweep["evaluation"]["tokens"]}}, home, resume=True)
+    assert resumed.launch_id == newest
+
+
+def test_a_trial_in_nan_is_failed_and_the_sweep_goes_on(launched: launch.SweepResult, home: Path) -> None:
+    sweep = {**SWEEP, "name": "nan", "saes": [{**SWEEP["saes"][1], "lr": [1e30, 1e-3]}]}
+    result = run({**sweep, "sites": {"layers": [1], "points": ["resid_post"]}}, home)
+    assert len(result.frontier()) == 1
+    ((name, reason),) = result.failures.items()
+    assert "lr1e-30" in name and "not finite" in reason
+    client = MlflowClient(result.tracking_uri)
+    experiment = client.get_experiment_by_name("nan").experiment_id
+    failed = client.search_runs([experiment], "attributes.status = 'FAILED'")
+    assert [run.data.tags["gsae.trial"] for run in failed] == [name]

@@ -1,0 +1,418 @@
+"""What a user gets out of a sweep: the frontier's arithmetic, and frontier, best and export on a real MLflow store."""
+
+from __future__ import annotations
+
+import json
+import math
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from trials import FINGERPRINT, SITE_1, SITE_2, begin, expand, finish
+
+from gsae_ray import saes
+from gsae_ray.errors import UserError
+from gsae_ray.results import COLUMNS, best, check_export, choose, export, frontier, l0_ratio, log_l0_at, pareto
+from gsae_ray.sweep import TrialSpec
+from gsae_ray.tracking import Mirror
+
+# ---- arithmetic -----------------------------------------------------------------------------------------------------
+
+points = st.lists(st.tuples(st.integers(1, 6), st.integers(0, 6)), min_size=1, max_size=12)
+
+
+@given(points)
+def test_pareto_keeps_the_points_that_no_other_beats(values: list[tuple[int, int]]) -> None:
+    def beaten(l0: int, quality: int) -> bool:
+        return any(a <= l0 and q >= quality and (a, q) != (l0, quality) for a, q in values)
+
+    l0, quality = np.array(values, dtype=float).T
+    assert pareto(l0, quality).tolist() == [not beaten(*point) for point in values]
+
+
+@given(points)
+def test_along_a_frontier_both_l0_and_quality_rise(values: list[tuple[int, int]]) -> None:
+    l0, quality = np.array(values, dtype=float).T
+    kept = pareto(l0, quality)
+    distinct = sorted(set(zip(l0[kept], quality[kept], strict=True)))
+    assert all(a[0] < b[0] and a[1] < b[1] for a, b in zip(distinct, distinct[1:], strict=False))
+
+
+def curve(*values: tuple[float, float]) -> pd.DataFrame:
+    return pd.DataFrame(values, columns=["l0", "loss_recovered"])
+
+
+def test_log_l0_is_interpolated_between_frontier_points() -> None:
+    rows = curve((40, 0.95), (10, 0.90), (160, 0.97), (100, 0.91))  # the last is beaten
+    assert log_l0_at(rows, 0.90) == pytest.approx(math.log(10))
+    assert log_l0_at(rows, 0.925) == pytest.approx(math.log(20))
+    assert log_l0_at(rows, 0.96) == pytest.approx(math.log(80))
+    assert log_l0_at(rows, 0.97) == pytest.approx(math.log(160))
+
+
+@pytest.mark.parametrize("loss_recovered", [0.89, 0.98])
+def test_log_l0_is_not_extrapolated(loss_recovered: float) -> None:
+    assert math.isnan(log_l0_at(curve((10, 0.90), (40, 0.97)), loss_recovered))
+    assert math.isnan(log_l0_at(curve((10, loss_recovered)), loss_recovered)), "one point is no curve"
+
+
+def test_l0_ratio_is_the_mean_ratio_at_equal_loss_recovered() -> None:
+    base = curve((20, 0.90), (80, 0.98))
+    assert l0_ratio(curve((10, 0.90), (40, 0.98)), base) == pytest.approx(0.5)
+    assert l0_ratio(base, base) == pytest.approx(1.0)
+    # ln ratio goes linearly from -ln 2 to -ln 8 over the common range 0.90 … 0.98: its mean is -ln 4
+    assert l0_ratio(curve((10, 0.90), (10.0001, 0.98)), base) == pytest.approx(0.25, rel=1e-4)
+    assert l0_ratio(base, curve((10, 0.90), (40, 0.98))) == pytest.approx(2.0)
+
+
+def test_l0_ratio_covers_only_what_both_frontiers_cover() -> None:
+    base = curve((20, 0.90), (40, 0.92), (80, 0.98))
+    better = curve((5, 0.5), (10, 0.90), (20, 0.92), (21, 0.915))  # the last is beaten
+    assert l0_ratio(better, base) == pytest.approx(0.5)
+
+
+def test_l0_ratio_of_frontiers_that_share_no_range_is_nan() -> None:
+    assert math.isnan(l0_ratio(curve((1, 0.1), (2, 0.2)), curve((1, 0.3), (2, 0.4))))
+    assert math.isnan(l0_ratio(curve((1, 0.1)), curve((1, 0.1))))
+
+
+# ---- choosing -------------------------------------------------------------------------------------------------------
+
+ROWS = pd.DataFrame(
+    [("a", 10.0, 0.90), ("b", 38.0, 0.97), ("c", 40.0, 0.96), ("d", 90.0, 0.99)],
+    columns=["trial", "l0", "loss_recovered"],
+).assign(site=SITE_1)
+
+
+@pytest.mark.parametrize(
+    ("constraint", "trial"),
+    [
+        ({"max_l0": 40}, "b"),
+        ({"max_l0": 10}, "a"),
+        ({"max_l0": 1e9}, "d"),
+        ({"min_loss_recovered": 0.95}, "b"),
+        ({"min_loss_recovered": 0.98}, "d"),
+        ({"min_loss_recovered": 0.90}, "a"),
+        ({"min_loss_recovered": 0.0}, "a"),
+    ],
+)
+def test_the_best_is_the_highest_quality_or_the_lowest_l0_within_the_constraint(
+    constraint: dict[str, float], trial: str
+) -> None:
+    assert choose(ROWS, **constraint)["trial"] == trial
+
+
+def test_of_several_sites_one_must_be_named() -> None:
+    rows = pd.concat([ROWS, ROWS.assign(site=SITE_2)], ignore_index=True)
+    with pytest.raises(UserError, match=rf"^site: this sweep has 2, name one \(one of: {SITE_1}, {SITE_2}\)$"):
+        choose(rows, max_l0=40)
+
+
+@pytest.mark.parametrize("constraint", [{}, {"max_l0": 40, "min_loss_recovered": 0.9}])
+def test_the_best_needs_exactly_one_constraint(constraint: dict[str, float]) -> None:
+    with pytest.raises(UserError, match=r"either max_l0 \(e\.g\. 40\) or min_loss_recovered"):
+        choose(ROWS, **constraint)
+
+
+@pytest.mark.parametrize(
+    ("constraint", "message"),
+    [
+        ({"max_l0": 9}, "max_l0: no SAE has L0 <= 9; the lowest is 10"),
+        ({"min_loss_recovered": 0.995}, "min_loss_recovered: no SAE recovers 0.995; the highest is 0.9900"),
+    ],
+)
+def test_where_nothing_meets_the_constraint_the_best_there_is_is_named(
+    constraint: dict[str, float], message: str
+) -> None:
+    with pytest.raises(UserError) as error:
+        choose(ROWS, **constraint)
+    assert str(error.value) == message
+
+
+@pytest.mark.parametrize("constraint", [{"max_l0": 9}, {"min_loss_recovered": 0.9}])
+def test_where_no_sae_is_usable_nothing_is_said_to_be_the_best(constraint: dict[str, float]) -> None:
+    with pytest.raises(UserError) as error:
+        choose(ROWS[:0], **constraint)
+    assert "nan" not in str(error.value)
+
+
+# ---- a store that has been recorded to ------------------------------------------------------------------------------
+
+L1 = [1.0, 2.0, 4.0, 8.0]
+GATED_1, GATED_2 = expand("gated", l1_coefficient=L1), expand("gated", layers=(2,), l1_coefficient=L1)
+STANDARD_1 = expand("standard", l1_coefficient=[0.5], seeds=[7], lr=5e-4)
+OLDER, NEWER = "20260101-100000-aaaa", "20260102-100000-bbbb"
+
+End = dict[str, float] | str
+"""A trial's evaluation, "failed" or "running"."""
+
+
+class Recorder:
+    """Records launches as a driver does."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.uri = f"sqlite:///{folder / 'mlflow.db'}"
+
+    def record(
+        self, experiment: str, launch: str, trials: Sequence[tuple[TrialSpec, End]], fingerprint: str = FINGERPRINT
+    ) -> None:
+        time.sleep(0.002)  # launches are told apart by when they started, in milliseconds
+        mirror = Mirror(self.uri, experiment, launch, fingerprint)
+        mirror.open_launch("small", {})
+        pairs = []
+        for trial, end in trials:
+            directory = begin(self.folder / experiment / launch, trial, steps=2)
+            if isinstance(end, dict):
+                finish(directory, trial, fingerprint, **end)
+            elif end == "failed":
+                directory.fail("NaN")
+            pairs.append((trial, directory))
+        mirror.sync(pairs)
+        mirror.close("FINISHED")
+
+    def saved(self, experiment: str, launch: str, trial: TrialSpec) -> saes.SAE:
+        return saes.load(self.folder / experiment / launch / trial.directory_name / "sae")
+
+
+def ends(*values: tuple[float, float], **metrics: float) -> list[End]:
+    return [{"l0": l0, "loss_recovered": loss_recovered, **metrics} for l0, loss_recovered in values]
+
+
+@pytest.fixture(scope="module")
+def recorder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Recorder]:
+    """An older launch of two trials, and a newer one of all kinds."""
+    recorder = Recorder(tmp_path_factory.mktemp("results"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(recorder.folder)  # MLflow puts the artifacts of an SQLite store into the working directory
+        patch.setenv("MLFLOW_TRACKING_URI", recorder.uri)
+        recorder.record("sweep", OLDER, list(zip(GATED_1[:3], ends((9, 0.85), (19, 0.86), (29, 0.87)), strict=True)))
+        recorder.record(
+            "sweep",
+            NEWER,
+            [
+                *zip(GATED_1[1:], ends((40, 0.96), (20, 0.90), (30, 0.89)), strict=True),
+                *zip(STANDARD_1, ends((45, 0.95)), strict=True),
+                *zip(GATED_2, [*ends((12, 0.80), (0, 0.5), (8, math.nan)), "failed"], strict=True),
+                (GATED_1[0], "running"),
+            ],
+        )
+        yield recorder
+
+
+def trials_of(rows: pd.DataFrame) -> list[str]:
+    return rows["trial"].tolist()
+
+
+def test_the_newest_launch_is_the_default_and_its_rows_are_whole_and_sorted(recorder: Recorder) -> None:
+    rows = frontier("sweep")
+    assert rows.columns.tolist() == COLUMNS
+    expected = [GATED_1[2], GATED_1[3], GATED_1[1], STANDARD_1[0], GATED_2[0]]
+    assert trials_of(rows) == [trial.name for trial in expected]
+    assert rows["l0"].tolist() == [20, 30, 40, 45, 12]
+    assert rows["on_frontier"].tolist() == [True, False, True, False, True]
+    row = rows.iloc[3].to_dict()
+    expected_row = {"site": SITE_1, "architecture": "standard", "recipe": "paper", "d_sae": 16, "sparsity": 0.5}
+    expected_row |= {"lr": 5e-4, "seed": 7, "tokens": 1024, "l0": 45.0, "loss_recovered": 0.95, "gamma": 1.0}
+    expected_row |= {"fvu": 0.1, "kl": 0.2, "ce_clean": 3.0, "ce_spliced": 3.4, "ce_zero": 7.0, "alive_fraction": 0.5}
+    assert expected_row.items() <= row.items()
+
+
+def test_the_store_may_be_named_instead(recorder: Recorder, monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = frontier("sweep")
+    monkeypatch.delenv("MLFLOW_TRACKING_URI")
+    pd.testing.assert_frame_equal(frontier("sweep", tracking_uri=recorder.uri), expected)
+    monkeypatch.chdir(recorder.folder)
+    pd.testing.assert_frame_equal(frontier("sweep"), expected)
+
+
+def test_a_launch_is_chosen_by_its_id(recorder: Recorder) -> None:
+    rows = frontier("sweep", launch=OLDER)
+    assert rows["l0"].tolist() == [9, 19, 29]
+    pd.testing.assert_frame_equal(frontier("sweep", launch=NEWER), frontier("sweep"))
+
+
+def test_of_all_launches_a_trial_counts_once_with_its_newest_result(recorder: Recorder) -> None:
+    rows = frontier("sweep", site=SITE_1, launch="all")
+    assert trials_of(rows) == [t.name for t in (GATED_1[0], GATED_1[2], GATED_1[3], GATED_1[1], STANDARD_1[0])]
+    assert rows["l0"].tolist() == [9, 20, 30, 40, 45]
+
+
+def test_of_all_launches_trials_of_one_name_and_other_settings_are_two(recorder: Recorder) -> None:
+    (short,), (long,) = expand(tokens=1024), expand(tokens=2048)
+    assert short.name == long.name
+    assert short.identity != long.identity
+    recorder.record("longer", OLDER, list(zip([short], ends((10, 0.8)), strict=True)))
+    recorder.record("longer", NEWER, list(zip([long], ends((20, 0.9)), strict=True)))
+    assert frontier("longer", launch="all")["tokens"].tolist() == [1024, 2048]
+
+
+def test_what_is_left_out_is_said(recorder: Recorder) -> None:
+    notes = frontier("sweep").attrs["notes"]
+    assert [note for note in notes if GATED_2[1].name in note and "L0 = 0" in note]
+    assert [note for note in notes if GATED_2[2].name in note and "loss recovered nan" in note]
+    assert len(notes) == 2
+    assert frontier("sweep", launch=OLDER).attrs["notes"] == []
+
+
+def test_a_site_is_chosen_by_its_name(recorder: Recorder) -> None:
+    rows = frontier("sweep", site=SITE_2)
+    assert trials_of(rows) == [GATED_2[0].name]
+    assert rows["on_frontier"].tolist() == [True]
+
+
+def test_where_zero_ablation_costs_nothing_the_frontier_says_so(recorder: Recorder) -> None:
+    usual, cheap = ends((10, 0.9)), ends((10, 0.9), ce_clean=3.0, ce_zero=3.049)
+    recorder.record("cheap", NEWER, [*zip(GATED_1, usual, strict=False), *zip(GATED_2, cheap, strict=False)])
+    (note,) = frontier("cheap").attrs["notes"]
+    assert note.startswith(f"{SITE_2}: zero-ablation costs only 0.049 nats")
+
+
+def test_law_6_different_evaluation_fingerprints_never_share_a_frontier(recorder: Recorder) -> None:
+    recorder.record("retokenised", OLDER, list(zip(GATED_1[:1], ends((10, 0.9)), strict=True)), "a" * 64)
+    recorder.record("retokenised", NEWER, list(zip(GATED_1[1:2], ends((20, 0.9)), strict=True)), "b" * 64)
+    with pytest.raises(UserError, match=r"launch: the launches of 'retokenised' were evaluated on different tokens"):
+        frontier("retokenised", launch="all")
+    assert frontier("retokenised")["l0"].tolist() == [20]
+    assert frontier("retokenised", launch=OLDER)["l0"].tolist() == [10]
+
+
+def test_a_sweep_of_which_nothing_is_usable_has_an_empty_frontier(recorder: Recorder) -> None:
+    recorder.record("dead", NEWER, [*zip(GATED_1, ends((0, 0.5)), strict=False)])
+    rows = frontier("dead")
+    assert rows.empty
+    assert rows.columns.tolist() == COLUMNS
+    assert len(rows.attrs["notes"]) == 1
+    pd.testing.assert_frame_equal(frontier("dead", site=SITE_1), rows)
+    with pytest.raises(UserError):
+        best("dead", max_l0=40)
+
+
+# ---- errors ---------------------------------------------------------------------------------------------------------
+
+
+def test_an_unknown_experiment_names_the_nearest(recorder: Recorder) -> None:
+    with pytest.raises(UserError, match=r"^experiment: no 'sweeep' at .*; did you mean 'sweep'\? \(one of: .*sweep"):
+        frontier("sweeep")
+
+
+def test_an_unknown_site_names_the_nearest(recorder: Recorder) -> None:
+    with pytest.raises(UserError, match=rf"^site: no 'blocks.1.resid_post' in 'sweep'; did you mean '{SITE_1}'"):
+        frontier("sweep", site="blocks.1.resid_post")
+
+
+def test_an_unknown_launch_names_the_nearest(recorder: Recorder) -> None:
+    with pytest.raises(UserError, match=rf"^launch: no '{OLDER[:-1]}' in 'sweep'; did you mean '{OLDER}'"):
+        frontier("sweep", launch=OLDER[:-1])
+
+
+def test_an_experiment_without_runs_or_without_a_finished_trial_says_so(recorder: Recorder) -> None:
+    recorder.record("begun", NEWER, [(GATED_1[0], "running"), (GATED_1[1], "failed")])
+    with pytest.raises(UserError, match=rf"^experiment: no trial of 'begun' \(launch {NEWER}\) has finished yet$"):
+        frontier("begun")
+    with pytest.raises(UserError, match=r"^experiment: no trial of 'begun' \(any launch\) has finished yet$"):
+        frontier("begun", launch="all")
+    Mirror(recorder.uri, "empty", NEWER, FINGERPRINT)
+    with pytest.raises(UserError, match=r"^experiment: 'empty' has no runs"):
+        frontier("empty")
+
+
+def test_where_nothing_was_recorded_is_said_and_nothing_is_made(
+    recorder: Recorder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI")
+    with pytest.raises(UserError, match=rf"^--tracking-uri: nothing has been recorded at {tmp_path}/mlflow.db"):
+        frontier("sweep")
+    assert list(tmp_path.iterdir()) == []
+
+
+# ---- the SAE --------------------------------------------------------------------------------------------------------
+
+
+def assert_same_weights(one: saes.SAE, other: saes.SAE) -> None:
+    weights, expected = one.state_dict(), other.state_dict()
+    assert weights.keys() == expected.keys()
+    assert all(torch.equal(weights[name], expected[name]) for name in weights)
+
+
+@pytest.mark.parametrize(
+    ("constraint", "launch", "trial"),
+    [
+        ({"max_l0": 40}, NEWER, GATED_1[1]),
+        ({"max_l0": 35}, NEWER, GATED_1[2]),
+        ({"min_loss_recovered": 0.9}, NEWER, GATED_1[2]),
+        ({"max_l0": 20, "launch": OLDER}, OLDER, GATED_1[1]),
+    ],
+)
+def test_best_is_the_sae_that_was_saved(
+    recorder: Recorder, constraint: dict[str, Any], launch: str, trial: TrialSpec
+) -> None:
+    sae = best("sweep", site=SITE_1, **constraint)
+    assert_same_weights(sae, recorder.saved("sweep", launch, trial))
+    record = sae.cfg.metadata["frontier"]
+    assert (record["trial"], record["site"]) == (trial.name, sae.cfg.site)
+    x_BD = torch.randn(5, trial.d_in)
+    assert sae.decode(sae.encode(x_BD)).shape == x_BD.shape
+
+
+def test_best_of_several_sites_asks_for_one(recorder: Recorder) -> None:
+    with pytest.raises(UserError, match=rf"^site: this sweep has 2, name one \(one of: {SITE_1}, {SITE_2}\)$"):
+        best("sweep", max_l0=40)
+
+
+def test_best_says_when_the_sae_cannot_be_fetched(recorder: Recorder) -> None:
+    recorder.record("lost", NEWER, list(zip(GATED_1[:1], ends((10, 0.9)), strict=True)))
+    for weights in (recorder.folder / "mlruns").rglob("sae_weights.safetensors"):
+        if frontier("lost")["run_id"][0] in weights.parts:
+            weights.unlink()
+    with pytest.raises(UserError):
+        best("lost", max_l0=40)
+
+
+def test_best_leaves_no_temporary_files(recorder: Recorder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    best("sweep", site=SITE_1, max_l0=40)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_export_writes_what_load_reads_with_where_it_came_from(recorder: Recorder, tmp_path: Path) -> None:
+    sae = best("sweep", site=SITE_1, max_l0=40)
+    export(sae, tmp_path / "new" / "folder")
+    loaded = saes.load(tmp_path / "new" / "folder")
+    assert_same_weights(loaded, sae)
+    assert loaded.cfg == sae.cfg
+    assert loaded.cfg.metadata["frontier"]["l0"] == 40
+
+
+def test_export_checks_the_format_and_the_folder(recorder: Recorder, tmp_path: Path) -> None:
+    sae = recorder.saved("sweep", NEWER, GATED_1[1])
+    with pytest.raises(UserError, match=r"^--format: unknown 'gase'; did you mean 'gsae'"):
+        export(sae, tmp_path, "gase")
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match=r"^--out: .*file is a file; give a folder$"):
+        export(sae, tmp_path / "file")
+    assert check_export(tmp_path / "new", "gsae") == tmp_path / "new"
+    assert not (tmp_path / "new").exists()
+
+
+def test_results_import_nothing_of_ray(recorder: Recorder, tmp_path: Path) -> None:
+    script = f"""
+import sys, json, gsae_ray
+rows = gsae_ray.frontier("sweep")
+gsae_ray.export(gsae_ray.best("sweep", {SITE_1!r}, max_l0=40), {str(tmp_path / "out")!r})
+print(json.dumps([len(rows), [name for name in sys.modules if name.split(".")[0] == "ray"]]))
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert json.loads(done.stdout) == [5, []]
+    assert_same_weights(saes.load(tmp_path / "out"), recorder.saved("sweep", NEWER, GATED_1[1]))

@@ -1,0 +1,294 @@
+"""A trial's directory: what survives a kill at any moment, and who may write."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from trials import FINGERPRINT, begin, evaluation, expand, random_sae, row_metrics
+
+from gsae_ray import saes
+from gsae_ray.errors import StaleAttemptError
+from gsae_ray.sweep import TrialSpec
+from gsae_ray.training.directory import TrialDirectory
+
+(TRIAL,) = expand()
+
+
+def state_at(tokens: int) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    generator = torch.Generator().manual_seed(tokens)
+    tensors = {
+        "sae.W_enc": torch.randn(8, 16, generator=generator),
+        "adam.step.W_enc": torch.tensor(float(tokens)),
+        "bf16": torch.randn(3, generator=generator).bfloat16(),
+    }
+    return tensors, {"step": tokens // 64, "position": tokens, "scale": 0.1 + 0.2}
+
+
+def train(directory: TrialDirectory, first: int, last: int, checkpoint_every: int = 2) -> None:
+    """Rows `first` to `last`, a row every 64 tokens, with checkpoints in between."""
+    for step in range(first, last + 1):
+        directory.append(64 * step, row_metrics(64 * step))
+        if step % checkpoint_every == 0:
+            directory.checkpoint(64 * step, *state_at(64 * step))
+
+
+def steps_of(directory: TrialDirectory) -> list[int]:
+    return [row["step"] // 64 for row in directory.rows()[0]]
+
+
+def assert_state(actual: tuple[dict[str, torch.Tensor], dict[str, Any]] | None, tokens: int) -> None:
+    assert actual is not None
+    tensors, rest = state_at(tokens)
+    assert actual[1] == rest
+    assert actual[0].keys() == tensors.keys()
+    for name, tensor in tensors.items():
+        assert actual[0][name].dtype == tensor.dtype
+        assert torch.equal(actual[0][name], tensor)
+
+
+# ---- checkpoints ----------------------------------------------------------------------------------------------------
+
+
+def test_a_new_attempt_gets_the_newest_checkpoint_bit_for_bit_and_the_rows_up_to_it(tmp_path: Path) -> None:
+    directory = begin(tmp_path, TRIAL)
+    train(directory, 1, 5)
+    successor = begin(tmp_path, TRIAL)
+    assert_state(successor.newest_state(), 4 * 64)
+    assert steps_of(successor) == [1, 2, 3, 4]
+    train(successor, 5, 6)
+    assert steps_of(successor) == [1, 2, 3, 4, 5, 6]
+    assert_state(successor.newest_state(), 6 * 64)
+
+
+def test_a_fresh_trial_has_no_state_and_no_rows(tmp_path: Path) -> None:
+    directory = begin(tmp_path, TRIAL)
+    assert directory.newest_state() is None
+    assert directory.rows()[0] == []
+    assert not directory.done
+    assert directory.failure is None
+    assert directory.evaluation(FINGERPRINT) is None
+
+
+def test_only_the_last_two_checkpoints_are_kept(tmp_path: Path) -> None:
+    directory = begin(tmp_path, TRIAL)
+    train(directory, 1, 11, checkpoint_every=1)
+    kept = sorted(int(path.name) for path in (directory.path / "checkpoints").iterdir())
+    assert kept == [10 * 64, 11 * 64]
+
+
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def flip(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+
+
+DAMAGES: list[tuple[str, Callable[[Path], None]]] = [
+    *(("state.safetensors", damage) for damage in (cut, flip, Path.unlink)),
+    *(("manifest.json", damage) for damage in (cut, Path.unlink, lambda path: path.write_text("{}"))),
+]
+
+
+@pytest.mark.parametrize(("name", "damage"), DAMAGES)
+def test_a_damaged_checkpoint_falls_back_to_the_one_before_and_the_rows_with_it(
+    tmp_path: Path, name: str, damage: Callable[[Path], None]
+) -> None:
+    directory = begin(tmp_path, TRIAL)
+    train(directory, 1, 5)
+    damage(directory.path / "checkpoints" / str(4 * 64) / name)
+    assert_state(directory.newest_state(), 2 * 64)
+    assert steps_of(directory) == [1, 2]
+    train(directory, 3, 4)
+    assert steps_of(directory) == [1, 2, 3, 4]
+    assert_state(directory.newest_state(), 4 * 64)
+
+
+def test_without_a_whole_checkpoint_the_rows_are_cut_to_none(tmp_path: Path) -> None:
+    directory = begin(tmp_path, TRIAL)
+    train(directory, 1, 1)
+    assert directory.newest_state() is None
+    assert directory.rows()[0] == []
+    train(directory, 1, 5)
+    for manifest in directory.path.glob("checkpoints/*/manifest.json"):
+        manifest.unlink()
+    assert directory.newest_state() is None
+    assert directory.rows()[0] == []
+
+
+def test_a_row_that_was_half_written_is_cut_away(tmp_path: Path) -> None:
+    directory = begin(tmp_path, TRIAL)
+    train(directory, 1, 3)
+    with (directory.path / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 256, "time')
+    assert steps_of(directory) == [1, 2, 3]
+    directory.newest_state()
+    train(directory, 3, 4)
+    assert steps_of(directory) == [1, 2, 3, 4]
+
+
+def test_rows_that_a_machine_lost_in_its_crash_are_trained_again(tmp_path: Path) -> None:
+    directory = begin(tmp_path, TRIAL)
+    train(directory, 1, 4)
+    metrics = directory.path / "metrics.jsonl"
+    metrics.write_bytes(metrics.read_bytes()[:-10])  # the checkpoint was synced to disk, the end of the rows was not
+    assert_state(directory.newest_state(), 2 * 64)
+    assert steps_of(directory) == [1, 2]
+
+
+# ---- rows -----------------------------------------------------------------------------------------------------------
+
+
+def test_rows_are_read_whole_and_go_on_from_the_offset(tmp_path: Path) -> None:
+    directory = begin(tmp_path, TRIAL, steps=2)
+    rows, offset = directory.rows()
+    assert [row["metrics"] for row in rows] == [row_metrics(64), row_metrics(128)]
+    assert all(row["timestamp"] > 1.6e12 for row in rows), "milliseconds"
+    with (directory.path / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 192, ')
+        file.flush()
+        assert directory.rows(offset) == ([], offset)
+        file.write('"timestamp": 1, "metrics": {}}\n{"st')
+    (row,), end = directory.rows(offset)
+    assert row == {"step": 192, "timestamp": 1, "metrics": {}}
+    assert directory.rows(end) == ([], end)
+
+
+# ---- who may write --------------------------------------------------------------------------------------------------
+
+
+def contents(directory: TrialDirectory) -> dict[Path, bytes]:
+    return {path: path.read_bytes() for path in directory.path.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize(
+    "write",
+    [
+        lambda d: d.append(999, {}),
+        lambda d: d.checkpoint(999, *state_at(999)),
+        lambda d: d.finish(random_sae(TRIAL)),
+        lambda d: d.fail("too late"),
+        lambda d: d.save_evaluation(FINGERPRINT, 999, {}),
+    ],
+    ids=["append", "checkpoint", "finish", "fail", "save_evaluation"],
+)
+def test_what_an_older_attempt_writes_is_refused(tmp_path: Path, write: Callable[[TrialDirectory], None]) -> None:
+    older = begin(tmp_path, TRIAL)
+    train(older, 1, 2)
+    newer = begin(tmp_path, TRIAL)
+    assert (older.attempt, newer.attempt, older.newest_attempt) == (1, 2, 2)
+    before = contents(newer)
+    with pytest.raises(StaleAttemptError, match="attempt 1 writes after 2 began"):
+        write(older)
+    assert contents(newer) == before
+    write(newer)
+
+
+def test_an_older_attempt_cannot_cut_the_rows_of_a_newer_one(tmp_path: Path) -> None:
+    older = begin(tmp_path, TRIAL)
+    newer = begin(tmp_path, TRIAL)
+    train(newer, 1, 5)
+    with contextlib.suppress(StaleAttemptError):
+        older.newest_state()
+    assert steps_of(newer) == [1, 2, 3, 4, 5]
+
+
+def test_a_directory_says_which_trial_it_is(tmp_path: Path) -> None:
+    directory = begin(tmp_path, TRIAL)
+    stored = json.loads((directory.path / "trial.json").read_text())
+    assert TrialSpec.from_json(stored) == TRIAL
+    assert directory.path.name == TRIAL.directory_name
+
+
+# ---- the end --------------------------------------------------------------------------------------------------------
+
+
+def test_finish_leaves_a_loadable_sae_and_done(tmp_path: Path) -> None:
+    directory = begin(tmp_path, TRIAL)
+    train(directory, 1, 4)
+    sae = random_sae(TRIAL)
+    directory.finish(sae)
+    assert directory.done
+    assert TrialDirectory(directory.path).done
+    loaded = saes.load(directory.path / "sae")
+    assert loaded.cfg == sae.cfg
+    for name, tensor in sae.state_dict().items():
+        assert torch.equal(loaded.state_dict()[name], tensor)
+    assert steps_of(directory) == [1, 2, 3, 4]
+    assert not (directory.path / "checkpoints").exists()
+
+
+def test_a_kill_while_the_sae_is_saved_leaves_the_trial_unfinished_and_resumable(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    directory = begin(tmp_path, TRIAL)
+    train(directory, 1, 4)
+
+    def half_saved(path: Path) -> None:
+        path.mkdir()
+        (path / "cfg.json").write_text("{")
+        raise KeyboardInterrupt
+
+    sae = random_sae(TRIAL)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(sae, "save", half_saved)
+        directory.finish(sae)
+    successor = begin(tmp_path, TRIAL)
+    assert not successor.done
+    assert_state(successor.newest_state(), 4 * 64)
+    successor.finish(random_sae(TRIAL))
+    assert successor.done
+    assert saes.load(successor.path / "sae")
+
+
+def test_a_failure_is_kept_until_it_is_forgotten(tmp_path: Path) -> None:
+    directory = begin(tmp_path, TRIAL)
+    directory.fail("the loss is not finite after 640 tokens")
+    assert TrialDirectory(directory.path).failure == "the loss is not finite after 640 tokens"
+    assert not directory.done
+    directory.forget_failure()
+    assert directory.failure is None
+    directory.forget_failure()  # also where there is none
+
+
+def test_an_evaluation_is_found_by_the_fingerprint_of_what_it_was_measured_on(tmp_path: Path) -> None:
+    directory = begin(tmp_path, TRIAL)
+    directory.finish(random_sae(TRIAL))
+    directory.save_evaluation(FINGERPRINT, 1024, evaluation(l0=20))
+    directory.save_evaluation("e" * 64, 1024, evaluation(l0=21))
+    found = directory.evaluation(FINGERPRINT)
+    assert found is not None
+    assert (found["step"], found["metrics"]) == (1024, evaluation(l0=20))
+    assert directory.evaluation("e" * 64)["metrics"] == evaluation(l0=21)  # type: ignore[index]
+    assert directory.evaluation("d" * 64) is None
+
+
+def test_law_7_nothing_but_json_and_safetensors_is_written(tmp_path: Path) -> None:
+    directory = begin(tmp_path, TRIAL)
+    seen: set[str] = set()
+
+    def look() -> None:
+        files = [path for path in directory.path.rglob("*") if path.is_file()]
+        seen.update(path.suffix or path.name for path in files)
+        assert not [path for path in files if path.name.startswith(".")], "no temporary files stay"
+
+    train(directory, 1, 4)
+    look()
+    directory.fail("NaN")
+    look()
+    directory.forget_failure()
+    directory.finish(random_sae(TRIAL))
+    directory.save_evaluation(FINGERPRINT, 1024, evaluation())
+    look()
+    assert seen == {".json", ".jsonl", ".safetensors", "DONE", "FAILED"}
+    for path in directory.path.rglob("*.json"):
+        json.loads(path.read_text())
+    assert json.loads((directory.path / "DONE").read_text()) == {"attempt": 1}

@@ -1,0 +1,376 @@
+"""The trainer: it learns, it goes on bit for bit from any interval, and only the initialisation knows the seed."""
+
+from __future__ import annotations
+
+import copy
+import json
+import math
+import warnings
+from functools import cache
+from typing import Any
+
+import numpy as np
+import pytest
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from gsae_ray.activations.layout import Layout
+from gsae_ray.activations.producer import SiteStatistics
+from gsae_ray.activations.stream import RowStream
+from gsae_ray.saes import to_bytes
+from gsae_ray.sweep import TrialSpec, TrialTraining
+from gsae_ray.training.schedules import lr_factor, sparsity_factor
+from gsae_ray.training.trainer import NumericError, Trainer
+
+SITE = "blocks.1.hook_resid_post"
+N, M, BATCH, ROWS = 12, 32, 64, 6000
+BLOCKS = (2100, 1900, 2000)
+WALL_CLOCK = {"tokens_per_s", "data_wait_fraction"}
+architectures = pytest.mark.parametrize("architecture", ["standard", "gated"])
+
+
+@cache
+def sparse_rows() -> Tensor:
+    """Rows [ROWS, N]: few of 24 unit directions at a time, an offset, and a scale far from E‖x‖² = n."""
+    rng = np.random.RandomState(0)
+    directions = rng.randn(24, N)
+    directions /= np.linalg.norm(directions, axis=1, keepdims=True)
+    strengths = (rng.rand(ROWS, 24) < 0.1) * rng.exponential(size=(ROWS, 24))
+    return torch.from_numpy(7 * (strengths @ directions + 0.3 * rng.randn(N))).float()
+
+
+class ArraySource:
+    """Blocks of rows held in memory, read-only as arrays from an object store are."""
+
+    def __init__(self, rows_RD: Tensor, layout: Layout) -> None:
+        self.array = rows_RD.numpy().copy()
+        self.array.flags.writeable = False
+        self.layout = layout
+        self.block = -1
+
+    def statistics(self) -> SiteStatistics:
+        first = self.array[: self.layout.rows[0]].astype(np.float64)
+        mean = first.mean(0).astype(np.float32)
+        mean.flags.writeable = False
+        return SiteStatistics(mean, float((first**2).sum(1).mean()))
+
+    def open(self, block: int) -> None:
+        self.block = block
+
+    def chunk(self, index: int) -> np.ndarray[Any, Any]:
+        first, end = self.layout.chunks(self.block, SITE)[index]
+        start = self.layout.starts[self.block]
+        return self.array[start + first : start + end]
+
+
+class RecordingStream(RowStream):
+    """Remembers what it gave."""
+
+    def read(self, rows: int) -> Tensor:
+        self.batches = [*getattr(self, "batches", []), super().read(rows)]
+        return self.batches[-1]
+
+
+def make(
+    architecture: str = "gated", rows_RD: Tensor | None = None, chunk_rows: int = 170, l1: float = 1.0, **training: Any
+) -> Trainer:
+    layout = Layout(BLOCKS, {SITE: N}, "float32", chunk_bytes=chunk_rows * N * 4)
+    settings = {"tokens": 5000, "batch_size": BATCH, "lr": 3e-3, "seed": 0, "lr_warmup": 0.02, "lr_decay": 0.2}
+    settings |= {"l1_warmup": 0.05, "adam_betas": (0.0, 0.999), "log_every_tokens": 10 * BATCH}
+    trial = TrialSpec.make(
+        identity={},
+        site=SITE,
+        architecture=architecture,
+        d_in=N,
+        d_sae=M,
+        hyperparameters={"l1_coefficient": l1},
+        training=TrialTraining(**{**settings, "checkpoint_every_tokens": 20 * BATCH, **training}),
+    )
+    source = ArraySource(sparse_rows() if rows_RD is None else rows_RD, layout)
+    return Trainer(trial, RecordingStream(source, layout, SITE))
+
+
+def run(trainer: Trainer) -> list[dict[str, float]]:
+    """Trains to the end; the metric rows without what depends on the clock."""
+    rows = []
+    while not trainer.done:
+        row = trainer.train_interval()
+        rows.append({"tokens": trainer.tokens, **{k: v for k, v in row.items() if k not in WALL_CLOCK}})
+    return rows
+
+
+def weights(trainer: Trainer) -> dict[str, Tensor]:
+    return {name: p.detach().clone() for name, p in trainer.sae.named_parameters()}
+
+
+def same(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
+    return set(a) == set(b) and all(torch.equal(a[name], b[name]) for name in a)
+
+
+@cache
+def uninterrupted(architecture: str) -> tuple[dict[str, Tensor], list[dict[str, float]]]:
+    trainer = make(architecture)
+    rows = run(trainer)
+    return weights(trainer), rows
+
+
+def through_files(state: tuple[dict[str, Tensor], dict[str, Any]]) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """A state as it comes back from storage."""
+    tensors, rest = state
+    return safetensors.torch.load(safetensors.torch.save(tensors)), json.loads(json.dumps(rest))
+
+
+# ---- it trains ------------------------------------------------------------------------------------------------------
+
+
+@architectures
+def test_the_loss_falls(architecture: str) -> None:
+    _, rows = uninterrupted(architecture)
+    assert rows[-1]["reconstruction_loss"] < 0.25 * rows[0]["reconstruction_loss"]
+    assert rows[-1]["loss"] < 0.6 * rows[0]["loss"]
+    assert 0 < rows[-1]["l0"] < M
+
+
+@architectures
+def test_decoder_norms_are_one_after_every_interval(architecture: str) -> None:
+    trainer = make(architecture)
+    while True:
+        torch.testing.assert_close(trainer.sae.W_dec.norm(dim=1), torch.ones(M), atol=1e-6, rtol=0)
+        if trainer.done:
+            break
+        trainer.train_interval()
+
+
+@pytest.mark.parametrize(("tokens", "batch", "steps"), [(5000, 64, 78), (640, 64, 10), (703, 64, 10), (6000, 6000, 1)])
+def test_steps_are_tokens_divided_by_the_batch_size_rounded_down(tokens: int, batch: int, steps: int) -> None:
+    trainer = make(tokens=tokens, batch_size=batch, log_every_tokens=3 * batch)
+    rows = run(trainer)
+    assert trainer.step == steps
+    assert trainer.tokens == steps * batch == rows[-1]["tokens"]
+    batches = trainer.stream.batches  # type: ignore[attr-defined]
+    assert torch.equal(torch.cat(batches), sparse_rows()[: steps * batch])  # batch n is rows [nB, (n+1)B)
+    assert [row["tokens"] for row in rows] == [min(3 * k, steps) * batch for k in range(1, math.ceil(steps / 3) + 1)]
+
+
+def test_the_scale_makes_the_mean_square_norm_n() -> None:
+    trainer = make()
+    scaled_RD = sparse_rows()[: BLOCKS[0]].double() * trainer.scale
+    assert scaled_RD.square().sum(1).mean().item() == pytest.approx(N, rel=1e-9)
+    torch.testing.assert_close(trainer.sae.b_dec.detach().double(), scaled_RD.mean(0), rtol=1e-5, atol=1e-6)
+
+
+def test_training_does_not_depend_on_the_unit_of_the_activations() -> None:
+    trainers = [make(rows_RD=factor * sparse_rows()) for factor in (1, 256)]
+    rows = [run(trainer) for trainer in trainers]
+    assert trainers[0].scale == 256 * trainers[1].scale
+    assert rows[0] == rows[1]
+
+
+# ---- what it reports ------------------------------------------------------------------------------------------------
+
+
+def test_a_metric_row_holds_these_names() -> None:
+    names = {"loss", "reconstruction_loss", "sparsity_loss", "auxiliary_loss", "l0", "dead_fraction", "lr"}
+    row = make().train_interval()
+    assert set(row) == names | {"sparsity_coefficient", "tokens_per_s", "data_wait_fraction"}
+    assert all(type(value) is float for value in row.values())
+    assert row["tokens_per_s"] > 0
+    assert 0 <= row["data_wait_fraction"] <= 1
+
+
+@architectures
+def test_a_metric_row_holds_the_means_of_its_interval(architecture: str) -> None:
+    trainer = make(architecture, tokens=30 * BATCH)
+    trainer.train_interval()
+    parts, active_F = [], torch.zeros(M)
+    original = trainer.sae.losses
+
+    def spy(x_BD: Tensor, coefficient: float) -> Any:
+        losses = original(x_BD, coefficient)
+        parts.append([part.item() for part in losses[:4]])
+        active_F.add_((losses.acts_BF > 0).sum(0))
+        return losses
+
+    trainer.sae.losses = spy  # type: ignore[method-assign]
+    row = trainer.train_interval()
+    names = ["loss", "reconstruction_loss", "sparsity_loss", "auxiliary_loss"]
+    assert [row[name] for name in names] == pytest.approx(np.mean(parts, axis=0).tolist(), rel=1e-6)
+    assert len(parts) == 10
+    assert row["l0"] == pytest.approx(active_F.sum().item() / (10 * BATCH))
+    assert row["dead_fraction"] == (active_F == 0).double().mean().item()
+    total = row["reconstruction_loss"] + row["sparsity_coefficient"] * row["sparsity_loss"] + row["auxiliary_loss"]
+    assert row["loss"] == pytest.approx(total, rel=1e-5)  # the warm-up of λ is over
+
+
+def test_reported_lr_and_sparsity_coefficient_are_those_of_the_interval_s_last_step() -> None:
+    _, rows = uninterrupted("gated")
+    last_steps = [row["tokens"] // BATCH - 1 for row in rows]
+    assert [row["lr"] for row in rows] == [3e-3 * lr_factor(int(s), 78, 0.02, 0.2) for s in last_steps]
+    assert [row["sparsity_coefficient"] for row in rows] == [sparsity_factor(int(s), 78, 0.05) for s in last_steps]
+
+
+# ---- stopping and going on ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("architecture", "stop"), [("standard", 4), *(("gated", stop) for stop in range(9))]
+)  # 8 intervals
+def test_stopping_after_any_interval_and_going_on_gives_the_same_weights_and_rows(architecture: str, stop: int) -> None:
+    expected_weights, expected_rows = uninterrupted(architecture)
+    first = make(architecture)
+    rows = []
+    for _ in range(min(stop, len(expected_rows))):
+        row = first.train_interval()
+        rows.append({"tokens": first.tokens, **{k: v for k, v in row.items() if k not in WALL_CLOCK}})
+    state = through_files(first.state())
+    second = make(architecture, chunk_rows=33)  # another process may get the rows in other chunks
+    second.restore(*state)
+    assert (second.step, second.tokens, second.stream.position) == (first.step, first.tokens, first.tokens)
+    rows += run(second)
+    assert rows == expected_rows
+    assert same(weights(second), expected_weights)
+
+
+def test_restoring_undoes_what_came_after() -> None:
+    trainer = make()
+    trainer.train_interval()
+    state = through_files(trainer.state())
+    trainer.train_interval()
+    trainer.train_interval()
+    trainer.restore(*state)
+    rows = run(trainer)
+    expected_weights, expected_rows = uninterrupted("gated")
+    assert rows == expected_rows[1:]
+    assert same(weights(trainer), expected_weights)
+
+
+def test_a_state_in_memory_stays_as_it_was_taken() -> None:
+    """Neither the trainer it came from nor one it went to may change it."""
+    trainer = make()
+    trainer.train_interval()
+    state = trainer.state()
+    taken = copy.deepcopy(state)
+    trainer.train_interval()
+    assert same(state[0], taken[0]), "training went on in the state's own tensors"
+    another = make()
+    another.restore(*state)
+    another.train_interval()
+    assert same(state[0], taken[0]), "a restored trainer trains in the state's own tensors"
+
+
+def test_a_state_is_tensors_and_json() -> None:
+    trainer = make()
+    trainer.train_interval()
+    tensors, rest = trainer.state()
+    assert json.loads(json.dumps(rest)) == rest == {"step": 10, "position": 640, "scale": trainer.scale}
+    names = {f"sae.{name}" for name in weights(trainer)}
+    moments = {f"adam.{key}.{name}" for name in weights(trainer) for key in ("step", "exp_avg", "exp_avg_sq")}
+    assert set(tensors) == names | moments
+
+
+# ---- the seed -------------------------------------------------------------------------------------------------------
+
+
+@architectures
+def test_a_trials_seed_changes_only_the_initialisation(architecture: str) -> None:
+    first, second = make(architecture, seed=0), make(architecture, seed=1)
+    assert first.scale == second.scale
+    assert not torch.equal(first.sae.W_dec, second.sae.W_dec)
+    assert torch.equal(first.sae.b_dec, second.sae.b_dec)
+    second.sae.load_state_dict(copy.deepcopy(first.sae.state_dict()))  # undo the seed's work
+    assert run(first) == run(second)
+    assert same(weights(first), weights(second))
+    batches = [trainer.stream.batches for trainer in (first, second)]  # type: ignore[attr-defined]
+    assert all(torch.equal(a, b) for a, b in zip(*batches, strict=True))
+
+
+def test_the_global_random_state_plays_no_part() -> None:
+    torch.manual_seed(99)
+    trainer = make()
+    torch.manual_seed(7)
+    assert run(trainer) == uninterrupted("gated")[1]
+
+
+# ---- numeric failure ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_a_loss_that_is_not_finite_is_a_numeric_error(bad: float) -> None:
+    rows_RD = sparse_rows().clone()
+    rows_RD[2500, 3] = bad
+    trainer = make(rows_RD=rows_RD)
+    with pytest.raises(NumericError, match="not finite after 2560 tokens"):
+        run(trainer)
+
+
+def test_an_lr_far_too_high_is_a_numeric_error() -> None:
+    with pytest.raises(NumericError):
+        run(make(lr=1e30))
+
+
+def test_activations_that_are_all_zero_are_a_numeric_error() -> None:
+    with pytest.raises(NumericError, match=f"all activations at {SITE} are zero"):
+        make(rows_RD=torch.zeros(ROWS, N))
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_activations_that_are_not_finite_from_the_start_are_named_as_such(bad: float) -> None:
+    rows_RD = sparse_rows().clone()
+    rows_RD[0, 0] = bad
+    with pytest.raises(NumericError, match="not finite"), np.errstate(invalid="ignore"):
+        make(rows_RD=rows_RD)
+
+
+# ---- the finished SAE -----------------------------------------------------------------------------------------------
+
+
+@architectures
+def test_the_finished_sae_takes_raw_activations(architecture: str) -> None:
+    trainer = make(architecture)
+    trainer.train_interval()
+    before = weights(trainer)
+    sae = trainer.finished_sae({"trained": "a while"})
+    x_BD = sparse_rows()[-500:]
+    scaled = copy.deepcopy(trainer.sae).double()
+    expected_BD = scaled(x_BD.double() * trainer.scale) / trainer.scale
+    torch.testing.assert_close(sae(x_BD).double(), expected_BD, rtol=1e-4, atol=1e-4)
+    error = (sae(x_BD) - x_BD).square().sum() / (x_BD - x_BD.mean(0)).square().sum()
+    assert error < 0.9  # of raw activations, and it has learnt something
+    torch.testing.assert_close(sae.W_dec.norm(dim=1), torch.ones(M), atol=1e-6, rtol=0)
+    assert same(weights(trainer), before)  # a copy
+    assert not sae.training
+    assert trainer.sae.training
+
+
+def test_the_finished_sae_says_what_it_is() -> None:
+    trainer = make("gated", l1=2.0)
+    trainer.train_interval()
+    cfg = trainer.finished_sae({"trained": "a while"}).cfg
+    assert cfg.model_dump() == {
+        "format": "gsae-1",
+        "architecture": "gated",
+        "d_in": N,
+        "d_sae": M,
+        "hyperparameters": {"l1_coefficient": 2.0},
+        "site": SITE,
+        "metadata": {"trained": "a while"},
+    }
+
+
+def test_finishing_is_repeatable() -> None:
+    trainer = make()
+    trainer.train_interval()
+    assert to_bytes(trainer.finished_sae({})) == to_bytes(trainer.finished_sae({}))
+
+
+def test_read_only_statistics_are_taken_without_a_warning() -> None:
+    warn_always = torch.is_warn_always_enabled()
+    torch.set_warn_always(True)  # torch warns of arrays that are not writable once a process
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            trainer = make()
+    finally:
+        torch.set_warn_always(warn_always)
+    assert trainer.sae.b_dec.any()

@@ -1,0 +1,69 @@
+"""Small trials, and directories as trials leave them, for tests that start where training has ended."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from gsae_ray.activations.sites import Site
+from gsae_ray.saes import SAE, SAEConfig
+from gsae_ray.saes.io import build
+from gsae_ray.sweep import Sweep, TrialSpec
+from gsae_ray.training.directory import TrialDirectory
+
+FINGERPRINT = "f" * 64
+SITE_1, SITE_2 = "blocks.1.hook_resid_post", "blocks.2.hook_resid_post"
+D_IN = 8
+
+
+def expand(
+    architecture: str = "gated", layers: tuple[int, ...] = (1,), tokens: int = 1024, **entry: Any
+) -> list[TrialSpec]:
+    """The trials of a sweep with one entry of `saes`."""
+    sweep = Sweep.model_validate(
+        {
+            "name": "small",
+            "model": {"name": "builtin"},
+            "dataset": {"name": "builtin"},
+            "sites": {"layers": list(layers), "points": ["resid_post"]},
+            "saes": [{"architecture": architecture, "widths": [16], "l1_coefficient": 1.0} | entry],
+            "training": {"tokens": tokens, "batch_size": 64, "lr": 1e-3},
+        }
+    )
+    return sweep.expand({Site(site): D_IN for site in (SITE_1, SITE_2)}, {"model": "m", "tokens": "t"})
+
+
+def random_sae(trial: TrialSpec, seed: int = 0) -> SAE:
+    fields = ("architecture", "d_in", "d_sae", "hyperparameters", "site")
+    sae = build(SAEConfig(**{name: getattr(trial, name) for name in fields}))
+    generator = torch.Generator().manual_seed(seed)
+    sae.initialise(generator, torch.randn(trial.d_in, generator=generator))
+    return sae
+
+
+def row_metrics(tokens: int) -> dict[str, float]:
+    """What a trial logs at a step."""
+    return {"train/loss": 1 / tokens, "train/l0": float(tokens)}
+
+
+def begin(root: Path, trial: TrialSpec, steps: int = 0) -> TrialDirectory:
+    """A trial that has logged `steps` rows, one every 64 tokens."""
+    directory = TrialDirectory(root / trial.directory_name)
+    directory.begin_attempt(trial)
+    for step in range(1, steps + 1):
+        directory.append(64 * step, row_metrics(64 * step))
+    return directory
+
+
+def evaluation(l0: float = 20.0, loss_recovered: float = 0.9, **metrics: float) -> dict[str, float]:
+    values = {"l0": l0, "loss_recovered": loss_recovered, "gamma": 1.0, "fvu": 0.1, "kl": 0.2}
+    values |= {"ce_clean": 3.0, "ce_spliced": 3.4, "ce_zero": 7.0, "alive_fraction": 0.5} | metrics
+    return {f"eval/{name}": value for name, value in values.items()}
+
+
+def finish(directory: TrialDirectory, trial: TrialSpec, fingerprint: str = FINGERPRINT, **metrics: float) -> None:
+    """Training and evaluation end."""
+    directory.finish(random_sae(trial))
+    directory.save_evaluation(fingerprint, trial.training.tokens, evaluation(**metrics))
