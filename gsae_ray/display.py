@@ -39,7 +39,7 @@ class Observer:
     def __init__(self, trials: Sequence[tuple[TrialSpec, TrialDirectory]], fingerprint: str) -> None:
         self.trials = trials
         self.fingerprint = fingerprint
-        self.progress = [TrialProgress(t.name, t.training.steps * t.training.batch_size) for t, _ in trials]
+        self.progress = [TrialProgress(t.name, t.training.trained_tokens) for t, _ in trials]
         self._cursors = [START] * len(trials)
         self._attempts = [directory.newest_attempt for _, directory in trials]
 

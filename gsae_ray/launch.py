@@ -4,17 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import importlib.metadata
-import json
 import logging
 import os
-import platform
-import secrets
-import socket
 import tempfile
-import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -29,24 +24,18 @@ os.environ.setdefault("TUNE_PRINT_ALL_TRIAL_ERRORS", "0")
 
 import pandas as pd
 import ray
-import torch
-import yaml
 from ray import tune
 from ray.actor import ActorHandle
 from rich.console import Console
 
-import gsae_ray
-from gsae_ray import plots, results
+from gsae_ray import results
 from gsae_ray.activations.actors import StoreShell, start_producers
-from gsae_ray.activations.layout import Layout
-from gsae_ray.activations.models import load_skeleton, model_fingerprint
-from gsae_ray.activations.producer import ProducerSpec
-from gsae_ray.activations.sites import site_widths
 from gsae_ray.activations.store import Counters, ReaderSpec
-from gsae_ray.activations.tokens import TokenStore, prepare_tokens
 from gsae_ray.display import Display, Observer, clock
 from gsae_ray.errors import ProductionError, UserError
-from gsae_ray.files import digest, read_json, write_atomically, write_json
+from gsae_ray.evaluation.queue import EvaluationQueue
+from gsae_ray.ledger import begin_launch, driver_lock, versions
+from gsae_ray.plan import Plan, prepare, producer_spec
 from gsae_ray.saes import SAE
 from gsae_ray.sweep import Sweep, TrialSpec, load_sweep
 from gsae_ray.tracking import Mirror, MirrorThread, resolve_uri
@@ -57,8 +46,6 @@ from gsae_ray.training.trainable import SAETrial, TrialContext
 OBJECT_STORE_SHARE = 0.6
 """Of the cluster's object store, for activations; the rest is headroom for readers that still hold a block."""
 PROCESS_RETRIES = 3
-LOCK_HEARTBEAT_S = 5.0
-LOCK_STALE_S = 30.0
 
 Trials = list[tuple[TrialSpec, TrialDirectory]]
 
@@ -87,70 +74,6 @@ class SweepResult:
     ) -> SAE:
         """See `gsae_ray.best`."""
         return results.best(self.experiment, site, max_l0, min_loss_recovered, self.launch_id, self.tracking_uri)
-
-
-@dataclasses.dataclass(frozen=True)
-class Plan:
-    """A sweep, checked against its model and data; nothing has been started."""
-
-    sweep: Sweep
-    tokens: TokenStore
-    layout: Layout
-    trials: list[TrialSpec]
-    evaluation_fingerprint: str
-
-
-def prepare(sweep: Sweep, storage: Path, display: Display) -> Plan:
-    """Checks a sweep against its model and data, and tokenises.
-
-    Raises:
-        UserError: what the sweep names is not there, or does not fit together.
-    """
-    skeleton = load_skeleton(sweep.model)
-    widths = site_widths(skeleton, sweep.used_sites)
-    tokens = prepare_tokens(sweep, storage / "tokens", _every_few_seconds(display))
-    model = model_fingerprint(sweep.model)
-    evaluation = [model, tokens.heldout_fingerprint]
-    layout = Layout(
-        rows=tokens.rows,
-        widths={site.name: width for site, width in widths.items()},
-        dtype=sweep.model.dtype,
-        chunk_bytes=sweep.producers.chunk_mib * 2**20,
-    )
-    return Plan(
-        sweep=sweep,
-        tokens=tokens,
-        layout=layout,
-        trials=sweep.expand(widths, {"model": model, "tokens": tokens.fingerprint}),
-        evaluation_fingerprint=digest(evaluation),
-    )
-
-
-def _every_few_seconds(display: Display, interval_s: float = 5) -> Callable[[str, int, int], None]:
-    """Progress lines, but none for what is done at once."""
-    last = time.monotonic()
-
-    def report(what: str, done: int, needed: int) -> None:
-        nonlocal last
-        if time.monotonic() - last >= interval_s:
-            last = time.monotonic()
-            display.phase(f"{what}: {done:,} of {needed:,} rows")
-
-    return report
-
-
-def producer_spec(plan: Plan) -> ProducerSpec:
-    """What every producer of this plan is made from."""
-    producers = plan.sweep.producers
-    return ProducerSpec(
-        model=plan.sweep.model,
-        tokens=plan.tokens,
-        layout=plan.layout,
-        batch=producers.batch,
-        evaluation_batch=plan.sweep.evaluation.batch,
-        threads=producers.cpus,
-        gpu=producers.gpus > 0,
-    )
 
 
 def run(
@@ -191,13 +114,12 @@ def run(
         pending = [(t, d) for t, d in trials if not (d.done and d.evaluation(plan.evaluation_fingerprint))]
         if len(pending) < len(trials):
             display.phase(f"{len(trials) - len(pending)} of {len(trials)} trials are done already")
-        with _lock(folder), _ray(address) if pending else contextlib.nullcontext():
-            readers = {t.name: ReaderSpec(t.site, _rows(t)) for t, d in pending if not d.done}
+        with driver_lock(folder), _ray(address) if pending else contextlib.nullcontext():
+            readers = {t.name: ReaderSpec(t.site, t.training.trained_tokens) for t, d in pending if not d.done}
             budget = _check_cluster(plan, readers) if pending else 0
-            launch_id = _begin_launch(folder, plan, resume)
-            mirror = Mirror(uri, sweep.experiment_name, launch_id, plan.evaluation_fingerprint)
-            launch = _Launch(plan, launch_id, folder, trials, pending, readers, budget, mirror, display)
-            return launch.run(started)
+            launch_id = begin_launch(folder, plan.sweep, plan.trials, resume)
+            launch = _Launch(plan, launch_id, folder, trials, pending, readers, budget, display)
+            return launch.run(uri, started)
 
 
 @dataclasses.dataclass
@@ -213,42 +135,45 @@ class _Launch:
     readers: dict[str, ReaderSpec]
     """Those to train, as the store knows them."""
     budget: int
-    mirror: Mirror
     display: Display
 
     @property
     def own_folder(self) -> Path:
         return self.folder / "launches" / self.id
 
-    def run(self, started: float) -> SweepResult:
+    def run(self, uri: str, started: float) -> SweepResult:
         """Trains and evaluates what is pending, and publishes the frontier."""
-        sweep, mirror = self.plan.sweep, self.mirror
-        uri = mirror.client.tracking_uri
-        mirror.open_launch(sweep.name, _launch_params(self.plan))
-        mirror.log_launch({}, [self.own_folder / "sweep.yaml", self.own_folder / "versions.json"])
+        sweep = self.plan.sweep
         for _, directory in self.pending:
             directory.forget_failure()
-        thread = MirrorThread(mirror, self.trials)
-        thread.start()
         counters: Counters | None = None
         crashes: dict[str, str] = {}
-        finished = False
-        try:
-            if self.pending:
-                counters, crashes = self._train()
-            finished = True
-        finally:
-            self.display.stop()
-            arrived = thread.finish()
-            if not finished:
+        with contextlib.ExitStack() as stack:
+            with ThreadPoolExecutor(1) as pool:  # a new SQLite store takes as long as the language model
+                opening = pool.submit(self._open_mirror, uri)
+                store = stack.enter_context(self._fleet()) if self.pending else None
+                mirror = opening.result()
+            thread = MirrorThread(mirror, self.trials)
+            thread.start()
+            try:
+                if store is not None:
+                    self.display.follow(Observer(self.trials, self.plan.evaluation_fingerprint))
+                    crashes = self._train(store)
+                    counters = ray.get(store.counters.remote())
+            except BaseException:
+                thread.finish()
                 with contextlib.suppress(Exception):  # the server may be what failed; storage has everything
                     mirror.close("KILLED")
+                raise
+            finally:
+                self.display.stop()
+        arrived = thread.finish()
         picture = None
         try:
             for trial, _ in self.trials:
                 if trial.name in crashes:
                     mirror.fail(trial, crashes[trial.name])
-            picture = self._publish(counters)
+            picture = self._publish(mirror, counters)
         except Exception as error:  # an MLflow server that is gone at the end loses nothing: storage has it
             logging.getLogger(__name__).debug("publishing failed", exc_info=True)
             arrived, thread.last_error = False, str(error).strip().splitlines()[0]
@@ -267,46 +192,59 @@ class _Launch:
             seconds=time.monotonic() - started,
         )
 
-    def _train(self) -> tuple[Counters, dict[str, str]]:
-        """Producers, store and trials, to the end.
+    def _open_mirror(self, uri: str) -> Mirror:
+        sweep = self.plan.sweep
+        mirror = Mirror(uri, sweep.experiment_name, self.id, self.plan.evaluation_fingerprint)
+        mirror.open_launch(sweep.name, _launch_params(self.plan))
+        mirror.log_launch({}, [self.own_folder / "sweep.yaml", self.own_folder / "versions.json"])
+        return mirror
 
-        Returns:
-            the store's counters, and the trials whose processes failed, with the reason.
+    @contextlib.contextmanager
+    def _fleet(self) -> Iterator[ActorHandle[Any]]:
+        """Producers and the store that calls them, for the length of the context."""
+        producers_settings = self.plan.sweep.producers
+        count = producers_settings.count
+        self.display.phase(f"starting {count} producer{'s' if count > 1 else ''} and {len(self.pending)} trials")
+        spec = producer_spec(self.plan)
+        producers = start_producers(count, producers_settings.gpus, spec)
+        arguments = (producers, spec, self.readers, self.budget, producers_settings.timeout_s)
+        store = ray.remote(StoreShell).options(num_cpus=0, max_concurrency=10_000).remote(*arguments)
+        try:
+            yield store
+        finally:
+            for actor in (store, *producers):  # a cluster, or a notebook's Ray, goes on after the sweep
+                ray.kill(actor)
+
+    def _train(self, store: ActorHandle[Any]) -> dict[str, str]:
+        """Runs the trials to the end, and has them evaluated. Returns those whose processes failed, with the reason.
+
         Raises:
             ProductionError: the language model could not be run.
         """
-        plan, sweep = self.plan, self.plan.sweep
-        count = sweep.producers.count
-        self.display.phase(f"starting {count} producer{'s' if count > 1 else ''} and {len(self.pending)} trials")
-        spec = producer_spec(plan)
-        producers = start_producers(count, sweep.producers.gpus, spec)
-        store = (
-            ray.remote(StoreShell)
-            .options(num_cpus=0, max_concurrency=10_000)
-            .remote(producers, spec, self.readers, self.budget, sweep.producers.timeout_s)
-        )
-        self.display.follow(Observer(self.trials, plan.evaluation_fingerprint))
-        results = self._tune(store)
-        counters: Counters = ray.get(store.counters.remote())
+
+        def evaluate(site: str, cfg: str, weights: bytes) -> Future[dict[str, float]]:
+            return store.evaluate.remote(site, cfg, [ray.put(weights)]).future()
+
+        queue = EvaluationQueue(self.pending, self.plan.evaluation_fingerprint, evaluate)
+        queue.start()
         crashes = {}
-        for result in results:
+        untrained = [trial for trial, directory in self.pending if not directory.done]
+        for result in self._tune(store, untrained) if untrained else ():
             if result.error is not None:
                 reason = str(result.error).strip().splitlines()[-1]
                 if isinstance(result.error, ProductionError):
                     raise ProductionError(reason)
                 crashes[(result.config or {})["trial"]["name"]] = reason
-        for actor in (store, *producers):  # a cluster, or a notebook's Ray, goes on after the sweep
-            ray.kill(actor)
-        return counters, crashes
+        queue.finish()
+        return crashes
 
-    def _tune(self, store: ActorHandle[Any]) -> tune.ResultGrid:
+    def _tune(self, store: ActorHandle[Any], trials: list[TrialSpec]) -> tune.ResultGrid:
         plan, sweep = self.plan, self.plan.sweep
         context = TrialContext(
             trials_directory=self.folder / "trials",
             layout=plan.layout,
             threads=sweep.trials.cpus,
             gpu=sweep.trials.gpus > 0,
-            evaluation_fingerprint=plan.evaluation_fingerprint,
             evaluate_every_tokens=sweep.evaluation.every_tokens,
             metadata={
                 "sweep": sweep.name,
@@ -323,7 +261,7 @@ class _Launch:
                     tune.with_parameters(SAETrial, store=store, context=context),
                     {"cpu": sweep.trials.cpus, "gpu": sweep.trials.gpus},
                 ),
-                param_space={"trial": tune.grid_search([trial.to_json() for trial, _ in self.pending])},
+                param_space={"trial": tune.grid_search([trial.to_json() for trial in trials])},
                 tune_config=tune.TuneConfig(
                     reuse_actors=sweep.trials.gpus == 0, max_concurrent_trials=sweep.trials.max_concurrent
                 ),
@@ -337,9 +275,9 @@ class _Launch:
             )
             return tuner.fit()
 
-    def _publish(self, counters: Counters | None) -> Path | None:
+    def _publish(self, mirror: Mirror, counters: Counters | None) -> Path | None:
         """The frontier as table and picture, in storage and on the parent run, which ends."""
-        folder, mirror = self.own_folder, self.mirror
+        folder = self.own_folder
         artifacts: list[Path] = []
         try:
             rows = results.frontier(self.plan.sweep.experiment_name, None, self.id, mirror.client.tracking_uri)
@@ -348,6 +286,8 @@ class _Launch:
         else:
             for note in rows.attrs["notes"]:
                 self.display.phase(note)
+            from gsae_ray import plots  # here: matplotlib takes a second to load
+
             artifacts = [folder / "frontier.csv", folder / "frontier.png"]
             rows.to_csv(artifacts[0], index=False)
             plots.save_frontier(rows, artifacts[1])
@@ -373,11 +313,6 @@ class _AbandonCrashed(tune.Callback):
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         self.store.abandon.remote(trial.config["trial"]["name"])
-
-
-def _rows(trial: TrialSpec) -> int:
-    """Rows of the stream that a trial reads."""
-    return trial.training.steps * trial.training.batch_size
 
 
 # ---- Ray ------------------------------------------------------------------------------------------------------------
@@ -436,99 +371,6 @@ def _check_cluster(plan: Plan, readers: dict[str, ReaderSpec]) -> int:
             "shuffle_tokens or raise producers.budget_gib"
         )
     return budget
-
-
-# ---- the launch on disk and in MLflow -------------------------------------------------------------------------------
-
-
-@contextlib.contextmanager
-def _lock(folder: Path) -> Iterator[None]:
-    """One driver at a time for a sweep's folder; a heartbeat tells a live one from a dead one's remains."""
-    path = folder / "driver.json"
-    mine = {"host": socket.gethostname(), "pid": os.getpid()}
-    other = read_json(path)
-    if other is not None and time.time() - other["heartbeat"] < LOCK_STALE_S and _alive(other):
-        raise UserError(
-            f"{folder}: another driver (process {other['pid']} on {other['host']}) runs this sweep; wait for it, stop "
-            "it, or give this sweep another name or --storage"
-        )
-    folder.mkdir(parents=True, exist_ok=True)
-    done = threading.Event()
-
-    def beat() -> None:
-        while True:
-            with contextlib.suppress(OSError):
-                write_json(path, {**mine, "heartbeat": time.time()})
-            if done.wait(LOCK_HEARTBEAT_S):
-                return
-
-    thread = threading.Thread(target=beat, name="driver-lock", daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        done.set()
-        thread.join()
-        path.unlink(missing_ok=True)
-
-
-def _alive(driver: dict[str, Any]) -> bool:
-    """Whether a driver's process is there; on another host only its heartbeat can tell."""
-    if driver["host"] != socket.gethostname():
-        return True
-    try:
-        os.kill(driver["pid"], 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        pass
-    return True
-
-
-def _begin_launch(folder: Path, plan: Plan, resume: bool) -> str:
-    """Writes down a new launch, or finds the one to resume. Returns its id."""
-    description = json.loads(plan.sweep.model_dump_json())
-    launches = folder / "launches"
-    if resume:
-        earlier = sorted(p for p in launches.glob("*/launch.json")) if launches.exists() else []
-        if not earlier:
-            raise UserError(f"--resume: no launch of {plan.sweep.name!r} in {folder.parent}; run it without --resume")
-        before = json.loads(earlier[-1].read_text())["sweep"]
-        changed = sorted(_differences(before, description))
-        if changed:
-            raise UserError(
-                f"--resume: the sweep file has changed since launch {earlier[-1].parent.name}: {', '.join(changed)}; "
-                "change it back, or run without --resume (trials that are done are not trained again)"
-            )
-        return earlier[-1].parent.name
-    launch_id = f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"
-    target = launches / launch_id
-    target.mkdir(parents=True)
-    write_json(target / "versions.json", versions())
-    write_atomically(target / "sweep.yaml", yaml.safe_dump(description, sort_keys=False).encode())
-    write_json(target / "launch.json", {"sweep": description, "trials": [trial.name for trial in plan.trials]})
-    return launch_id
-
-
-def _differences(before: Any, now: Any, path: str = "") -> Iterator[str]:
-    """Dotted keys at which two JSON values differ."""
-    if isinstance(before, dict) and isinstance(now, dict):
-        for key in before.keys() | now.keys():
-            yield from _differences(before.get(key), now.get(key), f"{path}.{key}" if path else key)
-    elif before != now:
-        yield path
-
-
-def versions() -> dict[str, str]:
-    """What the numbers of a launch depend on besides its settings."""
-    names = ("torch", "transformers", "ray", "mlflow", "datasets", "numpy")
-    return {
-        "gsae-ray": gsae_ray.__version__,
-        "python": platform.python_version(),
-        "machine": f"{platform.machine()}, {os.cpu_count()} CPUs",
-        "gpu": torch.cuda.get_device_name(0) if torch.cuda.is_available() else "none",
-        **{name: importlib.metadata.version(name) for name in names},
-    }
 
 
 def _launch_params(plan: Plan) -> dict[str, Any]:

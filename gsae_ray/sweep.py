@@ -9,7 +9,7 @@ import dataclasses
 import itertools
 import math
 import re
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -35,6 +35,7 @@ def _whole(value: object) -> object:
 
 
 Count = Annotated[int, BeforeValidator(_whole), Field(gt=0)]
+Seed = Annotated[int, Field(ge=0, lt=2**32)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 
 
@@ -58,7 +59,10 @@ def expand_grid(value: object) -> object:
     if form == "log_range":
         points = np.linspace(low, high, n)
     else:
-        points = np.sort(np.random.RandomState(value.get("seed", 0)).uniform(low, high, n))
+        seed = value.get("seed", 0)
+        if not isinstance(seed, int) or not 0 <= seed < 2**32:
+            raise ValueError(f"seed is {seed!r}; {form} needs a whole number of at least 0")
+        points = np.sort(np.random.RandomState(seed).uniform(low, high, n))
     # Six significant digits: names and identities stay short, and do not hang on the last bit of exp.
     return tuple(float(f"{math.exp(p):.6g}") for p in points)
 
@@ -66,7 +70,7 @@ def expand_grid(value: object) -> object:
 def _unique(values: tuple[T, ...]) -> tuple[T, ...]:
     if not values:
         raise ValueError("an empty list; give at least one value")
-    if len(set(values)) < len(values):
+    if any(value in values[:i] for i, value in enumerate(values)):  # they need not be hashable
         raise ValueError(f"a value stands twice in {list(values)}")
     return values
 
@@ -78,7 +82,7 @@ Grid = Annotated[tuple[T, ...], BeforeValidator(expand_grid), pydantic.AfterVali
 class Settings(BaseModel):
     """Strict: an unknown key or a value of another type is an error, never a silent default."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
 
 # ---- the parts of a sweep file --------------------------------------------------------------------------------------
@@ -112,7 +116,7 @@ class DatasetSettings(Settings):
     streaming: bool = Field(False, description="read from the hub while tokenising, without downloading it whole")
     text_column: str = Field("text", description="the column that holds a document's text")
     tokens_column: str | None = Field(None, description="pre-tokenised data: the column of token ids, instead of text")
-    seed: int = Field(0, description="order of documents and of rows; the same for every trial of the sweep")
+    seed: Seed = Field(0, description="order of documents and of rows; the same for every trial of the sweep")
     shuffle_tokens: Count | None = Field(
         None, description="rows of a block, within which rows are shuffled; default min(1e6, training.tokens / 4)"
     )
@@ -170,7 +174,7 @@ class TrainingSettings(Settings):
     tokens: Count = Field(description="rows that a trial trains on")
     batch_size: Count = Field(4096, description="rows of an optimiser step")
     lr: Grid[Annotated[float, Field(gt=0)]] = Field((3e-4,), description="peak learning rate; a list is a grid")
-    seeds: Grid[int] = Field((0,), description="seeds of the initialisation; a list is a grid")
+    seeds: Grid[Seed] = Field((0,), description="seeds of the initialisation; a list is a grid")
     lr_warmup: Fraction = Field(0.01, description="fraction of the run over which lr rises (cosine, from 0.1 x)")
     lr_decay: Fraction = Field(0.2, description="fraction of the run, at its end, over which lr falls to 0 (linear)")
     l1_warmup: Fraction = Field(0.05, description="fraction of the run over which the sparsity coefficient rises")
@@ -215,7 +219,13 @@ class TrialTraining(Settings):
 
     @property
     def steps(self) -> int:
+        """Optimiser steps; rows that do not fill a batch are left."""
         return self.tokens // self.batch_size
+
+    @property
+    def trained_tokens(self) -> int:
+        """Rows of the stream that the trial reads."""
+        return self.steps * self.batch_size
 
 
 class SAESettings(Settings):
@@ -260,10 +270,16 @@ class SAESettings(Settings):
         """Every combination of the architecture's own hyperparameters."""
         model = REGISTRY[self.architecture].Hyperparameters
         extra = self.model_extra or {}
-        grids: dict[str, Any] = {key: expand_grid(extra[key]) for key in model.model_fields if key in extra}
+        grids: dict[str, tuple[Any, ...]] = {}
+        for key in (key for key in model.model_fields if key in extra):
+            try:
+                grid: Any = expand_grid(extra[key])
+                grids[key] = _unique(grid)
+            except ValueError as error:
+                raise ValueError(f"{key}: {error}") from error
         return [
             model.model_validate(dict(zip(grids, values, strict=True))).model_dump()
-            for values in itertools.product(*map(_unique, grids.values()))
+            for values in itertools.product(*grids.values())
         ]
 
     def training(self, base: TrainingSettings) -> TrainingSettings:
@@ -333,6 +349,8 @@ class Sweep(Settings):
     def _complete(self) -> Sweep:
         if not self.sites.sites():
             raise ValueError("sites: no site; give layers and points, or modules")
+        if bool(self.sites.layers) != bool(self.sites.points):
+            raise ValueError("sites: layers and points go together; one of them is missing")
         if not self.saes:
             raise ValueError("saes: an empty list; give at least one entry")
         for index, entry in enumerate(self.saes):
@@ -383,7 +401,12 @@ class Sweep(Settings):
             if entry.sites is not None and not entry.sites.selects(site):
                 continue
             settings = entry.training(self.training)
+            unnamed = {"lr", "seeds", "log_every_tokens", "checkpoint_every_tokens"}
+            overrides = {k: v for k, v in settings if k not in unnamed and v != getattr(self.training, k)}
             widths = entry.widths or tuple(round(factor * d_in[site]) for factor in entry.expansion_factors or ())
+            if not all(widths):
+                factor = min(entry.expansion_factors or ())
+                raise UserError(f"saes: expansion_factors: {factor:g} times the {d_in[site]} of {site} rounds to 0")
             for d_sae, hyperparameters, lr, seed in itertools.product(
                 widths, entry.hyperparameters(), settings.lr, settings.seeds
             ):
@@ -394,6 +417,7 @@ class Sweep(Settings):
                     d_sae=d_sae,
                     hyperparameters=hyperparameters,
                     training=_resolve(settings, lr, seed),
+                    overrides=overrides,
                     identity={**provenance, "forward": forward, "process": process},
                 )
                 if trial.name in trials:
@@ -431,7 +455,9 @@ class TrialSpec:
     training: TrialTraining
 
     @classmethod
-    def make(cls, *, identity: Mapping[str, Any], **fields: Any) -> TrialSpec:
+    def make(
+        cls, *, identity: Mapping[str, Any], overrides: Mapping[str, Any] | None = None, **fields: Any
+    ) -> TrialSpec:
         training: TrialTraining = fields["training"]
         settings = {**fields, "training": training.model_dump(mode="json"), **identity}
         # How often metrics and checkpoints are written does not change the weights.
@@ -439,8 +465,9 @@ class TrialSpec:
             settings["training"].pop(key)
         sparsity = "_".join(f"{key}{_short(value)}" for key, value in fields["hyperparameters"].items())
         sparsity = sparsity.replace("l1_coefficient", "l1-")
-        default_tokens = f"_lr{_short(training.lr)}_seed{training.seed}"
-        name = f"{fields['site']}_{fields['architecture']}_w{fields['d_sae']}_{sparsity}{default_tokens}"
+        rest = f"lr{_short(training.lr)}_seed{training.seed}"
+        rest += "".join(f"_{key}{_short(value)}" for key, value in (overrides or {}).items())
+        name = f"{fields['site']}_{fields['architecture']}_w{fields['d_sae']}_{sparsity}_{rest}"
         return cls(name=re.sub(r"[^A-Za-z0-9_.\-]", "-", name), identity=digest(settings)[:16], **fields)
 
     @property
@@ -466,12 +493,17 @@ def _short(value: object) -> str:
 class _Loader(yaml.SafeLoader):
     """YAML in which 1e-3 is a number and a key that stands twice is an error."""
 
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
-        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
-        for key in keys:
-            if keys.count(key) > 1:
-                raise yaml.constructor.ConstructorError(None, None, f"key {key!r} stands twice", node.start_mark)
-        return super().construct_mapping(node, deep)
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        # While composing: later, merge keys (<<) have put others' keys among the mapping's own.
+        node = super().compose_mapping_node(anchor)
+        seen = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode):
+                if (key.tag, key.value) in seen:
+                    problem = f"key {key.value!r} stands twice"
+                    raise yaml.constructor.ConstructorError(None, None, problem, key.start_mark)
+                seen.add((key.tag, key.value))
+        return node
 
 
 _Loader.add_implicit_resolver(
@@ -479,6 +511,11 @@ _Loader.add_implicit_resolver(
     re.compile(r"^[-+]?(\d[\d_]*\.?[\d_]*|\.\d[\d_]*)[eE][-+]?\d+$"),
     list("-+.0123456789"),
 )
+# A date is a string here: no key takes one, and sweeps get named after them.
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:timestamp"]
+    for first, resolvers in _Loader.yaml_implicit_resolvers.items()
+}
 
 
 def _parse_yaml(text: str, where: str) -> Any:
@@ -488,7 +525,7 @@ def _parse_yaml(text: str, where: str) -> Any:
         mark = error.problem_mark
         line = f", line {mark.line + 1}" if mark else ""
         raise UserError(f"{where}{line}: not valid YAML: {error.problem}") from error
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: e.g. !!int x
         raise UserError(f"{where}: not valid YAML: {str(error).splitlines()[0]}") from error
 
 
@@ -565,7 +602,8 @@ def _models_in(annotation: Any) -> Iterator[type[BaseModel]]:
 def explain(error: pydantic.ValidationError) -> str:
     """The first problem in one line: key, value, and what would be right; the number of further ones."""
     problems = error.errors(include_url=False)
-    first = problems[0]
+    # A misspelt key that is required is missing too: the misspelling says more.
+    first = next((problem for problem in problems if problem["type"] == "extra_forbidden"), problems[0])
     key = ".".join(str(part) for part in first["loc"])
     match first["type"]:
         case "extra_forbidden":
@@ -580,8 +618,8 @@ def explain(error: pydantic.ValidationError) -> str:
         case "literal_error":
             line = f"{key}: {first['input']!r} should be {first['ctx']['expected']}"
         case _:
-            message = first["msg"].removeprefix("Input should be ").removeprefix("Input ")
-            line = f"{key}: {first['input']!r} should be {message}"
+            _, _, what = first["msg"].partition(" should ")
+            line = f"{key}: {first['input']!r} should {what}" if what else f"{key}: {first['input']!r}: {first['msg']}"
     more = len(problems) - 1
     return line + (f" (and {more} more problem{'s' if more > 1 else ''})" if more else "")
 

@@ -23,7 +23,6 @@ QUICKSTART = Path(__file__).parents[1] / "sweeps/quickstart.yaml"
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     return tmp_path
 
 
@@ -112,6 +111,7 @@ def command(*arguments: str, **options: object) -> subprocess.Popen[str]:
     return subprocess.Popen(program, **pipes, **options)  # type: ignore[call-overload, no-any-return]
 
 
+@pytest.mark.slow
 def test_ctrl_c_stops_cleanly_and_resume_goes_on(here: Path) -> None:
     """The real command: stopped in the middle, resumed, and its best SAE fetched in a new process."""
     sweep = yaml.safe_load(QUICKSTART.read_text())

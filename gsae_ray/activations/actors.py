@@ -3,21 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import ray
 from ray.actor import ActorHandle
 from ray.util.placement_group import placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from gsae_ray.activations.producer import Array, Producer, ProducerSpec, SiteStatistics
+from gsae_ray.activations.chunks import Array, SiteStatistics
 from gsae_ray.activations.store import ActivationStore, ProducerDied, Ref
+
+if TYPE_CHECKING:
+    from gsae_ray.activations.producer import ProducerSpec
 
 
 class ProducerShell:
     """A producer in a process of its own."""
 
     def __init__(self, spec: ProducerSpec) -> None:
+        # Here, so that trials, which need this module too, do not load transformers and datasets.
+        from gsae_ray.activations.producer import Producer
+
         self.producer = Producer(spec)
 
     def ready(self) -> str:

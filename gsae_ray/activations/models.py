@@ -103,13 +103,17 @@ def _content_hash(directory: Path) -> str:
     return digest([[path.name, file_hash(path)] for path in files if path.name != "card.json"])
 
 
+def pinned(model: ModelSettings) -> ModelSettings:
+    """With the commit that a hub model's revision stands for now: every process loads that one."""
+    if Path(_source(model)["pretrained_model_name_or_path"]).is_dir():
+        return model
+    with _explained(model, "configuration"):
+        path = cached_file(model.name, "config.json", revision=model.revision or "main")
+    return model.model_copy(update={"revision": Path(path).parent.name})  # snapshots/{commit}/config.json
+
+
 def model_fingerprint(model: ModelSettings) -> str:
-    """Which weights these are: a hash of the files of a local model, the resolved commit of one from the hub."""
-    where = Path(_source(model)["pretrained_model_name_or_path"]).expanduser()
-    if where.is_dir():
-        identity = _content_hash(where)
-    else:
-        with _explained(model, "configuration"):
-            path = cached_file(model.name, "config.json", revision=model.revision or "main")
-        identity = f"{model.name}@{Path(path).parent.name}"  # snapshots/{commit}/config.json
+    """Which weights these are: a hash of the files of a local model, the commit of one from the hub."""
+    where = Path(_source(model)["pretrained_model_name_or_path"])
+    identity = _content_hash(where) if where.is_dir() else f"{model.name}@{pinned(model).revision}"
     return digest([identity, model.dtype, model.attn_implementation])

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
+from gsae_ray.activations.chunks import Array, SiteStatistics, to_array
 from gsae_ray.activations.layout import Layout
 from gsae_ray.activations.models import load_model
 from gsae_ray.activations.sites import Site, capture
@@ -17,18 +16,6 @@ from gsae_ray.activations.tokens import TokenStore
 from gsae_ray.evaluation.evaluator import Evaluator
 from gsae_ray.saes import from_bytes
 from gsae_ray.sweep import ModelSettings
-
-Array = np.ndarray[Any, np.dtype[Any]]
-
-
-@dataclasses.dataclass(frozen=True)
-class SiteStatistics:
-    """Of the rows of block 0 at one site; every trial starts from them."""
-
-    mean: Array
-    """float32 [n]"""
-    mean_square_norm: float
-    """E‖x‖²"""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,15 +90,4 @@ class Producer:
 def _inverse_permutation(rows: int, seed: int, block: int) -> Array:
     """Where in the block each row, in the order of the tokens, goes."""
     # RandomState's streams are frozen by numpy's compatibility policy; Generator's are not.
-    return np.random.RandomState([seed & 0xFFFFFFFF, block]).permutation(rows)
-
-
-def to_array(x: Tensor) -> Array:
-    """A tensor as numpy, without a copy; bfloat16 as an int16 view."""
-    return x.view(torch.int16).numpy() if x.dtype == torch.bfloat16 else x.numpy()
-
-
-def from_array(array: Array, dtype: str) -> Tensor:
-    """A *copy* of rows that came from `to_array`: arrays from the object store are shared and must not be touched."""
-    copied = torch.from_numpy(np.array(array, copy=True, order="C"))
-    return copied.view(torch.bfloat16) if dtype == "bfloat16" else copied
+    return np.random.RandomState([seed, block]).permutation(rows)

@@ -17,8 +17,8 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
+from gsae_ray.activations.chunks import SiteStatistics
 from gsae_ray.activations.layout import Layout
-from gsae_ray.activations.producer import SiteStatistics
 from gsae_ray.errors import ProductionError, StaleAttemptError
 
 Ref = Any

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 from torch import Tensor
 
+from gsae_ray.activations.chunks import Array, SiteStatistics, from_array
 from gsae_ray.activations.layout import Layout
-from gsae_ray.activations.producer import Array, Producer, SiteStatistics, from_array
+
+if TYPE_CHECKING:
+    from gsae_ray.activations.producer import Producer
 
 SLAB_BYTES = 8 * 2**20
 """Copied out of a chunk at a time. A view is held only while it is copied: held views would pin shared memory."""

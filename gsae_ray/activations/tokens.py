@@ -197,7 +197,7 @@ class _Documents:
             examples = iter(self.data.shuffle(seed=seed + number, buffer_size=STREAM_SHUFFLE_BUFFER))
         else:
             # A permutation of indices: `Dataset.shuffle` would write a cache file into the user's home.
-            order = np.random.RandomState([seed & 0xFFFFFFFF, number]).permutation(len(self.data))
+            order = np.random.RandomState([seed, number]).permutation(len(self.data))
             examples = (self.data[int(i)] for i in order)
         end = [] if self.tokenizer.eos_token_id is None else [self.tokenizer.eos_token_id]
         documents = (d for e in examples if (d := self._checked(e[self.column])) and self.keep(d))

@@ -11,7 +11,7 @@ import pkgutil
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple, TypeVar
+from typing import Any, ClassVar, Literal, NamedTuple, TypeVar
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
@@ -23,7 +23,7 @@ class SAEConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    format: str = Field("gsae-1", description="version of this file format")
+    format: Literal["gsae-1"] = Field("gsae-1", description="version of this file format")
     architecture: str = Field(description="key of the registry")
     d_in: int = Field(gt=0, description="n, coordinates of an activation")
     d_sae: int = Field(gt=0, description="M, number of features")
@@ -58,7 +58,7 @@ class SAE(nn.Module, ABC):
     class Hyperparameters(BaseModel):
         """The architecture's own keys of an entry of `saes`; each may be a grid."""
 
-        model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+        model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
     W_enc: Tensor
     W_dec: Tensor

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from torch import Tensor, nn
 
 from gsae_ray.saes.base import SAE, Losses, SAEConfig, register
@@ -22,9 +22,7 @@ class GatedSAE(SAE):
     auxiliary loss never reaches b_dec; its pseudo-code leaves the b_dec inside x − b_dec live, and so do we.
     """
 
-    class Hyperparameters(BaseModel):
-        model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
-
+    class Hyperparameters(SAE.Hyperparameters):
         l1_coefficient: float = Field(ge=0, description="λ, the weight of the L1 penalty, for E‖x‖² = n; a grid")
 
     def __init__(self, cfg: SAEConfig) -> None:

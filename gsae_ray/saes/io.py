@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import pydantic
@@ -67,5 +66,9 @@ def load(directory: str | Path) -> SAE:
             f"{directory}: no SAE here ({Path(str(error.filename)).name} is missing); "
             f"a saved SAE is a folder with {CONFIG_FILE} and {WEIGHTS_FILE}"
         ) from error
-    except (OSError, ValueError, pydantic.ValidationError, json.JSONDecodeError) as error:
+    except pydantic.ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        key = ".".join(str(part) for part in (CONFIG_FILE, *first["loc"]))
+        raise UserError(f"{directory}: this SAE cannot be read: {key}: {first['input']!r}: {first['msg']}") from error
+    except (OSError, ValueError) as error:
         raise UserError(f"{directory}: this SAE cannot be read: {str(error).splitlines()[0]}") from error

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from torch import Tensor, nn
 
 from gsae_ray.saes.base import SAE, Losses, SAEConfig, register
@@ -17,9 +17,7 @@ class StandardSAE(SAE):
     L    = E[ ‖x − x̂‖₂² + λ ‖f‖₁ ]                decoder rows of unit norm
     """
 
-    class Hyperparameters(BaseModel):
-        model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
-
+    class Hyperparameters(SAE.Hyperparameters):
         l1_coefficient: float = Field(ge=0, description="λ, the weight of the L1 penalty, for E‖x‖² = n; a grid")
 
     def __init__(self, cfg: SAEConfig) -> None:
@@ -37,4 +35,4 @@ class StandardSAE(SAE):
         acts_BF = self.encode(x_BD)
         reconstruction = (x_BD - self.decode(acts_BF)).square().sum() / len(x_BD)
         l1 = acts_BF.sum() / len(x_BD)
-        return Losses(reconstruction + coefficient * l1, reconstruction, l1, torch.zeros(()), acts_BF.detach())
+        return Losses(reconstruction + coefficient * l1, reconstruction, l1, x_BD.new_zeros(()), acts_BF.detach())

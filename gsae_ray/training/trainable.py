@@ -15,7 +15,7 @@ from ray.actor import ActorHandle
 from gsae_ray.activations.actors import StoreSource
 from gsae_ray.activations.layout import Layout
 from gsae_ray.activations.stream import RowStream
-from gsae_ray.saes import SAE, load, to_bytes
+from gsae_ray.saes import SAE, to_bytes
 from gsae_ray.sweep import TrialSpec
 from gsae_ray.training.directory import TrialDirectory
 from gsae_ray.training.trainer import NumericError, Trainer
@@ -29,14 +29,13 @@ class TrialContext:
     layout: Layout
     threads: int
     gpu: bool
-    evaluation_fingerprint: str
     evaluate_every_tokens: int | None
     metadata: dict[str, Any]
     """Goes to the `cfg.json` of every SAE."""
 
 
 class SAETrial(tune.Trainable):
-    """Trains to the end, saves the SAE, has it evaluated on a producer; state lives in the trial's directory."""
+    """Trains to the end and saves the SAE; all state lives in the trial's directory."""
 
     def setup(self, config: dict[str, Any], store: ActorHandle[Any], context: TrialContext) -> None:
         self.store = store
@@ -51,8 +50,6 @@ class SAETrial(tune.Trainable):
         self.source: StoreSource | None = None
         self.trainer: Trainer | None = None
         self.failure: str | None = None
-        if self.directory.done:  # trained in an earlier launch, not yet evaluated on these contexts
-            return
         self.source = StoreSource(self.store, self.trial.name, attempt)
         stream = RowStream(self.source, self.context.layout, self.trial.site)
         try:
@@ -64,16 +61,18 @@ class SAETrial(tune.Trainable):
             self.trainer.restore(*state)
 
     def step(self) -> dict[str, Any]:
-        if self.failure is None and self.trainer is not None and not self.trainer.done:
+        if self.directory.done:  # another process of this trial came to the end before it died
+            self._end()
+            return {"tokens": self.trial.training.trained_tokens, "done": True}
+        if self.trainer is not None:
             try:
-                return self._train(self.trainer)
+                return self._finish(self.trainer) if self.trainer.done else self._train(self.trainer)
             except NumericError as error:
                 self.failure = str(error)
-        if self.failure is not None:
-            self.directory.fail(self.failure)
-            self._end()
-            return {"tokens": self.trainer.tokens if self.trainer else 0, "failure": self.failure, "done": True}
-        return self._finish()
+        assert self.failure is not None
+        self.directory.fail(self.failure)
+        self._end()
+        return {"tokens": self.trainer.tokens if self.trainer else 0, "failure": self.failure, "done": True}
 
     def _train(self, trainer: Trainer) -> dict[str, Any]:
         metrics = trainer.train_interval()
@@ -91,16 +90,12 @@ class SAETrial(tune.Trainable):
     def _interval(self) -> int:
         return self.trial.training.log_every_tokens
 
-    def _finish(self) -> dict[str, Any]:
-        if self.trainer is not None:
-            metadata = {**self.context.metadata, "identity": self.trial.identity}
-            metadata["training"] = self.trial.to_json()["training"]
-            self.directory.finish(self.trainer.finished_sae(metadata))
-            self._end()  # its blocks are free for others while it waits for the evaluation
-        tokens = self.trial.training.steps * self.trial.training.batch_size
-        metrics = self._evaluate(load(self.directory.path / "sae"))
-        self.directory.save_evaluation(self.context.evaluation_fingerprint, tokens, metrics)
-        return {"tokens": tokens, "done": True}
+    def _finish(self, trainer: Trainer) -> dict[str, Any]:
+        metadata = {**self.context.metadata, "identity": self.trial.identity}
+        metadata["training"] = self.trial.to_json()["training"]
+        self.directory.finish(trainer.finished_sae(metadata))
+        self._end()
+        return {"tokens": trainer.tokens, "done": True}
 
     def _evaluate(self, sae: SAE) -> dict[str, float]:
         cfg, weights = to_bytes(sae)

@@ -25,7 +25,9 @@ class Trainer:
 
     def __init__(self, trial: TrialSpec, stream: RowStream, device: torch.device | str = "cpu") -> None:
         statistics = stream.source.statistics()
-        if not statistics.mean_square_norm > 0:
+        if not math.isfinite(statistics.mean_square_norm):
+            raise NumericError(f"activations at {trial.site} are not finite")
+        if statistics.mean_square_norm == 0:
             raise NumericError(f"all activations at {trial.site} are zero")
         self.trial = trial
         self.settings = trial.training
@@ -42,7 +44,7 @@ class Trainer:
         )
         self.sae: SAE = build(cfg)
         generator = torch.Generator().manual_seed(self.settings.seed)
-        self.sae.initialise(generator, torch.from_numpy(statistics.mean).clone() * self.scale)
+        self.sae.initialise(generator, torch.tensor(statistics.mean) * self.scale)
         self.sae.to(self.device).train()
         self.optimiser = torch.optim.Adam(
             self.sae.parameters(), lr=self.settings.lr, betas=self.settings.adam_betas, fused=True
@@ -129,10 +131,10 @@ class Trainer:
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """(tensors, the rest): all that a successor needs to go on bit for bit."""
-        tensors = {f"sae.{name}": p.detach().cpu().contiguous() for name, p in self.sae.named_parameters()}
+        tensors = {f"sae.{name}": p.detach().to("cpu", copy=True) for name, p in self.sae.named_parameters()}
         for name, p in self.sae.named_parameters():
             for key, value in self.optimiser.state[p].items():
-                tensors[f"adam.{key}.{name}"] = value.detach().cpu().contiguous()
+                tensors[f"adam.{key}.{name}"] = value.detach().to("cpu", copy=True)
         return tensors, {"step": self.step, "position": self.stream.position, "scale": self.scale}
 
     @torch.no_grad()
@@ -140,8 +142,10 @@ class Trainer:
         """Goes back to what `state` returned."""
         for name, p in self.sae.named_parameters():
             p.copy_(tensors[f"sae.{name}"])
-            keys = [key for key in tensors if key.startswith("adam.") and key.endswith(f".{name}")]
-            self.optimiser.state[p] = {key.split(".")[1]: tensors[key].to(self.device) for key in keys}
+            keys = {key: key.split(".", 2) for key in tensors if key.startswith("adam.")}
+            self.optimiser.state[p] = {
+                moment: tensors[key].to(self.device, copy=True) for key, (_, moment, of) in keys.items() if of == name
+            }
         self.step = rest["step"]
         self.stream.position = rest["position"]
         self.scale = rest["scale"]

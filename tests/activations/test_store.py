@@ -13,8 +13,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from gsae_ray.activations.chunks import SiteStatistics
 from gsae_ray.activations.layout import Layout
-from gsae_ray.activations.producer import SiteStatistics
 from gsae_ray.activations.store import ActivationStore, ProducerDied, ReaderSpec
 from gsae_ray.errors import ProductionError, StaleAttemptError
 

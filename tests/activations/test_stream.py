@@ -15,8 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gsae_ray.activations import stream as stream_module
+from gsae_ray.activations.chunks import SiteStatistics, to_array
 from gsae_ray.activations.layout import Layout
-from gsae_ray.activations.producer import SiteStatistics, to_array
 from gsae_ray.activations.stream import RowStream
 
 SITE = "blocks.0.hook_resid_post"

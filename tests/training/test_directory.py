@@ -176,9 +176,8 @@ def contents(directory: TrialDirectory) -> dict[Path, bytes]:
         lambda d: d.checkpoint(999, *state_at(999)),
         lambda d: d.finish(random_sae(TRIAL)),
         lambda d: d.fail("too late"),
-        lambda d: d.save_evaluation(FINGERPRINT, 999, {}),
     ],
-    ids=["append", "checkpoint", "finish", "fail", "save_evaluation"],
+    ids=["append", "checkpoint", "finish", "fail"],
 )
 def test_what_an_older_attempt_writes_is_refused(tmp_path: Path, write: Callable[[TrialDirectory], None]) -> None:
     older = begin(tmp_path, TRIAL)

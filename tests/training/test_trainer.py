@@ -15,8 +15,8 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
+from gsae_ray.activations.chunks import SiteStatistics
 from gsae_ray.activations.layout import Layout
-from gsae_ray.activations.producer import SiteStatistics
 from gsae_ray.activations.stream import RowStream
 from gsae_ray.saes import to_bytes
 from gsae_ray.sweep import TrialSpec, TrialTraining

@@ -1,0 +1,76 @@
+"""Has finished SAEs evaluated while others train: a trial's slot is free as soon as its SAE is saved."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+
+from gsae_ray.errors import ProductionError
+from gsae_ray.saes.io import CONFIG_FILE, WEIGHTS_FILE
+from gsae_ray.sweep import TrialSpec
+from gsae_ray.training.directory import TrialDirectory
+
+Evaluate = Callable[[str, str, bytes], "Future[dict[str, float]]"]
+"""(site, cfg.json, weights as saved) -> the metrics, in time."""
+
+
+class EvaluationQueue(threading.Thread):
+    """Watches trial directories: what is DONE and has no evaluation of this fingerprint gets one."""
+
+    def __init__(
+        self,
+        trials: Sequence[tuple[TrialSpec, TrialDirectory]],
+        fingerprint: str,
+        evaluate: Evaluate,
+        interval_s: float = 0.3,
+    ) -> None:
+        super().__init__(name="evaluations", daemon=True)
+        self.fingerprint = fingerprint
+        self.evaluate = evaluate
+        self.interval_s = interval_s
+        self._waiting = list(trials)
+        self._running: list[tuple[TrialSpec, TrialDirectory, Future[dict[str, float]]]] = []
+        self._error: BaseException | None = None
+        self._training_over = threading.Event()
+
+    def run(self) -> None:
+        try:
+            while True:
+                last = self._training_over.is_set()  # before the look: what is DONE now is then seen
+                self._look()
+                if last and not self._running:
+                    return
+                time.sleep(self.interval_s)
+        except Exception as error:  # told to the driver by `finish`
+            self._error = error
+
+    def _look(self) -> None:
+        for item in list(self._waiting):
+            trial, directory = item
+            if directory.evaluation(self.fingerprint) is not None:
+                self._waiting.remove(item)
+            elif directory.done:
+                self._waiting.remove(item)
+                folder = directory.path / "sae"
+                request = self.evaluate(
+                    trial.site, (folder / CONFIG_FILE).read_text("utf-8"), (folder / WEIGHTS_FILE).read_bytes()
+                )
+                self._running.append((trial, directory, request))
+        for running in [r for r in self._running if r[2].done()]:
+            trial, directory, request = running
+            metrics = {f"eval/{name}": value for name, value in request.result().items()}
+            directory.save_evaluation(self.fingerprint, trial.training.trained_tokens, metrics)
+            self._running.remove(running)
+
+    def finish(self) -> None:
+        """Waits until everything that is DONE is evaluated.
+
+        Raises:
+            ProductionError: a producer could not evaluate.
+        """
+        self._training_over.set()
+        self.join()
+        if self._error is not None:
+            raise ProductionError(str(self._error).strip().splitlines()[-1]) from self._error

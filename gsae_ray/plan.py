@@ -1,0 +1,82 @@
+"""A sweep, checked against its model and its data: tokens, layout, trials. No Ray here, and nothing is started."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from gsae_ray.activations.layout import Layout
+from gsae_ray.activations.models import load_skeleton, model_fingerprint, pinned
+from gsae_ray.activations.producer import ProducerSpec
+from gsae_ray.activations.sites import site_widths
+from gsae_ray.activations.tokens import TokenStore, prepare_tokens
+from gsae_ray.display import Display
+from gsae_ray.files import digest
+from gsae_ray.sweep import Sweep, TrialSpec
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """A sweep, checked against its model and data; nothing has been started."""
+
+    sweep: Sweep
+    tokens: TokenStore
+    layout: Layout
+    trials: list[TrialSpec]
+    evaluation_fingerprint: str
+
+
+def prepare(sweep: Sweep, storage: Path, display: Display) -> Plan:
+    """Checks a sweep against its model and data, and tokenises.
+
+    Raises:
+        UserError: what the sweep names is not there, or does not fit together.
+    """
+    skeleton = load_skeleton(sweep.model)
+    sweep = sweep.model_copy(update={"model": pinned(sweep.model)})
+    widths = site_widths(skeleton, sweep.used_sites)
+    tokens = prepare_tokens(sweep, storage / "tokens", _every_few_seconds(display))
+    model = model_fingerprint(sweep.model)
+    evaluation = [model, tokens.heldout_fingerprint]
+    layout = Layout(
+        rows=tokens.rows,
+        widths={site.name: width for site, width in widths.items()},
+        dtype=sweep.model.dtype,
+        chunk_bytes=sweep.producers.chunk_mib * 2**20,
+    )
+    return Plan(
+        sweep=sweep,
+        tokens=tokens,
+        layout=layout,
+        trials=sweep.expand(widths, {"model": model, "tokens": tokens.fingerprint}),
+        evaluation_fingerprint=digest(evaluation),
+    )
+
+
+def _every_few_seconds(display: Display, interval_s: float = 5) -> Callable[[str, int, int], None]:
+    """Progress lines, but none for what is done at once."""
+    last = time.monotonic()
+
+    def report(what: str, done: int, needed: int) -> None:
+        nonlocal last
+        if time.monotonic() - last >= interval_s:
+            last = time.monotonic()
+            display.phase(f"{what}: {done:,} of {needed:,} rows")
+
+    return report
+
+
+def producer_spec(plan: Plan) -> ProducerSpec:
+    """What every producer of this plan is made from."""
+    producers = plan.sweep.producers
+    return ProducerSpec(
+        model=plan.sweep.model,
+        tokens=plan.tokens,
+        layout=plan.layout,
+        batch=producers.batch,
+        evaluation_batch=plan.sweep.evaluation.batch,
+        threads=producers.cpus,
+        gpu=producers.gpus > 0,
+    )
