@@ -31,6 +31,9 @@ def _one_line_errors(command: Callable[..., Any]) -> Callable[..., Any]:
         except ProductionError as error:
             click.echo(f"gsae-ray: {error}", err=True)
             sys.exit(_FAILED)
+        except OSError as error:
+            click.echo(f"gsae-ray: {error.filename or 'a file'}: {error.strerror or error}", err=True)
+            sys.exit(_USER_ERROR)
 
     return wrapped
 
@@ -71,7 +74,11 @@ def main() -> None:
     metavar="KEY=VALUE",
     help="override a key: path.to.key=value, list items by index",
 )
-@click.option("--address", metavar="A", help="a Ray cluster; default: RAY_ADDRESS, or a local one for this sweep")
+@click.option(
+    "--address",
+    metavar="A",
+    help="a Ray cluster (its nodes must share --storage); default: RAY_ADDRESS, or a local one for this sweep",
+)
 @_tracking_option
 @click.option("--storage", metavar="PATH", help="where trials keep their state; default: ./gsae_runs")
 @click.option("--resume", is_flag=True, help="go on with the newest launch of this sweep instead of beginning another")
@@ -98,7 +105,8 @@ def run(
         )
     except KeyboardInterrupt:
         click.echo(
-            "\ngsae-ray: stopped. Finished trials and checkpoints are kept: the same command with --resume goes on.",
+            "\ngsae-ray: stopped. Finished trials and checkpoints are kept: the same command goes on from there; with "
+            "--resume as the same launch.",
             err=True,
         )
         sys.exit(_INTERRUPTED)

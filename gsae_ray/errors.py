@@ -22,6 +22,13 @@ class StaleAttemptError(RuntimeError):
     """An older attempt of a trial wrote or asked after a newer one had started; what it sends is refused."""
 
 
+def reason(error: BaseException) -> str:
+    """An error in one line: of one that crossed processes, the cause's own message."""
+    error = getattr(error, "cause", None) or error
+    lines = str(error).strip().splitlines()
+    return lines[-1].rpartition("Error: ")[2] if lines else type(error).__name__
+
+
 def suggest(value: object, known: Iterable[object]) -> str:
     """`"did you mean 'x'? (one of: a, b, x)"`, for the end of an error line."""
     names = [str(name) for name in known]

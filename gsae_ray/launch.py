@@ -29,16 +29,16 @@ from ray.actor import ActorHandle
 from rich.console import Console
 
 from gsae_ray import results
-from gsae_ray.activations.actors import StoreShell, start_producers
+from gsae_ray.activations.actors import running_producers, start_store
 from gsae_ray.activations.store import Counters, ReaderSpec
 from gsae_ray.display import Display, Observer, clock
-from gsae_ray.errors import ProductionError, UserError
+from gsae_ray.errors import ProductionError, UserError, reason
 from gsae_ray.evaluation.queue import EvaluationQueue
-from gsae_ray.ledger import begin_launch, driver_lock, versions
+from gsae_ray.ledger import begin_launch, driver_lock, trial_folder, versions
 from gsae_ray.plan import Plan, prepare, producer_spec
 from gsae_ray.saes import SAE
 from gsae_ray.sweep import Sweep, TrialSpec, load_sweep
-from gsae_ray.tracking import Mirror, MirrorThread, resolve_uri
+from gsae_ray.tracking import Mirror, MirrorThread, quick_failure, resolve_uri
 from gsae_ray.tracking import check as check_tracking
 from gsae_ray.training.directory import TrialDirectory
 from gsae_ray.training.trainable import SAETrial, TrialContext
@@ -110,13 +110,16 @@ def run(
         display.phase(f"checking {sweep.name}: model {sweep.model.name}, data {sweep.dataset.name}")
         plan = prepare(sweep, root, display)
         folder = root / sweep.name
-        trials = [(t, TrialDirectory(folder / "trials" / t.directory_name)) for t in plan.trials]
-        pending = [(t, d) for t, d in trials if not (d.done and d.evaluation(plan.evaluation_fingerprint))]
-        if len(pending) < len(trials):
-            display.phase(f"{len(trials) - len(pending)} of {len(trials)} trials are done already")
-        with driver_lock(folder), _ray(address) if pending else contextlib.nullcontext():
+        with quick_failure(), driver_lock(folder), contextlib.ExitStack() as stack:
+            trials = [(t, TrialDirectory(trial_folder(folder, t))) for t in plan.trials]
+            pending = [(t, d) for t, d in trials if not (d.done and d.evaluation(plan.evaluation_fingerprint))]
+            if len(pending) < len(trials):
+                display.phase(f"{len(trials) - len(pending)} of {len(trials)} trials are done already")
             readers = {t.name: ReaderSpec(t.site, t.training.trained_tokens) for t, d in pending if not d.done}
-            budget = _check_cluster(plan, readers) if pending else 0
+            budget = 0
+            if pending:
+                stack.enter_context(_ray(address))
+                budget = _check_cluster(plan, readers)
             launch_id = begin_launch(folder, plan.sweep, plan.trials, resume)
             launch = _Launch(plan, launch_id, folder, trials, pending, readers, budget, display)
             return launch.run(uri, started)
@@ -148,26 +151,27 @@ class _Launch:
             directory.forget_failure()
         counters: Counters | None = None
         crashes: dict[str, str] = {}
-        with contextlib.ExitStack() as stack:
-            with ThreadPoolExecutor(1) as pool:  # a new SQLite store takes as long as the language model
-                opening = pool.submit(self._open_mirror, uri)
-                store = stack.enter_context(self._fleet()) if self.pending else None
-                mirror = opening.result()
-            thread = MirrorThread(mirror, self.trials)
-            thread.start()
+        with ThreadPoolExecutor(1) as pool:
+            thread: MirrorThread | None = None
+            opening = pool.submit(self._open_mirror, uri)  # a new SQLite store takes as long as the language model
             try:
-                if store is not None:
-                    self.display.follow(Observer(self.trials, self.plan.evaluation_fingerprint))
-                    crashes = self._train(store)
-                    counters = ray.get(store.counters.remote())
+                with self._fleet() if self.pending else contextlib.nullcontext() as store:
+                    thread = MirrorThread(opening.result(), self.trials)
+                    thread.start()
+                    if store is not None:
+                        self.display.follow(Observer(self.trials, self.plan.evaluation_fingerprint))
+                        crashes = self._train(store)
+                        counters = ray.get(store.counters.remote())
             except BaseException:
-                thread.finish()
+                if thread is not None:
+                    thread.finish()
                 with contextlib.suppress(Exception):  # the server may be what failed; storage has everything
-                    mirror.close("KILLED")
+                    opening.result().close("KILLED")
                 raise
             finally:
                 self.display.stop()
-        arrived = thread.finish()
+        assert thread is not None
+        arrived, mirror = thread.finish(), thread.mirror
         picture = None
         try:
             for trial, _ in self.trials:
@@ -202,18 +206,16 @@ class _Launch:
     @contextlib.contextmanager
     def _fleet(self) -> Iterator[ActorHandle[Any]]:
         """Producers and the store that calls them, for the length of the context."""
-        producers_settings = self.plan.sweep.producers
-        count = producers_settings.count
+        settings = self.plan.sweep.producers
+        count = settings.count
         self.display.phase(f"starting {count} producer{'s' if count > 1 else ''} and {len(self.pending)} trials")
         spec = producer_spec(self.plan)
-        producers = start_producers(count, producers_settings.gpus, spec)
-        arguments = (producers, spec, self.readers, self.budget, producers_settings.timeout_s)
-        store = ray.remote(StoreShell).options(num_cpus=0, max_concurrency=10_000).remote(*arguments)
-        try:
-            yield store
-        finally:
-            for actor in (store, *producers):  # a cluster, or a notebook's Ray, goes on after the sweep
-                ray.kill(actor)
+        with running_producers(count, settings.gpus, spec, settings.timeout_s) as producers:
+            store = start_store(producers, spec, self.readers, self.budget, settings.timeout_s)
+            try:
+                yield store
+            finally:
+                ray.kill(store)  # a cluster, or a notebook's Ray, goes on after the sweep
 
     def _train(self, store: ActorHandle[Any]) -> dict[str, str]:
         """Runs the trials to the end, and has them evaluated. Returns those whose processes failed, with the reason.
@@ -227,21 +229,23 @@ class _Launch:
 
         queue = EvaluationQueue(self.pending, self.plan.evaluation_fingerprint, evaluate)
         queue.start()
-        crashes = {}
-        untrained = [trial for trial, directory in self.pending if not directory.done]
-        for result in self._tune(store, untrained) if untrained else ():
-            if result.error is not None:
-                reason = str(result.error).strip().splitlines()[-1]
-                if isinstance(result.error, ProductionError):
-                    raise ProductionError(reason)
-                crashes[(result.config or {})["trial"]["name"]] = reason
-        queue.finish()
+        try:
+            crashes = {}
+            untrained = [(trial, directory) for trial, directory in self.pending if not directory.done]
+            for result in self._tune(store, untrained) if untrained else ():
+                if result.error is not None:
+                    crashes[(result.config or {})["trial"]["name"]] = reason(result.error)
+                elif (result.metrics or {}).get("stopped"):
+                    raise ProductionError(result.metrics["stopped"])
+            queue.finish()
+        finally:
+            queue.stop()
         return crashes
 
-    def _tune(self, store: ActorHandle[Any], trials: list[TrialSpec]) -> tune.ResultGrid:
+    def _tune(self, store: ActorHandle[Any], trials: Trials) -> tune.ResultGrid:
         plan, sweep = self.plan, self.plan.sweep
         context = TrialContext(
-            trials_directory=self.folder / "trials",
+            directories={trial.name: directory.path for trial, directory in trials},
             layout=plan.layout,
             threads=sweep.trials.cpus,
             gpu=sweep.trials.gpus > 0,
@@ -261,7 +265,7 @@ class _Launch:
                     tune.with_parameters(SAETrial, store=store, context=context),
                     {"cpu": sweep.trials.cpus, "gpu": sweep.trials.gpus},
                 ),
-                param_space={"trial": tune.grid_search([trial.to_json() for trial in trials])},
+                param_space={"trial": tune.grid_search([trial.to_json() for trial, _ in trials])},
                 tune_config=tune.TuneConfig(
                     reuse_actors=sweep.trials.gpus == 0, max_concurrent_trials=sweep.trials.max_concurrent
                 ),
@@ -288,9 +292,10 @@ class _Launch:
                 self.display.phase(note)
             from gsae_ray import plots  # here: matplotlib takes a second to load
 
-            artifacts = [folder / "frontier.csv", folder / "frontier.png"]
-            rows.to_csv(artifacts[0], index=False)
-            plots.save_frontier(rows, artifacts[1])
+            if not rows.empty:
+                artifacts = [folder / "frontier.csv", folder / "frontier.png"]
+                rows.to_csv(artifacts[0], index=False)
+                plots.save_frontier(rows, artifacts[1])
         metrics: dict[str, float] = {}
         if counters is not None:
             metrics = {
@@ -306,13 +311,17 @@ class _Launch:
 
 
 class _AbandonCrashed(tune.Callback):
-    """Tells the store of trials that Tune has given up, so that nothing is kept or held back for them."""
+    """Tells the store of trials whose process is gone, so that nothing is kept or held back for them."""
 
     def __init__(self, store: ActorHandle[Any]) -> None:
         self.store = store
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         self.store.abandon.remote(trial.config["trial"]["name"])
+
+    def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        # It goes to the end of Tune's queue: those before it may need the room that it holds.
+        self.store.abandon.remote(trial.config["trial"]["name"], finished=False)
 
 
 # ---- Ray ------------------------------------------------------------------------------------------------------------
@@ -345,24 +354,30 @@ def _check_cluster(plan: Plan, readers: dict[str, ReaderSpec]) -> int:
         UserError: a trial, the producers or a block do not fit.
     """
     sweep, layout = plan.sweep, plan.layout
-    cluster = ray.cluster_resources()
-    cpus, gpus = cluster.get("CPU", 0), cluster.get("GPU", 0)
-    if sweep.trials.cpus > cpus or sweep.trials.gpus > gpus:
-        raise UserError(
-            f"trials: a trial asks for cpus: {sweep.trials.cpus} and gpus: {sweep.trials.gpus:g}; "
-            f"the cluster has {cpus:g} CPUs and {gpus:g} GPUs"
-        )
-    wanted = sweep.producers.gpus * sweep.producers.count
-    if wanted + sweep.trials.gpus > gpus:
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    needs = {"trials": sweep.trials.gpus, "producers": sweep.producers.gpus}
+    for who, gpus in needs.items():
+        cpus = sweep.trials.cpus if who == "trials" else 0
+        if not any(node.get("CPU", 0) >= cpus and node.get("GPU", 0) >= gpus for node in nodes):
+            largest = max(nodes, key=lambda node: (node.get("GPU", 0), node.get("CPU", 0)))
+            raise UserError(
+                f"{who}: each needs {f'cpus: {cpus} and ' if cpus else ''}gpus: {gpus:g} on one node; the largest has "
+                f"{largest.get('CPU', 0):g} CPUs and {largest.get('GPU', 0):g} GPUs"
+            )
+    wanted, available = (
+        needs["producers"] * sweep.producers.count + needs["trials"],
+        sum(n.get("GPU", 0) for n in nodes),
+    )
+    if wanted > available:
         raise UserError(
             f"producers.gpus: {sweep.producers.gpus:g} for each of {sweep.producers.count} producers, and "
-            f"{sweep.trials.gpus:g} for a trial, but the cluster has {gpus:g} GPUs"
+            f"{sweep.trials.gpus:g} for a trial, but the cluster has {available:g} GPUs"
         )
     sites = tuple(sorted({reader.site for reader in readers.values()}))
     blocks = range(layout.blocks_for(max((reader.rows for reader in readers.values()), default=0)))
     sizes = [layout.nbytes(block, sites) for block in blocks]
     given = sweep.producers.budget_gib
-    share = OBJECT_STORE_SHARE * cluster.get("object_store_memory", 0)
+    share = OBJECT_STORE_SHARE * sum(node.get("object_store_memory", 0) for node in nodes)
     budget = int(given * 2**30) if given is not None else min(sum(sizes), int(share))
     if sizes and budget < max(sizes):
         raise UserError(

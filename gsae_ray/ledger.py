@@ -31,6 +31,11 @@ from gsae_ray.sweep import Sweep, TrialSpec
 
 LOCK_HEARTBEAT_S = 5.0
 LOCK_STALE_S = 30.0
+OPERATIONAL = {
+    *("producers.count", "producers.budget_gib", "producers.chunk_mib", "producers.timeout_s"),
+    "trials.max_concurrent",
+}
+"""Keys that may differ when a launch is resumed: they change no result."""
 
 
 @contextlib.contextmanager
@@ -38,21 +43,25 @@ def driver_lock(folder: Path) -> Iterator[None]:
     """One driver at a time for a sweep's folder; a heartbeat tells a live one from a dead one's remains."""
     path = folder / "driver.json"
     mine = {"host": socket.gethostname(), "pid": os.getpid()}
+    folder.mkdir(parents=True, exist_ok=True)
     other = read_json(path)
-    if other is not None and time.time() - other["heartbeat"] < LOCK_STALE_S and _alive(other):
+    if other is not None and not (time.time() - other["heartbeat"] < LOCK_STALE_S and _alive(other)):
+        path.unlink(missing_ok=True)  # what a driver that was killed left behind
+    try:
+        with path.open("x") as file:
+            json.dump({**mine, "heartbeat": time.time()}, file)
+    except FileExistsError:
+        other = read_json(path) or {"host": "?", "pid": "?"}
         raise UserError(
             f"{folder}: another driver (process {other['pid']} on {other['host']}) runs this sweep; wait for it, stop "
             "it, or give this sweep another name or --storage"
-        )
-    folder.mkdir(parents=True, exist_ok=True)
+        ) from None
     done = threading.Event()
 
     def beat() -> None:
-        while True:
+        while not done.wait(LOCK_HEARTBEAT_S):
             with contextlib.suppress(OSError):
                 write_json(path, {**mine, "heartbeat": time.time()})
-            if done.wait(LOCK_HEARTBEAT_S):
-                return
 
     thread = threading.Thread(target=beat, name="driver-lock", daemon=True)
     thread.start()
@@ -86,7 +95,7 @@ def begin_launch(folder: Path, sweep: Sweep, trials: Sequence[TrialSpec], resume
         if not earlier:
             raise UserError(f"--resume: no launch of {sweep.name!r} in {folder.parent}; run it without --resume")
         before = json.loads(earlier[-1].read_text())["sweep"]
-        changed = sorted(_differences(before, description))
+        changed = sorted(set(_differences(before, description)) - OPERATIONAL)
         if changed:
             raise UserError(
                 f"--resume: the sweep file has changed since launch {earlier[-1].parent.name}: {', '.join(changed)}; "
@@ -100,6 +109,13 @@ def begin_launch(folder: Path, sweep: Sweep, trials: Sequence[TrialSpec], resume
     write_atomically(target / "sweep.yaml", yaml.safe_dump(description, sort_keys=False).encode())
     write_json(target / "launch.json", {"sweep": description, "trials": [trial.name for trial in trials]})
     return launch_id
+
+
+def trial_folder(folder: Path, trial: TrialSpec) -> Path:
+    """Where a trial keeps its state: by identity, since names tell only what differs within one file."""
+    trials = folder / "trials"
+    found = sorted(trials.glob(f"*-{trial.identity[:8]}"))
+    return found[0] if found else trials / trial.directory_name
 
 
 def _differences(before: Any, now: Any, path: str = "") -> Iterator[str]:

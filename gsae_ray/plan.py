@@ -8,10 +8,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 from gsae_ray.activations.layout import Layout
-from gsae_ray.activations.models import load_skeleton, model_fingerprint, pinned
+from gsae_ray.activations.models import load_model, load_skeleton, model_fingerprint, pinned
 from gsae_ray.activations.producer import ProducerSpec
 from gsae_ray.activations.sites import site_widths
-from gsae_ray.activations.tokens import TokenStore, prepare_tokens
+from gsae_ray.activations.tokens import TokenStore, pinned_data, prepare_tokens
 from gsae_ray.display import Display
 from gsae_ray.files import digest
 from gsae_ray.sweep import Sweep, TrialSpec
@@ -35,8 +35,11 @@ def prepare(sweep: Sweep, storage: Path, display: Display) -> Plan:
         UserError: what the sweep names is not there, or does not fit together.
     """
     skeleton = load_skeleton(sweep.model)
-    sweep = sweep.model_copy(update={"model": pinned(sweep.model)})
-    widths = site_widths(skeleton, sweep.used_sites)
+    sweep = sweep.model_copy(update={"model": pinned(sweep.model), "dataset": pinned_data(sweep.dataset)})
+    try:
+        widths = site_widths(skeleton, sweep.used_sites)
+    except (RuntimeError, NotImplementedError):  # some layers (mixtures of experts) cannot run without weights
+        widths = site_widths(load_model(sweep.model), sweep.used_sites)
     tokens = prepare_tokens(sweep, storage / "tokens", _every_few_seconds(display))
     model = model_fingerprint(sweep.model)
     evaluation = [model, tokens.heldout_fingerprint]

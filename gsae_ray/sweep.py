@@ -51,9 +51,13 @@ def expand_grid(value: object) -> object:
         )
     bounds, n = value[form], value["n"]
     is_range = isinstance(bounds, (list, tuple)) and len(bounds) == 2
-    if not is_range or not all(isinstance(b, (int, float)) for b in bounds) or not 0 < bounds[0] <= bounds[1]:
-        raise ValueError(f"{form} needs [low, high] with 0 < low <= high")
-    if not isinstance(n, int) or n < 1:
+    if (
+        not is_range
+        or not all(isinstance(b, (int, float)) for b in bounds)
+        or not 0 < bounds[0] <= bounds[1] < math.inf
+    ):
+        raise ValueError(f"{form} needs finite [low, high] with 0 < low <= high")
+    if not isinstance(n, int) or isinstance(n, bool) or n < 1:
         raise ValueError(f"n is {n!r}; {form} needs a whole number of at least 1")
     low, high = (math.log(float(b)) for b in bounds)
     if form == "log_range":
@@ -93,14 +97,14 @@ class ModelSettings(Settings):
 
     name: str = Field(description="`builtin`, a local directory, or a model of the Hugging Face hub")
     revision: str | None = Field(None, description="branch, tag or commit on the hub")
-    context_size: Count = Field(128, ge=2, description="tokens of a context; documents are packed to it")
+    context_size: Count = Field(128, ge=3, description="tokens of a context; documents are packed to it")
     dtype: Literal["float32", "bfloat16", "float16"] = Field(
         "float32", description="of the weights, the forward pass and the activations that trials receive"
     )
     attn_implementation: Literal["sdpa", "eager"] | None = Field(
         None, description="attention kernel of transformers; default: sdpa where the model has it, else eager"
     )
-    trust_remote_code: bool = Field(False, description="run code that comes with the model or data set")
+    trust_remote_code: bool = Field(False, description="run code that comes with the model")
 
 
 class DatasetSettings(Settings):
@@ -110,7 +114,7 @@ class DatasetSettings(Settings):
         description="`builtin`, a data set of the hub, or local files: a .txt/.jsonl/.json/.parquet path or glob "
         "(relative to the working directory)"
     )
-    subset: str | None = Field(None, description="the hub data set's configuration")
+    subset: str | None = Field(None, description="the hub data set's configuration; like revision, for the hub only")
     split: str = Field("train", description="the split to train on")
     revision: str | None = Field(None, description="branch, tag or commit on the hub")
     streaming: bool = Field(False, description="read from the hub while tokenising, without downloading it whole")
@@ -302,12 +306,21 @@ class EvaluationSettings(Settings):
     batch: Count = Field(8, description="contexts of a forward pass; small, since all logits of a pass are in memory")
 
 
+def _whole_or_part(gpus: float) -> float:
+    if gpus > 1 and gpus != int(gpus):
+        raise ValueError(f"{gpus:g} GPUs; give a fraction up to 1, or a whole number")
+    return gpus
+
+
+GPUs = Annotated[float, Field(ge=0), pydantic.AfterValidator(_whole_or_part)]
+
+
 class ProducerSettings(Settings):
     """The actors that run the language model."""
 
     count: Count = Field(1, description="how many producers, each with a copy of the model")
     cpus: Count = Field(1, description="threads of a producer; fixed, since the last bits of a sum depend on it")
-    gpus: Annotated[float, Field(ge=0)] = Field(0, description="GPUs of a producer; 0 runs it on the CPU")
+    gpus: GPUs = Field(0, description="GPUs of a producer; 0 runs it on the CPU")
     batch: Count = Field(32, description="contexts of a forward pass; fixed for the same reason")
     chunk_mib: Count = Field(32, description="size of the chunks in which activations travel")
     budget_gib: Annotated[float, Field(gt=0)] | None = Field(
@@ -322,7 +335,7 @@ class TrialSettings(Settings):
     """The processes that train SAEs, one SAE each."""
 
     cpus: Count = Field(1, description="cores, and threads, of a trial")
-    gpus: Annotated[float, Field(ge=0)] = Field(0, description="GPUs, or a fraction of one, of a trial; 0: CPU")
+    gpus: GPUs = Field(0, description="GPUs, or a fraction of one, of a trial; 0: CPU")
     max_concurrent: Count | None = Field(None, description="trials at a time; default: as many as fit")
 
 
@@ -356,6 +369,10 @@ class Sweep(Settings):
         for index, entry in enumerate(self.saes):
             if not any(entry.sites is None or entry.sites.selects(site) for site in self.sites.sites()):
                 raise ValueError(f"saes.{index}.sites: this filter leaves none of the sweep's sites")
+            for key in ("layers", "points", "modules"):
+                for value in getattr(entry.sites, key, ()):
+                    if value not in getattr(self.sites, key):
+                        raise ValueError(f"saes.{index}.sites.{key}: {value!r} is not among the sweep's own sites")
             try:
                 entry.training(self.training)
             except pydantic.ValidationError as error:

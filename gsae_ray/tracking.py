@@ -188,13 +188,16 @@ class Mirror:
         """Sends what is new in the directories of trials that have begun.
 
         Raises:
-            Exception: the first one that a trial met, after all the others had their turn.
+            MlflowException: the server does not answer.
+            Exception: the first one that a trial's directory met, after all the others had their turn.
         """
         first: Exception | None = None
         for trial, directory in trials:
             if trial.name not in self._ended and (directory.path / "trial.json").exists():
                 try:
                     self._sync_trial(trial, directory)
+                except MlflowException:
+                    raise  # the server: it would fail for the others too
                 except Exception as error:
                     first = first or error
         if first is not None:

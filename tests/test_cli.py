@@ -62,7 +62,8 @@ def error_line(result: Result) -> str:
         ("evaluation.tokens=5_000_000", ["evaluation.tokens", "5000000"]),
         ("sites={modules: [{module: gpt_neox.layers.1.mpl}]}", ["sites.modules", "mpl", "'gpt_neox.layers.1.mlp'"]),
         ("trials.cpus=4000", ["trials", "4000"]),
-        ("producers.gpus=1000", ["producers.gpus", "1000"]),
+        ("producers.gpus=1000", ["producers", "gpus: 1000"]),
+        ("producers.gpus=1.5", ["producers.gpus", "1.5", "whole number"]),
         ("dataset.shuffle_tokens", ["--set", "path.to.key=value"]),
     ],
 )
@@ -97,6 +98,11 @@ def test_an_unreachable_tracking_server_is_known_before_anything_starts(here: Pa
         line = error_line(invoke("run", QUICKSTART, "--tracking-uri", uri))
     assert "--tracking-uri" in line and uri in line
     assert list(here.iterdir()) == []
+
+
+def test_a_storage_that_cannot_be_written_is_one_line(here: Path) -> None:
+    Path("file").write_text("")
+    assert "file" in error_line(invoke("run", QUICKSTART, "--storage", "file"))
 
 
 def test_help_teaches_the_sweep_file(here: Path) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,12 +17,14 @@ from rich.console import Console
 
 import gsae_ray
 from gsae_ray import launch
-from gsae_ray.activations.actors import StoreShell, StoreSource, start_producers
+from gsae_ray.activations.actors import StoreSource, running_producers, start_store
 from gsae_ray.activations.producer import Producer
 from gsae_ray.activations.store import ReaderSpec
 from gsae_ray.activations.stream import LocalSource, RowStream
+from gsae_ray.builtin import MODEL_DIR
 from gsae_ray.display import Display
 from gsae_ray.errors import UserError
+from gsae_ray.ledger import driver_lock
 from gsae_ray.plan import Plan, prepare, producer_spec
 from gsae_ray.saes import to_bytes
 from gsae_ray.sweep import Sweep
@@ -102,17 +106,16 @@ def test_law_1_same_tokens_whatever_the_number_of_producers(plan: Plan, local_ra
     rows = 40_000
     alone = RowStream(LocalSource(Producer(producer_spec(plan)), site), plan.layout, site)
     expected = alone.read(rows)
+    spec = producer_spec(plan)
     for count in (1, 3):
-        producers = start_producers(count, 0, producer_spec(plan))
-        readers = {"a": ReaderSpec(site, rows), "b": ReaderSpec(plan.trials[-1].site, rows)}
-        arguments = (producers, producer_spec(plan), readers, 10**9, 60.0)
-        store = ray.remote(StoreShell).options(num_cpus=0).remote(*arguments)
-        source = StoreSource(store, "a", 1)
-        source.statistics()
-        stream = RowStream(source, plan.layout, site)
-        assert torch.equal(torch.cat([stream.read(n) for n in (1, 127, 20_000, 19_872)]), expected)
-        for actor in [store, *producers]:
-            ray.kill(actor)
+        with running_producers(count, 0, spec, 120) as producers:
+            readers = {"a": ReaderSpec(site, rows), "b": ReaderSpec(plan.trials[-1].site, rows)}
+            store = start_store(producers, spec, readers, 10**9, 60.0)
+            source = StoreSource(store, "a", 1)
+            source.statistics()
+            stream = RowStream(source, plan.layout, site)
+            assert torch.equal(torch.cat([stream.read(n) for n in (1, 127, 20_000, 19_872)]), expected)
+            ray.kill(store)
 
 
 def test_law_2_a_trial_in_a_sweep_is_the_trial_alone_bit_for_bit(
@@ -224,3 +227,31 @@ def test_a_trial_in_nan_is_failed_and_the_sweep_goes_on(launched: launch.SweepRe
     experiment = client.get_experiment_by_name("nan").experiment_id
     failed = client.search_runs([experiment], "attributes.status = 'FAILED'")
     assert [run.data.tags["gsae.trial"] for run in failed] == [name]
+
+
+def test_weights_that_cannot_be_loaded_are_one_line_and_leave_no_running_launch(
+    local_ray: None, home: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(MODEL_DIR, tmp_path / "model")
+    weights = tmp_path / "model/model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:1000])
+    sweep = {**ONE_PRODUCER, "name": "damaged", "model": {"name": str(tmp_path / "model")}}
+    with pytest.raises(UserError, match="^model.name: cannot load the weights"):
+        run(sweep, home)
+    client = MlflowClient(f"sqlite:///{home}/mlflow.db")
+    experiment = client.get_experiment_by_name("damaged").experiment_id
+    assert [run.info.status for run in client.search_runs([experiment])] == ["KILLED"]
+
+
+def test_a_sweep_of_nothing_but_dead_saes_ends_with_a_note(local_ray: None, home: Path) -> None:
+    sweep = {**ONE_PRODUCER, "name": "dead", "saes": [{**SWEEP["saes"][1], "l1_coefficient": 1e6, "lr": 0.1}]}
+    sweep |= {"sites": {"layers": [1], "points": ["resid_post"]}}
+    result = run(sweep, home)
+    assert result.picture is None and result.failures == {}
+    assert result.frontier().empty and "L0 = 0" in result.frontier().attrs["notes"][0]
+    assert parent_run(result).info.status == "FINISHED"
+
+
+def test_a_second_driver_of_the_same_sweep_is_refused(launched: launch.SweepResult, home: Path) -> None:
+    with driver_lock(home / "runs/golden"), pytest.raises(UserError, match=f"process {os.getpid()}"):
+        run(SWEEP, home)

@@ -505,7 +505,7 @@ def test_a_wrong_override_is_one_line_that_names_it(path: Path, override: str, p
         ("training.tokens=99", ["tokens", "99", "100"]),
         ("saes.1.batch_size=20000", ["saes.1", "tokens", "10000", "20000"]),
         ("training.adam_betas=[0, 1]", ["adam_betas", "[0.0, 1.0]"]),
-        ("model.context_size=1", ["model.context_size", "1 should be greater than or equal to 2"]),
+        ("model.context_size=1", ["model.context_size", "1 should be greater than or equal to 3"]),
         ("producers.count=0", ["producers.count", "0 should be greater than 0"]),
         ("producers.gpus=-1", ["producers.gpus", "-1"]),
         ("evaluation.fraction=1", ["evaluation.fraction", "1 should be less than 1"]),

@@ -2,32 +2,40 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import ray
 from ray.actor import ActorHandle
-from ray.util.placement_group import placement_group
-from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+from ray.util.placement_group import placement_group, remove_placement_group
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy, PlacementGroupSchedulingStrategy
 
 from gsae_ray.activations.chunks import Array, SiteStatistics
 from gsae_ray.activations.store import ActivationStore, ProducerDied, Ref
+from gsae_ray.errors import ProductionError, UserError, reason
 
 if TYPE_CHECKING:
-    from gsae_ray.activations.producer import ProducerSpec
+    from gsae_ray.activations.producer import Producer, ProducerSpec
 
 
 class ProducerShell:
     """A producer in a process of its own."""
 
     def __init__(self, spec: ProducerSpec) -> None:
-        # Here, so that trials, which need this module too, do not load transformers and datasets.
+        self.spec = spec
+
+    @cached_property
+    def producer(self) -> Producer:
+        """Made at the first call, so that what goes wrong is that call's error and not a dead actor."""
+        # Imported here, so that trials, which need this module too, do not load transformers and datasets.
         from gsae_ray.activations.producer import Producer
 
-        self.producer = Producer(spec)
+        return Producer(self.spec)
 
     def ready(self) -> str:
-        """The device it runs on."""
+        """The device it runs on, once the model is loaded."""
         return str(self.producer.device)
 
     def produce(self, block: int, sites: Sequence[str]) -> list[Any]:
@@ -102,21 +110,52 @@ class StoreSource:
         ray.get(self.store.release.remote(self.trial, self.attempt, finished))
 
 
-def start_producers(count: int, gpus: float, spec: ProducerSpec) -> list[ActorHandle[Any]]:
-    """Producers that are up, with the model loaded.
+@contextlib.contextmanager
+def running_producers(
+    count: int, gpus: float, spec: ProducerSpec, timeout_s: float
+) -> Iterator[list[ActorHandle[Any]]]:
+    """Producers that are up, with the model loaded, for the length of the context.
 
     With GPUs they sit in a placement group of their own, so that one that restarts finds its GPU free. Without, they
     take no CPU slot: trials need those.
+
+    Raises:
+        UserError: the model cannot be loaded.
+        ProductionError: they did not come up in time.
     """
     options: dict[str, Any] = {"num_cpus": 0, "max_restarts": -1, "max_task_retries": 0}
-    if gpus:
-        group = placement_group([{"GPU": gpus}] * count, strategy="SPREAD")
-        ray.get(group.ready())
-        placement = PlacementGroupSchedulingStrategy(placement_group=group)
-        options |= {"num_gpus": gpus, "scheduling_strategy": placement}
-    else:
-        options["scheduling_strategy"] = "SPREAD"
-    actor = ray.remote(ProducerShell).options(**options)
-    producers = [actor.remote(spec) for _ in range(count)]
-    ray.get([producer.ready.remote() for producer in producers])
-    return producers
+    group = placement_group([{"GPU": gpus}] * count, strategy="SPREAD") if gpus else None
+    producers: list[ActorHandle[Any]] = []
+    try:
+        if group is not None:
+            ray.get(group.ready(), timeout=timeout_s)
+            placement = PlacementGroupSchedulingStrategy(placement_group=group)
+            options |= {"num_gpus": gpus, "scheduling_strategy": placement}
+        else:
+            options["scheduling_strategy"] = "SPREAD"
+        actor = ray.remote(ProducerShell).options(**options)
+        producers += [actor.remote(spec) for _ in range(count)]
+        ray.get([producer.ready.remote() for producer in producers], timeout=timeout_s)
+        yield producers
+    except ray.exceptions.GetTimeoutError as error:
+        raise ProductionError(
+            f"producers did not come up in producers.timeout_s = {timeout_s:g} s: the cluster has no room for "
+            f"{count} with {gpus:g} GPUs each, or the model takes longer to load"
+        ) from error
+    except ray.exceptions.RayTaskError as error:
+        kind = UserError if isinstance(error, UserError) else ProductionError
+        raise kind(reason(error)) from error
+    except ray.exceptions.RayActorError as error:
+        raise ProductionError(f"a producer's process died while it loaded the model: {reason(error)}") from error
+    finally:
+        for producer in producers:
+            ray.kill(producer)
+        if group is not None:
+            remove_placement_group(group)
+
+
+def start_store(producers: Sequence[ActorHandle[Any]], spec: ProducerSpec, *args: Any) -> ActorHandle[Any]:
+    """The store, on the driver's node: it dies with the driver, not with a worker node. `args`: of ActivationStore."""
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
+    shell = ray.remote(StoreShell).options(num_cpus=0, max_concurrency=10_000, scheduling_strategy=here)
+    return shell.remote(producers, spec, *args)

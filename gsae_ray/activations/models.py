@@ -31,8 +31,8 @@ def _source(model: ModelSettings) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def _explained(model: ModelSettings, what: str) -> Iterator[None]:
-    """Turns the hub's many exceptions into one line."""
+def quiet_hub() -> Iterator[None]:
+    """Without the lines that the hub's client and transformers print while they try and retry."""
     transformers.utils.logging.disable_progress_bar()
     hub_log = logging.getLogger("huggingface_hub")
     level, verbosity = hub_log.level, transformers.utils.logging.get_verbosity()
@@ -40,6 +40,17 @@ def _explained(model: ModelSettings, what: str) -> Iterator[None]:
     transformers.utils.logging.set_verbosity_error()  # reports of many lines on weights that do not fit
     try:
         yield
+    finally:
+        hub_log.setLevel(level)
+        transformers.utils.logging.set_verbosity(verbosity)
+
+
+@contextlib.contextmanager
+def _explained(model: ModelSettings, what: str) -> Iterator[None]:
+    """Turns the hub's many exceptions into one line."""
+    try:
+        with quiet_hub():
+            yield
     except UserError:
         raise
     except (OSError, ValueError, ImportError, KeyError, RuntimeError, SafetensorError) as error:
@@ -55,9 +66,6 @@ def _explained(model: ModelSettings, what: str) -> Iterator[None]:
         else:
             reason = "it is neither 'builtin' nor a local directory, and the hub has no such model or cannot be reached"
         raise UserError(f"model.name: cannot load the {what} of {model.name!r}: {reason}") from error
-    finally:
-        hub_log.setLevel(level)
-        transformers.utils.logging.set_verbosity(verbosity)
 
 
 def load_config(model: ModelSettings) -> transformers.PretrainedConfig:

@@ -20,6 +20,7 @@ from typing import Any, Protocol
 from gsae_ray.activations.chunks import SiteStatistics
 from gsae_ray.activations.layout import Layout
 from gsae_ray.errors import ProductionError, StaleAttemptError
+from gsae_ray.errors import reason as reason_of
 
 Ref = Any
 """A reference to a chunk or to weights; the store passes it on and never looks inside."""
@@ -156,10 +157,10 @@ class ActivationStore:
             reader.block, reader.finished = None, finished
             self._advance()
 
-    async def abandon(self, trial: str) -> None:
-        """The trial will not come back."""
+    async def abandon(self, trial: str, finished: bool = True) -> None:
+        """The trial's process is gone: for good, or until it is tried again."""
         if trial in self._readers:
-            await self.release(trial, self._readers[trial].attempt, finished=True)
+            await self.release(trial, self._readers[trial].attempt, finished)
 
     async def evaluate(self, site: str, cfg: str, weights: Ref) -> dict[str, float]:
         """Metrics of an SAE, from any producer."""
@@ -325,14 +326,9 @@ class ActivationStore:
             except ProducerDied as error:
                 reason = str(error)
             except Exception as error:
-                raise ProductionError(f"{method} failed on a producer: {_last_line(error)}") from error
+                raise ProductionError(f"{method} failed on a producer: {reason_of(error)}") from error
             await asyncio.sleep(0.2)
         raise ProductionError(
-            f"{method} took a producer more than producers.timeout_s = {self.timeout_s:g} s ({reason}); finished work "
-            "is kept: run the same command again to go on"
+            f"{method} took a producer more than producers.timeout_s = {self.timeout_s:g} s ({reason}); raise it if "
+            "the model is that slow. Finished work is kept: run the same command again to go on"
         )
-
-
-def _last_line(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[-1] if lines else type(error).__name__

@@ -21,10 +21,12 @@ import datasets
 import numpy as np
 import safetensors.torch
 import torch
+from huggingface_hub import HfApi
+from huggingface_hub.errors import HfHubHTTPError
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from gsae_ray.activations.models import load_tokenizer
+from gsae_ray.activations.models import load_tokenizer, quiet_hub
 from gsae_ray.builtin import TEXT_FILES
 from gsae_ray.errors import DataEndedError, UserError, suggest
 from gsae_ray.files import digest, file_hash, read_json
@@ -131,13 +133,14 @@ def load_documents(
     if looks_local:
         raise UserError(f"dataset.name: no file matches {dataset.name!r} (from {Path.cwd()})")
     try:
-        return datasets.load_dataset(
-            dataset.name,
-            dataset.subset,
-            split=split,
-            revision=dataset.revision,
-            streaming=dataset.streaming,
-        )
+        with quiet_hub():
+            return datasets.load_dataset(
+                dataset.name,
+                dataset.subset,
+                split=split,
+                revision=dataset.revision,
+                streaming=dataset.streaming,
+            )
     except (datasets.exceptions.DatasetsError, OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
         if "split" in reason:
@@ -154,6 +157,18 @@ def _load_files(kind: str, files: list[Path]) -> datasets.Dataset:
     # Not load_dataset, which sends a request to count the use of its reader.
     read = getattr(datasets.Dataset, f"from_{kind}")
     return read([str(path) for path in files], **options)
+
+
+def pinned_data(dataset: DatasetSettings) -> DatasetSettings:
+    """With the commit that a hub data set's revision stands for now; offline as it is."""
+    if dataset.name == "builtin" or _local_files(dataset.name):
+        return dataset
+    try:
+        with quiet_hub():
+            commit = HfApi().dataset_info(dataset.name, revision=dataset.revision).sha
+    except (OSError, ValueError, HfHubHTTPError):
+        return dataset  # what is wrong with it, `load_documents` says better
+    return dataset.model_copy(update={"revision": commit})
 
 
 def _data_fingerprint(dataset: DatasetSettings) -> str:
@@ -186,10 +201,13 @@ class _Documents:
         self.is_text = dataset.tokens_column is None
         columns = self.data.column_names
         if columns is not None and self.column not in columns:
-            key = "text_column" if self.is_text else "tokens_column"
-            raise UserError(f"dataset.{key}: no column {self.column!r}; {suggest(self.column, columns)}")
+            raise self._no_column(columns)
         self.tokenizer = tokenizer
         self.keep = keep
+
+    def _no_column(self, columns: Iterable[str]) -> UserError:
+        key = "text_column" if self.is_text else "tokens_column"
+        return UserError(f"dataset.{key}: no column {self.column!r}; {suggest(self.column, columns)}")
 
     def one_pass(self, number: int, seed: int) -> Iterator[list[int]]:
         """Each document once, in the order of (seed, pass number)."""
@@ -200,12 +218,15 @@ class _Documents:
             order = np.random.RandomState([seed, number]).permutation(len(self.data))
             examples = (self.data[int(i)] for i in order)
         end = [] if self.tokenizer.eos_token_id is None else [self.tokenizer.eos_token_id]
-        documents = (d for e in examples if (d := self._checked(e[self.column])) and self.keep(d))
+        documents = (d for e in examples if (d := self._checked(e)) and self.keep(d))
         while batch := list(itertools.islice(documents, TOKENIZE_BATCH)):
             ids = self.tokenizer(batch, add_special_tokens=False, verbose=False)["input_ids"] if self.is_text else batch
             yield from ([*document, *end] for document in ids)
 
-    def _checked(self, document: Any) -> Any:
+    def _checked(self, example: dict[str, Any]) -> Any:
+        if self.column not in example:  # a stream's columns are known only now
+            raise self._no_column(example)
+        document = example[self.column]
         first = document[0] if isinstance(document, list) and document else 0
         if not (document is None or isinstance(document, str if self.is_text else list) and isinstance(first, int)):
             key, what = ("text_column", "text") if self.is_text else ("tokens_column", "lists of token ids")
@@ -268,11 +289,15 @@ def prepare_tokens(sweep: Sweep, directory: Path, report: Progress = lambda what
         "context_size": model.context_size,
         "bos": bos,
         "special_ids": special_ids,
-        "held_out": heldout_split or [dataset.split, evaluation.fraction],
         **dataset.model_dump(include={"text_column", "tokens_column", "streaming", "skip_first_position"}),
     }
     train_key = {**common, **dataset.model_dump(include={"split", "seed", "repeat"}), "block": block_size}
-    heldout_key = {**common, "tokens": evaluation.tokens}
+    train_key["held_out"] = None if heldout_split else evaluation.fraction
+    heldout_key = {
+        **common,
+        "tokens": evaluation.tokens,
+        "held_out": heldout_split or [dataset.split, evaluation.fraction],
+    }
 
     def documents(split: str, keep: Callable[[str | list[int]], bool], key: str) -> _Documents:
         return _Documents(dataset, tokenizer, split, keep, key)

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 
-from gsae_ray.errors import ProductionError
+from gsae_ray.errors import ProductionError, reason
 from gsae_ray.saes.io import CONFIG_FILE, WEIGHTS_FILE
 from gsae_ray.sweep import TrialSpec
 from gsae_ray.training.directory import TrialDirectory
@@ -32,19 +32,17 @@ class EvaluationQueue(threading.Thread):
         self.interval_s = interval_s
         self._waiting = list(trials)
         self._running: list[tuple[TrialSpec, TrialDirectory, Future[dict[str, float]]]] = []
-        self._error: BaseException | None = None
+        self._error: Exception | None = None
         self._training_over = threading.Event()
+        self._stop_asked = False
 
     def run(self) -> None:
-        try:
-            while True:
-                last = self._training_over.is_set()  # before the look: what is DONE now is then seen
-                self._look()
-                if last and not self._running:
-                    return
-                time.sleep(self.interval_s)
-        except Exception as error:  # told to the driver by `finish`
-            self._error = error
+        while not self._stop_asked:
+            last = self._training_over.is_set()  # before the look: what is DONE now is then seen
+            self._look()
+            if last and not self._running:
+                return
+            time.sleep(self.interval_s)
 
     def _look(self) -> None:
         for item in list(self._waiting):
@@ -60,17 +58,24 @@ class EvaluationQueue(threading.Thread):
                 self._running.append((trial, directory, request))
         for running in [r for r in self._running if r[2].done()]:
             trial, directory, request = running
-            metrics = {f"eval/{name}": value for name, value in request.result().items()}
-            directory.save_evaluation(self.fingerprint, trial.training.trained_tokens, metrics)
             self._running.remove(running)
+            try:
+                metrics = {f"eval/{name}": value for name, value in request.result().items()}
+                directory.save_evaluation(self.fingerprint, trial.training.trained_tokens, metrics)
+            except Exception as error:  # told by `finish`; the other SAEs get theirs
+                self._error = self._error or error
+
+    def stop(self) -> None:
+        """Ends the thread without waiting for anything."""
+        self._stop_asked = True
 
     def finish(self) -> None:
         """Waits until everything that is DONE is evaluated.
 
         Raises:
-            ProductionError: a producer could not evaluate.
+            ProductionError: a producer could not evaluate some SAE.
         """
         self._training_over.set()
         self.join()
         if self._error is not None:
-            raise ProductionError(str(self._error).strip().splitlines()[-1]) from self._error
+            raise ProductionError(reason(self._error)) from self._error

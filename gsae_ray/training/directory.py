@@ -97,7 +97,8 @@ class TrialDirectory:
                     self._truncate_rows(manifest["metrics_bytes"])
                     return safetensors.torch.load_file(checkpoint / "state.safetensors"), manifest["state"]
             except (OSError, ValueError, KeyError):
-                pass  # half-written or damaged: the one before is used
+                pass
+            shutil.rmtree(checkpoint, ignore_errors=True)  # half-written or damaged: the one before is used
         self._truncate_rows(0)
         return None
 

@@ -15,6 +15,7 @@ from ray.actor import ActorHandle
 from gsae_ray.activations.actors import StoreSource
 from gsae_ray.activations.layout import Layout
 from gsae_ray.activations.stream import RowStream
+from gsae_ray.errors import ProductionError, reason
 from gsae_ray.saes import SAE, to_bytes
 from gsae_ray.sweep import TrialSpec
 from gsae_ray.training.directory import TrialDirectory
@@ -25,7 +26,8 @@ from gsae_ray.training.trainer import NumericError, Trainer
 class TrialContext:
     """What all trials of a launch share."""
 
-    trials_directory: Path
+    directories: dict[str, Path]
+    """Of each trial, by name."""
     layout: Layout
     threads: int
     gpu: bool
@@ -45,34 +47,42 @@ class SAETrial(tune.Trainable):
 
     def _begin(self, config: dict[str, Any]) -> None:
         self.trial = TrialSpec.from_json(config["trial"])
-        self.directory = TrialDirectory(self.context.trials_directory / self.trial.directory_name)
-        attempt = self.directory.begin_attempt(self.trial)
+        self.directory = TrialDirectory(self.context.directories[self.trial.name])
         self.source: StoreSource | None = None
         self.trainer: Trainer | None = None
         self.failure: str | None = None
+        self.stopped: str | None = None
+        if self.directory.done:  # this trial's process died after it had come to the end
+            self.store.abandon.remote(self.trial.name)
+            return
+        attempt = self.directory.begin_attempt(self.trial)
         self.source = StoreSource(self.store, self.trial.name, attempt)
         stream = RowStream(self.source, self.context.layout, self.trial.site)
         try:
             self.trainer = Trainer(self.trial, stream, "cuda" if self.context.gpu else "cpu")
         except NumericError as error:
             self.failure = str(error)
-            return
-        if (state := self.directory.newest_state()) is not None:
-            self.trainer.restore(*state)
+        except ProductionError as error:
+            self.stopped = reason(error)
+        else:
+            if (state := self.directory.newest_state()) is not None:
+                self.trainer.restore(*state)
 
     def step(self) -> dict[str, Any]:
-        if self.directory.done:  # another process of this trial came to the end before it died
-            self._end()
+        if self.directory.done:
             return {"tokens": self.trial.training.trained_tokens, "done": True}
         if self.trainer is not None:
             try:
                 return self._finish(self.trainer) if self.trainer.done else self._train(self.trainer)
             except NumericError as error:
                 self.failure = str(error)
-        assert self.failure is not None
-        self.directory.fail(self.failure)
+            except ProductionError as error:  # a result, not an exception: trying again at once would not help
+                self.stopped = reason(error)
+        if self.failure is not None:
+            self.directory.fail(self.failure)
         self._end()
-        return {"tokens": self.trainer.tokens if self.trainer else 0, "failure": self.failure, "done": True}
+        tokens = self.trainer.tokens if self.trainer else 0
+        return {"tokens": tokens, "failure": self.failure, "stopped": self.stopped, "done": True}
 
     def _train(self, trainer: Trainer) -> dict[str, Any]:
         metrics = trainer.train_interval()
