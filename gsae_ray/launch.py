@@ -110,7 +110,7 @@ def run(
         display.phase(f"checking {sweep.name}: model {sweep.model.name}, data {sweep.dataset.name}")
         plan = prepare(sweep, root, display)
         folder = root / sweep.name
-        with quick_failure(), driver_lock(folder), contextlib.ExitStack() as stack:
+        with quick_failure(timeout_s=120), driver_lock(folder), contextlib.ExitStack() as stack:
             trials = [(t, TrialDirectory(trial_folder(folder, t))) for t in plan.trials]
             pending = [(t, d) for t, d in trials if not (d.done and d.evaluation(plan.evaluation_fingerprint))]
             if len(pending) < len(trials):

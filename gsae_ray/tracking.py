@@ -44,9 +44,12 @@ def resolve_uri(tracking_uri: str | None) -> str:
 
 
 @contextlib.contextmanager
-def quick_failure() -> Iterator[None]:
-    """Within the context an unreachable server is an error after seconds, not minutes."""
-    names = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "MLFLOW_HTTP_REQUEST_TIMEOUT": "10"}
+def quick_failure(timeout_s: int) -> Iterator[None]:
+    """Within the context a server that refuses is an error after seconds, one that hangs after `timeout_s`.
+
+    MLflow itself would try for minutes at every call, with the sweep's end or a Ctrl-C waiting for it.
+    """
+    names = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "MLFLOW_HTTP_REQUEST_TIMEOUT": str(timeout_s)}
     before = {name: os.environ.get(name) for name in names}
     os.environ.update({name: value for name, value in names.items() if before[name] is None})
     try:
@@ -89,7 +92,7 @@ def connect(tracking_uri: str) -> MlflowClient:
         logging.getLogger(name).setLevel(logging.ERROR)
     _is_file_in_a_folder(tracking_uri)
     try:
-        with quick_failure():
+        with quick_failure(timeout_s=10):
             client = MlflowClient(tracking_uri=tracking_uri)
             client.search_experiments(max_results=1)
     except (MlflowException, OSError, ValueError) as error:
