@@ -212,6 +212,7 @@ def test_a_model_that_is_not_there_is_one_quick_line_offline(
 @pytest.mark.slow  # huggingface_hub tries six times, in 23 s
 def test_a_hub_that_cannot_be_reached_is_one_line_within_half_a_minute(monkeypatch: pytest.MonkeyPatch) -> None:
     nobody_listens = "http://127.0.0.1:9"
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", nobody_listens)
     monkeypatch.setattr(
         huggingface_hub.constants, "HUGGINGFACE_CO_URL_TEMPLATE", nobody_listens + "/{repo_id}/{revision}/{filename}"
