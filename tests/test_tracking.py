@@ -451,7 +451,7 @@ def test_a_server_that_does_not_answer_is_an_error_within_seconds() -> None:
     started = time.monotonic()
     with pytest.raises(UserError, match=rf"^--tracking-uri: the MLflow server at '{address}' does not answer") as error:
         connect(address)
-    assert time.monotonic() - started < 30
+    assert time.monotonic() - started < 120  # not the minutes of every retry
     assert "\n" not in str(error.value)
 
 
