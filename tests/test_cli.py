@@ -118,6 +118,7 @@ def command(*arguments: str, **options: object) -> subprocess.Popen[str]:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)
 def test_ctrl_c_stops_cleanly_and_resume_goes_on(here: Path) -> None:
     """The real command: stopped in the middle, resumed, and its best SAE fetched in a new process."""
     sweep = yaml.safe_load(QUICKSTART.read_text())

@@ -206,7 +206,7 @@ def test_a_model_that_is_not_there_is_one_quick_line_offline(
     start = time.monotonic()
     message = complaint(load, settings(name))
     assert f"{name!r}" in message and "cannot be reached" in message
-    assert time.monotonic() - start < 5
+    assert time.monotonic() - start < 20  # no retries: offline is said
 
 
 @pytest.mark.slow  # huggingface_hub tries six times, in 23 s
