@@ -297,6 +297,18 @@ def test_over_budget_a_prefix_stays_and_the_second_wave_costs_what_did_not_fit()
     assert sum(times) == 10 + (10 - 6)
 
 
+@pytest.mark.parametrize("blocks", [3, 4, 5, 10, 15])
+def test_over_budget_a_fast_trial_waits_so_that_one_wave_needs_one_forward(blocks: int) -> None:
+    layout = layout_of(*[5] * 20)
+
+    async def work() -> Store:
+        store = Store(layout, producers_of(layout), readers_of(layout, 2), blocks * layout.nbytes(0, tuple(WIDTHS)))
+        await asyncio.gather(train(store, "t0", slowness=2), train(store, "t1", slowness=20))
+        return store
+
+    assert play(work()).counters().forward_ratio == 1.0
+
+
 def test_a_late_trial_whose_blocks_do_not_fit_waits_and_then_goes_on() -> None:
     layout = layout_of(*[4] * 6)
 
