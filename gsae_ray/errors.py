@@ -22,6 +22,12 @@ class StaleAttemptError(RuntimeError):
     """An older attempt of a trial wrote or asked after a newer one had started; what it sends is refused."""
 
 
+def first_line(error: BaseException) -> str:
+    """What an error of a library says, in one line; never empty."""
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__
+
+
 def reason(error: BaseException) -> str:
     """An error in one line: of one that crossed processes, the cause's own message."""
     error = getattr(error, "cause", None) or error

@@ -32,7 +32,7 @@ from gsae_ray import results
 from gsae_ray.activations.actors import running_producers, start_store
 from gsae_ray.activations.store import Counters, ReaderSpec
 from gsae_ray.display import Display, Observer, clock
-from gsae_ray.errors import ProductionError, UserError, reason
+from gsae_ray.errors import ProductionError, UserError, first_line, reason
 from gsae_ray.evaluation.queue import EvaluationQueue
 from gsae_ray.ledger import begin_launch, driver_lock, trial_folder, versions
 from gsae_ray.plan import Plan, prepare, producer_spec
@@ -180,7 +180,7 @@ class _Launch:
             picture = self._publish(mirror, counters)
         except Exception as error:  # an MLflow server that is gone at the end loses nothing: storage has it
             logging.getLogger(__name__).debug("publishing failed", exc_info=True)
-            arrived, thread.last_error = False, str(error).strip().splitlines()[0]
+            arrived, thread.last_error = False, first_line(error)
         if not arrived:
             self.display.phase(
                 f"MLflow at {uri} is not up to date ({thread.last_error}); nothing is lost: "
@@ -339,8 +339,7 @@ def _ray(address: str | None) -> Iterator[None]:
     try:
         ray.init(address=where, log_to_driver=False, logging_level=logging.ERROR, **options)
     except (ConnectionError, RuntimeError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise UserError(f"--address: cannot connect to a Ray cluster at {where!r}: {reason}") from error
+        raise UserError(f"--address: cannot connect to a Ray cluster at {where!r}: {first_line(error)}") from error
     try:
         yield
     finally:

@@ -14,7 +14,7 @@ from mlflow.entities import Experiment, Run
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
-from gsae_ray.errors import UserError, suggest
+from gsae_ray.errors import UserError, first_line, suggest
 from gsae_ray.saes import REGISTRY, SAE, load
 from gsae_ray.tracking import EVALUATION, IDENTITY, KIND, LAUNCH, TRIAL, connect, download_sae, resolve_uri
 
@@ -231,7 +231,7 @@ def best(
         with tempfile.TemporaryDirectory(prefix="gsae-") as folder:
             sae = load(download_sae(client, row["run_id"], folder))
     except (MlflowException, OSError) as error:
-        reason = str(error).strip().splitlines()[0]
+        reason = first_line(error)
         raise UserError(f"best: the SAE of run {row['run_id']} cannot be fetched: {reason}") from error
     record = {name: value.item() if isinstance(value, np.generic) else value for name, value in row.items()}
     sae.cfg = sae.cfg.model_copy(update={"metadata": {**sae.cfg.metadata, "frontier": record}})

@@ -22,7 +22,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
 from gsae_ray.activations.sites import Site
-from gsae_ray.errors import UserError
+from gsae_ray.errors import UserError, first_line
 from gsae_ray.sweep import TrialSpec
 from gsae_ray.training.directory import START, Cursor, TrialDirectory
 
@@ -96,7 +96,7 @@ def connect(tracking_uri: str) -> MlflowClient:
             client = MlflowClient(tracking_uri=tracking_uri)
             client.search_experiments(max_results=1)
     except (MlflowException, OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0][:200]
+        reason = first_line(error)[:200]
         raise UserError(
             f"--tracking-uri: the MLflow server at {tracking_uri!r} does not answer ({reason}); start it, or leave "
             "--tracking-uri and MLFLOW_TRACKING_URI out to record in ./mlflow.db"
@@ -305,7 +305,7 @@ class MirrorThread(threading.Thread):
             self.mirror.sync(self.trials)
             self.last_error = None
         except Exception as error:  # whatever it is, it must not touch the sweep: storage has everything
-            self.last_error = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+            self.last_error = first_line(error)
             _LOG.debug("mirroring to MLflow failed; trying again", exc_info=True)
         return self.last_error is None
 

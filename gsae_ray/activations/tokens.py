@@ -28,7 +28,7 @@ from transformers import PreTrainedTokenizerBase
 
 from gsae_ray.activations.models import load_tokenizer, quiet_hub
 from gsae_ray.builtin import TEXT_FILES
-from gsae_ray.errors import DataEndedError, UserError, suggest
+from gsae_ray.errors import DataEndedError, UserError, first_line, suggest
 from gsae_ray.files import digest, file_hash, read_json
 from gsae_ray.sweep import DatasetSettings, Sweep
 
@@ -142,7 +142,7 @@ def load_documents(
                 streaming=dataset.streaming,
             )
     except (datasets.exceptions.DatasetsError, OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
+        reason = first_line(error)
         if "split" in reason:
             raise UserError(f"{key}: {dataset.name!r} has no split {split!r}: {reason}") from error
         raise UserError(

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 
 from gsae_ray.errors import ProductionError, reason
@@ -51,19 +52,24 @@ class EvaluationQueue(threading.Thread):
                 self._waiting.remove(item)
             elif directory.done:
                 self._waiting.remove(item)
-                folder = directory.path / "sae"
-                request = self.evaluate(
-                    trial.site, (folder / CONFIG_FILE).read_text("utf-8"), (folder / WEIGHTS_FILE).read_bytes()
-                )
-                self._running.append((trial, directory, request))
+                with self._kept_for_finish():
+                    folder = directory.path / "sae"
+                    cfg, weights = (folder / CONFIG_FILE).read_text("utf-8"), (folder / WEIGHTS_FILE).read_bytes()
+                    self._running.append((trial, directory, self.evaluate(trial.site, cfg, weights)))
         for running in [r for r in self._running if r[2].done()]:
             trial, directory, request = running
             self._running.remove(running)
-            try:
+            with self._kept_for_finish():
                 metrics = {f"eval/{name}": value for name, value in request.result().items()}
                 directory.save_evaluation(self.fingerprint, trial.training.trained_tokens, metrics)
-            except Exception as error:  # told by `finish`; the other SAEs get theirs
-                self._error = self._error or error
+
+    @contextlib.contextmanager
+    def _kept_for_finish(self) -> Iterator[None]:
+        """What goes wrong with one SAE is told by `finish`; the other SAEs get their evaluations."""
+        try:
+            yield
+        except Exception as error:
+            self._error = self._error or error
 
     def stop(self) -> None:
         """Ends the thread without waiting for anything."""

@@ -33,10 +33,6 @@ def rows_of(layout: Layout, block: int, site: str) -> np.ndarray[Any, Any]:
     return np.arange(np.prod(shape), dtype=np.float32).reshape(shape) + 1000 * block + 100_000 * len(site)
 
 
-def stream_of(layout: Layout, site: str, rows: int) -> np.ndarray[Any, Any]:
-    return np.concatenate([rows_of(layout, block, site) for block in range(len(layout.rows))])[:rows]
-
-
 async def turns(count: int) -> None:
     for _ in range(count):
         await asyncio.sleep(0)
