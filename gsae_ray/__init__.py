@@ -17,7 +17,8 @@ if TYPE_CHECKING:
     from gsae_ray.launch import SweepResult, run
     from gsae_ray.results import best, export, frontier
     from gsae_ray.saes import SAE, load
-    from gsae_ray.sweep import Sweep, load_sweep
+    from gsae_ray.sweep import Sweep
+    from gsae_ray.sweep_file import load_sweep
 
 __version__ = "0.1.0"
 __all__ = ["SAE", "Sweep", "SweepResult", "UserError", "best", "export", "frontier", "load", "load_sweep", "run"]
@@ -31,7 +32,7 @@ _MODULES = {
     "export": "results",
     "frontier": "results",
     "load": "saes",
-    "load_sweep": "sweep",
+    "load_sweep": "sweep_file",
     "run": "launch",
 }
 

@@ -7,7 +7,7 @@ import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 from rich.console import Console
@@ -15,6 +15,9 @@ from rich.table import Table
 
 import gsae_ray
 from gsae_ray.errors import ProductionError, UserError
+
+if TYPE_CHECKING:
+    from gsae_ray.forecast import Forecast
 
 # Exit codes: 0 all is well, 1 a sweep that did not come through, 2 a mistake to mend, 130 Ctrl-C.
 _FAILED, _USER_ERROR, _INTERRUPTED = 1, 2, 130
@@ -42,7 +45,7 @@ class _SchemaCommand(click.Command):
     """A command whose --help ends with the sweep file's schema."""
 
     def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        from gsae_ray.sweep import describe
+        from gsae_ray.sweep_file import describe
 
         formatter.write("\nThe sweep file (YAML; [default]; a list is a grid):\n\n")
         formatter.write("".join(f"  {line}\n" for line in describe().splitlines()))
@@ -55,6 +58,14 @@ class _SchemaCommand(click.Command):
 _tracking_option = click.option(
     "--tracking-uri", metavar="U", help="MLflow; default: MLFLOW_TRACKING_URI, or ./mlflow.db"
 )
+_set_option = click.option(
+    "--set",
+    "overrides",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="override a key: path.to.key=value, list items by index",
+)
+_storage_option = click.option("--storage", metavar="PATH", help="where trials keep their state; default: ./gsae_runs")
 _site_option = click.option("--site", metavar="S", help="only this site, e.g. blocks.2.hook_resid_post")
 _launch_option = click.option("--launch", metavar="ID", help="a launch's id, or 'all'; default: the newest")
 
@@ -67,20 +78,14 @@ def main() -> None:
 
 @main.command(cls=_SchemaCommand)
 @click.argument("sweep", type=click.Path(path_type=Path))
-@click.option(
-    "--set",
-    "overrides",
-    multiple=True,
-    metavar="KEY=VALUE",
-    help="override a key: path.to.key=value, list items by index",
-)
+@_set_option
 @click.option(
     "--address",
     metavar="A",
     help="a Ray cluster (its nodes must share --storage); default: RAY_ADDRESS, or a local one for this sweep",
 )
 @_tracking_option
-@click.option("--storage", metavar="PATH", help="where trials keep their state; default: ./gsae_runs")
+@_storage_option
 @click.option("--resume", is_flag=True, help="go on with the newest launch of this sweep instead of beginning another")
 @_one_line_errors
 def run(
@@ -131,10 +136,17 @@ def _relative(path: Path) -> Path:
     return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
 
 
+def _console() -> Console:
+    """Pipes and files get whole lines, however long."""
+    return Console(width=None if sys.stdout.isatty() else 200)
+
+
 def _print_frontier(rows: Any) -> None:
-    # Pipes and files get whole lines, however long.
-    console = Console(width=None if sys.stdout.isatty() else 200)
+    from gsae_ray.results import labels
+
+    console = _console()
     columns = ["d_sae", "sparsity", "l0", "loss_recovered", "gamma", "fvu", "alive_fraction", "on_frontier"]
+    rows = rows.assign(label=labels(rows))
     for site, group in rows.groupby("site"):
         table = Table(title=str(site), title_justify="left")
         table.add_column("architecture")
@@ -142,8 +154,71 @@ def _print_frontier(rows: Any) -> None:
             table.add_column(column.replace("_", " "), justify="right")
         for row in group.to_dict("records"):
             values = [f"{row[c]:.4g}" if isinstance(row[c], float) else str(row[c]) for c in columns[:-1]]
-            table.add_row(row["architecture"], *values, "*" if row["on_frontier"] else "")
+            table.add_row(row["label"], *values, "*" if row["on_frontier"] else "")
         console.print(table)
+
+
+@main.command(cls=_SchemaCommand)
+@click.argument("sweep", type=click.Path(path_type=Path))
+@_set_option
+@click.option("--slots", type=click.IntRange(min=1), help="trials at a time; default: as many as this machine holds")
+@_tracking_option
+@_storage_option
+@click.option("--json", "as_json", is_flag=True, help="an object")
+@_one_line_errors
+def plan(
+    sweep: Path,
+    overrides: tuple[str, ...],
+    slots: int | None,
+    tracking_uri: str | None,
+    storage: str | None,
+    as_json: bool,
+) -> None:
+    """Tells what a sweep will cost, before anything runs.
+
+    Trials, waves, rows, forward ratio, FLOPs, parameters, memory and disk, from the sweep file and the model's
+    configuration alone: no weights, no data.
+    """
+    import json
+
+    from gsae_ray.forecast import forecast
+    from gsae_ray.sweep_file import load_sweep
+
+    cost = forecast(load_sweep(sweep, overrides), Path(storage or "gsae_runs"), slots, tracking_uri)
+    if as_json:
+        click.echo(json.dumps(cost.to_json(), indent=2))
+        return
+    _print_forecast(cost)
+
+
+def _print_forecast(cost: Forecast) -> None:
+    from gsae_ray.forecast import equal_compute
+
+    table = Table()
+    columns = ("trials", "architecture", "objective", "d in", "d sae", "parameters", "FLOPs a row")
+    for column in columns:
+        table.add_column(column, justify="left" if column in ("architecture", "objective") else "right")
+    for kind in cost.kinds:
+        name = f"{kind.architecture} {kind.variant}".rstrip()
+        sizes = [f"{n:,}" for n in (kind.d_in, kind.d_sae, kind.parameters, kind.flops_a_row)]
+        table.add_row(str(kind.trials), name, kind.objective, *sizes)
+    _console().print(table)
+    phases = f" in {len(cost.phases)} phases ({' + '.join(map(str, cost.phases))})" if len(cost.phases) > 1 else ""
+    gib = cost.activation_bytes / 2**30
+    kept = "all kept" if cost.budget_bytes is None else f"{cost.budget_bytes / 2**30:.2f} GiB kept"
+    lines = [
+        f"trials:         {cost.trials}{phases}, {cost.slots} at a time: {cost.waves} wave{'s' * (cost.waves > 1)}",
+        f"rows:           {cost.rows:,} of the stream, {gib:.2f} GiB of activations, {kept}",
+        f"forward ratio:  {cost.forward_ratio:.2f}",
+        f"language model: {cost.model_flops:.3g} FLOPs",
+        f"SAEs:           {cost.training_flops:.3g} FLOPs",
+        f"memory:         {cost.trial_bytes / 2**30:.2f} GiB for the largest trial",
+        f"disk:           {cost.disk_bytes / 2**30:.2f} GiB",
+        *equal_compute(cost.kinds),
+        *cost.notices,
+    ]
+    for line in lines:
+        click.echo(line)
 
 
 @main.command()

@@ -37,7 +37,8 @@ from gsae_ray.evaluation.queue import EvaluationQueue
 from gsae_ray.ledger import begin_launch, driver_lock, trial_folder, versions
 from gsae_ray.plan import Plan, prepare, producer_spec
 from gsae_ray.saes import SAE
-from gsae_ray.sweep import Sweep, TrialSpec, load_sweep
+from gsae_ray.sweep import Sweep, TrialSpec
+from gsae_ray.sweep_file import load_sweep
 from gsae_ray.tracking import Mirror, MirrorThread, quick_failure, resolve_uri
 from gsae_ray.tracking import check as check_tracking
 from gsae_ray.training.directory import TrialDirectory
@@ -108,7 +109,7 @@ def run(
     root = Path(storage if storage is not None else "gsae_runs").expanduser().resolve()
     with Display(console or Console(stderr=True)) as display:
         display.phase(f"checking {sweep.name}: model {sweep.model.name}, data {sweep.dataset.name}")
-        plan = prepare(sweep, root, display)
+        plan = prepare(sweep, root, display, uri)
         folder = root / sweep.name
         with quick_failure(timeout_s=120), driver_lock(folder), contextlib.ExitStack() as stack:
             trials = [(t, TrialDirectory(trial_folder(folder, t))) for t in plan.trials]
@@ -229,23 +230,47 @@ class _Launch:
 
         queue = EvaluationQueue(self.pending, self.plan.evaluation_fingerprint, evaluate)
         queue.start()
+        crashes: dict[str, str] = {}
         try:
-            crashes = {}
-            untrained = [(trial, directory) for trial, directory in self.pending if not directory.done]
-            for result in self._tune(store, untrained) if untrained else ():
-                if result.error is not None:
-                    crashes[(result.config or {})["trial"]["name"]] = reason(result.error)
-                elif (result.metrics or {}).get("stopped"):
-                    raise ProductionError(result.metrics["stopped"])
+            for is_child in (False, True):  # those that start from another's SAE come when all of those are finished
+                phase = [(t, d) for t, d in self.pending if not d.done and (t.parent is not None) == is_child]
+                phase = self._with_parents(phase, store)
+                for result in self._tune(store, phase) if phase else ():
+                    if result.error is not None:
+                        crashes[(result.config or {})["trial"]["name"]] = reason(result.error)
+                    elif (result.metrics or {}).get("stopped"):
+                        raise ProductionError(result.metrics["stopped"])
             queue.finish()
         finally:
             queue.stop()
         return crashes
 
+    def _parent(self, trial: TrialSpec) -> Path | None:
+        """The folder of the finished SAE that a trial starts from; it may not be there."""
+        if trial.parent is None:
+            return None
+        if trial.parent in self.plan.parents:
+            return self.plan.parents[trial.parent]
+        return next(directory.path for other, directory in self.trials if other.name == trial.parent) / "sae"
+
+    def _with_parents(self, trials: Trials, store: ActorHandle[Any]) -> Trials:
+        """The trials without those whose parent has failed; they fail too."""
+        going: Trials = []
+        for trial, directory in trials:
+            parent = self._parent(trial)
+            if parent is None or parent.is_dir():
+                going.append((trial, directory))
+            else:
+                directory.begin_attempt(trial)
+                directory.fail("skipped: parent failed")
+                ray.get(store.abandon.remote(trial.name))
+        return going
+
     def _tune(self, store: ActorHandle[Any], trials: Trials) -> tune.ResultGrid:
         plan, sweep = self.plan, self.plan.sweep
         context = TrialContext(
             directories={trial.name: directory.path for trial, directory in trials},
+            parents={trial.name: parent for trial, _ in trials if (parent := self._parent(trial)) is not None},
             layout=plan.layout,
             threads=sweep.trials.cpus,
             gpu=sweep.trials.gpus > 0,

@@ -13,7 +13,9 @@ from gsae_ray.activations.producer import ProducerSpec
 from gsae_ray.activations.sites import site_widths
 from gsae_ray.activations.tokens import TokenStore, pinned_data, prepare_tokens
 from gsae_ray.display import Display
-from gsae_ray.files import digest
+from gsae_ray.files import digest, file_hash
+from gsae_ray.saes import SAEConfig, load
+from gsae_ray.saes.io import CONFIG_FILE, WEIGHTS_FILE
 from gsae_ray.sweep import Sweep, TrialSpec
 
 
@@ -26,20 +28,28 @@ class Plan:
     layout: Layout
     trials: list[TrialSpec]
     evaluation_fingerprint: str
+    parents: dict[str, Path]
+    """Folders of finished SAEs of other sweeps that trials start from, by `TrialSpec.parent`."""
 
 
-def prepare(sweep: Sweep, storage: Path, display: Display) -> Plan:
+def prepare(sweep: Sweep, storage: Path, display: Display, tracking_uri: str | None = None) -> Plan:
     """Checks a sweep against its model and data, and tokenises.
 
+    Args:
+        tracking_uri: where the parents that a sweep names by run are fetched from.
     Raises:
         UserError: what the sweep names is not there, or does not fit together.
     """
+    for notice in sweep.notices():
+        display.phase(notice)
     skeleton = load_skeleton(sweep.model)
     sweep = sweep.model_copy(update={"model": pinned(sweep.model), "dataset": pinned_data(sweep.dataset)})
     try:
         widths = site_widths(skeleton, sweep.used_sites)
     except (RuntimeError, NotImplementedError):  # some layers (mixtures of experts) cannot run without weights
         widths = site_widths(load_model(sweep.model), sweep.used_sites)
+    parents = fetch_parents(sweep, storage / sweep.name / "parents", tracking_uri)
+    sweep.expand(widths, {}, parent_configs(parents))  # refuses before the tokens are prepared
     tokens = prepare_tokens(sweep, storage / "tokens", _every_few_seconds(display))
     model = model_fingerprint(sweep.model)
     evaluation = [model, tokens.heldout_fingerprint]
@@ -53,9 +63,32 @@ def prepare(sweep: Sweep, storage: Path, display: Display) -> Plan:
         sweep=sweep,
         tokens=tokens,
         layout=layout,
-        trials=sweep.expand(widths, {"model": model, "tokens": tokens.fingerprint}),
+        trials=sweep.expand(widths, {"model": model, "tokens": tokens.fingerprint}, parent_configs(parents)),
         evaluation_fingerprint=digest(evaluation),
+        parents={f"run:{run_id}": folder for run_id, folder in parents.items()},
     )
+
+
+def fetch_parents(sweep: Sweep, folder: Path, tracking_uri: str | None) -> dict[str, Path]:
+    """The finished SAEs that entries name by run: run id -> folder. What is there already is not fetched again.
+
+    Raises:
+        UserError: there is no such run, or it has no SAE.
+    """
+    settings = [values for entry in sweep.saes for values in entry.hyperparameters()]
+    run_ids = dict.fromkeys(str(values["parent"]) for values in settings if values.get("parent") is not None)
+    parents = {run_id: folder / run_id / "sae" for run_id in run_ids}
+    for run_id, target in parents.items():
+        if not (target / CONFIG_FILE).exists():
+            from gsae_ray.results import fetch_sae  # here: MLflow takes seconds to import
+
+            fetch_sae(run_id, target.parent, tracking_uri, "parent")
+    return parents
+
+
+def parent_configs(parents: dict[str, Path]) -> dict[str, tuple[SAEConfig, str]]:
+    """Run id -> the configuration of its SAE, and a hash of the SAE."""
+    return {run: (load(folder).cfg, file_hash(folder / WEIGHTS_FILE)) for run, folder in parents.items()}
 
 
 def _every_few_seconds(display: Display, interval_s: float = 5) -> Callable[[str, int, int], None]:

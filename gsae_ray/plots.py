@@ -8,32 +8,33 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, NullFormatter
 
-from gsae_ray.results import pareto
+from gsae_ray.results import labels, pareto
 
 COLUMNS_A_ROW = 3
 
 
 def plot_frontier(rows: pd.DataFrame) -> Figure:
-    """L0 (log axis) against loss recovered: a panel a site, a line through each architecture's Pareto points.
+    """L0 (log axis) against loss recovered: a panel a site, a line through the Pareto points of each kind of SAE.
 
     Args:
         rows: as `results.frontier` returns them.
     """
     sites = sorted(set(rows["site"]))
-    architectures = sorted(set(rows["architecture"]))
+    rows = rows.assign(label=labels(rows))
+    kinds = sorted(set(rows["label"]))
     columns = min(COLUMNS_A_ROW, len(sites))
     height = -(-len(sites) // columns)
     figure = Figure(figsize=(5.2 * columns, 4.2 * height), layout="constrained")
     axes = figure.subplots(height, columns, squeeze=False).flat
     for axis, site in zip(axes, sites, strict=False):
-        for index, architecture in enumerate(architectures):
-            group = rows[(rows["site"] == site) & (rows["architecture"] == architecture)]
+        for index, kind in enumerate(kinds):
+            group = rows[(rows["site"] == site) & (rows["label"] == kind)]
             if group.empty:
                 continue
             front = pareto(group["l0"].to_numpy(), group["loss_recovered"].to_numpy())
             line = group[front].sort_values("l0")
             color = f"C{index}"
-            axis.plot(line["l0"], line["loss_recovered"], "o-", color=color, label=architecture)
+            axis.plot(line["l0"], line["loss_recovered"], "o-", color=color, label=kind)
             rest = group[~front]
             axis.plot(rest["l0"], rest["loss_recovered"], "o", color=color, alpha=0.35, markerfacecolor="none")
         axis.set_xscale("log")

@@ -25,7 +25,7 @@ EVAL_COLUMNS = [
 COLUMNS = [
     *("run_id", "trial", "site", "architecture", "recipe", "d_sae", "sparsity", "lr", "seed", "tokens"),
     *EVAL_COLUMNS,
-    "on_frontier",
+    *("on_frontier", "variant"),
 ]
 MEANINGFUL_NATS = 0.05
 """Where zero-ablation costs less than this, loss recovered is a ratio of noise."""
@@ -44,6 +44,12 @@ def pareto(l0: np.ndarray[Any, Any], quality: np.ndarray[Any, Any]) -> np.ndarra
     return ~beaten
 
 
+def labels(rows: pd.DataFrame) -> pd.Series[Any]:
+    """What each row is, for pictures and tables: architecture and variant, and the recipe where rows have several."""
+    text = rows["architecture"] + rows["variant"].map(lambda variant: f" {variant}" if variant else "")
+    return text + " " + rows["recipe"] if rows["recipe"].nunique() > 1 else text
+
+
 def log_l0_at(rows: pd.DataFrame, loss_recovered: float) -> float:
     """ln L0 of a frontier at a loss recovered, between its Pareto points by linear interpolation; NaN outside them."""
     points = rows[pareto(rows["l0"].to_numpy(), rows["loss_recovered"].to_numpy())].sort_values("loss_recovered")
@@ -53,8 +59,28 @@ def log_l0_at(rows: pd.DataFrame, loss_recovered: float) -> float:
     return float(np.interp(loss_recovered, quality, log_l0))
 
 
-def l0_ratio(better: pd.DataFrame, base: pd.DataFrame, points: int = 21) -> float:
-    """Mean ratio of L0 at equal loss recovered, over the range that both frontiers cover; NaN where there is none."""
+def check_recipes(*groups: pd.DataFrame) -> None:
+    """Whether rows may be compared: a difference between two recipes is no difference between architectures.
+
+    Raises:
+        UserError: they were trained by several recipes.
+    """
+    recipes = sorted({recipe for rows in groups for recipe in rows["recipe"]})
+    if len(recipes) > 1:
+        raise UserError(
+            f"recipe: these SAEs were trained by {len(recipes)} recipes ({', '.join(recipes)}), which no comparison "
+            "of architectures may mix; choose rows of one, or say mixed_recipes=True"
+        )
+
+
+def l0_ratio(better: pd.DataFrame, base: pd.DataFrame, points: int = 21, mixed_recipes: bool = False) -> float:
+    """Mean ratio of L0 at equal loss recovered, over the range that both frontiers cover; NaN where there is none.
+
+    Raises:
+        UserError: the rows were trained by several recipes, and `mixed_recipes` does not say that this is meant.
+    """
+    if not mixed_recipes:
+        check_recipes(better, base)
     low = max(rows["loss_recovered"].min() for rows in (better, base))
     high = min(rows["loss_recovered"].max() for rows in (better, base))
     differences = (
@@ -96,6 +122,7 @@ def _row(run: Run) -> dict[str, Any]:
         "site": params["site"],
         "architecture": params["architecture"],
         "recipe": params["recipe"],
+        "variant": params.get("variant", ""),
         "d_sae": int(params["d_sae"]),
         "sparsity": float(params[sparsity_key]) if sparsity_key else float("nan"),
         "lr": float(params["lr"]),
@@ -118,7 +145,8 @@ def frontier(
         launch: an id, or "all"; default: the newest.
     Returns:
         One row a trial with the columns `COLUMNS`. `on_frontier`: no SAE of its site has a lower L0 and a higher loss
-        recovered. `attrs["notes"]`: what a reader should know, as lines of text.
+        recovered. `recipe`: objective/schedule of the training, and what deviates from them; `variant`: options of the
+        architecture that are not at their defaults. `attrs["notes"]`: what a reader should know, as lines of text.
     Raises:
         UserError: no such experiment, launch or site, no finished trial, or trials evaluated on different tokens.
     """
@@ -157,6 +185,12 @@ def frontier(
     rows = rows[usable]
     rows = rows.sort_values(["site", "l0"], ignore_index=True)
     rows["on_frontier"] = False
+    recipes = sorted(set(rows["recipe"]))
+    if len(recipes) > 1:
+        notes.append(
+            f"{len(recipes)} recipes are mixed here ({', '.join(recipes)}): the frontier is that of all SAEs, not a "
+            "comparison of architectures"
+        )
     for name, group in rows.groupby("site"):
         rows.loc[group.index, "on_frontier"] = pareto(group["l0"].to_numpy(), group["loss_recovered"].to_numpy())
         gap = float((group["ce_zero"] - group["ce_clean"]).iloc[0])
@@ -226,16 +260,24 @@ def best(
         UserError: as `frontier` and `choose`.
     """
     row = choose(frontier(experiment, site, launch, tracking_uri), max_l0, min_loss_recovered)
-    client = open_tracking(tracking_uri)
-    try:
-        with tempfile.TemporaryDirectory(prefix="gsae-") as folder:
-            sae = load(download_sae(client, row["run_id"], folder))
-    except (MlflowException, OSError) as error:
-        reason = first_line(error)
-        raise UserError(f"best: the SAE of run {row['run_id']} cannot be fetched: {reason}") from error
+    with tempfile.TemporaryDirectory(prefix="gsae-") as folder:
+        sae = load(fetch_sae(row["run_id"], folder, tracking_uri, "best"))
     record = {name: value.item() if isinstance(value, np.generic) else value for name, value in row.items()}
     sae.cfg = sae.cfg.model_copy(update={"metadata": {**sae.cfg.metadata, "frontier": record}})
     return sae
+
+
+def fetch_sae(run_id: str, directory: str | Path, tracking_uri: str | None, key: str) -> Path:
+    """Downloads the SAE of a run to a folder in `directory`.
+
+    Raises:
+        UserError: it cannot be had; the line begins with `key`.
+    """
+    client = open_tracking(tracking_uri)
+    try:
+        return download_sae(client, run_id, directory)
+    except (MlflowException, OSError) as error:
+        raise UserError(f"{key}: the SAE of run {run_id} cannot be fetched: {first_line(error)}") from error
 
 
 def check_export(directory: str | Path, format: str) -> Path:

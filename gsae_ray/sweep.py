@@ -7,86 +7,27 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-import math
+import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, Literal
 
-import numpy as np
 import pydantic
-import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import ConfigDict, Field
 
 from gsae_ray.activations.sites import POINTS, Site
 from gsae_ray.errors import UserError, suggest
 from gsae_ray.files import digest
-from gsae_ray.saes import REGISTRY
+from gsae_ray.saes import REGISTRY, SAEConfig
+from gsae_ray.settings import Count, Grid, Seed, Settings, expand_grid, explain, unique
+from gsae_ray.training.recipe import TrainingSettings, TrialTraining, show
 
-T = TypeVar("T")
+TRAINABLE = tuple(name for name in REGISTRY if REGISTRY[name].trainable)
+EQUAL_COMPUTE = 1.5
+"""Width of a standard SAE ÷ width of the gated one that it is compared with: the paper's convention.
 
-
-# ---- values ---------------------------------------------------------------------------------------------------------
-
-
-def _whole(value: object) -> object:
-    """1e9 in YAML is a float; a count may be written so."""
-    return int(value) if isinstance(value, float) and value.is_integer() else value
-
-
-Count = Annotated[int, BeforeValidator(_whole), Field(gt=0)]
-Seed = Annotated[int, Field(ge=0, lt=2**32)]
-Fraction = Annotated[float, Field(ge=0, le=1)]
-
-
-def expand_grid(value: object) -> object:
-    """A list stands for itself, a scalar for a list of one; `log_range` and `log_uniform` spell lists."""
-    if not isinstance(value, Mapping):
-        return tuple(value) if isinstance(value, (list, tuple)) else (value,)
-    forms = {"log_range": {"log_range", "n"}, "log_uniform": {"log_uniform", "n", "seed"}}
-    form = next((f for f in forms if f in value), None)
-    if form is None or set(value) - forms[form] or "n" not in value:
-        raise ValueError(
-            "a grid is a value, a list, {log_range: [low, high], n: 5} or {log_uniform: [low, high], n: 8, seed: 0}"
-        )
-    bounds, n = value[form], value["n"]
-    is_range = isinstance(bounds, (list, tuple)) and len(bounds) == 2
-    if (
-        not is_range
-        or not all(isinstance(b, (int, float)) for b in bounds)
-        or not 0 < bounds[0] <= bounds[1] < math.inf
-    ):
-        raise ValueError(f"{form} needs finite [low, high] with 0 < low <= high")
-    if not isinstance(n, int) or isinstance(n, bool) or n < 1:
-        raise ValueError(f"n is {n!r}; {form} needs a whole number of at least 1")
-    low, high = (math.log(float(b)) for b in bounds)
-    if form == "log_range":
-        points = np.linspace(low, high, n)
-    else:
-        seed = value.get("seed", 0)
-        if not isinstance(seed, int) or not 0 <= seed < 2**32:
-            raise ValueError(f"seed is {seed!r}; {form} needs a whole number of at least 0")
-        points = np.sort(np.random.RandomState(seed).uniform(low, high, n))
-    # Six significant digits: names and identities stay short, and do not hang on the last bit of exp.
-    return tuple(float(f"{math.exp(p):.6g}") for p in points)
-
-
-def _unique(values: tuple[T, ...]) -> tuple[T, ...]:
-    if not values:
-        raise ValueError("an empty list; give at least one value")
-    if any(value in values[:i] for i, value in enumerate(values)):  # they need not be hashable
-        raise ValueError(f"a value stands twice in {list(values)}")
-    return values
-
-
-Grid = Annotated[tuple[T, ...], BeforeValidator(expand_grid), pydantic.AfterValidator(_unique)]
-"""A list of values to sweep over, or what stands for one (see `expand_grid`)."""
-
-
-class Settings(BaseModel):
-    """Strict: an unknown key or a value of another type is an error, never a silent default."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+A gated step has 7 dense products where a standard one has 5 (see `training_products`), so 1.4 would be exact.
+"""
 
 
 # ---- the parts of a sweep file --------------------------------------------------------------------------------------
@@ -172,76 +113,21 @@ class SiteSettings(Settings):
         return (not self.layers or site.layer in self.layers) and (not self.points or site.point in self.points)
 
 
-class TrainingSettings(Settings):
-    """How an SAE is trained. Every entry of `saes` may override any of these."""
-
-    tokens: Count = Field(description="rows that a trial trains on")
-    batch_size: Count = Field(4096, description="rows of an optimiser step")
-    lr: Grid[Annotated[float, Field(gt=0)]] = Field((3e-4,), description="peak learning rate; a list is a grid")
-    seeds: Grid[Seed] = Field((0,), description="seeds of the initialisation; a list is a grid")
-    lr_warmup: Fraction = Field(0.01, description="fraction of the run over which lr rises (cosine, from 0.1 x)")
-    lr_decay: Fraction = Field(0.2, description="fraction of the run, at its end, over which lr falls to 0 (linear)")
-    l1_warmup: Fraction = Field(0.05, description="fraction of the run over which the sparsity coefficient rises")
-    adam_betas: tuple[float, float] = Field((0.0, 0.999), description="Adam's beta 1 and 2 (the paper: 0, 0.999)")
-    log_every_tokens: Count | None = Field(
-        None, description="rows between two metric rows; default: a fortieth of the run"
-    )
-    checkpoint_every_tokens: Count | None = Field(
-        None, description="rows between two checkpoints, a multiple of log_every_tokens; default: ten intervals"
-    )
-
-    @pydantic.field_validator("adam_betas", mode="before")
-    @classmethod
-    def _betas(cls, value: object) -> object:
-        # [0, 0.999] in YAML starts with an int, which torch refuses.
-        return tuple(float(v) if isinstance(v, int) else v for v in value) if isinstance(value, list) else value
-
-    @pydantic.model_validator(mode="after")
-    def _consistent(self) -> TrainingSettings:
-        if self.lr_warmup + self.lr_decay > 1:
-            raise ValueError(f"lr_warmup + lr_decay = {self.lr_warmup + self.lr_decay:g}; they may take at most 1")
-        if self.tokens < self.batch_size:
-            raise ValueError(f"tokens: {self.tokens} is less than one batch of {self.batch_size}")
-        if not all(0 <= beta < 1 for beta in self.adam_betas):
-            raise ValueError(f"adam_betas: {list(self.adam_betas)}; each must be at least 0 and below 1")
-        return self
-
-
-class TrialTraining(Settings):
-    """`TrainingSettings` of one trial: no grids, nothing left open; intervals are whole numbers of batches."""
-
-    tokens: int
-    batch_size: int
-    lr: float
-    seed: int
-    lr_warmup: float
-    lr_decay: float
-    l1_warmup: float
-    adam_betas: tuple[float, float]
-    log_every_tokens: int
-    checkpoint_every_tokens: int
-
-    @property
-    def steps(self) -> int:
-        """Optimiser steps; rows that do not fill a batch are left."""
-        return self.tokens // self.batch_size
-
-    @property
-    def trained_tokens(self) -> int:
-        """Rows of the stream that the trial reads."""
-        return self.steps * self.batch_size
-
-
 class SAESettings(Settings):
     """One family of SAEs: architecture x widths x sparsity. Fields of `training` may be overridden here."""
 
     model_config = ConfigDict(extra="allow", frozen=True, strict=True)
 
-    architecture: str = Field(description=f"one of: {', '.join(REGISTRY)}")
-    widths: Grid[Count] | None = Field(None, description="numbers of features (d_sae); a list is a grid")
+    architecture: str = Field(description=f"one of: {', '.join(TRAINABLE)}")
+    widths: Grid[Count] | None = Field(
+        None,
+        description="numbers of features (d_sae); a list is a grid; {equal_compute_with: gated}: 1.5 x the widths of "
+        "this sweep's gated SAEs, the paper's convention for a standard SAE of equal training compute",
+    )
     expansion_factors: Grid[Annotated[float, Field(gt=0)]] | None = Field(
         None, description="instead of widths: multiples of the site's own width"
     )
+    equal_compute_with: Literal["gated"] | None = Field(None, description="as widths: {equal_compute_with: gated}")
     sites: SiteSettings | None = Field(None, description="a filter: only these layers, points or modules of `sites`")
 
     @pydantic.model_validator(mode="before")
@@ -251,8 +137,9 @@ class SAESettings(Settings):
         if not isinstance(value, Mapping) or not isinstance(value.get("architecture"), str):
             return value
         architecture = value["architecture"]
-        if architecture not in REGISTRY:
-            raise ValueError(f"unknown architecture {architecture!r}; {suggest(architecture, REGISTRY)}")
+        if architecture not in TRAINABLE:
+            what = "unknown architecture" if architecture not in REGISTRY else "no sweep can train the architecture"
+            raise ValueError(f"{what} {architecture!r}; {suggest(architecture, TRAINABLE)}")
         own = REGISTRY[architecture].Hyperparameters.model_fields
         known = {**cls.model_fields, **own, **TrainingSettings.model_fields}
         for key in value:
@@ -261,14 +148,30 @@ class SAESettings(Settings):
         missing = [key for key, field in own.items() if field.is_required() and key not in value]
         if missing:
             raise ValueError(f"{missing[0]} is missing; a {architecture} SAE needs it: {own[missing[0]].description}")
+        widths = value.get("widths")
+        if isinstance(widths, Mapping) and set(widths) == {"equal_compute_with"}:
+            value = {**value, "widths": None, **widths}
         return value
 
     @pydantic.model_validator(mode="after")
     def _checked(self) -> SAESettings:
-        if (self.widths is None) == (self.expansion_factors is None):
+        if sum(value is not None for value in (self.widths, self.expansion_factors, self.equal_compute_with)) != 1:
             raise ValueError("give either widths or expansion_factors")
+        if self.equal_compute_with and self.architecture != "standard":
+            raise ValueError(f"widths.equal_compute_with: for standard SAEs, this entry's are {self.architecture}")
         self.hyperparameters()
         return self
+
+    def selects(self, site: Site) -> bool:
+        return self.sites is None or self.sites.selects(site)
+
+    def own_widths(self, site: Site, d_in: int) -> tuple[int, ...]:
+        """The widths that the entry itself says."""
+        widths = self.widths or tuple(round(factor * d_in) for factor in self.expansion_factors or ())
+        if not all(widths):
+            factor = min(self.expansion_factors or ())
+            raise UserError(f"saes: expansion_factors: {factor:g} times the {d_in} of {site} rounds to 0")
+        return widths
 
     def hyperparameters(self) -> list[dict[str, Any]]:
         """Every combination of the architecture's own hyperparameters."""
@@ -278,7 +181,7 @@ class SAESettings(Settings):
         for key in (key for key in model.model_fields if key in extra):
             try:
                 grid: Any = expand_grid(extra[key])
-                grids[key] = _unique(grid)
+                grids[key] = unique(grid)
             except ValueError as error:
                 raise ValueError(f"{key}: {error}") from error
         return [
@@ -367,7 +270,7 @@ class Sweep(Settings):
         if not self.saes:
             raise ValueError("saes: an empty list; give at least one entry")
         for index, entry in enumerate(self.saes):
-            if not any(entry.sites is None or entry.sites.selects(site) for site in self.sites.sites()):
+            if not any(entry.selects(site) for site in self.sites.sites()):
                 raise ValueError(f"saes.{index}.sites: this filter leaves none of the sweep's sites")
             for key in ("layers", "points", "modules"):
                 for value in getattr(entry.sites, key, ()):
@@ -376,7 +279,7 @@ class Sweep(Settings):
             try:
                 entry.training(self.training)
             except pydantic.ValidationError as error:
-                raise ValueError(f"saes.{index}: {explain(error)}") from error
+                raise ValueError(f"saes.{index}: {explain(error, TrainingSettings)}") from error
         return self
 
     @property
@@ -391,69 +294,103 @@ class Sweep(Settings):
     @property
     def used_sites(self) -> tuple[Site, ...]:
         """The sites that some entry of `saes` trains at, in the file's order."""
-        return tuple(
-            site
-            for site in self.sites.sites()
-            if any(entry.sites is None or entry.sites.selects(site) for entry in self.saes)
-        )
+        return tuple(site for site in self.sites.sites() if any(entry.selects(site) for entry in self.saes))
 
     def max_tokens(self, site: Site) -> int:
         """Rows of the longest trial at `site`."""
-        entries = [entry for entry in self.saes if entry.sites is None or entry.sites.selects(site)]
+        entries = [entry for entry in self.saes if entry.selects(site)]
         return max(entry.training(self.training).tokens for entry in entries)
 
-    def expand(self, d_in: Mapping[Site, int], provenance: Mapping[str, str]) -> list[TrialSpec]:
-        """The trials, in a fixed order: by entry, site, width, hyperparameters, lr, seed.
+    def notices(self) -> list[str]:
+        """What of the recipes does not fit into the runs, a line each."""
+        lines = [line for entry in self.saes for line in entry.training(self.training).notices()]
+        return list(dict.fromkeys(lines))
+
+    def widths(self, entry: SAESettings, site: Site, d_in: Mapping[Site, int]) -> tuple[int, ...]:
+        """Widths of an entry's SAEs at a site.
+
+        Raises:
+            UserError: a width of 0, or no SAE to compute as much as.
+        """
+        if entry.equal_compute_with is None:
+            return entry.own_widths(site, d_in[site])
+        others = [e for e in self.saes if e.architecture == entry.equal_compute_with and e.selects(site)]
+        widths = sorted({round(EQUAL_COMPUTE * width) for e in others for width in e.own_widths(site, d_in[site])})
+        if not widths:
+            raise UserError(
+                f"saes.{self.saes.index(entry)}: widths.equal_compute_with: no entry of saes is "
+                f"{entry.equal_compute_with} at {site}"
+            )
+        return tuple(widths)
+
+    def expand(
+        self,
+        d_in: Mapping[Site, int],
+        provenance: Mapping[str, str],
+        parents: Mapping[str, tuple[SAEConfig, str]] | None = None,
+    ) -> list[TrialSpec]:
+        """The trials, in a fixed order: by entry, site, width, hyperparameters, recipe, lr, seed.
 
         Args:
             d_in: width of the activations at each of `used_sites`.
             provenance: what besides the file decides a trial's weights (fingerprints of model and tokens).
+            parents: of each run that a hyperparameter `parent` names, the SAE's configuration and a hash of it.
         Raises:
-            UserError: two entries describe the same trial.
+            UserError: two entries describe the same trial, or a trial has no parent, or one that does not fit.
         """
         forward = {"batch": self.producers.batch, "threads": self.producers.cpus, "gpu": self.producers.gpus > 0}
         process = {"threads": self.trials.cpus, "gpu": self.trials.gpus > 0}
-        trials: dict[str, TrialSpec] = {}
-        for entry, site in itertools.product(self.saes, self.used_sites):
-            if entry.sites is not None and not entry.sites.selects(site):
+        identity = {**provenance, "forward": forward, "process": process}
+        trials: list[TrialSpec] = []
+        children: list[tuple[int, str]] = []
+        for (index, entry), site in itertools.product(enumerate(self.saes), self.used_sites):
+            if not entry.selects(site):
                 continue
             settings = entry.training(self.training)
-            unnamed = {"lr", "seeds", "log_every_tokens", "checkpoint_every_tokens"}
+            unnamed = {"lr", "seeds", "objective", "schedule", "log_every_tokens", "checkpoint_every_tokens"}
             overrides = {k: v for k, v in settings if k not in unnamed and v != getattr(self.training, k)}
-            widths = entry.widths or tuple(round(factor * d_in[site]) for factor in entry.expansion_factors or ())
-            if not all(widths):
-                factor = min(entry.expansion_factors or ())
-                raise UserError(f"saes: expansion_factors: {factor:g} times the {d_in[site]} of {site} rounds to 0")
-            for d_sae, hyperparameters, lr, seed in itertools.product(
-                widths, entry.hyperparameters(), settings.lr, settings.seeds
+            for d_sae, hyperparameters, objective, schedule, lr, seed in itertools.product(
+                self.widths(entry, site, d_in),
+                entry.hyperparameters(),
+                settings.objective,
+                settings.schedule,
+                settings.lr,
+                settings.seeds,
             ):
-                trial = TrialSpec.make(
-                    site=site.name,
-                    architecture=entry.architecture,
-                    d_in=d_in[site],
-                    d_sae=d_sae,
-                    hyperparameters=hyperparameters,
-                    training=_resolve(settings, lr, seed),
-                    overrides=overrides,
-                    identity={**provenance, "forward": forward, "process": process},
+                if REGISTRY[entry.architecture].parent_architecture is not None:
+                    children.append((len(trials), f"saes.{index}"))
+                trials.append(
+                    TrialSpec.make(
+                        site=site.name,
+                        architecture=entry.architecture,
+                        d_in=d_in[site],
+                        d_sae=d_sae,
+                        hyperparameters=hyperparameters,
+                        training=settings.resolve(lr, seed, objective, schedule),
+                        overrides=overrides,
+                        identity=identity,
+                    )
                 )
-                if trial.name in trials:
-                    raise UserError(f"saes: two entries describe the trial {trial.name}")
-                trials[trial.name] = trial
-        return list(trials.values())
+        roots = [trial for i, trial in enumerate(trials) if i not in dict(children)]
+        for place, where in children:
+            trials[place] = _with_parent(trials[place], where, roots, parents or {})
+        seen = set()
+        for trial in trials:
+            if trial.name in seen:
+                raise UserError(f"saes: two entries describe the trial {trial.name}")
+            seen.add(trial.name)
+        return trials
 
 
-def _resolve(settings: TrainingSettings, lr: float, seed: int) -> TrialTraining:
-    def whole_batches(tokens: float) -> int:
-        return max(1, round(tokens / settings.batch_size)) * settings.batch_size
+MAX_NAME = 200
+SPARSITY = ("l1_coefficient", "parent")
+"""Hyperparameters that are no option of an architecture, though they may be left out."""
 
-    log_every = whole_batches(settings.log_every_tokens or settings.tokens / 40)
-    checkpoint_every = settings.checkpoint_every_tokens or 10 * log_every
-    return TrialTraining(
-        **{k: v for k, v in settings if k in TrialTraining.model_fields}
-        | {"lr": lr, "seed": seed, "log_every_tokens": log_every}
-        | {"checkpoint_every_tokens": max(1, round(checkpoint_every / log_every)) * log_every}
-    )
+
+def _options(architecture: str) -> dict[str, Any]:
+    """An architecture's options, by which its variants differ, and their defaults."""
+    fields = REGISTRY[architecture].Hyperparameters.model_fields
+    return {key: f.default for key, f in fields.items() if not f.is_required() and key not in SPARSITY}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -470,22 +407,37 @@ class TrialSpec:
     d_sae: int
     hyperparameters: dict[str, Any]
     training: TrialTraining
+    parent: str | None = None
+    """The trial of the same sweep, or the run (`run:…`), whose finished SAE training starts from."""
 
     @classmethod
     def make(
         cls, *, identity: Mapping[str, Any], overrides: Mapping[str, Any] | None = None, **fields: Any
     ) -> TrialSpec:
         training: TrialTraining = fields["training"]
+        hyperparameters: dict[str, Any] = fields["hyperparameters"]
         settings = {**fields, "training": training.model_dump(mode="json"), **identity}
         # How often metrics and checkpoints are written does not change the weights.
         for key in ("log_every_tokens", "checkpoint_every_tokens"):
             settings["training"].pop(key)
-        sparsity = "_".join(f"{key}{_short(value)}" for key, value in fields["hyperparameters"].items())
+        options = _options(fields["architecture"])
+        variant = {k: hyperparameters[k] for k in options if hyperparameters.get(k, options[k]) != options[k]}
+        sparsity = "_".join(f"{k}{show(v)}" for k, v in hyperparameters.items() if k not in options and v is not None)
         sparsity = sparsity.replace("l1_coefficient", "l1-")
-        rest = f"lr{_short(training.lr)}_seed{training.seed}"
-        rest += "".join(f"_{key}{_short(value)}" for key, value in (overrides or {}).items())
+        sparsity += "".join(f"_{k}-{show(v)}" for k, v in variant.items())
+        rest = f"{training.objective}-{training.schedule}_lr{show(training.lr)}_seed{training.seed}"
+        rest += "".join(f"_{key}{show(value)}" for key, value in (overrides or {}).items())
         name = f"{fields['site']}_{fields['architecture']}_w{fields['d_sae']}_{sparsity}_{rest}"
-        return cls(name=re.sub(r"[^A-Za-z0-9_.\-]", "-", name), identity=digest(settings)[:16], **fields)
+        name = re.sub(r"[^A-Za-z0-9_.\-]", "-", name)
+        if len(name) > MAX_NAME:  # file names end at 255 bytes
+            name = f"{name[: MAX_NAME - 9]}_{digest(name)[:8]}"
+        return cls(name=name, identity=digest(settings)[:16], **fields)
+
+    @property
+    def variant(self) -> str:
+        """Options of the architecture that are not at their defaults, e.g. `tied=false`."""
+        options, values = _options(self.architecture), self.hyperparameters
+        return ",".join(f"{k}={show(values[k])}" for k in options if values.get(k, options[k]) != options[k])
 
     @property
     def directory_name(self) -> str:
@@ -496,171 +448,57 @@ class TrialSpec:
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> TrialSpec:
-        training = {**value["training"], "adam_betas": tuple(value["training"]["adam_betas"])}
-        return cls(**{**value, "training": TrialTraining(**training)})
+        training = TrialTraining.model_validate_json(json.dumps(value["training"]))
+        return cls(**{**value, "training": training})
 
 
-def _short(value: object) -> str:
-    return f"{value:g}" if isinstance(value, float) else str(value)
+def _with_parent(
+    trial: TrialSpec,
+    where: str,
+    candidates: Sequence[TrialSpec],
+    runs: Mapping[str, tuple[SAEConfig, str]],
+) -> TrialSpec:
+    """The trial, with the finished SAE that it starts from.
 
-
-# ---- reading --------------------------------------------------------------------------------------------------------
-
-
-class _Loader(yaml.SafeLoader):
-    """YAML in which 1e-3 is a number and a key that stands twice is an error."""
-
-    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
-        # While composing: later, merge keys (<<) have put others' keys among the mapping's own.
-        node = super().compose_mapping_node(anchor)
-        seen = set()
-        for key, _ in node.value:
-            if isinstance(key, yaml.ScalarNode):
-                if (key.tag, key.value) in seen:
-                    problem = f"key {key.value!r} stands twice"
-                    raise yaml.constructor.ConstructorError(None, None, problem, key.start_mark)
-                seen.add((key.tag, key.value))
-        return node
-
-
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"^[-+]?(\d[\d_]*\.?[\d_]*|\.\d[\d_]*)[eE][-+]?\d+$"),
-    list("-+.0123456789"),
-)
-# A date is a string here: no key takes one, and sweeps get named after them.
-_Loader.yaml_implicit_resolvers = {
-    first: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:timestamp"]
-    for first, resolvers in _Loader.yaml_implicit_resolvers.items()
-}
-
-
-def _parse_yaml(text: str, where: str) -> Any:
-    try:
-        return yaml.load(text, Loader=_Loader)
-    except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark
-        line = f", line {mark.line + 1}" if mark else ""
-        raise UserError(f"{where}{line}: not valid YAML: {error.problem}") from error
-    except (yaml.YAMLError, ValueError) as error:  # ValueError: e.g. !!int x
-        raise UserError(f"{where}: not valid YAML: {str(error).splitlines()[0]}") from error
-
-
-def load_sweep(path: str | Path, overrides: Sequence[str] = ()) -> Sweep:
-    """Reads a sweep file.
-
-    Args:
-        overrides: `path.to.key=value`, the value in YAML; list items by index (`saes.0.l1_coefficient=[1,2]`).
     Raises:
-        UserError: the file cannot be read, or something in it is wrong.
+        UserError: there is none, there are several, or it has another architecture or shape.
     """
-    try:
-        text = Path(path).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "it is not a text file"
-        raise UserError(f"{path}: cannot read this sweep file: {reason}") from error
-    data = _parse_yaml(text, str(path))
-    if not isinstance(data, dict):
-        raise UserError(f"{path}: a sweep file is a mapping of {', '.join(Sweep.model_fields)}")
-    for override in overrides:
-        _override(data, override)
-    try:
-        return Sweep.model_validate(data)
-    except pydantic.ValidationError as error:
-        raise UserError(f"{path}: {explain(error)}") from error
+    architecture = REGISTRY[trial.architecture].parent_architecture
+    run_id: str | None = trial.hyperparameters.get("parent")
+    if run_id is not None:
+        cfg, fingerprint = runs[run_id]
+        wanted = {"architecture": architecture, "site": trial.site, "d_in": trial.d_in, "d_sae": trial.d_sae}
+        for key, value in wanted.items():
+            if getattr(cfg, key) != value:
+                raise UserError(
+                    f"{where}.parent: the SAE of run {run_id} has {key} {getattr(cfg, key)}; this "
+                    f"{trial.architecture} trial needs {value}"
+                )
+        l1_coefficient = float(cfg.hyperparameters["l1_coefficient"])
+        parent = f"run:{run_id}"
+        trial = dataclasses.replace(trial, hyperparameters={**trial.hyperparameters, "l1_coefficient": l1_coefficient})
+    else:
 
+        def same(spec: TrialSpec) -> tuple[Any, ...]:
+            return (spec.site, spec.d_sae, spec.hyperparameters.get("l1_coefficient"), spec.training.seed)
 
-def _override(data: dict[str, Any], override: str) -> None:
-    key, equals, value = override.partition("=")
-    if not equals or not key:
-        raise UserError(f"--set {override}: expected path.to.key=value")
-    *path, last = key.split(".")
-    node: Any = data
-    for depth, part in enumerate(path):
-        if isinstance(node, dict):
-            if node.get(part) is None:
-                node[part] = {}
-            node = node[part]
-        else:
-            node = node[_index(node, part, key, depth)]
-        if not isinstance(node, (dict, list)):
-            raise UserError(f"--set {key}: {'.'.join(path[: depth + 1])} is {node!r}, which has no keys")
-    parsed = _parse_yaml(value, f"--set {key}")
-    node[last if isinstance(node, dict) else _index(node, last, key, len(path))] = parsed
-
-
-def _index(items: list[Any], part: str, key: str, depth: int) -> int:
-    if not part.isdigit() or int(part) >= len(items):
-        where = ".".join(key.split(".")[:depth])
-        raise UserError(f"--set {key}: {where} is a list of {len(items)}; {part!r} should be 0 to {len(items) - 1}")
-    return int(part)
-
-
-def _fields_at(location: Sequence[str | int]) -> Mapping[str, pydantic.fields.FieldInfo]:
-    """The fields known at a place in a sweep file, for suggestions."""
-    model: Any = Sweep
-    for part in location:
-        if isinstance(part, int):
-            continue
-        field = model.model_fields.get(part) if hasattr(model, "model_fields") else None
-        if field is None:
-            return {}
-        model = next(iter(_models_in(field.annotation)), None)
-    return getattr(model, "model_fields", {})
-
-
-def _models_in(annotation: Any) -> Iterator[type[BaseModel]]:
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        yield annotation
-    for argument in getattr(annotation, "__args__", ()):
-        yield from _models_in(argument)
-
-
-def explain(error: pydantic.ValidationError) -> str:
-    """The first problem in one line: key, value, and what would be right; the number of further ones."""
-    problems = error.errors(include_url=False)
-    # A misspelt key that is required is missing too: the misspelling says more.
-    first = next((problem for problem in problems if problem["type"] == "extra_forbidden"), problems[0])
-    key = ".".join(str(part) for part in first["loc"])
-    match first["type"]:
-        case "extra_forbidden":
-            known = _fields_at(first["loc"][:-1])
-            line = f"{key}: unknown key; {suggest(first['loc'][-1], known)}"
-        case "missing":
-            known = _fields_at(first["loc"][:-1])
-            description = known[str(first["loc"][-1])].description if str(first["loc"][-1]) in known else None
-            line = f"{key}: missing{f'; {description}' if description else ''}"
-        case "value_error":
-            line = f"{key}: {first['ctx']['error']}" if key else str(first["ctx"]["error"])
-        case "literal_error":
-            line = f"{key}: {first['input']!r} should be {first['ctx']['expected']}"
-        case _:
-            _, _, what = first["msg"].partition(" should ")
-            line = f"{key}: {first['input']!r} should {what}" if what else f"{key}: {first['input']!r}: {first['msg']}"
-    more = len(problems) - 1
-    return line + (f" (and {more} more problem{'s' if more > 1 else ''})" if more else "")
-
-
-def describe(model: type[BaseModel] = Sweep) -> str:
-    """The schema as text, from the fields' descriptions."""
-    lines = []
-    for name, field in model.model_fields.items():
-        nested = next(_models_in(field.annotation), None)
-        default = "" if field.is_required() or nested else f" [{_default(field.default)}]"
-        lines.append(f"{name}:{default} {field.description or (nested.__doc__ if nested else '')}".rstrip())
-        if nested is not None and not (model is SAESettings and nested is SiteSettings):
-            lines.extend("  " + line for line in describe(nested).splitlines())
-    if model is SAESettings:
-        for architecture, sae in REGISTRY.items():
-            for name, field in sae.Hyperparameters.model_fields.items():
-                lines.append(f"{name}: {field.description} ({architecture})")
-    return "\n".join(lines)
-
-
-def _default(value: object) -> str:
-    """A default as a sweep file would spell it."""
-    if isinstance(value, tuple):
-        return _default(value[0]) if len(value) == 1 else f"[{', '.join(map(_default, value))}]"
-    if value is None or isinstance(value, bool):
-        return {None: "auto", True: "true", False: "false"}[value]
-    return f"{value:g}" if isinstance(value, float) else str(value)
+        found = [c for c in candidates if c.architecture == architecture and same(c) == same(trial)]
+        for setting in ("objective", "schedule", "l1_units", "lr", "tokens"):  # the nearest, where several are left
+            if len(found) > 1:
+                nearer = [c for c in found if getattr(c.training, setting) == getattr(trial.training, setting)]
+                found = nearer or found
+        if len(found) != 1:
+            what = "no" if not found else f"{len(found)}"
+            raise UserError(
+                f"{where}: {what} {architecture} trial{'s' if len(found) > 1 else ''} of the same site ({trial.site}), "
+                f"width ({trial.d_sae}), l1_coefficient ({show(trial.hyperparameters['l1_coefficient'])}) and seed "
+                f"({trial.training.seed}) to be the parent of a {trial.architecture} trial; there must be exactly one "
+                "in the sweep, or name a run: parent"
+            )
+        parent, fingerprint = found[0].name, found[0].identity
+        if found[0].training.objective != trial.training.objective:
+            raise UserError(
+                f"{where}: the parent {parent} was trained with objective {found[0].training.objective}, this "
+                f"{trial.architecture} trial says {trial.training.objective}; give both the same"
+            )
+    return dataclasses.replace(trial, parent=parent, identity=digest([trial.identity, fingerprint])[:16])

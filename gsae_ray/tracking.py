@@ -28,8 +28,6 @@ from gsae_ray.training.directory import START, Cursor, TrialDirectory
 
 LAUNCH, TRIAL, KIND, IDENTITY = "gsae.launch", "gsae.trial", "gsae.kind", "gsae.identity"
 EVALUATION, FAILURE, SWEEP = "gsae.evaluation", "gsae.failure", "gsae.sweep"
-RECIPE = "paper"
-"""The training objective of every SAE so far: plain L1, unit-norm decoder, frozen auxiliary decoder."""
 
 _LOG = logging.getLogger(__name__)
 _BATCH = 900  # metrics a call; MLflow takes 1000
@@ -129,14 +127,16 @@ def trial_params(trial: TrialSpec) -> dict[str, Any]:
     training = trial.to_json()["training"]
     return {
         "architecture": trial.architecture,
-        "recipe": RECIPE,
+        "recipe": trial.training.recipe,
+        "variant": trial.variant,
         "d_in": trial.d_in,
         "d_sae": trial.d_sae,
         "site": trial.site,
         "layer": "" if site.layer is None else site.layer,
         "point": site.point,
-        **trial.hyperparameters,
+        **{key: value for key, value in trial.hyperparameters.items() if value is not None},
         **training,
+        **({} if trial.parent is None else {"parent": trial.parent}),
     }
 
 

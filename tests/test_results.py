@@ -49,7 +49,7 @@ def test_along_a_frontier_both_l0_and_quality_rise(values: list[tuple[int, int]]
 
 
 def curve(*values: tuple[float, float]) -> pd.DataFrame:
-    return pd.DataFrame(values, columns=["l0", "loss_recovered"])
+    return pd.DataFrame(values, columns=["l0", "loss_recovered"]).assign(recipe="norm_weighted/modern")
 
 
 def test_log_l0_is_interpolated_between_frontier_points() -> None:
@@ -79,6 +79,16 @@ def test_l0_ratio_covers_only_what_both_frontiers_cover() -> None:
     base = curve((20, 0.90), (40, 0.92), (80, 0.98))
     better = curve((5, 0.5), (10, 0.90), (20, 0.92), (21, 0.915))  # the last is beaten
     assert l0_ratio(better, base) == pytest.approx(0.5)
+
+
+def test_l0_ratio_refuses_to_mix_recipes_unless_told_to() -> None:
+    base = curve((20, 0.90), (80, 0.98))
+    better = curve((10, 0.90), (40, 0.98)).assign(recipe="paper/modern")
+    with pytest.raises(UserError, match="2 recipes.*norm_weighted/modern, paper/modern"):
+        l0_ratio(better, base)
+    with pytest.raises(UserError, match="2 recipes"):
+        l0_ratio(pd.concat([better, base]), pd.concat([better, base]))
+    assert l0_ratio(better, base, mixed_recipes=True) == pytest.approx(0.5)
 
 
 def test_l0_ratio_of_frontiers_that_share_no_range_is_nan() -> None:
@@ -222,7 +232,13 @@ def test_the_newest_launch_is_the_default_and_its_rows_are_whole_and_sorted(reco
     assert rows["l0"].tolist() == [20, 30, 40, 45, 12]
     assert rows["on_frontier"].tolist() == [True, False, True, False, True]
     row = rows.iloc[3].to_dict()
-    expected_row = {"site": SITE_1, "architecture": "standard", "recipe": "paper", "d_sae": 16, "sparsity": 0.5}
+    expected_row = {
+        "site": SITE_1,
+        "architecture": "standard",
+        "recipe": "norm_weighted/modern",
+        "d_sae": 16,
+        "sparsity": 0.5,
+    }
     expected_row |= {"lr": 5e-4, "seed": 7, "tokens": 1024, "l0": 45.0, "loss_recovered": 0.95, "gamma": 1.0}
     expected_row |= {"fvu": 0.1, "kl": 0.2, "ce_clean": 3.0, "ce_spliced": 3.4, "ce_zero": 7.0, "alive_fraction": 0.5}
     assert expected_row.items() <= row.items()

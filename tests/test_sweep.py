@@ -17,7 +17,10 @@ from gsae_ray import sweep as sweep_module
 from gsae_ray.activations.sites import POINTS, Site
 from gsae_ray.errors import UserError
 from gsae_ray.saes import REGISTRY
-from gsae_ray.sweep import Settings, Sweep, TrialSpec, TrialTraining, describe, expand_grid, load_sweep
+from gsae_ray.settings import Settings, expand_grid
+from gsae_ray.sweep import TRAINABLE, Sweep, TrialSpec
+from gsae_ray.sweep_file import describe, load_sweep
+from gsae_ray.training.recipe import TrialTraining
 
 CASES = settings(max_examples=100, deadline=None, database=None)
 QUICKSTART = Path(__file__).parents[1] / "sweeps" / "quickstart.yaml"
@@ -33,14 +36,14 @@ training: {tokens: 10_000, batch_size: 100, lr: 1e-3}
 """
 GOLDEN_NAMES = [
     *(
-        f"blocks.{layer}.{point}_gated_w{width}_l1-{l1}_lr0.001_seed0"
+        f"blocks.{layer}.{point}_gated_w{width}_l1-{l1}_norm_weighted-modern_lr0.001_seed0"
         for layer in (1, 2)
         for point in ("hook_resid_post", "hook_mlp_out")
         for width in (32, 64)
         for l1 in (1, 2)
     ),
     *(
-        f"blocks.{layer}.hook_mlp_out_standard_w48_l1-0.5_lr{lr}_seed{seed}"
+        f"blocks.{layer}.hook_mlp_out_standard_w48_l1-0.5_norm_weighted-modern_lr{lr}_seed{seed}"
         for layer in (1, 2)
         for lr in ("0.001", "0.0003")
         for seed in (0, 7)
@@ -158,7 +161,7 @@ def test_module_sites_get_names_that_are_fit_for_a_folder(path: Path) -> None:
     assert sweep.used_sites == (Site("a.b.3.mlp:output"), Site("a.b:input"))
     trials = expand(sweep)
     assert trials[0].site == "a.b.3.mlp:output"
-    assert trials[0].name == "a.b.3.mlp-output_gated_w32_l1-1_lr0.001_seed0"
+    assert trials[0].name == "a.b.3.mlp-output_gated_w32_l1-1_norm_weighted-modern_lr0.001_seed0"
 
 
 def test_expansion_factors_are_multiples_of_the_sites_width(path: Path) -> None:
@@ -534,7 +537,7 @@ def test_a_wrong_override_is_one_line_that_names_it(path: Path, override: str, p
         ("saes.1.sites.layers=[7]", ["saes.1.sites", "none of the sweep's sites"]),
         (
             "saes.1={architecture: gated, widths: 32, l1_coefficient: 2}",
-            ["saes", "two entries", "blocks.1.hook_resid_post_gated_w32_l1-2_lr0.001_seed0"],
+            ["saes", "two entries", "blocks.1.hook_resid_post_gated_w32_l1-2_norm_weighted-modern_lr0.001_seed0"],
         ),
         # grids
         ("saes.0.l1_coefficient={log_range: [1, 4]}", ["saes.0", "l1_coefficient", "log_range: [low, high], n: 5"]),
@@ -612,14 +615,14 @@ def schema_models() -> Sequence[type[Settings]]:
 def test_the_description_names_every_field_with_its_own_description() -> None:
     lines = describe().splitlines()
     assert len(schema_models()) >= 9
-    models = [*schema_models(), *(REGISTRY[name].Hyperparameters for name in REGISTRY)]
+    models = [*schema_models(), *(REGISTRY[name].Hyperparameters for name in TRAINABLE)]
     for model in models:
         for name, field in model.model_fields.items():
             found = [line.strip() for line in lines if line.strip().startswith(f"{name}:")]
             assert found, name
             if field.description:
                 assert any(field.description in line for line in found), name
-    for name in (*REGISTRY, *POINTS):
+    for name in (*TRAINABLE, *POINTS):
         assert name in describe()
 
 

@@ -1,7 +1,7 @@
-"""What every SAE has: its configuration, the unit-norm decoder, encode and decode.
+"""What every SAE has: its configuration, its decoder, encode and decode, and the two training objectives.
 
 A new architecture is one new file in this folder: a subclass of `SAE` with its equations in the docstring, its
-`Hyperparameters`, `initialise`, `encode` and `losses`, registered by `@register("name")`.
+`Hyperparameters`, `encode` and `losses`, registered by `@register("name")`.
 """
 
 from __future__ import annotations
@@ -9,13 +9,24 @@ from __future__ import annotations
 import importlib
 import pkgutil
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Literal, NamedTuple, TypeVar
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
+
+Objective = Literal["paper", "norm_weighted"]
+"""What training minimises, beyond the architecture's own terms.
+
+paper: plain L1, Σ_i f_i; decoder rows of unit norm, renormalised after every step (Rajamanoharan et al. 2024).
+norm_weighted: Σ_i f_i ‖d_i‖ with free norms, which are folded into the encoder when training ends (Conerly et al.
+2024, "Update on dictionary learning improvements"; the paper's authors advise it since).
+"""
+
+FREE_NORM = 0.1
+"""Decoder norms at the start of a norm-weighted run."""
 
 
 class SAEConfig(BaseModel):
@@ -40,7 +51,7 @@ class Losses(NamedTuple):
     reconstruction: Tensor
     """‖x − x̂‖²"""
     sparsity: Tensor
-    """The sparsity penalty without its coefficient, e.g. ‖f‖₁."""
+    """The sparsity penalty without its coefficient, e.g. ‖f‖₁ or Σ f_i ‖d_i‖."""
     auxiliary: Tensor
     """Further terms; 0 where there are none."""
     acts_BF: Tensor
@@ -48,12 +59,16 @@ class Losses(NamedTuple):
 
 
 class SAE(nn.Module, ABC):
-    """A sparse autoencoder: x̂ = W_dec f + b_dec with unit-norm decoder rows and sparse f = encode(x).
+    """A sparse autoencoder: x̂ = W_dec f + b_dec with sparse f = encode(x); a finished one has unit decoder rows.
 
     Weights are stored as W_enc [d_in, d_sae] and W_dec [d_sae, d_in]: feature i's direction is `W_dec[i]`.
     """
 
     architecture: ClassVar[str]
+    trainable: ClassVar[bool] = True
+    """Whether a sweep can train it; the others are forms of finished SAEs."""
+    parent_architecture: ClassVar[str | None] = None
+    """Of the finished SAE that training starts from, if it does."""
 
     class Hyperparameters(BaseModel):
         """The architecture's own keys of an entry of `saes`; each may be a grid."""
@@ -72,10 +87,15 @@ class SAE(nn.Module, ABC):
         self.b_dec = nn.Parameter(torch.zeros(cfg.d_in))
 
     @torch.no_grad()
-    def initialise(self, generator: torch.Generator, mean_D: Tensor) -> None:
-        """W_dec: random unit rows; W_enc := W_decᵀ, untied after; b_dec := the data's mean; the other biases 0."""
+    def initialise(self, generator: torch.Generator, mean_D: Tensor, objective: Objective = "paper") -> None:
+        """W_dec: random rows of norm 1 (norm_weighted: 0.1); W_enc := W_decᵀ, untied after; b_dec := the data's mean.
+
+        The other biases are 0.
+        """
         self.W_dec.copy_(torch.randn(self.W_dec.shape, generator=generator))
         self.normalise_decoder()
+        if objective == "norm_weighted":
+            self.W_dec.mul_(FREE_NORM)
         self.W_enc.copy_(self.W_dec.T)
         self.b_dec.copy_(mean_D)
 
@@ -83,14 +103,21 @@ class SAE(nn.Module, ABC):
     def encode(self, x_BD: Tensor) -> Tensor:
         """Feature activations [..., d_sae], non-negative, of activations [..., d_in]."""
 
-    def _pre(self, x_BD: Tensor, bias_F: Tensor | None = None) -> Tensor:
-        """W_enc (x − b_dec) + bias, as W_enc x + (bias − W_enc b_dec).
+    def _pre(self, x_BD: Tensor, bias_F: Tensor | None = None, W_DF: Tensor | None = None) -> Tensor:
+        """W (x − b_dec) + bias, as W x + (bias − W b_dec); W is W_enc unless given.
 
         The gradient with respect to b_dec is then a product with a vector, not with the whole batch: a sixth (gated:
         an eighth) of a training step.
         """
-        shift_F = -(self.b_dec @ self.W_enc)
-        return x_BD @ self.W_enc + (shift_F if bias_F is None else bias_F + shift_F)
+        W_DF = self.W_enc if W_DF is None else W_DF
+        shift_F = -(self.b_dec @ W_DF)
+        return x_BD @ W_DF + (shift_F if bias_F is None else bias_F + shift_F)
+
+    def _l1(self, acts_BF: Tensor, objective: Objective) -> Tensor:
+        """The objective's penalty of non-negative activations: a sum over features, a mean over the batch."""
+        if objective == "norm_weighted":
+            return acts_BF.sum(0) @ self.W_dec.norm(dim=1) / len(acts_BF)
+        return acts_BF.sum() / len(acts_BF)
 
     def decode(self, acts_BF: Tensor) -> Tensor:
         """Reconstructions [..., d_in] of feature activations [..., d_sae]."""
@@ -100,8 +127,16 @@ class SAE(nn.Module, ABC):
         return self.decode(self.encode(x_BD))
 
     @abstractmethod
-    def losses(self, x_BD: Tensor, coefficient: float) -> Losses:
+    def losses(self, x_BD: Tensor, coefficient: float, objective: Objective = "paper") -> Losses:
         """The training losses of a batch, the sparsity penalty weighted by `coefficient`."""
+
+    @classmethod
+    def training_products(cls, hyperparameters: Mapping[str, Any], objective: Objective) -> int:
+        """Dense products of a batch with an n × M matrix in a training step, each 2nM FLOPs a row.
+
+        Five where one encoder and one decoder are learnt: both forward, the gradients of both, and that of f.
+        """
+        return 5
 
     @property
     @abstractmethod
@@ -121,6 +156,19 @@ class SAE(nn.Module, ABC):
         """
         for name in self.scaled_parameters:
             self.get_parameter(name).div_(scale)
+
+    def feature_axis(self, name: str) -> int | None:
+        """Which axis of a parameter counts features; None where none does."""
+        return {"W_dec": 0, "b_dec": None}.get(name, -1)
+
+    @torch.no_grad()
+    def fold_norms(self) -> None:
+        """Moves ‖d_i‖ into the encoder, so that decoder rows have norm 1 and reconstructions stay."""
+        norms_F = self.W_dec.norm(dim=1).clamp_min(torch.finfo(self.W_dec.dtype).tiny)
+        self.W_dec.div_(norms_F[:, None])
+        for name, parameter in self.named_parameters():
+            if self.feature_axis(name) == -1 and name != "r_mag":  # r_mag is a ratio of two rows of the encoder
+                parameter.mul_(norms_F)
 
     @torch.no_grad()
     def normalise_decoder(self) -> None:

@@ -6,7 +6,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from gsae_ray.saes.base import SAE, Losses, SAEConfig, register
+from gsae_ray.saes.base import SAE, Losses, Objective, SAEConfig, register
 
 
 @register("standard")
@@ -14,11 +14,13 @@ class StandardSAE(SAE):
     """The baseline of Rajamanoharan et al. 2024, section 2.
 
     f(x) = ReLU(W_enc (x − b_dec) + b_enc)        x̂(f) = W_dec f + b_dec
-    L    = E[ ‖x − x̂‖₂² + λ ‖f‖₁ ]                decoder rows of unit norm
+    L    = E[ ‖x − x̂‖₂² + λ ‖f‖₁ ]                decoder rows d_i of unit norm
+
+    With the objective `norm_weighted` the penalty is λ Σ_i f_i ‖d_i‖ and norms are free.
     """
 
     class Hyperparameters(SAE.Hyperparameters):
-        l1_coefficient: float = Field(ge=0, description="λ, the weight of the L1 penalty, for E‖x‖² = n; a grid")
+        l1_coefficient: float = Field(ge=0, description="λ, the weight of the L1 penalty, in training.l1_units; a grid")
 
     def __init__(self, cfg: SAEConfig) -> None:
         super().__init__(cfg)
@@ -31,8 +33,8 @@ class StandardSAE(SAE):
     def encode(self, x_BD: Tensor) -> Tensor:
         return torch.relu(self._pre(x_BD, self.b_enc))
 
-    def losses(self, x_BD: Tensor, coefficient: float) -> Losses:
+    def losses(self, x_BD: Tensor, coefficient: float, objective: Objective = "paper") -> Losses:
         acts_BF = self.encode(x_BD)
         reconstruction = (x_BD - self.decode(acts_BF)).square().sum() / len(x_BD)
-        l1 = acts_BF.sum() / len(x_BD)
+        l1 = self._l1(acts_BF, objective)
         return Losses(reconstruction + coefficient * l1, reconstruction, l1, x_BD.new_zeros(()), acts_BF.detach())

@@ -1,25 +1,34 @@
-"""Schedules as fractions of a run: pure functions of the step."""
+"""Schedules: pure functions of the step."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 WARMUP_START = 0.1
 """The learning rate warms up from this share of its peak (the paper, section 3 of its recipe)."""
 
 
-def lr_factor(step: int, steps: int, warmup: float, decay: float) -> float:
+def lr_factor(
+    step: int, steps: int, warmup: float, decay: float, restarts: Sequence[int] = (), rewarm_steps: int = 0
+) -> float:
     """Share of the peak learning rate at optimiser step `step` of `steps`.
 
-    Cosine from 0.1 to 1 over the first `warmup` of the run, constant, then linear to 0 over the last `decay`.
+    Cosine from 0.1 to 1 over the first `warmup` of the run, constant, then linear to 0 over the last `decay`; and
+    cosine from 0.1 to 1 again over `rewarm_steps` from each step of `restarts` on.
     """
-    warmup_steps, decay_steps = warmup * steps, decay * steps
-    factor = 1.0
-    if step < warmup_steps:
-        factor = WARMUP_START + (1 - WARMUP_START) * 0.5 * (1 - math.cos(math.pi * step / warmup_steps))
+    decay_steps = decay * steps
+    factor = _rise(step, warmup * steps)
     if steps - step < decay_steps:
         factor *= (steps - step) / decay_steps
-    return factor
+    begun = [restart for restart in restarts if restart <= step]
+    return factor * _rise(step - begun[-1], rewarm_steps) if begun else factor
+
+
+def _rise(step: int, warmup_steps: float) -> float:
+    if step >= warmup_steps:
+        return 1.0
+    return WARMUP_START + (1 - WARMUP_START) * 0.5 * (1 - math.cos(math.pi * step / warmup_steps))
 
 
 def sparsity_factor(step: int, steps: int, warmup: float) -> float:

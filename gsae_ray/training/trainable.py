@@ -16,7 +16,7 @@ from gsae_ray.activations.actors import StoreSource
 from gsae_ray.activations.layout import Layout
 from gsae_ray.activations.stream import RowStream
 from gsae_ray.errors import ProductionError, reason
-from gsae_ray.saes import SAE, to_bytes
+from gsae_ray.saes import SAE, load, to_bytes
 from gsae_ray.sweep import TrialSpec
 from gsae_ray.training.directory import TrialDirectory
 from gsae_ray.training.trainer import NumericError, Trainer
@@ -28,6 +28,8 @@ class TrialContext:
 
     directories: dict[str, Path]
     """Of each trial, by name."""
+    parents: dict[str, Path]
+    """Of the trials that start from a finished SAE, by name: its folder."""
     layout: Layout
     threads: int
     gpu: bool
@@ -59,7 +61,9 @@ class SAETrial(tune.Trainable):
         self.source = StoreSource(self.store, self.trial.name, attempt)
         stream = RowStream(self.source, self.context.layout, self.trial.site)
         try:
-            self.trainer = Trainer(self.trial, stream, "cuda" if self.context.gpu else "cpu")
+            parent = self.context.parents.get(self.trial.name)
+            device = "cuda" if self.context.gpu else "cpu"
+            self.trainer = Trainer(self.trial, stream, device, load(parent) if parent is not None else None)
         except NumericError as error:
             self.failure = str(error)
         except ProductionError as error:
@@ -102,7 +106,9 @@ class SAETrial(tune.Trainable):
 
     def _finish(self, trainer: Trainer) -> dict[str, Any]:
         metadata = {**self.context.metadata, "identity": self.trial.identity}
-        metadata["training"] = self.trial.to_json()["training"]
+        metadata["training"] = {**self.trial.to_json()["training"], "recipe": self.trial.training.recipe}
+        if self.trial.parent is not None:
+            metadata["parent"] = self.trial.parent
         self.directory.finish(trainer.finished_sae(metadata))
         self._end()
         return {"tokens": trainer.tokens, "done": True}

@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
 from gsae_ray.errors import UserError
-from gsae_ray.saes import REGISTRY, SAE, Losses, SAEConfig, from_bytes, load, register, to_bytes
+from gsae_ray.saes import REGISTRY, SAE, Losses, Objective, SAEConfig, from_bytes, load, register, to_bytes
 from gsae_ray.saes.io import CONFIG_FILE, WEIGHTS_FILE, build
 
 ARCHITECTURES = ("standard", "gated")
@@ -290,7 +290,7 @@ def soft() -> Iterator[type[SAE]]:
         def encode(self, x_BD: Tensor) -> Tensor:
             return torch.nn.functional.softplus((x_BD - self.b_dec) @ self.W_enc)
 
-        def losses(self, x_BD: Tensor, coefficient: float) -> Losses:
+        def losses(self, x_BD: Tensor, coefficient: float, objective: Objective = "paper") -> Losses:
             acts_BF = self.encode(x_BD)
             error = (x_BD - self.decode(acts_BF)).square().sum() / len(x_BD)
             penalty = acts_BF.sum() / len(x_BD)

@@ -18,15 +18,16 @@ from torch import Tensor
 from gsae_ray.activations.chunks import SiteStatistics
 from gsae_ray.activations.layout import Layout
 from gsae_ray.activations.stream import RowStream
-from gsae_ray.saes import to_bytes
-from gsae_ray.sweep import TrialSpec, TrialTraining
+from gsae_ray.saes import Objective, to_bytes
+from gsae_ray.sweep import TrialSpec
+from gsae_ray.training.recipe import TrainingSettings
 from gsae_ray.training.schedules import lr_factor, sparsity_factor
 from gsae_ray.training.trainer import NumericError, Trainer
 
 SITE = "blocks.1.hook_resid_post"
 N, M, BATCH, ROWS = 12, 32, 64, 6000
 BLOCKS = (2100, 1900, 2000)
-WALL_CLOCK = {"tokens_per_s", "data_wait_fraction"}
+WALL_CLOCK = {"tokens_per_s", "step_ms", "data_wait_fraction"}
 architectures = pytest.mark.parametrize("architecture", ["standard", "gated"])
 
 
@@ -76,8 +77,10 @@ def make(
     architecture: str = "gated", rows_RD: Tensor | None = None, chunk_rows: int = 170, l1: float = 1.0, **training: Any
 ) -> Trainer:
     layout = Layout(BLOCKS, {SITE: N}, "float32", chunk_bytes=chunk_rows * N * 4)
-    settings = {"tokens": 5000, "batch_size": BATCH, "lr": 3e-3, "seed": 0, "lr_warmup": 0.02, "lr_decay": 0.2}
-    settings |= {"l1_warmup": 0.05, "adam_betas": (0.0, 0.999), "log_every_tokens": 10 * BATCH}
+    settings = {"tokens": 5000, "batch_size": BATCH, "lr_warmup": 0.02, "log_every_tokens": 10 * BATCH}
+    settings |= {"gradient_clip": 0.0, "checkpoint_every_tokens": 20 * BATCH, **training}
+    lr, seed = settings.pop("lr", 3e-3), settings.pop("seed", 0)
+    objective, schedule = settings.pop("objective", "paper"), settings.pop("schedule", "modern")
     trial = TrialSpec.make(
         identity={},
         site=SITE,
@@ -85,7 +88,7 @@ def make(
         d_in=N,
         d_sae=M,
         hyperparameters={"l1_coefficient": l1},
-        training=TrialTraining(**{**settings, "checkpoint_every_tokens": 20 * BATCH, **training}),
+        training=TrainingSettings.model_validate(settings).resolve(lr, seed, objective, schedule),
     )
     source = ArraySource(sparse_rows() if rows_RD is None else rows_RD, layout)
     return Trainer(trial, RecordingStream(source, layout, SITE))
@@ -173,7 +176,7 @@ def test_training_does_not_depend_on_the_unit_of_the_activations() -> None:
 def test_a_metric_row_holds_these_names() -> None:
     names = {"loss", "reconstruction_loss", "sparsity_loss", "auxiliary_loss", "l0", "dead_fraction", "lr"}
     row = make().train_interval()
-    assert set(row) == names | {"sparsity_coefficient", "tokens_per_s", "data_wait_fraction"}
+    assert set(row) == names | {"sparsity_coefficient", "tokens_per_s", "step_ms", "data_wait_fraction"}
     assert all(type(value) is float for value in row.values())
     assert row["tokens_per_s"] > 0
     assert 0 <= row["data_wait_fraction"] <= 1
@@ -186,8 +189,8 @@ def test_a_metric_row_holds_the_means_of_its_interval(architecture: str) -> None
     parts, active_F = [], torch.zeros(M)
     original = trainer.sae.losses
 
-    def spy(x_BD: Tensor, coefficient: float) -> Any:
-        losses = original(x_BD, coefficient)
+    def spy(x_BD: Tensor, coefficient: float, objective: Objective) -> Any:
+        losses = original(x_BD, coefficient, objective)
         parts.append([part.item() for part in losses[:4]])
         active_F.add_((losses.acts_BF > 0).sum(0))
         return losses
@@ -300,7 +303,7 @@ def test_a_loss_that_is_not_finite_is_a_numeric_error(bad: float) -> None:
     rows_RD = sparse_rows().clone()
     rows_RD[2500, 3] = bad
     trainer = make(rows_RD=rows_RD)
-    with pytest.raises(NumericError, match="not finite after 2560 tokens"):
+    with pytest.raises(NumericError, match=r"not finite at step 40 \(token 2560\); last finite: step 39: loss "):
         run(trainer)
 
 

@@ -1,0 +1,99 @@
+"""Resampling of silent features (Bricken et al. 2023, "Towards Monosemanticity", appendix; the paper, App. D)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from gsae_ray.files import digest
+from gsae_ray.saes import SAE
+from gsae_ray.saes.base import Objective
+from gsae_ray.training.recipe import Resampling
+
+ENCODER_NORM = 0.2
+"""Norm of a new encoder row ÷ the mean of those of alive features."""
+
+
+class Resampler:
+    """Watches which features fire, collects inputs that are reconstructed badly, and gives them to silent features.
+
+    Inputs are drawn ∝ (‖x − x̂‖²)² without replacement from the batches just before an event, as they pass: the rows
+    with the smallest Exp(1) ÷ weight are a weighted sample (Efraimidis & Spirakis 2006), so only as many rows are kept
+    as there are silent features, and none of the stream is consumed. The draw of a batch follows from (seed, step).
+    """
+
+    def __init__(self, settings: Resampling, batch_size: int, seed: int, sae: SAE) -> None:
+        self.settings = settings
+        self.seed = seed
+        self.collecting_steps = min(settings.window_steps, -(-settings.inputs // batch_size))
+        device, n = sae.W_dec.device, sae.cfg.d_in
+        self.silent_F = torch.ones(sae.cfg.d_sae, dtype=torch.bool, device=device)
+        """Features without an activation since the window began."""
+        self.keys_K = torch.empty(0, dtype=torch.float64, device=device)
+        self.inputs_KD = torch.empty(0, n, device=device)
+
+    def _next_event(self, step: int) -> int | None:
+        return next((event for event in self.settings.at_steps if event > step), None)
+
+    @torch.no_grad()
+    def observe(self, step: int, x_BD: Tensor, acts_BF: Tensor, sae: SAE) -> None:
+        """Sees the batch of a step, before the SAE is updated with it."""
+        event = self._next_event(step)
+        if event is None or step < event - self.settings.window_steps:
+            return
+        self.silent_F &= ~(acts_BF > 0).any(0)
+        if step < event - self.collecting_steps:
+            return
+        loss_B = (x_BD - sae.decode(acts_BF)).square().sum(1).double()
+        generator = torch.Generator().manual_seed(int(digest([self.seed, step])[:15], 16))
+        waits_B = torch.empty(len(x_BD), dtype=torch.float64).exponential_(generator=generator).to(loss_B.device)
+        # The logarithm of wait ÷ loss², which neither overflows nor underflows.
+        keys_K = torch.cat([self.keys_K, waits_B.log() - 2 * loss_B.log()])
+        kept = keys_K.argsort(stable=True)[: int(self.silent_F.sum())]  # silent ones only become fewer
+        self.keys_K, self.inputs_KD = keys_K[kept], torch.cat([self.inputs_KD, x_BD])[kept]
+
+    @torch.no_grad()
+    def resample(self, step: int, sae: SAE, optimiser: torch.optim.Optimizer, objective: Objective) -> int:
+        """At an event: gives silent features new directions. Returns how many; 0 at other steps."""
+        if step not in self.settings.at_steps:
+            return 0
+        x_KD = self.inputs_KD
+        silent_K = self.silent_F.nonzero().squeeze(1)[: len(x_KD)]
+        x_KD = x_KD[: len(silent_K)]
+        alive_F = ~self.silent_F if not self.silent_F.all() else torch.ones_like(self.silent_F)
+        if self.settings.direction == "centred":
+            x_KD = x_KD - sae.b_dec
+        directions_KD = x_KD / x_KD.norm(dim=1, keepdim=True).clamp_min(torch.finfo(x_KD.dtype).tiny)
+        for name, parameter in sae.named_parameters():
+            if not parameter.requires_grad or sae.feature_axis(name) is None:
+                continue
+            by_feature = _features_first(sae, name, parameter)  # views: writing to them writes to the parameter
+            if name == "W_dec":
+                norm = 1.0 if objective == "paper" else by_feature[alive_F].norm(dim=1).mean()
+                by_feature[silent_K] = directions_KD * norm
+            elif parameter.dim() == 2:
+                by_feature[silent_K] = directions_KD * (ENCODER_NORM * by_feature[alive_F].norm(dim=1).mean())
+            else:
+                by_feature[silent_K] = 0
+            state = optimiser.state[parameter]
+            _features_first(sae, name, state["exp_avg"])[silent_K] = 0
+            # Not 0: with a large step count Adam's bias correction is over, and the first update would be 31.6 × lr.
+            second = _features_first(sae, name, state["exp_avg_sq"])
+            second[silent_K] = second[alive_F].mean(0)
+        self.silent_F = torch.ones_like(self.silent_F)
+        self.keys_K, self.inputs_KD = self.keys_K[:0], self.inputs_KD[:0]
+        return len(silent_K)
+
+    # ---- state ----
+
+    def state(self) -> dict[str, Tensor]:
+        """What a checkpoint keeps."""
+        return {"silent": self.silent_F.cpu(), "keys": self.keys_K.cpu(), "inputs": self.inputs_KD.cpu()}
+
+    def restore(self, state: dict[str, Tensor]) -> None:
+        device = self.silent_F.device
+        self.silent_F, self.keys_K, self.inputs_KD = (state[k].to(device) for k in ("silent", "keys", "inputs"))
+
+
+def _features_first(sae: SAE, name: str, tensor: Tensor) -> Tensor:
+    return tensor if sae.feature_axis(name) == 0 else tensor.movedim(-1, 0)
