@@ -232,13 +232,8 @@ def test_the_newest_launch_is_the_default_and_its_rows_are_whole_and_sorted(reco
     assert rows["l0"].tolist() == [20, 30, 40, 45, 12]
     assert rows["on_frontier"].tolist() == [True, False, True, False, True]
     row = rows.iloc[3].to_dict()
-    expected_row = {
-        "site": SITE_1,
-        "architecture": "standard",
-        "recipe": "norm_weighted/modern",
-        "d_sae": 16,
-        "sparsity": 0.5,
-    }
+    expected_row = {"site": SITE_1, "architecture": "standard", "recipe": "norm_weighted/modern", "variant": ""}
+    expected_row |= {"d_sae": 16, "sparsity": 0.5}
     expected_row |= {"lr": 5e-4, "seed": 7, "tokens": 1024, "l0": 45.0, "loss_recovered": 0.95, "gamma": 1.0}
     expected_row |= {"fvu": 0.1, "kl": 0.2, "ce_clean": 3.0, "ce_spliced": 3.4, "ce_zero": 7.0, "alive_fraction": 0.5}
     assert expected_row.items() <= row.items()

@@ -235,13 +235,8 @@ def test_runs_carry_flat_params_and_tags_and_nest_under_their_launch(server: Ser
     expected = {LAUNCH: LAUNCH_ID, KIND: "trial", TRIAL: trial.name, IDENTITY: trial.identity}
     assert (expected | {EVALUATION: FINGERPRINT}).items() <= run.data.tags.items()
     assert run.data.tags["mlflow.parentRunId"] == parent.info.run_id
-    expected = {
-        "architecture": "standard",
-        "recipe": "norm_weighted/modern",
-        "d_in": "8",
-        "d_sae": "16",
-        "l1_coefficient": "0.5",
-    }
+    expected = {"architecture": "standard", "recipe": "norm_weighted/modern", "variant": "", "d_in": "8"}
+    expected |= {"d_sae": "16", "l1_coefficient": "0.5"}
     expected |= {"site": SITE_1, "layer": "1", "point": "resid_post", "lr": "0.0005", "seed": "3"}
     expected |= {"tokens": "1024", "batch_size": "64"}
     assert expected.items() <= run.data.params.items()
