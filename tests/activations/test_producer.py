@@ -1,4 +1,8 @@
-"""A producer whose model is cut into parts, as on several GPUs, gives the same rows and metrics."""
+"""A producer whose model is cut into parts, as on several GPUs, gives the same rows and metrics.
+
+On the CPU, through the same hooks. Not run for want of GPUs: `producers.gpus` of 1 or more, activations of a forward
+pass on different devices, and the refusal of a model that the GPUs have no room for.
+"""
 
 from __future__ import annotations
 
