@@ -114,5 +114,5 @@ def producer_spec(plan: Plan) -> ProducerSpec:
         batch=producers.batch,
         evaluation_batch=plan.sweep.evaluation.batch,
         threads=producers.cpus,
-        gpu=producers.gpus > 0,
+        gpus=producers.gpus,
     )

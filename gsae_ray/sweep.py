@@ -36,8 +36,15 @@ A gated step has 7 dense products where a standard one has 5 (see `training_prod
 class ModelSettings(Settings):
     """The language model."""
 
-    name: str = Field(description="`builtin`, a local directory, or a model of the Hugging Face hub")
+    name: str = Field(
+        description="`builtin`, a local directory, or a model of the Hugging Face hub; TransformerLens checkpoints too"
+    )
     revision: str | None = Field(None, description="branch, tag or commit on the hub")
+    tokenizer: str | None = Field(
+        None,
+        description="tokenizer, where the model does not bring one: `builtin`, a directory or a hub name; default: the "
+        "model's own, or the one that a TransformerLens checkpoint names",
+    )
     context_size: Count = Field(128, ge=3, description="tokens of a context; documents are packed to it")
     dtype: Literal["float32", "bfloat16", "float16"] = Field(
         "float32", description="of the weights, the forward pass and the activations that trials receive"
@@ -45,7 +52,7 @@ class ModelSettings(Settings):
     attn_implementation: Literal["sdpa", "eager"] | None = Field(
         None, description="attention kernel of transformers; default: sdpa where the model has it, else eager"
     )
-    trust_remote_code: bool = Field(False, description="run code that comes with the model")
+    trust_remote_code: bool = Field(False, description="run code that comes with the model or its tokenizer")
 
 
 class DatasetSettings(Settings):
@@ -223,7 +230,7 @@ class ProducerSettings(Settings):
 
     count: Count = Field(1, description="how many producers, each with a copy of the model")
     cpus: Count = Field(1, description="threads of a producer; fixed, since the last bits of a sum depend on it")
-    gpus: GPUs = Field(0, description="GPUs of a producer; 0 runs it on the CPU")
+    gpus: GPUs = Field(0, description="GPUs of a producer: 0 runs it on the CPU, several share the layers of one model")
     batch: Count = Field(32, description="contexts of a forward pass; fixed for the same reason")
     chunk_mib: Count = Field(32, description="size of the chunks in which activations travel")
     budget_gib: Annotated[float, Field(gt=0)] | None = Field(

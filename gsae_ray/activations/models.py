@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import fnmatch
+import json
 import logging
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,21 +12,36 @@ from typing import Any
 
 import torch
 import transformers
+from huggingface_hub import HfApi
+from huggingface_hub.errors import HFValidationError
 from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import cached_file
 
+from gsae_ray.activations.transformer_lens import (
+    WEIGHTS,
+    TransformerLensConfig,
+    TransformerLensModel,
+    gpt2_config,
+    is_transformer_lens,
+    read_weights,
+)
 from gsae_ray.builtin import MODEL_DIR
 from gsae_ray.errors import UserError
 from gsae_ray.files import digest, file_hash
 from gsae_ray.sweep import ModelSettings
 
 
+def _local(name: str) -> Path | None:
+    """The directory that `name` is, if it is one."""
+    directory = MODEL_DIR if name == "builtin" else Path(name).expanduser()
+    return directory if directory.is_dir() else None
+
+
 def _source(model: ModelSettings) -> dict[str, Any]:
     """Arguments that every `from_pretrained` of this model takes."""
-    directory = MODEL_DIR if model.name == "builtin" else Path(model.name).expanduser()
     return {
-        "pretrained_model_name_or_path": str(directory) if directory.is_dir() else model.name,
+        "pretrained_model_name_or_path": str(_local(model.name) or model.name),
         "revision": model.revision or "main",
         "trust_remote_code": model.trust_remote_code,
     }
@@ -46,32 +63,66 @@ def quiet_hub() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _explained(model: ModelSettings, what: str) -> Iterator[None]:
-    """Turns the hub's many exceptions into one line."""
+def _explained(name: str, what: str, key: str = "model.name") -> Iterator[None]:
+    """Turns the hub's many exceptions into one line. `key`: where the sweep file gives `name`."""
     try:
         with quiet_hub():
             yield
     except UserError:
         raise
     except (OSError, ValueError, ImportError, KeyError, RuntimeError, SafetensorError) as error:
-        path, text = Path(model.name).expanduser(), " ".join(str(error).split())
+        text = " ".join(str(error).split())
         if "trust_remote_code" in text:
             reason = "it needs its own code; set model.trust_remote_code: true if you trust it"
-        elif path.is_dir() or model.name == "builtin":
+        elif _local(name) or not isinstance(error, (OSError, HFValidationError)):
             reason = text[:300] or type(error).__name__
-        elif path.is_absolute() or model.name.startswith("."):
-            raise UserError(f"model.name: there is no directory {model.name!r}") from error
+        elif Path(name).expanduser().is_absolute() or name.startswith("."):
+            raise UserError(f"{key}: there is no directory {name!r}") from error
         elif "gated repo" in text or "401" in text or "403" in text:
             reason = "it is gated or private; accept its licence on the hub and set HF_TOKEN"
         else:
-            reason = "it is neither 'builtin' nor a local directory, and the hub has no such model or cannot be reached"
-        raise UserError(f"model.name: cannot load the {what} of {model.name!r}: {reason}") from error
+            reason = (
+                f"it is neither 'builtin' nor a local directory, and the hub has no such {what} or cannot be reached"
+            )
+        raise UserError(f"{key}: cannot load the {what} of {name!r}: {reason}") from error
+
+
+def _config_file(model: ModelSettings) -> Path | None:
+    """`config.json`, in the model's directory or in the hub's cache."""
+    source = _source(model)
+    name, revision = source["pretrained_model_name_or_path"], source["revision"]
+    path = cached_file(name, "config.json", revision=revision, _raise_exceptions_for_missing_entries=False)
+    return Path(path) if path else None
+
+
+def _transformer_lens_config(model: ModelSettings) -> TransformerLensConfig | None:
+    """The configuration of a checkpoint in TransformerLens' format; None for any other model."""
+    path = _config_file(model)
+    values = json.loads(path.read_text(encoding="utf-8")) if path else {}
+    if not isinstance(values, dict) or not is_transformer_lens(values):
+        return None
+    return gpt2_config(model.name, values)
+
+
+def _transformer_lens_weights(model: ModelSettings) -> Path:
+    """The checkpoint's one file of weights. On the hub its name differs from model to model: listed, if not cached."""
+    config = _config_file(model)
+    found = sorted(config.parent.glob(WEIGHTS)) if config else []
+    if not found and not _local(model.name):
+        names = HfApi().list_repo_files(model.name, revision=model.revision)
+        # Top level only: the checkpoints of training are in folders.
+        wanted = [name for name in names if "/" not in name and fnmatch.fnmatch(name, WEIGHTS)]
+        found = [Path(cached_file(model.name, name, revision=model.revision or "main")) for name in wanted]
+    if len(found) != 1:
+        there = ", ".join(path.name for path in found) or "none"
+        raise UserError(f"model.name: {model.name!r} should hold one file {WEIGHTS}, its weights; found: {there}")
+    return found[0]
 
 
 def load_config(model: ModelSettings) -> transformers.PretrainedConfig:
     """The model's configuration; no weights are read."""
-    with _explained(model, "configuration"):
-        config = AutoConfig.from_pretrained(**_source(model))
+    with _explained(model.name, "configuration"):
+        config = _transformer_lens_config(model) or AutoConfig.from_pretrained(**_source(model))
     limit = getattr(config.get_text_config(), "max_position_embeddings", None)
     if limit is not None and model.context_size > limit:
         raise UserError(f"model.context_size: {model.context_size} is more than the {limit} positions of {model.name}")
@@ -81,47 +132,90 @@ def load_config(model: ModelSettings) -> transformers.PretrainedConfig:
 def load_skeleton(model: ModelSettings) -> PreTrainedModel:
     """The model without weights (on the meta device): enough to find sites and their widths."""
     config = load_config(model)
-    with _explained(model, "configuration"), torch.device("meta"):
+    with _explained(model.name, "configuration"), torch.device("meta"):
+        if isinstance(config, TransformerLensConfig):
+            return TransformerLensModel(config).eval()
         skeleton = AutoModelForCausalLM.from_config(config, trust_remote_code=model.trust_remote_code)
     return skeleton.eval()
 
 
 def load_tokenizer(model: ModelSettings) -> PreTrainedTokenizerBase:
-    with _explained(model, "tokenizer"):
-        return AutoTokenizer.from_pretrained(**_source(model))
+    """`model.tokenizer`, else the one that a TransformerLens checkpoint names, else the model's own.
 
-
-def load_model(model: ModelSettings, device: torch.device | str = "cpu") -> PreTrainedModel:
-    """The model with its weights, in evaluation mode, straight to `device` in `model.dtype`."""
-    with _explained(model, "weights"):
-        loaded, report = AutoModelForCausalLM.from_pretrained(
-            **_source(model),
-            dtype=getattr(torch, model.dtype),
-            attn_implementation=model.attn_implementation,
-            use_safetensors=True,
-            output_loading_info=True,
+    Raises:
+        UserError: there is none, it cannot be loaded, or it has more tokens than the model embeds.
+    """
+    name = model.tokenizer
+    if name is None:
+        with _explained(model.name, "tokenizer"):
+            lens = _transformer_lens_config(model)
+            if lens is None:
+                return AutoTokenizer.from_pretrained(**_source(model))
+        name = lens.tokenizer_name
+        if name is None:
+            raise UserError(f"model.tokenizer: missing; the TransformerLens checkpoint {model.name!r} names none")
+    with _explained(name, "tokenizer", "model.tokenizer"):
+        tokenizer = AutoTokenizer.from_pretrained(str(_local(name) or name), trust_remote_code=model.trust_remote_code)
+    vocabulary = load_config(model).get_text_config().vocab_size
+    if len(tokenizer) > vocabulary:
+        raise UserError(
+            f"model.tokenizer: {name!r} has {len(tokenizer)} tokens, more than the {vocabulary} of {model.name!r}"
         )
-        if report["missing_keys"]:
-            raise ValueError(f"{sorted(report['missing_keys'])[0]} is not in the checkpoint")
-    return loaded.to(device).eval().requires_grad_(False)
+    return tokenizer
+
+
+def load_model(model: ModelSettings, device_map: str = "cpu") -> PreTrainedModel:
+    """The model with its weights, in evaluation mode, each weight in `model.dtype` straight to its device.
+
+    Args:
+        device_map: a device, or `balanced`: the layers spread over all GPUs that this process sees.
+    Raises:
+        UserError: it cannot be loaded, a weight is missing, or the GPUs have no room for it.
+    """
+    no_room = UserError(
+        f"producers.gpus: too few; {model.name} in {model.dtype} does not fit into the memory of a producer's GPUs"
+    )
+    with _explained(model.name, "weights"):
+        options: dict[str, Any] = {
+            "dtype": getattr(torch, model.dtype),
+            "attn_implementation": model.attn_implementation,
+            "device_map": device_map,
+            "output_loading_info": True,
+        }
+        lens = _transformer_lens_config(model)
+        try:
+            if lens is None:
+                loaded, report = AutoModelForCausalLM.from_pretrained(**_source(model), **options, use_safetensors=True)
+            else:
+                weights = read_weights(model.name, _transformer_lens_weights(model), lens)
+                loaded, report = TransformerLensModel.from_pretrained(None, config=lens, state_dict=weights, **options)
+        except torch.OutOfMemoryError as error:
+            raise no_room from error
+    if report["missing_keys"]:
+        missing = sorted(report["missing_keys"])[0]
+        raise UserError(f"model.name: cannot load the weights of {model.name!r}: {missing} is not in the checkpoint")
+    if device_map == "balanced" and {"cpu", "disk"} & {str(device) for device in loaded.hf_device_map.values()}:
+        raise no_room  # transformers would go on, with layers that travel to a GPU at every forward pass
+    return loaded.eval().requires_grad_(False)
 
 
 def _content_hash(directory: Path) -> str:
-    files = sorted(p for p in directory.iterdir() if p.suffix in (".json", ".safetensors", ".model", ".txt"))
+    kinds = ("*.json", "*.safetensors", "*.model", "*.txt", WEIGHTS)
+    files = sorted(path for path in directory.iterdir() if any(path.match(kind) for kind in kinds))
     return digest([[path.name, file_hash(path)] for path in files if path.name != "card.json"])
 
 
 def pinned(model: ModelSettings) -> ModelSettings:
     """With the commit that a hub model's revision stands for now: every process loads that one."""
-    if Path(_source(model)["pretrained_model_name_or_path"]).is_dir():
+    if _local(model.name):
         return model
-    with _explained(model, "configuration"):
+    with _explained(model.name, "configuration"):
         path = cached_file(model.name, "config.json", revision=model.revision or "main")
     return model.model_copy(update={"revision": Path(path).parent.name})  # snapshots/{commit}/config.json
 
 
 def model_fingerprint(model: ModelSettings) -> str:
     """Which weights these are: a hash of the files of a local model, the commit of one from the hub."""
-    where = Path(_source(model)["pretrained_model_name_or_path"])
-    identity = _content_hash(where) if where.is_dir() else f"{model.name}@{pinned(model).revision}"
+    where = _local(model.name)
+    identity = _content_hash(where) if where else f"{model.name}@{pinned(model).revision}"
     return digest([identity, model.dtype, model.attn_implementation])

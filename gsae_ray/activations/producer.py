@@ -28,7 +28,7 @@ class ProducerSpec:
     batch: int
     evaluation_batch: int
     threads: int
-    gpu: bool
+    gpus: float
 
 
 class Producer:
@@ -37,8 +37,9 @@ class Producer:
     def __init__(self, spec: ProducerSpec) -> None:
         torch.set_num_threads(spec.threads)
         self.spec = spec
-        self.device = torch.device("cuda" if spec.gpu else "cpu")
-        self.model = load_model(spec.model, self.device)
+        where = "cpu" if spec.gpus == 0 else "cuda" if spec.gpus <= 1 else "balanced"
+        self.model = load_model(spec.model, where)
+        self.device = self.model.device  # of the embedding, where tokens go; other layers may be on other GPUs
         self._evaluator: Evaluator | None = None
 
     def produce(self, block: int, sites: Sequence[str]) -> tuple[dict[str, SiteStatistics], list[Array]]:
@@ -57,22 +58,21 @@ class Producer:
         destination = torch.from_numpy(_inverse_permutation(n_rows, spec.tokens.seed, block))
         dtype = getattr(torch, layout.dtype)
         rows = {site: torch.empty(n_rows, layout.widths[site], dtype=dtype) for site in sites}
-        sums = {site: torch.zeros(layout.widths[site], dtype=torch.float64, device=self.device) for site in sites}
+        sums = {site: torch.zeros(layout.widths[site], dtype=torch.float64) for site in sites}
         squares = dict.fromkeys(sites, 0.0)
         done = 0
         for tokens_BT, kept_BT in zip(tokens_ST.split(spec.batch), kept_ST.split(spec.batch), strict=True):
             captured = capture(self.model, tokens_BT.to(self.device), [Site(site) for site in sites])
-            kept_BT = kept_BT.to(self.device)
             here = destination[done : done + int(kept_BT.sum())]
             for site, x_BTn in captured.items():
-                x_Rn = x_BTn[kept_BT]
+                x_Rn = x_BTn[kept_BT.to(x_BTn.device)]
                 rows[site.name][here] = x_Rn.cpu()
                 if block == 0:
-                    sums[site.name] += x_Rn.sum(0, dtype=torch.float64)
+                    sums[site.name] += x_Rn.sum(0, dtype=torch.float64).cpu()
                     squares[site.name] += x_Rn.double().square().sum().item()
             done += len(here)
         statistics = {
-            site: SiteStatistics((sums[site] / n_rows).float().cpu().numpy(), squares[site] / n_rows)
+            site: SiteStatistics((sums[site] / n_rows).float().numpy(), squares[site] / n_rows)
             for site in sites
             if block == 0
         }

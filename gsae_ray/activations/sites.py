@@ -122,6 +122,23 @@ def _submodule(model: nn.Module, path: str) -> nn.Module | None:
     return model
 
 
+def _without_attention(model: nn.Module, layer: int) -> str | None:
+    """The parts of a layer that has no attention (a state-space block, say), in words; None for any other layer.
+
+    For families outside of the table too, hybrids among them: told by how classes and modules are called.
+    """
+    n_layers = getattr(model.config.get_text_config(), "num_hidden_layers", None)  # type: ignore[operator, union-attr]
+    lists = (module for module in model.modules() if isinstance(module, nn.ModuleList) and len(module) == n_layers)
+    layers = next(lists, None)
+    if layers is None or not 0 <= layer < len(layers):
+        return None
+    for path, module in layers[layer].named_modules():
+        called = path.rpartition(".")[2]  # a linear_attn is no attention with heads
+        if "attention" in type(module).__name__.lower() or called in ("attn", "self_attn", "attention"):
+            return None
+    return ", ".join(name for name, _ in layers[layer].named_children())
+
+
 def locate(model: nn.Module, site: Site) -> tuple[nn.Module, IO]:
     """The module that `site` hooks and on which side.
 
@@ -141,6 +158,11 @@ def locate(model: nn.Module, site: Site) -> tuple[nn.Module, IO]:
             raise UserError(f"sites.modules: no module {path!r} in this model; {suggest(path, paths[:40])}")
         return module, "input" if io == "input" else "output"
     model_type = str(model.config.model_type)  # type: ignore[union-attr]
+    if site.point in ("attn_z", "attn_out") and (parts := _without_attention(model, site.layer)):
+        raise UserError(
+            f"sites.points: no {site.name} in this {model_type} model: layer {site.layer} has no attention, so no "
+            f"attention output matrix W_O (it has {parts}); choose other layers for {site.point}"
+        )
     if model_type not in FAMILIES:
         raise UserError(
             f"sites.points: the points of model family {model_type!r} are not known; "

@@ -286,6 +286,7 @@ def prepare_tokens(sweep: Sweep, directory: Path, report: Progress = lambda what
     common = {
         "data": _data_fingerprint(dataset),
         "tokenizer": _tokenizer_fingerprint(tokenizer),
+        "eos": tokenizer.eos_token_id,  # ends each document; not among what the tokenizer's fingerprint covers
         "context_size": model.context_size,
         "bos": bos,
         "special_ids": special_ids,

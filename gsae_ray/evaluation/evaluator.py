@@ -66,11 +66,12 @@ class Evaluator:
 
             def splice(x_BTn: Tensor, kept_BT: Tensor = kept_BT) -> Tensor:
                 nonlocal x_sq, x_hat_sq, x_hat_x, error_sq, rows
+                kept_BT = kept_BT.to(x_BTn.device)  # of a model on several GPUs, not always the tokens' device
                 x_RD = x_BTn[kept_BT].float()
-                acts_RF = sae.encode(x_RD)
+                acts_RF = sae.to(x_BTn.device).encode(x_RD)
                 x_hat_RD = sae.decode(acts_RF)
-                active_F.add_((acts_RF > 0).sum(0))
-                sum_x_D.add_(x_RD.sum(0, dtype=torch.float64))
+                active_F.add_((acts_RF > 0).sum(0).to(self.device))
+                sum_x_D.add_(x_RD.sum(0, dtype=torch.float64).to(self.device))
                 x, x_hat = x_RD.double(), x_hat_RD.double()
                 x_sq += x.square().sum().item()
                 x_hat_sq += x_hat.square().sum().item()
@@ -129,7 +130,7 @@ class Evaluator:
                 kept_BT = self.kept(tokens_BT)
 
                 def ablate(x_BTn: Tensor, kept_BT: Tensor = kept_BT) -> Tensor:
-                    return x_BTn.masked_fill(kept_BT[..., None], 0)
+                    return x_BTn.masked_fill(kept_BT.to(x_BTn.device)[..., None], 0)
 
                 total += _nll(self._log_probs(tokens_BT, (site, ablate)), tokens_BT, kept_BT[:, :-1])
                 positions += int(kept_BT[:, :-1].sum())

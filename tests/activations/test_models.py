@@ -18,12 +18,15 @@ from transformers import (
     AutoTokenizer,
     Gemma2Config,
     Gemma3Config,
+    GemmaConfig,
     GPT2Config,
+    GPTNeoXConfig,
     LlamaConfig,
     PreTrainedConfig,
 )
 
 from gsae_ray.activations.models import load_config, load_model, load_skeleton, load_tokenizer, model_fingerprint
+from gsae_ray.activations.sites import Site, capture, site_widths
 from gsae_ray.builtin import MODEL_DIR
 from gsae_ray.errors import UserError
 from gsae_ray.sweep import ModelSettings
@@ -145,6 +148,54 @@ def test_gemma_2_loads_with_default_settings_and_caps_its_attention(tmp_path: Pa
     tokens = torch.arange(1, 17)[None]
     model = load_model(settings(path))  # sdpa, the default kernel, has no soft cap
     assert torch.equal(model(tokens).logits, load_model(settings(path, attn_implementation="eager"))(tokens).logits)
+
+
+PAPER_POINTS = ("mlp_out", "attn_z", "resid_post")
+PAPER_MODELS = {  # of the classes of Pythia-2.8B and Gemma-7B, whose heads are wider together than the model
+    "pythia": (GPTNeoXConfig(**SIZE, use_parallel_residual=True, rotary_pct=0.25, tie_word_embeddings=False), 16),
+    "gemma": (GemmaConfig(**{**SIZE, "num_key_value_heads": 2, "head_dim": 12}), 2 * 12),
+}
+
+
+@pytest.mark.parametrize("name", PAPER_MODELS)
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_the_papers_sites_are_read_in_models_of_its_classes_from_a_directory(
+    name: str, dtype: str, tmp_path: Path
+) -> None:
+    config, z_width = PAPER_MODELS[name]
+    path = save(tmp_path / name, config)
+    if name == "pythia":  # as published: with the buffers of an older transformers
+        edit_weights(path, lambda weights: weights.update({"gpt_neox.layers.0.attention.masked_bias": torch.zeros(())}))
+    model = settings(path, dtype=dtype)
+    widths = {Site.of_point(1, point): 16 for point in PAPER_POINTS} | {Site.of_point(1, "attn_z"): z_width}
+    assert site_widths(load_skeleton(model), list(widths)) == widths
+    parts = [Site.of_point(1, point) for point in ("resid_pre", "attn_out")]
+    tokens = torch.arange(3, 23).reshape(2, 10)
+    x = capture(load_model(model), tokens, [*parts, *widths])
+    assert {site: x[site].shape[2] for site in widths} == widths
+    assert {tensor.dtype for tensor in x.values()} == {getattr(torch, dtype)}
+    added = x[parts[0]] + x[parts[1]] + x[Site.of_point(1, "mlp_out")]
+    tolerance = 1e-6 if dtype == "float32" else 0.05
+    torch.testing.assert_close(added, x[Site.of_point(1, "resid_post")], rtol=tolerance, atol=tolerance)
+    saved_model = AutoModelForCausalLM.from_pretrained(path, dtype=getattr(torch, dtype)).eval()
+    for site, expected in capture(saved_model, tokens, list(widths)).items():
+        assert torch.equal(x[site], expected)
+
+
+@pytest.mark.parametrize("name", ["builtin", "directory"])
+def test_a_model_without_a_tokenizer_is_given_one(name: str, directory: Path, tmp_path: Path) -> None:
+    expected = load_tokenizer(settings(directory)).get_vocab()
+    (tmp_path / "own").mkdir()
+    for file in directory.glob("tokenizer*"):
+        file.rename(tmp_path / "own" / file.name)
+    given = name if name == "builtin" else str(tmp_path / "own")
+    assert load_tokenizer(settings(directory, tokenizer=given)).get_vocab() == expected
+
+
+@pytest.mark.parametrize("name", ["lab/no-such-tokenizer", "/no/such/directory"])
+def test_a_tokenizer_that_is_not_there_is_blamed_on_its_own_key(name: str, saved: Path, offline: None) -> None:
+    message = complaint(load_tokenizer, settings(saved, tokenizer=name))
+    assert message.startswith("model.tokenizer: ") and f"{name!r}" in message
 
 
 # ---- fingerprints ---------------------------------------------------------------------------------------------------

@@ -17,7 +17,9 @@ from transformers import (
     GemmaConfig,
     GPT2Config,
     GPTNeoXConfig,
+    JambaConfig,
     LlamaConfig,
+    MambaConfig,
     MistralConfig,
     PhiConfig,
     PreTrainedConfig,
@@ -332,6 +334,35 @@ def test_an_unknown_family_is_named_with_the_known_ones() -> None:
     assert all(known in message for known in FAMILIES)
     by_path = Site.of_module("model.layers.1.mlp.fc2", "output")
     assert site_widths(model, [by_path]) == {by_path: D}  # as the message says
+
+
+MAMBA = MambaConfig(vocab_size=64, hidden_size=D, num_hidden_layers=4)
+HYBRID = JambaConfig(  # attention in layer 2 only
+    **{**SIZE, "num_hidden_layers": 4}, num_key_value_heads=2, attn_layer_period=4, attn_layer_offset=2
+)
+
+
+@pytest.mark.parametrize("config", [MAMBA, HYBRID], ids=lambda config: config.model_type)
+@pytest.mark.parametrize("point", ["attn_z", "attn_out"])
+def test_a_state_space_layer_has_no_attention_output_and_says_so(config: PreTrainedConfig, point: str) -> None:
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config).eval()
+    site = Site.of_point(3, point)
+    message = complaint(model, site)
+    assert site.name in message and "layer 3 has no attention, so no attention output matrix W_O" in message
+    assert config.model_type in message and ("mamba" if config is HYBRID else "mixer") in message
+
+
+def test_an_attention_layer_of_a_hybrid_model_can_be_named_by_path() -> None:
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(HYBRID).eval()
+    message = complaint(model, Site.of_point(2, "attn_z"))
+    assert "'jamba'" in message and "sites.modules" in message and "no attention" not in message
+    z = Site.of_module("model.layers.2.self_attn.o_proj", "input")
+    assert locate(model, z)[0].in_features == D  # type: ignore[union-attr]
+    assert "'model.layers.3.self_attn.o_proj'" in complaint(
+        model, Site.of_module(z.name[:-6].replace("2", "3"), "input")
+    )
 
 
 @family

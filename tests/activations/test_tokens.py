@@ -376,6 +376,15 @@ def test_contexts_begin_with_bos_where_the_tokenizer_itself_begins_so(text: Path
     assert store.fingerprint != prepare_tokens(sweep(text), out).fingerprint
 
 
+def test_another_end_of_text_token_makes_other_tokens(text: Path, tmp_path: Path, out: Path) -> None:
+    shutil.copytree(MODEL_DIR, tmp_path / "model")
+    config = json.loads((tmp_path / "model" / "tokenizer_config.json").read_text())
+    (tmp_path / "model" / "tokenizer_config.json").write_text(json.dumps({**config, "eos_token": "a"}))
+    given = {"dataset_skip_special_tokens": False}
+    store = prepare_tokens(sweep(text, model_name=str(tmp_path / "model"), **given), out)
+    assert store.fingerprint != prepare_tokens(sweep(text, **given), out).fingerprint
+
+
 # ---- too little, and again ------------------------------------------------------------------------------------------
 
 

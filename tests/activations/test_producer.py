@@ -1,0 +1,83 @@
+"""A producer whose model is cut into parts, as on several GPUs, gives the same rows and metrics.
+
+On the CPU, through the same hooks. Not run for want of GPUs: `producers.gpus` of 1 or more, activations of a forward
+pass on different devices, and the refusal of a model that the GPUs have no room for.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import accelerate
+import numpy as np
+import pytest
+import torch
+from rich.console import Console
+
+from gsae_ray.activations.models import load_model
+from gsae_ray.activations.producer import Producer
+from gsae_ray.activations.sites import POINTS, Site
+from gsae_ray.display import Display
+from gsae_ray.evaluation.evaluator import Evaluator
+from gsae_ray.plan import Plan, prepare, producer_spec
+from gsae_ray.saes import SAE
+from gsae_ray.sweep import Sweep
+from tests.trials import random_sae
+
+SITES = [Site.of_point(layer, point).name for layer in (1, 2) for point in POINTS]
+
+
+@pytest.fixture(scope="module")
+def plan(tmp_path_factory: pytest.TempPathFactory) -> Plan:
+    sweep = Sweep.model_validate(
+        {
+            "name": "parts",
+            "model": {"name": "builtin", "context_size": 32},
+            "dataset": {"name": "builtin"},
+            "sites": {"layers": [1, 2], "points": list(POINTS)},
+            "saes": [{"architecture": "gated", "widths": [16], "l1_coefficient": 1.0}],
+            "training": {"tokens": 1024, "batch_size": 64, "lr": 1e-3},
+            "evaluation": {"tokens": 256},
+        }
+    )
+    return prepare(sweep, tmp_path_factory.mktemp("parts"), Display(Console(quiet=True)))
+
+
+@pytest.fixture
+def in_parts(plan: Plan, tmp_path: Path) -> Producer:
+    """Through the hooks that move what passes between the parts; the last two layers come from disk at each forward."""
+    producer = Producer(producer_spec(plan))
+    parts = {
+        "gpt_neox.embed_in": "cpu",
+        "gpt_neox.emb_dropout": "cpu",
+        "gpt_neox.rotary_emb": "cpu",
+        "lm_head": "cpu",
+    }
+    parts |= {"gpt_neox.final_layer_norm": "cpu"}
+    parts |= {f"gpt_neox.layers.{layer}": "cpu" if layer < 2 else "disk" for layer in range(4)}
+    accelerate.dispatch_model(producer.model, parts, main_device="cpu", offload_dir=tmp_path)
+    assert producer.model.gpt_neox.layers[2].mlp.dense_h_to_4h.weight.is_meta
+    return producer
+
+
+def test_a_model_in_parts_makes_the_same_rows(plan: Plan, in_parts: Producer) -> None:
+    statistics, chunks = Producer(producer_spec(plan)).produce(0, SITES)
+    statistics_in_parts, chunks_in_parts = in_parts.produce(0, SITES)
+    for chunk, in_part in zip(chunks, chunks_in_parts, strict=True):
+        assert np.array_equal(chunk, in_part)
+    for site in SITES:
+        assert np.array_equal(statistics[site].mean, statistics_in_parts[site].mean)
+
+
+def test_a_model_in_parts_evaluates_the_same(plan: Plan, in_parts: Producer) -> None:
+    def evaluate(model: torch.nn.Module, sae: SAE) -> dict[str, float]:
+        return Evaluator(model, plan.tokens.heldout(), plan.tokens.kept, 4).evaluate(Site(sae.cfg.site or ""), sae)
+
+    whole = load_model(plan.sweep.model)
+    for trial in plan.trials[::5]:
+        assert evaluate(in_parts.model, random_sae(trial)) == evaluate(whole, random_sae(trial))
+
+
+def test_one_device_has_no_hooks_in_its_way(plan: Plan) -> None:
+    model = Producer(producer_spec(plan)).model
+    assert not any(hasattr(module, "_hf_hook") for module in model.modules())
