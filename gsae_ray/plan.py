@@ -13,6 +13,7 @@ from gsae_ray.activations.producer import ProducerSpec
 from gsae_ray.activations.sites import site_widths
 from gsae_ray.activations.tokens import TokenStore, pinned_data, prepare_tokens
 from gsae_ray.display import Display
+from gsae_ray.errors import UserError
 from gsae_ray.files import digest
 from gsae_ray.sweep import Sweep, TrialSpec
 
@@ -49,13 +50,29 @@ def prepare(sweep: Sweep, storage: Path, display: Display) -> Plan:
         dtype=sweep.model.dtype,
         chunk_bytes=sweep.producers.chunk_mib * 2**20,
     )
+    trials = sweep.expand(widths, {"model": model, "tokens": tokens.fingerprint})
+    _check_pursuit(sweep, trials)
     return Plan(
         sweep=sweep,
         tokens=tokens,
         layout=layout,
-        trials=sweep.expand(widths, {"model": model, "tokens": tokens.fingerprint}),
+        trials=trials,
         evaluation_fingerprint=digest(evaluation),
     )
+
+
+def _check_pursuit(sweep: Sweep, trials: list[TrialSpec]) -> None:
+    """Whether every SAE has the features that gradient pursuit may use.
+
+    Raises:
+        UserError: an SAE is narrower than a target.
+    """
+    narrowest = min(trials, key=lambda trial: trial.d_sae)
+    for l0 in sweep.evaluation.pursuit_l0 or ():
+        if l0 > narrowest.d_sae:
+            raise UserError(
+                f"evaluation.pursuit_l0: {l0} features a row, but {narrowest.name} has only {narrowest.d_sae}; lower it"
+            )
 
 
 def _every_few_seconds(display: Display, interval_s: float = 5) -> Callable[[str, int, int], None]:

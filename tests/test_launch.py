@@ -161,7 +161,7 @@ def test_law_6_evaluation_again_gives_the_logged_numbers(launched: launch.SweepR
     site = "blocks.2.hook_resid_post"
     sae = gsae_ray.best("golden", site=site, max_l0=100, tracking_uri=launched.tracking_uri)
     logged = sae.cfg.metadata["frontier"]
-    again = Producer(producer_spec(plan)).evaluate(site, *to_bytes(sae))
+    again = Producer(producer_spec(plan)).evaluate(site, *to_bytes(sae)).metrics
     for name in ("l0", "loss_recovered", "gamma", "fvu", "kl", "ce_zero", "ce_clean", "ce_spliced"):
         assert again[name] == pytest.approx(logged[name], rel=1e-4)
 

@@ -21,8 +21,9 @@ from hypothesis import strategies as st
 from trials import FINGERPRINT, SITE_1, SITE_2, begin, expand, finish
 
 from gsae_ray import saes
+from gsae_ray.curves import pareto
 from gsae_ray.errors import UserError
-from gsae_ray.results import COLUMNS, best, check_export, choose, export, frontier, l0_ratio, log_l0_at, pareto
+from gsae_ray.results import COLUMNS, best, check_export, choose, export, frontier, l0_ratio, log_l0_at
 from gsae_ray.sweep import TrialSpec
 from gsae_ray.tracking import Mirror
 

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from mlflow.entities import Run
 from mlflow.tracking import MlflowClient
-from trials import FINGERPRINT, SITE_1, begin, evaluation, expand, finish, random_sae, row_metrics
+from trials import FINGERPRINT, SITE_1, begin, evaluation, expand, finish, logged, random_sae, row_metrics
 
 from gsae_ray import saes
 from gsae_ray.errors import UserError
@@ -256,7 +256,7 @@ def test_a_trial_is_finished_when_it_is_evaluated_and_its_sae_is_there(server: S
     mirror.sync([(trial, directory)])
     run = server.run()
     assert run.info.status == "FINISHED"
-    assert evaluation(l0=20).items() <= run.data.metrics.items()
+    assert logged(evaluation(l0=20)).items() <= run.data.metrics.items()
     assert server.steps("eval/l0") == [1024]
     fetched = download_sae(mirror.client, run.info.run_id, tmp_path / "fetched")
     for name in ("cfg.json", "sae_weights.safetensors"):
