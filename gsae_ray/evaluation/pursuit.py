@@ -52,7 +52,7 @@ def _pursue(r_RD: Tensor, W_dec_FD: Tensor, l0: int) -> Tensor:
         g_Rk = (chosen_RkD @ r_RD[:, :, None]).squeeze(2)
         step_Rk = (f_Rk + _line_search(r_RD, _combine(g_Rk, chosen_RkD)) * g_Rk).clamp_min(0) - f_Rk
         change_RD = _combine(step_Rk, chosen_RkD)
-        beta_R1 = _line_search(r_RD, change_RD).clamp_max(1)
+        beta_R1 = _line_search(r_RD, change_RD).clamp(0, 1)
         f_Rk += beta_R1 * step_Rk
         r_RD = r_RD - beta_R1 * change_RD
     acts_RF = r_RD.new_zeros(rows, len(W_dec_FD))

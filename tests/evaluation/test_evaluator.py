@@ -15,7 +15,8 @@ from gsae_ray.activations.sites import Site
 from gsae_ray.activations.tokens import kept_mask
 from gsae_ray.evaluation import evaluator as evaluator_module
 from gsae_ray.evaluation.evaluator import Evaluator
-from gsae_ray.evaluation.metrics import METRICS
+from gsae_ray.evaluation.metrics import METRICS, RATIOS, SUMS
+from gsae_ray.evaluation.pursuit import gradient_pursuit
 from gsae_ray.saes import SAE, SAEConfig
 from gsae_ray.saes.io import build
 
@@ -243,6 +244,69 @@ def test_gamma_is_a_ratio_of_expectations_not_a_mean_of_ratios(
     for batch in (1, 3, CONTEXTS):
         metrics = Evaluator(model, tokens_ET, kept, batch).evaluate(site, sae).metrics
         assert metrics["gamma"] == pytest.approx(ratio, rel=1e-6)
+
+
+# ---- each context ---------------------------------------------------------------------------------------------------
+
+
+@at_both_layers
+@pytest.mark.parametrize("batch", [4, 7])
+def test_the_sums_of_each_context_are_those_of_a_slow_evaluation_of_it(
+    model: Any, tokens_ET: Tensor, site: Site, batch: int
+) -> None:
+    sae = make_sae("gated", d_sae=40, seed=2)
+    assert site.layer is not None
+    sequences = Evaluator(model, tokens_ET, kept, batch).evaluate(site, sae).sequences
+    assert set(sequences) == set(SUMS)
+    for e, tokens_T in enumerate(tokens_ET):
+        slow = slow_evaluation(model, tokens_T[None], site.layer, sae)
+        sums = {name: values[e] for name, values in sequences.items()}
+        for name in set(RATIOS) - {"fvu"}:  # the variance is about the mean of all contexts
+            assert float(RATIOS[name](sums)) == pytest.approx(slow[name], rel=1e-4, abs=1e-5), (name, e)
+        assert sums["rows"] == slow["rows"]
+        assert sums["positions"] == int((tokens_T[1:-1] != SPECIAL).sum())
+        assert sums["error_sq"] == pytest.approx(sums["x_sq"] - 2 * sums["x_hat_x"] + sums["x_hat_sq"])
+
+
+def test_the_metrics_are_those_of_the_summed_contexts(evaluator: Evaluator) -> None:
+    metrics, sequences = evaluator.evaluate(SITES[0], make_sae("gated", d_sae=40, seed=2))
+    totals = {name: sum(values) for name, values in sequences.items()}
+    for name, ratio in RATIOS.items():
+        assert float(ratio(totals)) == pytest.approx(metrics[name], rel=1e-12), name
+    assert metrics["rows"] == totals["rows"]
+    assert all(len(values) == CONTEXTS for values in sequences.values())
+
+
+# ---- gradient pursuit -----------------------------------------------------------------------------------------------
+
+
+@at_both_layers
+def test_pursuit_takes_the_encoders_place_in_every_metric(
+    model: Any, tokens_ET: Tensor, evaluator: Evaluator, site: Site
+) -> None:
+    sae = make_sae("gated", d_sae=40, seed=2)
+    assert site.layer is not None
+
+    class Pursued:
+        decode = sae.decode
+
+        def encode(self, x_BD: Tensor) -> Tensor:
+            return gradient_pursuit(x_BD, sae.W_dec, sae.b_dec, 5)
+
+    expected = slow_evaluation(model, tokens_ET, site.layer, Pursued())  # type: ignore[arg-type]
+    metrics, sequences = evaluator.evaluate(site, sae, pursuit_l0=5)
+    assert metrics == pytest.approx(expected, rel=1e-4, abs=1e-5)
+    assert 0 < metrics["l0"] <= 5
+    own = evaluator.evaluate(site, sae)
+    assert own.metrics["l0"] != metrics["l0"]
+    for name in ("rows", "x_sq", "centred_sq", "positions", "nll_clean", "nll_zero"):
+        assert sequences[name] == own.sequences[name], "the same contexts: what pairs the two"
+
+
+def test_more_pursued_features_explain_more(evaluator: Evaluator) -> None:
+    sae = make_sae(d_sae=40, seed=2)
+    fvu = [evaluator.evaluate(SITES[1], sae, l0).metrics["fvu"] for l0 in (1, 2, 4, 8, 16)]
+    assert fvu == sorted(fvu, reverse=True)
 
 
 # ---- the same SAE, the same numbers ---------------------------------------------------------------------------------
