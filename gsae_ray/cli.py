@@ -145,7 +145,8 @@ def _print_frontier(rows: Any) -> None:
     from gsae_ray.results import labels
 
     console = _console()
-    columns = ["d_sae", "sparsity", "l0", "loss_recovered", "gamma", "fvu", "alive_fraction", "on_frontier"]
+    columns = ["pursuit_l0"] if "pursuit_l0" in rows else []
+    columns += ["d_sae", "sparsity", "l0", "loss_recovered", "gamma", "fvu", "alive_fraction", "on_frontier"]
     rows = rows.assign(label=labels(rows))
     for site, group in rows.groupby("site"):
         table = Table(title=str(site), title_justify="left")
@@ -226,11 +227,20 @@ def _print_forecast(cost: Forecast) -> None:
 @_site_option
 @_launch_option
 @_tracking_option
-@click.option("--json", "as_json", is_flag=True, help="a list of objects, one a trial")
+@click.option(
+    "--encoder",
+    default="own",
+    show_default=True,
+    metavar="E",
+    help="own, or pursuit: the decoders with gradient pursuit (evaluation.pursuit_l0), a row for each target L0",
+)
+@click.option("--json", "as_json", is_flag=True, help="a list of objects, one a row")
 @_one_line_errors
-def frontier(experiment: str, site: str | None, launch: str | None, tracking_uri: str | None, as_json: bool) -> None:
+def frontier(
+    experiment: str, site: str | None, launch: str | None, tracking_uri: str | None, encoder: str, as_json: bool
+) -> None:
     """Shows what came out of a sweep: L0 and fidelity of each SAE; a star marks the Pareto frontier."""
-    rows = gsae_ray.frontier(experiment, site, launch, tracking_uri)
+    rows = gsae_ray.frontier(experiment, site, launch, tracking_uri, encoder)
     if as_json:
         click.echo(rows.to_json(orient="records", indent=2, double_precision=15))
         return

@@ -36,9 +36,15 @@ class TrialProgress:
 class Observer:
     """Follows the trials of a launch through their directories."""
 
-    def __init__(self, trials: Sequence[tuple[TrialSpec, TrialDirectory]], fingerprint: str) -> None:
+    def __init__(
+        self,
+        trials: Sequence[tuple[TrialSpec, TrialDirectory]],
+        fingerprint: str,
+        encoders: Sequence[int | None],
+    ) -> None:
         self.trials = trials
         self.fingerprint = fingerprint
+        self.encoders = encoders
         self.progress = [TrialProgress(t.name, t.training.trained_tokens) for t, _ in trials]
         self._cursors = [START] * len(trials)
         self._attempts = [directory.newest_attempt for _, directory in trials]
@@ -50,10 +56,8 @@ class Observer:
             rows, self._cursors[index] = directory.rows(self._cursors[index])
             if rows:
                 progress.tokens, progress.l0 = rows[-1]["step"], rows[-1]["metrics"].get("train/l0")
-            evaluation = directory.evaluation(self.fingerprint)
-            if directory.done and evaluation is not None:
+            if directory.done and not directory.missing(self.fingerprint, self.encoders):
                 progress.state, progress.tokens = "done", progress.total_tokens
-                progress.l0 = evaluation["metrics"].get("eval/l0")
             elif directory.failure is not None:
                 progress.state = "failed"
             elif directory.newest_attempt > self._attempts[index]:

@@ -18,7 +18,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from gsae_ray.activations.layout import DTYPE_BYTES
 from gsae_ray.activations.models import load_skeleton
 from gsae_ray.activations.sites import capture, site_widths
-from gsae_ray.plan import fetch_parents, parent_configs
+from gsae_ray.plan import check_pursuit, fetch_parents, parent_configs
 from gsae_ray.saes import REGISTRY, SAEConfig
 from gsae_ray.saes.io import build
 from gsae_ray.sweep import EQUAL_COMPUTE, Sweep, TrialSpec
@@ -102,6 +102,7 @@ def forecast(sweep: Sweep, storage: Path, slots: int | None = None, tracking_uri
     d_in = site_widths(skeleton, sweep.used_sites)
     parents = parent_configs(fetch_parents(sweep, storage / sweep.name / "parents", tracking_uri))
     trials = sweep.expand(d_in, {}, parents)
+    check_pursuit(sweep, trials)
     slots = slots or default_slots(sweep)
     phases = tuple(n for child in (False, True) if (n := sum(_is_child(t) == child for t in trials)))
     waves = sum(math.ceil(n / slots) for n in phases)

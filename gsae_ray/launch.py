@@ -33,6 +33,7 @@ from gsae_ray.activations.actors import running_producers, start_store
 from gsae_ray.activations.store import Counters, ReaderSpec
 from gsae_ray.display import Display, Observer, clock
 from gsae_ray.errors import ProductionError, UserError, first_line, reason
+from gsae_ray.evaluation.metrics import Evaluation
 from gsae_ray.evaluation.queue import EvaluationQueue
 from gsae_ray.ledger import begin_launch, driver_lock, trial_folder, versions
 from gsae_ray.plan import Plan, prepare, producer_spec
@@ -66,9 +67,9 @@ class SweepResult:
     """Rows that went through the language model ÷ distinct rows; NaN when nothing was trained."""
     seconds: float
 
-    def frontier(self, site: str | None = None) -> pd.DataFrame:
+    def frontier(self, site: str | None = None, encoder: str = "own") -> pd.DataFrame:
         """See `gsae_ray.frontier`."""
-        return results.frontier(self.experiment, site, self.launch_id, self.tracking_uri)
+        return results.frontier(self.experiment, site, self.launch_id, self.tracking_uri, encoder)
 
     def best(
         self, site: str | None = None, max_l0: float | None = None, min_loss_recovered: float | None = None
@@ -113,7 +114,8 @@ def run(
         folder = root / sweep.name
         with quick_failure(timeout_s=120), driver_lock(folder), contextlib.ExitStack() as stack:
             trials = [(t, TrialDirectory(trial_folder(folder, t))) for t in plan.trials]
-            pending = [(t, d) for t, d in trials if not (d.done and d.evaluation(plan.evaluation_fingerprint))]
+            fingerprint, encoders = plan.evaluation_fingerprint, plan.sweep.evaluation.encoders
+            pending = [(t, d) for t, d in trials if not d.done or d.missing(fingerprint, encoders)]
             if len(pending) < len(trials):
                 display.phase(f"{len(trials) - len(pending)} of {len(trials)} trials are done already")
             readers = {t.name: ReaderSpec(t.site, t.training.trained_tokens) for t, d in pending if not d.done}
@@ -160,7 +162,8 @@ class _Launch:
                     thread = MirrorThread(opening.result(), self.trials)
                     thread.start()
                     if store is not None:
-                        self.display.follow(Observer(self.trials, self.plan.evaluation_fingerprint))
+                        fingerprint, encoders = self.plan.evaluation_fingerprint, sweep.evaluation.encoders
+                        self.display.follow(Observer(self.trials, fingerprint, encoders))
                         crashes = self._train(store)
                         counters = ray.get(store.counters.remote())
             except BaseException:
@@ -199,7 +202,8 @@ class _Launch:
 
     def _open_mirror(self, uri: str) -> Mirror:
         sweep = self.plan.sweep
-        mirror = Mirror(uri, sweep.experiment_name, self.id, self.plan.evaluation_fingerprint)
+        fingerprint, encoders = self.plan.evaluation_fingerprint, sweep.evaluation.encoders
+        mirror = Mirror(uri, sweep.experiment_name, self.id, fingerprint, encoders)
         mirror.open_launch(sweep.name, _launch_params(self.plan))
         mirror.log_launch({}, [self.own_folder / "sweep.yaml", self.own_folder / "versions.json"])
         return mirror
@@ -225,10 +229,11 @@ class _Launch:
             ProductionError: the language model could not be run.
         """
 
-        def evaluate(site: str, cfg: str, weights: bytes) -> Future[dict[str, float]]:
-            return store.evaluate.remote(site, cfg, [ray.put(weights)]).future()
+        def evaluate(site: str, cfg: str, weights: bytes, pursuit_l0: int | None) -> Future[Evaluation]:
+            return store.evaluate.remote(site, cfg, [ray.put(weights)], pursuit_l0).future()
 
-        queue = EvaluationQueue(self.pending, self.plan.evaluation_fingerprint, evaluate)
+        encoders = self.plan.sweep.evaluation.encoders
+        queue = EvaluationQueue(self.pending, self.plan.evaluation_fingerprint, encoders, evaluate)
         queue.start()
         crashes: dict[str, str] = {}
         try:
@@ -308,8 +313,12 @@ class _Launch:
         """The frontier as table and picture, in storage and on the parent run, which ends."""
         folder = self.own_folder
         artifacts: list[Path] = []
+        pursuit: pd.DataFrame | None = None
+        where = self.plan.sweep.experiment_name, None, self.id, mirror.client.tracking_uri
         try:
-            rows = results.frontier(self.plan.sweep.experiment_name, None, self.id, mirror.client.tracking_uri)
+            rows = results.frontier(*where)
+            if self.plan.sweep.evaluation.pursuit_l0:
+                pursuit = results.frontier(*where, encoder="pursuit")
         except UserError as error:  # no trial came through
             self.display.phase(str(error))
         else:
@@ -320,7 +329,10 @@ class _Launch:
             if not rows.empty:
                 artifacts = [folder / "frontier.csv", folder / "frontier.png"]
                 rows.to_csv(artifacts[0], index=False)
-                plots.save_frontier(rows, artifacts[1])
+                plots.save_frontier(rows, artifacts[1], pursuit)
+                if pursuit is not None:
+                    artifacts.append(folder / "pursuit.csv")
+                    pursuit.to_csv(artifacts[-1], index=False)
         metrics: dict[str, float] = {}
         if counters is not None:
             metrics = {

@@ -2,7 +2,7 @@
 
 driver.json                     the driver that runs, with a heartbeat
 launches/{id}/launch.json       the sweep, resolved, and its trials
-launches/{id}/sweep.yaml        the same to read, versions.json, frontier.csv, frontier.png
+launches/{id}/sweep.yaml        the same to read, versions.json, frontier.csv, frontier.png, pursuit.csv
 trials/{name}-{identity}/       see `training.directory`
 """
 

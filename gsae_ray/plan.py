@@ -13,6 +13,7 @@ from gsae_ray.activations.producer import ProducerSpec
 from gsae_ray.activations.sites import site_widths
 from gsae_ray.activations.tokens import TokenStore, pinned_data, prepare_tokens
 from gsae_ray.display import Display
+from gsae_ray.errors import UserError
 from gsae_ray.files import digest, file_hash
 from gsae_ray.saes import SAEConfig, load
 from gsae_ray.saes.io import CONFIG_FILE, WEIGHTS_FILE
@@ -49,7 +50,8 @@ def prepare(sweep: Sweep, storage: Path, display: Display, tracking_uri: str | N
     except (RuntimeError, NotImplementedError):  # some layers (mixtures of experts) cannot run without weights
         widths = site_widths(load_model(sweep.model), sweep.used_sites)
     parents = fetch_parents(sweep, storage / sweep.name / "parents", tracking_uri)
-    sweep.expand(widths, {}, parent_configs(parents))  # refuses before the tokens are prepared
+    configs = parent_configs(parents)
+    check_pursuit(sweep, sweep.expand(widths, {}, configs))  # what does not fit is told before tokens are prepared
     tokens = prepare_tokens(sweep, storage / "tokens", _every_few_seconds(display))
     model = model_fingerprint(sweep.model)
     evaluation = [model, tokens.heldout_fingerprint]
@@ -63,7 +65,7 @@ def prepare(sweep: Sweep, storage: Path, display: Display, tracking_uri: str | N
         sweep=sweep,
         tokens=tokens,
         layout=layout,
-        trials=sweep.expand(widths, {"model": model, "tokens": tokens.fingerprint}, parent_configs(parents)),
+        trials=sweep.expand(widths, {"model": model, "tokens": tokens.fingerprint}, configs),
         evaluation_fingerprint=digest(evaluation),
         parents={f"run:{run_id}": folder for run_id, folder in parents.items()},
     )
@@ -89,6 +91,20 @@ def fetch_parents(sweep: Sweep, folder: Path, tracking_uri: str | None) -> dict[
 def parent_configs(parents: dict[str, Path]) -> dict[str, tuple[SAEConfig, str]]:
     """Run id -> the configuration of its SAE, and a hash of the SAE."""
     return {run: (load(folder).cfg, file_hash(folder / WEIGHTS_FILE)) for run, folder in parents.items()}
+
+
+def check_pursuit(sweep: Sweep, trials: list[TrialSpec]) -> None:
+    """Whether every SAE has the features that gradient pursuit may use.
+
+    Raises:
+        UserError: an SAE is narrower than a target.
+    """
+    narrowest = min(trials, key=lambda trial: trial.d_sae)
+    for l0 in sweep.evaluation.pursuit_l0 or ():
+        if l0 > narrowest.d_sae:
+            raise UserError(
+                f"evaluation.pursuit_l0: {l0} features a row, but {narrowest.name} has only {narrowest.d_sae}; lower it"
+            )
 
 
 def _every_few_seconds(display: Display, interval_s: float = 5) -> Callable[[str, int, int], None]:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import math
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +13,21 @@ from mlflow.entities import Experiment, Run
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
+from gsae_ray import curves
+from gsae_ray.curves import pareto
 from gsae_ray.errors import UserError, first_line, suggest
 from gsae_ray.saes import REGISTRY, SAE, load
-from gsae_ray.tracking import EVALUATION, IDENTITY, KIND, LAUNCH, TRIAL, connect, download_sae, resolve_uri
+from gsae_ray.tracking import (
+    EVALUATION,
+    IDENTITY,
+    KIND,
+    LAUNCH,
+    TRIAL,
+    connect,
+    download_sae,
+    download_sequences,
+    resolve_uri,
+)
 
 EVAL_COLUMNS = [
     *("l0", "loss_recovered", "gamma", "fvu", "kl"),
@@ -29,19 +40,13 @@ COLUMNS = [
 ]
 MEANINGFUL_NATS = 0.05
 """Where zero-ablation costs less than this, loss recovered is a ratio of noise."""
+ENCODERS = ("own", "pursuit")
+"""Whose features a frontier is of: the SAE's encoder's, or those that gradient pursuit finds with its decoder."""
 FORMATS: dict[str, Callable[[SAE, Path], None]] = {"gsae": lambda sae, directory: sae.save(directory)}
 """Export formats by name."""
 
 
 # ---- the frontier ---------------------------------------------------------------------------------------------------
-
-
-def pareto(l0: np.ndarray[Any, Any], quality: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-    """Which points no other point beats: none has at most its L0 and at least its quality, one of them strictly."""
-    worse_or_equal = (l0[:, None] <= l0[None, :]) & (quality[:, None] >= quality[None, :])
-    strictly = (l0[:, None] < l0[None, :]) | (quality[:, None] > quality[None, :])
-    beaten: np.ndarray[Any, Any] = np.any(worse_or_equal & strictly, axis=0)
-    return ~beaten
 
 
 def labels(rows: pd.DataFrame) -> pd.Series[Any]:
@@ -51,12 +56,8 @@ def labels(rows: pd.DataFrame) -> pd.Series[Any]:
 
 
 def log_l0_at(rows: pd.DataFrame, loss_recovered: float) -> float:
-    """ln L0 of a frontier at a loss recovered, between its Pareto points by linear interpolation; NaN outside them."""
-    points = rows[pareto(rows["l0"].to_numpy(), rows["loss_recovered"].to_numpy())].sort_values("loss_recovered")
-    quality, log_l0 = points["loss_recovered"].to_numpy(), np.log(points["l0"].to_numpy())
-    if len(points) < 2 or not quality[0] <= loss_recovered <= quality[-1]:
-        return float("nan")
-    return float(np.interp(loss_recovered, quality, log_l0))
+    """ln L0 of a frontier at a loss recovered (see `curves.log_l0_at`)."""
+    return float(curves.log_l0_at(*_curve(rows), np.array(loss_recovered)))
 
 
 def check_recipes(*groups: pd.DataFrame) -> None:
@@ -81,13 +82,11 @@ def l0_ratio(better: pd.DataFrame, base: pd.DataFrame, points: int = 21, mixed_r
     """
     if not mixed_recipes:
         check_recipes(better, base)
-    low = max(rows["loss_recovered"].min() for rows in (better, base))
-    high = min(rows["loss_recovered"].max() for rows in (better, base))
-    differences = (
-        [log_l0_at(better, q) - log_l0_at(base, q) for q in np.linspace(low, high, points)] if low < high else []
-    )
-    finite = [d for d in differences if math.isfinite(d)]
-    return math.exp(float(np.mean(finite))) if finite else float("nan")
+    return curves.l0_ratio(_curve(better), _curve(base), points)
+
+
+def _curve(rows: pd.DataFrame) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+    return rows["l0"].to_numpy(), rows["loss_recovered"].to_numpy()
 
 
 def _experiment(client: MlflowClient, name: str) -> Experiment:
@@ -113,8 +112,8 @@ def _launch_id(client: MlflowClient, experiment: Experiment, launch: str | None)
     raise UserError(f"launch: no {launch!r} in {experiment.name!r}; {suggest(launch, ids)}")
 
 
-def _row(run: Run) -> dict[str, Any]:
-    params, metrics = run.data.params, run.data.metrics
+def _row(run: Run, evaluation: Mapping[str, float]) -> dict[str, Any]:
+    params = run.data.params
     sparsity_key = next(iter(REGISTRY[params["architecture"]].Hyperparameters.model_fields), None)
     return {
         "run_id": run.info.run_id,
@@ -128,12 +127,30 @@ def _row(run: Run) -> dict[str, Any]:
         "lr": float(params["lr"]),
         "seed": int(params["seed"]),
         "tokens": int(params["tokens"]),
-        **{name: metrics.get(f"eval/{name}", float("nan")) for name in EVAL_COLUMNS},
+        **{name: evaluation.get(name, float("nan")) for name in EVAL_COLUMNS},
     }
 
 
+def _own_row(run: Run) -> dict[str, Any]:
+    metrics = run.data.metrics
+    return _row(run, {name: metrics[f"eval/{name}"] for name in EVAL_COLUMNS if f"eval/{name}" in metrics})
+
+
+def _pursuit_rows(client: MlflowClient, run: Run) -> list[dict[str, Any]]:
+    """One for each L0 that pursuit aimed at: the step of its metrics."""
+    evaluations: dict[int, dict[str, float]] = {}
+    for name in EVAL_COLUMNS:
+        for point in client.get_metric_history(run.info.run_id, f"pursuit/{name}"):
+            evaluations.setdefault(point.step, {})[name] = point.value
+    return [{**_row(run, values), "pursuit_l0": l0} for l0, values in sorted(evaluations.items())]
+
+
 def frontier(
-    experiment: str, site: str | None = None, launch: str | None = None, tracking_uri: str | None = None
+    experiment: str,
+    site: str | None = None,
+    launch: str | None = None,
+    tracking_uri: str | None = None,
+    encoder: str = "own",
 ) -> pd.DataFrame:
     """The evaluated SAEs of a sweep, sorted by site and L0.
 
@@ -143,13 +160,18 @@ def frontier(
         experiment: the MLflow experiment, by default the sweep's name.
         site: only this one.
         launch: an id, or "all"; default: the newest.
+        encoder: "own", or "pursuit": the decoders with gradient pursuit, where the sweep has `evaluation.pursuit_l0`.
     Returns:
-        One row a trial with the columns `COLUMNS`. `on_frontier`: no SAE of its site has a lower L0 and a higher loss
-        recovered. `recipe`: objective/schedule of the training, and what deviates from them; `variant`: options of the
-        architecture that are not at their defaults. `attrs["notes"]`: what a reader should know, as lines of text.
+        One row a trial with the columns `COLUMNS`; of pursuit, one row a trial and target, and a column `pursuit_l0`
+        more. `on_frontier`: no SAE of its site has a lower L0 and a higher loss recovered. `recipe`: objective/schedule
+        of the training, and what deviates from them; `variant`: options of the architecture that are not at their
+        defaults. `attrs["notes"]`: what a reader should know, as lines of text.
     Raises:
-        UserError: no such experiment, launch or site, no finished trial, or trials evaluated on different tokens.
+        UserError: no such experiment, launch, site or encoder, no finished trial, none that pursuit was asked of, or
+            trials evaluated on different tokens.
     """
+    if encoder not in ENCODERS:
+        raise UserError(f"--encoder: unknown {encoder!r}; {suggest(encoder, ENCODERS)}")
     client = open_tracking(tracking_uri)
     found = _experiment(client, experiment)
     launch_id = _launch_id(client, found, launch)
@@ -162,6 +184,9 @@ def frontier(
         page = client.search_runs([found.experiment_id], query, page_token=token)
         runs.extend(page)
         token = page.token or ""
+    finished = len(runs)
+    if encoder == "pursuit":
+        runs = [run for run in runs if "pursuit/l0" in run.data.metrics]
     if launch_id is None:  # a trial that several launches carry counts once
         runs = list({run.data.tags[IDENTITY]: run for run in reversed(runs)}.values())
     if len({run.data.tags.get(EVALUATION) for run in runs}) > 1:
@@ -169,17 +194,26 @@ def frontier(
             f"launch: the launches of {experiment!r} were evaluated on different tokens, which cannot share a "
             "frontier; name one launch"
         )
-    if not runs:
-        where = f"launch {launch_id}" if launch_id else "any launch"
+    where = f"launch {launch_id}" if launch_id else "any launch"
+    if not finished:
         raise UserError(f"experiment: no trial of {experiment!r} ({where}) has finished yet")
-    rows = pd.DataFrame([_row(run) for run in runs])
+    if not runs:
+        raise UserError(
+            f"--encoder: no trial of {experiment!r} ({where}) was evaluated by pursuit; give its sweep file "
+            "evaluation.pursuit_l0 and run it again: what is trained is not trained again"
+        )
+    if encoder == "pursuit":
+        rows = pd.DataFrame([row for run in runs for row in _pursuit_rows(client, run)])
+    else:
+        rows = pd.DataFrame([_own_row(run) for run in runs])
     if site is not None:
         if site not in set(rows["site"]):
             raise UserError(f"site: no {site!r} in {experiment!r}; {suggest(site, sorted(set(rows['site'])))}")
         rows = rows[rows["site"] == site]
     usable = (rows["l0"] > 0) & np.isfinite(rows[EVAL_COLUMNS]).all(axis=1)
     notes = [
-        f"{row.trial} is left out: L0 = {row.l0:g}, loss recovered {row.loss_recovered:g}"
+        f"{row.trial}{f', pursuit L0 {row.pursuit_l0},' if encoder == 'pursuit' else ''} is left out: "
+        f"L0 = {row.l0:g}, loss recovered {row.loss_recovered:g}"
         for row in rows[~usable].itertuples()
     ]
     rows = rows[usable]
@@ -197,7 +231,30 @@ def frontier(
         if gap < MEANINGFUL_NATS:
             notes.append(f"{name}: zero-ablation costs only {gap:.3f} nats, so loss recovered means little there")
     rows.attrs["notes"] = notes
-    return rows[COLUMNS]
+    return rows[[*COLUMNS, "pursuit_l0"] if encoder == "pursuit" else COLUMNS]
+
+
+def sequences(
+    run_id: str, tracking_uri: str | None = None, pursuit_l0: int | None = None
+) -> dict[str, np.ndarray[Any, Any]]:
+    """What an SAE's evaluation summed over each held-out context, for `intervals`.
+
+    Args:
+        run_id: of a row of `frontier`; `pursuit_l0` too, if it is one of pursuit.
+    Returns:
+        Each of `evaluation.metrics.SUMS`, float64 [contexts], in the order that all SAEs of the frontier share.
+    Raises:
+        UserError: that run has none.
+    """
+    client = open_tracking(tracking_uri)
+    try:
+        found = download_sequences(client, run_id, pursuit_l0)
+    except (MlflowException, OSError) as error:
+        what = f" by pursuit at L0 {pursuit_l0}" if pursuit_l0 is not None else ""
+        raise UserError(
+            f"sequences: run {run_id} has no sums of each context{what} that can be fetched: {first_line(error)}"
+        ) from error
+    return {name: np.array(values, dtype=np.float64) for name, values in found.items()}
 
 
 def open_tracking(tracking_uri: str | None) -> MlflowClient:

@@ -214,6 +214,16 @@ class EvaluationSettings(Settings):
     )
     every_tokens: Count | None = Field(None, description="evaluate during training too, every so many rows")
     batch: Count = Field(8, description="contexts of a forward pass; small, since all logits of a pass are in memory")
+    pursuit_l0: Grid[Count] | None = Field(
+        None,
+        description="evaluate each finished SAE again with gradient pursuit in its encoder's place, at these L0s "
+        "(`frontier --encoder pursuit`); default: not",
+    )
+
+    @property
+    def encoders(self) -> tuple[int | None, ...]:
+        """What each finished SAE is evaluated with: None for its own encoder, then the L0s of gradient pursuit."""
+        return (None, *(self.pursuit_l0 or ()))
 
 
 def _whole_or_part(gpus: float) -> float:

@@ -7,9 +7,11 @@ made, and a run is asked what it has before rows are sent, so that mirroring twi
 from __future__ import annotations
 
 import contextlib
+import json
 import logging
 import math
 import os
+import tempfile
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -143,10 +145,22 @@ def trial_params(trial: TrialSpec) -> dict[str, Any]:
 class Mirror:
     """Brings an MLflow server up to date with the trial directories of one launch."""
 
-    def __init__(self, tracking_uri: str, experiment: str, launch_id: str, evaluation_fingerprint: str) -> None:
+    def __init__(
+        self,
+        tracking_uri: str,
+        experiment: str,
+        launch_id: str,
+        evaluation_fingerprint: str,
+        encoders: Sequence[int | None] = (None,),
+    ) -> None:
+        """
+        Args:
+            encoders: the evaluations that a trial needs to be finished, as `EvaluationSettings.encoders`.
+        """
         self.client = connect(tracking_uri)
         self.launch_id = launch_id
         self.fingerprint = evaluation_fingerprint
+        self.encoders = encoders
         found = self.client.get_experiment_by_name(experiment)
         if found is not None and found.lifecycle_stage == "deleted":
             self.client.restore_experiment(found.experiment_id)
@@ -208,20 +222,24 @@ class Mirror:
 
     def _sync_trial(self, trial: TrialSpec, directory: TrialDirectory) -> None:
         # Read before the rows: what is final now was written before, so nothing is missed.
-        failure, evaluation = directory.failure, directory.evaluation(self.fingerprint)
+        failure = directory.failure
+        finished = directory.done and not directory.missing(self.fingerprint, self.encoders)
         run_id = self._run(trial)
         if trial.name in self._ended:
             return
         # Rows that were cut back and written again come again; `_mirrored` keeps them from going twice.
         rows, cursor = directory.rows(self._cursors.get(trial.name, START))
         rows = [row for row in rows if row["step"] > self._mirrored[trial.name]]
-        final = [evaluation] if evaluation and directory.done else []
-        for batch in _batches(rows + final):
+        encoders = self.encoders if finished else ()
+        evaluations = {l0: found for l0 in encoders if (found := directory.evaluation(self.fingerprint, l0))}
+        for batch in _batches([*rows, *evaluations.values()]):
             self.client.log_batch(run_id, metrics=batch)
         self._cursors[trial.name] = cursor
         if rows:
             self._mirrored[trial.name] = rows[-1]["step"]
-        if final:
+        if finished:
+            for pursuit_l0, evaluation in evaluations.items():
+                self.client.log_text(run_id, json.dumps(evaluation["sequences"]), sequences_path(pursuit_l0))
             self.client.log_artifacts(run_id, str(directory.path / "sae"), "sae")
             self._end(trial, run_id, "FINISHED")
         elif failure is not None:
@@ -282,6 +300,11 @@ class Mirror:
         self.client.set_terminated(self.parent_id, status)
 
 
+def sequences_path(pursuit_l0: int | None) -> str:
+    """The artifact of a trial's run that holds an evaluation's sums of each held-out context."""
+    return f"evaluation/sequences{'' if pursuit_l0 is None else f'-pursuit-{pursuit_l0}'}.json"
+
+
 class MirrorThread(threading.Thread):
     """Runs `Mirror.sync` every few seconds beside the sweep, outliving whatever the server does."""
 
@@ -314,6 +337,15 @@ class MirrorThread(threading.Thread):
         self._stop_asked.set()
         self.join()
         return self.attempt()
+
+
+def download_sequences(client: MlflowClient, run_id: str, pursuit_l0: int | None) -> dict[str, list[float]]:
+    """What a trial's evaluation summed over each held-out context."""
+    uri = f"runs:/{run_id}/{sequences_path(pursuit_l0)}"
+    with tempfile.TemporaryDirectory(prefix="gsae-") as folder:
+        path = mlflow.artifacts.download_artifacts(uri, dst_path=folder, tracking_uri=client.tracking_uri)
+        sequences: dict[str, list[float]] = json.loads(Path(path).read_text(encoding="utf-8"))
+    return sequences
 
 
 def download_sae(client: MlflowClient, run_id: str, directory: str | Path) -> Path:

@@ -61,6 +61,8 @@ def error_line(result: Result) -> str:
         ("training.tokens=50_000_000", ["training.tokens", "50000000", "dataset.repeat"]),
         ("evaluation.tokens=5_000_000", ["evaluation.tokens", "5000000"]),
         ("sites={modules: [{module: gpt_neox.layers.1.mpl}]}", ["sites.modules", "mpl", "'gpt_neox.layers.1.mlp'"]),
+        ("evaluation.pursuit_l0=[4,4096]", ["evaluation.pursuit_l0", "4096", "w512", "512"]),
+        ("evaluation.pursuit_l0=[4,0]", ["evaluation.pursuit_l0", "0", "greater than 0"]),
         ("trials.cpus=4000", ["trials", "4000"]),
         ("producers.gpus=1000", ["producers", "gpus: 1000"]),
         ("producers.gpus=1.5", ["producers.gpus", "1.5", "whole number"]),

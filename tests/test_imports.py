@@ -15,7 +15,14 @@ CORE = sorted(
     for folder in ("saes", "activations", "training", "evaluation")
     for path in (PACKAGE / folder).glob("*.py")
     if (name := ".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts)) not in SHELLS
-) + ["gsae_ray.results", "gsae_ray.plots", "gsae_ray.sweep", "gsae_ray.tracking"]
+) + [
+    "gsae_ray.curves",
+    "gsae_ray.intervals",
+    "gsae_ray.results",
+    "gsae_ray.plots",
+    "gsae_ray.sweep",
+    "gsae_ray.tracking",
+]
 
 
 @pytest.mark.parametrize("without", ["ray", "mlflow"])

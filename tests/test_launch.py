@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 import ray
 import torch
@@ -16,7 +17,7 @@ from mlflow.tracking import MlflowClient
 from rich.console import Console
 
 import gsae_ray
-from gsae_ray import launch
+from gsae_ray import launch, results
 from gsae_ray.activations.actors import StoreSource, running_producers, start_store
 from gsae_ray.activations.producer import Producer
 from gsae_ray.activations.store import ReaderSpec
@@ -24,6 +25,7 @@ from gsae_ray.activations.stream import LocalSource, RowStream
 from gsae_ray.builtin import MODEL_DIR
 from gsae_ray.display import Display
 from gsae_ray.errors import UserError
+from gsae_ray.intervals import interval, of
 from gsae_ray.ledger import driver_lock
 from gsae_ray.plan import Plan, prepare, producer_spec
 from gsae_ray.saes import to_bytes
@@ -161,7 +163,7 @@ def test_law_6_evaluation_again_gives_the_logged_numbers(launched: launch.SweepR
     site = "blocks.2.hook_resid_post"
     sae = gsae_ray.best("golden", site=site, max_l0=100, tracking_uri=launched.tracking_uri)
     logged = sae.cfg.metadata["frontier"]
-    again = Producer(producer_spec(plan)).evaluate(site, *to_bytes(sae))
+    again = Producer(producer_spec(plan)).evaluate(site, *to_bytes(sae)).metrics
     for name in ("l0", "loss_recovered", "gamma", "fvu", "kl", "ce_zero", "ce_clean", "ce_spliced"):
         assert again[name] == pytest.approx(logged[name], rel=1e-4)
 
@@ -255,3 +257,39 @@ def test_a_sweep_of_nothing_but_dead_saes_ends_with_a_note(local_ray: None, home
 def test_a_second_driver_of_the_same_sweep_is_refused(launched: launch.SweepResult, home: Path) -> None:
     with driver_lock(home / "runs/golden"), pytest.raises(UserError, match=f"process {os.getpid()}"):
         run(SWEEP, home)
+
+
+def test_pursuit_and_one_target_more_cost_only_their_evaluations(launched: launch.SweepResult, home: Path) -> None:
+    def pursued(*targets: int, **options: Any) -> launch.SweepResult:
+        return run(
+            {**ONE_PRODUCER, "evaluation": {**SWEEP["evaluation"], "pursuit_l0": list(targets)}}, home, **options
+        )
+
+    trained = {p: p.stat().st_mtime_ns for p in (home / "runs/golden/trials").glob("*/DONE")}
+    first = pursued(8)
+    files = {p: p.stat().st_mtime_ns for p in (home / "runs/golden/trials").glob("*/evaluations/*")}
+    second = pursued(8, 32)
+    assert parent_run(first).data.metrics["evaluations"] == parent_run(second).data.metrics["evaluations"] == 4
+    assert {path: path.stat().st_mtime_ns for path in trained | files} == trained | files
+    resumed = pursued(8, 32, resume=True)
+    assert resumed.launch_id == second.launch_id
+    own, rows = resumed.frontier(), resumed.frontier(encoder="pursuit")
+    pd.testing.assert_frame_equal(own[results.EVAL_COLUMNS], launched.frontier()[results.EVAL_COLUMNS])
+    assert sorted(rows["pursuit_l0"]) == [8] * 4 + [32] * 4
+    assert (rows["l0"] <= rows["pursuit_l0"]).all() and (rows["l0"] > 0.9 * rows["pursuit_l0"]).all()
+    assert rows["loss_recovered"].between(0.5, 1.01).all()
+    client = MlflowClient(resumed.tracking_uri)
+    for run_id in own["run_id"]:
+        assert [m.step for m in client.get_metric_history(run_id, "pursuit/kl")] == [8, 32]
+    assert "pursuit.csv" in {item.path for item in client.list_artifacts(parent_run(resumed).info.run_id)}
+
+
+def test_the_sums_of_each_context_give_the_logged_numbers_and_intervals(launched: launch.SweepResult) -> None:
+    rows = launched.frontier("blocks.2.hook_resid_post")
+    sums = [results.sequences(run_id, launched.tracking_uri) for run_id in rows["run_id"]]
+    assert {len(values) for sae in sums for values in sae.values()} == {len(sums[0]["rows"])}
+    for position, row in enumerate(rows.itertuples()):
+        for name in ("l0", "loss_recovered", "gamma", "fvu", "kl"):
+            found = interval(of(name, position), [sums], draws=200)
+            assert found.value == pytest.approx(getattr(row, name), rel=1e-9)
+            assert found.low < found.value < found.high

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +18,24 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from trials import FINGERPRINT, SITE_1, SITE_2, begin, expand, finish
+from trials import FINGERPRINT, SITE_1, SITE_2, begin, evaluation, expand, finish
 
 from gsae_ray import saes
+from gsae_ray.curves import pareto
 from gsae_ray.errors import UserError
-from gsae_ray.results import COLUMNS, best, check_export, choose, export, frontier, l0_ratio, log_l0_at, pareto
+from gsae_ray.evaluation.metrics import Evaluation
+from gsae_ray.plots import plot_frontier
+from gsae_ray.results import (
+    COLUMNS,
+    best,
+    check_export,
+    choose,
+    export,
+    frontier,
+    l0_ratio,
+    log_l0_at,
+    sequences,
+)
 from gsae_ray.sweep import TrialSpec
 from gsae_ray.tracking import Mirror
 
@@ -175,16 +188,21 @@ class Recorder:
         self.uri = f"sqlite:///{folder / 'mlflow.db'}"
 
     def record(
-        self, experiment: str, launch: str, trials: Sequence[tuple[TrialSpec, End]], fingerprint: str = FINGERPRINT
+        self,
+        experiment: str,
+        launch: str,
+        trials: Sequence[tuple[TrialSpec, End]],
+        fingerprint: str = FINGERPRINT,
+        pursuit: Mapping[int, Evaluation] | None = None,
     ) -> None:
         time.sleep(0.002)  # launches are told apart by when they started, in milliseconds
-        mirror = Mirror(self.uri, experiment, launch, fingerprint)
+        mirror = Mirror(self.uri, experiment, launch, fingerprint, (None, *(pursuit or ())))
         mirror.open_launch("small", {})
         pairs = []
         for trial, end in trials:
             directory = begin(self.folder / experiment / launch, trial, steps=2)
             if isinstance(end, dict):
-                finish(directory, trial, fingerprint, **end)
+                finish(directory, trial, fingerprint, pursuit, **end)
             elif end == "failed":
                 directory.fail("NaN")
             pairs.append((trial, directory))
@@ -307,6 +325,71 @@ def test_a_sweep_of_which_nothing_is_usable_has_an_empty_frontier(recorder: Reco
     pd.testing.assert_frame_equal(frontier("dead", site=SITE_1), rows)
     with pytest.raises(UserError):
         best("dead", max_l0=40)
+
+
+# ---- gradient pursuit and sums of each context ----------------------------------------------------------------------
+
+
+def test_pursuit_has_a_frontier_of_its_own_with_a_row_for_each_target(recorder: Recorder) -> None:
+    pursuit = {4: evaluation(l0=4.0, loss_recovered=0.8), 16: evaluation(l0=15.5, loss_recovered=0.95)}
+    recorder.record("pursued", NEWER, list(zip(GATED_1[:2], ends((9, 0.85), (19, 0.9)), strict=True)), pursuit=pursuit)
+    own, rows = frontier("pursued"), frontier("pursued", encoder="pursuit")
+    assert own.columns.tolist() == COLUMNS
+    assert own["l0"].tolist() == [9, 19]
+    assert rows.columns.tolist() == [*COLUMNS, "pursuit_l0"]
+    assert rows["pursuit_l0"].tolist() == [4, 4, 16, 16]
+    assert rows["l0"].tolist() == [4, 4, 15.5, 15.5]
+    assert rows["loss_recovered"].tolist() == [0.8, 0.8, 0.95, 0.95]
+    assert sorted(set(rows["trial"])) == sorted(trial.name for trial in GATED_1[:2])
+    assert rows["on_frontier"].all()
+    assert frontier("pursued", encoder="pursuit", launch="all")["l0"].tolist() == rows["l0"].tolist()
+
+
+def test_where_pursuit_was_not_asked_for_its_frontier_says_how_to_get_it(recorder: Recorder) -> None:
+    with pytest.raises(UserError, match=r"^--encoder: no trial of 'sweep' \(launch .*\) .* evaluation.pursuit_l0"):
+        frontier("sweep", encoder="pursuit")
+    with pytest.raises(UserError, match=r"^--encoder: unknown 'pursut'; did you mean 'pursuit'"):
+        frontier("sweep", encoder="pursut")
+
+
+def test_what_pursuit_leaves_out_is_said_with_its_target(recorder: Recorder) -> None:
+    pursuit = {4: evaluation(l0=0.0), 8: evaluation(l0=8.0, loss_recovered=math.nan), 16: evaluation(l0=15.5)}
+    recorder.record("half", NEWER, list(zip(GATED_1[:1], ends((9, 0.85)), strict=True)), pursuit=pursuit)
+    rows = frontier("half", encoder="pursuit")
+    assert rows["pursuit_l0"].tolist() == [16]
+    assert [note for note in rows.attrs["notes"] if "pursuit L0 4," in note and "L0 = 0" in note]
+    assert [note for note in rows.attrs["notes"] if "pursuit L0 8," in note and "nan" in note]
+
+
+def test_the_sums_of_each_context_are_fetched_for_a_row(recorder: Recorder) -> None:
+    pursuit = {4: evaluation(l0=3.5)}
+    recorder.record("sums", NEWER, list(zip(GATED_1[:1], ends((9, 0.85)), strict=True)), pursuit=pursuit)
+    run_id = frontier("sums")["run_id"][0]
+    for found, expected in ((sequences(run_id), evaluation(l0=9)), (sequences(run_id, pursuit_l0=4), pursuit[4])):
+        assert {name: values.tolist() for name, values in found.items()} == expected.sequences
+        assert all(values.dtype == np.float64 for values in found.values())
+    with pytest.raises(UserError, match=rf"^sequences: run {run_id} has no sums of each context by pursuit at L0 5"):
+        sequences(run_id, pursuit_l0=5)
+    with pytest.raises(UserError, match=r"^sequences: run nothing has no"):
+        sequences("nothing")
+
+
+def test_the_picture_has_dashed_lines_for_pursuit(recorder: Recorder, tmp_path: Path) -> None:
+    pursuit = {4: evaluation(l0=4.0, loss_recovered=0.8), 16: evaluation(l0=15.5, loss_recovered=0.95)}
+    trials = [
+        *zip(GATED_1[:2], ends((9, 0.85), (19, 0.9)), strict=True),
+        *zip(GATED_2[:1], ends((8, 0.8)), strict=True),
+    ]
+    recorder.record("drawn", NEWER, trials, pursuit=pursuit)
+    figure = plot_frontier(frontier("drawn"), frontier("drawn", encoder="pursuit"))
+    assert len(figure.axes) == 2
+    solid, dashed = (
+        next(line for line in figure.axes[0].lines if line.get_label() == label)
+        for label in ("gated", "gated, pursuit")
+    )
+    assert solid.get_linestyle() == "-" and sorted(solid.get_xdata()) == [9, 19]
+    assert dashed.get_linestyle() == "--" and sorted(set(dashed.get_xdata())) == [4, 15.5]
+    assert all("pursuit" not in str(line.get_label()) for line in plot_frontier(frontier("drawn")).axes[0].lines)
 
 
 # ---- errors ---------------------------------------------------------------------------------------------------------

@@ -5,14 +5,14 @@ from __future__ import annotations
 import itertools
 import socket
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 from mlflow.entities import Run
 from mlflow.tracking import MlflowClient
-from trials import FINGERPRINT, SITE_1, begin, evaluation, expand, finish, random_sae, row_metrics
+from trials import FINGERPRINT, SITE_1, begin, evaluation, expand, finish, logged, random_sae, row_metrics
 
 from gsae_ray import saes
 from gsae_ray.errors import UserError
@@ -29,6 +29,7 @@ from gsae_ray.tracking import (
     MirrorThread,
     connect,
     download_sae,
+    download_sequences,
     resolve_uri,
 )
 from gsae_ray.training.directory import TrialDirectory
@@ -55,8 +56,8 @@ class Server:
         self.uri, self.experiment = uri, f"experiment {next(self._number)}"
         self.client = MlflowClient(uri)
 
-    def mirror(self, launch_id: str = LAUNCH_ID) -> Mirror:
-        mirror = Mirror(self.uri, self.experiment, launch_id, FINGERPRINT)
+    def mirror(self, launch_id: str = LAUNCH_ID, encoders: Sequence[int | None] = (None,)) -> Mirror:
+        mirror = Mirror(self.uri, self.experiment, launch_id, FINGERPRINT, encoders)
         mirror.open_launch("small", {"model": "builtin", "trials": len(TRIALS)})
         return mirror
 
@@ -83,7 +84,11 @@ class Server:
                 "params": run.data.params,
                 "tags": {k: v for k, v in run.data.tags.items() if k != "gsae.updated"},
                 "metrics": {name: self.history(run, name) for name in run.data.metrics},
-                "artifacts": [file.path for file in self.client.list_artifacts(run.info.run_id, "sae")],
+                "artifacts": [
+                    file.path
+                    for folder in ("sae", "evaluation")
+                    for file in self.client.list_artifacts(run.info.run_id, folder)
+                ],
             }
             for kind in ("launch", "trial")
             for run in self.runs(kind)
@@ -257,12 +262,47 @@ def test_a_trial_is_finished_when_it_is_evaluated_and_its_sae_is_there(server: S
     mirror.sync([(trial, directory)])
     run = server.run()
     assert run.info.status == "FINISHED"
-    assert evaluation(l0=20).items() <= run.data.metrics.items()
+    assert logged(evaluation(l0=20)).items() <= run.data.metrics.items()
     assert server.steps("eval/l0") == [1024]
     fetched = download_sae(mirror.client, run.info.run_id, tmp_path / "fetched")
     for name in ("cfg.json", "sae_weights.safetensors"):
         assert (fetched / name).read_bytes() == (directory.path / "sae" / name).read_bytes()
     assert saes.load(fetched).cfg.site == SITE_1
+
+
+def test_the_sums_of_each_context_go_with_the_sae(server: Server, tmp_path: Path) -> None:
+    trial, directory = pair(tmp_path, 2)
+    finish(directory, trial, pursuit={4: evaluation(l0=3.5)})
+    mirror = server.mirror(encoders=(None, 4))
+    mirror.sync([(trial, directory)])
+    run_id = server.run().info.run_id
+    assert download_sequences(mirror.client, run_id, None) == evaluation().sequences
+    assert download_sequences(mirror.client, run_id, 4) == evaluation(l0=3.5).sequences
+
+
+def test_pursuit_is_a_curve_of_its_own_over_target_l0_and_arrives_once(server: Server, tmp_path: Path) -> None:
+    trial, directory = pair(tmp_path, 2)
+    finish(directory, trial, pursuit={4: evaluation(l0=3.5, loss_recovered=0.7)})
+    encoders = (None, 4, 16)
+    first = server.mirror(encoders=encoders)
+    first.sync([(trial, directory)])
+    assert server.run().info.status == "RUNNING", "one of the evaluations is still to come"
+    directory.save_evaluation(FINGERPRINT, 1024, evaluation(l0=15, loss_recovered=0.9), 16)
+    killed = server.mirror(encoders=encoders)
+    killed.client.set_terminated = fail_in_call(killed.client.set_terminated, 1)  # everything sent, and not yet said
+    with pytest.raises(ConnectionError):
+        killed.sync([(trial, directory)])
+    for _ in range(2):
+        resumed = server.mirror(encoders=encoders)
+        resumed.sync([(trial, directory)])
+    run = server.run()
+    assert run.info.status == "FINISHED"
+    values = {name: [(step, value) for step, _, value in server.history(run, name)] for name in run.data.metrics}
+    assert values["pursuit/l0"] == [(4, 3.5), (16, 15)]
+    assert values["pursuit/loss_recovered"] == [(4, 0.7), (16, 0.9)]
+    assert values["pursuit/gamma"] == [(4, 1), (16, 1)]
+    assert values["eval/l0"] == [(1024, 20)]
+    assert server.steps() == [64, 128]
 
 
 def test_a_failed_trial_has_status_failed_and_the_reason(server: Server, tmp_path: Path) -> None:

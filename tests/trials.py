@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from gsae_ray.activations.sites import Site
+from gsae_ray.evaluation.metrics import Evaluation
 from gsae_ray.saes import SAE, SAEConfig
 from gsae_ray.saes.io import build
 from gsae_ray.sweep import Sweep, TrialSpec
@@ -57,13 +59,26 @@ def begin(root: Path, trial: TrialSpec, steps: int = 0) -> TrialDirectory:
     return directory
 
 
-def evaluation(l0: float = 20.0, loss_recovered: float = 0.9, **metrics: float) -> dict[str, float]:
+def evaluation(l0: float = 20.0, loss_recovered: float = 0.9, **metrics: float) -> Evaluation:
     values = {"l0": l0, "loss_recovered": loss_recovered, "gamma": 1.0, "fvu": 0.1, "kl": 0.2}
     values |= {"ce_clean": 3.0, "ce_spliced": 3.4, "ce_zero": 7.0, "alive_fraction": 0.5} | metrics
-    return {f"eval/{name}": value for name, value in values.items()}
+    return Evaluation(values, {"rows": [7.0, 6.0], "active": [7 * l0, 6 * l0]})
 
 
-def finish(directory: TrialDirectory, trial: TrialSpec, fingerprint: str = FINGERPRINT, **metrics: float) -> None:
-    """Training and evaluation end."""
+def logged(evaluation: Evaluation, kind: str = "eval") -> dict[str, float]:
+    """Its metrics, as storage and MLflow name them."""
+    return {f"{kind}/{name}": value for name, value in evaluation.metrics.items()}
+
+
+def finish(
+    directory: TrialDirectory,
+    trial: TrialSpec,
+    fingerprint: str = FINGERPRINT,
+    pursuit: Mapping[int, Evaluation] | None = None,
+    **metrics: float,
+) -> None:
+    """Training and evaluation end; `pursuit`: by target L0."""
     directory.finish(random_sae(trial))
     directory.save_evaluation(fingerprint, trial.training.tokens, evaluation(**metrics))
+    for l0, found in (pursuit or {}).items():
+        directory.save_evaluation(fingerprint, trial.training.tokens, found, l0)

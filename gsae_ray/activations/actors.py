@@ -15,6 +15,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy, Place
 from gsae_ray.activations.chunks import Array, SiteStatistics
 from gsae_ray.activations.store import ActivationStore, ProducerDied, Ref
 from gsae_ray.errors import ProductionError, UserError, reason
+from gsae_ray.evaluation.metrics import Evaluation
 
 if TYPE_CHECKING:
     from gsae_ray.activations.producer import Producer, ProducerSpec
@@ -43,8 +44,8 @@ class ProducerShell:
         statistics, chunks = self.producer.produce(block, sites)
         return [statistics, *chunks]
 
-    def evaluate(self, site: str, cfg: str, weights: bytes) -> dict[str, float]:
-        return self.producer.evaluate(site, cfg, weights)
+    def evaluate(self, site: str, cfg: str, weights: bytes, pursuit_l0: int | None) -> Evaluation:
+        return self.producer.evaluate(site, cfg, weights, pursuit_l0)
 
 
 class RayProducerClient:
@@ -60,9 +61,9 @@ class RayProducerClient:
         first, *chunks = refs if objects > 1 else [refs]
         return await self._result(first), chunks
 
-    async def evaluate(self, site: str, cfg: str, weights: Ref) -> dict[str, float]:
-        metrics: dict[str, float] = await self._result(self.actor.evaluate.remote(site, cfg, weights))
-        return metrics
+    async def evaluate(self, site: str, cfg: str, weights: Ref, pursuit_l0: int | None) -> Evaluation:
+        evaluation: Evaluation = await self._result(self.actor.evaluate.remote(site, cfg, weights, pursuit_l0))
+        return evaluation
 
     async def _result(self, ref: Any) -> Any:
         try:
@@ -77,9 +78,9 @@ class StoreShell(ActivationStore):
     def __init__(self, producers: Sequence[ActorHandle[Any]], spec: ProducerSpec, *args: Any) -> None:
         super().__init__(spec.layout, [RayProducerClient(actor, spec) for actor in producers], *args)
 
-    async def evaluate(self, site: str, cfg: str, weights: list[Ref]) -> dict[str, float]:
+    async def evaluate(self, site: str, cfg: str, weights: list[Ref], pursuit_l0: int | None = None) -> Evaluation:
         # In a list, so that Ray does not fetch the weights to the store on the way.
-        return await super().evaluate(site, cfg, weights[0])
+        return await super().evaluate(site, cfg, weights[0], pursuit_l0)
 
 
 class StoreSource:

@@ -14,6 +14,7 @@ from gsae_ray.activations.models import load_model
 from gsae_ray.activations.sites import Site, capture
 from gsae_ray.activations.tokens import TokenStore
 from gsae_ray.evaluation.evaluator import Evaluator
+from gsae_ray.evaluation.metrics import Evaluation
 from gsae_ray.saes import from_bytes
 from gsae_ray.sweep import ModelSettings
 
@@ -79,12 +80,12 @@ class Producer:
         chunks = [to_array(rows[site][a:b]) for site in sites for a, b in layout.chunks(block, site)]
         return statistics, chunks
 
-    def evaluate(self, site: str, cfg: str, weights: bytes) -> dict[str, float]:
-        """Metrics of an SAE, as saved, on the held-out contexts (see `evaluation.evaluator`)."""
+    def evaluate(self, site: str, cfg: str, weights: bytes, pursuit_l0: int | None = None) -> Evaluation:
+        """An SAE, as saved, on the held-out contexts (see `Evaluator.evaluate`)."""
         if self._evaluator is None:
             spec = self.spec
             self._evaluator = Evaluator(self.model, spec.tokens.heldout(), spec.tokens.kept, spec.evaluation_batch)
-        return self._evaluator.evaluate(Site(site), from_bytes(cfg, weights).to(self.device))
+        return self._evaluator.evaluate(Site(site), from_bytes(cfg, weights).to(self.device), pursuit_l0)
 
 
 def _inverse_permutation(rows: int, seed: int, block: int) -> Array:

@@ -21,9 +21,12 @@ from gsae_ray.activations.chunks import SiteStatistics
 from gsae_ray.activations.layout import Layout
 from gsae_ray.errors import ProductionError, StaleAttemptError
 from gsae_ray.errors import reason as reason_of
+from gsae_ray.evaluation.metrics import Evaluation
 
 Ref = Any
 """A reference to a chunk or to weights; the store passes it on and never looks inside."""
+_Request = tuple[str, str, Ref, int | None]
+"""The arguments of an evaluation."""
 
 
 class ProducerDied(Exception):
@@ -36,7 +39,7 @@ class ProducerClient(Protocol):
     async def produce(self, block: int, sites: Sequence[str]) -> tuple[dict[str, SiteStatistics], list[Ref]]:
         """As `Producer.produce`, with references in place of chunks. Raises ProducerDied."""
 
-    async def evaluate(self, site: str, cfg: str, weights: Ref) -> dict[str, float]:
+    async def evaluate(self, site: str, cfg: str, weights: Ref, pursuit_l0: int | None) -> Evaluation:
         """As `Producer.evaluate`. Raises ProducerDied."""
 
 
@@ -79,6 +82,7 @@ class Counters:
     """Of blocks held and in production."""
     peak_bytes: int
     evaluations: int
+    """Of finished SAEs and of those in training, by their own encoders and by pursuit."""
 
     @property
     def forward_ratio(self) -> float:
@@ -109,7 +113,7 @@ class ActivationStore:
         self._idle = list(producers)
         self._blocks: dict[int, _Block] = {}
         self._statistics: dict[str, SiteStatistics] = {}
-        self._evaluations: list[tuple[asyncio.Future[dict[str, float]], tuple[str, str, Ref]]] = []
+        self._evaluations: list[tuple[asyncio.Future[Evaluation], _Request]] = []
         self._tasks: set[asyncio.Task[None]] = set()
         self._changed = asyncio.Condition()
         self._error: str | None = None
@@ -162,10 +166,10 @@ class ActivationStore:
         if trial in self._readers:
             await self.release(trial, self._readers[trial].attempt, finished)
 
-    async def evaluate(self, site: str, cfg: str, weights: Ref) -> dict[str, float]:
-        """Metrics of an SAE, from any producer."""
-        future: asyncio.Future[dict[str, float]] = asyncio.get_running_loop().create_future()
-        self._evaluations.append((future, (site, cfg, weights)))
+    async def evaluate(self, site: str, cfg: str, weights: Ref, pursuit_l0: int | None = None) -> Evaluation:
+        """`Producer.evaluate` of any producer."""
+        future: asyncio.Future[Evaluation] = asyncio.get_running_loop().create_future()
+        self._evaluations.append((future, (site, cfg, weights, pursuit_l0)))
         self._advance()
         return await future
 
@@ -294,18 +298,16 @@ class ActivationStore:
             self._produced[block] = self._produced.get(block, 0) + 1
         await self._became_idle(producer)
 
-    async def _evaluate(
-        self, producer: ProducerClient, future: asyncio.Future[dict[str, float]], request: tuple[str, str, Ref]
-    ) -> None:
+    async def _evaluate(self, producer: ProducerClient, future: asyncio.Future[Evaluation], request: _Request) -> None:
         try:
-            metrics = await self._call(producer, "evaluate", *request)
+            evaluation = await self._call(producer, "evaluate", *request)
         except ProductionError as error:
             if not future.cancelled():
                 future.set_exception(error)
         else:
             self._evaluation_count += 1
             if not future.cancelled():
-                future.set_result(metrics)
+                future.set_result(evaluation)
         await self._became_idle(producer)
 
     async def _became_idle(self, producer: ProducerClient) -> None:

@@ -9,30 +9,37 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 
 from gsae_ray.errors import ProductionError, reason
+from gsae_ray.evaluation.metrics import Evaluation
 from gsae_ray.saes.io import CONFIG_FILE, WEIGHTS_FILE
 from gsae_ray.sweep import TrialSpec
 from gsae_ray.training.directory import TrialDirectory
 
-Evaluate = Callable[[str, str, bytes], "Future[dict[str, float]]"]
-"""(site, cfg.json, weights as saved) -> the metrics, in time."""
+Evaluate = Callable[[str, str, bytes, int | None], "Future[Evaluation]"]
+"""(site, cfg.json, weights as saved, L0 of pursuit) -> the evaluation, in time."""
 
 
 class EvaluationQueue(threading.Thread):
-    """Watches trial directories: what is DONE and has no evaluation of this fingerprint gets one."""
+    """Watches trial directories: what is DONE gets the evaluations of this fingerprint that it lacks."""
 
     def __init__(
         self,
         trials: Sequence[tuple[TrialSpec, TrialDirectory]],
         fingerprint: str,
+        encoders: Sequence[int | None],
         evaluate: Evaluate,
         interval_s: float = 0.3,
     ) -> None:
+        """
+        Args:
+            encoders: as `EvaluationSettings.encoders`.
+        """
         super().__init__(name="evaluations", daemon=True)
         self.fingerprint = fingerprint
+        self.encoders = encoders
         self.evaluate = evaluate
         self.interval_s = interval_s
         self._waiting = list(trials)
-        self._running: list[tuple[TrialSpec, TrialDirectory, Future[dict[str, float]]]] = []
+        self._running: list[tuple[TrialSpec, TrialDirectory, int | None, Future[Evaluation]]] = []
         self._error: Exception | None = None
         self._training_over = threading.Event()
         self._stop_asked = False
@@ -46,22 +53,21 @@ class EvaluationQueue(threading.Thread):
             time.sleep(self.interval_s)
 
     def _look(self) -> None:
-        for item in list(self._waiting):
+        for item in [item for item in self._waiting if item[1].done]:
             trial, directory = item
-            if directory.evaluation(self.fingerprint) is not None:
-                self._waiting.remove(item)
-            elif directory.done:
-                self._waiting.remove(item)
-                with self._kept_for_finish():
-                    folder = directory.path / "sae"
-                    cfg, weights = (folder / CONFIG_FILE).read_text("utf-8"), (folder / WEIGHTS_FILE).read_bytes()
-                    self._running.append((trial, directory, self.evaluate(trial.site, cfg, weights)))
-        for running in [r for r in self._running if r[2].done()]:
-            trial, directory, request = running
+            self._waiting.remove(item)
+            with self._kept_for_finish():
+                folder = directory.path / "sae"
+                cfg, weights = (folder / CONFIG_FILE).read_text("utf-8"), (folder / WEIGHTS_FILE).read_bytes()
+                for pursuit_l0 in directory.missing(self.fingerprint, self.encoders):
+                    request = self.evaluate(trial.site, cfg, weights, pursuit_l0)
+                    self._running.append((trial, directory, pursuit_l0, request))
+        for running in [r for r in self._running if r[3].done()]:
+            trial, directory, pursuit_l0, request = running
             self._running.remove(running)
             with self._kept_for_finish():
-                metrics = {f"eval/{name}": value for name, value in request.result().items()}
-                directory.save_evaluation(self.fingerprint, trial.training.trained_tokens, metrics)
+                tokens = trial.training.trained_tokens
+                directory.save_evaluation(self.fingerprint, tokens, request.result(), pursuit_l0)
 
     @contextlib.contextmanager
     def _kept_for_finish(self) -> Iterator[None]:

@@ -7,7 +7,9 @@ checkpoints/{tokens}/        state.safetensors, then manifest.json with its hash
 sae/                         the finished SAE
 DONE                         training has finished and sae/ is whole
 FAILED                       {"reason": …}: training ended for good, e.g. in NaN
-evaluations/{fingerprint}.json   the finished SAE's metrics on the held-out contexts of that fingerprint
+evaluations/{fingerprint}.json   the finished SAE on the held-out contexts of that fingerprint: {"step", "timestamp",
+                             "metrics": {name: value}, "sequences": {sum: [of each context]}}
+evaluations/{fingerprint}-pursuit-{l0}.json   the same with gradient pursuit in its encoder's place; step is its L0
 """
 
 from __future__ import annotations
@@ -16,7 +18,7 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +26,7 @@ import safetensors.torch
 from torch import Tensor
 
 from gsae_ray.errors import StaleAttemptError
+from gsae_ray.evaluation.metrics import Evaluation
 from gsae_ray.files import file_hash, read_json, write_atomically, write_json
 from gsae_ray.saes import SAE
 from gsae_ray.sweep import TrialSpec
@@ -76,13 +79,22 @@ class TrialDirectory:
         whole = data[: data.rfind(b"\n") + 1]
         return [json.loads(line) for line in whole.splitlines()], (inode, offset + len(whole))
 
-    def evaluation(self, fingerprint: str) -> dict[str, Any] | None:
-        """{"step", "timestamp", "metrics"} of the finished SAE, if it was evaluated on those contexts."""
-        value: dict[str, Any] | None = read_json(self._evaluation_path(fingerprint))
+    def evaluation(self, fingerprint: str, pursuit_l0: int | None = None) -> dict[str, Any] | None:
+        """{"step", "timestamp", "metrics", "sequences"} of the finished SAE, if it was evaluated on those contexts.
+
+        Args:
+            pursuit_l0: by gradient pursuit with that target, instead of its own encoder.
+        """
+        value: dict[str, Any] | None = read_json(self._evaluation_path(fingerprint, pursuit_l0))
         return value
 
-    def _evaluation_path(self, fingerprint: str) -> Path:
-        return self.path / "evaluations" / f"{fingerprint[:16]}.json"
+    def missing(self, fingerprint: str, encoders: Sequence[int | None]) -> list[int | None]:
+        """Those of the evaluations asked for that the SAE does not have (`EvaluationSettings.encoders`)."""
+        return [l0 for l0 in encoders if not self._evaluation_path(fingerprint, l0).exists()]
+
+    def _evaluation_path(self, fingerprint: str, pursuit_l0: int | None) -> Path:
+        pursuit = "" if pursuit_l0 is None else f"-pursuit-{pursuit_l0}"
+        return self.path / "evaluations" / f"{fingerprint[:16]}{pursuit}.json"
 
     def newest_state(self) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
         """The newest checkpoint that is whole: (tensors, the rest). Cuts the metric rows back to it.
@@ -176,8 +188,14 @@ class TrialDirectory:
         """Before a new launch tries again."""
         (self.path / "FAILED").unlink(missing_ok=True)
 
-    def save_evaluation(self, fingerprint: str, tokens: int, metrics: dict[str, float]) -> None:
-        """Of the finished SAE: whoever evaluates it comes to the same metrics, so any process may write them."""
-        path = self._evaluation_path(fingerprint)
+    def save_evaluation(
+        self, fingerprint: str, tokens: int, evaluation: Evaluation, pursuit_l0: int | None = None
+    ) -> None:
+        """Of the finished SAE: whoever evaluates it comes to the same numbers, so any process may write them."""
+        path = self._evaluation_path(fingerprint, pursuit_l0)
         path.parent.mkdir(exist_ok=True)
-        write_json(path, {"step": tokens, "timestamp": time.time_ns() // 1_000_000, "metrics": metrics})
+        kind, step = ("eval", tokens) if pursuit_l0 is None else ("pursuit", pursuit_l0)
+        metrics = {f"{kind}/{name}": value for name, value in evaluation.metrics.items()}
+        timestamp = time.time_ns() // 1_000_000
+        value = {"step": step, "timestamp": timestamp, "metrics": metrics, "sequences": evaluation.sequences}
+        write_atomically(path, (json.dumps(value) + "\n").encode())  # in one line: there may be many contexts

@@ -16,6 +16,7 @@ from gsae_ray.activations.actors import StoreSource
 from gsae_ray.activations.layout import Layout
 from gsae_ray.activations.stream import RowStream
 from gsae_ray.errors import ProductionError, reason
+from gsae_ray.evaluation.metrics import Evaluation
 from gsae_ray.saes import SAE, load, to_bytes
 from gsae_ray.sweep import TrialSpec
 from gsae_ray.training.directory import TrialDirectory
@@ -116,8 +117,8 @@ class SAETrial(tune.Trainable):
     def _evaluate(self, sae: SAE) -> dict[str, float]:
         cfg, weights = to_bytes(sae)
         request = self.store.evaluate.remote(self.trial.site, cfg, [ray.put(weights)])
-        metrics: dict[str, float] = ray.get(request)
-        return {f"eval/{name}": value for name, value in metrics.items()}
+        evaluation: Evaluation = ray.get(request)
+        return {f"eval/{name}": value for name, value in evaluation.metrics.items()}
 
     def _end(self) -> None:
         """Lets the trial's blocks go."""

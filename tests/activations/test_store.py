@@ -17,10 +17,11 @@ from gsae_ray.activations.chunks import SiteStatistics
 from gsae_ray.activations.layout import Layout
 from gsae_ray.activations.store import ActivationStore, ProducerDied, ReaderSpec
 from gsae_ray.errors import ProductionError, StaleAttemptError
+from gsae_ray.evaluation.metrics import Evaluation
 
 WIDTHS = {"left": 3, "right": 2}
 TIMEOUT_S = 20.0
-METRICS = {"l0": 7.0}
+EVALUATION = Evaluation({"l0": 7.0}, {"rows": [3.0]})
 
 
 def layout_of(*rows: int, chunk_rows: int = 4) -> Layout:
@@ -48,7 +49,7 @@ class ArrayProducer:
         self.layout, self.slowness = layout, slowness
         self.produced = share.produced if share else Counter()
         self.live_bytes = share.live_bytes if share else [0, 0]  # now, peak
-        self.evaluated: list[tuple[str, str, Any]] = []
+        self.evaluated: list[tuple[str, str, Any, int | None]] = []
 
     def _alive(self, nbytes: int) -> None:
         self.live_bytes[0] += nbytes
@@ -68,10 +69,10 @@ class ArrayProducer:
                 weakref.finalize(chunks[-1], self._alive, -chunks[-1].nbytes)
         return statistics, chunks
 
-    async def evaluate(self, site: str, cfg: str, weights: Any) -> dict[str, float]:
+    async def evaluate(self, site: str, cfg: str, weights: Any, pursuit_l0: int | None) -> Evaluation:
         await turns(self.slowness)
-        self.evaluated.append((site, cfg, weights))
-        return METRICS
+        self.evaluated.append((site, cfg, weights, pursuit_l0))
+        return EVALUATION
 
 
 def producers_of(layout: Layout, count: int = 1, slowness: int = 1) -> list[ArrayProducer]:
@@ -358,9 +359,9 @@ class Failing(ArrayProducer):
         await self._maybe("produce")
         return await super().produce(block, sites)
 
-    async def evaluate(self, site: str, cfg: str, weights: Any) -> dict[str, float]:
+    async def evaluate(self, site: str, cfg: str, weights: Any, pursuit_l0: int | None) -> Evaluation:
         await self._maybe("evaluate")
-        return await super().evaluate(site, cfg, weights)
+        return await super().evaluate(site, cfg, weights, pursuit_l0)
 
 
 async def die() -> None:
@@ -391,7 +392,7 @@ def test_a_producer_that_died_is_asked_again_and_the_rows_are_right() -> None:
 def test_an_evaluation_whose_producer_died_is_asked_again() -> None:
     layout = layout_of(5)
     flaky = Failing(layout, "evaluate", die, range(1))
-    assert play(Store(layout, [flaky], {}).evaluate("left", "cfg", "weights")) == METRICS
+    assert play(Store(layout, [flaky], {}).evaluate("left", "cfg", "weights")) == EVALUATION
     assert flaky.calls == 2
 
 
@@ -464,16 +465,16 @@ def test_evaluations_are_done_while_production_goes_on_and_after() -> None:
         trials = asyncio.gather(train(store, "t0", 10), train(store, "t1", 12))
         await turns(30)
         requests = [store.evaluate("left", f"cfg {i}", f"weights {i}") for i in range(3)]
-        assert await asyncio.gather(*requests) == [METRICS] * 3
+        assert await asyncio.gather(*requests) == [EVALUATION] * 3
         assert not trials.done()
         assert store.counters().blocks_held < 30
         await trials
-        assert await store.evaluate("right", "cfg 3", "weights 3") == METRICS
+        assert await store.evaluate("right", "cfg 3", "weights 3", 16) == EVALUATION
         assert store.counters().evaluations == 4
         assert store.counters().forward_ratio == 1.0
 
     play(work())
-    expected = [("left", f"cfg {i}", f"weights {i}") for i in range(3)] + [("right", "cfg 3", "weights 3")]
+    expected = [("left", f"cfg {i}", f"weights {i}", None) for i in range(3)] + [("right", "cfg 3", "weights 3", 16)]
     assert producers[0].evaluated == expected
 
 
@@ -486,9 +487,9 @@ def test_a_block_that_a_trial_waits_for_goes_before_evaluations_and_they_before_
             order.append(f"block {block}")
             return await super().produce(block, sites)
 
-        async def evaluate(self, site: str, cfg: str, weights: Any) -> dict[str, float]:
+        async def evaluate(self, site: str, cfg: str, weights: Any, pursuit_l0: int | None) -> Evaluation:
             order.append("evaluation")
-            return await super().evaluate(site, cfg, weights)
+            return await super().evaluate(site, cfg, weights, pursuit_l0)
 
     async def work() -> None:
         store = Store(layout, [Watched(layout, 5)], readers_of(layout, 1))

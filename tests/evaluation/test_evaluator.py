@@ -14,7 +14,9 @@ from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
 from gsae_ray.activations.sites import Site
 from gsae_ray.activations.tokens import kept_mask
 from gsae_ray.evaluation import evaluator as evaluator_module
-from gsae_ray.evaluation.evaluator import METRICS, Evaluator
+from gsae_ray.evaluation.evaluator import Evaluator
+from gsae_ray.evaluation.metrics import METRICS, RATIOS, SUMS
+from gsae_ray.evaluation.pursuit import gradient_pursuit
 from gsae_ray.saes import SAE, SAEConfig
 from gsae_ray.saes.io import build
 
@@ -153,7 +155,7 @@ def test_every_metric_is_that_of_a_slow_independent_evaluation(
     sae = make_sae(architecture, d_sae=40, seed=2)
     assert site.layer is not None
     expected = slow_evaluation(model, tokens_ET, site.layer, sae)
-    actual = evaluator.evaluate(site, sae)
+    actual = evaluator.evaluate(site, sae).metrics
     assert set(actual) == set(METRICS)
     assert actual == pytest.approx(expected, rel=1e-5, abs=1e-6)
     assert abs(expected["ce_zero"] - expected["ce_clean"]) > 0.05  # the comparison means something
@@ -191,7 +193,7 @@ def test_masked_positions_keep_their_own_activations(model: Any, evaluator: Eval
 
 @at_both_layers
 def test_a_perfect_sae_recovers_the_whole_loss(evaluator: Evaluator, tokens_ET: Tensor, site: Site) -> None:
-    metrics = evaluator.evaluate(site, perfect_sae())
+    metrics = evaluator.evaluate(site, perfect_sae()).metrics
     assert metrics["loss_recovered"] == pytest.approx(1, abs=1e-6)
     assert metrics["gamma"] == pytest.approx(1, abs=1e-6)
     assert metrics["fvu"] == pytest.approx(0, abs=1e-10)
@@ -203,7 +205,7 @@ def test_a_perfect_sae_recovers_the_whole_loss(evaluator: Evaluator, tokens_ET: 
 
 @at_both_layers
 def test_an_sae_that_gives_zero_recovers_nothing(evaluator: Evaluator, site: Site) -> None:
-    metrics = evaluator.evaluate(site, make_sae())
+    metrics = evaluator.evaluate(site, make_sae()).metrics
     assert metrics["ce_spliced"] == metrics["ce_zero"]
     assert metrics["loss_recovered"] == 0
     assert metrics["l0"] == metrics["alive_fraction"] == 0
@@ -218,7 +220,7 @@ def test_loss_recovered_may_be_negative_or_exceed_one(evaluator: Evaluator, fact
     sae = perfect_sae()
     with torch.no_grad():
         sae.W_dec.mul_(factor)
-    metrics = evaluator.evaluate(SITES[0], sae)
+    metrics = evaluator.evaluate(SITES[0], sae).metrics
     clean, spliced, zero = (metrics[f"ce_{name}"] for name in ("clean", "spliced", "zero"))
     assert metrics["loss_recovered"] == pytest.approx(1 - (spliced - clean) / (zero - clean))
     assert metrics["loss_recovered"] < 0 if sign < 0 else metrics["loss_recovered"] > 1
@@ -228,7 +230,7 @@ def test_shrinkage_gives_a_gamma_below_one(evaluator: Evaluator) -> None:
     sae = perfect_sae()
     with torch.no_grad():
         sae.W_dec.mul_(0.8)
-    metrics = evaluator.evaluate(SITES[0], sae)
+    metrics = evaluator.evaluate(SITES[0], sae).metrics
     assert metrics["gamma"] == pytest.approx(0.8, abs=1e-6)
 
 
@@ -240,8 +242,71 @@ def test_gamma_is_a_ratio_of_expectations_not_a_mean_of_ratios(
     per_context = [slow_evaluation(model, tokens_T[None], 0, sae)["gamma"] for tokens_T in tokens_ET]
     assert abs(sum(per_context) / CONTEXTS - ratio) > 1e-3 * abs(ratio)
     for batch in (1, 3, CONTEXTS):
-        metrics = Evaluator(model, tokens_ET, kept, batch).evaluate(site, sae)
+        metrics = Evaluator(model, tokens_ET, kept, batch).evaluate(site, sae).metrics
         assert metrics["gamma"] == pytest.approx(ratio, rel=1e-6)
+
+
+# ---- each context ---------------------------------------------------------------------------------------------------
+
+
+@at_both_layers
+@pytest.mark.parametrize("batch", [4, 7])
+def test_the_sums_of_each_context_are_those_of_a_slow_evaluation_of_it(
+    model: Any, tokens_ET: Tensor, site: Site, batch: int
+) -> None:
+    sae = make_sae("gated", d_sae=40, seed=2)
+    assert site.layer is not None
+    sequences = Evaluator(model, tokens_ET, kept, batch).evaluate(site, sae).sequences
+    assert set(sequences) == set(SUMS)
+    for e, tokens_T in enumerate(tokens_ET):
+        slow = slow_evaluation(model, tokens_T[None], site.layer, sae)
+        sums = {name: values[e] for name, values in sequences.items()}
+        for name in set(RATIOS) - {"fvu"}:  # the variance is about the mean of all contexts
+            assert float(RATIOS[name](sums)) == pytest.approx(slow[name], rel=1e-4, abs=1e-5), (name, e)
+        assert sums["rows"] == slow["rows"]
+        assert sums["positions"] == int((tokens_T[1:-1] != SPECIAL).sum())
+        assert sums["error_sq"] == pytest.approx(sums["x_sq"] - 2 * sums["x_hat_x"] + sums["x_hat_sq"])
+
+
+def test_the_metrics_are_those_of_the_summed_contexts(evaluator: Evaluator) -> None:
+    metrics, sequences = evaluator.evaluate(SITES[0], make_sae("gated", d_sae=40, seed=2))
+    totals = {name: sum(values) for name, values in sequences.items()}
+    for name, ratio in RATIOS.items():
+        assert float(ratio(totals)) == pytest.approx(metrics[name], rel=1e-12), name
+    assert metrics["rows"] == totals["rows"]
+    assert all(len(values) == CONTEXTS for values in sequences.values())
+
+
+# ---- gradient pursuit -----------------------------------------------------------------------------------------------
+
+
+@at_both_layers
+def test_pursuit_takes_the_encoders_place_in_every_metric(
+    model: Any, tokens_ET: Tensor, evaluator: Evaluator, site: Site
+) -> None:
+    sae = make_sae("gated", d_sae=40, seed=2)
+    assert site.layer is not None
+
+    class Pursued:
+        decode = sae.decode
+
+        def encode(self, x_BD: Tensor) -> Tensor:
+            return gradient_pursuit(x_BD, sae.W_dec, sae.b_dec, 5)
+
+    expected = slow_evaluation(model, tokens_ET, site.layer, Pursued())  # type: ignore[arg-type]
+    metrics, sequences = evaluator.evaluate(site, sae, pursuit_l0=5)
+    assert metrics == pytest.approx(expected, rel=1e-4, abs=1e-5)
+    assert 0 < metrics["l0"] <= 5
+    own = evaluator.evaluate(site, sae)
+    assert own.metrics["l0"] != metrics["l0"]
+    for name in ("rows", "x_sq", "centred_sq", "positions", "nll_clean", "nll_zero"):
+        assert sequences[name] == own.sequences[name], "the same contexts: what pairs the two"
+
+
+def test_more_pursued_features_explain_more(evaluator: Evaluator) -> None:
+    sae = make_sae(d_sae=40, seed=2)
+    fvu = [evaluator.evaluate(SITES[1], sae, l0).metrics["fvu"] for l0 in (1, 2, 4, 8, 16)]
+    assert fvu == sorted(fvu, reverse=True)
 
 
 # ---- the same SAE, the same numbers ---------------------------------------------------------------------------------
@@ -270,8 +335,8 @@ def test_the_size_of_a_slice_changes_results_by_rounding_only(
     model: Any, tokens_ET: Tensor, evaluator: Evaluator, site: Site, batch: int
 ) -> None:
     sae = make_sae("gated", seed=7)
-    metrics = Evaluator(model, tokens_ET, kept, batch).evaluate(site, sae)
-    assert metrics == pytest.approx(evaluator.evaluate(site, sae), rel=1e-5, abs=1e-6)
+    metrics = Evaluator(model, tokens_ET, kept, batch).evaluate(site, sae).metrics
+    assert metrics == pytest.approx(evaluator.evaluate(site, sae).metrics, rel=1e-5, abs=1e-6)
 
 
 def test_the_model_is_left_as_it_was(model: Any, tokens_ET: Tensor, evaluator: Evaluator) -> None:
@@ -284,6 +349,6 @@ def test_the_model_is_left_as_it_was(model: Any, tokens_ET: Tensor, evaluator: E
 
 @pytest.mark.parametrize("point", ["mlp_out", "attn_out", "resid_pre"])
 def test_a_perfect_sae_is_perfect_at_every_point_of_width_n(evaluator: Evaluator, point: str) -> None:
-    metrics = evaluator.evaluate(Site.of_point(1, point), perfect_sae())
+    metrics = evaluator.evaluate(Site.of_point(1, point), perfect_sae()).metrics
     assert metrics["loss_recovered"] == pytest.approx(1, abs=1e-5)
     assert metrics["kl"] == pytest.approx(0, abs=1e-6)

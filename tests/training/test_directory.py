@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from trials import FINGERPRINT, begin, evaluation, expand, random_sae, row_metrics
+from trials import FINGERPRINT, begin, evaluation, expand, logged, random_sae, row_metrics
 
 from gsae_ray import saes
 from gsae_ray.errors import StaleAttemptError
@@ -265,9 +265,25 @@ def test_an_evaluation_is_found_by_the_fingerprint_of_what_it_was_measured_on(tm
     directory.save_evaluation("e" * 64, 1024, evaluation(l0=21))
     found = directory.evaluation(FINGERPRINT)
     assert found is not None
-    assert (found["step"], found["metrics"]) == (1024, evaluation(l0=20))
-    assert directory.evaluation("e" * 64)["metrics"] == evaluation(l0=21)  # type: ignore[index]
+    assert (found["step"], found["metrics"]) == (1024, logged(evaluation(l0=20)))
+    assert found["sequences"] == evaluation(l0=20).sequences
+    assert directory.evaluation("e" * 64)["metrics"] == logged(evaluation(l0=21))  # type: ignore[index]
     assert directory.evaluation("d" * 64) is None
+
+
+def test_evaluations_by_pursuit_are_kept_apart_so_that_one_target_more_costs_only_itself(tmp_path: Path) -> None:
+    directory = begin(tmp_path, TRIAL)
+    directory.finish(random_sae(TRIAL))
+    assert directory.missing(FINGERPRINT, (None, 4, 8)) == [None, 4, 8]
+    directory.save_evaluation(FINGERPRINT, 1024, evaluation(l0=20))
+    directory.save_evaluation(FINGERPRINT, 1024, evaluation(l0=3.9), pursuit_l0=4)
+    assert directory.missing(FINGERPRINT, (None, 4, 8)) == [8]
+    assert directory.missing("e" * 64, (None, 4)) == [None, 4]
+    own, pursuit = directory.evaluation(FINGERPRINT), directory.evaluation(FINGERPRINT, 4)
+    assert own is not None and pursuit is not None
+    assert own["metrics"] == logged(evaluation(l0=20))
+    assert (pursuit["step"], pursuit["metrics"]) == (4, logged(evaluation(l0=3.9), "pursuit"))
+    assert directory.evaluation(FINGERPRINT, 8) is None
 
 
 def test_law_7_nothing_but_json_and_safetensors_is_written(tmp_path: Path) -> None:
