@@ -7,9 +7,9 @@ library's own (`neighbours.py` says what that is). `--ours` names a family of ou
 `head_to_head.yaml` that differ; it may be given more than once. The neighbours get an environment of their own (made in
 --environment, a few minutes), and what they trained stays in --work, so that later runs train ours alone.
 
-Two frontiers are compared at equal quality: log L0, linear in log FVU (or log(1 − loss recovered)) between SAEs, over the
-range that both cover. The ratio is ours ÷ theirs, so below 1 is better. Intervals: 95 %, bootstrap over held-out
-contexts, paired (all SAEs see the same draw), and over seeds where there is more than one.
+Two frontiers are compared at equal quality, over the range that both cover: log L0, linear in log FVU (or in
+log(1 − loss recovered)) between SAEs. The ratio is ours ÷ theirs, so below 1 is better. Intervals: 95 %, bootstrap over
+held-out contexts, paired (all SAEs see the same draw), and over seeds where there is more than one.
 """
 
 from __future__ import annotations
