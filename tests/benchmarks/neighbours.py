@@ -22,9 +22,11 @@ What the two do (read in dictionary-learning 0.1.0, `trainers/gdm.py`, `training
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import math
 import os
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -142,7 +144,8 @@ def main() -> None:
     torch.set_num_threads(1)
     rows_RD = safetensors.torch.load_file(args.rows)["rows"]
     for job in json.loads(args.jobs.read_text("utf-8")):
-        tensors = TRAIN[job["library"]](rows_RD, job)
+        with contextlib.redirect_stdout(sys.stderr):  # what the libraries print
+            tensors = TRAIN[job["library"]](rows_RD, job)
         copies = {
             name: tensor.detach().clone(memory_format=torch.contiguous_format) for name, tensor in tensors.items()
         }
