@@ -87,7 +87,7 @@ def make_environment(directory: Path) -> Path:
     if not marker.is_file() or marker.read_text("utf-8") != wanted:
         print(f"making an environment in {directory}", flush=True)
         subprocess.run([sys.executable, "-m", "venv", directory], check=True)
-        subprocess.run([python, "-m", "pip", "install", "--quiet", *REQUIREMENTS], check=True)
+        subprocess.run([python, "-m", "pip", "install", "-qq", *REQUIREMENTS], check=True)
         # Of nnsight's dependencies; built for CUDA, it does not load beside a torch without, and nothing here needs it.
         subprocess.run([python, "-m", "pip", "uninstall", "--quiet", "--yes", "torchvision"], check=True)
         marker.write_text(wanted, "utf-8")
