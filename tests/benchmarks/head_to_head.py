@@ -1,0 +1,359 @@
+"""Gated SAEs of ours against those of dictionary_learning and SAELens, trained on the very same activations.
+
+    python tests/benchmarks/head_to_head.py --work DIR [--ours NAME KEY=VALUE ...]... [--json FILE]
+
+Same rows in the same order, same batch size, width, peak learning rate, number of λ and steps; everything else is each
+library's own (`neighbours.py` says what that is). `--ours` names a family of our SAEs and the keys of its entry in
+`head_to_head.yaml` that differ; it may be given more than once. The neighbours get an environment of their own (made in
+--environment, a few minutes), and what they trained stays in --work, so that later runs train ours alone.
+
+Two frontiers are compared at equal quality, over the range that both cover: log L0, linear in log FVU (or in
+log(1 − loss recovered)) between SAEs. The ratio is ours ÷ theirs, so below 1 is better. Intervals: 95 %, bootstrap over
+held-out contexts, paired (all SAEs see the same draw), and over seeds where there is more than one.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.metadata
+import json
+import math
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors.torch
+import torch
+from rich.console import Console
+from torch import Tensor
+
+from gsae_ray.activations.chunks import Array, SiteStatistics
+from gsae_ray.activations.models import model_fingerprint
+from gsae_ray.activations.producer import Producer
+from gsae_ray.activations.sites import Site
+from gsae_ray.activations.stream import LocalSource, RowStream
+from gsae_ray.display import Display
+from gsae_ray.evaluation.evaluator import Evaluator
+from gsae_ray.files import digest
+from gsae_ray.plan import Plan, prepare, producer_spec
+from gsae_ray.saes import SAE, SAEConfig
+from gsae_ray.saes.io import build
+from gsae_ray.sweep import TrialSpec, load_sweep
+from gsae_ray.training.trainer import Trainer
+
+HERE = Path(__file__).parent
+REQUIREMENTS = ["sae-lens==6.54.12", "dictionary-learning==0.1.0", "torch>=2.11,<2.14"]
+LIBRARIES = ("dictionary_learning", "sae_lens")
+SCHEDULE = {"lr_warmup": 0.0, "lr_decay": 0.2, "l1_warmup": 0.05}
+"""Of the neighbours, as fractions of the run: SAELens' tutorial. On these 3,125 steps no lr warm-up was best for
+dictionary_learning too (λ = 8: L0 → loss recovered 2.28 → .909; 5 %: 2.74 → .902; its absolute defaults: 2.94 → .907).
+"""
+POINTS, DRAWS = 21, 2000
+COSTS = {"FVU": lambda m: np.log(m["fvu"]), "loss recovered": lambda m: np.log1p(-m["loss_recovered"])}
+
+
+# ---- training -------------------------------------------------------------------------------------------------------
+
+
+class KeptSource(LocalSource):
+    """Every block is produced once, for all trials of this process."""
+
+    def __init__(self, producer: Producer, site: str) -> None:
+        super().__init__(producer, site)
+        self._kept: dict[int, tuple[dict[str, SiteStatistics], list[Array]]] = {}
+
+    def open(self, block: int) -> None:
+        if block not in self._kept:
+            self._kept[block] = self.producer.produce(block, [self.site])
+        statistics, self._chunks = self._kept[block]
+        self._statistics = self._statistics or statistics
+
+
+def train(trial: TrialSpec, plan: Plan, source: KeptSource) -> SAE:
+    trainer = Trainer(trial, RowStream(source, plan.layout, trial.site))
+    while not trainer.done:
+        trainer.train_interval()
+    return trainer.finished_sae({})
+
+
+def make_environment(directory: Path) -> Path:
+    """Its Python. Both libraries live in one environment."""
+    python, marker = directory / "bin" / "python", directory / "requirements.txt"
+    wanted = "\n".join(REQUIREMENTS)
+    if not marker.is_file() or marker.read_text("utf-8") != wanted:
+        print(f"making an environment in {directory}", flush=True)
+        subprocess.run([sys.executable, "-m", "venv", directory], check=True)
+        subprocess.run([python, "-m", "pip", "install", "-qq", *REQUIREMENTS], check=True)
+        # Of nnsight's dependencies; built for CUDA, it does not load beside a torch without, and nothing here needs it.
+        subprocess.run([python, "-m", "pip", "uninstall", "--quiet", "--yes", "torchvision"], check=True)
+        marker.write_text(wanted, "utf-8")
+    return python
+
+
+def neighbour_jobs(plan: Plan, lambdas: list[float], directory: Path) -> list[dict[str, Any]]:
+    """What the neighbours are to train: the plan's quantities, their recipes."""
+    trial, producers = plan.trials[0], plan.sweep.producers
+    data = [model_fingerprint(plan.sweep.model), plan.tokens.fingerprint, trial.site, producers.batch, producers.cpus]
+    jobs = []
+    for library in LIBRARIES:
+        for l1 in lambdas:
+            for seed in plan.sweep.training.seeds:
+                job = {"library": library, "l1": l1, "seed": seed, "d_sae": trial.d_sae, "lr": trial.training.lr}
+                job |= {"steps": trial.training.steps, "batch_size": trial.training.batch_size, **SCHEDULE}
+                key = digest([REQUIREMENTS, data, job])[:16]
+                jobs.append({**job, "out": str(directory / f"{library}-l1-{l1:g}-seed{seed}-{key}.safetensors")})
+    return jobs
+
+
+def train_neighbours(jobs: list[dict[str, Any]], plan: Plan, source: KeptSource, work: Path, environment: Path) -> None:
+    """Runs the jobs that no earlier run has done."""
+    jobs = [job for job in jobs if not Path(job["out"]).is_file()]
+    if not jobs:
+        return
+    python = make_environment(environment)
+    with tempfile.TemporaryDirectory(dir=work) as directory:
+        rows, todo = Path(directory, "rows.safetensors"), Path(directory, "jobs.json")
+        stream = RowStream(source, plan.layout, plan.trials[0].site)
+        trained_tokens = jobs[0]["steps"] * jobs[0]["batch_size"]
+        safetensors.torch.save_file({"rows": stream.read(trained_tokens).float()}, rows)
+        todo.write_text(json.dumps(jobs), "utf-8")
+        environ = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"} | {"OMP_NUM_THREADS": "1"}
+        command = [str(python), str(HERE / "neighbours.py"), str(rows), str(todo)]
+        with (work / "neighbours.log").open("ab") as log:  # progress bars of theirs
+            subprocess.run(command, check=True, env=environ, stderr=log)
+
+
+@torch.no_grad()
+def from_neighbour(path: Path, trial: TrialSpec) -> SAE:
+    """Their SAE as one of ours, with unit decoder norms; checked against what the library itself makes of some rows."""
+    tensors = safetensors.torch.load_file(path)
+    probes = {name: tensors.pop(name) for name in list(tensors) if name.startswith("probe_")}
+    norms_F = tensors["W_dec"].norm(dim=1)
+    for name in ("W_enc", "b_gate", "b_mag"):
+        tensors[name] = tensors[name] * norms_F
+    tensors["W_dec"] = tensors["W_dec"] / norms_F[:, None]
+    cfg = SAEConfig(
+        architecture="gated",
+        d_in=trial.d_in,
+        d_sae=trial.d_sae,
+        hyperparameters={"l1_coefficient": 0.0},
+        site=trial.site,
+    )
+    sae = build(cfg).eval()
+    sae.load_state_dict(tensors)
+    theirs = {"encode": probes["probe_acts"] * norms_F, "decode": probes["probe_x_hat"]}
+    ours = {"encode": sae.encode(probes["probe_x"]), "decode": sae(probes["probe_x"])}
+    for name, expected in theirs.items():
+        error = ((ours[name] - expected).abs().max() / expected.abs().max()).item()
+        if not error < 1e-4:
+            raise SystemExit(f"{path.name}: {name} differs from the library's own by {error:.1e} of the largest value")
+    return sae
+
+
+# ---- evaluation -----------------------------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def context_sums(evaluator: Evaluator, site: Site, sae: SAE) -> dict[str, Tensor]:
+    """Of each held-out context, float64: what L0, FVU and loss recovered are ratios of."""
+    parts: list[dict[str, Tensor]] = []
+    for index, tokens_BT in enumerate(evaluator.slices):
+        kept_BT = evaluator.kept(tokens_BT)
+        part: dict[str, Tensor] = {}
+
+        def splice(x_BTn: Tensor, kept_BT: Tensor = kept_BT, part: dict[str, Tensor] = part) -> Tensor:
+            acts_BTF = sae.encode(x_BTn.float())
+            x_hat_BTn = sae.decode(acts_BTF)
+            x, kept = x_BTn.double(), kept_BT.double()
+            part["rows"] = kept.sum(1)
+            part["active"] = ((acts_BTF > 0).sum(-1) * kept_BT).sum(1).double()
+            part["error_sq"] = ((x - x_hat_BTn.double()).square().sum(-1) * kept).sum(1)
+            part["x_sq"] = (x.square().sum(-1) * kept).sum(1)
+            part["x"] = (x * kept[..., None]).sum(1)
+            return torch.where(kept_BT[..., None], x_hat_BTn.to(x_BTn.dtype), x_BTn)
+
+        def ablate(x_BTn: Tensor, kept_BT: Tensor = kept_BT) -> Tensor:
+            return x_BTn.masked_fill(kept_BT[..., None], 0)
+
+        passes = {"spliced": evaluator._log_probs(tokens_BT, (site, splice))}
+        passes["clean"] = evaluator._clean_log_probs(index, tokens_BT)
+        passes["zero"] = evaluator._log_probs(tokens_BT, (site, ablate))
+        for name, log_probs_BTV in passes.items():
+            next_BT = log_probs_BTV[:, :-1].gather(-1, tokens_BT[:, 1:, None]).squeeze(-1)
+            part[name] = -(next_BT.double() * kept_BT[:, :-1]).sum(1)
+        parts.append(part)
+    return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+
+
+def metrics(sums: dict[str, Tensor], weights_RS: Tensor) -> dict[str, Tensor]:
+    """L0, FVU and loss recovered of each weighting of the contexts."""
+    total = {name: weights_RS @ value for name, value in sums.items()}
+    rows = total["rows"]
+    variance = total["x_sq"] - total["x"].square().sum(-1) / rows
+    recovered = 1 - (total["spliced"] - total["clean"]) / (total["zero"] - total["clean"])
+    return {"l0": total["active"] / rows, "fvu": total["error_sq"] / variance, "loss_recovered": recovered}
+
+
+# ---- comparison -----------------------------------------------------------------------------------------------------
+
+
+class Family:
+    """The SAEs of one library or recipe: λ × seeds."""
+
+    def __init__(self) -> None:
+        self.draws: dict[float, list[dict[str, np.ndarray[Any, Any]]]] = {}
+        """λ -> for each seed: metric -> [R], the first of the whole held-out set, the others bootstrap draws."""
+
+    def curves(self, cost: str, seeds: np.random.RandomState) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+        """(cost, log L0), each [R, λ], means over (a draw of) the seeds, in the order of the cost."""
+        n_seeds = len(next(iter(self.draws.values())))
+        weights_RK = seeds.multinomial(n_seeds, np.full(n_seeds, 1 / n_seeds), DRAWS + 1) / n_seeds
+        weights_RK[0] = 1 / n_seeds
+        xs, ys = [], []
+        for by_seed in self.draws.values():
+            xs.append((np.stack([COSTS[cost](m) for m in by_seed], 1) * weights_RK).sum(1))
+            ys.append((np.stack([np.log(m["l0"]) for m in by_seed], 1) * weights_RK).sum(1))
+        x, y = np.stack(xs, 1), np.stack(ys, 1)
+        order = np.argsort(x, axis=1)
+        return np.take_along_axis(x, order, 1), np.take_along_axis(y, order, 1)
+
+
+def compare(ours: Family, theirs: Family, cost: str) -> dict[str, Any]:
+    """Ratios of L0 at equal cost: the mean over the common range, and at its points."""
+    x_ours, y_ours = ours.curves(cost, np.random.RandomState(1))
+    x_theirs, y_theirs = theirs.curves(cost, np.random.RandomState(2))
+    low, high = (max(x_ours[0, 0], x_theirs[0, 0]), min(x_ours[0, -1], x_theirs[0, -1]))
+    if low >= high:
+        raise SystemExit(f"the frontiers have no common range of {cost}: other λ are needed")
+    # A draw moves the ends of the curves a little: its points are the same fractions of its own common range.
+    log_RP, theirs_l0_P = np.empty((DRAWS + 1, POINTS)), np.empty(POINTS)
+    for r in range(DRAWS + 1):
+        ends = (max(x_ours[r, 0], x_theirs[r, 0]), min(x_ours[r, -1], x_theirs[r, -1]))
+        grid_P = np.linspace(*ends, POINTS)
+        theirs_P = np.interp(grid_P, x_theirs[r], y_theirs[r])
+        log_RP[r] = np.interp(grid_P, x_ours[r], y_ours[r]) - theirs_P
+        if r == 0:
+            theirs_l0_P = np.exp(theirs_P)
+    quality = np.exp(np.linspace(low, high, POINTS))
+    bounds = np.exp(np.percentile(log_RP[1:], [2.5, 97.5], axis=0))
+    mean = np.exp(log_RP.mean(1))
+    return {
+        "equal": cost,
+        "ratio": float(mean[0]),
+        "interval": np.percentile(mean[1:], [2.5, 97.5]).tolist(),
+        "points": [
+            {
+                "quality": float(quality[p] if cost == "FVU" else 1 - quality[p]),
+                "l0_theirs": float(theirs_l0_P[p]),
+                "ratio": float(math.exp(log_RP[0, p])),
+                "interval": bounds[:, p].tolist(),
+            }
+            for p in range(POINTS)
+        ],
+    }
+
+
+# ---- the report -----------------------------------------------------------------------------------------------------
+
+
+def print_table(columns: list[str], rows: list[list[str]]) -> None:
+    print("| " + " | ".join(columns) + " |\n|" + "---|" * len(columns))
+    for row in rows:
+        print("| " + " | ".join(row) + " |")
+    print(flush=True)
+
+
+def interval(ratio: float, bounds: list[float]) -> str:
+    return f"{ratio:.3f} [{bounds[0]:.3f}, {bounds[1]:.3f}]"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--work", type=Path, required=True, help="tokens, and what the neighbours trained")
+    parser.add_argument(
+        "--environment", type=Path, help="the neighbours' virtual environment; default WORK/environment"
+    )
+    parser.add_argument("--ours", nargs="+", action="append", metavar=("NAME", "KEY=VALUE"), help="default: defaults")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="for all of head_to_head.yaml")
+    parser.add_argument(
+        "--neighbours-l1", type=float, nargs="+", help="λ of the neighbours; default: those of the file"
+    )
+    parser.add_argument("--json", type=Path, help="where to write the numbers")
+    args = parser.parse_args()
+    args.work.mkdir(parents=True, exist_ok=True)
+    torch.set_num_threads(1)
+    families = {name: overrides for name, *overrides in args.ours or [["ours"]]}
+    display = Display(Console(stderr=True))
+    plans = {
+        name: prepare(
+            load_sweep(HERE / "head_to_head.yaml", [*args.set, *(f"saes.0.{item}" for item in overrides)]),
+            args.work,
+            display,
+        )
+        for name, overrides in families.items()
+    }
+    base = prepare(load_sweep(HERE / "head_to_head.yaml", args.set), args.work, display)
+    producer = Producer(producer_spec(base))
+    site = base.trials[0].site
+    source = KeptSource(producer, site)
+
+    lambdas = args.neighbours_l1 or sorted({trial.hyperparameters["l1_coefficient"] for trial in base.trials})
+    jobs = neighbour_jobs(base, lambdas, args.work)
+    train_neighbours(jobs, base, source, args.work, args.environment or args.work / "environment")
+    saes = [(j["library"], j["l1"], j["seed"], from_neighbour(Path(j["out"]), base.trials[0])) for j in jobs]
+    for name, plan in plans.items():
+        for trial in plan.trials:
+            sae = train(trial, plan, source)
+            saes.append((name, trial.hyperparameters["l1_coefficient"], trial.training.seed, sae))
+            print(f"{name} λ {saes[-1][1]:g} seed {saes[-1][2]}: trained", flush=True)
+
+    tokens = base.tokens
+    evaluator = Evaluator(producer.model, tokens.heldout(), tokens.kept, base.sweep.evaluation.batch)
+    contexts = len(tokens.heldout())
+    draws = np.random.RandomState(0).multinomial(contexts, np.full(contexts, 1 / contexts), DRAWS)
+    weights_RS = torch.from_numpy(np.concatenate([np.ones((1, contexts)), draws]))
+    rows: list[dict[str, Any]] = []
+    results: dict[str, Family] = {}
+    for name, l1, seed, sae in saes:
+        row = {"sae": name, "l1": l1, "seed": seed, **evaluator.evaluate(Site(site), sae)}
+        drawn = {
+            key: value.numpy() for key, value in metrics(context_sums(evaluator, Site(site), sae), weights_RS).items()
+        }
+        for key, values in drawn.items():
+            if not math.isclose(values[0], row[key], rel_tol=1e-5):
+                raise SystemExit(f"{key} is {values[0]} as a sum over contexts, {row[key]} by the evaluator")
+        results.setdefault(name, Family()).draws.setdefault(l1, []).append(drawn)
+        rows.append(row)
+
+    columns = ["l1", "seed", "l0", "loss_recovered", "fvu", "gamma", "alive_fraction"]
+    table = [[row["sae"], *(f"{row[key]:.4g}" for key in columns)] for row in rows]
+    print_table(["SAE", "λ", "seed", "L0", "loss recovered", "FVU", "γ", "alive"], table)
+    comparisons = [
+        {"ours": name, "theirs": library, **compare(results[name], results[library], cost)}
+        for name in families
+        for library in LIBRARIES
+        for cost in COSTS
+    ]
+    table = []
+    for c in comparisons:
+        worst = max(c["points"], key=lambda point: point["interval"][0])
+        above = sum(point["interval"][0] > 1 for point in c["points"])
+        table.append([c["ours"], c["theirs"], c["equal"], interval(c["ratio"], c["interval"])])
+        table[-1] += [
+            f"{interval(worst['ratio'], worst['interval'])} at L0 {worst['l0_theirs']:.3g}",
+            f"{above}/{POINTS}",
+        ]
+    print_table(["ours", "theirs", "at equal", "L0 ratio", "worst point", "significantly above 1"], table)
+    if args.json:
+        versions = {name: importlib.metadata.version(name) for name in ("torch", "numpy")}
+        report = {"requirements": REQUIREMENTS, "versions": versions, "families": families, "set": args.set}
+        report |= {"schedule": SCHEDULE, "saes": rows, "comparisons": comparisons}
+        args.json.write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n", "utf-8")
+
+
+if __name__ == "__main__":
+    main()
