@@ -124,6 +124,9 @@ class TrainingSettings(Settings):
     resampling: Annotated[ResamplingSettings | None, BeforeValidator(_resampling)] = Field(
         None, description="resampling of silent features: true, false, or any of"
     )
+    unit_biases: bool | None = Field(
+        None, description="learn biases as fast as on activations of E||x||^2 = 1: with lr times the rms norm of x"
+    )
     adam_betas: tuple[float, float] = Field((0.0, 0.999), description="Adam's beta 1 and 2 (the paper: 0, 0.999)")
     log_every_tokens: Count | None = Field(
         None, description="rows between two metric rows; default: a fortieth of the run"
@@ -214,6 +217,7 @@ def preset(schedule: Schedule, steps: int) -> Iterator[tuple[str, Any]]:
     yield "lr_decay", 0.2 if modern else 0.0
     yield "l1_warmup", 0.05 if modern else 0.0
     yield "gradient_clip", 1.0 if modern else 0.0
+    yield "unit_biases", modern
     yield "resampling", None if modern else ResamplingSettings()
 
 
@@ -236,6 +240,7 @@ class TrialTraining(Settings):
     lr_decay: float
     l1_warmup: float
     gradient_clip: float
+    unit_biases: bool
     resampling: Resampling | None
     adam_betas: tuple[float, float]
     log_every_tokens: int

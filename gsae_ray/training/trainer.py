@@ -70,9 +70,13 @@ class Trainer:
         units = Scale(trial.d_in, statistics.mean_square_norm)
         # λ/(m·k) is the same in both (see `l1_units`): from the file's units to those of scale·x.
         self.coefficient = self.sae.sparsity_coefficient / UNITS[self.settings.l1_units](units) * self.scale
-        self.optimiser = torch.optim.Adam(
-            self._learnt().values(), lr=self.settings.lr, betas=self.settings.adam_betas, fused=True
-        )
+        # Biases have the units of x, weights have none: Adam's steps, of the size of lr, are small for the ones where
+        # they are right for the others, unless E‖x‖² = 1.
+        biases = [p for name, p in self._learnt().items() if name in self.sae.scaled_parameters]
+        weights = [p for name, p in self._learnt().items() if name not in self.sae.scaled_parameters]
+        bias_lr = math.sqrt(self.trivial_loss) if self.settings.unit_biases else 1.0
+        groups = [{"params": weights, "factor": 1.0}, {"params": biases, "factor": bias_lr}]
+        self.optimiser = torch.optim.Adam(groups, lr=self.settings.lr, betas=self.settings.adam_betas, fused=True)
         resampling = self.settings.resampling
         self.resampler = (
             Resampler(resampling, self.settings.batch_size, self.settings.seed, self.sae) if resampling else None
@@ -133,7 +137,7 @@ class Trainer:
         if settings.gradient_clip:
             torch.nn.utils.clip_grad_norm_(self._learnt().values(), settings.gradient_clip)
         for group in self.optimiser.param_groups:
-            group["lr"] = lr
+            group["lr"] = lr * group["factor"]
         self.optimiser.step()
         self.optimiser.zero_grad(set_to_none=True)
         if self.unit_norm:

@@ -29,7 +29,6 @@ import numpy as np
 import safetensors.torch
 import torch
 from rich.console import Console
-from torch import Tensor
 
 from gsae_ray.activations.chunks import Array, SiteStatistics
 from gsae_ray.activations.models import model_fingerprint
@@ -38,6 +37,7 @@ from gsae_ray.activations.sites import Site
 from gsae_ray.activations.stream import LocalSource, RowStream
 from gsae_ray.display import Display
 from gsae_ray.evaluation.evaluator import Evaluator
+from gsae_ray.evaluation.metrics import RATIOS
 from gsae_ray.files import digest
 from gsae_ray.plan import Plan, prepare, producer_spec
 from gsae_ray.saes import SAE, SAEConfig
@@ -152,50 +152,6 @@ def from_neighbour(path: Path, trial: TrialSpec) -> SAE:
         if not error < 1e-4:
             raise SystemExit(f"{path.name}: {name} differs from the library's own by {error:.1e} of the largest value")
     return sae
-
-
-# ---- evaluation -----------------------------------------------------------------------------------------------------
-
-
-@torch.no_grad()
-def context_sums(evaluator: Evaluator, site: Site, sae: SAE) -> dict[str, Tensor]:
-    """Of each held-out context, float64: what L0, FVU and loss recovered are ratios of."""
-    parts: list[dict[str, Tensor]] = []
-    for index, tokens_BT in enumerate(evaluator.slices):
-        kept_BT = evaluator.kept(tokens_BT)
-        part: dict[str, Tensor] = {}
-
-        def splice(x_BTn: Tensor, kept_BT: Tensor = kept_BT, part: dict[str, Tensor] = part) -> Tensor:
-            acts_BTF = sae.encode(x_BTn.float())
-            x_hat_BTn = sae.decode(acts_BTF)
-            x, kept = x_BTn.double(), kept_BT.double()
-            part["rows"] = kept.sum(1)
-            part["active"] = ((acts_BTF > 0).sum(-1) * kept_BT).sum(1).double()
-            part["error_sq"] = ((x - x_hat_BTn.double()).square().sum(-1) * kept).sum(1)
-            part["x_sq"] = (x.square().sum(-1) * kept).sum(1)
-            part["x"] = (x * kept[..., None]).sum(1)
-            return torch.where(kept_BT[..., None], x_hat_BTn.to(x_BTn.dtype), x_BTn)
-
-        def ablate(x_BTn: Tensor, kept_BT: Tensor = kept_BT) -> Tensor:
-            return x_BTn.masked_fill(kept_BT[..., None], 0)
-
-        passes = {"spliced": evaluator._log_probs(tokens_BT, (site, splice))}
-        passes["clean"] = evaluator._clean_log_probs(index, tokens_BT)
-        passes["zero"] = evaluator._log_probs(tokens_BT, (site, ablate))
-        for name, log_probs_BTV in passes.items():
-            next_BT = log_probs_BTV[:, :-1].gather(-1, tokens_BT[:, 1:, None]).squeeze(-1)
-            part[name] = -(next_BT.double() * kept_BT[:, :-1]).sum(1)
-        parts.append(part)
-    return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
-
-
-def metrics(sums: dict[str, Tensor], weights_RS: Tensor) -> dict[str, Tensor]:
-    """L0, FVU and loss recovered of each weighting of the contexts."""
-    total = {name: weights_RS @ value for name, value in sums.items()}
-    rows = total["rows"]
-    variance = total["x_sq"] - total["x"].square().sum(-1) / rows
-    recovered = 1 - (total["spliced"] - total["clean"]) / (total["zero"] - total["clean"])
-    return {"l0": total["active"] / rows, "fvu": total["error_sq"] / variance, "loss_recovered": recovered}
 
 
 # ---- comparison -----------------------------------------------------------------------------------------------------
@@ -315,19 +271,15 @@ def main() -> None:
     evaluator = Evaluator(producer.model, tokens.heldout(), tokens.kept, base.sweep.evaluation.batch)
     contexts = len(tokens.heldout())
     draws = np.random.RandomState(0).multinomial(contexts, np.full(contexts, 1 / contexts), DRAWS)
-    weights_RS = torch.from_numpy(np.concatenate([np.ones((1, contexts)), draws]))
+    weights_RS = np.concatenate([np.ones((1, contexts)), draws])
     rows: list[dict[str, Any]] = []
     results: dict[str, Family] = {}
     for name, l1, seed, sae in saes:
-        row = {"sae": name, "l1": l1, "seed": seed, **evaluator.evaluate(Site(site), sae)}
-        drawn = {
-            key: value.numpy() for key, value in metrics(context_sums(evaluator, Site(site), sae), weights_RS).items()
-        }
-        for key, values in drawn.items():
-            if not math.isclose(values[0], row[key], rel_tol=1e-5):
-                raise SystemExit(f"{key} is {values[0]} as a sum over contexts, {row[key]} by the evaluator")
+        evaluation = evaluator.evaluate(Site(site), sae)
+        rows.append({"sae": name, "l1": l1, "seed": seed, **evaluation.metrics})
+        totals = {key: weights_RS @ np.array(values) for key, values in evaluation.sequences.items()}
+        drawn = {key: RATIOS[key](totals) for key in ("l0", "fvu", "loss_recovered")}
         results.setdefault(name, Family()).draws.setdefault(l1, []).append(drawn)
-        rows.append(row)
 
     columns = ["l1", "seed", "l0", "loss_recovered", "fvu", "gamma", "alive_fraction"]
     table = [[row["sae"], *(f"{row[key]:.4g}" for key in columns)] for row in rows]
