@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from rich.console import Console
+from trials import random_sae
 
 from gsae_ray.activations.models import load_model
 from gsae_ray.activations.producer import Producer
@@ -22,7 +23,6 @@ from gsae_ray.evaluation.evaluator import Evaluator
 from gsae_ray.plan import Plan, prepare, producer_spec
 from gsae_ray.saes import SAE
 from gsae_ray.sweep import Sweep
-from tests.trials import random_sae
 
 SITES = [Site.of_point(layer, point).name for layer in (1, 2) for point in POINTS]
 

@@ -15,9 +15,12 @@ import huggingface_hub
 import pytest
 import torch
 import torch.nn.functional as F
+from checkpoints import random_weights, save_transformer_lens
+from environments import environment, run_in
 from rich.console import Console
 from safetensors.torch import load_file
 from torch import Tensor
+from trials import random_sae
 
 from gsae_ray.activations.models import (
     load_config,
@@ -31,65 +34,18 @@ from gsae_ray.activations.producer import Producer
 from gsae_ray.activations.sites import POINTS, Site, capture, site_widths
 from gsae_ray.display import Display
 from gsae_ray.errors import UserError
-from gsae_ray.evaluation.evaluator import METRICS
+from gsae_ray.evaluation.metrics import METRICS
 from gsae_ray.plan import prepare, producer_spec
 from gsae_ray.saes import to_bytes
 from gsae_ray.sweep import ModelSettings, Sweep
-from tests.environments import environment, run_in
-from tests.trials import random_sae
 
 D, HEADS, D_HEAD, MLP, CONTEXT, VOCABULARY, LAYERS = 32, 4, 8, 96, 64, 4096, 2
-PUBLISHED: dict[str, Any] = {
-    "n_layers": LAYERS,
-    "d_model": D,
-    "n_heads": HEADS,
-    "d_head": D_HEAD,
-    "d_mlp": MLP,
-    "n_ctx": CONTEXT,
-    "d_vocab": VOCABULARY,
-    "act_fn": "gelu",
-    "attn_only": False,
-    "normalization": "LN",
-    "tokenizer_name": "builtin",
-    "lr": 0.001,  # they hold the settings of their training too
-}
 TOKENS = torch.arange(40).reshape(2, 20) * 97 % VOCABULARY
-
-
-def random_weights() -> dict[str, Tensor]:
-    shapes: dict[str, tuple[int, ...]] = {
-        "embed.W_E": (VOCABULARY, D),
-        "pos_embed.W_pos": (CONTEXT, D),
-        "ln_final.w": (D,),
-        "ln_final.b": (D,),
-        "unembed.W_U": (D, VOCABULARY),
-        "unembed.b_U": (VOCABULARY,),
-    }
-    for block in (f"blocks.{layer}." for layer in range(LAYERS)):
-        shapes |= {f"{block}{norm}.{part}": (D,) for norm in ("ln1", "ln2") for part in "wb"}
-        shapes |= {f"{block}attn.W_{x}": (HEADS, D, D_HEAD) for x in "QKV"}
-        shapes |= {f"{block}attn.b_{x}": (HEADS, D_HEAD) for x in "QKV"}
-        shapes |= {f"{block}attn.W_O": (HEADS, D_HEAD, D), f"{block}attn.b_O": (D,)}
-        shapes |= {f"{block}mlp.W_in": (D, MLP), f"{block}mlp.b_in": (MLP,)}
-        shapes |= {f"{block}mlp.W_out": (MLP, D), f"{block}mlp.b_out": (D,)}
-    generator = torch.Generator().manual_seed(0)
-    weights = {name: 0.3 * torch.randn(shape, generator=generator) for name, shape in shapes.items()}
-    for layer in range(LAYERS):
-        weights[f"blocks.{layer}.attn.mask"] = torch.ones(CONTEXT, CONTEXT).tril().bool()
-        weights[f"blocks.{layer}.attn.IGNORE"] = torch.tensor(-1e5)
-    return weights
-
-
-def save(directory: Path, **config: Any) -> Path:
-    directory.mkdir(parents=True)
-    (directory / "config.json").write_text(json.dumps({**PUBLISHED, **config}))
-    torch.save(random_weights(), directory / "model_final.pth")
-    return directory
 
 
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save(tmp_path_factory.mktemp("models") / "gelu")
+    return save_transformer_lens(tmp_path_factory.mktemp("models") / "gelu")
 
 
 @pytest.fixture
@@ -341,7 +297,7 @@ def test_a_sweep_over_such_a_checkpoint_begins_each_context_with_bos(saved: Path
     tokens_BT = plan.tokens.block(0)
     rows_Rn = by_hand(random_weights(), tokens_BT)[site.name][plan.tokens.kept(tokens_BT)]
     torch.testing.assert_close(torch.from_numpy(statistics[site.name].mean), rows_Rn.mean(0), rtol=0, atol=1e-5)
-    assert producer.evaluate(site.name, *to_bytes(random_sae(plan.trials[0]))).keys() == METRICS.keys()
+    assert producer.evaluate(site.name, *to_bytes(random_sae(plan.trials[0]))).metrics.keys() == METRICS.keys()
 
 
 # ---- what is refused ------------------------------------------------------------------------------------------------
