@@ -246,7 +246,8 @@ def test_weights_that_cannot_be_loaded_are_one_line_and_leave_no_running_launch(
 
 
 def test_a_sweep_of_nothing_but_dead_saes_ends_with_a_note(local_ray: None, home: Path) -> None:
-    sweep = {**ONE_PRODUCER, "name": "dead", "saes": [{**SWEEP["saes"][1], "l1_coefficient": 1e6, "lr": 0.1}]}
+    plain = {"objective": "paper", "gradient_clip": 0.0, "unit_biases": False}  # clipped, it would not die at once
+    sweep = {**ONE_PRODUCER, "name": "dead", "saes": [{**SWEEP["saes"][1], "l1_coefficient": 1e6, "lr": 0.1, **plain}]}
     sweep |= {"sites": {"layers": [1], "points": ["resid_post"]}}
     result = run(sweep, home)
     assert result.picture is None and result.failures == {}

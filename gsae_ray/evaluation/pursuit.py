@@ -39,24 +39,25 @@ def _pursue(r_RD: Tensor, W_dec_FD: Tensor, l0: int) -> Tensor:
     rows, width = r_RD.shape
     free_RF = torch.ones(rows, len(W_dec_FD), dtype=torch.bool, device=r_RD.device)
     index_RK = torch.zeros(rows, l0, dtype=torch.long, device=r_RD.device)
+    found_RK = torch.zeros(rows, l0, dtype=torch.bool, device=r_RD.device)
     f_RK = r_RD.new_zeros(rows, l0)
     # The selected features' directions are gathered once: a full product with the dictionary an iteration, not three.
-    atoms_RKD = r_RD.new_zeros(rows, l0, width)
+    atoms_RKD = r_RD.new_empty(rows, l0, width)
     for k in range(l0):
-        best_R, index_R = (r_RD @ W_dec_FD.T).masked_fill(~free_RF, -torch.inf).max(dim=1)
-        found_R = best_R > 0  # elsewhere the slot stays empty: a zero atom, whose coefficient stays 0
+        products_RF = r_RD @ W_dec_FD.T
+        best_R, index_R = products_RF.masked_fill(~free_RF, -torch.inf).max(dim=1)
+        found_R = best_R > 0  # elsewhere this slot's coefficient stays 0
         free_RF.scatter_(1, index_R[:, None], ~found_R[:, None])
-        index_RK[:, k] = index_R
-        atoms_RKD[:, k] = W_dec_FD[index_R] * found_R[:, None]
-        chosen_RkD, f_Rk = atoms_RKD[:, : k + 1], f_RK[:, : k + 1]
-        g_Rk = (chosen_RkD @ r_RD[:, :, None]).squeeze(2)
-        step_Rk = (f_Rk + _line_search(r_RD, _combine(g_Rk, chosen_RkD)) * g_Rk).clamp_min(0) - f_Rk
-        change_RD = _combine(step_Rk, chosen_RkD)
+        index_RK[:, k], found_RK[:, k], atoms_RKD[:, k] = index_R, found_R, W_dec_FD[index_R]
+        f_Rk, atoms_RkD = f_RK[:, : k + 1], atoms_RKD[:, : k + 1]
+        g_Rk = products_RF.gather(1, index_RK[:, : k + 1]) * found_RK[:, : k + 1]
+        step_Rk = (f_Rk + _line_search(r_RD, _combine(g_Rk, atoms_RkD)) * g_Rk).clamp_min(0) - f_Rk
+        change_RD = _combine(step_Rk, atoms_RkD)
         beta_R1 = _line_search(r_RD, change_RD).clamp(0, 1)
         f_Rk += beta_R1 * step_Rk
         r_RD = r_RD - beta_R1 * change_RD
     acts_RF = r_RD.new_zeros(rows, len(W_dec_FD))
-    return acts_RF.scatter_add_(1, index_RK, f_RK)  # empty slots add 0 somewhere
+    return acts_RF.scatter_add_(1, index_RK, f_RK)  # the coefficients of slots without a feature add 0
 
 
 def _combine(f_Rk: Tensor, atoms_RkD: Tensor) -> Tensor:
