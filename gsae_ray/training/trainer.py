@@ -73,7 +73,8 @@ class Trainer:
         self.optimiser = torch.optim.Adam(
             self._learnt().values(), lr=self.settings.lr, betas=self.settings.adam_betas, fused=True
         )
-        resampling = self.settings.resampling
+        # Directions that are not learnt are not resampled: rescale & shift keeps the parent's features, silent ones too.
+        resampling = self.settings.resampling if self.sae.W_dec.requires_grad else None
         self.resampler = (
             Resampler(resampling, self.settings.batch_size, self.settings.seed, self.sae) if resampling else None
         )
@@ -147,7 +148,7 @@ class Trainer:
 
     @property
     def _restarts(self) -> tuple[tuple[int, ...], int]:
-        resampling = self.settings.resampling
+        resampling = self.resampler.settings if self.resampler else None
         return (resampling.at_steps, resampling.rewarm_steps) if resampling else ((), 0)
 
     def _check(self, parts_S4: Tensor, first_step: int) -> None:
