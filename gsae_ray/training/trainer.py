@@ -73,7 +73,7 @@ class Trainer:
         self.optimiser = torch.optim.Adam(
             self._learnt().values(), lr=self.settings.lr, betas=self.settings.adam_betas, fused=True
         )
-        # Directions that are not learnt are not resampled: rescale & shift keeps the parent's features, silent ones too.
+        # Rescale & shift keeps the features of its parent, silent ones too.
         resampling = self.settings.resampling if self.sae.W_dec.requires_grad else None
         self.resampler = (
             Resampler(resampling, self.settings.batch_size, self.settings.seed, self.sae) if resampling else None
