@@ -41,7 +41,7 @@ class Resampler:
         event = self._next_event(step)
         if event is None or step < event - self.settings.window_steps:
             return
-        self.silent_F &= ~(acts_BF > 0).any(0)
+        self.silent_F = self.silent_F & ~(acts_BF > 0).any(0)  # not in place: a state may hold it
         if step < event - self.collecting_steps:
             return
         loss_B = (x_BD - sae.decode(acts_BF)).square().sum(1).double()

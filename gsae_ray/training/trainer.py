@@ -77,7 +77,8 @@ class Trainer:
         bias_lr = math.sqrt(self.trivial_loss) if self.settings.unit_biases else 1.0
         groups = [{"params": weights, "factor": 1.0}, {"params": biases, "factor": bias_lr}]
         self.optimiser = torch.optim.Adam(groups, lr=self.settings.lr, betas=self.settings.adam_betas, fused=True)
-        resampling = self.settings.resampling
+        # Rescale & shift keeps the features of its parent, silent ones too.
+        resampling = self.settings.resampling if self.sae.W_dec.requires_grad else None
         self.resampler = (
             Resampler(resampling, self.settings.batch_size, self.settings.seed, self.sae) if resampling else None
         )
@@ -151,7 +152,7 @@ class Trainer:
 
     @property
     def _restarts(self) -> tuple[tuple[int, ...], int]:
-        resampling = self.settings.resampling
+        resampling = self.resampler.settings if self.resampler else None
         return (resampling.at_steps, resampling.rewarm_steps) if resampling else ((), 0)
 
     def _check(self, parts_S4: Tensor, first_step: int) -> None:

@@ -11,104 +11,43 @@ from typing import Any
 
 import numpy as np
 import pytest
-import safetensors.torch
 import torch
 from torch import Tensor
+from trainers import (
+    BATCH,
+    BLOCKS,
+    ROWS,
+    SITE,
+    WALL_CLOCK,
+    M,
+    N,
+    make,
+    run,
+    same,
+    sparse_rows,
+    through_files,
+    weights,
+)
 
-from gsae_ray.activations.chunks import SiteStatistics
-from gsae_ray.activations.layout import Layout
-from gsae_ray.activations.stream import RowStream
-from gsae_ray.saes import Objective, to_bytes
-from gsae_ray.sweep import TrialSpec
-from gsae_ray.training.recipe import TrainingSettings
+from gsae_ray.saes import SAE, Objective, RescaleShiftSAE, to_bytes
 from gsae_ray.training.schedules import lr_factor, sparsity_factor
 from gsae_ray.training.trainer import NumericError, Trainer
 
-SITE = "blocks.1.hook_resid_post"
-N, M, BATCH, ROWS = 12, 32, 64, 6000
-BLOCKS = (2100, 1900, 2000)
-WALL_CLOCK = {"tokens_per_s", "step_ms", "data_wait_fraction"}
 architectures = pytest.mark.parametrize("architecture", ["standard", "gated"])
+VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
+    "standard": ("standard", {}),
+    "gated": ("gated", {}),
+    "untied": ("gated", {"tied": False}),
+    "r_mag-0": ("gated", {"learn_r_mag": False}),
+    "unfrozen": ("gated", {"auxiliary": "unfrozen"}),
+    "no-auxiliary": ("gated", {"auxiliary": "none"}),
+}
+variants = pytest.mark.parametrize("variant", VARIANTS)
 
 
-@cache
-def sparse_rows() -> Tensor:
-    """Rows [ROWS, N]: few of 24 unit directions at a time, an offset, and a scale far from E‖x‖² = n."""
-    rng = np.random.RandomState(0)
-    directions = rng.randn(24, N)
-    directions /= np.linalg.norm(directions, axis=1, keepdims=True)
-    strengths = (rng.rand(ROWS, 24) < 0.1) * rng.exponential(size=(ROWS, 24))
-    return torch.from_numpy(7 * (strengths @ directions + 0.3 * rng.randn(N))).float()
-
-
-class ArraySource:
-    """Blocks of rows held in memory, read-only as arrays from an object store are."""
-
-    def __init__(self, rows_RD: Tensor, layout: Layout) -> None:
-        self.array = rows_RD.numpy().copy()
-        self.array.flags.writeable = False
-        self.layout = layout
-        self.block = -1
-
-    def statistics(self) -> SiteStatistics:
-        first = self.array[: self.layout.rows[0]].astype(np.float64)
-        mean = first.mean(0).astype(np.float32)
-        mean.flags.writeable = False
-        return SiteStatistics(mean, float((first**2).sum(1).mean()))
-
-    def open(self, block: int) -> None:
-        self.block = block
-
-    def chunk(self, index: int) -> np.ndarray[Any, Any]:
-        first, end = self.layout.chunks(self.block, SITE)[index]
-        start = self.layout.starts[self.block]
-        return self.array[start + first : start + end]
-
-
-class RecordingStream(RowStream):
-    """Remembers what it gave."""
-
-    def read(self, rows: int) -> Tensor:
-        self.batches = [*getattr(self, "batches", []), super().read(rows)]
-        return self.batches[-1]
-
-
-def make(
-    architecture: str = "gated", rows_RD: Tensor | None = None, chunk_rows: int = 170, l1: float = 1.0, **training: Any
-) -> Trainer:
-    layout = Layout(BLOCKS, {SITE: N}, "float32", chunk_bytes=chunk_rows * N * 4)
-    settings = {"tokens": 5000, "batch_size": BATCH, "lr_warmup": 0.02, "log_every_tokens": 10 * BATCH}
-    settings |= {"gradient_clip": 0.0, "checkpoint_every_tokens": 20 * BATCH, **training}
-    lr, seed = settings.pop("lr", 3e-3), settings.pop("seed", 0)
-    objective, schedule = settings.pop("objective", "paper"), settings.pop("schedule", "modern")
-    trial = TrialSpec.make(
-        identity={},
-        site=SITE,
-        architecture=architecture,
-        d_in=N,
-        d_sae=M,
-        hyperparameters={"l1_coefficient": l1},
-        training=TrainingSettings.model_validate(settings).resolve(lr, seed, objective, schedule),
-    )
-    source = ArraySource(sparse_rows() if rows_RD is None else rows_RD, layout)
-    return Trainer(trial, RecordingStream(source, layout, SITE))
-
-
-def run(trainer: Trainer) -> list[dict[str, float]]:
-    """Trains to the end; the metric rows without what depends on the clock."""
-    rows = []
-    while not trainer.done:
-        row = trainer.train_interval()
-        rows.append({"tokens": trainer.tokens, **{k: v for k, v in row.items() if k not in WALL_CLOCK}})
-    return rows
-
-
-def weights(trainer: Trainer) -> dict[str, Tensor]:
-    return {name: p.detach().clone() for name, p in trainer.sae.named_parameters()}
-
-
-def same(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
-    return set(a) == set(b) and all(torch.equal(a[name], b[name]) for name in a)
+def make_variant(variant: str, **training: Any) -> Trainer:
+    architecture, options = VARIANTS[variant]
+    return make(architecture, options=options, **training)
 
 
 @cache
@@ -116,12 +55,6 @@ def uninterrupted(architecture: str) -> tuple[dict[str, Tensor], list[dict[str, 
     trainer = make(architecture)
     rows = run(trainer)
     return weights(trainer), rows
-
-
-def through_files(state: tuple[dict[str, Tensor], dict[str, Any]]) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """A state as it comes back from storage."""
-    tensors, rest = state
-    return safetensors.torch.load(safetensors.torch.save(tensors)), json.loads(json.dumps(rest))
 
 
 # ---- it trains ------------------------------------------------------------------------------------------------------
@@ -135,14 +68,31 @@ def test_the_loss_falls(architecture: str) -> None:
     assert 0 < rows[-1]["l0"] < M
 
 
-@architectures
-def test_decoder_norms_are_one_after_every_interval(architecture: str) -> None:
-    trainer = make(architecture)
+@variants
+def test_decoder_norms_are_one_after_every_step_of_the_papers_objective(variant: str) -> None:
+    trainer = make_variant(variant, tokens=40 * BATCH, log_every_tokens=BATCH, gradient_clip=1.0)
     while True:
         torch.testing.assert_close(trainer.sae.W_dec.norm(dim=1), torch.ones(M), atol=1e-6, rtol=0)
         if trainer.done:
             break
         trainer.train_interval()
+
+
+@variants
+def test_decoder_norms_are_free_with_the_norm_weighted_objective(variant: str) -> None:
+    trainer = make_variant(variant, objective="norm_weighted", tokens=40 * BATCH)
+    torch.testing.assert_close(trainer.sae.W_dec.norm(dim=1), torch.full((M,), 0.1), atol=1e-6, rtol=0)
+    run(trainer)
+    norms_F = trainer.sae.W_dec.detach().norm(dim=1)
+    assert norms_F.std() > 0.01
+    assert (norms_F > 0.11).any()
+
+
+def test_r_mag_that_is_not_learnt_stays_0() -> None:
+    trainer = make_variant("r_mag-0")
+    run(trainer)
+    assert not trainer.sae.get_parameter("r_mag").any()
+    assert uninterrupted("gated")[0]["r_mag"].any()
 
 
 @pytest.mark.parametrize(("tokens", "batch", "steps"), [(5000, 64, 78), (640, 64, 10), (703, 64, 10), (6000, 6000, 1)])
@@ -323,6 +273,142 @@ def test_activations_that_are_not_finite_from_the_start_are_named_as_such(bad: f
     rows_RD[0, 0] = bad
     with pytest.raises(NumericError, match="not finite"), np.errstate(invalid="ignore"):
         make(rows_RD=rows_RD)
+
+
+def test_a_loss_that_explodes_but_stays_finite_is_a_numeric_error() -> None:
+    rows_RD = sparse_rows().clone()
+    rows_RD[BLOCKS[0] :] *= 1e4  # rows of 1e8 times the loss
+    trainer = make(rows_RD=rows_RD)
+    with pytest.raises(NumericError, match=r"exploded: between steps 31 and 40 .*last: step 40: loss .*lower lr"):
+        run(trainer)
+
+
+def test_the_last_finite_losses_may_be_those_of_the_interval_before() -> None:
+    rows_RD = sparse_rows().clone()
+    rows_RD[40 * BATCH, 0] = math.nan  # the first step of an interval
+    with pytest.raises(NumericError, match=r"not finite at step 41 \(token 2624\); last finite: step 40: loss [\d.]+,"):
+        run(make(rows_RD=rows_RD))
+
+
+# ---- the gradient and the scale -------------------------------------------------------------------------------------
+
+
+@variants
+@pytest.mark.parametrize("objective", ["paper", "norm_weighted"])
+def test_clipping_bounds_the_norm_of_the_whole_gradient(variant: str, objective: Objective) -> None:
+    def norms(clip: float) -> list[float]:
+        trainer = make_variant(variant, objective=objective, gradient_clip=clip, tokens=20 * BATCH)
+        found: list[float] = []
+
+        def measure(optimiser: Any, *_: Any) -> None:
+            gradients = [p.grad for group in optimiser.param_groups for p in group["params"]]
+            found.append(torch.cat([g.flatten().double() for g in gradients]).norm().item())
+
+        trainer.optimiser.register_step_pre_hook(measure)
+        run(trainer)
+        return found
+
+    free, clipped = norms(0.0), norms(0.5)
+    assert len(free) == len(clipped) == 20
+    assert max(free) > 1
+    assert max(clipped) <= 0.5 + 1e-5
+    assert clipped[0] == pytest.approx(0.5, rel=1e-4)
+
+
+@architectures
+def test_without_input_scaling_training_is_on_raw_activations(architecture: str) -> None:
+    trainer = make(architecture, input_scaling=False, lr=2e-2, l1=1.0)
+    assert trainer.scale == 1.0
+    torch.testing.assert_close(trainer.sae.b_dec.detach(), sparse_rows()[: BLOCKS[0]].mean(0), rtol=1e-5, atol=1e-5)
+    before = run(trainer)[0]["reconstruction_loss"]
+    finished = trainer.finished_sae({})
+    assert same(dict(finished.named_parameters()), weights(trainer))  # nothing to fold
+    x_BD = sparse_rows()[-500:]
+    assert (finished(x_BD) - x_BD).square().sum(1).mean() < 0.5 * before
+
+
+@variants
+@pytest.mark.parametrize("input_scaling", [True, False])
+def test_a_finished_norm_weighted_sae_has_unit_rows_and_takes_raw_activations(
+    variant: str, input_scaling: bool
+) -> None:
+    trainer = make_variant(variant, objective="norm_weighted", input_scaling=input_scaling, tokens=40 * BATCH)
+    run(trainer)
+    finished = trainer.finished_sae({}).double()
+    torch.testing.assert_close(finished.W_dec.norm(dim=1), torch.ones(M).double(), atol=1e-6, rtol=0)
+    x_BD = sparse_rows()[-500:].double()
+    expected_BD = copy.deepcopy(trainer.sae).double()(x_BD * trainer.scale) / trainer.scale
+    assert (finished(x_BD) - expected_BD).norm() <= 1e-5 * expected_BD.norm()
+
+
+# ---- rescale & shift ------------------------------------------------------------------------------------------------
+
+
+@cache
+def parent_sae(objective: Objective = "paper") -> SAE:
+    """A standard SAE with shrinkage."""
+    trainer = make("standard", l1=4.0, objective=objective)
+    run(trainer)
+    return trainer.finished_sae({})
+
+
+@pytest.mark.parametrize("objective", ["paper", "norm_weighted"])
+@pytest.mark.parametrize("schedule", ["paper", "modern"])
+def test_rescale_and_shift_starts_as_its_parent_and_gets_better(objective: Objective, schedule: str) -> None:
+    parent = parent_sae(objective)
+    child = make("rescale_shift", parent=parent, objective=objective, schedule=schedule, lr=2e-2)
+    x_BD = sparse_rows()[-500:]
+    start = child.finished_sae({})
+    for name in ("W_enc", "W_dec", "b_dec"):
+        assert torch.equal(start.get_parameter(name), parent.get_parameter(name))
+    assert not start.get_parameter("r_mag").any()
+    torch.testing.assert_close(start.get_parameter("b_mag"), parent.get_parameter("b_enc"))
+    torch.testing.assert_close(start(x_BD), parent(x_BD), rtol=1e-5, atol=1e-5)
+    rows = run(child)
+    assert rows[-1]["reconstruction_loss"] < rows[0]["reconstruction_loss"]
+    assert rows[0]["loss"] == rows[0]["reconstruction_loss"]
+    finished = child.finished_sae({})
+    error, parents = ((sae(x_BD) - x_BD).square().sum() for sae in (finished, parent))
+    assert error < 0.9 * parents
+    assert torch.equal(finished.encode(x_BD) > 0, (finished.encode(x_BD) > 0) & (parent.encode(x_BD) > 0))
+
+
+def test_rescale_and_shift_keeps_its_parents_parameters_bit_for_bit() -> None:
+    parent = parent_sae()
+    before = to_bytes(parent)
+    child = make("rescale_shift", parent=parent, tokens=30 * BATCH, log_every_tokens=BATCH)
+    frozen = {name: p.clone() for name, p in weights(child).items() if name not in ("r_mag", "b_mag")}
+    assert set(frozen) == {"W_enc", "W_dec", "b_dec", "b_gate"}
+    while not child.done:
+        child.train_interval()
+        assert all(torch.equal(weights(child)[name], tensor) for name, tensor in frozen.items())
+    finished = child.finished_sae({})
+    for name in ("W_enc", "W_dec", "b_dec"):
+        assert torch.equal(finished.get_parameter(name), parent.get_parameter(name)), name
+    assert torch.equal(finished.get_parameter("b_gate"), parent.get_parameter("b_enc"))
+    assert to_bytes(parent) == before
+    assert finished.get_parameter("r_mag").any() and finished.get_parameter("b_mag").any()
+
+
+def test_rescale_and_shift_goes_on_bit_for_bit() -> None:
+    whole = make("rescale_shift", parent=parent_sae())
+    whole.train_interval()
+    state = through_files(whole.state())
+    run(whole)
+    restored = make("rescale_shift", parent=parent_sae())
+    restored.restore(*state)
+    run(restored)
+    assert same(weights(restored), weights(whole))
+    assert to_bytes(restored.finished_sae({})) == to_bytes(whole.finished_sae({}))
+
+
+def test_a_finished_rescale_and_shift_sae_has_a_jumprelu_form() -> None:
+    child = make("rescale_shift", parent=parent_sae())
+    run(child)
+    finished = child.finished_sae({}).double()
+    assert isinstance(finished, RescaleShiftSAE)
+    x_BD = sparse_rows()[-500:].double()
+    torch.testing.assert_close(finished.to_jumprelu()(x_BD), finished(x_BD))
 
 
 # ---- the finished SAE -----------------------------------------------------------------------------------------------

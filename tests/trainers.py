@@ -1,0 +1,118 @@
+"""Trainers on rows in memory, as tests of training use them."""
+
+from __future__ import annotations
+
+import json
+from functools import cache
+from typing import Any
+
+import numpy as np
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from gsae_ray.activations.chunks import SiteStatistics
+from gsae_ray.activations.layout import Layout
+from gsae_ray.activations.stream import RowStream
+from gsae_ray.saes import SAE
+from gsae_ray.sweep import TrialSpec
+from gsae_ray.training.recipe import TrainingSettings
+from gsae_ray.training.trainer import Trainer
+
+SITE = "blocks.1.hook_resid_post"
+N, M, BATCH, ROWS = 12, 32, 64, 6000
+BLOCKS = (2100, 1900, 2000)
+WALL_CLOCK = {"tokens_per_s", "step_ms", "data_wait_fraction"}
+
+
+@cache
+def sparse_rows() -> Tensor:
+    """Rows [ROWS, N]: few of 24 unit directions at a time, an offset, and a scale far from E‖x‖² = n."""
+    rng = np.random.RandomState(0)
+    directions = rng.randn(24, N)
+    directions /= np.linalg.norm(directions, axis=1, keepdims=True)
+    strengths = (rng.rand(ROWS, 24) < 0.1) * rng.exponential(size=(ROWS, 24))
+    return torch.from_numpy(7 * (strengths @ directions + 0.3 * rng.randn(N))).float()
+
+
+class ArraySource:
+    """Blocks of rows held in memory, read-only as arrays from an object store are."""
+
+    def __init__(self, rows_RD: Tensor, layout: Layout) -> None:
+        self.array = rows_RD.numpy().copy()
+        self.array.flags.writeable = False
+        self.layout = layout
+        self.block = -1
+
+    def statistics(self) -> SiteStatistics:
+        first = self.array[: self.layout.rows[0]].astype(np.float64)
+        mean = first.mean(0).astype(np.float32)
+        mean.flags.writeable = False
+        return SiteStatistics(mean, float((first**2).sum(1).mean()))
+
+    def open(self, block: int) -> None:
+        self.block = block
+
+    def chunk(self, index: int) -> np.ndarray[Any, Any]:
+        first, end = self.layout.chunks(self.block, SITE)[index]
+        start = self.layout.starts[self.block]
+        return self.array[start + first : start + end]
+
+
+class RecordingStream(RowStream):
+    """Remembers what it gave."""
+
+    def read(self, rows: int) -> Tensor:
+        self.batches = [*getattr(self, "batches", []), super().read(rows)]
+        return self.batches[-1]
+
+
+def make(
+    architecture: str = "gated",
+    rows_RD: Tensor | None = None,
+    chunk_rows: int = 170,
+    l1: float = 1.0,
+    options: dict[str, Any] | None = None,
+    parent: SAE | None = None,
+    **training: Any,
+) -> Trainer:
+    """A trainer at the start; `training` overrides, with lr, seed, objective and schedule single values."""
+    layout = Layout(BLOCKS, {SITE: N}, "float32", chunk_bytes=chunk_rows * N * 4)
+    settings = {"tokens": 5000, "batch_size": BATCH, "lr_warmup": 0.02, "log_every_tokens": 10 * BATCH}
+    settings |= {"gradient_clip": 0.0, "checkpoint_every_tokens": 20 * BATCH, **training}
+    lr, seed = settings.pop("lr", 3e-3), settings.pop("seed", 0)
+    objective, schedule = settings.pop("objective", "paper"), settings.pop("schedule", "modern")
+    trial = TrialSpec.make(
+        identity={},
+        site=SITE,
+        architecture=architecture,
+        d_in=N,
+        d_sae=M,
+        hyperparameters={"l1_coefficient": l1, **(options or {})},
+        training=TrainingSettings.model_validate(settings).resolve(lr, seed, objective, schedule),
+    )
+    source = ArraySource(sparse_rows() if rows_RD is None else rows_RD, layout)
+    return Trainer(trial, RecordingStream(source, layout, SITE), parent=parent)
+
+
+def run(trainer: Trainer) -> list[dict[str, float]]:
+    """Trains to the end; the metric rows without what depends on the clock."""
+    rows = []
+    while not trainer.done:
+        row = trainer.train_interval()
+        rows.append({"tokens": trainer.tokens, **{k: v for k, v in row.items() if k not in WALL_CLOCK}})
+    return rows
+
+
+def weights(trainer: Trainer) -> dict[str, Tensor]:
+    return {name: p.detach().clone() for name, p in trainer.sae.named_parameters()}
+
+
+def same(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
+    return set(a) == set(b) and all(torch.equal(a[name], b[name]) for name in a)
+
+
+def through_files(state: tuple[dict[str, Tensor], dict[str, Any]]) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """A state as it comes back from storage."""
+    tensors, rest = state
+    return safetensors.torch.load(safetensors.torch.save(tensors)), json.loads(json.dumps(rest))
