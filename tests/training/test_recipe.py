@@ -37,7 +37,7 @@ def test_the_paper_schedule_is_that_of_the_paper() -> None:
     assert settings().lr == (3e-4,)
     assert paper.lr_warmup * paper.steps == pytest.approx(1000)
     assert (paper.lr_decay, paper.l1_warmup, paper.gradient_clip) == (0.0, 0.0, 0.0)
-    assert paper.input_scaling is False
+    assert paper.input_scaling is False and paper.unit_biases is False
     assert paper.resampling is not None
     assert paper.resampling.model_dump() == {
         "at_steps": (25_000, 50_000, 75_000, 100_000),
@@ -51,7 +51,7 @@ def test_the_paper_schedule_is_that_of_the_paper() -> None:
 def test_the_modern_schedule_is_the_newer_recipe() -> None:
     modern = resolve("modern")
     assert (modern.lr_decay, modern.l1_warmup, modern.gradient_clip) == (0.2, 0.05, 1.0)
-    assert modern.input_scaling is True
+    assert modern.input_scaling is True and modern.unit_biases is True
     assert modern.resampling is None
     assert modern.adam_betas == (0.0, 0.999)
 
@@ -65,6 +65,7 @@ def test_a_schedule_as_it_stands_is_named_by_itself(schedule: Schedule) -> None:
 
 OVERRIDES: dict[str, tuple[Any, str]] = {
     "input_scaling": ({"paper": True, "modern": False}, ""),
+    "unit_biases": ({"paper": True, "modern": False}, ""),
     "lr_warmup": (0.03, "lr_warmup=0.03"),
     "lr_decay": (0.3, "lr_decay=0.3"),
     "l1_warmup": (0.1, "l1_warmup=0.1"),
@@ -78,15 +79,15 @@ OVERRIDES: dict[str, tuple[Any, str]] = {
 @pytest.mark.parametrize("key", OVERRIDES)
 def test_every_part_of_a_schedule_can_be_overridden_and_is_then_told(schedule: Schedule, key: str) -> None:
     value, told = OVERRIDES[key]
-    if key == "input_scaling":
+    if isinstance(value, dict) and schedule in value:
         value = value[schedule]
-        told = f"input_scaling={str(value).lower()}"
+        told = f"{key}={str(value).lower()}"
     resolved = resolve(schedule, **{key: value})
     assert resolved.recipe.startswith(f"paper/{schedule}+{told}")
     assert resolved.recipe.count("+") == 1
     others = resolve(schedule).model_dump() | {key: resolved.model_dump()[key]}
     assert resolved.model_dump() == others
-    if key not in ("input_scaling", "resampling", "adam_betas"):
+    if key not in ("resampling", "adam_betas"):
         assert getattr(resolved, key) == value
 
 

@@ -463,3 +463,21 @@ def test_read_only_statistics_are_taken_without_a_warning() -> None:
     finally:
         torch.set_warn_always(warn_always)
     assert trainer.sae.b_dec.any()
+
+
+# ---- units of the activations ---------------------------------------------------------------------------------------
+
+
+@architectures
+def test_unit_biases_train_as_on_activations_of_unit_norm(architecture: str) -> None:
+    """With them, x scaled to E‖x‖² = n and to E‖x‖² = 1 give the same SAE; λ goes with the scale."""
+    scaled = make(architecture, unit_biases=True, tokens=20 * BATCH)
+    run(scaled)
+    unit = make(
+        architecture, rows_RD=sparse_rows() * scaled.scale / math.sqrt(N), input_scaling=False, tokens=20 * BATCH
+    )
+    assert unit.trivial_loss == pytest.approx(1, rel=1e-5)
+    run(unit)
+    for name, tensor in scaled.sae.named_parameters():
+        factor = 1 / math.sqrt(N) if name in scaled.sae.scaled_parameters else 1.0
+        torch.testing.assert_close(unit.sae.get_parameter(name), tensor * factor, rtol=2e-2, atol=2e-3)
