@@ -48,10 +48,10 @@ SWEEP: dict[str, Any] = {
 }
 ONE_PRODUCER = {**SWEEP, "producers": {"count": 1}}  # the same trials; one process less to start
 GOLDEN = {  # (layer, architecture) -> L0, loss recovered, γ
-    (1, "gated"): (25.38, 0.8377, 0.9556),
-    (1, "standard"): (46.15, 0.7533, 0.7503),
-    (2, "gated"): (25.41, 0.9451, 0.9367),
-    (2, "standard"): (48.25, 0.9265, 0.7371),
+    (1, "gated"): (14.37, 0.8485, 1.0244),
+    (1, "standard"): (29.06, 0.8358, 0.7995),
+    (2, "gated"): (14.29, 0.9477, 1.0280),
+    (2, "standard"): (31.84, 0.9430, 0.7783),
 }
 
 
@@ -229,6 +229,59 @@ def test_a_trial_in_nan_is_failed_and_the_sweep_goes_on(launched: launch.SweepRe
     experiment = client.get_experiment_by_name("nan").experiment_id
     failed = client.search_runs([experiment], "attributes.status = 'FAILED'")
     assert [run.data.tags["gsae.trial"] for run in failed] == [name]
+
+
+def test_rescale_and_shift_begins_when_its_parents_are_done_and_is_skipped_where_they_failed(
+    local_ray: None, home: Path
+) -> None:
+    standard = {"architecture": "standard", "widths": [64], "l1_coefficient": [1, 2]}
+    child = {"architecture": "rescale_shift", "widths": [64], "l1_coefficient": [1, 2], "tokens": 20_000}
+    fails = {"lr": 1e30, "schedule": "paper"}
+    sweep = {**ONE_PRODUCER, "name": "phases", "sites": {"layers": [1], "points": ["resid_post"]}}
+    sweep |= {"saes": [child, standard, {**standard, "widths": [32], **fails}, {**child, "widths": [32], **fails}]}
+    result = run(sweep, home)
+    assert result.forward_ratio == 1.0, "the second phase reads what the first has read"
+    assert sorted(reason.split(" ")[0] for reason in result.failures.values()) == ["skipped:"] * 2 + ["the"] * 2
+    skipped = [trial for trial, reason in result.failures.items() if reason == "skipped: parent failed"]
+    assert all("rescale_shift_w32" in trial for trial in skipped)
+
+    rows = result.frontier().set_index(["architecture", "sparsity"])
+    for l1 in (1.0, 2.0):
+        parent, shifted = (rows.loc[(name, l1)] for name in ("standard", "rescale_shift"))
+        assert parent["gamma"] < 0.95 < shifted["gamma"], "the shrinkage is gone"
+        assert shifted["fvu"] < parent["fvu"]
+    client = MlflowClient(result.tracking_uri)
+    run_of = client.get_run(rows.loc[("rescale_shift", 1.0)]["run_id"])
+    assert run_of.data.params["parent"] == rows.loc[("standard", 1.0)]["trial"]
+
+    saes = home / "runs/phases/trials"
+    shifted, parent = (gsae_ray.load(next(saes.glob(f"*{name}_w64_l1-1_*")) / "sae") for name in ("shift", "standard"))
+    assert torch.equal(shifted.W_dec, parent.W_dec) and torch.equal(shifted.b_gate, parent.b_enc)
+    assert not torch.equal(shifted.b_mag, parent.b_enc)
+
+
+def test_rescale_and_shift_takes_the_sae_of_a_run_as_its_parent(
+    launched: launch.SweepResult, local_ray: None, home: Path
+) -> None:
+    rows = launched.frontier()
+    site = "blocks.1.hook_resid_post"
+    of_site = rows[rows["site"] == site].set_index("architecture")
+    parent = of_site.loc["standard"]
+    entry = {"architecture": "rescale_shift", "widths": [384], "parent": parent["run_id"], "tokens": 20_000}
+    sweep = {**ONE_PRODUCER, "name": "adopted", "saes": [entry], "sites": {"layers": [1], "points": ["resid_post"]}}
+    result = run(sweep, home)
+    (row,) = result.frontier().to_dict("records")
+    assert row["sparsity"] == parent["sparsity"] and row["gamma"] > parent["gamma"]
+
+    for change, message in [
+        ({"widths": [256]}, "saes.0.parent: .* has d_sae 384; this rescale_shift trial needs 256"),
+        ({"parent": of_site.loc["gated"]["run_id"]}, "saes.0.parent: .* has architecture gated; .* needs standard"),
+        ({"parent": "0" * 32}, "parent: the SAE of run 0+ cannot be fetched"),
+    ]:
+        with pytest.raises(UserError, match=message):
+            run({**sweep, "saes": [{**entry, **change}]}, home)
+    with pytest.raises(UserError, match="has site blocks.1.hook_resid_post; .* needs blocks.2.hook_resid_post"):
+        run({**sweep, "sites": {"layers": [2], "points": ["resid_post"]}}, home)
 
 
 def test_weights_that_cannot_be_loaded_are_one_line_and_leave_no_running_launch(

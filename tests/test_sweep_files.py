@@ -109,7 +109,13 @@ def small(file: str, checkpoints: dict[str, Path]) -> Sweep:
     return load_sweep(SWEEPS / file, cut_down(file, checkpoints))
 
 
-@pytest.mark.parametrize("file", FILES)
+QUICK = ("gelu_1l.yaml", "ablations.yaml")
+"""Run by the quick tests: a checkpoint of its own format, and both phases; the others by `-m slow`."""
+
+
+@pytest.mark.parametrize(
+    "file", [pytest.param(file, marks=[] if file in QUICK else [pytest.mark.slow]) for file in FILES]
+)
 def test_a_sweep_file_runs_end_to_end_cut_down(
     file: str, checkpoints: dict[str, Path], local_ray: None, tmp_path: Path
 ) -> None:
