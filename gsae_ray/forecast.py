@@ -1,6 +1,7 @@
 """What a sweep will cost, before anything runs: from the sweep file and the model's configuration alone.
 
-Neither weights nor data are read, so rows are counted as all positions but the first of a context.
+Neither weights nor data are read, so rows are counted as all positions of a context, but for the first where that is
+skipped.
 """
 
 from __future__ import annotations
@@ -120,7 +121,7 @@ def forecast(sweep: Sweep, storage: Path, slots: int | None = None, tracking_uri
     bytes_a_row = DTYPE_BYTES[sweep.model.dtype] * sum(d_in.values())
     budget = None if sweep.producers.budget_gib is None else int(sweep.producers.budget_gib * 2**30)
     ratio = forward_ratio(waves, rows * bytes_a_row, budget)
-    contexts = math.ceil(rows / (sweep.model.context_size - 1))
+    contexts = math.ceil(rows / (sweep.model.context_size - sweep.dataset.skip_first_position))
 
     parameters = {trial.name: _parameters(trial) for trial in trials}
     training = sum(_flops_a_row(trial) * trial.training.trained_tokens for trial in trials)
