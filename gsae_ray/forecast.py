@@ -1,6 +1,7 @@
 """What a sweep will cost, before anything runs: from the sweep file and the model's configuration alone.
 
-Neither weights nor data are read, so rows are counted as all positions but the first of a context.
+Neither weights nor data are read, so rows are counted as all positions of a context, but for the first where that is
+skipped.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from gsae_ray.activations.layout import DTYPE_BYTES
 from gsae_ray.activations.models import load_skeleton
 from gsae_ray.activations.sites import capture, site_widths
+from gsae_ray.errors import UserError, first_line
 from gsae_ray.plan import check_pursuit, fetch_parents, parent_configs
 from gsae_ray.saes import REGISTRY, SAEConfig
 from gsae_ray.saes.io import build
@@ -99,7 +101,17 @@ def forecast(sweep: Sweep, storage: Path, slots: int | None = None, tracking_uri
         UserError: the model's configuration cannot be loaded, or something does not fit together.
     """
     skeleton = load_skeleton(sweep.model)
-    d_in = site_widths(skeleton, sweep.used_sites)
+    counter = FlopCounterMode(display=False)
+    tokens_BT = torch.zeros(1, sweep.model.context_size, dtype=torch.long, device="meta")
+    try:
+        d_in = site_widths(skeleton, sweep.used_sites)
+        with counter:
+            capture(skeleton, tokens_BT, sweep.used_sites, use_cache=True)
+    except (RuntimeError, NotImplementedError) as error:  # some layers, as mixtures of experts, need their weights
+        raise UserError(
+            f"model.name: {sweep.model.name!r} cannot be forecast, since it does not run without its weights "
+            f"({first_line(error)})"
+        ) from error
     parents = parent_configs(fetch_parents(sweep, storage / sweep.name / "parents", tracking_uri))
     trials = sweep.expand(d_in, {}, parents)
     check_pursuit(sweep, trials)
@@ -110,12 +122,8 @@ def forecast(sweep: Sweep, storage: Path, slots: int | None = None, tracking_uri
     bytes_a_row = DTYPE_BYTES[sweep.model.dtype] * sum(d_in.values())
     budget = None if sweep.producers.budget_gib is None else int(sweep.producers.budget_gib * 2**30)
     ratio = forward_ratio(waves, rows * bytes_a_row, budget)
-    contexts = math.ceil(rows / (sweep.model.context_size - 1))
+    contexts = math.ceil(rows / (sweep.model.context_size - sweep.dataset.skip_first_position))
 
-    counter = FlopCounterMode(display=False)
-    with counter:
-        tokens_BT = torch.zeros(1, sweep.model.context_size, dtype=torch.long, device="meta")
-        capture(skeleton, tokens_BT, sweep.used_sites, use_cache=True)
     parameters = {trial.name: _parameters(trial) for trial in trials}
     training = sum(_flops_a_row(trial) * trial.training.trained_tokens for trial in trials)
     largest = sorted(parameters.values())[-slots:]
