@@ -42,7 +42,8 @@ from gsae_ray.files import digest
 from gsae_ray.plan import Plan, prepare, producer_spec
 from gsae_ray.saes import SAE, SAEConfig
 from gsae_ray.saes.io import build
-from gsae_ray.sweep import TrialSpec, load_sweep
+from gsae_ray.sweep import TrialSpec
+from gsae_ray.sweep_file import load_sweep
 from gsae_ray.training.trainer import Trainer
 
 HERE = Path(__file__).parent
