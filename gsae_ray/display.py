@@ -123,7 +123,8 @@ class Display:
         states = {s: sum(t.state == s for t in trials) for s in ("waiting", "running", "done", "failed")}
         done = sum(t.tokens for t in trials)
         total = sum(t.total_tokens for t in trials if t.state != "failed")
-        speed = (done - self._base_tokens) / max(1e-9, time.monotonic() - self._started)
+        # At first, tokens after the checkpoints that trials go back to are counted too.
+        speed = max(0, done - self._base_tokens) / max(1e-9, time.monotonic() - self._started)
         counts = ", ".join(f"{count} {state}" for state, count in states.items())
         left = clock(max(0, total - done) / speed) if speed > 0 else "?"
         return f"trials: {counts} | {speed:,.0f} tokens/s | {left} left"
