@@ -206,7 +206,8 @@ def _print_forecast(cost: Forecast) -> None:
     _console().print(table)
     phases = f" in {len(cost.phases)} phases ({' + '.join(map(str, cost.phases))})" if len(cost.phases) > 1 else ""
     gib = cost.activation_bytes / 2**30
-    kept = "all kept" if cost.budget_bytes is None else f"{cost.budget_bytes / 2**30:.2f} GiB kept"
+    unknown = "all kept if 60 % of the object store holds them, else set producers.budget_gib"
+    kept = unknown if cost.budget_bytes is None else f"{cost.budget_bytes / 2**30:.2f} GiB kept"
     lines = [
         f"trials:         {cost.trials}{phases}, {cost.slots} at a time: {cost.waves} wave{'s' * (cost.waves > 1)}",
         f"rows:           {cost.rows:,} of the stream, {gib:.2f} GiB of activations, {kept}",

@@ -26,7 +26,8 @@ TRAINABLE = tuple(name for name in REGISTRY if REGISTRY[name].trainable)
 EQUAL_COMPUTE = 1.5
 """Width of a standard SAE ÷ width of the gated one that it is compared with: the paper's convention.
 
-A gated step has 7 dense products where a standard one has 5 (see `training_products`), so 1.4 would be exact.
+A gated step has 7 dense products (8 with norm_weighted) where a standard one has 5 (see `training_products`), so that
+1.4 (1.6) would be exact.
 """
 
 

@@ -249,6 +249,8 @@ def test_plan_prints_what_a_sweep_will_cost(here: Path) -> None:
         assert words in text
     gated = next(line for line in text.splitlines() if "gated" in line and "norm_weighted" in line)
     assert f"{2 * 128 * 512 + 3 * 512 + 128:,}" in gated
+    assert "all kept if 60 % of the object store holds them" in text  # which plan does not look at
+    assert "1.00 GiB kept" in plan("--set", "producers.budget_gib=1").output
     assert "equal compute (norm_weighted)" in text
     assert "lr warm-up are shortened" in text
     assert list(here.iterdir()) == []  # nothing is written

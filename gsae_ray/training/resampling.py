@@ -57,13 +57,11 @@ class Resampler:
         """At an event: gives silent features new directions. Returns how many; 0 at other steps."""
         if step not in self.settings.at_steps:
             return 0
-        x_KD = self.inputs_KD
+        x_KD = self.inputs_KD - sae.b_dec if self.settings.direction == "centred" else self.inputs_KD
+        x_KD = x_KD[x_KD.norm(dim=1) > 0]  # a row of zeros has no direction
         silent_K = self.silent_F.nonzero().squeeze(1)[: len(x_KD)]
-        x_KD = x_KD[: len(silent_K)]
+        directions_KD = torch.nn.functional.normalize(x_KD[: len(silent_K)])
         alive_F = ~self.silent_F if not self.silent_F.all() else torch.ones_like(self.silent_F)
-        if self.settings.direction == "centred":
-            x_KD = x_KD - sae.b_dec
-        directions_KD = x_KD / x_KD.norm(dim=1, keepdim=True).clamp_min(torch.finfo(x_KD.dtype).tiny)
         for name, parameter in sae.named_parameters():
             if not parameter.requires_grad or sae.feature_axis(name) is None:
                 continue

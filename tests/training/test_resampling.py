@@ -339,3 +339,23 @@ def test_rescale_and_shift_resamples_nothing() -> None:
     assert rows[0] == rows[1]
     assert child.resampler is None
     assert same(weights(child), weights(alone))
+
+
+def test_an_input_without_a_direction_does_no_harm() -> None:
+    """Rows of zeros, with direction input: nothing to point at, and nothing may become NaN."""
+    rows_RD = sparse_rows().clone()
+    rows_RD[19 * BATCH : EVENT * BATCH - 2] = 0
+    t = make(
+        "standard",
+        rows_RD=rows_RD,
+        tokens=36 * BATCH,
+        objective="paper",
+        log_every_tokens=4 * BATCH,
+        resampling={**SETTINGS, "direction": "input"},
+    )
+    with torch.no_grad():
+        t.sae.get_parameter("b_enc")[:5] = -1e3
+    rows = run(t)
+    assert sum(row["resampled_features"] for row in rows) <= 2  # of 5 inputs that were drawn
+    torch.testing.assert_close(t.sae.W_dec.norm(dim=1), torch.ones(M), atol=1e-6, rtol=0)
+    assert all(parameter.isfinite().all() for parameter in t.sae.parameters())
