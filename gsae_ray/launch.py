@@ -251,19 +251,17 @@ class _Launch:
         return crashes
 
     def _parent(self, trial: TrialSpec) -> Path | None:
-        """The folder of the finished SAE that a trial starts from; it may not be there."""
-        if trial.parent is None:
-            return None
+        """The folder of the finished SAE that a trial starts from; None where there is none."""
         if trial.parent in self.plan.parents:
             return self.plan.parents[trial.parent]
-        return next(directory.path for other, directory in self.trials if other.name == trial.parent) / "sae"
+        found = [directory for other, directory in self.trials if other.name == trial.parent and directory.done]
+        return found[0].path / "sae" if found else None
 
     def _with_parents(self, trials: Trials, store: ActorHandle[Any]) -> Trials:
         """The trials without those whose parent has failed; they fail too."""
         going: Trials = []
         for trial, directory in trials:
-            parent = self._parent(trial)
-            if parent is None or parent.is_dir():
+            if trial.parent is None or self._parent(trial) is not None:
                 going.append((trial, directory))
             else:
                 directory.begin_attempt(trial)

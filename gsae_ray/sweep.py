@@ -360,7 +360,7 @@ class Sweep(Settings):
         process = {"threads": self.trials.cpus, "gpu": self.trials.gpus > 0}
         identity = {**provenance, "forward": forward, "process": process}
         trials: list[TrialSpec] = []
-        children: list[tuple[int, str]] = []
+        children: dict[int, str] = {}
         for (index, entry), site in itertools.product(enumerate(self.saes), self.used_sites):
             if not entry.selects(site):
                 continue
@@ -375,22 +375,23 @@ class Sweep(Settings):
                 settings.lr,
                 settings.seeds,
             ):
-                if REGISTRY[entry.architecture].parent_architecture is not None:
-                    children.append((len(trials), f"saes.{index}"))
+                architecture = REGISTRY[entry.architecture]
+                if architecture.parent_architecture is not None:
+                    children[len(trials)] = f"saes.{index}"
                 trials.append(
                     TrialSpec.make(
                         site=site.name,
                         architecture=entry.architecture,
                         d_in=d_in[site],
                         d_sae=d_sae,
-                        hyperparameters=hyperparameters,
+                        hyperparameters=architecture.canonical(hyperparameters, objective),
                         training=settings.resolve(lr, seed, objective, schedule),
                         overrides=overrides,
                         identity=identity,
                     )
                 )
-        roots = [trial for i, trial in enumerate(trials) if i not in dict(children)]
-        for place, where in children:
+        roots = [trial for i, trial in enumerate(trials) if i not in children]
+        for place, where in children.items():
             trials[place] = _with_parent(trials[place], where, roots, parents or {})
         seen = set()
         for trial in trials:
@@ -498,10 +499,11 @@ def _with_parent(
     else:
 
         def same(spec: TrialSpec) -> tuple[Any, ...]:
-            return (spec.site, spec.d_sae, spec.hyperparameters.get("l1_coefficient"), spec.training.seed)
+            l1 = (spec.hyperparameters.get("l1_coefficient"), spec.training.l1_units)
+            return (spec.site, spec.d_sae, l1, spec.training.seed)
 
         found = [c for c in candidates if c.architecture == architecture and same(c) == same(trial)]
-        for setting in ("objective", "schedule", "l1_units", "lr", "tokens"):  # the nearest, where several are left
+        for setting in ("objective", "schedule", "lr", "tokens"):  # the nearest, where several are left
             if len(found) > 1:
                 nearer = [c for c in found if getattr(c.training, setting) == getattr(trial.training, setting)]
                 found = nearer or found

@@ -157,6 +157,11 @@ class SAE(nn.Module, ABC):
         for name in self.scaled_parameters:
             self.get_parameter(name).div_(scale)
 
+    @classmethod
+    def canonical(cls, hyperparameters: dict[str, Any], objective: Objective) -> dict[str, Any]:
+        """One way of saying what may be said in several: the same SAE has the same identity."""
+        return hyperparameters
+
     def feature_axis(self, name: str) -> int | None:
         """Which axis of a parameter counts features; None where none does."""
         return {"W_dec": 0, "b_dec": None}.get(name, -1)

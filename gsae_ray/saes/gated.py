@@ -14,6 +14,7 @@ from gsae_ray.saes.base import SAE, Losses, Objective, SAEConfig, register
 from gsae_ray.saes.jumprelu import JumpReLUSAE
 
 Auxiliary = Literal["frozen", "unfrozen", "none"]
+DEFAULT_AUXILIARY: dict[Objective, Auxiliary] = {"paper": "frozen", "norm_weighted": "unfrozen"}
 
 
 @register("gated")
@@ -69,8 +70,12 @@ class GatedSAE(SAE):
 
     @staticmethod
     def _auxiliary(hyperparameters: Mapping[str, Any], objective: Objective) -> Auxiliary:
-        default: Auxiliary = "frozen" if objective == "paper" else "unfrozen"
-        return hyperparameters.get("auxiliary") or default
+        return hyperparameters.get("auxiliary") or DEFAULT_AUXILIARY[objective]
+
+    @classmethod
+    def canonical(cls, hyperparameters: dict[str, Any], objective: Objective) -> dict[str, Any]:
+        is_default = hyperparameters.get("auxiliary") == DEFAULT_AUXILIARY[objective]
+        return {**hyperparameters, "auxiliary": None} if is_default else hyperparameters
 
     @classmethod
     def training_products(cls, hyperparameters: Mapping[str, Any], objective: Objective) -> int:
@@ -124,7 +129,7 @@ class GatedSAE(SAE):
         """
         if not self.tied:
             raise UserError("to_jumprelu: this gated SAE has untied encoders (tied: false), which have no such form")
-        cfg = self.cfg.model_copy(update={"architecture": JumpReLUSAE.architecture, "hyperparameters": {}})
+        cfg = self.cfg.model_copy(update={"architecture": JumpReLUSAE.architecture})
         jumprelu = JumpReLUSAE(cfg).to(self.W_enc)
         scale_F = self.r_mag.exp()
         jumprelu.W_enc.copy_(self.W_enc * scale_F)

@@ -82,7 +82,7 @@ class Trainer:
         self.resampler = (
             Resampler(resampling, self.settings.batch_size, self.settings.seed, self.sae) if resampling else None
         )
-        self._last_finite = "none was"
+        self._last_finite = "none since this attempt began"
         self._rates: dict[str, float] = {}
         self._reset_means()
 
