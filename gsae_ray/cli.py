@@ -205,13 +205,15 @@ def _print_forecast(cost: Forecast) -> None:
         table.add_row(str(kind.trials), name, kind.objective, *sizes)
     _console().print(table)
     phases = f" in {len(cost.phases)} phases ({' + '.join(map(str, cost.phases))})" if len(cost.phases) > 1 else ""
-    gib = cost.activation_bytes / 2**30
+    gib, block = cost.activation_bytes / 2**30, cost.block_bytes / 2**30
+    ratio = f" if all is kept, {cost.forward_ratio_without_budget:.2f} if nothing can be"
+    ratio = ratio if cost.budget_bytes is None and cost.waves > 1 else ""
     unknown = "all kept if 60 % of the object store holds them, else set producers.budget_gib"
     kept = unknown if cost.budget_bytes is None else f"{cost.budget_bytes / 2**30:.2f} GiB kept"
     lines = [
         f"trials:         {cost.trials}{phases}, {cost.slots} at a time: {cost.waves} wave{'s' * (cost.waves > 1)}",
-        f"rows:           {cost.rows:,} of the stream, {gib:.2f} GiB of activations, {kept}",
-        f"forward ratio:  {cost.forward_ratio:.2f}",
+        f"rows:           {cost.rows:,} of the stream, {gib:.2f} GiB of activations, {block:.2f} GiB a block, {kept}",
+        f"forward ratio:  {cost.forward_ratio:.2f}{ratio}",
         f"language model: {cost.model_flops:.3g} FLOPs",
         f"SAEs:           {cost.training_flops:.3g} FLOPs",
         f"memory:         {cost.trial_bytes / 2**30:.2f} GiB for the largest trial",

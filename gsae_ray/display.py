@@ -13,8 +13,8 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from gsae_ray.sweep import TrialSpec
 from gsae_ray.training.directory import START, TrialDirectory
+from gsae_ray.trial import TrialSpec
 
 PLAIN_INTERVAL_S = 10.0
 LIVE_INTERVAL_S = 0.5

@@ -23,7 +23,8 @@ from gsae_ray.errors import UserError, first_line
 from gsae_ray.plan import check_pursuit, fetch_parents, parent_configs
 from gsae_ray.saes import REGISTRY, SAEConfig
 from gsae_ray.saes.io import build
-from gsae_ray.sweep import EQUAL_COMPUTE, Sweep, TrialSpec
+from gsae_ray.sweep import EQUAL_COMPUTE, Sweep
+from gsae_ray.trial import TrialSpec
 
 FLOAT = 4  # bytes: SAEs are trained in float32
 
@@ -59,8 +60,13 @@ class Forecast:
     """Rows of the stream that the longest trial reads."""
     activation_bytes: int
     """Of all blocks at all sites."""
+    block_bytes: int
+    """Of one block at all sites: a producer makes it in memory, and the store holds at least two."""
     budget_bytes: int | None
     forward_ratio: float
+    """With the budget; without one, if everything is kept."""
+    forward_ratio_without_budget: float
+    """If nothing could be kept."""
     model_flops: float
     """Of all forward passes, to the deepest site."""
     training_flops: float
@@ -68,7 +74,7 @@ class Forecast:
     trial_bytes: int
     """Memory of the largest trial: weights, gradients, Adam's moments, a batch and its features."""
     disk_bytes: int
-    """Checkpoints of the trials that run, finished SAEs, tokens."""
+    """Checkpoints of the trials that run, finished SAEs here and in MLflow, tokens."""
     kinds: tuple[Kind, ...]
     notices: tuple[str, ...]
 
@@ -76,10 +82,17 @@ class Forecast:
         return dataclasses.asdict(self)
 
 
-def forward_ratio(waves: int, total_bytes: int, budget_bytes: int | None) -> float:
-    """1 + (waves − 1)(1 − budget ÷ total): each further wave computes again what was not kept (law 3)."""
-    kept = 1.0 if budget_bytes is None else min(1.0, budget_bytes / total_bytes)
-    return 1 + (waves - 1) * (1 - kept)
+def forward_ratio(waves: Sequence[int], kept: float) -> float:
+    """Rows through the model ÷ distinct rows: every wave computes what was not kept (law 3).
+
+    For waves of equal length that is 1 + (waves − 1)(1 − kept ÷ rows).
+
+    Args:
+        waves: rows that the longest trial of each wave reads.
+        kept: rows of the stream's beginning that stay.
+    """
+    distinct = max(waves)
+    return (min(kept, distinct) + sum(max(0.0, rows - kept) for rows in waves)) / distinct
 
 
 def default_slots(sweep: Sweep) -> int:
@@ -116,12 +129,17 @@ def forecast(sweep: Sweep, storage: Path, slots: int | None = None, tracking_uri
     trials = sweep.expand(d_in, {}, parents)
     check_pursuit(sweep, trials)
     slots = slots or default_slots(sweep)
-    phases = tuple(n for child in (False, True) if (n := sum(_is_child(t) == child for t in trials)))
-    waves = sum(math.ceil(n / slots) for n in phases)
+    phases = [[t for t in trials if t.follows == follow] for follow in (False, True)]
+    # Of each wave, the rows of its longest trial.
+    waves = [
+        max(trial.training.trained_tokens for trial in phase[start : start + slots])
+        for phase in phases
+        for start in range(0, len(phase), slots)
+    ]
     rows = max(trial.training.trained_tokens for trial in trials)
     bytes_a_row = DTYPE_BYTES[sweep.model.dtype] * sum(d_in.values())
     budget = None if sweep.producers.budget_gib is None else int(sweep.producers.budget_gib * 2**30)
-    ratio = forward_ratio(waves, rows * bytes_a_row, budget)
+    ratio = forward_ratio(waves, rows if budget is None else budget / bytes_a_row)
     contexts = math.ceil(rows / (sweep.model.context_size - sweep.dataset.skip_first_position))
 
     parameters = {trial.name: _parameters(trial) for trial in trials}
@@ -129,27 +147,25 @@ def forecast(sweep: Sweep, storage: Path, slots: int | None = None, tracking_uri
     largest = sorted(parameters.values())[-slots:]
     return Forecast(
         trials=len(trials),
-        phases=phases,
+        phases=tuple(len(phase) for phase in phases if phase),
         slots=slots,
-        waves=waves,
+        waves=len(waves),
         rows=rows,
         activation_bytes=rows * bytes_a_row,
+        block_bytes=min(rows, sweep.shuffle_tokens) * bytes_a_row,
         budget_bytes=budget,
         forward_ratio=ratio,
+        forward_ratio_without_budget=forward_ratio(waves, 0),
         model_flops=counter.get_total_flops() * contexts * ratio,
         training_flops=float(training),
         trial_bytes=max(
             FLOAT * (4 * parameters[t.name] + t.training.batch_size * (2 * t.d_in + 4 * t.d_sae)) for t in trials
         ),
-        # A checkpoint has the weights and two moments; two are kept.
-        disk_bytes=FLOAT * (6 * sum(largest) + sum(parameters.values())) + 4 * contexts * sweep.model.context_size,
+        # A checkpoint has the weights and two moments; two are kept, a third is being written. MLflow copies the SAEs.
+        disk_bytes=FLOAT * (9 * sum(largest) + 2 * sum(parameters.values())) + 4 * contexts * sweep.model.context_size,
         kinds=_kinds(trials, parameters),
         notices=tuple(sweep.notices()),
     )
-
-
-def _is_child(trial: TrialSpec) -> bool:
-    return trial.parent is not None
 
 
 def _parameters(trial: TrialSpec) -> int:

@@ -38,12 +38,13 @@ from gsae_ray.evaluation.queue import EvaluationQueue
 from gsae_ray.ledger import begin_launch, driver_lock, trial_folder, versions
 from gsae_ray.plan import Plan, prepare, producer_spec
 from gsae_ray.saes import SAE
-from gsae_ray.sweep import Sweep, TrialSpec
+from gsae_ray.sweep import Sweep
 from gsae_ray.sweep_file import load_sweep
 from gsae_ray.tracking import Mirror, MirrorThread, quick_failure, resolve_uri
 from gsae_ray.tracking import check as check_tracking
 from gsae_ray.training.directory import TrialDirectory
 from gsae_ray.training.trainable import SAETrial, TrialContext
+from gsae_ray.trial import TrialSpec
 
 OBJECT_STORE_SHARE = 0.6
 """Of the cluster's object store, for activations; the rest is headroom for readers that still hold a block."""
@@ -229,16 +230,23 @@ class _Launch:
             ProductionError: the language model could not be run.
         """
 
-        def evaluate(site: str, cfg: str, weights: bytes, pursuit_l0: int | None) -> Future[Evaluation]:
-            return store.evaluate.remote(site, cfg, [ray.put(weights)], pursuit_l0).future()
+        def evaluate(site: str, cfg: str, weights: bytes, encoders: Sequence[int | None]) -> list[Future[Evaluation]]:
+            ref = ray.put(weights)
+            return [store.evaluate.remote(site, cfg, [ref], pursuit_l0).future() for pursuit_l0 in encoders]
 
-        encoders = self.plan.sweep.evaluation.encoders
-        queue = EvaluationQueue(self.pending, self.plan.evaluation_fingerprint, encoders, evaluate)
+        sweep = self.plan.sweep
+        queue = EvaluationQueue(
+            self.pending,
+            self.plan.evaluation_fingerprint,
+            sweep.evaluation.encoders,
+            evaluate,
+            at_a_time=sweep.producers.count + 1,
+        )
         queue.start()
         crashes: dict[str, str] = {}
         try:
-            for is_child in (False, True):  # those that start from another's SAE come when all of those are finished
-                phase = [(t, d) for t, d in self.pending if not d.done and (t.parent is not None) == is_child]
+            for follow in (False, True):  # those that start from another's SAE come when all the others are finished
+                phase = [(t, d) for t, d in self.pending if not d.done and t.follows == follow]
                 phase = self._with_parents(phase, store)
                 for result in self._tune(store, phase) if phase else ():
                     if result.error is not None:

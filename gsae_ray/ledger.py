@@ -27,7 +27,8 @@ import yaml
 import gsae_ray
 from gsae_ray.errors import UserError
 from gsae_ray.files import read_json, write_atomically, write_json
-from gsae_ray.sweep import Sweep, TrialSpec
+from gsae_ray.sweep import Sweep
+from gsae_ray.trial import TrialSpec
 
 LOCK_HEARTBEAT_S = 5.0
 LOCK_STALE_S = 30.0

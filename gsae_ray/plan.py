@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 from gsae_ray.activations.layout import Layout
-from gsae_ray.activations.models import load_model, load_skeleton, model_fingerprint, pinned
+from gsae_ray.activations.models import check_weights, load_model, load_skeleton, model_fingerprint, pinned
 from gsae_ray.activations.producer import ProducerSpec
 from gsae_ray.activations.sites import site_widths
 from gsae_ray.activations.tokens import TokenStore, pinned_data, prepare_tokens
@@ -16,8 +17,9 @@ from gsae_ray.display import Display
 from gsae_ray.errors import UserError
 from gsae_ray.files import digest, file_hash
 from gsae_ray.saes import SAEConfig, load
-from gsae_ray.saes.io import CONFIG_FILE, WEIGHTS_FILE
-from gsae_ray.sweep import Sweep, TrialSpec
+from gsae_ray.saes.io import WEIGHTS_FILE
+from gsae_ray.sweep import Sweep
+from gsae_ray.trial import TrialSpec
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,6 +46,7 @@ def prepare(sweep: Sweep, storage: Path, display: Display, tracking_uri: str | N
     for notice in sweep.notices():
         display.phase(notice)
     skeleton = load_skeleton(sweep.model)
+    check_weights(sweep.model)
     sweep = sweep.model_copy(update={"model": pinned(sweep.model), "dataset": pinned_data(sweep.dataset)})
     try:
         widths = site_widths(skeleton, sweep.used_sites)
@@ -81,10 +84,12 @@ def fetch_parents(sweep: Sweep, folder: Path, tracking_uri: str | None) -> dict[
     run_ids = dict.fromkeys(str(values["parent"]) for values in settings if values.get("parent") is not None)
     parents = {run_id: folder / run_id / "sae" for run_id in run_ids}
     for run_id, target in parents.items():
-        if not (target / CONFIG_FILE).exists():
+        if not target.exists():
             from gsae_ray.results import fetch_sae  # here: MLflow takes seconds to import
 
-            fetch_sae(run_id, target.parent, tracking_uri, "parent")
+            target.parent.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryDirectory(dir=target.parent) as temporary:
+                fetch_sae(run_id, temporary, tracking_uri, "parent").rename(target)
     return parents
 
 

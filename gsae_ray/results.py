@@ -122,6 +122,7 @@ def _row(run: Run, evaluation: Mapping[str, float]) -> dict[str, Any]:
         "architecture": params["architecture"],
         "recipe": params["recipe"],
         "variant": params.get("variant", ""),
+        "l1_units": params.get("l1_units", "sum"),
         "d_sae": int(params["d_sae"]),
         "sparsity": float(params[sparsity_key]) if sparsity_key else float("nan"),
         "lr": float(params["lr"]),
@@ -225,6 +226,8 @@ def frontier(
             f"{len(recipes)} recipes are mixed here ({', '.join(recipes)}): the frontier is that of all SAEs, not a "
             "comparison of architectures"
         )
+    if rows["l1_units"].nunique() > 1:
+        notes.append("sparsity: some coefficients are in the paper's units, others in sum units (training.l1_units)")
     for name, group in rows.groupby("site"):
         rows.loc[group.index, "on_frontier"] = pareto(group["l0"].to_numpy(), group["loss_recovered"].to_numpy())
         gap = float((group["ce_zero"] - group["ce_clean"]).iloc[0])

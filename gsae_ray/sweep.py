@@ -5,11 +5,8 @@ Every field's description is the documentation: `gsae-ray run --help` prints the
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
-import json
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 import pydantic
@@ -17,10 +14,10 @@ from pydantic import ConfigDict, Field
 
 from gsae_ray.activations.sites import POINTS, Site
 from gsae_ray.errors import UserError, suggest
-from gsae_ray.files import digest
 from gsae_ray.saes import REGISTRY, SAEConfig
 from gsae_ray.settings import Count, Grid, Seed, Settings, expand_grid, explain, unique
-from gsae_ray.training.recipe import TrainingSettings, TrialTraining, show
+from gsae_ray.training.recipe import TrainingSettings
+from gsae_ray.trial import TrialSpec, with_parent
 
 TRAINABLE = tuple(name for name in REGISTRY if REGISTRY[name].trainable)
 EQUAL_COMPUTE = 1.5
@@ -321,7 +318,8 @@ class Sweep(Settings):
 
     def notices(self) -> list[str]:
         """What of the recipes does not fit into the runs, a line each."""
-        lines = [line for entry in self.saes for line in entry.training(self.training).notices()]
+        learning = [entry for entry in self.saes if REGISTRY[entry.architecture].parent_architecture is None]
+        lines = [line for entry in learning for line in entry.training(self.training).notices()]
         return list(dict.fromkeys(lines))
 
     def widths(self, entry: SAESettings, site: Site, d_in: Mapping[Site, int]) -> tuple[int, ...]:
@@ -392,133 +390,13 @@ class Sweep(Settings):
                 )
         roots = [trial for i, trial in enumerate(trials) if i not in children]
         for place, where in children.items():
-            trials[place] = _with_parent(trials[place], where, roots, parents or {})
-        seen = set()
+            trials[place] = with_parent(trials[place], where, roots, parents or {}, self.model.name)
+        seen: dict[str, str] = {}
         for trial in trials:
-            if trial.name in seen:
-                raise UserError(f"saes: two entries describe the trial {trial.name}")
-            seen.add(trial.name)
+            # The same name in one folder, or the same SAE under two names: either way one of them is too much.
+            same = next((seen[key] for key in (trial.name, trial.identity) if key in seen), None)
+            if same is not None:
+                also = "" if same == trial.name else f" (also as {same})"
+                raise UserError(f"saes: two entries describe the trial {trial.name}{also}")
+            seen |= {trial.name: trial.name, trial.identity: trial.name}
         return trials
-
-
-MAX_NAME = 200
-SPARSITY = ("l1_coefficient", "parent")
-"""Hyperparameters that are no option of an architecture, though they may be left out."""
-
-
-def _options(architecture: str) -> dict[str, Any]:
-    """An architecture's options, by which its variants differ, and their defaults."""
-    fields = REGISTRY[architecture].Hyperparameters.model_fields
-    return {key: f.default for key, f in fields.items() if not f.is_required() and key not in SPARSITY}
-
-
-@dataclasses.dataclass(frozen=True)
-class TrialSpec:
-    """One SAE to train: everything that decides its weights."""
-
-    name: str
-    """Readable and unique within a sweep."""
-    identity: str
-    """Hash of model, data, site, SAE and training settings: the same identity is the same SAE."""
-    site: str
-    architecture: str
-    d_in: int
-    d_sae: int
-    hyperparameters: dict[str, Any]
-    training: TrialTraining
-    parent: str | None = None
-    """The trial of the same sweep, or the run (`run:…`), whose finished SAE training starts from."""
-
-    @classmethod
-    def make(
-        cls, *, identity: Mapping[str, Any], overrides: Mapping[str, Any] | None = None, **fields: Any
-    ) -> TrialSpec:
-        training: TrialTraining = fields["training"]
-        hyperparameters: dict[str, Any] = fields["hyperparameters"]
-        settings = {**fields, "training": training.model_dump(mode="json"), **identity}
-        # How often metrics and checkpoints are written does not change the weights.
-        for key in ("log_every_tokens", "checkpoint_every_tokens"):
-            settings["training"].pop(key)
-        options = _options(fields["architecture"])
-        variant = {k: hyperparameters[k] for k in options if hyperparameters.get(k, options[k]) != options[k]}
-        sparsity = "_".join(f"{k}{show(v)}" for k, v in hyperparameters.items() if k not in options and v is not None)
-        sparsity = sparsity.replace("l1_coefficient", "l1-")
-        sparsity += "".join(f"_{k}-{show(v)}" for k, v in variant.items())
-        rest = f"{training.objective}-{training.schedule}_lr{show(training.lr)}_seed{training.seed}"
-        rest += "".join(f"_{key}{show(value)}" for key, value in (overrides or {}).items())
-        name = f"{fields['site']}_{fields['architecture']}_w{fields['d_sae']}_{sparsity}_{rest}"
-        name = re.sub(r"[^A-Za-z0-9_.\-]", "-", name)
-        if len(name) > MAX_NAME:  # file names end at 255 bytes
-            name = f"{name[: MAX_NAME - 9]}_{digest(name)[:8]}"
-        return cls(name=name, identity=digest(settings)[:16], **fields)
-
-    @property
-    def variant(self) -> str:
-        """Options of the architecture that are not at their defaults, e.g. `tied=false`."""
-        options, values = _options(self.architecture), self.hyperparameters
-        return ",".join(f"{k}={show(values[k])}" for k in options if values.get(k, options[k]) != options[k])
-
-    @property
-    def directory_name(self) -> str:
-        return f"{self.name}-{self.identity[:8]}"
-
-    def to_json(self) -> dict[str, Any]:
-        return {**dataclasses.asdict(self), "training": self.training.model_dump(mode="json")}
-
-    @classmethod
-    def from_json(cls, value: Mapping[str, Any]) -> TrialSpec:
-        training = TrialTraining.model_validate_json(json.dumps(value["training"]))
-        return cls(**{**value, "training": training})
-
-
-def _with_parent(
-    trial: TrialSpec,
-    where: str,
-    candidates: Sequence[TrialSpec],
-    runs: Mapping[str, tuple[SAEConfig, str]],
-) -> TrialSpec:
-    """The trial, with the finished SAE that it starts from.
-
-    Raises:
-        UserError: there is none, there are several, or it has another architecture or shape.
-    """
-    architecture = REGISTRY[trial.architecture].parent_architecture
-    run_id: str | None = trial.hyperparameters.get("parent")
-    if run_id is not None:
-        cfg, fingerprint = runs[run_id]
-        wanted = {"architecture": architecture, "site": trial.site, "d_in": trial.d_in, "d_sae": trial.d_sae}
-        for key, value in wanted.items():
-            if getattr(cfg, key) != value:
-                raise UserError(
-                    f"{where}.parent: the SAE of run {run_id} has {key} {getattr(cfg, key)}; this "
-                    f"{trial.architecture} trial needs {value}"
-                )
-        l1_coefficient = float(cfg.hyperparameters["l1_coefficient"])
-        parent = f"run:{run_id}"
-        trial = dataclasses.replace(trial, hyperparameters={**trial.hyperparameters, "l1_coefficient": l1_coefficient})
-    else:
-
-        def same(spec: TrialSpec) -> tuple[Any, ...]:
-            l1 = (spec.hyperparameters.get("l1_coefficient"), spec.training.l1_units)
-            return (spec.site, spec.d_sae, l1, spec.training.seed)
-
-        found = [c for c in candidates if c.architecture == architecture and same(c) == same(trial)]
-        for setting in ("objective", "schedule", "lr", "tokens"):  # the nearest, where several are left
-            if len(found) > 1:
-                nearer = [c for c in found if getattr(c.training, setting) == getattr(trial.training, setting)]
-                found = nearer or found
-        if len(found) != 1:
-            what = "no" if not found else f"{len(found)}"
-            raise UserError(
-                f"{where}: {what} {architecture} trial{'s' if len(found) > 1 else ''} of the same site ({trial.site}), "
-                f"width ({trial.d_sae}), l1_coefficient ({show(trial.hyperparameters['l1_coefficient'])}) and seed "
-                f"({trial.training.seed}) to be the parent of a {trial.architecture} trial; there must be exactly one "
-                "in the sweep, or name a run: parent"
-            )
-        parent, fingerprint = found[0].name, found[0].identity
-        if found[0].training.objective != trial.training.objective:
-            raise UserError(
-                f"{where}: the parent {parent} was trained with objective {found[0].training.objective}, this "
-                f"{trial.architecture} trial says {trial.training.objective}; give both the same"
-            )
-    return dataclasses.replace(trial, parent=parent, identity=digest([trial.identity, fingerprint])[:16])

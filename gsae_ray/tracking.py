@@ -25,8 +25,8 @@ from mlflow.tracking import MlflowClient
 
 from gsae_ray.activations.sites import Site
 from gsae_ray.errors import UserError, first_line
-from gsae_ray.sweep import TrialSpec
 from gsae_ray.training.directory import START, Cursor, TrialDirectory
+from gsae_ray.trial import TrialSpec
 
 LAUNCH, TRIAL, KIND, IDENTITY = "gsae.launch", "gsae.trial", "gsae.kind", "gsae.identity"
 EVALUATION, FAILURE, SWEEP = "gsae.evaluation", "gsae.failure", "gsae.sweep"
@@ -129,7 +129,7 @@ def trial_params(trial: TrialSpec) -> dict[str, Any]:
     training = trial.to_json()["training"]
     return {
         "architecture": trial.architecture,
-        "recipe": trial.training.recipe,
+        "recipe": trial.recipe,
         "variant": trial.variant,
         "d_in": trial.d_in,
         "d_sae": trial.d_sae,

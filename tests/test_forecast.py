@@ -116,19 +116,22 @@ def test_phases_and_waves(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("waves", "total", "budget", "expected"),
+    ("waves", "kept", "expected"),
     [
-        (1, 100, 0, 1.0),
-        (5, 100, None, 1.0),
-        (5, 100, 100, 1.0),
-        (5, 100, 1000, 1.0),
-        (5, 100, 0, 5.0),
-        (3, 100, 25, 1 + 2 * 0.75),
-        (2, 100, 50, 1.5),
+        ([100], 0, 1.0),
+        ([100] * 5, 100, 1.0),
+        ([100] * 5, 1000, 1.0),
+        ([100] * 5, 0, 5.0),
+        ([100] * 3, 25, 1 + 2 * 0.75),
+        ([100] * 2, 50, 1.5),
+        ([100, 10], 50, 1.0),  # a short wave reads what was kept
+        ([100, 10], 0, 1.1),
+        ([50, 100], 50, 1.0),
+        ([50, 100], 0, 1.5),
     ],
 )
-def test_the_forward_ratio_is_that_of_law_3(waves: int, total: int, budget: int | None, expected: float) -> None:
-    assert forward_ratio(waves, total, budget) == pytest.approx(expected)
+def test_the_forward_ratio_is_that_of_law_3(waves: list[int], kept: int, expected: float) -> None:
+    assert forward_ratio(waves, kept) == pytest.approx(expected)
 
 
 def test_rows_bytes_and_ratio_are_those_of_the_longest_trial(tmp_path: Path) -> None:
@@ -138,10 +141,11 @@ def test_rows_bytes_and_ratio_are_those_of_the_longest_trial(tmp_path: Path) -> 
     d_in = free.kinds[0].d_in
     assert free.activation_bytes == 128_000 * 2 * d_in * 4
     assert (free.budget_bytes, free.forward_ratio) == (None, 1.0)
-    half = cost(tmp_path, entries, slots=4, producers={"budget_gib": free.activation_bytes / 2 / 2**30})
-    assert half.waves == 4
-    assert half.forward_ratio == pytest.approx(1 + 3 * 0.5)
-    assert half.model_flops == pytest.approx(free.model_flops * 2.5)
+    assert free.forward_ratio_without_budget == pytest.approx((3 * 64 + 128) / 128)
+    quarter = cost(tmp_path, entries, slots=4, producers={"budget_gib": free.activation_bytes / 4 / 2**30})
+    assert quarter.waves == 4
+    assert quarter.forward_ratio == pytest.approx((32 + 3 * (64 - 32) + (128 - 32)) / 128)
+    assert quarter.model_flops == pytest.approx(free.model_flops * quarter.forward_ratio)
     whole = cost(tmp_path, entries, slots=4, dataset={"skip_first_position": False})
     assert whole.model_flops == pytest.approx(free.model_flops * math.ceil(128_000 / 65) / 2000)
 

@@ -36,8 +36,8 @@ from gsae_ray.results import (
     log_l0_at,
     sequences,
 )
-from gsae_ray.sweep import TrialSpec
 from gsae_ray.tracking import Mirror
+from gsae_ray.trial import TrialSpec
 
 # ---- arithmetic -----------------------------------------------------------------------------------------------------
 

@@ -18,9 +18,10 @@ from gsae_ray.activations.sites import POINTS, Site
 from gsae_ray.errors import UserError
 from gsae_ray.saes import REGISTRY
 from gsae_ray.settings import Settings, expand_grid
-from gsae_ray.sweep import TRAINABLE, Sweep, TrialSpec
+from gsae_ray.sweep import TRAINABLE, Sweep
 from gsae_ray.sweep_file import describe, load_sweep
 from gsae_ray.training.recipe import TrialTraining
+from gsae_ray.trial import TrialSpec
 
 CASES = settings(max_examples=100, deadline=None, database=None)
 QUICKSTART = Path(__file__).parents[1] / "sweeps" / "quickstart.yaml"

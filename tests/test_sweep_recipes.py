@@ -13,9 +13,10 @@ import pytest
 from gsae_ray.activations.sites import Site
 from gsae_ray.errors import UserError
 from gsae_ray.saes import REGISTRY, SAEConfig
-from gsae_ray.sweep import MAX_NAME, TRAINABLE, Sweep, TrialSpec
+from gsae_ray.sweep import TRAINABLE, Sweep
 from gsae_ray.sweep_file import describe, load_sweep
 from gsae_ray.training.recipe import ResamplingSettings, TrainingSettings
+from gsae_ray.trial import MAX_NAME, TrialSpec
 
 HEAD = """\
 name: test
@@ -207,9 +208,15 @@ def test_a_child_survives_json(path: Path) -> None:
 @pytest.mark.parametrize(
     ("entries", "parts"),
     [
-        ([GATED, CHILD], ["saes.1", "no standard trial", "width (32)", "l1_coefficient (1)", "seed (0)", "parent"]),
+        (
+            [GATED, CHILD],
+            ["saes.1", "no standard trial", "width (32)", "l1_coefficient (1, in l1_units sum)", "seed (0)", "parent"],
+        ),
         ([STANDARD, CHILD.replace("32", "33")], ["saes.1", "no standard trial", "width (33)"]),
-        ([STANDARD, CHILD.replace("t: 1", "t: 3")], ["saes.1", "no standard trial", "l1_coefficient (3)"]),
+        (
+            [STANDARD, CHILD.replace("t: 1", "t: 3")],
+            ["saes.1", "no standard trial", "l1_coefficient (3, in l1_units sum)"],
+        ),
         ([STANDARD, f"{CHILD}, seeds: 9"], ["saes.1", "no standard trial", "seed (9)"]),
         (
             [f"{STANDARD}, batch_size: 50", f"{STANDARD}, batch_size: 25", CHILD],
@@ -353,3 +360,17 @@ def test_notices_of_all_entries_are_told_once(path: Path) -> None:
 def test_the_longest_trial_of_a_site_is_the_longest_entrys(path: Path) -> None:
     sweep = load(path, f"{STANDARD}, tokens: 5000", f"{CHILD}, tokens: 20000")
     assert sweep.max_tokens(Site("blocks.1.hook_resid_post")) == 20_000
+
+
+@pytest.mark.parametrize("said", ["lr_decay: 0.2", "l1_warmup: 0.05", "resampling: false", "gradient_clip: 1"])
+def test_what_a_schedule_says_anyway_is_the_same_trial(path: Path, said: str) -> None:
+    with pytest.raises(UserError, match="two entries describe the trial .* \\(also as "):
+        expand(load(path, GATED, f"{GATED}, {said}"))
+
+
+def test_a_child_tells_its_parents_recipe_where_it_is_another(path: Path) -> None:
+    parent = STANDARD.replace("}", "")
+    *_, child = expand(load(path, f"{parent}, lr_decay: 0", CHILD))
+    assert child.recipe == "norm_weighted/modern after norm_weighted/modern+lr_decay=0"
+    *_, child = expand(load(path, parent, CHILD))
+    assert child.recipe == "norm_weighted/modern"

@@ -16,7 +16,6 @@ from trials import FINGERPRINT, SITE_1, begin, evaluation, expand, finish, logge
 
 from gsae_ray import saes
 from gsae_ray.errors import UserError
-from gsae_ray.sweep import TrialSpec
 from gsae_ray.tracking import (
     EVALUATION,
     FAILURE,
@@ -33,6 +32,7 @@ from gsae_ray.tracking import (
     resolve_uri,
 )
 from gsae_ray.training.directory import TrialDirectory
+from gsae_ray.trial import TrialSpec
 
 TRIALS = expand(l1_coefficient=[1.0, 2.0, 4.0])
 (ONE, *_) = TRIALS

@@ -15,9 +15,9 @@ from gsae_ray.activations.chunks import SiteStatistics
 from gsae_ray.activations.layout import Layout
 from gsae_ray.activations.stream import RowStream
 from gsae_ray.saes import SAE
-from gsae_ray.sweep import TrialSpec
 from gsae_ray.training.recipe import TrainingSettings
 from gsae_ray.training.trainer import Trainer
+from gsae_ray.trial import TrialSpec
 
 SITE = "blocks.1.hook_resid_post"
 N, M, BATCH, ROWS = 12, 32, 64, 6000

@@ -12,8 +12,9 @@ from gsae_ray.activations.sites import Site
 from gsae_ray.evaluation.metrics import Evaluation
 from gsae_ray.saes import SAE, SAEConfig
 from gsae_ray.saes.io import build
-from gsae_ray.sweep import Sweep, TrialSpec
+from gsae_ray.sweep import Sweep
 from gsae_ray.training.directory import TrialDirectory
+from gsae_ray.trial import TrialSpec
 
 FINGERPRINT = "f" * 64
 SITE_1, SITE_2 = "blocks.1.hook_resid_post", "blocks.2.hook_resid_post"

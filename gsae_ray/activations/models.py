@@ -164,6 +164,18 @@ def load_tokenizer(model: ModelSettings) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
+def check_weights(model: ModelSettings) -> None:
+    """Whether a local checkpoint has every weight of its configuration, in its shape. Reads no more than headers.
+
+    Of a model of the hub, producers tell: to look, the driver would have to download it.
+
+    Raises:
+        UserError: as `load_model`.
+    """
+    if _local(model.name):
+        load_model(model, "meta")
+
+
 def load_model(model: ModelSettings, device_map: str = "cpu") -> PreTrainedModel:
     """The model with its weights, in evaluation mode, each weight in `model.dtype` straight to its device.
 
@@ -181,6 +193,7 @@ def load_model(model: ModelSettings, device_map: str = "cpu") -> PreTrainedModel
             "attn_implementation": model.attn_implementation,
             "device_map": device_map,
             "output_loading_info": True,
+            "ignore_mismatched_sizes": True,  # told below, by name
         }
         lens = _transformer_lens_config(model)
         try:
@@ -191,6 +204,11 @@ def load_model(model: ModelSettings, device_map: str = "cpu") -> PreTrainedModel
                 loaded, report = TransformerLensModel.from_pretrained(None, config=lens, state_dict=weights, **options)
         except torch.OutOfMemoryError as error:
             raise no_room from error
+    for name, in_checkpoint, in_model in sorted(report["mismatched_keys"]):
+        raise UserError(
+            f"model.name: cannot load the weights of {model.name!r}: {name} has the shape {list(in_checkpoint)} in the "
+            f"checkpoint, {list(in_model)} by its configuration"
+        )
     if report["missing_keys"]:
         missing = sorted(report["missing_keys"])[0]
         raise UserError(f"model.name: cannot load the weights of {model.name!r}: {missing} is not in the checkpoint")

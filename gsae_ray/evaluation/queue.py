@@ -11,11 +11,11 @@ from concurrent.futures import Future
 from gsae_ray.errors import ProductionError, reason
 from gsae_ray.evaluation.metrics import Evaluation
 from gsae_ray.saes.io import CONFIG_FILE, WEIGHTS_FILE
-from gsae_ray.sweep import TrialSpec
 from gsae_ray.training.directory import TrialDirectory
+from gsae_ray.trial import TrialSpec
 
-Evaluate = Callable[[str, str, bytes, int | None], "Future[Evaluation]"]
-"""(site, cfg.json, weights as saved, L0 of pursuit) -> the evaluation, in time."""
+Evaluate = Callable[[str, str, bytes, Sequence[int | None]], Sequence["Future[Evaluation]"]]
+"""(site, cfg.json, weights as saved, encoders) -> the evaluation with each encoder, in time."""
 
 
 class EvaluationQueue(threading.Thread):
@@ -27,16 +27,19 @@ class EvaluationQueue(threading.Thread):
         fingerprint: str,
         encoders: Sequence[int | None],
         evaluate: Evaluate,
+        at_a_time: int = 2,
         interval_s: float = 0.3,
     ) -> None:
         """
         Args:
             encoders: as `EvaluationSettings.encoders`.
+            at_a_time: SAEs whose weights are in memory for their evaluations.
         """
         super().__init__(name="evaluations", daemon=True)
         self.fingerprint = fingerprint
         self.encoders = encoders
         self.evaluate = evaluate
+        self.at_a_time = at_a_time
         self.interval_s = interval_s
         self._waiting = list(trials)
         self._running: list[tuple[TrialSpec, TrialDirectory, int | None, Future[Evaluation]]] = []
@@ -48,20 +51,22 @@ class EvaluationQueue(threading.Thread):
         while not self._stop_asked:
             last = self._training_over.is_set()  # before the look: what is DONE now is then seen
             self._look()
-            if last and not self._running:
+            if last and not self._running and not any(directory.done for _, directory in self._waiting):
                 return
             time.sleep(self.interval_s)
 
     def _look(self) -> None:
         for item in [item for item in self._waiting if item[1].done]:
+            if len({directory.path for _, directory, *_ in self._running}) >= self.at_a_time:
+                break
             trial, directory = item
             self._waiting.remove(item)
             with self._kept_for_finish():
                 folder = directory.path / "sae"
                 cfg, weights = (folder / CONFIG_FILE).read_text("utf-8"), (folder / WEIGHTS_FILE).read_bytes()
-                for pursuit_l0 in directory.missing(self.fingerprint, self.encoders):
-                    request = self.evaluate(trial.site, cfg, weights, pursuit_l0)
-                    self._running.append((trial, directory, pursuit_l0, request))
+                missing = directory.missing(self.fingerprint, self.encoders)
+                requests = self.evaluate(trial.site, cfg, weights, missing)
+                self._running += [(trial, directory, l0, r) for l0, r in zip(missing, requests, strict=True)]
         for running in [r for r in self._running if r[3].done()]:
             trial, directory, pursuit_l0, request = running
             self._running.remove(running)

@@ -29,7 +29,7 @@ from gsae_ray.errors import StaleAttemptError
 from gsae_ray.evaluation.metrics import Evaluation
 from gsae_ray.files import file_hash, read_json, write_atomically, write_json
 from gsae_ray.saes import SAE
-from gsae_ray.sweep import TrialSpec
+from gsae_ray.trial import TrialSpec
 
 KEPT_CHECKPOINTS = 2
 

@@ -79,7 +79,7 @@ class Resampler:
             second = _features_first(sae, name, state["exp_avg_sq"])
             second[silent_K] = second[alive_F].mean(0)
         self.silent_F = torch.ones_like(self.silent_F)
-        self.keys_K, self.inputs_KD = self.keys_K[:0], self.inputs_KD[:0]
+        self.keys_K, self.inputs_KD = self.keys_K.new_empty(0), self.inputs_KD.new_empty(0, sae.cfg.d_in)
         return len(silent_K)
 
     # ---- state ----

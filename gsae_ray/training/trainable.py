@@ -18,9 +18,9 @@ from gsae_ray.activations.stream import RowStream
 from gsae_ray.errors import ProductionError, reason
 from gsae_ray.evaluation.metrics import Evaluation
 from gsae_ray.saes import SAE, load, to_bytes
-from gsae_ray.sweep import TrialSpec
 from gsae_ray.training.directory import TrialDirectory
 from gsae_ray.training.trainer import NumericError, Trainer
+from gsae_ray.trial import TrialSpec
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,7 +107,7 @@ class SAETrial(tune.Trainable):
 
     def _finish(self, trainer: Trainer) -> dict[str, Any]:
         metadata = {**self.context.metadata, "identity": self.trial.identity}
-        metadata["training"] = {**self.trial.to_json()["training"], "recipe": self.trial.training.recipe}
+        metadata["training"] = {**self.trial.to_json()["training"], "recipe": self.trial.recipe}
         if self.trial.parent is not None:
             metadata["parent"] = self.trial.parent
         self.directory.finish(trainer.finished_sae(metadata))

@@ -12,10 +12,10 @@ from torch import Tensor
 from gsae_ray.activations.stream import RowStream
 from gsae_ray.saes import SAE, RescaleShiftSAE, SAEConfig
 from gsae_ray.saes.io import build
-from gsae_ray.sweep import TrialSpec
 from gsae_ray.training.l1_units import UNITS, Scale
 from gsae_ray.training.resampling import Resampler
 from gsae_ray.training.schedules import lr_factor, sparsity_factor
+from gsae_ray.trial import TrialSpec
 
 EXPLODED = 1e4
 """A mean reconstruction loss of this many times E‖x‖², that of reconstructing nothing, will not come down again."""

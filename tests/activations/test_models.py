@@ -25,7 +25,14 @@ from transformers import (
     PreTrainedConfig,
 )
 
-from gsae_ray.activations.models import load_config, load_model, load_skeleton, load_tokenizer, model_fingerprint
+from gsae_ray.activations.models import (
+    check_weights,
+    load_config,
+    load_model,
+    load_skeleton,
+    load_tokenizer,
+    model_fingerprint,
+)
 from gsae_ray.activations.sites import Site, capture, site_widths
 from gsae_ray.builtin import MODEL_DIR
 from gsae_ray.errors import UserError
@@ -322,20 +329,36 @@ def test_a_broken_configuration_is_one_line(content: str, directory: Path) -> No
         assert str(directory) in complaint(load, settings(directory))
 
 
-def test_weights_cut_short_are_one_line(directory: Path) -> None:
+loading = pytest.mark.parametrize("load", [load_model, check_weights])
+"""In a producer, and before anything starts."""
+
+
+@loading
+def test_weights_cut_short_are_one_line(directory: Path, load: Callable[[ModelSettings], object]) -> None:
     path = directory / "model.safetensors"
     path.write_bytes(path.read_bytes()[:-100])
-    assert str(directory) in complaint(load_model, settings(directory))
+    assert str(directory) in complaint(load, settings(directory))
 
 
-def test_weights_of_another_shape_are_one_line(directory: Path) -> None:
+@loading
+def test_weights_of_another_shape_are_one_line(directory: Path, load: Callable[[ModelSettings], object]) -> None:
     edit_config(directory, intermediate_size=25)
-    assert str(directory) in complaint(load_model, settings(directory))
+    message = complaint(load, settings(directory))
+    assert str(directory) in message
+    assert "model.layers.0.mlp.down_proj.weight has the shape [" in message and "25] by its configuration" in message
 
 
-def test_a_weight_that_is_missing_is_an_error_and_never_made_up(directory: Path) -> None:
+@loading
+def test_a_weight_that_is_missing_is_an_error_and_never_made_up(
+    directory: Path, load: Callable[[ModelSettings], object]
+) -> None:
     edit_weights(directory, lambda weights: weights.pop("model.layers.1.mlp.up_proj.weight"))
-    assert "model.layers.1.mlp.up_proj.weight" in complaint(load_model, settings(directory))
+    assert "model.layers.1.mlp.up_proj.weight" in complaint(load, settings(directory))
+
+
+def test_checking_weights_reads_none(directory: Path) -> None:
+    check_weights(settings(directory))
+    assert {p.device.type for p in load_model(settings(directory), "meta").parameters()} == {"meta"}
 
 
 def test_code_that_comes_with_a_model_is_not_run_unless_asked_for(directory: Path, tmp_path: Path) -> None:

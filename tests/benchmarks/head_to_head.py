@@ -42,9 +42,9 @@ from gsae_ray.files import digest
 from gsae_ray.plan import Plan, prepare, producer_spec
 from gsae_ray.saes import SAE, SAEConfig
 from gsae_ray.saes.io import build
-from gsae_ray.sweep import TrialSpec
 from gsae_ray.sweep_file import load_sweep
 from gsae_ray.training.trainer import Trainer
+from gsae_ray.trial import TrialSpec
 
 HERE = Path(__file__).parent
 REQUIREMENTS = ["sae-lens==6.54.12", "dictionary-learning==0.1.0", "torch>=2.11,<2.14"]

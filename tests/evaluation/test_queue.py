@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from concurrent.futures import Future
 from pathlib import Path
 
@@ -19,11 +20,12 @@ class Evaluator:
     def __init__(self) -> None:
         self.asked: list[int | None] = []
 
-    def __call__(self, site: str, cfg: str, weights: bytes, pursuit_l0: int | None) -> Future[Evaluation]:
-        self.asked.append(pursuit_l0)
-        future: Future[Evaluation] = Future()
-        future.set_result(evaluation(l0=20 if pursuit_l0 is None else pursuit_l0))
-        return future
+    def __call__(self, site: str, cfg: str, weights: bytes, encoders: Sequence[int | None]) -> list[Future[Evaluation]]:
+        self.asked += encoders
+        futures: list[Future[Evaluation]] = [Future() for _ in encoders]
+        for future, pursuit_l0 in zip(futures, encoders, strict=True):
+            future.set_result(evaluation(l0=20 if pursuit_l0 is None else pursuit_l0))
+        return futures
 
 
 def test_an_sae_that_cannot_be_read_is_told_and_the_others_are_evaluated(tmp_path: Path) -> None:
@@ -53,3 +55,30 @@ def test_only_the_evaluations_that_are_missing_are_made(tmp_path: Path) -> None:
     own, pursuit = directory.evaluation(FINGERPRINT), directory.evaluation(FINGERPRINT, 8)
     assert own is not None and own["metrics"]["eval/l0"] == 20
     assert pursuit is not None and pursuit["metrics"]["pursuit/l0"] == 8
+
+
+def test_only_a_few_saes_are_in_memory_at_a_time(tmp_path: Path) -> None:
+    trials = [(trial, begin(tmp_path, trial)) for trial in expand(widths=[16, 24, 32, 40, 48])]
+    for trial, directory in trials:
+        directory.finish(random_sae(trial))
+    open_requests: list[Future[Evaluation]] = []
+    most = 0
+
+    def evaluate(site: str, cfg: str, weights: bytes, encoders: Sequence[int | None]) -> list[Future[Evaluation]]:
+        nonlocal most
+        open_requests.extend(futures := [Future() for _ in encoders])
+        most = max(most, len(open_requests))
+        if len(open_requests) == 2 * len(encoders):  # as many as may be: the oldest gets its answers
+            for _ in encoders:
+                open_requests.pop(0).set_result(evaluation())
+        return futures
+
+    queue = EvaluationQueue(trials, FINGERPRINT, (None, 4), evaluate, at_a_time=2, interval_s=0.01)
+    queue.start()
+    while any(directory.missing(FINGERPRINT, (None, 4)) for _, directory in trials[:-1]):
+        assert queue.is_alive()
+    for request in open_requests:
+        request.set_result(evaluation())
+    queue.finish()
+    assert most == 4
+    assert all(not directory.missing(FINGERPRINT, (None, 4)) for _, directory in trials)

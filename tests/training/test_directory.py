@@ -14,8 +14,8 @@ from trials import FINGERPRINT, begin, evaluation, expand, logged, random_sae, r
 
 from gsae_ray import saes
 from gsae_ray.errors import StaleAttemptError
-from gsae_ray.sweep import TrialSpec
 from gsae_ray.training.directory import TrialDirectory
+from gsae_ray.trial import TrialSpec
 
 (TRIAL,) = expand()
 
