@@ -174,7 +174,7 @@ def findings(launch: Launch, objective: str) -> list[Finding]:
             lambda i: i.low > 0,
         ),
         Finding(
-            "gap between encoder and pursuit (|ln L0|), gated − standard",
+            "gap between encoder and pursuit (absolute ln L0), gated − standard",
             "below 0 (app. A)",
             difference(gap_to_pursuit(launch, objective, "gated"), gap_to_pursuit(launch, objective, "standard")),
             lambda i: i.high < 0,
