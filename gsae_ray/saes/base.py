@@ -99,6 +99,10 @@ class SAE(nn.Module, ABC):
         self.W_enc.copy_(self.W_dec.T)
         self.b_dec.copy_(mean_D)
 
+    def adopt(self, parent: SAE, start: bool) -> None:
+        """Takes over what training keeps of the parent; at the `start` what it begins with too."""
+        raise NotImplementedError(f"a {self.architecture} SAE has no parent")
+
     @abstractmethod
     def encode(self, x_BD: Tensor) -> Tensor:
         """Feature activations [..., d_sae], non-negative, of activations [..., d_in]."""

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from gsae_ray.activations.stream import RowStream
-from gsae_ray.saes import SAE, RescaleShiftSAE, SAEConfig
+from gsae_ray.saes import SAE, SAEConfig
 from gsae_ray.saes.io import build
 from gsae_ray.training.l1_units import UNITS, Scale
 from gsae_ray.training.resampling import Resampler
@@ -58,8 +58,8 @@ class Trainer:
         )
         self.sae: SAE = build(cfg)
         self.parent = parent
-        if isinstance(self.sae, RescaleShiftSAE):
-            assert parent is not None, "a rescale & shift trial has a parent"
+        if self.sae.parent_architecture is not None:
+            assert parent is not None, f"a {trial.architecture} trial starts from its parent"
             self.sae.adopt(parent, start=True)
             self.sae.fold_scale(1 / self.scale)
         else:
@@ -198,7 +198,7 @@ class Trainer:
         sae = build(self.sae.cfg.model_copy(update={"metadata": metadata}))
         sae.load_state_dict({name: tensor.cpu() for name, tensor in self.sae.state_dict().items()})
         sae.fold_scale(self.scale)
-        if isinstance(sae, RescaleShiftSAE) and self.parent is not None:
+        if self.parent is not None:
             sae.adopt(self.parent, start=False)  # to the last bit, which folding may have rounded
         elif not self.unit_norm:
             sae.fold_norms()
