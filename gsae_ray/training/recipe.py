@@ -103,7 +103,8 @@ class TrainingSettings(Settings):
     schedule: Grid[Schedule] = Field(
         ("modern",),
         description="defaults of the keys below. paper: raw inputs, constant lr after 1,000 steps of warm-up (at most "
-        "a tenth of the run), resampling. modern: scaled inputs, l1_warmup 0.05, lr_decay 0.2, gradient_clip 1; a grid",
+        "a tenth of the run), resampling. modern: scaled inputs, lr_warmup 0.01, l1_warmup 0.05, lr_decay 0.2, "
+        "gradient_clip 1, unit_biases; a grid",
     )
     l1_units: Literal["sum", "paper"] = Field(
         "sum",
