@@ -114,7 +114,9 @@ def test_help_teaches_the_sweep_file(here: Path) -> None:
 
 
 def command(*arguments: str, **options: object) -> subprocess.Popen[str]:
-    program = [sys.executable, "-c", "from gsae_ray.cli import main; main()", *arguments]
+    # A shell's background job ignores Ctrl-C, and so would this test's, were it one.
+    heed = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"
+    program = [sys.executable, "-c", f"{heed}; from gsae_ray.cli import main; main()", *arguments]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "start_new_session": True}
     return subprocess.Popen(program, **pipes, **options)  # type: ignore[call-overload, no-any-return]
 
