@@ -214,7 +214,7 @@ def _print_forecast(cost: Forecast) -> None:
         f"trials:         {cost.trials}{phases}, {cost.slots} at a time: {cost.waves} wave{'s' * (cost.waves > 1)}",
         f"rows:           {cost.rows:,} of the stream, {gib:.2f} GiB of activations, {block:.2f} GiB a block, {kept}",
         f"forward ratio:  {cost.forward_ratio:.2f}{ratio}",
-        f"language model: {cost.model_flops:.3g} FLOPs",
+        f"language model: {cost.model_flops:.3g} FLOPs{' at that ratio' if not ratio else ' if all is kept'}",
         f"SAEs:           {cost.training_flops:.3g} FLOPs",
         f"memory:         {cost.trial_bytes / 2**30:.2f} GiB for the largest trial",
         f"disk:           {cost.disk_bytes / 2**30:.2f} GiB",

@@ -61,7 +61,7 @@ class Forecast:
     activation_bytes: int
     """Of all blocks at all sites."""
     block_bytes: int
-    """Of one block at all sites: a producer makes it in memory, and the store holds at least two."""
+    """Of one block at all sites: a producer makes it in memory, and the store holds it and, if it can, the next."""
     budget_bytes: int | None
     forward_ratio: float
     """With the budget; without one, if everything is kept."""

@@ -89,7 +89,9 @@ def fetch_parents(sweep: Sweep, folder: Path, tracking_uri: str | None) -> dict[
 
             target.parent.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryDirectory(dir=target.parent) as temporary:
-                fetch_sae(run_id, temporary, tracking_uri, "parent").rename(target)
+                fetched = fetch_sae(run_id, temporary, tracking_uri, "parent")
+                if not target.exists():  # another driver may have been quicker
+                    fetched.rename(target)
     return parents
 
 

@@ -318,8 +318,10 @@ class Sweep(Settings):
 
     def notices(self) -> list[str]:
         """What of the recipes does not fit into the runs, a line each."""
-        learning = [entry for entry in self.saes if REGISTRY[entry.architecture].parent_architecture is None]
-        lines = [line for entry in learning for line in entry.training(self.training).notices()]
+        lines: list[str] = []
+        for entry in self.saes:
+            is_child = REGISTRY[entry.architecture].parent_architecture is not None  # which resamples nothing
+            lines += entry.training(self.training).notices(resamples=not is_child)
         return list(dict.fromkeys(lines))
 
     def widths(self, entry: SAESettings, site: Site, d_in: Mapping[Site, int]) -> tuple[int, ...]:

@@ -127,7 +127,12 @@ def with_parent(
         training = cfg.metadata.get("training", {})
         objective, recipe = training.get("objective", trial.training.objective), training.get("recipe")
         l1_coefficient = float(cfg.hyperparameters["l1_coefficient"])
-        trial = dataclasses.replace(trial, hyperparameters={**trial.hyperparameters, "l1_coefficient": l1_coefficient})
+        l1_units = training.get("l1_units", trial.training.l1_units)
+        trial = dataclasses.replace(
+            trial,
+            hyperparameters={**trial.hyperparameters, "l1_coefficient": l1_coefficient},
+            training=trial.training.model_copy(update={"l1_units": l1_units}),
+        )
     else:
         found = _parents_in_sweep(trial, candidates)
         if len(found) != 1:

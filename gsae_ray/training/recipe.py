@@ -193,7 +193,7 @@ class TrainingSettings(Settings):
             **scheduled,
         )
 
-    def notices(self) -> Iterator[str]:
+    def notices(self, resamples: bool = True) -> Iterator[str]:
         """What of the schedules does not fit into the run, a line each."""
         for schedule in self.schedule:
             if schedule == "paper" and self.lr_warmup is None and self.steps < 10 * PAPER_WARMUP_STEPS:
@@ -203,7 +203,7 @@ class TrainingSettings(Settings):
                 )
             resampling: ResamplingSettings | None = self._scheduled(schedule)["resampling"]
             dropped = [step for step in resampling.at_steps if step >= self.steps] if resampling else []
-            if dropped:
+            if dropped and resamples:
                 yield (
                     f"resampling: at_steps {', '.join(f'{step:,}' for step in dropped)} dropped: the run ends after "
                     f"{self.steps:,} steps"

@@ -6,7 +6,7 @@ Run it where the sweep ran. The ratio is the mean, over the range of loss recove
 log-interpolated L0 of gated ÷ L0 of standard SAEs.
 
 Result (2026-11-24, 2 cores, torch 2.13.0, gsae-ray 0.1.0, recipe norm_weighted/modern): ratio 0.527 and 0.471 at layers
-1 and 2; γ of gated SAEs 0.998 to 1.001, of standard ones 0.749 to 0.895.
+1 and 2; γ of gated SAEs with L0 ≥ 10 0.998 to 1.001, of standard ones with 5 ≤ L0 ≤ 50 0.749 to 0.895.
 """
 
 from __future__ import annotations
