@@ -165,9 +165,10 @@ def load_tokenizer(model: ModelSettings) -> PreTrainedTokenizerBase:
 
 
 def check_weights(model: ModelSettings) -> None:
-    """Whether a local checkpoint has every weight of its configuration, in its shape. Of safetensors the headers are read.
+    """Whether a local checkpoint has every weight of its configuration, in its shape.
 
-    Of a model of the hub, producers tell: to look, the driver would have to download it.
+    Of safetensors the headers are read. Of a model of the hub, producers tell: to look, the driver would have to
+    download it.
 
     Raises:
         UserError: as `load_model`.
