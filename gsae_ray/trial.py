@@ -26,6 +26,12 @@ def _options(architecture: str) -> dict[str, Any]:
     return {key: f.default for key, f in fields.items() if not f.is_required() and key not in SPARSITY}
 
 
+def _variant(architecture: str, hyperparameters: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of the options that are not at their defaults."""
+    options = _options(architecture)
+    return {k: hyperparameters[k] for k in options if hyperparameters.get(k, options[k]) != options[k]}
+
+
 @dataclasses.dataclass(frozen=True)
 class TrialSpec:
     """One SAE to train: everything that decides its weights."""
@@ -55,7 +61,7 @@ class TrialSpec:
         for key in ("log_every_tokens", "checkpoint_every_tokens"):
             settings["training"].pop(key)
         options = _options(fields["architecture"])
-        variant = {k: hyperparameters[k] for k in options if hyperparameters.get(k, options[k]) != options[k]}
+        variant = _variant(fields["architecture"], hyperparameters)
         sparsity = "_".join(f"{k}{show(v)}" for k, v in hyperparameters.items() if k not in options and v is not None)
         sparsity = sparsity.replace("l1_coefficient", "l1-")
         sparsity += "".join(f"_{k}-{show(v)}" for k, v in variant.items())
@@ -81,8 +87,8 @@ class TrialSpec:
     @property
     def variant(self) -> str:
         """Options of the architecture that are not at their defaults, e.g. `tied=false`."""
-        options, values = _options(self.architecture), self.hyperparameters
-        return ",".join(f"{k}={show(values[k])}" for k in options if values.get(k, options[k]) != options[k])
+        variant = _variant(self.architecture, self.hyperparameters)
+        return ",".join(f"{key}={show(value)}" for key, value in variant.items())
 
     @property
     def directory_name(self) -> str:

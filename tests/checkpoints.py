@@ -1,13 +1,18 @@
-"""Language model checkpoints, tiny and random, in formats that transformers does not write."""
+"""Language model checkpoints, tiny and random, in formats that transformers does not write; and how loading fails."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor
+
+from gsae_ray.errors import UserError
+from gsae_ray.sweep import ModelSettings
 
 PUBLISHED: dict[str, Any] = {
     "n_layers": 2,
@@ -61,3 +66,12 @@ def random_weights(**config: Any) -> dict[str, Tensor]:
         weights[f"blocks.{layer}.attn.mask"] = torch.ones(c["n_ctx"], c["n_ctx"]).tril().bool()
         weights[f"blocks.{layer}.attn.IGNORE"] = torch.tensor(-1e5)
     return weights
+
+
+def complaint(load: Callable[[ModelSettings], object], model: ModelSettings) -> str:
+    """What `load` says of a model that it refuses: one line that begins with a key of `model`."""
+    with pytest.raises(UserError) as error:
+        load(model)
+    message = str(error.value)
+    assert message.startswith("model.") and "\n" not in message
+    return message

@@ -12,6 +12,7 @@ from typing import Any
 import huggingface_hub
 import pytest
 import torch
+from checkpoints import complaint
 from safetensors.torch import load_file, save_file
 from transformers import (
     AutoModelForCausalLM,
@@ -35,7 +36,6 @@ from gsae_ray.activations.models import (
 )
 from gsae_ray.activations.sites import Site, capture, site_widths
 from gsae_ray.builtin import MODEL_DIR
-from gsae_ray.errors import UserError
 from gsae_ray.sweep import ModelSettings
 
 SIZE = {
@@ -86,14 +86,6 @@ def edit_weights(directory: Path, edit: Callable[[dict[str, torch.Tensor]], obje
     weights = load_file(directory / "model.safetensors")
     edit(weights)
     save_file(weights, directory / "model.safetensors", {"format": "pt"})
-
-
-def complaint(load: Callable[[ModelSettings], object], model: ModelSettings) -> str:
-    with pytest.raises(UserError) as error:
-        load(model)
-    message = str(error.value)
-    assert message.startswith("model.") and "\n" not in message
-    return message
 
 
 @pytest.fixture

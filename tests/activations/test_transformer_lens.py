@@ -15,7 +15,7 @@ import huggingface_hub
 import pytest
 import torch
 import torch.nn.functional as F
-from checkpoints import random_weights, save_transformer_lens
+from checkpoints import complaint, random_weights, save_transformer_lens
 from environments import environment, run_in
 from rich.console import Console
 from safetensors.torch import load_file
@@ -33,7 +33,6 @@ from gsae_ray.activations.models import (
 from gsae_ray.activations.producer import Producer
 from gsae_ray.activations.sites import POINTS, Site, capture, site_widths
 from gsae_ray.display import Display
-from gsae_ray.errors import UserError
 from gsae_ray.evaluation.metrics import METRICS
 from gsae_ray.plan import prepare, producer_spec
 from gsae_ray.saes import to_bytes
@@ -70,14 +69,6 @@ def edit_weights(directory: Path, edit: Callable[[dict[str, Tensor]], object]) -
     edit(weights)
     torch.save(weights, directory / "model_final.pth")
     return settings(directory)
-
-
-def complaint(load: Callable[[ModelSettings], object], model: ModelSettings) -> str:
-    with pytest.raises(UserError) as error:
-        load(model)
-    message = str(error.value)
-    assert message.startswith("model.") and "\n" not in message
-    return message
 
 
 def by_hand(w: dict[str, Tensor], tokens_BT: Tensor) -> dict[str, Tensor]:
