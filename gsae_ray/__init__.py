@@ -3,6 +3,7 @@
     result = gsae_ray.run("sweeps/quickstart.yaml")
     rows = gsae_ray.frontier("quickstart")
     sae = gsae_ray.best("quickstart", site="blocks.2.hook_resid_post", max_l0=40)
+    job = gsae_ray.submit("sweeps/quickstart.yaml", address="http://127.0.0.1:8265")
 
 Names are imported at first use, so that loading an SAE needs neither Ray nor MLflow.
 """
@@ -13,6 +14,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from gsae_ray.cluster import Job, submit
     from gsae_ray.errors import UserError
     from gsae_ray.launch import SweepResult, run
     from gsae_ray.results import best, export, frontier
@@ -21,9 +23,23 @@ if TYPE_CHECKING:
     from gsae_ray.sweep_file import load_sweep
 
 __version__ = "0.1.0"
-__all__ = ["SAE", "Sweep", "SweepResult", "UserError", "best", "export", "frontier", "load", "load_sweep", "run"]
+__all__ = [
+    "Job",
+    "SAE",
+    "Sweep",
+    "SweepResult",
+    "UserError",
+    "best",
+    "export",
+    "frontier",
+    "load",
+    "load_sweep",
+    "run",
+    "submit",
+]
 
 _MODULES = {
+    "Job": "cluster",
     "SAE": "saes",
     "Sweep": "sweep",
     "SweepResult": "launch",
@@ -34,6 +50,7 @@ _MODULES = {
     "load": "saes",
     "load_sweep": "sweep_file",
     "run": "launch",
+    "submit": "cluster",
 }
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -14,12 +15,14 @@ from rich.console import Console
 from rich.table import Table
 
 import gsae_ray
-from gsae_ray.errors import ProductionError, UserError
+from gsae_ray.errors import StopAskedError, SweepStoppedError, UserError
 
 if TYPE_CHECKING:
     from gsae_ray.forecast import Forecast
+    from gsae_ray.memory import Memory
+    from gsae_ray.pace import Pace
 
-# Exit codes: 0 all is well, 1 a sweep that did not come through, 2 a mistake to mend, 130 Ctrl-C.
+# Exit codes: 0 all is well, 1 a sweep that did not come through, 2 a mistake to mend, 130 Ctrl-C, or asked to stop.
 _FAILED, _USER_ERROR, _INTERRUPTED = 1, 2, 130
 
 
@@ -31,9 +34,9 @@ def _one_line_errors(command: Callable[..., Any]) -> Callable[..., Any]:
         except UserError as error:
             click.echo(f"gsae-ray: {error}", err=True)
             sys.exit(_USER_ERROR)
-        except ProductionError as error:
+        except SweepStoppedError as error:
             click.echo(f"gsae-ray: {error}", err=True)
-            sys.exit(_FAILED)
+            sys.exit(_INTERRUPTED if isinstance(error, StopAskedError) else _FAILED)
         except OSError as error:
             click.echo(f"gsae-ray: {error.filename or 'a file'}: {error.strerror or error}", err=True)
             sys.exit(_USER_ERROR)
@@ -104,6 +107,7 @@ def run(
     from gsae_ray.launch import describe_end
     from gsae_ray.launch import run as run_sweep
 
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # what ends a job of a cluster is as Ctrl-C
     try:
         result = run_sweep(
             sweep, overrides=overrides, address=address, tracking_uri=tracking_uri, storage=storage, resume=resume
@@ -130,6 +134,138 @@ def run(
         )
     if result.failures:
         sys.exit(_FAILED)
+
+
+_address_option = click.option(
+    "--address",
+    metavar="URL",
+    help="the cluster's dashboard; default: RAY_API_SERVER_ADDRESS, or http://127.0.0.1:8265 (a tunnel's end)",
+)
+
+
+@main.command(cls=_SchemaCommand)
+@click.argument("sweep", type=click.Path(path_type=Path))
+@_set_option
+@_address_option
+@click.option(
+    "--tracking-uri",
+    metavar="U",
+    help="an MLflow server, as this machine and the cluster reach it [MLFLOW_TRACKING_URI]",
+)
+@click.option(
+    "--storage", metavar="PATH", default="~/gsae_runs", show_default=True, help="a folder that all nodes share"
+)
+@click.option("--resume", is_flag=True, help="go on with the newest launch of this sweep instead of beginning another")
+@_one_line_errors
+def submit(
+    sweep: Path,
+    overrides: tuple[str, ...],
+    address: str | None,
+    tracking_uri: str | None,
+    storage: str,
+    resume: bool,
+) -> None:
+    """Runs a sweep on a Ray cluster, as a job.
+
+    The file is checked here, and shipped with this package. Credentials are not: what the hub (HF_TOKEN) and MLflow
+    (MLFLOW_TRACKING_USERNAME, _PASSWORD) want belongs into the environment of the cluster's nodes.
+    """
+    job = gsae_ray.submit(
+        sweep, address=address, overrides=overrides, tracking_uri=tracking_uri, storage=storage, resume=resume
+    )
+    at = "" if address is None else f" --address {address}"
+    click.echo(f"job:       {job.id}")
+    click.echo(f"MLflow:    {job.tracking_uri} (experiment {job.experiment})")
+    click.echo(f"progress:  gsae-ray status {job.id}{at}")
+    click.echo(f"output:    gsae-ray logs -f {job.id}{at}")
+    click.echo(f"end it:    gsae-ray stop {job.id}{at}")
+
+
+@main.command()
+@click.argument("job", required=False)
+@_address_option
+@click.option("--json", "as_json", is_flag=True, help="an object")
+@_one_line_errors
+def status(job: str | None, address: str | None, as_json: bool) -> None:
+    """Tells how far a submitted sweep is: JOB is its id or the sweep's name; default: the newest."""
+    import json
+
+    from gsae_ray import cluster
+    from gsae_ray.display import clock, describe_progress
+
+    found = cluster.find(job, address).status()
+    if as_json:
+        click.echo(json.dumps(found.to_json(), indent=2))
+        return
+    click.echo(f"job:            {found.id}, {found.state}, {clock(found.seconds)}")
+    if found.progress is not None:
+        click.echo(f"progress:       {describe_progress(found.progress)}")
+    if found.forward_ratio is not None:
+        click.echo(f"forward ratio:  {found.forward_ratio:.2f}")
+    click.echo(f"MLflow:         {found.link}")
+    if found.message and found.state != "stopped":
+        click.echo(f"it says:        {found.message}")
+    if found.state in ("failed", "stopped"):
+        click.echo("go on:          gsae-ray submit … --resume")
+
+
+@main.command()
+@click.argument("job", required=False)
+@_address_option
+@click.option("--follow", "-f", is_flag=True, help="until the job ends")
+@_one_line_errors
+def logs(job: str | None, address: str | None, follow: bool) -> None:
+    """Prints what a submitted sweep's driver prints: JOB is an id or the sweep's name; default: the newest."""
+    from gsae_ray import cluster
+
+    found = cluster.find(job, address)
+    if follow:
+        for text in found.follow():
+            click.echo(text, nl=False)
+    else:
+        click.echo(found.logs(), nl=False)
+
+
+@main.command()
+@click.argument("job")
+@_address_option
+@click.option("--grace", default=60.0, show_default=True, metavar="S", help="seconds for trials to save a checkpoint")
+@_one_line_errors
+def stop(job: str | None, address: str | None, grace: float) -> None:
+    """Stops a submitted sweep: JOB is an id, or the sweep's name where only one of that name runs.
+
+    Trials save a checkpoint first; `gsae-ray submit … --resume` goes on.
+    """
+    from gsae_ray import cluster
+
+    found = cluster.find(job, address, running=True)
+    state = found.stop(grace, say=click.echo)
+    click.echo(f"{found.id}: {state}")
+
+
+@main.command(name="list")
+@_address_option
+@click.option("--json", "as_json", is_flag=True, help="a list of objects")
+@_one_line_errors
+def list_jobs(address: str | None, as_json: bool) -> None:
+    """Lists the sweeps that were submitted to a cluster, the newest first."""
+    import json
+
+    from gsae_ray import cluster
+    from gsae_ray.display import clock
+
+    found = cluster.overview(address)
+    if as_json:
+        click.echo(json.dumps([status.to_json() for status in found], indent=2))
+        return
+    table = Table()
+    for column in ("job", "sweep", "state", "time", "trials done"):
+        table.add_column(column, justify="right" if column in ("time", "trials done") else "left")
+    for status in found:
+        trials = status.progress.trials if status.progress else {}
+        done = f"{trials['done']} of {sum(trials.values())}" if trials else ""
+        table.add_row(status.id, status.sweep, status.state, clock(status.seconds), done)
+    _console().print(table)
 
 
 def _relative(path: Path) -> Path:
@@ -162,7 +298,16 @@ def _print_frontier(rows: Any) -> None:
 @main.command(cls=_SchemaCommand)
 @click.argument("sweep", type=click.Path(path_type=Path))
 @_set_option
-@click.option("--slots", type=click.IntRange(min=1), help="trials at a time; default: as many as this machine holds")
+@click.option(
+    "--address", metavar="URL", help="the dashboard of the cluster that it is to run on; default: this machine"
+)
+@click.option(
+    "--cluster",
+    "cluster_file",
+    type=click.Path(path_type=Path),
+    help="the file of a cluster's launcher (cluster.yaml), at its largest; it does not tell of the object store",
+)
+@click.option("--slots", type=click.IntRange(min=1), help="trials at a time; default: as many as there is room for")
 @_tracking_option
 @_storage_option
 @click.option("--json", "as_json", is_flag=True, help="an object")
@@ -170,6 +315,8 @@ def _print_frontier(rows: Any) -> None:
 def plan(
     sweep: Path,
     overrides: tuple[str, ...],
+    address: str | None,
+    cluster_file: Path | None,
     slots: int | None,
     tracking_uri: str | None,
     storage: str | None,
@@ -177,19 +324,43 @@ def plan(
 ) -> None:
     """Tells what a sweep will cost, before anything runs.
 
-    Trials, waves, rows, forward ratio, FLOPs, parameters, memory and disk, from the sweep file and the model's
-    configuration alone: no weights, no data.
+    Trials, waves, rows, forward ratio, FLOPs, parameters, time, memory and disk, from the sweep file and the model's
+    configuration alone: no weights, no data. With --address or --cluster, what does not fit there is an error.
     """
     import json
 
     from gsae_ray.forecast import forecast
     from gsae_ray.sweep_file import load_sweep
 
-    cost = forecast(load_sweep(sweep, overrides), Path(storage or "gsae_runs"), slots, tracking_uri)
+    nodes = None
+    if address is not None:
+        from gsae_ray.cluster import nodes as nodes_of
+
+        nodes = nodes_of(address)
+    elif cluster_file is not None:
+        from gsae_ray.room import described
+
+        nodes = described(cluster_file)
+    cost = forecast(load_sweep(sweep, overrides), Path(storage or "gsae_runs"), slots, tracking_uri, nodes)
     if as_json:
         click.echo(json.dumps(cost.to_json(), indent=2))
         return
     _print_forecast(cost)
+
+
+def _time(pace: Pace | None) -> str:
+    from gsae_ray.display import clock
+
+    if pace is None:
+        return "not known without the GPUs that it is to run on: give --address, or a --cluster that names them"
+    gpus = f", {pace.gpu_hours:.3g} GPU-hours" if pace.gpu_hours else ""
+    beside = f"trials {clock(pace.trials_s)}, beside them the language model {clock(pace.model_s)}"
+    return f"about {clock(pace.seconds)} ({beside}){gpus}; assumed: {pace.assumed}"
+
+
+def _memory(need: Memory) -> str:
+    on_gpu = f" and {need.gpu / 2**30:.2f} on the GPU" if need.gpu else ""
+    return f"{need.host / 2**30:.2f} GiB{on_gpu}"
 
 
 def _print_forecast(cost: Forecast) -> None:
@@ -209,14 +380,18 @@ def _print_forecast(cost: Forecast) -> None:
     ratio = f" if all is kept, {cost.forward_ratio_without_budget:.2f} if nothing can be"
     ratio = ratio if cost.budget_bytes is None and cost.waves > 1 else ""
     unknown = "all kept if 60 % of the object store holds them, else set producers.budget_gib"
-    kept = unknown if cost.budget_bytes is None else f"{cost.budget_bytes / 2**30:.2f} GiB kept"
+    given = f"{(cost.budget_bytes or 0) / 2**30:.2f} GiB keep {cost.kept_blocks} of {cost.blocks} blocks"
+    kept = unknown if cost.budget_bytes is None else given
     lines = [
         f"trials:         {cost.trials}{phases}, {cost.slots} at a time: {cost.waves} wave{'s' * (cost.waves > 1)}",
         f"rows:           {cost.rows:,} of the stream, {gib:.2f} GiB of activations, {block:.2f} GiB a block, {kept}",
         f"forward ratio:  {cost.forward_ratio:.2f}{ratio}",
         f"language model: {cost.model_flops:.3g} FLOPs{' at that ratio' if not ratio else ' if all is kept'}",
+        f"evaluations:    {cost.evaluation_flops:.3g} FLOPs of the language model",
         f"SAEs:           {cost.training_flops:.3g} FLOPs",
-        f"memory:         {cost.trial_bytes / 2**30:.2f} GiB for the largest trial",
+        f"time:           {_time(cost.pace)}",
+        f"memory:         a trial {_memory(cost.trial)}, a producer {_memory(cost.producer)}, the store "
+        f"{cost.store_bytes / 2**30:.2f} GiB at most, its activations in Ray's object store",
         f"disk:           {cost.disk_bytes / 2**30:.2f} GiB",
         *equal_compute(cost.kinds),
         *cost.notices,

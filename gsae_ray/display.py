@@ -13,12 +13,14 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from gsae_ray.activations.store import Wait
 from gsae_ray.training.directory import START, TrialDirectory
 from gsae_ray.trial import TrialSpec
 
 PLAIN_INTERVAL_S = 10.0
 LIVE_INTERVAL_S = 0.5
 SHOWN_TRIALS = 8
+STATES = ("waiting", "running", "done", "failed")
 
 
 @dataclasses.dataclass
@@ -28,9 +30,22 @@ class TrialProgress:
     name: str
     total_tokens: int
     state: str = "waiting"
-    """waiting, running, done or failed"""
+    """Of `STATES`."""
     tokens: int = 0
     l0: float | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Progress:
+    """Of a launch, in numbers."""
+
+    trials: dict[str, int]
+    """By state."""
+    tokens: int
+    """Of all trials."""
+    tokens_per_s: float
+    seconds_left: float | None
+    """None: there is no telling yet."""
 
 
 class Observer:
@@ -48,8 +63,14 @@ class Observer:
         self.progress = [TrialProgress(t.name, t.training.trained_tokens) for t, _ in trials]
         self._cursors = [START] * len(trials)
         self._attempts = [directory.newest_attempt for _, directory in trials]
+        self._lock = threading.Lock()
 
     def update(self) -> list[TrialProgress]:
+        """Reads what is new; from any thread."""
+        with self._lock:
+            return self._update()
+
+    def _update(self) -> list[TrialProgress]:
         for index, (progress, (_, directory)) in enumerate(zip(self.progress, self.trials, strict=True)):
             if progress.state in ("done", "failed"):
                 continue
@@ -75,6 +96,7 @@ class Display:
         self._stop = threading.Event()
         self._started = time.monotonic()
         self._base_tokens = 0
+        self._waits: dict[str, Wait] = {}
 
     def __enter__(self) -> Display:
         return self
@@ -95,6 +117,10 @@ class Display:
             self._live.start()
         self._thread = threading.Thread(target=self._loop, args=(observer,), name="display", daemon=True)
         self._thread.start()
+
+    def show_waits(self, waits: Sequence[Wait]) -> None:
+        """The trials that wait for activations, from now on."""
+        self._waits = {wait.trial: wait for wait in waits}
 
     def stop(self) -> None:
         self._stop.set()
@@ -117,17 +143,24 @@ class Display:
             else:
                 self.console.print(self.summary(observer), highlight=False)
 
-    def summary(self, observer: Observer) -> str:
-        """`trials: 4 waiting, 2 running, 10 done, 0 failed | 85,000 tokens/s | 0:31 left`"""
+    def progress(self, observer: Observer) -> Progress:
+        """What the observer saw last, and the pace since `follow`."""
         trials = observer.progress
-        states = {s: sum(t.state == s for t in trials) for s in ("waiting", "running", "done", "failed")}
-        done = sum(t.tokens for t in trials)
+        tokens = sum(t.tokens for t in trials)
         total = sum(t.total_tokens for t in trials if t.state != "failed")
         # At first, tokens after the checkpoints that trials go back to are counted too.
-        speed = max(0, done - self._base_tokens) / max(1e-9, time.monotonic() - self._started)
-        counts = ", ".join(f"{count} {state}" for state, count in states.items())
-        left = clock(max(0, total - done) / speed) if speed > 0 else "?"
-        return f"trials: {counts} | {speed:,.0f} tokens/s | {left} left"
+        speed = max(0, tokens - self._base_tokens) / max(1e-9, time.monotonic() - self._started)
+        return Progress(
+            trials={state: sum(t.state == state for t in trials) for state in STATES},
+            tokens=tokens,
+            tokens_per_s=speed,
+            seconds_left=max(0, total - tokens) / speed if speed > 0 else None,
+        )
+
+    def summary(self, observer: Observer) -> str:
+        """`trials: 4 waiting, 2 running, 10 done, 0 failed | 85,000 tokens/s | 0:31 left`"""
+        waits = f" | {describe_waits(list(self._waits.values()))}" if self._waits else ""
+        return f"{describe_progress(self.progress(observer))}{waits}"
 
     def _render(self, observer: Observer) -> Group:
         table = Table.grid(padding=(0, 2))
@@ -135,10 +168,25 @@ class Display:
         for trial in running[:SHOWN_TRIALS]:
             bar = ProgressBar(total=trial.total_tokens, completed=trial.tokens, width=24)
             l0 = f"L0 {trial.l0:.1f}" if trial.l0 is not None else ""
-            table.add_row(trial.name, bar, f"{trial.tokens:,}", l0)
+            wait = self._waits.get(trial.name)
+            waits = f"waits for block {wait.block}: {wait.reason}" if wait else ""
+            table.add_row(trial.name, bar, f"{trial.tokens:,}", l0, waits)
         if len(running) > SHOWN_TRIALS:
             table.add_row(f"… and {len(running) - SHOWN_TRIALS} more")
         return Group(Text(self.summary(observer), style="bold"), table)
+
+
+def describe_progress(progress: Progress) -> str:
+    """`trials: 4 waiting, 2 running, 10 done, 0 failed | 85,000 tokens/s | 0:31 left`"""
+    counts = ", ".join(f"{progress.trials[state]} {state}" for state in STATES)
+    left = "?" if progress.seconds_left is None else clock(progress.seconds_left)
+    return f"trials: {counts} | {progress.tokens_per_s:,.0f} tokens/s | {left} left"
+
+
+def describe_waits(waits: Sequence[Wait]) -> str:
+    """`2 wait for activations (block 7: it is in production)`: the reason of the one that is furthest behind."""
+    first = min(waits, key=lambda wait: wait.block)
+    return f"{len(waits)} wait{'s' if len(waits) == 1 else ''} for activations (block {first.block}: {first.reason})"
 
 
 def clock(seconds: float) -> str:

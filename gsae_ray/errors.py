@@ -14,8 +14,24 @@ class DataEndedError(UserError):
     """A data set holds fewer tokens than the sweep asks for."""
 
 
-class ProductionError(RuntimeError):
+class SweepStoppedError(RuntimeError):
+    """A sweep cannot go on for now. What is finished is kept, and --resume goes on; the command line exits with 1."""
+
+
+class ProductionError(SweepStoppedError):
     """Producers could not make a block: an error in the forward pass, or no producer alive for too long."""
+
+
+class StorageFullError(SweepStoppedError):
+    """There is no room where trials keep their state."""
+
+
+class ReplacedError(SweepStoppedError):
+    """Another driver has taken the sweep over."""
+
+
+class StopAskedError(SweepStoppedError):
+    """Somebody has asked for it. The command line exits with 130, as after Ctrl-C."""
 
 
 class StaleAttemptError(RuntimeError):

@@ -2,11 +2,34 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import hashlib
 import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+from gsae_ray.errors import StorageFullError
+
+
+@contextlib.contextmanager
+def room_needed(folder: Path) -> Iterator[None]:
+    """Within the context a full disk is one clear error.
+
+    Raises:
+        StorageFullError: there is no room left.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise StorageFullError(
+            f"storage is full: {error.filename or folder}: {error.strerror}; what was saved before is whole: make "
+            "room, and the same command with --resume goes on"
+        ) from error
 
 
 def file_hash(path: Path) -> str:
@@ -21,11 +44,15 @@ def file_hash(path: Path) -> str:
 def write_atomically(path: Path, data: bytes) -> None:
     """A reader sees the old contents or the new, also after a crash."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    with temporary.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    try:
+        with temporary.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except OSError:
+        temporary.unlink(missing_ok=True)  # a full disk is not made fuller
+        raise
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -1,7 +1,7 @@
 """What a sweep will cost, before anything runs: from the sweep file and the model's configuration alone.
 
 Neither weights nor data are read, so rows are counted as all positions of a context, but for the first where that is
-skipped.
+skipped: special tokens make real blocks a little smaller, and perhaps one more of them.
 """
 
 from __future__ import annotations
@@ -16,17 +16,18 @@ from typing import Any
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from gsae_ray.activations.layout import DTYPE_BYTES
+from gsae_ray import memory, room
+from gsae_ray.activations.layout import DTYPE_BYTES, WINDOW
 from gsae_ray.activations.models import load_skeleton
 from gsae_ray.activations.sites import capture, site_widths
 from gsae_ray.errors import UserError, first_line
+from gsae_ray.memory import FLOAT, STORE_PROCESS, Memory
+from gsae_ray.pace import Pace, pace
 from gsae_ray.plan import check_pursuit, fetch_parents, parent_configs
-from gsae_ray.saes import REGISTRY, SAEConfig
-from gsae_ray.saes.io import build
+from gsae_ray.room import Node
+from gsae_ray.saes import REGISTRY
 from gsae_ray.sweep import EQUAL_COMPUTE, Sweep
 from gsae_ray.trial import TrialSpec
-
-FLOAT = 4  # bytes: SAEs are trained in float32
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,6 +59,10 @@ class Forecast:
     waves: int
     rows: int
     """Rows of the stream that the longest trial reads."""
+    blocks: int
+    """That these rows span; each is made whole."""
+    kept_blocks: int
+    """That stay for late trials, with the budget; without one, all."""
     activation_bytes: int
     """Of all blocks at all sites."""
     block_bytes: int
@@ -69,12 +74,19 @@ class Forecast:
     """If nothing could be kept."""
     model_flops: float
     """Of all forward passes, to the deepest site."""
+    evaluation_flops: float
+    """Of the model's passes over the held-out tokens."""
     training_flops: float
     """Of the SAEs' dense products."""
-    trial_bytes: int
-    """Memory of the largest trial: weights, gradients, Adam's moments, a batch and its features."""
+    trial: Memory
+    """Of the trial that needs most."""
+    producer: Memory
+    store_bytes: int
+    """The store's process, and in the object store the activations that it keeps at most."""
     disk_bytes: int
     """Checkpoints of the trials that run, finished SAEs here and in MLflow, tokens."""
+    pace: Pace | None
+    """None where it is not known which GPUs there are."""
     kinds: tuple[Kind, ...]
     notices: tuple[str, ...]
 
@@ -82,44 +94,70 @@ class Forecast:
         return dataclasses.asdict(self)
 
 
-def forward_ratio(waves: Sequence[int], kept: float) -> float:
-    """Rows through the model ÷ distinct rows: every wave computes what was not kept (law 3).
+def kept_blocks(blocks: int, budget: int) -> int:
+    """How many of a stream's blocks stay for trials that start late: all if they fit, else all but the window."""
+    return blocks if blocks <= budget else max(0, budget - WINDOW)
 
-    For waves of equal length that is 1 + (waves − 1)(1 − kept ÷ rows).
+
+def forward_ratio(waves: Sequence[int], budget: int) -> float:
+    """Blocks through the model ÷ distinct blocks (law 3): every wave computes what was not kept.
+
+    Beyond the budget a prefix of the stream is kept. The window passes over the rest and ends on the last blocks: the
+    last wave finds these too, since it gives up the prefix behind it instead. So for W > 1 waves of N blocks and
+    4 <= budget < N the ratio is 1 + (W − 1)(1 − (budget − 2) ÷ N) − 2 ÷ N.
+
+    It is less where a budget is one block short (each wave finds one more), where later waves are shorter, and where
+    all trials of a site end before others start: blocks that are made after that are smaller.
 
     Args:
-        waves: rows that the longest trial of each wave reads.
-        kept: rows of the stream's beginning that stay.
+        waves: blocks that the longest trial of each wave reads.
+        budget: whole blocks that the store can hold, at all sites.
     """
-    distinct = max(waves)
-    return (min(kept, distinct) + sum(max(0.0, rows - kept) for rows in waves)) / distinct
+    computed = distinct = before = 0
+    for number, blocks in enumerate(waves, start=1):
+        held = kept_blocks(distinct, budget)
+        if held < distinct and number == len(waves) and blocks >= before:
+            held += min(held, WINDOW)  # behind a prefix of one block there is room for one
+        computed += max(0, blocks - held)
+        distinct, before = max(distinct, blocks), blocks
+    return computed / distinct
 
 
 def default_slots(sweep: Sweep) -> int:
     """Trials at a time on this machine."""
     cpus = max(1, (os.cpu_count() or 1) // sweep.trials.cpus)
     gpus = sweep.trials.gpus
+    gpus = 1 if gpus == "auto" else gpus  # what a GPU holds is known where its name is: on a cluster
     free = torch.cuda.device_count() - sweep.producers.gpus * sweep.producers.count
     fitting = min(cpus, int(free / gpus)) if gpus else cpus
     return max(1, min(fitting, sweep.trials.max_concurrent or fitting))
 
 
-def forecast(sweep: Sweep, storage: Path, slots: int | None = None, tracking_uri: str | None = None) -> Forecast:
+def forecast(
+    sweep: Sweep,
+    storage: Path,
+    slots: int | None = None,
+    tracking_uri: str | None = None,
+    nodes: Sequence[Node] | None = None,
+) -> Forecast:
     """What the sweep will cost.
 
     Args:
         storage: where parents that a sweep names by run are kept.
-        slots: trials at a time; default: as many as this machine holds.
+        slots: trials at a time; default: as many as the cluster holds, or this machine.
+        nodes: of the cluster that it is to run on.
     Raises:
-        UserError: the model's configuration cannot be loaded, or something does not fit together.
+        UserError: the model's configuration cannot be loaded, or something does not fit together, or the cluster.
     """
     skeleton = load_skeleton(sweep.model)
-    counter = FlopCounterMode(display=False)
+    counter, whole = FlopCounterMode(display=False), FlopCounterMode(display=False)
     tokens_BT = torch.zeros(1, sweep.model.context_size, dtype=torch.long, device="meta")
     try:
         d_in = site_widths(skeleton, sweep.used_sites)
         with counter:
             capture(skeleton, tokens_BT, sweep.used_sites, use_cache=True)
+        with whole:
+            skeleton(tokens_BT)
     except (RuntimeError, NotImplementedError) as error:  # some layers, as mixtures of experts, need their weights
         raise UserError(
             f"model.name: {sweep.model.name!r} cannot be forecast, since it does not run without its weights "
@@ -128,57 +166,68 @@ def forecast(sweep: Sweep, storage: Path, slots: int | None = None, tracking_uri
     parents = parent_configs(fetch_parents(sweep, storage / sweep.name / "parents", tracking_uri))
     trials = sweep.expand(d_in, {}, parents)
     check_pursuit(sweep, trials)
+    rows_a_block = sweep.block_contexts * (sweep.model.context_size - sweep.dataset.skip_first_position)
+    block_bytes = rows_a_block * DTYPE_BYTES[sweep.model.dtype] * sum(d_in.values())
+    widths = {site.name: width for site, width in d_in.items()}
+    producer = memory.of_producer(sweep, skeleton, widths, block_bytes, trials)
+    gpus_a_trial = 1.0 if sweep.trials.gpus == "auto" else sweep.trials.gpus
+    if nodes is not None:
+        room.check_producers(sweep, nodes, producer)
+        gpus_a_trial = max(room.shares(sweep, nodes, trials).values())
+        fitting = room.slots(sweep, nodes, gpus_a_trial)
+        slots = slots or fitting
     slots = slots or default_slots(sweep)
     phases = [[t for t in trials if t.follows == follow] for follow in (False, True)]
-    # Of each wave, the rows of its longest trial.
-    waves = [
-        max(trial.training.trained_tokens for trial in phase[start : start + slots])
-        for phase in phases
-        for start in range(0, len(phase), slots)
-    ]
-    rows = max(trial.training.trained_tokens for trial in trials)
-    bytes_a_row = DTYPE_BYTES[sweep.model.dtype] * sum(d_in.values())
+    # Of each wave, the blocks that its longest trial reads.
+    in_waves = [phase[start : start + slots] for phase in phases for start in range(0, len(phase), slots)]
+    waves = [math.ceil(max(t.training.trained_tokens for t in wave) / rows_a_block) for wave in in_waves]
+    blocks = max(waves)
     budget = None if sweep.producers.budget_gib is None else int(sweep.producers.budget_gib * 2**30)
-    ratio = forward_ratio(waves, rows if budget is None else budget / bytes_a_row)
-    contexts = math.ceil(rows / (sweep.model.context_size - sweep.dataset.skip_first_position))
+    if nodes is not None and not all(node.to_come for node in nodes):  # a description has no object stores
+        budget = room.budget(sweep, nodes, block_bytes, blocks * block_bytes, len(d_in))
+    budget_blocks = blocks if budget is None else budget // block_bytes
+    ratio = forward_ratio(waves, budget_blocks)
+    contexts = blocks * sweep.block_contexts
 
-    parameters = {trial.name: _parameters(trial) for trial in trials}
-    training = sum(_flops_a_row(trial) * trial.training.trained_tokens for trial in trials)
+    parameters = {trial.name: sum(p.numel() for p in memory.skeleton(trial).parameters()) for trial in trials}
+    flops = {trial.name: _flops_a_row(trial) * trial.training.trained_tokens for trial in trials}
+    heldout = sweep.evaluation.tokens / (sweep.model.context_size - sweep.dataset.skip_first_position)
+    passes = len(trials) * len(sweep.evaluation.encoders) + len(d_in) + 1  # each site ablated; the model as it is
+    model_flops = counter.get_total_flops() * contexts * ratio
+    evaluation_flops = whole.get_total_flops() * heldout * passes
     largest = sorted(parameters.values())[-slots:]
     return Forecast(
         trials=len(trials),
         phases=tuple(len(phase) for phase in phases if phase),
         slots=slots,
         waves=len(waves),
-        rows=rows,
-        activation_bytes=rows * bytes_a_row,
-        block_bytes=min(rows, sweep.shuffle_tokens) * bytes_a_row,
+        rows=max(trial.training.trained_tokens for trial in trials),
+        blocks=blocks,
+        kept_blocks=kept_blocks(blocks, budget_blocks),
+        activation_bytes=blocks * block_bytes,
+        block_bytes=block_bytes,
         budget_bytes=budget,
         forward_ratio=ratio,
         forward_ratio_without_budget=forward_ratio(waves, 0),
-        model_flops=counter.get_total_flops() * contexts * ratio,
-        training_flops=float(training),
-        trial_bytes=max(
-            FLOAT * (4 * parameters[t.name] + t.training.batch_size * (2 * t.d_in + 4 * t.d_sae)) for t in trials
+        model_flops=model_flops,
+        evaluation_flops=evaluation_flops,
+        training_flops=float(sum(flops.values())),
+        pace=pace(
+            sweep,
+            nodes,
+            [float(max(flops[t.name] for t in wave)) for wave in in_waves],
+            model_flops + evaluation_flops,
+            slots,
+            gpus_a_trial,
         ),
+        trial=max((memory.of_trial(t, sweep.trials.gpus != 0) for t in trials), key=lambda m: (m.gpu, m.host)),
+        producer=producer,
+        store_bytes=STORE_PROCESS + (blocks * block_bytes if budget is None else budget),
         # A checkpoint has the weights and two moments; two are kept, a third is being written. MLflow copies the SAEs.
         disk_bytes=FLOAT * (9 * sum(largest) + 2 * sum(parameters.values())) + 4 * contexts * sweep.model.context_size,
         kinds=_kinds(trials, parameters),
         notices=tuple(sweep.notices()),
     )
-
-
-def _parameters(trial: TrialSpec) -> int:
-    with torch.device("meta"):
-        sae = build(
-            SAEConfig(
-                architecture=trial.architecture,
-                d_in=trial.d_in,
-                d_sae=trial.d_sae,
-                hyperparameters=trial.hyperparameters,
-            )
-        )
-    return sum(parameter.numel() for parameter in sae.parameters())
 
 
 def _products(trial: TrialSpec) -> int:

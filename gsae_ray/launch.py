@@ -6,9 +6,11 @@ import contextlib
 import dataclasses
 import logging
 import os
+import signal
 import tempfile
+import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -21,34 +23,39 @@ os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
 os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")
 os.environ.setdefault("TUNE_PRINT_ALL_TRIAL_ERRORS", "0")
+os.environ.setdefault("TUNE_FORCE_TRIAL_CLEANUP_S", "60")  # of trials that do not end when they are told to
 
 import pandas as pd
 import ray
 from ray import tune
-from ray.actor import ActorHandle
 from rich.console import Console
 
-from gsae_ray import results
-from gsae_ray.activations.actors import running_producers, start_store
-from gsae_ray.activations.store import Counters, ReaderSpec
+from gsae_ray import placement, results, room
+from gsae_ray.activations.actors import StoreClient
+from gsae_ray.activations.record import Counters, Record
+from gsae_ray.activations.store import ReaderSpec
 from gsae_ray.display import Display, Observer, clock
-from gsae_ray.errors import ProductionError, UserError, first_line, reason
+from gsae_ray.errors import StopAskedError, UserError, first_line, reason
 from gsae_ray.evaluation.metrics import Evaluation
 from gsae_ray.evaluation.queue import EvaluationQueue
-from gsae_ray.ledger import begin_launch, driver_lock, trial_folder, versions
+from gsae_ray.files import read_json, room_needed
+from gsae_ray.fleet import running_producers, start_store
+from gsae_ray.ledger import Driver, begin_launch, driver_lock, trial_folder, versions
 from gsae_ray.plan import Plan, prepare, producer_spec
 from gsae_ray.saes import SAE
+from gsae_ray.supervisor import DEATHS, EventLog, StopWhenAsked, Supervisor, TrialWatch
 from gsae_ray.sweep import Sweep
 from gsae_ray.sweep_file import load_sweep
-from gsae_ray.tracking import Mirror, MirrorThread, quick_failure, resolve_uri
+from gsae_ray.tracking import JOB_VARIABLE, Mirror, MirrorThread, ReportThread, quick_failure, resolve_uri
 from gsae_ray.tracking import check as check_tracking
 from gsae_ray.training.directory import TrialDirectory
 from gsae_ray.training.trainable import SAETrial, TrialContext
 from gsae_ray.trial import TrialSpec
 
-OBJECT_STORE_SHARE = 0.6
-"""Of the cluster's object store, for activations; the rest is headroom for readers that still hold a block."""
-PROCESS_RETRIES = 3
+OPENINGS, OPENING_PAUSE_S = 5, 5.0
+"""How often MLflow is tried at the start, and the time between."""
+FREE_AT_ONCE = {"free_objects_period_milliseconds": 50}
+"""Ray collects what nobody refers to for a second before it frees it; a small model has made the next block by then."""
 
 Trials = list[tuple[TrialSpec, TrialDirectory]]
 
@@ -66,6 +73,8 @@ class SweepResult:
     """Trial -> why it failed."""
     forward_ratio: float
     """Rows that went through the language model ÷ distinct rows; NaN when nothing was trained."""
+    repeated_rows: int
+    """Rows that went through it again since a fault had taken them; not in the ratio."""
     seconds: float
 
     def frontier(self, site: str | None = None, encoder: str = "own") -> pd.DataFrame:
@@ -101,7 +110,8 @@ def run(
         console: where progress goes; default: standard error.
     Raises:
         UserError: something is wrong with the sweep or its surroundings; nothing was started.
-        ProductionError: the language model could not be run; what is finished is kept.
+        SweepStoppedError: the sweep cannot go on for now (the language model cannot be run, storage is full, another
+            driver has taken over); what is finished is kept, and `resume` goes on.
     """
     started = time.monotonic()
     if not isinstance(sweep, Sweep):
@@ -113,19 +123,26 @@ def run(
         display.phase(f"checking {sweep.name}: model {sweep.model.name}, data {sweep.dataset.name}")
         plan = prepare(sweep, root, display, uri)
         folder = root / sweep.name
-        with quick_failure(timeout_s=120), driver_lock(folder), contextlib.ExitStack() as stack:
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(room_needed(folder))
+            stack.enter_context(quick_failure())
+            driver = stack.enter_context(driver_lock(folder))
             trials = [(t, TrialDirectory(trial_folder(folder, t))) for t in plan.trials]
             fingerprint, encoders = plan.evaluation_fingerprint, plan.sweep.evaluation.encoders
             pending = [(t, d) for t, d in trials if not d.done or d.missing(fingerprint, encoders)]
             if len(pending) < len(trials):
                 display.phase(f"{len(trials) - len(pending)} of {len(trials)} trials are done already")
             readers = {t.name: ReaderSpec(t.site, t.training.trained_tokens) for t, d in pending if not d.done}
-            budget = 0
+            budget, gpus = 0, dict[str, float]()
             if pending:
                 stack.enter_context(_ray(address))
-                budget = _check_cluster(plan, readers)
-            launch_id = begin_launch(folder, plan.sweep, plan.trials, resume)
-            launch = _Launch(plan, launch_id, folder, trials, pending, readers, budget, display)
+                placement.check_shared(folder)
+                budget, gpus = _check_cluster(plan, readers)
+            launch_id, notices = begin_launch(folder, plan.sweep, plan.trials, resume)
+            log = EventLog(folder / "launches" / launch_id / "events.jsonl", display.phase)
+            for notice in notices:
+                log.say(notice)
+            launch = _Launch(plan, launch_id, folder, driver, trials, pending, readers, budget, gpus, display, log)
             return launch.run(uri, started)
 
 
@@ -136,13 +153,17 @@ class _Launch:
     plan: Plan
     id: str
     folder: Path
+    driver: Driver
     trials: Trials
     pending: Trials
     """Those to train, or to evaluate."""
     readers: dict[str, ReaderSpec]
     """Those to train, as the store knows them."""
     budget: int
+    gpus: dict[str, float]
+    """Of each trial to train, by name."""
     display: Display
+    log: EventLog
 
     @property
     def own_folder(self) -> Path:
@@ -153,36 +174,43 @@ class _Launch:
         sweep = self.plan.sweep
         for _, directory in self.pending:
             directory.forget_failure()
-        counters: Counters | None = None
+        supervisor: Supervisor | None = None
         crashes: dict[str, str] = {}
         with ThreadPoolExecutor(1) as pool:
             thread: MirrorThread | None = None
-            opening = pool.submit(self._open_mirror, uri)  # a new SQLite store takes as long as the language model
+            # Beside the rest: a new SQLite store takes as long as the language model.
+            opening = pool.submit(_patiently, lambda: self._open_mirror(uri))
             try:
-                with self._fleet() if self.pending else contextlib.nullcontext() as store:
-                    thread = MirrorThread(opening.result(), self.trials)
+                with self._fleet() if self.pending else contextlib.nullcontext() as supervisor:
+                    thread = MirrorThread(opening.result(), self.trials, allowed=self._leads)
                     thread.start()
-                    if store is not None:
+                    if supervisor is not None:
                         fingerprint, encoders = self.plan.evaluation_fingerprint, sweep.evaluation.encoders
-                        self.display.follow(Observer(self.trials, fingerprint, encoders))
-                        crashes = self._train(store)
-                        counters = ray.get(store.counters.remote())
+                        observer = Observer(self.trials, fingerprint, encoders)
+                        self.display.follow(observer)
+                        reports = self._reports(thread.mirror, supervisor, observer)
+                        reports.start()
+                        try:
+                            crashes = self._train(supervisor)
+                        finally:
+                            reports.finish()
             except BaseException:
-                if thread is not None:
-                    thread.finish()
-                with contextlib.suppress(Exception):  # the server may be what failed; storage has everything
-                    opening.result().close("KILLED")
+                if thread is None or thread.finish():
+                    with contextlib.suppress(Exception):  # the server may be what failed; storage has everything
+                        opening.result().close("KILLED")
                 raise
             finally:
                 self.display.stop()
         assert thread is not None
         arrived, mirror = thread.finish(), thread.mirror
         picture = None
+        counters = self._counters()
         try:
-            for trial, _ in self.trials:
+            for trial, _ in self.trials if arrived else ():
                 if trial.name in crashes:
                     mirror.fail(trial, crashes[trial.name])
-            picture = self._publish(mirror, counters)
+            if arrived:  # else every further call would wait for a server that hangs
+                picture = self._publish(mirror, counters, supervisor.machines if supervisor else [])
         except Exception as error:  # an MLflow server that is gone at the end loses nothing: storage has it
             logging.getLogger(__name__).debug("publishing failed", exc_info=True)
             arrived, thread.last_error = False, first_line(error)
@@ -198,41 +226,77 @@ class _Launch:
             picture=picture,
             failures={t.name: d.failure for t, d in self.trials if d.failure is not None} | crashes,
             forward_ratio=counters.forward_ratio if counters else float("nan"),
+            repeated_rows=counters.rows_repeated if counters else 0,
             seconds=time.monotonic() - started,
         )
+
+    def _leads(self) -> bool:
+        """Whether no other driver has taken the sweep over."""
+        return not self.driver.replaced_by
+
+    def _reports(self, mirror: Mirror, supervisor: Supervisor, observer: Observer) -> ReportThread:
+        def progress() -> dict[str, Any]:
+            observer.update()
+            counters = Counters.of(supervisor.record, self.plan.layout)
+            ratio = counters.forward_ratio if counters.rows_distinct else None
+            return {**dataclasses.asdict(self.display.progress(observer)), "forward_ratio": ratio}
+
+        asked = StopAskedError("the launch was asked to stop; the same command with --resume goes on")
+        return ReportThread(mirror, progress, lambda: supervisor.stop(asked), allowed=self._leads)
+
+    def _counters(self) -> Counters | None:
+        """What was produced for this launch, in all of its sessions; None where nothing was."""
+        record = read_json(self.own_folder / "record.json")
+        return None if record is None else Counters.of(Record.from_json(record), self.plan.layout)
 
     def _open_mirror(self, uri: str) -> Mirror:
         sweep = self.plan.sweep
         fingerprint, encoders = self.plan.evaluation_fingerprint, sweep.evaluation.encoders
         mirror = Mirror(uri, sweep.experiment_name, self.id, fingerprint, encoders)
-        mirror.open_launch(sweep.name, _launch_params(self.plan))
+        mirror.open_launch(sweep.name, _launch_params(self.plan), os.environ.get(JOB_VARIABLE))
         mirror.log_launch({}, [self.own_folder / "sweep.yaml", self.own_folder / "versions.json"])
         return mirror
 
     @contextlib.contextmanager
-    def _fleet(self) -> Iterator[ActorHandle[Any]]:
-        """Producers and the store that calls them, for the length of the context."""
+    def _fleet(self) -> Iterator[Supervisor]:
+        """Producers, the store that calls them and the supervisor that watches it, for the length of the context."""
         settings = self.plan.sweep.producers
         count = settings.count
         self.display.phase(f"starting {count} producer{'s' if count > 1 else ''} and {len(self.pending)} trials")
         spec = producer_spec(self.plan)
-        with running_producers(count, settings.gpus, spec, settings.timeout_s) as producers:
-            store = start_store(producers, spec, self.readers, self.budget, settings.timeout_s)
+        with running_producers(count, settings.gpus, spec, settings.timeout_s) as (producers, machines):
+            store = start_store(self.plan.layout, self.budget, settings.timeout_s)
+            supervisor = Supervisor(
+                store,
+                producers,
+                self.readers,
+                {trial.name: directory for trial, directory in self.trials},
+                self.driver,
+                self.own_folder / "record.json",
+                self.plan.sweep.trials.hang_timeout_s,
+                self.log,
+                self.display.show_waits,
+            )
+            for kind in machines:
+                supervisor.met(kind)
+            supervisor.start()
             try:
-                yield store
+                yield supervisor
             finally:
+                supervisor.finish()
                 ray.kill(store)  # a cluster, or a notebook's Ray, goes on after the sweep
 
-    def _train(self, store: ActorHandle[Any]) -> dict[str, str]:
-        """Runs the trials to the end, and has them evaluated. Returns those whose processes failed, with the reason.
+    def _train(self, supervisor: Supervisor) -> dict[str, str]:
+        """Runs the trials to the end, and has them evaluated. Returns those that could not be started, with the reason.
 
         Raises:
-            ProductionError: the language model could not be run.
+            SweepStoppedError: the sweep cannot go on.
         """
+        store = StoreClient(supervisor.store)
+        pool = ThreadPoolExecutor(thread_name_prefix="evaluations")
 
         def evaluate(site: str, cfg: str, weights: bytes, encoders: Sequence[int | None]) -> list[Future[Evaluation]]:
-            ref = ray.put(weights)
-            return [store.evaluate.remote(site, cfg, [ref], pursuit_l0).future() for pursuit_l0 in encoders]
+            return [pool.submit(store.evaluate, site, cfg, weights, pursuit_l0) for pursuit_l0 in encoders]
 
         sweep = self.plan.sweep
         queue = EvaluationQueue(
@@ -248,14 +312,28 @@ class _Launch:
             for follow in (False, True):  # those that start from another's SAE come when all the others are finished
                 phase = [(t, d) for t, d in self.pending if not d.done and t.follows == follow]
                 phase = self._with_parents(phase, store)
-                for result in self._tune(store, phase) if phase else ():
-                    if result.error is not None:
-                        crashes[(result.config or {})["trial"]["name"]] = reason(result.error)
-                    elif (result.metrics or {}).get("stopped"):
-                        raise ProductionError(result.metrics["stopped"])
-            queue.finish()
+                crashes |= self._to_the_end(supervisor, phase)
+            queue.finish(check=supervisor.check)
         finally:
             queue.stop()
+            pool.shutdown(wait=False, cancel_futures=True)
+        return crashes
+
+    def _to_the_end(self, supervisor: Supervisor, trials: Trials) -> dict[str, str]:
+        """Runs trials until each is done or has failed. Returns those that could not be started, with the reason.
+
+        Raises:
+            SweepStoppedError: the sweep cannot go on.
+        """
+        crashes: dict[str, str] = {}
+        for _ in range(DEATHS):  # Tune gives a trial up whose process dies while it is made ready for it
+            trials = [(trial, directory) for trial, directory in trials if not directory.ended]
+            if not trials:
+                break
+            results = self._tune(supervisor, trials)
+            supervisor.check()
+            errors = {(r.config or {})["trial"]["name"]: reason(r.error) for r in results if r.error is not None}
+            crashes = {t.name: errors.get(t.name, "it did not end") for t, d in trials if not d.ended}
         return crashes
 
     def _parent(self, trial: TrialSpec) -> Path | None:
@@ -265,26 +343,28 @@ class _Launch:
         found = [directory for other, directory in self.trials if other.name == trial.parent and directory.done]
         return found[0].path / "sae" if found else None
 
-    def _with_parents(self, trials: Trials, store: ActorHandle[Any]) -> Trials:
+    def _with_parents(self, trials: Trials, store: StoreClient) -> Trials:
         """The trials without those whose parent has failed; they fail too."""
         going: Trials = []
         for trial, directory in trials:
             if trial.parent is None or self._parent(trial) is not None:
                 going.append((trial, directory))
             else:
-                directory.begin_attempt(trial)
+                directory.begin_attempt(trial, self.driver.session)
                 directory.fail("skipped: parent failed")
-                ray.get(store.abandon.remote(trial.name))
+                store.call("abandon", trial.name)
         return going
 
-    def _tune(self, store: ActorHandle[Any], trials: Trials) -> tune.ResultGrid:
+    def _tune(self, supervisor: Supervisor, trials: Trials) -> tune.ResultGrid:
         plan, sweep = self.plan, self.plan.sweep
         context = TrialContext(
+            launch=self.own_folder,
+            session=self.driver.session,
             directories={trial.name: directory.path for trial, directory in trials},
             parents={trial.name: parent for trial, _ in trials if (parent := self._parent(trial)) is not None},
             layout=plan.layout,
             threads=sweep.trials.cpus,
-            gpu=sweep.trials.gpus > 0,
+            gpu=sweep.trials.gpus != 0,
             evaluate_every_tokens=sweep.evaluation.every_tokens,
             metadata={
                 "sweep": sweep.name,
@@ -293,32 +373,40 @@ class _Launch:
                 "versions": versions(),
             },
         )
+        cpus, gpus, labels = sweep.trials.cpus, self.gpus, placement.selector(room.TRAINER)
+
+        def resources(config: dict[str, Any]) -> tune.PlacementGroupFactory:
+            needs = {"CPU": cpus, "GPU": gpus[config["trial"]["name"]]}
+            return tune.PlacementGroupFactory([needs], bundle_label_selector=[labels])
+
         for name in ("ray.tune", "ray.train", "ray.air"):
             logging.getLogger(name).setLevel(logging.ERROR)
         with tempfile.TemporaryDirectory(prefix="gsae-tune-") as scratch:
             tuner = tune.Tuner(
                 tune.with_resources(
-                    tune.with_parameters(SAETrial, store=store, context=context),
-                    {"cpu": sweep.trials.cpus, "gpu": sweep.trials.gpus},
+                    tune.with_parameters(SAETrial, store=supervisor.store, context=context),
+                    resources,
                 ),
                 param_space={"trial": tune.grid_search([trial.to_json() for trial, _ in trials])},
                 tune_config=tune.TuneConfig(
                     reuse_actors=sweep.trials.gpus == 0, max_concurrent_trials=sweep.trials.max_concurrent
                 ),
                 run_config=tune.RunConfig(
-                    callbacks=[_AbandonCrashed(store)],
+                    callbacks=[TrialWatch(supervisor)],
+                    stop=StopWhenAsked(supervisor),
                     storage_path=scratch,  # Tune's own state is not used: trials keep theirs
                     verbose=0,
-                    failure_config=tune.FailureConfig(max_failures=PROCESS_RETRIES),
+                    failure_config=tune.FailureConfig(max_failures=-1),  # TrialWatch knows when it is enough
                     checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
                 ),
             )
             return tuner.fit()
 
-    def _publish(self, mirror: Mirror, counters: Counters | None) -> Path | None:
+    def _publish(self, mirror: Mirror, counters: Counters | None, machines: Sequence[str]) -> Path | None:
         """The frontier as table and picture, in storage and on the parent run, which ends."""
         folder = self.own_folder
-        artifacts: list[Path] = []
+        artifacts: list[Path] = [path for path in (self.log.path,) if path.exists()]
+        picture: Path | None = None
         pursuit: pd.DataFrame | None = None
         where = self.plan.sweep.experiment_name, None, self.id, mirror.client.tracking_uri
         try:
@@ -333,9 +421,10 @@ class _Launch:
             from gsae_ray import plots  # here: matplotlib takes a second to load
 
             if not rows.empty:
-                artifacts = [folder / "frontier.csv", folder / "frontier.png"]
-                rows.to_csv(artifacts[0], index=False)
-                plots.save_frontier(rows, artifacts[1], pursuit)
+                picture = folder / "frontier.png"
+                artifacts += [folder / "frontier.csv", picture]
+                rows.to_csv(folder / "frontier.csv", index=False)
+                plots.save_frontier(rows, picture, pursuit)
                 if pursuit is not None:
                     artifacts.append(folder / "pursuit.csv")
                     pursuit.to_csv(artifacts[-1], index=False)
@@ -345,26 +434,22 @@ class _Launch:
                 "forward_ratio": counters.forward_ratio,
                 "rows_produced": counters.rows_produced,
                 "rows_distinct": counters.rows_distinct,
+                "rows_repeated": counters.rows_repeated,
                 "peak_activation_bytes": counters.peak_bytes,
                 "evaluations": counters.evaluations,
             }
-        mirror.log_launch(metrics, artifacts)
+        mirror.log_launch(metrics, artifacts, machines)
         mirror.close("FINISHED")
-        return artifacts[1] if artifacts else None
+        return picture
 
 
-class _AbandonCrashed(tune.Callback):
-    """Tells the store of trials whose process is gone, so that nothing is kept or held back for them."""
-
-    def __init__(self, store: ActorHandle[Any]) -> None:
-        self.store = store
-
-    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        self.store.abandon.remote(trial.config["trial"]["name"])
-
-    def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        # It goes to the end of Tune's queue: those before it may need the room that it holds.
-        self.store.abandon.remote(trial.config["trial"]["name"], finished=False)
+def _patiently(open_mirror: Callable[[], Mirror]) -> Mirror:
+    """Tries again when the server has just gone: it was there when the sweep was checked."""
+    for _ in range(OPENINGS - 1):
+        with contextlib.suppress(Exception):
+            return open_mirror()
+        time.sleep(OPENING_PAUSE_S)
+    return open_mirror()
 
 
 # ---- Ray ------------------------------------------------------------------------------------------------------------
@@ -378,56 +463,34 @@ def _ray(address: str | None) -> Iterator[None]:
         return
     # Without an address Ray would join any cluster of this machine's user; a sweep starts its own.
     where = address or os.environ.get("RAY_ADDRESS") or "local"
-    options: dict[str, Any] = {"include_dashboard": False} if where == "local" else {}
+    options = {"include_dashboard": False, "_system_config": FREE_AT_ONCE} if where == "local" else {}
+    on_sigterm = signal.getsignal(signal.SIGTERM)
     try:
         ray.init(address=where, log_to_driver=False, logging_level=logging.ERROR, **options)
     except (ConnectionError, RuntimeError, ValueError) as error:
         raise UserError(f"--address: cannot connect to a Ray cluster at {where!r}: {first_line(error)}") from error
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, on_sigterm or signal.SIG_DFL)  # Ray's own ends the process on the spot
     try:
         yield
     finally:
         ray.shutdown()
 
 
-def _check_cluster(plan: Plan, readers: dict[str, ReaderSpec]) -> int:
-    """Whether the sweep fits the cluster. Returns the bytes of activations to keep.
+def _check_cluster(plan: Plan, readers: dict[str, ReaderSpec]) -> tuple[int, dict[str, float]]:
+    """Whether the sweep fits the cluster. Returns the bytes of activations to keep, and the GPUs of each trial.
 
     Raises:
         UserError: a trial, the producers or a block do not fit.
     """
-    sweep, layout = plan.sweep, plan.layout
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    needs = {"trials": sweep.trials.gpus, "producers": sweep.producers.gpus}
-    for who, gpus in needs.items():
-        cpus = sweep.trials.cpus if who == "trials" else 0
-        if not any(node.get("CPU", 0) >= cpus and node.get("GPU", 0) >= gpus for node in nodes):
-            largest = max(nodes, key=lambda node: (node.get("GPU", 0), node.get("CPU", 0)))
-            raise UserError(
-                f"{who}: each needs {f'cpus: {cpus} and ' if cpus else ''}gpus: {gpus:g} on one node; the largest has "
-                f"{largest.get('CPU', 0):g} CPUs and {largest.get('GPU', 0):g} GPUs"
-            )
-    wanted, available = (
-        needs["producers"] * sweep.producers.count + needs["trials"],
-        sum(n.get("GPU", 0) for n in nodes),
-    )
-    if wanted > available:
-        raise UserError(
-            f"producers.gpus: {sweep.producers.gpus:g} for each of {sweep.producers.count} producers, and "
-            f"{sweep.trials.gpus:g} for a trial, but the cluster has {available:g} GPUs"
-        )
+    layout, nodes = plan.layout, placement.nodes()
+    gpus = room.shares(plan.sweep, nodes, [trial for trial in plan.trials if trial.name in readers])
+    room.slots(plan.sweep, nodes, max(gpus.values(), default=0))
+    room.check_producers(plan.sweep, nodes, plan.producer)
     sites = tuple(sorted({reader.site for reader in readers.values()}))
     blocks = range(layout.blocks_for(max((reader.rows for reader in readers.values()), default=0)))
     sizes = [layout.nbytes(block, sites) for block in blocks]
-    given = sweep.producers.budget_gib
-    share = OBJECT_STORE_SHARE * sum(node.get("object_store_memory", 0) for node in nodes)
-    budget = int(given * 2**30) if given is not None else min(sum(sizes), int(share))
-    if sizes and budget < max(sizes):
-        raise UserError(
-            f"dataset.shuffle_tokens: a block of {max(layout.rows):,} rows at {len(sites)} sites is "
-            f"{max(sizes) / 2**30:.2f} GiB, more than the {budget / 2**30:.2f} GiB for activations; lower "
-            "shuffle_tokens or raise producers.budget_gib"
-        )
-    return budget
+    return room.budget(plan.sweep, nodes, max(sizes, default=0), sum(sizes), len(sites)), gpus
 
 
 def _launch_params(plan: Plan) -> dict[str, Any]:
@@ -449,4 +512,6 @@ def _launch_params(plan: Plan) -> dict[str, Any]:
 def describe_end(result: SweepResult) -> str:
     """One line: how long it took, and how often the model ran."""
     ratio = f", forward ratio {result.forward_ratio:.2f}" if result.forward_ratio == result.forward_ratio else ""
+    if result.repeated_rows:
+        ratio += f" and {result.repeated_rows:,} rows again after faults"
     return f"launch {result.launch_id} took {clock(result.seconds)}{ratio}"

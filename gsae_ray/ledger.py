@@ -1,8 +1,10 @@
 """A sweep's folder in storage: one driver at a time, and what each launch was.
 
-driver.json                     the driver that runs, with a heartbeat
+drivers/{session}.json          the newest drivers: the one that runs has a fresh heartbeat
 launches/{id}/launch.json       the sweep, resolved, and its trials
-launches/{id}/sweep.yaml        the same to read, versions.json, frontier.csv, frontier.png, pursuit.csv
+launches/{id}/sweep.yaml        the same to read; versions.json, frontier.csv, frontier.png, pursuit.csv
+launches/{id}/record.json       what was produced for it (`activations.record`)
+launches/{id}/events.jsonl      what happened: {"time", "event"} a line
 trials/{name}-{identity}/       see `training.directory`
 """
 
@@ -21,12 +23,12 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 import yaml
 
 import gsae_ray
 from gsae_ray.errors import UserError
 from gsae_ray.files import read_json, write_atomically, write_json
+from gsae_ray.machine import machine
 from gsae_ray.sweep import Sweep
 from gsae_ray.trial import TrialSpec
 
@@ -34,49 +36,126 @@ LOCK_HEARTBEAT_S = 5.0
 LOCK_STALE_S = 30.0
 OPERATIONAL = {
     *("producers.count", "producers.budget_gib", "producers.chunk_mib", "producers.timeout_s"),
-    "trials.max_concurrent",
+    *("trials.max_concurrent", "trials.hang_timeout_s"),
 }
 """Keys that may differ when a launch is resumed: they change no result."""
 
 
+class Driver:
+    """A driver's hold on a sweep's folder.
+
+    Sessions are numbered: the file of the next number can be made once only, and who finds a higher one than its own
+    has been replaced (it was suspended, or cut off from storage).
+    """
+
+    def __init__(self, folder: Path, session: int) -> None:
+        self.folder = folder
+        self.session = session
+        self._state = {"host": socket.gethostname(), "pid": os.getpid(), "ended": False}
+        self._path = folder / f"{session}.json"
+        self._path.touch(exist_ok=False)
+        try:
+            self.beat()
+        except OSError:  # on a full disk; nobody is to take the file for a driver's
+            self._path.unlink()
+            raise
+
+    def beat(self, ended: bool = False) -> None:
+        """Says that the driver lives, or that it has come to its end."""
+        write_json(self._path, {**self._state, "ended": ended, "heartbeat": time.time()})
+
+    def end(self) -> None:
+        """Says that the driver has come to its end; on a full disk by a file that is empty and old."""
+        try:
+            self.beat(ended=True)
+        except OSError:
+            os.truncate(self._path, 0)
+            os.utime(self._path, (0, 0))
+
+    def leave(self) -> None:
+        """Takes the driver's file away, and the folders that are empty then."""
+        self._path.unlink()
+        self.folder.rmdir()
+        self.folder.parent.rmdir()
+
+    @property
+    def replaced_by(self) -> str | None:
+        """Who has taken the sweep over, if anybody has."""
+        newest, other = _newest_driver(self.folder)
+        return None if other is None or newest <= self.session else _describe_driver(other)
+
+
 @contextlib.contextmanager
-def driver_lock(folder: Path) -> Iterator[None]:
-    """One driver at a time for a sweep's folder; a heartbeat tells a live one from a dead one's remains."""
-    path = folder / "driver.json"
-    mine = {"host": socket.gethostname(), "pid": os.getpid()}
-    folder.mkdir(parents=True, exist_ok=True)
-    other = read_json(path)
-    if other is not None and not (time.time() - other["heartbeat"] < LOCK_STALE_S and _alive(other)):
-        path.unlink(missing_ok=True)  # what a driver that was killed left behind
+def driver_lock(folder: Path) -> Iterator[Driver]:
+    """One driver at a time for a sweep's folder; a heartbeat tells a live one from a dead one's remains.
+
+    Raises:
+        UserError: another driver runs the sweep.
+    """
+    drivers = folder / "drivers"
+    drivers.mkdir(parents=True, exist_ok=True)
+    newest, other = _newest_driver(drivers)
+    refused = (
+        f"{folder}: another driver ({{}}) runs this sweep; wait for it or stop it (one that was killed on another "
+        f"machine counts as gone after {LOCK_STALE_S:g} s), or give this sweep another name or --storage"
+    )
+    if other is not None and not other["ended"] and time.time() - other["heartbeat"] < LOCK_STALE_S and _alive(other):
+        raise UserError(refused.format(_describe_driver(other)))
     try:
-        with path.open("x") as file:
-            json.dump({**mine, "heartbeat": time.time()}, file)
+        driver = Driver(drivers, newest + 1)
     except FileExistsError:
-        other = read_json(path) or {"host": "?", "pid": "?"}
-        raise UserError(
-            f"{folder}: another driver (process {other['pid']} on {other['host']}) runs this sweep; wait for it, stop "
-            "it, or give this sweep another name or --storage"
-        ) from None
+        raise UserError(refused.format("it has begun this moment")) from None
+    for session, old in _driver_files(drivers).items():
+        if session < newest:
+            old.unlink(missing_ok=True)
     done = threading.Event()
 
     def beat() -> None:
         while not done.wait(LOCK_HEARTBEAT_S):
             with contextlib.suppress(OSError):
-                write_json(path, {**mine, "heartbeat": time.time()})
+                driver.beat()
 
     thread = threading.Thread(target=beat, name="driver-lock", daemon=True)
     thread.start()
     try:
-        yield
+        yield driver
     finally:
         done.set()
         thread.join()
-        path.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            if (folder / "launches").exists():
+                driver.end()
+            else:  # a sweep that has not begun leaves nothing behind; what others have put there stays
+                driver.leave()
+
+
+def _driver_files(drivers: Path) -> dict[int, Path]:
+    """By session."""
+    return {int(path.stem): path for path in drivers.glob("*.json") if path.stem.isdecimal()}
+
+
+def _newest_driver(drivers: Path) -> tuple[int, dict[str, Any] | None]:
+    """Session and description of the last driver that began; 0 and None before the first."""
+    session, path = max(_driver_files(drivers).items(), default=(0, None))
+    if path is None:
+        return 0, None
+    try:
+        unknown = {"host": "?", "pid": "?", "ended": False, "heartbeat": path.stat().st_mtime}
+    except FileNotFoundError:  # a newer one has just cleared it away
+        return session, None
+    try:
+        return session, {**unknown, **read_json(path)}
+    except (ValueError, TypeError):  # it is being written, or its driver's machine crashed then
+        return session, unknown
+
+
+def _describe_driver(driver: dict[str, Any]) -> str:
+    return f"process {driver['pid']} on {driver['host']}"
 
 
 def _alive(driver: dict[str, Any]) -> bool:
     """Whether a driver's process is there; on another host only its heartbeat can tell."""
-    if driver["host"] != socket.gethostname():
+    if driver["host"] != socket.gethostname() or not isinstance(driver["pid"], int):
         return True
     try:
         os.kill(driver["pid"], 0)
@@ -87,8 +166,12 @@ def _alive(driver: dict[str, Any]) -> bool:
     return True
 
 
-def begin_launch(folder: Path, sweep: Sweep, trials: Sequence[TrialSpec], resume: bool) -> str:
-    """Writes down a new launch, or finds the one to resume. Returns its id."""
+def begin_launch(folder: Path, sweep: Sweep, trials: Sequence[TrialSpec], resume: bool) -> tuple[str, list[str]]:
+    """Writes down a new launch, or finds the one to resume.
+
+    Returns:
+        its id, and what the user should know: how this session differs from those before.
+    """
     description = json.loads(sweep.model_dump_json())
     launches = folder / "launches"
     if resume:
@@ -102,14 +185,25 @@ def begin_launch(folder: Path, sweep: Sweep, trials: Sequence[TrialSpec], resume
                 f"--resume: the sweep file has changed since launch {earlier[-1].parent.name}: {', '.join(changed)}; "
                 "change it back, or run without --resume (trials that are done are not trained again)"
             )
-        return earlier[-1].parent.name
+        return earlier[-1].parent.name, _add_versions(earlier[-1].parent)
     launch_id = f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"
     target = launches / launch_id
     target.mkdir(parents=True)
-    write_json(target / "versions.json", versions())
+    _add_versions(target)
     write_atomically(target / "sweep.yaml", yaml.safe_dump(description, sort_keys=False).encode())
     write_json(target / "launch.json", {"sweep": description, "trials": [trial.name for trial in trials]})
-    return launch_id
+    return launch_id, []
+
+
+def _add_versions(launch: Path) -> list[str]:
+    """Adds this session's versions to the launch's, with a notice where they differ from the last one's."""
+    path, mine = launch / "versions.json", versions()
+    before: list[dict[str, str]] = read_json(path) or []
+    write_json(path, [*before, mine])
+    changed = [key for key in mine if before and before[-1].get(key) != mine[key]]
+    changes = "; ".join(f"{key}: {before[-1].get(key)} before, {mine[key]} now" for key in changed)
+    notice = f"the launch goes on elsewhere; the last bits of SAEs that are not done may depend on that: {changes}"
+    return [notice] if changed else []
 
 
 def trial_folder(folder: Path, trial: TrialSpec) -> Path:
@@ -134,7 +228,6 @@ def versions() -> dict[str, str]:
     return {
         "gsae-ray": gsae_ray.__version__,
         "python": platform.python_version(),
-        "machine": f"{platform.machine()}, {os.cpu_count()} CPUs",
-        "gpu": torch.cuda.get_device_name(0) if torch.cuda.is_available() else "none",
+        "machine": machine(),
         **{name: importlib.metadata.version(name) for name in names},
     }

@@ -16,6 +16,7 @@ from gsae_ray.activations.tokens import TokenStore, pinned_data, prepare_tokens
 from gsae_ray.display import Display
 from gsae_ray.errors import UserError
 from gsae_ray.files import digest, file_hash
+from gsae_ray.memory import Memory, of_producer
 from gsae_ray.saes import SAEConfig, load
 from gsae_ray.saes.io import WEIGHTS_FILE
 from gsae_ray.sweep import Sweep
@@ -31,6 +32,8 @@ class Plan:
     layout: Layout
     trials: list[TrialSpec]
     evaluation_fingerprint: str
+    producer: Memory
+    """What each producer needs."""
     parents: dict[str, Path]
     """Folders of finished SAEs of other sweeps that trials start from, by `TrialSpec.parent`."""
 
@@ -64,11 +67,14 @@ def prepare(sweep: Sweep, storage: Path, display: Display, tracking_uri: str | N
         dtype=sweep.model.dtype,
         chunk_bytes=sweep.producers.chunk_mib * 2**20,
     )
+    trials = sweep.expand(widths, {"model": model, "tokens": tokens.fingerprint}, configs)
+    block_bytes = max(layout.nbytes(block, tuple(layout.widths)) for block in range(len(layout.rows)))
     return Plan(
         sweep=sweep,
         tokens=tokens,
         layout=layout,
-        trials=sweep.expand(widths, {"model": model, "tokens": tokens.fingerprint}, configs),
+        trials=trials,
+        producer=of_producer(sweep, skeleton, layout.widths, block_bytes, trials),
         evaluation_fingerprint=digest(evaluation),
         parents={f"run:{run_id}": folder for run_id, folder in parents.items()},
     )

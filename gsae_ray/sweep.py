@@ -6,6 +6,7 @@ Every field's description is the documentation: `gsae-ray run --help` prints the
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
@@ -230,6 +231,14 @@ def _whole_or_part(gpus: float) -> float:
     return gpus
 
 
+def _number_or_auto(value: object) -> object:
+    if value == "auto":
+        return value
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not value >= 0:
+        raise ValueError(f"{value!r}; give a number of GPUs, or auto")
+    return _whole_or_part(value)
+
+
 GPUs = Annotated[float, Field(ge=0), pydantic.AfterValidator(_whole_or_part)]
 
 
@@ -242,10 +251,12 @@ class ProducerSettings(Settings):
     batch: Count = Field(32, description="contexts of a forward pass; fixed for the same reason")
     chunk_mib: Count = Field(32, description="size of the chunks in which activations travel")
     budget_gib: Annotated[float, Field(gt=0)] | None = Field(
-        None, description="activations kept for late trials; default: all, if 60 % of the object store holds them"
+        None,
+        description="for activations: two blocks that are being read, the rest kept for late trials; default: all, if "
+        "60 % of the object store holds them",
     )
     timeout_s: Annotated[float, Field(gt=0)] = Field(
-        600, description="a block or an evaluation that takes longer means that the producer hangs"
+        600, description="a block or an evaluation that takes longer means that the producer hangs, and is killed"
     )
 
 
@@ -253,8 +264,15 @@ class TrialSettings(Settings):
     """The processes that train SAEs, one SAE each."""
 
     cpus: Count = Field(1, description="cores, and threads, of a trial")
-    gpus: GPUs = Field(0, description="GPUs, or a fraction of one, of a trial; 0: CPU")
+    gpus: Annotated[float | Literal["auto"], pydantic.BeforeValidator(_number_or_auto)] = Field(
+        0,
+        description="GPUs, or a fraction of one, of a trial; auto: as many on a GPU as by prediction fit into its "
+        "memory; 0: CPU",
+    )
     max_concurrent: Count | None = Field(None, description="trials at a time; default: as many as fit")
+    hang_timeout_s: Annotated[float, Field(ge=10)] = Field(
+        120, description="a trial whose process is silent for longer is killed and goes on from its last checkpoint"
+    )
 
 
 class Sweep(Settings):
@@ -307,6 +325,11 @@ class Sweep(Settings):
         return self.dataset.shuffle_tokens or max(1, min(1_000_000, self.training.tokens // 4))
 
     @property
+    def block_contexts(self) -> int:
+        """Contexts of a block."""
+        return math.ceil(self.shuffle_tokens / (self.model.context_size - 1))
+
+    @property
     def used_sites(self) -> tuple[Site, ...]:
         """The sites that some entry of `saes` trains at, in the file's order."""
         return tuple(site for site in self.sites.sites() if any(entry.selects(site) for entry in self.saes))
@@ -357,7 +380,7 @@ class Sweep(Settings):
             UserError: two entries describe the same trial, or a trial has no parent, or one that does not fit.
         """
         forward = {"batch": self.producers.batch, "threads": self.producers.cpus, "gpu": self.producers.gpus > 0}
-        process = {"threads": self.trials.cpus, "gpu": self.trials.gpus > 0}
+        process = {"threads": self.trials.cpus, "gpu": self.trials.gpus != 0}
         identity = {**provenance, "forward": forward, "process": process}
         trials: list[TrialSpec] = []
         children: dict[int, str] = {}

@@ -1,12 +1,14 @@
 """MLflow as the mirror of storage: what trial directories hold is sent there, again and again until it has arrived.
 
 One experiment a sweep, one parent run a launch, the trials nested under it. Everything is found by tags before it is
-made, and a run is asked what it has before rows are sent, so that mirroring twice changes nothing.
+made, and a run is asked what it has before rows are sent, so that mirroring twice changes nothing. After an error it is
+asked again: what was sent may have arrived although no reply came.
 """
 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import logging
 import math
@@ -14,9 +16,10 @@ import os
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import mlflow
 from mlflow.entities import Metric, Param, Run, RunTag
@@ -30,6 +33,11 @@ from gsae_ray.trial import TrialSpec
 
 LAUNCH, TRIAL, KIND, IDENTITY = "gsae.launch", "gsae.trial", "gsae.kind", "gsae.identity"
 EVALUATION, FAILURE, SWEEP = "gsae.evaluation", "gsae.failure", "gsae.sweep"
+JOB, PROGRESS, STOP = "gsae.job", "gsae.progress", "gsae.stop"
+"""Of a launch's run: the job that it is, how far it is (JSON), and that somebody wants it to stop (`remote`)."""
+
+JOB_VARIABLE = "GSAE_JOB"
+"""Tells a driver which job of a cluster it is."""
 
 _LOG = logging.getLogger(__name__)
 _BATCH = 900  # metrics a call; MLflow takes 1000
@@ -43,13 +51,29 @@ def resolve_uri(tracking_uri: str | None) -> str:
     return uri
 
 
-@contextlib.contextmanager
-def quick_failure(timeout_s: int) -> Iterator[None]:
-    """Within the context a server that refuses is an error after seconds, one that hangs after `timeout_s`.
+def refuse_password(tracking_uri: str) -> None:
+    """An address is printed and written down, so no password may be in it.
 
-    MLflow itself would try for minutes at every call, with the sweep's end or a Ctrl-C waiting for it.
+    Raises:
+        UserError: there is one.
     """
-    names = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "MLFLOW_HTTP_REQUEST_TIMEOUT": str(timeout_s)}
+    parts = urlsplit(tracking_uri)
+    if parts.scheme in ("http", "https") and parts.password is not None:
+        raise UserError(
+            f"--tracking-uri: there is a password in the address of {parts.hostname}, which is printed and written "
+            "down; leave it out, and set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
+        )
+
+
+@contextlib.contextmanager
+def quick_failure(timeout_s: int = 30) -> Iterator[None]:
+    """Within the context a server that refuses is an error at once, one that hangs after `timeout_s`.
+
+    MLflow itself would try for minutes at every call, with the sweep's end or a Ctrl-C waiting for it; and it would
+    send again what makes a run, although only the reply may have been lost. The mirror asks first, then tries again.
+    What the user has set stays.
+    """
+    names = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0", "MLFLOW_HTTP_REQUEST_TIMEOUT": str(timeout_s)}
     before = {name: os.environ.get(name) for name in names}
     os.environ.update({name: value for name, value in names.items() if before[name] is None})
     try:
@@ -66,6 +90,7 @@ def check(tracking_uri: str) -> None:
     Raises:
         UserError: the server cannot be reached, or the address means nothing to MLflow.
     """
+    refuse_password(tracking_uri)
     if not _is_file_in_a_folder(tracking_uri):
         connect(tracking_uri)
 
@@ -88,6 +113,7 @@ def connect(tracking_uri: str) -> MlflowClient:
     """
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
     for name in ("alembic", "mlflow.store.db.utils"):
         logging.getLogger(name).setLevel(logging.ERROR)
     _is_file_in_a_folder(tracking_uri)
@@ -104,17 +130,33 @@ def connect(tracking_uri: str) -> MlflowClient:
     return client
 
 
-def _metrics(row: dict[str, Any]) -> list[Metric]:
-    """Non-finite values are left out: MLflow stores infinities as huge numbers, which wreck its charts."""
-    items = row["metrics"].items()
-    return [Metric(name, value, row["timestamp"], row["step"]) for name, value in items if math.isfinite(value)]
+@dataclasses.dataclass
+class _Run:
+    """A trial's run, and what the server has confirmed that it has."""
+
+    id: str
+    steps: dict[str, int]
+    """The last one of each metric."""
+    cursor: Cursor = START
 
 
-def _batches(rows: list[dict[str, Any]]) -> Iterator[list[Metric]]:
+def _metrics(row: dict[str, Any], steps: dict[str, int]) -> list[Metric]:
+    """Those of a row that lie after `steps`: rows that were cut back and written again do not go twice.
+
+    Non-finite values are left out: MLflow stores infinities as huge numbers, which wreck its charts.
+    """
+    return [
+        Metric(name, value, row["timestamp"], row["step"])
+        for name, value in row["metrics"].items()
+        if math.isfinite(value) and row["step"] > steps.get(name, -1)
+    ]
+
+
+def _batches(rows: list[dict[str, Any]], steps: dict[str, int]) -> Iterator[list[Metric]]:
     """Metrics of whole rows, as many as fit a call: a row arrives whole or not at all."""
     batch: list[Metric] = []
     for row in rows:
-        metrics = _metrics(row)
+        metrics = _metrics(row, steps)
         if batch and len(batch) + len(metrics) > _BATCH:
             yield batch
             batch = []
@@ -165,9 +207,7 @@ class Mirror:
         if found is not None and found.lifecycle_stage == "deleted":
             self.client.restore_experiment(found.experiment_id)
         self.experiment_id = found.experiment_id if found else self._create_experiment(experiment)
-        self._runs: dict[str, str] = {}
-        self._cursors: dict[str, Cursor] = {}
-        self._mirrored: dict[str, int] = {}
+        self._runs: dict[str, _Run] = {}
         self._ended: set[str] = set()
 
     def _create_experiment(self, name: str) -> str:
@@ -176,21 +216,40 @@ class Mirror:
         if self.client.tracking_uri.startswith("sqlite:///"):
             database = Path(self.client.tracking_uri.removeprefix("sqlite:///"))
             location = (database.parent / "mlruns" / name).as_uri()
-        return self.client.create_experiment(name, artifact_location=location)
+        try:
+            return self.client.create_experiment(name, artifact_location=location)
+        except MlflowException:  # by another sweep at the same moment, or by this one and the reply was lost
+            if (found := self.client.get_experiment_by_name(name)) is None:
+                raise
+            return found.experiment_id
 
     def _find(self, **tags: str) -> Run | None:
+        """The run with those tags. Of several, only the newest stays.
+
+        There are several where a server carried out late what had been given up, and asked for anew.
+        """
         names = {"launch": LAUNCH, "trial": TRIAL, "kind": KIND}
         query = " and ".join(f"tags.`{names[key]}` = '{value}'" for key, value in tags.items())
-        runs = self.client.search_runs([self.experiment_id], filter_string=query, max_results=1)
+        runs = self.client.search_runs([self.experiment_id], query, order_by=["attributes.start_time DESC"])
+        for run in runs[1:]:
+            self.client.delete_run(run.info.run_id)
         return runs[0] if runs else None
 
-    def open_launch(self, sweep_name: str, params: dict[str, Any]) -> str:
-        """The parent run, found or made, and running. Returns its id."""
+    def open_launch(self, sweep_name: str, params: dict[str, Any], job: str | None = None) -> str:
+        """The parent run, found or made, and running. Returns its id.
+
+        Args:
+            job: of the cluster, that the launch is run by.
+        """
         run = self._find(launch=self.launch_id, kind="launch")
         if run is None:
             tags = {LAUNCH: self.launch_id, KIND: "launch", SWEEP: sweep_name, EVALUATION: self.fingerprint}
             run = self.client.create_run(self.experiment_id, tags=tags, run_name=f"{sweep_name} {self.launch_id}")
         self._log_params(run, params)
+        for tag in {STOP, PROGRESS} & run.data.tags.keys():  # an earlier session's
+            self.client.delete_tag(run.info.run_id, tag)
+        if job is not None:
+            self.client.set_tag(run.info.run_id, JOB, job)
         self.client.update_run(run.info.run_id, status="RUNNING")
         self.parent_id: str = run.info.run_id
         return self.parent_id
@@ -205,18 +264,19 @@ class Mirror:
         """Sends what is new in the directories of trials that have begun.
 
         Raises:
-            MlflowException: the server does not answer.
-            Exception: the first one that a trial's directory met, after all the others had their turn.
+            Exception: the first one that a trial met, after all the others had their turn; at once if the server
+                does not answer.
         """
         first: Exception | None = None
         for trial, directory in trials:
             if trial.name not in self._ended and (directory.path / "trial.json").exists():
                 try:
                     self._sync_trial(trial, directory)
-                except MlflowException:
-                    raise  # the server: it would fail for the others too
                 except Exception as error:
+                    self._runs.pop(trial.name, None)  # what arrived of it is the server's to say
                     first = first or error
+                    if isinstance(error, MlflowException) and error.get_http_status_code() >= 500:
+                        break  # not this trial's fault: the others would wait as long
         if first is not None:
             raise first
 
@@ -224,38 +284,37 @@ class Mirror:
         # Read before the rows: what is final now was written before, so nothing is missed.
         failure = directory.failure
         finished = directory.done and not directory.missing(self.fingerprint, self.encoders)
-        run_id = self._run(trial)
+        run = self._run(trial)
         if trial.name in self._ended:
             return
-        # Rows that were cut back and written again come again; `_mirrored` keeps them from going twice.
-        rows, cursor = directory.rows(self._cursors.get(trial.name, START))
-        rows = [row for row in rows if row["step"] > self._mirrored[trial.name]]
+        rows, cursor = directory.rows(run.cursor)
         encoders = self.encoders if finished else ()
         evaluations = {l0: found for l0 in encoders if (found := directory.evaluation(self.fingerprint, l0))}
-        for batch in _batches([*rows, *evaluations.values()]):
-            self.client.log_batch(run_id, metrics=batch)
-        self._cursors[trial.name] = cursor
-        if rows:
-            self._mirrored[trial.name] = rows[-1]["step"]
+        rows += sorted(evaluations.values(), key=lambda row: row["step"])  # `run.steps` only ever grow
+        for batch in _batches(rows, run.steps):
+            self.client.log_batch(run.id, metrics=batch)
+            run.steps.update((metric.key, metric.step) for metric in batch)
+        run.cursor = cursor
         if finished:
             for pursuit_l0, evaluation in evaluations.items():
-                self.client.log_text(run_id, json.dumps(evaluation["sequences"]), sequences_path(pursuit_l0))
-            self.client.log_artifacts(run_id, str(directory.path / "sae"), "sae")
-            self._end(trial, run_id, "FINISHED")
+                self.client.log_text(run.id, json.dumps(evaluation["sequences"]), sequences_path(pursuit_l0))
+            self.client.log_artifacts(run.id, str(directory.path / "sae"), "sae")
+            self._end(trial, run.id, "FINISHED")
         elif failure is not None:
             self.fail(trial, failure)
 
     def fail(self, trial: TrialSpec, reason: str) -> None:
         """Marks a trial's run as failed."""
-        run_id = self._run(trial)
+        run_id = self._run(trial).id
         self.client.set_tag(run_id, FAILURE, reason[:5000])
         self._end(trial, run_id, "FAILED")
 
     def _end(self, trial: TrialSpec, run_id: str, status: str) -> None:
+        self._find(launch=self.launch_id, trial=trial.name)  # a second run, made late, would be there by now: it goes
         self.client.set_terminated(run_id, status)
         self._ended.add(trial.name)
 
-    def _run(self, trial: TrialSpec) -> str:
+    def _run(self, trial: TrialSpec) -> _Run:
         """The trial's run, found or made."""
         if trial.name not in self._runs:
             run = self._find(launch=self.launch_id, trial=trial.name)
@@ -269,34 +328,42 @@ class Mirror:
                     "mlflow.parentRunId": self.parent_id,
                 }
                 run = self.client.create_run(self.experiment_id, tags=tags, run_name=trial.name)
-                self._mirrored[trial.name] = -1
             else:
-                history = self.client.get_metric_history(run.info.run_id, "train/loss")
-                self._mirrored[trial.name] = max((metric.step for metric in history), default=-1)
                 if run.info.status == "FINISHED":  # said last, so everything is there
                     self._ended.add(trial.name)
                 else:
                     self.client.update_run(run.info.run_id, status="RUNNING")
                 if FAILURE in run.data.tags:
                     self.client.delete_tag(run.info.run_id, FAILURE)
+                if run.data.tags.get("mlflow.parentRunId") != self.parent_id:  # the other was deleted
+                    self.client.set_tag(run.info.run_id, "mlflow.parentRunId", self.parent_id)
             self._log_params(run, trial_params(trial))
-            self._runs[trial.name] = run.info.run_id
+            steps = {metric.key: metric.step for metric in run.data.to_proto().metrics}
+            self._runs[trial.name] = _Run(run.info.run_id, steps)
         return self._runs[trial.name]
 
-    def log_launch(self, metrics: dict[str, float], artifacts: Sequence[Path] = ()) -> None:
-        """Metrics and files of the parent run."""
+    def log_launch(
+        self, metrics: dict[str, float], artifacts: Sequence[Path] = (), machines: Sequence[str] = ()
+    ) -> None:
+        """Metrics, files and kinds of machines of the parent run."""
         now = time.time_ns() // 1_000_000
+        tags = [RunTag("gsae.updated", str(now)), *(RunTag(f"gsae.machine.{i}", m) for i, m in enumerate(machines))]
         points = [Metric(name, value, now, 0) for name, value in metrics.items() if math.isfinite(value)]
-        self.client.log_batch(self.parent_id, metrics=points, tags=[RunTag("gsae.updated", str(now))])
+        self.client.log_batch(self.parent_id, metrics=points, tags=tags)
         for path in artifacts:
             self.client.log_artifact(self.parent_id, str(path))
+
+    def report(self, progress: dict[str, Any]) -> bool:
+        """Writes how far the launch is to its run. Returns whether somebody has asked there for its stop."""
+        self.client.set_tag(self.parent_id, PROGRESS, json.dumps(progress))
+        return STOP in self.client.get_run(self.parent_id).data.tags
 
     def close(self, status: str) -> None:
         """Ends the parent run; where the launch was killed, the runs of its unfinished trials too."""
         if status != "FINISHED":
-            for name, run_id in self._runs.items():
+            for name, run in self._runs.items():
                 if name not in self._ended:
-                    self.client.set_terminated(run_id, status)
+                    self.client.set_terminated(run.id, status)
         self.client.set_terminated(self.parent_id, status)
 
 
@@ -305,16 +372,14 @@ def sequences_path(pursuit_l0: int | None) -> str:
     return f"evaluation/sequences{'' if pursuit_l0 is None else f'-pursuit-{pursuit_l0}'}.json"
 
 
-class MirrorThread(threading.Thread):
-    """Runs `Mirror.sync` every few seconds beside the sweep, outliving whatever the server does."""
+class _Rounds(threading.Thread):
+    """Calls `attempt` every few seconds beside the sweep, until `finish`."""
 
-    def __init__(
-        self, mirror: Mirror, trials: Sequence[tuple[TrialSpec, TrialDirectory]], interval_s: float = 2
-    ) -> None:
-        super().__init__(name="mlflow-mirror", daemon=True)
+    def __init__(self, name: str, mirror: Mirror, interval_s: float, allowed: Callable[[], bool]) -> None:
+        super().__init__(name=name, daemon=True)
         self.mirror = mirror
-        self.trials = trials
         self.interval_s = interval_s
+        self.allowed = allowed
         self.last_error: str | None = None
         self._stop_asked = threading.Event()
 
@@ -325,18 +390,77 @@ class MirrorThread(threading.Thread):
     def attempt(self) -> bool:
         """One round; whether everything arrived."""
         try:
-            self.mirror.sync(self.trials)
-            self.last_error = None
+            if self.allowed():
+                self.round()
+                self.last_error = None
+            else:
+                self.last_error = "another driver has taken the sweep over"
         except Exception as error:  # whatever it is, it must not touch the sweep: storage has everything
             self.last_error = first_line(error)
-            _LOG.debug("mirroring to MLflow failed; trying again", exc_info=True)
+            _LOG.debug("%s: writing to MLflow failed; trying again", self.name, exc_info=True)
         return self.last_error is None
 
+    def round(self) -> None:
+        raise NotImplementedError
+
     def finish(self) -> bool:
-        """Stops the thread, then a last round; whether everything arrived."""
+        """Stops the thread, then a last round; whether everything arrived.
+
+        A server that works is waited for. One that hangs holds this up for two calls: the one that the thread is in,
+        and the first of the last round, each as long as `quick_failure` says.
+        """
         self._stop_asked.set()
         self.join()
         return self.attempt()
+
+
+class MirrorThread(_Rounds):
+    """Runs `Mirror.sync` every few seconds beside the sweep, outliving whatever the server does."""
+
+    def __init__(
+        self,
+        mirror: Mirror,
+        trials: Sequence[tuple[TrialSpec, TrialDirectory]],
+        interval_s: float = 2,
+        allowed: Callable[[], bool] = lambda: True,
+    ) -> None:
+        """
+        Args:
+            allowed: asked before each round; not when another driver mirrors these trials now.
+        """
+        super().__init__("mlflow-mirror", mirror, interval_s, allowed)
+        self.trials = trials
+
+    def round(self) -> None:
+        self.mirror.sync(self.trials)
+
+
+class ReportThread(_Rounds):
+    """Tells MLflow every few seconds how far a launch is, and hears there whether it is to stop.
+
+    Not within `MirrorThread`'s rounds: one that uploads SAEs may take minutes.
+    """
+
+    def __init__(
+        self,
+        mirror: Mirror,
+        progress: Callable[[], dict[str, Any]],
+        stop: Callable[[], None],
+        interval_s: float = 2,
+        allowed: Callable[[], bool] = lambda: True,
+    ) -> None:
+        """
+        Args:
+            stop: called when somebody has asked for it.
+            allowed: as for `MirrorThread`.
+        """
+        super().__init__("mlflow-report", mirror, interval_s, allowed)
+        self.progress = progress
+        self.stop = stop
+
+    def round(self) -> None:
+        if self.mirror.report(self.progress()):
+            self.stop()
 
 
 def download_sequences(client: MlflowClient, run_id: str, pursuit_l0: int | None) -> dict[str, list[float]]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from pathlib import Path
 from typing import Any
 
@@ -116,38 +115,49 @@ def test_phases_and_waves(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("waves", "kept", "expected"),
+    ("waves", "budget", "expected"),
     [
         ([100], 0, 1.0),
+        ([100], 50, 1.0),
         ([100] * 5, 100, 1.0),
         ([100] * 5, 1000, 1.0),
         ([100] * 5, 0, 5.0),
-        ([100] * 3, 25, 1 + 2 * 0.75),
+        ([100] * 5, 2, 5.0),  # the window alone
+        ([100] * 5, 3, 1 + 4 * 0.99 - 0.01),  # behind one block of prefix the last wave finds room for one
+        ([100] * 3, 25, 1 + 2 * 0.77 - 0.02),
         ([100] * 2, 50, 1.5),
         ([100, 10], 50, 1.0),  # a short wave reads what was kept
         ([100, 10], 0, 1.1),
+        ([100, 60], 50, 1.12),  # it does not get to where the window stopped
         ([50, 100], 50, 1.0),
+        ([50, 50, 100, 100], 50, 1.5),  # two waves fit, the third finds all of their blocks
         ([50, 100], 0, 1.5),
     ],
 )
-def test_the_forward_ratio_is_that_of_law_3(waves: list[int], kept: int, expected: float) -> None:
-    assert forward_ratio(waves, kept) == pytest.approx(expected)
+def test_the_forward_ratio_is_that_of_law_3(waves: list[int], budget: int, expected: float) -> None:
+    assert forward_ratio(waves, budget) == pytest.approx(expected)
 
 
 def test_rows_bytes_and_ratio_are_those_of_the_longest_trial(tmp_path: Path) -> None:
     entries = [*ENTRIES, {"architecture": "standard", "widths": [8], "l1_coefficient": 1.0, "tokens": 128_050}]
     free = cost(tmp_path, entries, slots=4)
-    assert free.rows == 128_000  # whole batches
+    assert (free.rows, free.blocks, free.kept_blocks) == (128_000, 8, 8)  # whole batches; 250 contexts a block
     d_in = free.kinds[0].d_in
-    assert free.activation_bytes == 128_000 * 2 * d_in * 4
+    assert free.activation_bytes == 8 * free.block_bytes == 128_000 * 2 * d_in * 4
     assert (free.budget_bytes, free.forward_ratio) == (None, 1.0)
     assert free.forward_ratio_without_budget == pytest.approx((3 * 64 + 128) / 128)
-    quarter = cost(tmp_path, entries, slots=4, producers={"budget_gib": free.activation_bytes / 4 / 2**30})
-    assert quarter.waves == 4
-    assert quarter.forward_ratio == pytest.approx((32 + 3 * (64 - 32) + (128 - 32)) / 128)
-    assert quarter.model_flops == pytest.approx(free.model_flops * quarter.forward_ratio)
+    # 3.9 blocks are three; two of them are the window.
+    tight = cost(tmp_path, entries, slots=4, producers={"budget_gib": 3.9 * free.block_bytes / 2**30})
+    assert (tight.waves, tight.kept_blocks) == (4, 1)
+    assert tight.forward_ratio == pytest.approx((4 + 3 + 3 + 8 - 2) / 8)
+    assert tight.model_flops == pytest.approx(free.model_flops * tight.forward_ratio)
+    # Blocks are made whole: 128,200 rows take a ninth one.
+    ninth = cost(tmp_path, [{**entries[-1], "tokens": 128_200}], slots=4)
+    assert (ninth.rows, ninth.blocks) == (128_200, 9)
+    assert ninth.model_flops == pytest.approx(free.model_flops * 9 / 8)
     whole = cost(tmp_path, entries, slots=4, dataset={"skip_first_position": False})
-    assert whole.model_flops == pytest.approx(free.model_flops * math.ceil(128_000 / 65) / 2000)
+    assert (whole.blocks, whole.block_bytes) == (8, free.block_bytes * 65 // 64)
+    assert whole.model_flops == pytest.approx(free.model_flops)
 
 
 def test_training_flops_are_products_times_rows(tmp_path: Path) -> None:
@@ -160,7 +170,8 @@ def test_training_flops_are_products_times_rows(tmp_path: Path) -> None:
 def test_memory_and_disk_hold_what_is_written(tmp_path: Path) -> None:
     result = cost(tmp_path, slots=1)
     largest = max(kind.parameters for kind in result.kinds)
-    assert result.trial_bytes >= 4 * 4 * largest  # weights, gradients, two moments
+    assert result.trial.host >= 4 * 4 * largest  # weights, gradients, two moments
+    assert result.store_bytes > result.activation_bytes
     assert result.disk_bytes >= 4 * (6 * largest + sum(k.parameters * k.trials for k in result.kinds))
 
 
@@ -254,7 +265,8 @@ def test_plan_prints_what_a_sweep_will_cost(here: Path) -> None:
     gated = next(line for line in text.splitlines() if "gated" in line and "norm_weighted" in line)
     assert f"{2 * 128 * 512 + 3 * 512 + 128:,}" in gated
     assert "all kept if 60 % of the object store holds them" in text  # which plan does not look at
-    assert "1.00 GiB kept" in plan("--set", "producers.budget_gib=1").output
+    assert "1.00 GiB keep 4 of 4 blocks" in plan("--set", "producers.budget_gib=1").output
+    assert "0.30 GiB keep 1 of 4 blocks" in plan("--set", "producers.budget_gib=0.3").output
     assert "equal compute (norm_weighted)" in text
     assert "lr warm-up are shortened" in text
     assert list(here.iterdir()) == []  # nothing is written

@@ -41,3 +41,9 @@ def test_loading_an_sae_needs_neither_ray_nor_mlflow(tmp_path: Path) -> None:
         f"sae.save({str(tmp_path)!r}); gsae_ray.load({str(tmp_path)!r})\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
+
+
+def test_the_stores_process_does_without_torch() -> None:
+    """What torch takes would be over the store's budget."""
+    code = "import sys; sys.modules['torch'] = sys.modules['transformers'] = None\nimport gsae_ray.activations.actors"
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)

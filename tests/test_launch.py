@@ -18,13 +18,14 @@ from rich.console import Console
 
 import gsae_ray
 from gsae_ray import launch, results
-from gsae_ray.activations.actors import StoreSource, running_producers, start_store
+from gsae_ray.activations.actors import StoreClient, StoreSource
 from gsae_ray.activations.producer import Producer
 from gsae_ray.activations.store import ReaderSpec
 from gsae_ray.activations.stream import LocalSource, RowStream
 from gsae_ray.builtin import MODEL_DIR
 from gsae_ray.display import Display
 from gsae_ray.errors import UserError
+from gsae_ray.fleet import running_producers, start_store
 from gsae_ray.intervals import interval, of
 from gsae_ray.ledger import driver_lock
 from gsae_ray.plan import Plan, prepare, producer_spec
@@ -110,13 +111,15 @@ def test_law_1_same_tokens_whatever_the_number_of_producers(plan: Plan, local_ra
     expected = alone.read(rows)
     spec = producer_spec(plan)
     for count in (1, 3):
-        with running_producers(count, 0, spec, 120) as producers:
+        with running_producers(count, 0, spec, 120) as (producers, _):
             readers = {"a": ReaderSpec(site, rows), "b": ReaderSpec(plan.trials[-1].site, rows)}
-            store = start_store(producers, spec, readers, 10**9, 60.0)
-            source = StoreSource(store, "a", 1)
+            store = start_store(plan.layout, 10**9, 60.0)
+            store.begin.remote(producers, readers, None)
+            source = StoreSource(StoreClient(store), "a", 1)
             source.statistics()
             stream = RowStream(source, plan.layout, site)
             assert torch.equal(torch.cat([stream.read(n) for n in (1, 127, 20_000, 19_872)]), expected)
+            source.close(finished=True)
             ray.kill(store)
 
 

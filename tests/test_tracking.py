@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import socket
 import time
@@ -192,6 +193,20 @@ def test_rows_cut_back_and_written_again_are_not_doubled(server: Server, tmp_pat
     assert server.steps("train/l0") == server.steps()
 
 
+def test_a_row_whose_loss_was_not_finite_is_not_doubled_when_it_is_written_again(
+    server: Server, tmp_path: Path
+) -> None:
+    trial, directory = pair(tmp_path, 2)
+    append(directory, 3, **{"train/loss": float("nan")})
+    server.mirror().sync([(trial, directory)])
+    successor = begin(tmp_path, trial)
+    successor.newest_state()
+    time.sleep(0.002)
+    append(successor, 1, 2, 3)
+    server.mirror().sync([(trial, successor)])
+    assert server.steps("train/l0") == server.steps("train/loss") == [64, 128, 192]
+
+
 @pytest.mark.parametrize("value", [1.0, 1.234567890123456], ids=["as long", "longer"])
 def test_rows_cut_back_and_written_again_between_two_syncs_are_not_lost_or_doubled(
     server: Server, tmp_path: Path, value: float
@@ -212,11 +227,11 @@ def test_rows_that_are_shorter_when_written_again_are_not_lost(server: Server, t
     append(directory, *range(1, 6), **{"train/tokens_per_s": 1.234567890123456789})
     mirror = server.mirror()
     mirror.sync([(trial, directory)])
-    size = (directory.path / "metrics.jsonl").stat().st_size
+    size = (directory.path / "metrics-1.jsonl").stat().st_size
     successor = begin(tmp_path, trial)
     successor.newest_state()
     steps = itertools.count(1)
-    while not (successor.path / "metrics.jsonl").exists() or (successor.path / "metrics.jsonl").stat().st_size <= size:
+    while (successor.path / "metrics-2.jsonl").stat().st_size <= size:
         append(successor, last := next(steps), **{"train/tokens_per_s": 1.0})
     assert last > 5
     mirror.sync([(trial, successor)])
@@ -407,6 +422,54 @@ def test_the_mirror_survives_whatever_the_server_does_and_catches_up(server: Ser
     assert thread.last_error is None
     assert server.steps() == [64 * step for step in range(1, 6)]
     assert server.run().info.status == "FINISHED"
+
+
+@pytest.mark.parametrize("how", ["the trial's", "the launch's"])
+def test_a_run_that_was_deleted_is_made_again_with_all_that_it_had(server: Server, tmp_path: Path, how: str) -> None:
+    trial, directory = pair(tmp_path, 2)
+    mirror = server.mirror()
+    thread = MirrorThread(mirror, [(trial, directory)])
+    assert thread.attempt()
+    if how == "the trial's":
+        server.client.delete_run(server.run().info.run_id)
+    else:
+        server.client.delete_run(mirror.parent_id)
+        thread.mirror = server.mirror()
+    append(directory, 3)
+    thread.attempt()
+    finish(directory, trial)
+    assert thread.attempt()
+    assert server.steps() == [64, 128, 192]
+    (parent,) = server.runs("launch")
+    assert server.run().data.tags["mlflow.parentRunId"] == parent.info.run_id
+    assert server.run().info.status == "FINISHED"
+
+
+@pytest.mark.parametrize("age_s", [3600, -3600], ids=["older", "newer"])
+def test_of_two_runs_of_a_trial_one_stays_and_has_everything(server: Server, tmp_path: Path, age_s: int) -> None:
+    trial, directory = pair(tmp_path, 2)
+    thread = MirrorThread(server.mirror(), [(trial, directory)])
+    assert thread.attempt()
+    run = server.run()  # another is made by a request that had been given up, and that the server carries out late
+    server.client.create_run(run.info.experiment_id, run.info.start_time - 1000 * age_s, run.data.tags)
+    finish(directory, trial)
+    assert thread.attempt() or thread.attempt()
+    assert server.steps() == [64, 128]
+    assert server.run().info.status == "FINISHED"
+
+
+def test_a_trial_that_the_server_refuses_does_not_hold_up_the_others(server: Server, tmp_path: Path) -> None:
+    pairs = [pair(tmp_path, 2, trial) for trial in TRIALS[:2]]
+    refused = dataclasses.replace(TRIALS[0], hyperparameters={"no name for MLflow: *": 1})
+    thread = MirrorThread(server.mirror(), [(refused, pairs[0][1]), pairs[1]])
+    assert not thread.attempt()
+    assert thread.last_error
+    assert 128 in [point.step for run in server.runs() for point in run.data.to_proto().metrics]
+
+
+def test_an_experiment_that_another_sweep_makes_at_the_same_moment_is_shared(server: Server) -> None:
+    mirror = server.mirror()
+    assert mirror._create_experiment(server.experiment) == mirror.experiment_id
 
 
 def test_the_mirror_survives_a_server_that_is_gone(

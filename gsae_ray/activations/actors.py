@@ -1,24 +1,40 @@
-"""Ray's shells round the producer and the store: nothing but the crossing of process boundaries."""
+"""Ray's shells round the producer and the store: nothing but the crossing of process boundaries.
+
+The store's process loads this module, so it imports no torch: what that takes would be over the store's budget.
+"""
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator, Sequence
-from functools import cached_property
+import asyncio
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
 
 import ray
 from ray.actor import ActorHandle
-from ray.util.placement_group import placement_group, remove_placement_group
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy, PlacementGroupSchedulingStrategy
 
 from gsae_ray.activations.chunks import Array, SiteStatistics
-from gsae_ray.activations.store import ActivationStore, ProducerDied, Ref
-from gsae_ray.errors import ProductionError, UserError, reason
+from gsae_ray.activations.crew import ProducerDied, Ref
+from gsae_ray.activations.layout import Layout
+from gsae_ray.activations.record import Record
+from gsae_ray.activations.store import ActivationStore, Look, ReaderSpec
+from gsae_ray.errors import ProductionError, reason
 from gsae_ray.evaluation.metrics import Evaluation
+from gsae_ray.machine import machine
 
 if TYPE_CHECKING:
     from gsae_ray.activations.producer import Producer, ProducerSpec
+
+BEAT_S = 3.0
+"""Between two heartbeats of a trial; the store waits `LAPSE_S` for one."""
+_PROCESS_DIED = (
+    ray.exceptions.RayActorError,
+    ray.exceptions.OutOfMemoryError,
+    ray.exceptions.WorkerCrashedError,
+    ray.exceptions.NodeDiedError,
+)
 
 
 class ProducerShell:
@@ -36,8 +52,9 @@ class ProducerShell:
         return Producer(self.spec)
 
     def ready(self) -> str:
-        """The device it runs on, once the model is loaded."""
-        return str(self.producer.device)
+        """The kind of machine it runs on, once the model is loaded."""
+        assert self.producer.model is not None
+        return machine()
 
     def produce(self, block: int, sites: Sequence[str]) -> list[Any]:
         """[statistics, chunk, chunk, …], each an object of its own."""
@@ -51,9 +68,9 @@ class ProducerShell:
 class RayProducerClient:
     """The store's end of a `ProducerShell`. The store calls, so the store owns the references (RAY.md 2.2)."""
 
-    def __init__(self, actor: ActorHandle[Any], spec: ProducerSpec) -> None:
+    def __init__(self, actor: ActorHandle[Any], layout: Layout) -> None:
         self.actor = actor
-        self.layout = spec.layout
+        self.layout = layout
 
     async def produce(self, block: int, sites: Sequence[str]) -> tuple[dict[str, SiteStatistics], list[Ref]]:
         objects = 1 + sum(len(self.layout.chunks(block, site)) for site in sites)
@@ -62,101 +79,140 @@ class RayProducerClient:
         return await self._result(first), chunks
 
     async def evaluate(self, site: str, cfg: str, weights: Ref, pursuit_l0: int | None) -> Evaluation:
-        evaluation: Evaluation = await self._result(self.actor.evaluate.remote(site, cfg, weights, pursuit_l0))
+        evaluation: Evaluation = await self._result(self.actor.evaluate.remote(site, cfg, *weights, pursuit_l0))
         return evaluation
+
+    async def ready(self) -> str:
+        machine: str = await self._result(self.actor.ready.remote())
+        return machine
+
+    async def restart(self) -> None:
+        # The process is asked first, and after five seconds ended by its node: one that was stopped goes too.
+        ray.kill(self.actor, no_restart=False)
 
     async def _result(self, ref: Any) -> Any:
         try:
             return await ref
-        except ray.exceptions.RayActorError as error:
+        except _PROCESS_DIED as error:
             raise ProducerDied("its process died") from error
 
 
-class StoreShell(ActivationStore):
-    """The store as an asyncio actor."""
+class StoreShell:
+    """The store as an asyncio actor.
 
-    def __init__(self, producers: Sequence[ActorHandle[Any]], spec: ProducerSpec, *args: Any) -> None:
-        super().__init__(spec.layout, [RayProducerClient(actor, spec) for actor in producers], *args)
+    Ray starts it again when its process died. It begins with the producers, the trials and the record that the driver
+    has; until then its callers wait.
+    """
 
-    async def evaluate(self, site: str, cfg: str, weights: list[Ref], pursuit_l0: int | None = None) -> Evaluation:
-        # In a list, so that Ray does not fetch the weights to the store on the way.
-        return await super().evaluate(site, cfg, weights[0], pursuit_l0)
+    def __init__(self, layout: Layout, budget_bytes: int, timeout_s: float) -> None:
+        self._layout = layout
+        self._make = partial(ActivationStore, layout, budget_bytes=budget_bytes, timeout_s=timeout_s)
+        self._begun = asyncio.Event()
+
+    async def begin(
+        self, producers: Sequence[ActorHandle[Any]], readers: Mapping[str, ReaderSpec], record: Record | None
+    ) -> None:
+        """Takes up the work: of the first store, or where one that died has left it."""
+        if not self._begun.is_set():
+            clients = [RayProducerClient(actor, self._layout) for actor in producers]
+            self._store = self._make(clients, readers=readers, record=record)
+            self._begun.set()
+
+    async def look(self) -> Look | None:
+        """None: it waits for `begin`."""
+        return self._store.look() if self._begun.is_set() else None
+
+    async def call(self, method: str, *args: Any) -> Any:
+        """A method of the `ActivationStore`."""
+        await self._begun.wait()
+        return await getattr(self._store, method)(*args)
+
+
+class StoreClient:
+    """How trials and the driver talk to the store: one that died is asked again when it is back."""
+
+    def __init__(self, actor: ActorHandle[Any], patience_s: float = 300) -> None:
+        """
+        Args:
+            patience_s: without a store for as long, the client gives up.
+        """
+        self.actor = actor
+        self.patience_s = patience_s
+
+    def call(self, method: str, *args: Any) -> Any:
+        """The answer of `ActivationStore.method`.
+
+        Raises:
+            ProductionError: there is no store.
+            Exception: as the method.
+        """
+        gone_since: float | None = None
+        while True:
+            asked = time.monotonic()
+            try:
+                return ray.get(self.actor.call.remote(method, *args))
+            except ray.exceptions.ActorDiedError as error:  # not to come back: the sweep is over
+                raise ProductionError("the activation store has ended") from error
+            except ray.exceptions.RayActorError as error:
+                if gone_since is None or time.monotonic() - asked > 5:  # there was one: the call has waited in it
+                    gone_since = time.monotonic()
+                if time.monotonic() - gone_since > self.patience_s:
+                    raise ProductionError(
+                        f"the activation store is gone for {self.patience_s:g} s ({reason(error)}); finished work is "
+                        "kept: the same command with --resume goes on"
+                    ) from error
+            time.sleep(0.5)
+
+    def evaluate(self, site: str, cfg: str, weights: bytes, pursuit_l0: int | None = None) -> Evaluation:
+        """As `Producer.evaluate`."""
+        ref = [ray.put(weights)]  # in a list, so that Ray does not fetch the weights to the store on the way
+        evaluation: Evaluation = self.call("evaluate", site, cfg, ref, pursuit_l0)
+        return evaluation
+
+    def tell(self, method: str, *args: Any) -> None:
+        """Calls without waiting for anything; a store that is dead does not hear it."""
+        self.actor.call.remote(method, *args)
 
 
 class StoreSource:
-    """A trial's `Source`: leases from the store, chunks from the object store."""
+    """A trial's `Source`: leases from the store, chunks from the object store. A thread tells that the trial lives."""
 
-    def __init__(self, store: ActorHandle[Any], trial: str, attempt: int) -> None:
+    def __init__(self, store: StoreClient, trial: str, attempt: int) -> None:
         self.store = store
-        self.trial = trial
-        self.attempt = attempt
+        self.caller = trial, attempt
+        self._block = -1
         self._refs: list[Ref] = []
+        self._closed = threading.Event()
+        threading.Thread(target=self._beat, name="heartbeat", daemon=True).start()
+
+    def _beat(self) -> None:
+        while not self._closed.wait(BEAT_S) and ray.is_initialized():  # a call without Ray would start one
+            self.store.tell("beat", *self.caller)
 
     def statistics(self) -> SiteStatistics:
-        statistics: SiteStatistics = ray.get(self.store.attach.remote(self.trial, self.attempt))
+        statistics: SiteStatistics = self.store.call("attach", *self.caller)
         return statistics
 
     def open(self, block: int) -> None:
         self._refs = []  # before the next lease: what we still refer to cannot be freed
-        self._refs = ray.get(self.store.lease.remote(self.trial, self.attempt, block))
+        self._block = block
+        self._refs = self.store.call("lease", *self.caller, block)
 
     def chunk(self, index: int) -> Array:
-        if index + 1 < len(self._refs):
-            ray.wait([self._refs[index + 1]], timeout=0, fetch_local=True)  # start the transfer to this node
-        array: Array = ray.get(self._refs[index])
-        return array
+        while True:
+            if index + 1 < len(self._refs):
+                ray.wait([self._refs[index + 1]], timeout=0, fetch_local=True)  # start the transfer to this node
+            try:
+                array: Array = ray.get(self._refs[index])
+            except ray.exceptions.ObjectLostError:  # with its node, or with the store, which owned it
+                self._refs = []
+                self.store.call("lost", *self.caller)
+                self.open(self._block)
+            else:
+                return array
 
     def close(self, finished: bool) -> None:
+        """The trial reads no more."""
+        self._closed.set()
         self._refs = []
-        ray.get(self.store.release.remote(self.trial, self.attempt, finished))
-
-
-@contextlib.contextmanager
-def running_producers(
-    count: int, gpus: float, spec: ProducerSpec, timeout_s: float
-) -> Iterator[list[ActorHandle[Any]]]:
-    """Producers that are up, with the model loaded, for the length of the context.
-
-    With GPUs they sit in a placement group of their own, so that one that restarts finds its GPU free. Without, they
-    take no CPU slot: trials need those.
-
-    Raises:
-        UserError: the model cannot be loaded.
-        ProductionError: they did not come up in time.
-    """
-    options: dict[str, Any] = {"num_cpus": 0, "max_restarts": -1, "max_task_retries": 0}
-    group = placement_group([{"GPU": gpus}] * count, strategy="SPREAD") if gpus else None
-    producers: list[ActorHandle[Any]] = []
-    try:
-        if group is not None:
-            ray.get(group.ready(), timeout=timeout_s)
-            placement = PlacementGroupSchedulingStrategy(placement_group=group)
-            options |= {"num_gpus": gpus, "scheduling_strategy": placement}
-        else:
-            options["scheduling_strategy"] = "SPREAD"
-        actor = ray.remote(ProducerShell).options(**options)
-        producers += [actor.remote(spec) for _ in range(count)]
-        ray.get([producer.ready.remote() for producer in producers], timeout=timeout_s)
-        yield producers
-    except ray.exceptions.GetTimeoutError as error:
-        raise ProductionError(
-            f"producers did not come up in producers.timeout_s = {timeout_s:g} s: the cluster has no room for "
-            f"{count} with {gpus:g} GPUs each, or the model takes longer to load"
-        ) from error
-    except ray.exceptions.RayTaskError as error:
-        kind = UserError if isinstance(error, UserError) else ProductionError
-        raise kind(reason(error)) from error
-    except ray.exceptions.RayActorError as error:
-        raise ProductionError(f"a producer's process died while it loaded the model: {reason(error)}") from error
-    finally:
-        for producer in producers:
-            ray.kill(producer)
-        if group is not None:
-            remove_placement_group(group)
-
-
-def start_store(producers: Sequence[ActorHandle[Any]], spec: ProducerSpec, *args: Any) -> ActorHandle[Any]:
-    """The store, on the driver's node: it dies with the driver, not with a worker node. `args`: of ActivationStore."""
-    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
-    shell = ray.remote(StoreShell).options(num_cpus=0, max_concurrency=10_000, scheduling_strategy=here)
-    return shell.remote(producers, spec, *args)
+        self.store.tell("release", *self.caller, finished)

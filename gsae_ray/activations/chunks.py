@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
-from torch import Tensor
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -24,10 +25,6 @@ class SiteStatistics:
 
 def to_array(x: Tensor) -> Array:
     """A tensor as numpy, without a copy; bfloat16 as an int16 view."""
+    import torch  # here: the store's process loads this module, and does without torch
+
     return x.view(torch.int16).numpy() if x.dtype == torch.bfloat16 else x.numpy()
-
-
-def from_array(array: Array, dtype: str) -> Tensor:
-    """A *copy* of rows that came from `to_array`: arrays from the object store are shared and must not be touched."""
-    copied = torch.from_numpy(np.array(array, copy=True, order="C"))
-    return copied.view(torch.bfloat16) if dtype == "bfloat16" else copied

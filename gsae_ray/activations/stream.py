@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Protocol
 import torch
 from torch import Tensor
 
-from gsae_ray.activations.chunks import Array, SiteStatistics, from_array
+from gsae_ray.activations.chunks import Array, SiteStatistics, to_array
 from gsae_ray.activations.layout import Layout
 
 if TYPE_CHECKING:
@@ -70,7 +70,9 @@ class RowStream:
         """Time spent waiting for blocks."""
         self._block = -1
         self._slab = torch.empty(0)
+        """Its memory is used again and again: fresh pages cost the kernel as much as the copy."""
         self._slab_start = self._slab_end = -1
+        """The rows of the stream that are in it."""
 
     def read(self, rows: int) -> Tensor:
         """The next `rows` rows [rows, n], in the layout's dtype, as memory of the caller's own.
@@ -78,32 +80,40 @@ class RowStream:
         Raises:
             IndexError: the stream ends before.
         """
-        parts = []
-        while rows > 0:
+        x_Rn = torch.empty(rows, self.layout.widths[self.site], dtype=self._dtype)
+        done = 0
+        while done < rows:
             if not self._slab_start <= self.position < self._slab_end:
                 self._load_slab()
-            start = self.position - self._slab_start
-            part = self._slab[start : start + rows]
-            parts.append(part)
+            start, stop = self.position - self._slab_start, self._slab_end - self._slab_start
+            part = self._slab[start:stop][: rows - done]
+            x_Rn[done : done + len(part)] = part
             self.position += len(part)
-            rows -= len(part)
-        return parts[0].clone() if len(parts) == 1 else torch.cat(parts)
+            done += len(part)
+        return x_Rn
+
+    @property
+    def _dtype(self) -> torch.dtype:
+        dtype: torch.dtype = getattr(torch, self.layout.dtype)
+        return dtype
 
     def _load_slab(self) -> None:
         """Copies the part of a chunk that begins at the position."""
         started = time.perf_counter()
         block = self.layout.block_of(self.position)
         if block != self._block:
-            self._slab, self._slab_start, self._slab_end = torch.empty(0), -1, -1
+            self._slab_start = self._slab_end = -1
             self.source.open(block)
             self._block = block
+        if not len(self._slab):
+            n = self.layout.widths[self.site]
+            self._slab = torch.empty(max(1, SLAB_BYTES // (n * self._dtype.itemsize)), n, dtype=self._dtype)
         start_of_block = self.layout.starts[block]
         within = self.position - start_of_block
         chunks = self.layout.chunks(block, self.site)
         index = next(i for i, (_, end) in enumerate(chunks) if within < end)
         first, end = chunks[index]
-        row_bytes = max(1, self.layout.nbytes(block, (self.site,)) // self.layout.rows[block])
-        stop = min(end, within + max(1, SLAB_BYTES // row_bytes))
-        self._slab = from_array(self.source.chunk(index)[within - first : stop - first], self.layout.dtype)
+        stop = min(end, within + len(self._slab))
+        to_array(self._slab)[: stop - within] = self.source.chunk(index)[within - first : stop - first]
         self._slab_start, self._slab_end = start_of_block + within, start_of_block + stop
         self.wait_seconds += time.perf_counter() - started

@@ -11,7 +11,6 @@ import dataclasses
 import hashlib
 import itertools
 import json
-import math
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -274,7 +273,6 @@ def prepare_tokens(sweep: Sweep, directory: Path, report: Progress = lambda what
     bos = _bos(dataset, tokenizer)
     special_ids = tuple(sorted(tokenizer.all_special_ids)) if dataset.skip_special_tokens else ()
     tokens_needed = max(sweep.max_tokens(site) for site in sweep.used_sites)
-    block_size = math.ceil(sweep.shuffle_tokens / (model.context_size - 1))  # contexts
     heldout_split = evaluation.split or ("heldout" if dataset.name == "builtin" else None)
 
     if heldout_split == dataset.split:
@@ -292,7 +290,7 @@ def prepare_tokens(sweep: Sweep, directory: Path, report: Progress = lambda what
         "special_ids": special_ids,
         **dataset.model_dump(include={"text_column", "tokens_column", "streaming", "skip_first_position"}),
     }
-    train_key = {**common, **dataset.model_dump(include={"split", "seed", "repeat"}), "block": block_size}
+    train_key = {**common, **dataset.model_dump(include={"split", "seed", "repeat"}), "block": sweep.block_contexts}
     train_key["held_out"] = None if heldout_split else evaluation.fraction
     heldout_key = {
         **common,
@@ -310,7 +308,7 @@ def prepare_tokens(sweep: Sweep, directory: Path, report: Progress = lambda what
         passes = documents(dataset.split, keep, "dataset.split").passes(dataset.seed, dataset.repeat)
         contexts = _contexts(passes, model.context_size, bos)
         rows: list[int] = []
-        while sum(rows) < tokens_needed and (block := list(itertools.islice(contexts, block_size))):
+        while sum(rows) < tokens_needed and (block := list(itertools.islice(contexts, sweep.block_contexts))):
             tokens_BT = torch.tensor(block)
             _write(tokens_BT, target / f"block-{len(rows):05d}.safetensors")
             rows.append(count(tokens_BT))

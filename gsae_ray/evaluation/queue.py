@@ -8,8 +8,9 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 
-from gsae_ray.errors import ProductionError, reason
+from gsae_ray.errors import ProductionError, StorageFullError, reason
 from gsae_ray.evaluation.metrics import Evaluation
+from gsae_ray.files import room_needed
 from gsae_ray.saes.io import CONFIG_FILE, WEIGHTS_FILE
 from gsae_ray.training.directory import TrialDirectory
 from gsae_ray.trial import TrialSpec
@@ -70,7 +71,7 @@ class EvaluationQueue(threading.Thread):
         for running in [r for r in self._running if r[3].done()]:
             trial, directory, pursuit_l0, request = running
             self._running.remove(running)
-            with self._kept_for_finish():
+            with self._kept_for_finish(), room_needed(directory.path):
                 tokens = trial.training.trained_tokens
                 directory.save_evaluation(self.fingerprint, tokens, request.result(), pursuit_l0)
 
@@ -86,13 +87,20 @@ class EvaluationQueue(threading.Thread):
         """Ends the thread without waiting for anything."""
         self._stop_asked = True
 
-    def finish(self) -> None:
+    def finish(self, check: Callable[[], None] = lambda: None) -> None:
         """Waits until everything that is DONE is evaluated.
 
+        Args:
+            check: called all the while; what it raises ends the wait.
         Raises:
             ProductionError: a producer could not evaluate some SAE.
+            StorageFullError: there was no room for an evaluation.
         """
         self._training_over.set()
-        self.join()
+        while self.is_alive():
+            check()
+            self.join(self.interval_s)
         if self._error is not None:
+            if isinstance(self._error, StorageFullError):
+                raise self._error
             raise ProductionError(reason(self._error)) from self._error

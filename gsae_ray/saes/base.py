@@ -69,6 +69,8 @@ class SAE(nn.Module, ABC):
     """Whether a sweep can train it; the others are forms of finished SAEs."""
     parent_architecture: ClassVar[str | None] = None
     """Of the finished SAE that training starts from, if it does."""
+    training_arrays: ClassVar[int] = 4
+    """Arrays [batch, d_sae] that are in memory at once in a training step; measured."""
 
     class Hyperparameters(BaseModel):
         """The architecture's own keys of an entry of `saes`; each may be a grid."""

@@ -37,6 +37,8 @@ class GatedSAE(SAE):
     of their own, which starts as W_gate, and no r_mag.
     """
 
+    training_arrays = 8
+
     class Hyperparameters(SAE.Hyperparameters):
         l1_coefficient: float = Field(ge=0, description="λ, the weight of the L1 penalty, in training.l1_units; a grid")
         tied: bool = Field(True, description="false: W_mag is a matrix of its own (ablation)")

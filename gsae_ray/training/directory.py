@@ -1,8 +1,9 @@
 """A trial's directory in storage: the truth about it. Safetensors and JSON only.
 
 trial.json                   the TrialSpec
-attempt.json                 number of the newest attempt; what an older one still writes is refused
-metrics.jsonl                {"step": tokens, "timestamp": ms, "metrics": {name: value}} a line
+attempt.json                 the newest attempt: number, session (`ledger`) of its driver, where it runs;
+                             what an older attempt still writes is refused, and a new one of an older session
+metrics-{attempt}.jsonl      {"step": tokens, "timestamp": ms, "metrics": {name: value}} a line; the newest file counts
 checkpoints/{tokens}/        state.safetensors, then manifest.json with its hash; the last two are kept
 sae/                         the finished SAE
 DONE                         training has finished and sae/ is whole
@@ -15,7 +16,6 @@ evaluations/{fingerprint}-pursuit-{l0}.json   the same with gradient pursuit in 
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import time
 from collections.abc import Iterator, Sequence
@@ -25,7 +25,7 @@ from typing import Any
 import safetensors.torch
 from torch import Tensor
 
-from gsae_ray.errors import StaleAttemptError
+from gsae_ray.errors import ReplacedError, StaleAttemptError
 from gsae_ray.evaluation.metrics import Evaluation
 from gsae_ray.files import file_hash, read_json, write_atomically, write_json
 from gsae_ray.saes import SAE
@@ -34,7 +34,7 @@ from gsae_ray.trial import TrialSpec
 KEPT_CHECKPOINTS = 2
 
 Cursor = tuple[int, int]
-"""A place in a file of rows: (inode, byte)."""
+"""A place in a file of rows: (attempt, byte)."""
 START: Cursor = (0, 0)
 
 
@@ -58,26 +58,48 @@ class TrialDirectory:
         return None if failed is None else failed["reason"]
 
     @property
+    def ended(self) -> bool:
+        """Whether there is nothing left to train: it is done, or failed for good."""
+        return self.done or self.failure is not None
+
+    @property
     def newest_attempt(self) -> int:
         """Number of the newest attempt; 0 before the first."""
-        newest = read_json(self.path / "attempt.json")
-        return 0 if newest is None else int(newest["attempt"])
+        return int(self.newest_begun["attempt"])
+
+    @property
+    def newest_begun(self) -> dict[str, Any]:
+        """What `begin_attempt` wrote last: {"attempt", "session", …}."""
+        return {"attempt": 0, "session": 0} | (read_json(self.path / "attempt.json") or {})
+
+    @property
+    def newest_checkpoint(self) -> int:
+        """Tokens of the newest checkpoint, whole or not; 0 where there is none."""
+        return max((int(path.name) for path in self._checkpoints()), default=0)
 
     def rows(self, cursor: Cursor = START) -> tuple[list[dict[str, Any]], Cursor]:
         """Whole metric rows from a cursor on, and the cursor after them.
 
-        A new attempt cuts rows back by replacing the file; a cursor into the old file begins again at the first row.
+        A new attempt has a file of its own, with the rows that it keeps; a cursor into an older one begins again at
+        the first row.
         """
+        files = self._rows_files()
+        if not files:
+            return [], START
+        attempt, path = max(files.items())
+        offset = cursor[1] if cursor[0] == attempt else 0
         try:
-            with (self.path / "metrics.jsonl").open("rb") as file:
-                inode = os.fstat(file.fileno()).st_ino
-                offset = cursor[1] if cursor[0] == inode else 0
+            with path.open("rb") as file:
                 file.seek(offset)
                 data = file.read()
-        except FileNotFoundError:
+        except FileNotFoundError:  # a newer attempt has just taken it away
             return [], START
         whole = data[: data.rfind(b"\n") + 1]
-        return [json.loads(line) for line in whole.splitlines()], (inode, offset + len(whole))
+        return [json.loads(line) for line in whole.splitlines()], (attempt, offset + len(whole))
+
+    def _rows_files(self) -> dict[int, Path]:
+        """Of each attempt that has one, by number."""
+        return {int(path.stem.removeprefix("metrics-")): path for path in self.path.glob("metrics-*.jsonl")}
 
     def evaluation(self, fingerprint: str, pursuit_l0: int | None = None) -> dict[str, Any] | None:
         """{"step", "timestamp", "metrics", "sequences"} of the finished SAE, if it was evaluated on those contexts.
@@ -97,21 +119,32 @@ class TrialDirectory:
         return self.path / "evaluations" / f"{fingerprint[:16]}{pursuit}.json"
 
     def newest_state(self) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
-        """The newest checkpoint that is whole: (tensors, the rest). Cuts the metric rows back to it.
+        """The newest checkpoint that is whole: (tensors, the rest). The metric rows after it are not kept.
 
-        Without one, the rows are cut back to none.
+        Without one, no row is. An attempt calls this before it writes anything else.
         """
+        rows, _ = self.rows()
         for checkpoint in reversed(list(self._checkpoints())):
-            try:
-                manifest = json.loads((checkpoint / "manifest.json").read_text())
-                rows_are_there = manifest["metrics_bytes"] <= self._metrics_bytes()
-                if rows_are_there and file_hash(checkpoint / "state.safetensors") == manifest["sha256"]:
-                    self._truncate_rows(manifest["metrics_bytes"])
-                    return safetensors.torch.load_file(checkpoint / "state.safetensors"), manifest["state"]
-            except (OSError, ValueError, KeyError):
-                pass
+            if (state := self._state_of(checkpoint, rows)) is not None:
+                self._keep_rows(rows, int(checkpoint.name))
+                return state
             shutil.rmtree(checkpoint, ignore_errors=True)  # half-written or damaged: the one before is used
-        self._truncate_rows(0)
+        self._keep_rows(rows, 0)
+        return None
+
+    def _state_of(
+        self, checkpoint: Path, rows: list[dict[str, Any]]
+    ) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
+        """What a checkpoint holds; None where it is not whole."""
+        # Before a checkpoint its row was written, which a crash of the whole machine may have lost still.
+        if not any(row["step"] == int(checkpoint.name) for row in rows):
+            return None
+        try:
+            manifest = json.loads((checkpoint / "manifest.json").read_text())
+            if file_hash(checkpoint / "state.safetensors") == manifest["sha256"]:
+                return safetensors.torch.load_file(checkpoint / "state.safetensors"), manifest["state"]
+        except (FileNotFoundError, ValueError, KeyError):  # other errors of a file system may pass
+            pass
         return None
 
     def _checkpoints(self) -> Iterator[Path]:
@@ -121,11 +154,21 @@ class TrialDirectory:
 
     # ---- writing ----
 
-    def begin_attempt(self, trial: TrialSpec) -> int:
-        """Makes this the attempt that may write. Returns its number, from 1."""
+    def begin_attempt(self, trial: TrialSpec, session: int = 0, **where: Any) -> int:
+        """Makes this the attempt that may write. Returns its number, from 1.
+
+        Args:
+            session: number of the driver's session, which a later one supersedes.
+            where: what is to be known of the process, as JSON values.
+        Raises:
+            ReplacedError: a later session has begun an attempt.
+        """
+        before = self.newest_begun
+        if before["session"] > session:
+            raise ReplacedError(f"{self.path.name}: another driver has taken the sweep over from this one")
         self.path.mkdir(parents=True, exist_ok=True)
-        self.attempt = self.newest_attempt + 1
-        write_json(self.path / "attempt.json", {"attempt": self.attempt})
+        self.attempt = before["attempt"] + 1
+        write_json(self.path / "attempt.json", {"attempt": self.attempt, "session": session, **where})
         write_json(self.path / "trial.json", trial.to_json())
         return self.attempt
 
@@ -139,18 +182,21 @@ class TrialDirectory:
         """Adds a metric row."""
         self._check_attempt()
         row = {"step": tokens, "timestamp": time.time_ns() // 1_000_000, "metrics": metrics}
-        with (self.path / "metrics.jsonl").open("a", encoding="utf-8") as file:
+        with self._rows_path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
 
-    def _metrics_bytes(self) -> int:
-        path = self.path / "metrics.jsonl"
-        return path.stat().st_size if path.exists() else 0
-
-    def _truncate_rows(self, size: int) -> None:
+    def _keep_rows(self, rows: list[dict[str, Any]], tokens: int) -> None:
+        """Begins this attempt's rows with those up to `tokens`; what an older one still writes is not among them."""
         self._check_attempt()
-        path = self.path / "metrics.jsonl"
-        if self._metrics_bytes() > size:
-            write_atomically(path, path.read_bytes()[:size])
+        kept = "".join(json.dumps(row) + "\n" for row in rows if row["step"] <= tokens)
+        write_atomically(self._rows_path, kept.encode())
+        for attempt, path in self._rows_files().items():
+            if attempt < self.attempt:
+                path.unlink(missing_ok=True)
+
+    @property
+    def _rows_path(self) -> Path:
+        return self.path / f"metrics-{self.attempt}.jsonl"
 
     def checkpoint(self, tokens: int, tensors: dict[str, Tensor], state: dict[str, Any]) -> None:
         """Saves a training state; older ones than the last two go."""
@@ -159,12 +205,8 @@ class TrialDirectory:
         shutil.rmtree(target, ignore_errors=True)
         target.mkdir(parents=True)
         write_atomically(target / "state.safetensors", safetensors.torch.save(tensors))
-        manifest = {
-            "sha256": file_hash(target / "state.safetensors"),
-            "state": state,
-            "metrics_bytes": self._metrics_bytes(),
-        }
-        write_json(target / "manifest.json", manifest)
+        self._check_attempt()  # again: that took a while
+        write_json(target / "manifest.json", {"sha256": file_hash(target / "state.safetensors"), "state": state})
         for old in list(self._checkpoints())[:-KEPT_CHECKPOINTS]:
             shutil.rmtree(old, ignore_errors=True)
 
@@ -174,6 +216,7 @@ class TrialDirectory:
         temporary = self.path / ".sae"
         shutil.rmtree(temporary, ignore_errors=True)
         sae.save(temporary)
+        self._check_attempt()  # again: that took a while
         shutil.rmtree(self.path / "sae", ignore_errors=True)
         temporary.rename(self.path / "sae")
         write_json(self.path / "DONE", {"attempt": self.attempt})

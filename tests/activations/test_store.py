@@ -3,128 +3,36 @@
 from __future__ import annotations
 
 import asyncio
-import weakref
-from collections import Counter
-from collections.abc import Coroutine, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from stores import (
+    EVALUATION,
+    WIDTHS,
+    ArrayProducer,
+    Failing,
+    Store,
+    always,
+    die,
+    hang,
+    layout_of,
+    out_of_memory,
+    play,
+    producers_of,
+    readers_of,
+    rows_of,
+    total_bytes,
+    train,
+    turns,
+)
 
-from gsae_ray.activations.chunks import SiteStatistics
-from gsae_ray.activations.layout import Layout
-from gsae_ray.activations.store import ActivationStore, ProducerDied, ReaderSpec
+from gsae_ray.activations.store import ReaderSpec
 from gsae_ray.errors import ProductionError, StaleAttemptError
 from gsae_ray.evaluation.metrics import Evaluation
-
-WIDTHS = {"left": 3, "right": 2}
-TIMEOUT_S = 20.0
-EVALUATION = Evaluation({"l0": 7.0}, {"rows": [3.0]})
-
-
-def layout_of(*rows: int, chunk_rows: int = 4) -> Layout:
-    return Layout(rows, WIDTHS, "float32", chunk_bytes=chunk_rows * 12)
-
-
-def rows_of(layout: Layout, block: int, site: str) -> np.ndarray[Any, Any]:
-    """What every producer makes of a block at a site."""
-    shape = layout.rows[block], layout.widths[site]
-    return np.arange(np.prod(shape), dtype=np.float32).reshape(shape) + 1000 * block + 100_000 * len(site)
-
-
-async def turns(count: int) -> None:
-    for _ in range(count):
-        await asyncio.sleep(0)
-
-
-class ArrayProducer:
-    """Makes `rows_of` in a number of turns; counts what it makes and the bytes of it that are alive."""
-
-    produced: Counter[int]
-    live_bytes: list[int]
-
-    def __init__(self, layout: Layout, slowness: int = 1, share: ArrayProducer | None = None) -> None:
-        self.layout, self.slowness = layout, slowness
-        self.produced = share.produced if share else Counter()
-        self.live_bytes = share.live_bytes if share else [0, 0]  # now, peak
-        self.evaluated: list[tuple[str, str, Any, int | None]] = []
-
-    def _alive(self, nbytes: int) -> None:
-        self.live_bytes[0] += nbytes
-        self.live_bytes[1] = max(self.live_bytes)
-
-    async def produce(self, block: int, sites: Sequence[str]) -> tuple[dict[str, SiteStatistics], list[Any]]:
-        self.produced[block] += 1
-        self._alive(self.layout.nbytes(block, tuple(sites)))
-        await turns(self.slowness)
-        chunks, statistics = [], {}
-        for site in sites:
-            x_Rn = rows_of(self.layout, block, site)
-            if block == 0:
-                statistics[site] = SiteStatistics(x_Rn.mean(0), float((x_Rn**2).sum(1).mean()))
-            for start, end in self.layout.chunks(block, site):
-                chunks.append(x_Rn[start:end].copy())
-                weakref.finalize(chunks[-1], self._alive, -chunks[-1].nbytes)
-        return statistics, chunks
-
-    async def evaluate(self, site: str, cfg: str, weights: Any, pursuit_l0: int | None) -> Evaluation:
-        await turns(self.slowness)
-        self.evaluated.append((site, cfg, weights, pursuit_l0))
-        return EVALUATION
-
-
-def producers_of(layout: Layout, count: int = 1, slowness: int = 1) -> list[ArrayProducer]:
-    first = ArrayProducer(layout, slowness)
-    return [first, *(ArrayProducer(layout, slowness, share=first) for _ in range(count - 1))]
-
-
-def total_bytes(layout: Layout) -> int:
-    return sum(layout.nbytes(block, tuple(WIDTHS)) for block in range(len(layout.rows)))
-
-
-class Store(ActivationStore):
-    """With room for everything unless told otherwise."""
-
-    def __init__(
-        self,
-        layout: Layout,
-        producers: Sequence[Any],
-        readers: dict[str, ReaderSpec],
-        budget: int | None = None,
-        timeout_s: float = TIMEOUT_S,
-    ) -> None:
-        super().__init__(layout, producers, readers, total_bytes(layout) if budget is None else budget, timeout_s)
-        self.specs = readers
-
-
-async def train(
-    store: Store, name: str, slowness: int = 0, attempt: int = 1, start: int = 0, end: int | None = None
-) -> None:
-    """A trial: reads its rows from block `start` on, `slowness` turns a block, and checks every one of them."""
-    layout, spec = store.layout, store.specs[name]
-    statistics = await store.attach(name, attempt)
-    np.testing.assert_array_equal(statistics.mean, rows_of(layout, 0, spec.site).mean(0))
-    for block in range(start, layout.blocks_for(spec.rows) if end is None else end):
-        chunks = await store.lease(name, attempt, block)
-        assert [len(chunk) for chunk in chunks] == [b - a for a, b in layout.chunks(block, spec.site)]
-        np.testing.assert_array_equal(np.concatenate(chunks), rows_of(layout, block, spec.site))
-        del chunks
-        await turns(slowness)
-    if end is None:
-        await store.release(name, attempt, finished=True)
-
-
-def play(work: Coroutine[Any, Any, Any]) -> Any:
-    """Runs to the end; a deadlock is an error after a while."""
-    return asyncio.run(asyncio.wait_for(work, TIMEOUT_S))
-
-
-def readers_of(layout: Layout, count: int, rows: int | None = None) -> dict[str, ReaderSpec]:
-    """Trials t0, t1, … at alternating sites."""
-    return {f"t{i}": ReaderSpec(list(WIDTHS)[i % 2], rows or layout.starts[-1]) for i in range(count)}
-
 
 # ---- one forward ----------------------------------------------------------------------------------------------------
 
@@ -341,44 +249,9 @@ def test_a_trial_that_stops_for_now_lets_its_block_go_and_comes_back() -> None:
 # ---- faults ---------------------------------------------------------------------------------------------------------
 
 
-class Failing(ArrayProducer):
-    """Does `fault` in calls `faulty` of one method."""
-
-    def __init__(self, layout: Layout, method: str, fault: Any, faulty: range = range(10**9)) -> None:
-        super().__init__(layout)
-        self.method, self.fault, self.faulty = method, fault, faulty
-        self.calls = 0
-
-    async def _maybe(self, method: str) -> None:
-        if method == self.method:
-            self.calls += 1
-            if self.calls - 1 in self.faulty:
-                await self.fault()
-
-    async def produce(self, block: int, sites: Sequence[str]) -> Any:
-        await self._maybe("produce")
-        return await super().produce(block, sites)
-
-    async def evaluate(self, site: str, cfg: str, weights: Any, pursuit_l0: int | None) -> Evaluation:
-        await self._maybe("evaluate")
-        return await super().evaluate(site, cfg, weights, pursuit_l0)
-
-
-async def die() -> None:
-    raise ProducerDied("its process died")
-
-
-async def hang() -> None:
-    await asyncio.Event().wait()
-
-
-async def out_of_memory() -> None:
-    raise RuntimeError("a long traceback\nCUDA out of memory")
-
-
 def test_a_producer_that_died_is_asked_again_and_the_rows_are_right() -> None:
     layout = layout_of(5, 6, 7)
-    flaky = Failing(layout, "produce", die, range(1, 3))
+    flaky = Failing(layout, produce=[None, die, die])
 
     async def work() -> Store:
         store = Store(layout, [flaky], readers_of(layout, 2))
@@ -386,14 +259,14 @@ def test_a_producer_that_died_is_asked_again_and_the_rows_are_right() -> None:
         return store
 
     assert play(work()).counters().forward_ratio == 1.0, "a production that was lost is not a completed one"
-    assert flaky.calls == 5
+    assert flaky.calls["produce"] == 5
 
 
 def test_an_evaluation_whose_producer_died_is_asked_again() -> None:
     layout = layout_of(5)
-    flaky = Failing(layout, "evaluate", die, range(1))
+    flaky = Failing(layout, evaluate=[die])
     assert play(Store(layout, [flaky], {}).evaluate("left", "cfg", "weights")) == EVALUATION
-    assert flaky.calls == 2
+    assert flaky.calls["evaluate"] == 2
 
 
 @pytest.mark.parametrize(
@@ -408,7 +281,7 @@ def test_a_producer_that_hangs_dies_or_raises_is_one_clear_error_for_every_waiti
     fault: Any, reason: str
 ) -> None:
     layout = layout_of(5, 6, 7)
-    failing = Failing(layout, "produce", fault, range(1, 10**9))
+    failing = Failing(layout, produce=always(fault, after=1))
 
     async def work() -> list[Any]:
         store = Store(layout, [failing], readers_of(layout, 4), timeout_s=0.3)
@@ -424,7 +297,7 @@ def test_a_producer_that_hangs_dies_or_raises_is_one_clear_error_for_every_waiti
 
 def test_after_an_error_blocks_that_are_held_are_served_and_the_producer_is_not_called_for_ever() -> None:
     layout = layout_of(5, 6, 7)
-    failing = Failing(layout, "produce", out_of_memory, range(1, 10**9))
+    failing = Failing(layout, produce=always(out_of_memory, after=1))
 
     async def work() -> int:
         store = Store(layout, [failing], readers_of(layout, 2))
@@ -432,9 +305,9 @@ def test_after_an_error_blocks_that_are_held_are_served_and_the_producer_is_not_
             with pytest.raises(ProductionError):
                 await train(store, name)
             assert await store.lease(name, 1, 0)
-        calls = failing.calls
+        calls = failing.calls["produce"]
         await turns(500)
-        return failing.calls - calls
+        return failing.calls["produce"] - calls
 
     assert play(work()) == 0
 
@@ -444,7 +317,7 @@ def test_an_evaluation_that_fails_is_its_own_callers_error_and_trials_go_on(faul
     layout = layout_of(5, 6, 7)
 
     async def work() -> None:
-        store = Store(layout, [Failing(layout, "evaluate", fault)], readers_of(layout, 2), timeout_s=0.3)
+        store = Store(layout, [Failing(layout, evaluate=always(fault))], readers_of(layout, 2), timeout_s=0.3)
         evaluation = asyncio.ensure_future(store.evaluate("left", "cfg", "weights"))
         await asyncio.gather(train(store, "t0"), train(store, "t1"))
         with pytest.raises(ProductionError, match=r"evaluate"):

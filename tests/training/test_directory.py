@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,7 +15,8 @@ import torch
 from trials import FINGERPRINT, begin, evaluation, expand, logged, random_sae, row_metrics
 
 from gsae_ray import saes
-from gsae_ray.errors import StaleAttemptError
+from gsae_ray.errors import ReplacedError, StaleAttemptError, StorageFullError
+from gsae_ray.files import room_needed
 from gsae_ray.training.directory import TrialDirectory
 from gsae_ray.trial import TrialSpec
 
@@ -112,6 +115,22 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before_and_the_rows_with_it(
     assert_state(directory.newest_state(), 4 * 64)
 
 
+def test_a_checkpoint_that_cannot_be_read_for_the_moment_is_no_damaged_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train(begin(tmp_path, TRIAL), 1, 5)
+
+    def fails(path: Path) -> str:
+        raise OSError(errno.EIO, os.strerror(errno.EIO), str(path))
+
+    with monkeypatch.context() as patch, pytest.raises(OSError, match="Input/output error"):
+        patch.setattr("gsae_ray.training.directory.file_hash", fails)
+        begin(tmp_path, TRIAL).newest_state()
+    successor = begin(tmp_path, TRIAL)
+    assert_state(successor.newest_state(), 4 * 64)
+    assert steps_of(successor) == [1, 2, 3, 4]
+
+
 def test_without_a_whole_checkpoint_the_rows_are_cut_to_none(tmp_path: Path) -> None:
     directory = begin(tmp_path, TRIAL)
     train(directory, 1, 1)
@@ -127,7 +146,7 @@ def test_without_a_whole_checkpoint_the_rows_are_cut_to_none(tmp_path: Path) -> 
 def test_a_row_that_was_half_written_is_cut_away(tmp_path: Path) -> None:
     directory = begin(tmp_path, TRIAL)
     train(directory, 1, 3)
-    with (directory.path / "metrics.jsonl").open("a") as file:
+    with (directory.path / "metrics-1.jsonl").open("a") as file:
         file.write('{"step": 256, "time')
     assert steps_of(directory) == [1, 2, 3]
     directory.newest_state()
@@ -138,10 +157,76 @@ def test_a_row_that_was_half_written_is_cut_away(tmp_path: Path) -> None:
 def test_rows_that_a_machine_lost_in_its_crash_are_trained_again(tmp_path: Path) -> None:
     directory = begin(tmp_path, TRIAL)
     train(directory, 1, 4)
-    metrics = directory.path / "metrics.jsonl"
+    metrics = directory.path / "metrics-1.jsonl"
     metrics.write_bytes(metrics.read_bytes()[:-10])  # the checkpoint was synced to disk, the end of the rows was not
     assert_state(directory.newest_state(), 2 * 64)
     assert steps_of(directory) == [1, 2]
+
+
+# ---- a full disk ----------------------------------------------------------------------------------------------------
+
+
+def fill(disk: Path, leave: int) -> Path:
+    """Takes the room on a disk but for so many bytes (whole pages)."""
+    ballast = disk / "ballast"
+    room = os.statvfs(disk)
+    ballast.write_bytes(bytes(room.f_bavail * room.f_bsize - leave))
+    return ballast
+
+
+PAGE = 4096
+
+
+@pytest.mark.parametrize("leave", [0, PAGE, 2 * PAGE])
+def test_a_checkpoint_that_does_not_fit_leaves_the_last_good_one_and_training_goes_on_when_there_is_room(
+    small_disk: Path, leave: int
+) -> None:
+    directory = begin(small_disk, TRIAL)
+    train(directory, 1, 5)
+    ballast = fill(small_disk, leave)
+    tensors, rest = state_at(6 * 64)
+    tensors["large"] = torch.zeros(2 * PAGE)
+    with pytest.raises(StorageFullError, match=str(directory.path)), room_needed(directory.path):
+        directory.append(6 * 64, row_metrics(6 * 64))
+        directory.checkpoint(6 * 64, tensors, rest)
+    ballast.unlink()
+    successor = begin(small_disk, TRIAL)
+    assert_state(successor.newest_state(), 4 * 64)
+    assert steps_of(successor) == [1, 2, 3, 4]
+    train(successor, 5, 8)
+    assert steps_of(successor) == [1, 2, 3, 4, 5, 6, 7, 8]
+    assert_state(successor.newest_state(), 8 * 64)
+
+
+@pytest.mark.parametrize("leave", [0, PAGE, 2 * PAGE, 3 * PAGE, 4 * PAGE, 5 * PAGE, 6 * PAGE])
+def test_going_on_while_the_disk_is_full_still_costs_no_checkpoint(small_disk: Path, leave: int) -> None:
+    directory = begin(small_disk, TRIAL)
+    for step in range(1, 101):  # two pages of rows
+        directory.append(64 * step, row_metrics(64 * step))
+    directory.checkpoint(100 * 64, *state_at(100 * 64))
+    ballast = fill(small_disk, leave)
+    with contextlib.suppress(StorageFullError), room_needed(directory.path):
+        assert_state(begin(small_disk, TRIAL).newest_state(), 100 * 64)
+    ballast.unlink()
+    successor = begin(small_disk, TRIAL)
+    assert_state(successor.newest_state(), 100 * 64)
+    assert steps_of(successor) == list(range(1, 101))
+
+
+@pytest.mark.parametrize("leave", [0, PAGE, 2 * PAGE, 3 * PAGE])
+def test_an_sae_that_does_not_fit_leaves_the_trial_unfinished_and_its_checkpoint(small_disk: Path, leave: int) -> None:
+    directory = begin(small_disk, TRIAL)
+    train(directory, 1, 4)
+    ballast = fill(small_disk, leave)
+    with contextlib.suppress(StorageFullError), room_needed(directory.path):
+        directory.finish(random_sae(TRIAL))
+    ballast.unlink()
+    if not directory.done:
+        successor = begin(small_disk, TRIAL)
+        assert_state(successor.newest_state(), 4 * 64)
+        successor.finish(random_sae(TRIAL))
+    assert saes.load(directory.path / "sae")
+    assert steps_of(directory) == [1, 2, 3, 4]
 
 
 # ---- rows -----------------------------------------------------------------------------------------------------------
@@ -152,7 +237,7 @@ def test_rows_are_read_whole_and_go_on_from_the_offset(tmp_path: Path) -> None:
     rows, offset = directory.rows()
     assert [row["metrics"] for row in rows] == [row_metrics(64), row_metrics(128)]
     assert all(row["timestamp"] > 1.6e12 for row in rows), "milliseconds"
-    with (directory.path / "metrics.jsonl").open("a") as file:
+    with (directory.path / "metrics-1.jsonl").open("a") as file:
         file.write('{"step": 192, ')
         file.flush()
         assert directory.rows(offset) == ([], offset)
@@ -189,6 +274,28 @@ def test_what_an_older_attempt_writes_is_refused(tmp_path: Path, write: Callable
         write(older)
     assert contents(newer) == before
     write(newer)
+
+
+def test_a_row_that_an_older_attempt_was_about_to_write_is_not_among_those_of_the_newer_one(tmp_path: Path) -> None:
+    older = begin(tmp_path, TRIAL)
+    train(older, 1, 3)
+    newer = begin(tmp_path, TRIAL)
+    older._check_attempt = lambda: None  # type: ignore[method-assign]  # it had looked, and was stopped then
+    newer.newest_state()
+    older.append(64 * 9, row_metrics(64 * 9))
+    train(newer, 3, 4)
+    assert steps_of(newer) == [1, 2, 3, 4]
+    newest = begin(tmp_path, TRIAL)
+    newest.newest_state()
+    assert steps_of(newest) == [1, 2, 3, 4]
+
+
+def test_a_driver_that_was_replaced_cannot_begin_an_attempt(tmp_path: Path) -> None:
+    path = tmp_path / TRIAL.directory_name
+    TrialDirectory(path).begin_attempt(TRIAL, session=7)
+    with pytest.raises(ReplacedError, match="another driver has taken the sweep over"):
+        TrialDirectory(path).begin_attempt(TRIAL, session=6)
+    assert TrialDirectory(path).begin_attempt(TRIAL, session=8) == 2
 
 
 def test_an_older_attempt_cannot_cut_the_rows_of_a_newer_one(tmp_path: Path) -> None:

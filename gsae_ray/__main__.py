@@ -1,0 +1,5 @@
+"""`python -m gsae_ray …`: the command line, where its script is not on the path."""
+
+from gsae_ray.cli import main
+
+main(prog_name="gsae-ray")

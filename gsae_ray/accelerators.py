@@ -1,0 +1,44 @@
+"""What is known of GPUs by the names that Ray gives them: a node that is to come cannot be asked."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+
+class GPU(NamedTuple):
+    """By its data sheet."""
+
+    mib: int
+    """Of memory, as the driver counts it."""
+    float32: float
+    """TFLOP/s of dense products, without tensor cores."""
+    bfloat16: float
+    """TFLOP/s of dense products, with tensor cores where they have the type."""
+
+    @property
+    def nbytes(self) -> int:
+        return self.mib * 2**20
+
+
+_KNOWN = {
+    "P100": GPU(16_280, 9.3, 9.3),
+    "V100": GPU(16_160, 15.7, 15.7),
+    "T4": GPU(15_360, 8.1, 8.1),
+    "A10G": GPU(23_028, 31.2, 70),
+    "L4": GPU(23_034, 30.3, 121),
+    "L40S": GPU(46_068, 91.6, 362),
+    "A100": GPU(40_960, 19.5, 312),  # Ray has this name for those of 80 GB too, and another beside it
+    "A100-40G": GPU(40_960, 19.5, 312),
+    "A100-80G": GPU(81_920, 19.5, 312),
+    "H100": GPU(81_559, 67, 989),
+    "H200": GPU(143_771, 67, 989),
+    "B200": GPU(183_359, 75, 2250),
+}
+_PREFIX = "accelerator_type:"
+
+
+def gpu_of(resources: Mapping[str, float]) -> GPU | None:
+    """The GPU of a node with these resources (`accelerator_type:NAME`); None where it is not known."""
+    names = [key.removeprefix(_PREFIX) for key in resources if key.startswith(_PREFIX)]
+    return max((_KNOWN[name] for name in names if name in _KNOWN), default=None)

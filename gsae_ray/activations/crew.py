@@ -1,0 +1,134 @@
+"""The producers of a store: who is idle, who is gone. A call that a producer did not survive is another's to answer.
+
+No Ray here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Coroutine, Sequence
+from typing import Any, Protocol
+
+from gsae_ray.activations.chunks import SiteStatistics
+from gsae_ray.errors import ProductionError, first_line
+from gsae_ray.errors import reason as reason_of
+from gsae_ray.evaluation.metrics import Evaluation
+
+Ref = Any
+"""A reference to a chunk or to weights; the store passes it on and never looks inside."""
+
+FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.2, 30.0
+"""Between two attempts to reach a producer that is gone."""
+
+
+class ProducerDied(Exception):
+    """The producer's process is gone, or hangs; it may come back."""
+
+
+class ProducerClient(Protocol):
+    """How the store talks to a producer. Every call but `restart` raises ProducerDied."""
+
+    async def produce(self, block: int, sites: Sequence[str]) -> tuple[dict[str, SiteStatistics], list[Ref]]:
+        """As `Producer.produce`, with references in place of chunks."""
+
+    async def evaluate(self, site: str, cfg: str, weights: Ref, pursuit_l0: int | None) -> Evaluation:
+        """As `Producer.evaluate`."""
+
+    async def ready(self) -> str:
+        """The kind of machine it runs on, when the model is loaded."""
+
+    async def restart(self) -> None:
+        """Ends the process, also one that hangs; another takes its place."""
+
+
+class Crew:
+    """Producers on one event loop. What happens to them is in `events`, one line each."""
+
+    def __init__(self, producers: Sequence[ProducerClient], timeout_s: float, changed: Callable[[], None]) -> None:
+        """
+        Args:
+            timeout_s: a call that takes longer means that its producer hangs; without any producer for as long, the
+                crew gives up (`error`).
+            changed: called when a producer is idle again, and when the crew gives up.
+        """
+        self.timeout_s = timeout_s
+        self.error: str | None = None
+        self.events: list[str] = []
+        self.machines: set[str] = set()
+        """Kinds of machines that producers have come back on."""
+        self._changed = changed
+        self._names = {producer: f"producer {i + 1} of {len(producers)}" for i, producer in enumerate(producers)}
+        self._idle = list(producers)
+        self._gone: dict[ProducerClient, float] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    @property
+    def idle(self) -> bool:
+        """Whether a producer can be taken."""
+        return bool(self._idle)
+
+    @property
+    def all_gone(self) -> bool:
+        return len(self._gone) == len(self._names)
+
+    def take(self) -> ProducerClient:
+        """An idle producer, for one `call`."""
+        return self._idle.pop(0)
+
+    def spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        """Runs `work` beside the rest; it is not forgotten halfway."""
+        task = asyncio.ensure_future(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def call(self, producer: ProducerClient, method: str, *args: Any) -> Any:
+        """The producer's answer; afterwards it is idle again, or being revived.
+
+        Raises:
+            ProducerDied: it did not live to answer, or not in time; another may be asked.
+            ProductionError: it raised; another would too.
+        """
+        try:
+            answer = await asyncio.wait_for(getattr(producer, method)(*args), self.timeout_s)
+        except asyncio.TimeoutError:
+            self._lose(producer, f"no answer to {method} in producers.timeout_s = {self.timeout_s:g} s", hangs=True)
+            raise ProducerDied("no answer") from None
+        except ProducerDied as error:
+            self._lose(producer, str(error), hangs=False)
+            raise
+        except Exception as error:
+            self._idle.append(producer)
+            raise ProductionError(f"{method} failed on a producer: {reason_of(error)}") from error
+        self._idle.append(producer)
+        return answer
+
+    def _lose(self, producer: ProducerClient, why: str, hangs: bool) -> None:
+        self.events.append(f"{self._names[producer]} is gone ({why}); it is started again")
+        self._gone[producer] = time.monotonic()
+        self.spawn(self._revive(producer, hangs))
+
+    async def _revive(self, producer: ProducerClient, hangs: bool) -> None:
+        """Waits until the producer's next process has loaded the model, as long as that takes."""
+        pause, why = FIRST_PAUSE_S, "no answer"
+        while True:
+            try:
+                if hangs:
+                    await producer.restart()
+                self.machines.add(await asyncio.wait_for(producer.ready(), self.timeout_s))
+                break
+            except asyncio.TimeoutError:
+                hangs = True
+            except Exception as error:  # dead still, or the model cannot be loaded where it came up
+                hangs, why = False, first_line(error)
+            if self.all_gone and time.monotonic() - max(self._gone.values()) > self.timeout_s and self.error is None:
+                self.error = (
+                    f"no producer was alive for producers.timeout_s = {self.timeout_s:g} s ({why}); finished work is "
+                    "kept: when the cluster is well again, the same command with --resume goes on"
+                )
+                self._changed()
+            await asyncio.sleep(pause)
+            pause = min(2 * pause, LONGEST_PAUSE_S)
+        self.events.append(f"{self._names[producer]} is back after {time.monotonic() - self._gone.pop(producer):.1f} s")
+        self._idle.append(producer)
+        self._changed()

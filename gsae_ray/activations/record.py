@@ -1,0 +1,76 @@
+"""What was produced for a launch. It outlives the store (the driver keeps it) and the driver (storage keeps it)."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from gsae_ray.activations.layout import Layout
+
+
+@dataclasses.dataclass
+class Record:
+    """Completed productions, and what was held when it was written."""
+
+    produced: dict[int, int] = dataclasses.field(default_factory=dict)
+    """Block -> how many times it was produced, but for those that a fault made necessary."""
+    repeated: dict[int, int] = dataclasses.field(default_factory=dict)
+    """Block -> how many times it was produced again since a fault had taken it."""
+    held: list[int] = dataclasses.field(default_factory=list)
+    """Blocks in the object store, or taken from it by a fault and not made again yet."""
+    peak_bytes: int = 0
+    """Of the blocks held and in production."""
+    evaluations: int = 0
+    """Of finished SAEs and of those in training, by their own encoders and by pursuit."""
+
+    def add(self, block: int, again: bool) -> None:
+        """A production is complete; `again`: of a block that a fault took."""
+        times = self.repeated if again else self.produced
+        times[block] = times.get(block, 0) + 1
+
+    def copy(self) -> Record:
+        return copy.deepcopy(self)
+
+    def to_json(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> Record:
+        times = {key: {int(block): n for block, n in value[key].items()} for key in ("produced", "repeated")}
+        return cls(**{**value, **times})
+
+
+@dataclasses.dataclass(frozen=True)
+class Counters:
+    """A record in rows."""
+
+    rows_produced: int
+    """Rows of completed productions; those that a fault made necessary are counted apart."""
+    rows_distinct: int
+    """Rows of the blocks that were produced at least once."""
+    rows_repeated: int
+    """Rows of productions that a fault made necessary."""
+    blocks_held: int
+    peak_bytes: int
+    evaluations: int
+
+    @classmethod
+    def of(cls, record: Record, layout: Layout) -> Counters:
+        def rows(times: Mapping[int, int]) -> int:
+            return sum(layout.rows[block] * n for block, n in times.items())
+
+        return cls(
+            rows_produced=rows(record.produced),
+            rows_distinct=rows(dict.fromkeys(record.produced.keys() | record.repeated.keys(), 1)),
+            rows_repeated=rows(record.repeated),
+            blocks_held=len(record.held),
+            peak_bytes=record.peak_bytes,
+            evaluations=record.evaluations,
+        )
+
+    @property
+    def forward_ratio(self) -> float:
+        """1.00: every row went through the language model once."""
+        return self.rows_produced / self.rows_distinct if self.rows_distinct else float("nan")

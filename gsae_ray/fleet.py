@@ -1,0 +1,76 @@
+"""Starts producers and the store: on which nodes, with which resources."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import ray
+from ray.actor import ActorHandle
+from ray.util.placement_group import placement_group, remove_placement_group
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy, PlacementGroupSchedulingStrategy
+
+from gsae_ray.activations.actors import ProducerShell, StoreShell
+from gsae_ray.activations.layout import Layout
+from gsae_ray.errors import ProductionError, UserError, reason
+from gsae_ray.placement import selector
+from gsae_ray.room import PRODUCER
+
+if TYPE_CHECKING:
+    from gsae_ray.activations.producer import ProducerSpec
+
+
+@contextlib.contextmanager
+def running_producers(
+    count: int, gpus: float, spec: ProducerSpec, timeout_s: float
+) -> Iterator[tuple[list[ActorHandle[Any]], list[str]]]:
+    """Producers that are up, with the model loaded, for the length of the context; and the machines that they run on.
+
+    With GPUs they sit in a placement group of their own, so that one that restarts finds its GPU free; a bundle whose
+    node has died is placed on another. Without, they take no CPU slot: trials need those.
+
+    Raises:
+        UserError: the model cannot be loaded.
+        ProductionError: they did not come up in time.
+    """
+    options: dict[str, Any] = {"num_cpus": 0, "max_restarts": -1, "max_task_retries": 0}
+    labels = selector(PRODUCER)
+    group = None
+    if gpus:
+        places = [labels] * count if labels else None
+        group = placement_group([{"GPU": gpus}] * count, strategy="SPREAD", bundle_label_selector=places)
+    producers: list[ActorHandle[Any]] = []
+    try:
+        if group is not None:
+            ray.get(group.ready(), timeout=timeout_s)
+            placement = PlacementGroupSchedulingStrategy(placement_group=group)
+            options |= {"num_gpus": gpus, "scheduling_strategy": placement}
+        else:
+            options |= {"scheduling_strategy": "SPREAD", "label_selector": labels or None}
+        actor = ray.remote(ProducerShell).options(**options)
+        producers += [actor.remote(spec) for _ in range(count)]
+        yield producers, ray.get([producer.ready.remote() for producer in producers], timeout=timeout_s)
+    except ray.exceptions.GetTimeoutError as error:
+        raise ProductionError(
+            f"producers did not come up in producers.timeout_s = {timeout_s:g} s: the cluster has no room for "
+            f"{count} with {gpus:g} GPUs each, or the model takes longer to load"
+        ) from error
+    except ray.exceptions.RayTaskError as error:
+        kind = UserError if isinstance(error, UserError) else ProductionError
+        raise kind(reason(error)) from error
+    except ray.exceptions.RayActorError as error:
+        raise ProductionError(f"a producer's process died while it loaded the model: {reason(error)}") from error
+    finally:
+        for producer in producers:
+            ray.kill(producer)
+        if group is not None:
+            remove_placement_group(group)
+
+
+def start_store(layout: Layout, budget_bytes: int, timeout_s: float) -> ActorHandle[Any]:
+    """The store, on the driver's node: it dies with the driver, not with a worker node. It waits for `begin`."""
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
+    options = {"num_cpus": 0, "max_concurrency": 10_000, "max_restarts": -1, "max_task_retries": 0}
+    shell = ray.remote(StoreShell).options(scheduling_strategy=here, **options)
+    return shell.remote(layout, budget_bytes, timeout_s)

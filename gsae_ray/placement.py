@@ -1,0 +1,69 @@
+"""The nodes of the cluster that this process has joined: what they are, and whether they share storage."""
+
+from __future__ import annotations
+
+import secrets
+import socket
+from pathlib import Path
+
+import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from gsae_ray import room
+from gsae_ray.errors import UserError
+from gsae_ray.room import ROLE, Node
+
+LAUNCHER_FILE = "ray_bootstrap_config.yaml"
+"""Where `ray up` puts the cluster's file, in the home of the head, on which drivers run. Ray itself does not tell."""
+
+
+def nodes() -> list[Node]:
+    """Those of the cluster that this process has joined, and those that its launcher may start, started or not."""
+    alive = [Node(node["Resources"], node["Labels"].get(ROLE)) for node in ray.nodes() if node["Alive"]]
+    launcher = Path.home() / LAUNCHER_FILE
+    return alive + (room.described(launcher) if launcher.exists() else [])
+
+
+def selector(role: str) -> dict[str, str]:
+    """See `room.selector`; of the nodes that are there."""
+    return room.selector(role, nodes())
+
+
+def check_shared(folder: Path, timeout_s: float = 60) -> None:
+    """Whether every node sees the same folder.
+
+    Nodes that come later are looked at by the trials that they get.
+
+    Raises:
+        UserError: one does not.
+    """
+    here = ray.get_runtime_context().get_node_id()
+    others = [node["NodeID"] for node in ray.nodes() if node["Alive"] and node["NodeID"] != here]
+    if not others:
+        return
+    probe = folder / f".shared-{secrets.token_hex(4)}"
+    probe.touch()
+    try:
+        look = ray.remote(_sees)
+        looks = []
+        for node in others:
+            there = NodeAffinitySchedulingStrategy(node, soft=False)
+            looks.append(look.options(num_cpus=0, max_retries=0, scheduling_strategy=there).remote(str(probe)))
+        done, _ = ray.wait(looks, num_returns=len(looks), timeout=timeout_s)
+        for ref in done:
+            try:
+                host, sees = ray.get(ref)
+            except ray.exceptions.RayError:  # the node has gone meanwhile
+                continue
+            if not sees:
+                raise UserError(
+                    f"--storage: node {host} does not see {folder}; every node of a cluster must see it at the same "
+                    "path (a shared file system), since a trial goes on elsewhere when its node goes"
+                )
+    finally:
+        probe.unlink(missing_ok=True)
+
+
+def _sees(path: str) -> tuple[str, bool]:
+    """On another node: its name, and whether a file is there."""
+    return socket.gethostname(), Path(path).exists()

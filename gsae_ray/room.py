@@ -1,0 +1,202 @@
+"""Whether a sweep fits a cluster: where trials and producers go, how many trials at a time, what is too small."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import yaml
+
+from gsae_ray.accelerators import gpu_of
+from gsae_ray.errors import UserError, first_line
+from gsae_ray.memory import SURELY, Memory, of_trial
+from gsae_ray.sweep import Sweep
+from gsae_ray.trial import TrialSpec
+
+ROLE, PRODUCER, TRAINER = "gsae-role", "producer", "trainer"
+"""The label of a node, and its values."""
+
+OBJECT_STORE_SHARE = 0.6
+"""Of the cluster's object store, for activations; the rest is headroom for readers that still hold a block."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Node:
+    """A node, or one that the cluster's autoscaler may add."""
+
+    resources: Mapping[str, float]
+    """CPU, GPU, object_store_memory (bytes), …, as Ray counts them."""
+    role: str | None = None
+    to_come: bool = False
+
+    def holds(self, cpus: float, gpus: float) -> int:
+        """How often there is room for so many CPUs and GPUs."""
+        needs = {"CPU": cpus, "GPU": gpus}
+        # A little more, since thirds of a GPU are whole ones to Ray.
+        return min((int(self.resources.get(k, 0) / n + 1e-6) for k, n in needs.items() if n), default=0)
+
+
+def described(file: Path) -> list[Node]:
+    """The nodes that a cluster launcher's file allows, at most.
+
+    Raises:
+        UserError: it is no such file, or its node types have no resources.
+    """
+    try:
+        config = yaml.safe_load(file.read_text(encoding="utf-8"))
+        return [
+            Node(dict(kind["resources"]), (kind.get("labels") or {}).get(ROLE), to_come=True)
+            for name, kind in config["available_node_types"].items()
+            for _ in range(1 if name == config.get("head_node_type") else int(kind.get("max_workers", 0)))
+        ]
+    except (OSError, yaml.YAMLError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(
+            f"{file} is not a cluster launcher's file whose available_node_types have resources: {first_line(error)}"
+        ) from error
+
+
+def selector(role: str, nodes: Sequence[Node]) -> dict[str, str]:
+    """The label selector of a role: its own nodes; else, where only the other role has nodes, not those.
+
+    The second is for clusters that start a role's nodes when they are asked for, and whose description we do not have.
+    """
+    other = TRAINER if role == PRODUCER else PRODUCER
+    there = {node.role for node in nodes}
+    if role in there:
+        return {ROLE: role}
+    return {ROLE: f"!{other}"} if other in there else {}
+
+
+def nodes_for(role: str, nodes: Sequence[Node]) -> list[Node]:
+    """Those that a role's processes may go to."""
+    wanted = selector(role, nodes).get(ROLE, "!")
+    if wanted.startswith("!"):
+        return [node for node in nodes if node.role is None or node.role != wanted[1:]]
+    return [node for node in nodes if node.role == wanted]
+
+
+def shares(sweep: Sweep, nodes: Sequence[Node], trials: Sequence[TrialSpec]) -> dict[str, float]:
+    """GPUs of each trial, by name: what the sweep says, or with `auto` the part of a GPU whose memory it needs.
+
+    Of GPUs that differ the smallest decides, since a trial does not know which it gets.
+
+    Raises:
+        UserError: a trial needs more memory than there is, or with `auto` that of the GPUs is not known.
+    """
+    given, here = sweep.trials.gpus, nodes_for(TRAINER, nodes)
+    needs = {trial.name: of_trial(trial, given != 0) for trial in trials}
+    hosts = [int(node.resources["memory"]) for node in here if "memory" in node.resources]
+    _check_trials(trials, {name: need.host for name, need in needs.items()}, hosts, len(here), "node for trials")
+    if given == 0:
+        return dict.fromkeys(needs, 0.0)
+    with_gpu = [node for node in here if node.resources.get("GPU")]
+    sizes = [gpu.nbytes for node in with_gpu if (gpu := gpu_of(node.resources)) is not None]
+    _check_trials(trials, {name: need.gpu for name, need in needs.items()}, sizes, len(with_gpu), "GPU")
+    if given != "auto":
+        return dict.fromkeys(needs, given)
+    if not with_gpu:
+        raise UserError("trials.gpus: auto, but no node for trials has a GPU; set 0 to train on CPUs")
+    if len(sizes) < len(with_gpu):
+        raise UserError(
+            "trials.gpus: auto, but the memory of the GPUs is not known (the nodes name no accelerator_type that is); "
+            "give a number"
+        )
+    # Ray counts in ten-thousandths and might round up, so that seven times a seventh would be more than a GPU.
+    return {name: 10_000 // max(1, min(sizes) // need.gpu) / 10_000 for name, need in needs.items()}
+
+
+def _check_trials(
+    trials: Sequence[TrialSpec], needs: Mapping[str, int], sizes: list[int], count: int, what: str
+) -> None:
+    """Whether the largest trial fits the largest of `count` nodes or GPUs, where the `sizes` of all are known."""
+    if not trials or not count or len(sizes) < count:
+        return
+    trial, largest = max(trials, key=lambda t: needs[t.name]), max(sizes)
+    if (need := needs[trial.name]) * SURELY > largest:
+        raise UserError(
+            f"saes: width {trial.d_sae} at {trial.site} needs {need / 2**30:.1f} GiB a trial; the largest {what} has "
+            f"{largest / 2**30:.1f}: a width of about {int(trial.d_sae * largest / need):,} fits, or a smaller "
+            "training.batch_size"
+        )
+
+
+def check_producers(sweep: Sweep, nodes: Sequence[Node], need: Memory) -> None:
+    """Whether a producer fits into the memory that there is.
+
+    Raises:
+        UserError: it does not.
+    """
+    here, gpus = nodes_for(PRODUCER, nodes), sweep.producers.gpus
+    hosts = [int(node.resources["memory"]) for node in here if "memory" in node.resources]
+    with_gpu = [node for node in here if gpus and node.resources.get("GPU")]
+    sizes = [int(gpu.nbytes * max(1, gpus)) for node in with_gpu if (gpu := gpu_of(node.resources)) is not None]
+    for nbytes, found, count, what, remedy in (
+        (need.host, hosts, len(here), "node for them", "dataset.shuffle_tokens (a block is made in memory)"),
+        (need.gpu, sizes, len(with_gpu), "GPU" if gpus <= 1 else f"set of {gpus:g} GPUs", "evaluation.batch"),
+    ):
+        if count and len(found) == count and nbytes * SURELY > max(found):
+            raise UserError(
+                f"producers: each needs {nbytes / 2**30:.1f} GiB; the largest {what} has {max(found) / 2**30:.1f}: "
+                f"lower {remedy} or producers.batch, or give producers more gpus"
+            )
+
+
+def slots(sweep: Sweep, nodes: Sequence[Node], gpus_a_trial: float) -> int:
+    """Trials at a time, beside the producers.
+
+    Args:
+        gpus_a_trial: see `shares`.
+    Raises:
+        UserError: there is no room for a trial, or for the producers.
+    """
+    trials, producers = sweep.trials, sweep.producers
+    for key, role, cpus, gpus in (
+        ("trials", TRAINER, trials.cpus, gpus_a_trial),
+        ("producers", PRODUCER, 0, producers.gpus),
+    ):
+        of_role = nodes_for(role, nodes)
+        if (cpus or gpus) and not any(node.holds(cpus, gpus) for node in of_role):
+            largest = max((n.resources for n in of_role), key=lambda r: (r.get("GPU", 0), r.get("CPU", 0)), default={})
+            raise UserError(
+                f"{key}: each needs {f'cpus: {cpus} and ' if cpus else ''}gpus: {gpus:g} on one node; the largest has "
+                f"{largest.get('CPU', 0):g} CPUs and {largest.get('GPU', 0):g} GPUs"
+            )
+    left, waiting = [], producers.count if producers.gpus else 0
+    for_producers = nodes_for(PRODUCER, nodes)
+    for node in nodes:
+        here = min(waiting, node.holds(0, producers.gpus)) if waiting and node in for_producers else 0
+        waiting -= here
+        gpus = node.resources.get("GPU", 0) - here * producers.gpus
+        left.append(dataclasses.replace(node, resources={**node.resources, "GPU": gpus}))
+    found = sum(node.holds(trials.cpus, gpus_a_trial) for node in nodes_for(TRAINER, left))
+    if waiting or not found:
+        there, theirs = (sum(n.resources.get("GPU", 0) for n in of) for of in (nodes, for_producers))
+        raise UserError(
+            f"producers.gpus: {producers.gpus:g} for each of {producers.count} producers, and {gpus_a_trial:g} for a "
+            f"trial, but the cluster has {there:g} GPUs, {theirs:g} of them where producers may go"
+        )
+    return min(found, trials.max_concurrent or found)
+
+
+def budget(sweep: Sweep, nodes: Sequence[Node], block_bytes: int, total_bytes: int, sites: int) -> int:
+    """Bytes of activations to keep.
+
+    Args:
+        block_bytes: of the largest block; total_bytes: of all, at all sites.
+    Raises:
+        UserError: a block does not fit.
+    """
+    given = sweep.producers.budget_gib
+    store = sum(node.resources.get("object_store_memory", 0) for node in nodes if not node.to_come)
+    found = int(given * 2**30) if given is not None else min(total_bytes, int(OBJECT_STORE_SHARE * store))
+    if block_bytes and found < block_bytes:
+        rows = sweep.block_contexts * sweep.model.context_size
+        at_a_time = sites * found // block_bytes
+        fewer = f"sweep {at_a_time} of the sites at a time" if at_a_time else "sweep fewer sites at a time"
+        raise UserError(
+            f"dataset.shuffle_tokens: a block at {sites} sites is {block_bytes / 2**30:.2f} GiB, more than the "
+            f"{found / 2**30:.2f} GiB for activations; {rows * found // block_bytes:,} tokens a block would fit; or "
+            f"{fewer}, or raise producers.budget_gib"
+        )
+    return found

@@ -1,0 +1,199 @@
+"""Whether a sweep fits a cluster, by hand."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gsae_ray.errors import UserError
+from gsae_ray.memory import CUDA_CONTEXT, PROCESS, Memory, of_trial
+from gsae_ray.room import (
+    PRODUCER,
+    TRAINER,
+    Node,
+    budget,
+    check_producers,
+    described,
+    nodes_for,
+    selector,
+    shares,
+    slots,
+)
+from gsae_ray.sweep import Sweep
+from gsae_ray.sweep_file import load_sweep
+from gsae_ray.trial import TrialSpec
+
+HEAD = Node({"CPU": 0, "object_store_memory": 10 * 2**30})
+PRODUCERS = Node({"CPU": 8, "GPU": 1, "object_store_memory": 20 * 2**30}, PRODUCER)
+TRAINERS = Node({"CPU": 16, "GPU": 1, "object_store_memory": 30 * 2**30}, TRAINER)
+STANDARD = {"architecture": "standard", "l1_coefficient": [1]}
+PLAIN = Node({"CPU": 16, "GPU": 2})
+LATER = Node({"CPU": 32, "GPU": 4, "object_store_memory": 99 * 2**30}, to_come=True)
+
+
+def sweep(**sections: Any) -> Sweep:
+    return Sweep.model_validate(
+        {
+            "name": "room",
+            "model": {"name": "builtin"},
+            "dataset": {"name": "builtin"},
+            "sites": {"layers": [1], "points": ["resid_post"]},
+            "saes": [{"architecture": "standard", "widths": [8], "l1_coefficient": [1]}],
+            "training": {"tokens": 1000, "batch_size": 10},
+            **sections,
+        }
+    )
+
+
+@pytest.mark.parametrize(
+    ("nodes", "of_producers", "of_trials"),
+    [
+        ([HEAD, PLAIN], {}, {}),
+        ([HEAD, PRODUCERS, TRAINERS], {"gsae-role": "producer"}, {"gsae-role": "trainer"}),
+        ([HEAD, PRODUCERS, LATER], {"gsae-role": "producer"}, {"gsae-role": "!producer"}),
+        ([HEAD, TRAINERS], {"gsae-role": "!trainer"}, {"gsae-role": "trainer"}),
+    ],
+)
+def test_roles_are_the_labels_where_there_are_any(
+    nodes: list[Node], of_producers: dict[str, str], of_trials: dict[str, str]
+) -> None:
+    assert selector(PRODUCER, nodes) == of_producers
+    assert selector(TRAINER, nodes) == of_trials
+
+
+def test_nodes_of_a_role() -> None:
+    assert nodes_for(PRODUCER, [HEAD, PRODUCERS, TRAINERS]) == [PRODUCERS]
+    assert nodes_for(TRAINER, [HEAD, PRODUCERS, LATER]) == [HEAD, LATER]
+    assert nodes_for(TRAINER, [HEAD, PLAIN]) == [HEAD, PLAIN]
+
+
+@pytest.mark.parametrize(
+    ("trials", "producers", "nodes", "found"),
+    [
+        ({"cpus": 4}, {}, [HEAD, PLAIN], 4),
+        ({"cpus": 4, "gpus": 0.25}, {"gpus": 1}, [HEAD, PRODUCERS, TRAINERS], 4),
+        ({"cpus": 1, "gpus": 1 / 3}, {"gpus": 1}, [HEAD, PLAIN], 3),  # one of two GPUs is the producer's
+        ({"cpus": 1, "gpus": 0.1}, {"gpus": 1}, [HEAD, PRODUCERS, TRAINERS], 10),
+        ({"cpus": 1, "gpus": 0.1, "max_concurrent": 3}, {"gpus": 1}, [HEAD, PRODUCERS, TRAINERS], 3),
+        ({"cpus": 32, "gpus": 4}, {}, [HEAD, PLAIN, LATER], 1),
+    ],
+)
+def test_trials_at_a_time(trials: dict[str, Any], producers: dict[str, Any], nodes: list[Node], found: int) -> None:
+    assert slots(sweep(trials=trials, producers=producers), nodes, trials.get("gpus", 0)) == found
+
+
+@pytest.mark.parametrize(
+    ("trials", "producers", "nodes", "said"),
+    [
+        ({"cpus": 17}, {}, [HEAD, PLAIN], "trials: each needs cpus: 17 and gpus: 0 on one node; the largest has 16"),
+        ({"cpus": 9}, {}, [HEAD, PRODUCERS], "trials: each needs cpus: 9 .* the largest has 0 CPUs"),
+        (
+            {},
+            {"gpus": 2},
+            [HEAD, PRODUCERS, TRAINERS],
+            "producers: each needs gpus: 2 on one node; the largest has 8 CPUs and 1",
+        ),
+        ({"gpus": 1}, {"gpus": 1, "count": 2}, [HEAD, PLAIN], "each of 2 producers, and 1 for a trial, but .* has 2"),
+        ({"gpus": 1}, {"gpus": 1, "count": 2}, [HEAD, PRODUCERS, TRAINERS], "each of 2 producers"),
+    ],
+)
+def test_what_does_not_fit_is_named(
+    trials: dict[str, Any], producers: dict[str, Any], nodes: list[Node], said: str
+) -> None:
+    with pytest.raises(UserError, match=said):
+        slots(sweep(trials=trials, producers=producers), nodes, trials.get("gpus", 0))
+
+
+def test_the_cluster_of_this_repository_runs_the_papers_largest_sweeps() -> None:
+    nodes = described(Path(__file__).parent.parent / "cluster.yaml")
+    assert len(nodes) == 11
+    for file in ("pythia_2p8b", "gemma_7b", "quickstart"):
+        loaded = load_sweep(Path(__file__).parent.parent / "sweeps" / f"{file}.yaml")
+        gpus = shares(loaded, nodes, trials_of(loaded, 4096))  # the widest site of Gemma-7B
+        assert slots(loaded, nodes, max(gpus.values())) >= 4
+
+
+def test_a_file_that_describes_no_cluster(tmp_path: Path) -> None:
+    (tmp_path / "c.yaml").write_text("provider: {type: local}\n")
+    with pytest.raises(UserError, match=r"c.yaml is not a cluster launcher's file"):
+        described(tmp_path / "c.yaml")
+
+
+def test_budget_is_a_share_of_the_object_store_that_is_there() -> None:
+    nodes = [HEAD, PRODUCERS, LATER]
+    assert budget(sweep(), nodes, 2**30, 10 * 2**30, 1) == 10 * 2**30
+    assert budget(sweep(), nodes, 2**30, 100 * 2**30, 1) == 18 * 2**30
+    assert budget(sweep(producers={"budget_gib": 40}), nodes, 2**30, 100 * 2**30, 1) == 40 * 2**30
+    with pytest.raises(
+        UserError, match=r"a block at 6 sites is 19.00 GiB, more than the 18.00 .*; \d+ tokens .* fit; or sweep 5 of"
+    ):
+        budget(sweep(), nodes, 19 * 2**30, 100 * 2**30, 6)
+
+
+# ---- memory ---------------------------------------------------------------------------------------------------------
+
+
+def trials_of(loaded: Sweep, n: int) -> list[TrialSpec]:
+    """The sweep's trials at a model of that width."""
+    return loaded.expand(dict.fromkeys(loaded.used_sites, n), {})
+
+
+def with_gpu(name: str, count: int = 1, **more: float) -> Node:
+    return Node({"CPU": 16, "GPU": count, f"accelerator_type:{name}": 1, **more}, TRAINER)
+
+
+def test_auto_puts_as_many_trials_on_a_gpu_as_fit_into_its_memory() -> None:
+    loaded = sweep(trials={"gpus": "auto"}, saes=[{**STANDARD, "widths": [8, 65_536]}])
+    small, large = trials_of(loaded, 1024)
+    need = of_trial(large, on_gpu=True).gpu
+    assert 2 * 2**30 < need < 4 * 2**30  # 4 x 512 MiB, a batch, the context
+    found = shares(loaded, [HEAD, PRODUCERS, with_gpu("A10G", 2)], [small, large])
+    at_once = 23_028 * 2**20 // need
+    assert at_once == 8 and 1 - 1e-3 < at_once * found[large.name] <= 1
+    n = 23_028 * 2**20 // of_trial(small, on_gpu=True).gpu
+    assert n > 40 and 1 - 1e-2 < n * found[small.name] <= 1  # Ray may not take them for more than a GPU
+    assert slots(loaded, [with_gpu("A10G", 2)], found[large.name]) == 16
+    mixed = shares(loaded, [with_gpu("H100"), with_gpu("T4")], [large])  # the smallest decides
+    assert mixed[large.name] == pytest.approx(1 / (15_360 * 2**20 // need), rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("gpus", "nodes", "said"),
+    [
+        ("auto", [HEAD, PLAIN], "trials.gpus: auto, but the memory of the GPUs is not known"),
+        ("auto", [HEAD, with_gpu("L40S"), PLAIN], None),  # trials go to nodes of their label
+        ("auto", [Node({"CPU": 4})], "trials.gpus: auto, but no node for trials has a GPU"),
+        (
+            "auto",
+            [with_gpu("T4")],
+            r"width 262144 at blocks.1.hook_resid_post needs 2\d.\d GiB a trial; the largest",
+        ),
+        (1, [with_gpu("T4")], r"the largest GPU has 15.0: a width of about 1\d\d,\d\d\d fits"),
+        (1, [with_gpu("T4"), with_gpu("L40S")], None),
+        (0, [Node({"CPU": 4, "memory": 8 * 2**30})], r"the largest node for trials has 8.0"),
+        (0, [Node({"CPU": 4, "memory": 80 * 2**30})], None),
+        (0, [Node({"CPU": 4})], None),  # not known
+    ],
+)
+def test_a_trial_that_does_not_fit_into_memory_is_named(gpus: Any, nodes: list[Node], said: str | None) -> None:
+    loaded = sweep(trials={"gpus": gpus}, saes=[{**STANDARD, "widths": [262_144]}])
+    wide = trials_of(loaded, 2560)
+    if said is None:
+        assert shares(loaded, nodes, wide).keys() == {wide[0].name}
+    else:
+        with pytest.raises(UserError, match=said):
+            shares(loaded, nodes, wide)
+
+
+def test_a_producer_that_does_not_fit_into_memory_is_named() -> None:
+    on_gpu = sweep(producers={"gpus": 1})
+    need = Memory(host=PROCESS, gpu=CUDA_CONTEXT + 30 * 2**30)
+    check_producers(on_gpu, [with_gpu("L40S")], need)
+    check_producers(on_gpu, [PLAIN], need)  # not known
+    check_producers(sweep(producers={"gpus": 2}), [Node(with_gpu("A10G", 2).resources)], need)
+    with pytest.raises(UserError, match=r"producers: each needs 30.5 GiB; the largest GPU has 22.5: lower evaluation"):
+        check_producers(on_gpu, [Node(with_gpu("A10G").resources)], need)
+    with pytest.raises(UserError, match=r"the largest node for them has 1.0: lower dataset.shuffle_tokens"):
+        check_producers(sweep(), [Node({"CPU": 4, "memory": 2**30})], Memory(host=2 * 2**30))
