@@ -190,7 +190,7 @@ def forecast(
     contexts = blocks * sweep.block_contexts
 
     parameters = {trial.name: sum(p.numel() for p in memory.skeleton(trial).parameters()) for trial in trials}
-    flops = {trial.name: _flops_a_row(trial) * trial.training.trained_tokens for trial in trials}
+    flops = {trial.name: flops_a_row(trial) * trial.training.trained_tokens for trial in trials}
     heldout = sweep.evaluation.tokens / (sweep.model.context_size - sweep.dataset.skip_first_position)
     passes = len(trials) * len(sweep.evaluation.encoders) + len(d_in) + 1  # each site ablated; the model as it is
     model_flops = counter.get_total_flops() * contexts * ratio
@@ -215,7 +215,7 @@ def forecast(
         pace=pace(
             sweep,
             nodes,
-            [float(max(flops[t.name] for t in wave)) for wave in in_waves],
+            [[float(flops[t.name]) for t in wave] for wave in in_waves],
             model_flops + evaluation_flops,
             slots,
             gpus_a_trial,
@@ -234,7 +234,7 @@ def _products(trial: TrialSpec) -> int:
     return REGISTRY[trial.architecture].training_products(trial.hyperparameters, trial.training.objective)
 
 
-def _flops_a_row(trial: TrialSpec) -> int:
+def flops_a_row(trial: TrialSpec) -> int:
     return 2 * trial.d_in * trial.d_sae * _products(trial)
 
 
@@ -249,7 +249,7 @@ def _kinds(trials: list[TrialSpec], parameters: dict[str, int]) -> tuple[Kind, .
             d_sae=trial.d_sae,
             parameters=parameters[trial.name],
             products=_products(trial),
-            flops_a_row=_flops_a_row(trial),
+            flops_a_row=flops_a_row(trial),
         )
         kinds[kind] = kinds.get(kind, 0) + 1
     return tuple(dataclasses.replace(kind, trials=count) for kind, count in kinds.items())

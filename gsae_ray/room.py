@@ -102,8 +102,9 @@ def shares(sweep: Sweep, nodes: Sequence[Node], trials: Sequence[TrialSpec]) -> 
             "trials.gpus: auto, but the memory of the GPUs is not known (the nodes name no accelerator_type that is); "
             "give a number"
         )
+    at_once = {name: max(1, int(min(sizes) * SURELY / need.gpu)) for name, need in needs.items()}
     # Ray counts in ten-thousandths and might round up, so that seven times a seventh would be more than a GPU.
-    return {name: 10_000 // max(1, min(sizes) // need.gpu) / 10_000 for name, need in needs.items()}
+    return {name: 10_000 // count / 10_000 for name, count in at_once.items()}
 
 
 def _check_trials(

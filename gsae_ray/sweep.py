@@ -247,7 +247,9 @@ class ProducerSettings(Settings):
 
     count: Count = Field(1, description="how many producers, each with a copy of the model")
     cpus: Count = Field(1, description="threads of a producer; fixed, since the last bits of a sum depend on it")
-    gpus: GPUs = Field(0, description="GPUs of a producer: 0 runs it on the CPU, several share the layers of one model")
+    gpus: GPUs = Field(
+        0.0, description="GPUs of a producer: 0 runs it on the CPU, several share the layers of one model"
+    )
     batch: Count = Field(32, description="contexts of a forward pass; fixed for the same reason")
     chunk_mib: Count = Field(32, description="size of the chunks in which activations travel")
     budget_gib: Annotated[float, Field(gt=0)] | None = Field(
@@ -265,7 +267,7 @@ class TrialSettings(Settings):
 
     cpus: Count = Field(1, description="cores, and threads, of a trial")
     gpus: Annotated[float | Literal["auto"], pydantic.BeforeValidator(_number_or_auto)] = Field(
-        0,
+        0.0,
         description="GPUs, or a fraction of one, of a trial; auto: as many on a GPU as by prediction fit into its "
         "memory; 0: CPU",
     )

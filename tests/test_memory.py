@@ -24,7 +24,8 @@ torch.set_num_threads(1)
 def rss():
     return int(open("/proc/self/statm").read().split()[1]) * resource.getpagesize()
 def peak_mib(before):
-    print("peak", (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before) / 2**20)
+    host = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before
+    print("peak", (torch.cuda.max_memory_reserved() if torch.cuda.is_initialized() else host) / 2**20)
 """
 TRAINER = """
 sys.path.insert(0, {tests!r})
@@ -41,7 +42,7 @@ layout = Layout((steps,), {{SITE: {n}}}, "float32", chunk_bytes=2**40)
 source = ArraySource(torch.randn(steps, {n}), layout)
 torch.optim.Adam([torch.nn.Parameter(torch.zeros(3))], fused=True).step()
 before = rss()
-trainer = Trainer(trial, RowStream(source, layout, SITE))
+trainer = Trainer(trial, RowStream(source, layout, SITE), {device!r})
 trainer.train_interval()
 safetensors.torch.save_file(trainer.state()[0], {folder!r} + "/checkpoint")
 peak_mib(before)
@@ -85,14 +86,29 @@ def values(model: str = "builtin", **sections: Any) -> dict[str, Any]:
     }
 
 
+def training(architecture: str, width: int, batch: int) -> dict[str, Any]:
+    """Three steps."""
+    return values(
+        saes=[{"architecture": architecture, "widths": [width], "l1_coefficient": [1]}],
+        training={"tokens": 3 * batch, "batch_size": batch, "log_every_tokens": 3 * batch, "lr": 1e-5},
+    )
+
+
 def trial_of(given: dict[str, Any], n: int) -> Any:
     sweep = Sweep.model_validate(given)
     (trial,) = sweep.expand(dict.fromkeys(sweep.used_sites, n), {})
     return trial
 
 
+def trainer_mib(given: dict[str, Any], n: int, folder: Path, device: str = "cpu") -> float:
+    """What a trainer takes."""
+    return measured(
+        TRAINER.format(tests=str(Path(__file__).parent), values=given, n=n, folder=str(folder), device=device)
+    )
+
+
 def measured(code: str) -> float:
-    """MiB that a process took at most, beyond what it had before."""
+    """MiB that a process took at most, beyond what it had before; of the GPU if it used one."""
     done = subprocess.run([sys.executable, "-c", COMMON + code], capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stderr
     return float(done.stdout.split("peak")[-1])
@@ -101,11 +117,8 @@ def measured(code: str) -> float:
 @pytest.mark.parametrize("architecture", ["gated", "standard"])
 @pytest.mark.parametrize(("n", "width", "batch"), [(256, 65_536, 128), (256, 16_384, 4096)])
 def test_a_trial(architecture: str, n: int, width: int, batch: int, tmp_path: Path) -> None:
-    given = values(
-        saes=[{"architecture": architecture, "widths": [width], "l1_coefficient": [1]}],
-        training={"tokens": 3 * batch, "batch_size": batch, "log_every_tokens": 3 * batch, "lr": 1e-5},
-    )
-    found = measured(TRAINER.format(tests=str(Path(__file__).parent), values=given, n=n, folder=str(tmp_path)))
+    given = training(architecture, width, batch)
+    found = trainer_mib(given, n, tmp_path)
     predicted = (of_trial(trial_of(given, n), on_gpu=False).host - PROCESS) / MIB
     assert predicted == pytest.approx(found, rel=0.2)
 

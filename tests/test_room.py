@@ -150,13 +150,13 @@ def test_auto_puts_as_many_trials_on_a_gpu_as_fit_into_its_memory() -> None:
     need = of_trial(large, on_gpu=True).gpu
     assert 2 * 2**30 < need < 4 * 2**30  # 4 x 512 MiB, a batch, the context
     found = shares(loaded, [HEAD, PRODUCERS, with_gpu("A10G", 2)], [small, large])
-    at_once = 23_028 * 2**20 // need
-    assert at_once == 8 and 1 - 1e-3 < at_once * found[large.name] <= 1
-    n = 23_028 * 2**20 // of_trial(small, on_gpu=True).gpu
-    assert n > 40 and 1 - 1e-2 < n * found[small.name] <= 1  # Ray may not take them for more than a GPU
-    assert slots(loaded, [with_gpu("A10G", 2)], found[large.name]) == 16
+    at_once = int(0.8 * 23_028 * 2**20 / need)  # the prediction may be a fifth too low
+    assert at_once == 6 and 1 - 1e-3 < at_once * found[large.name] <= 1
+    n = int(0.8 * 23_028 * 2**20 / of_trial(small, on_gpu=True).gpu)
+    assert n > 20 and 1 - 1e-2 < n * found[small.name] <= 1  # Ray may not take them for more than a GPU
+    assert slots(loaded, [with_gpu("A10G", 2)], found[large.name]) == 12
     mixed = shares(loaded, [with_gpu("H100"), with_gpu("T4")], [large])  # the smallest decides
-    assert mixed[large.name] == pytest.approx(1 / (15_360 * 2**20 // need), rel=1e-3)
+    assert mixed[large.name] == pytest.approx(1 / int(0.8 * 15_360 * 2**20 / need), rel=1e-3)
 
 
 @pytest.mark.parametrize(
@@ -193,7 +193,7 @@ def test_a_producer_that_does_not_fit_into_memory_is_named() -> None:
     check_producers(on_gpu, [with_gpu("L40S")], need)
     check_producers(on_gpu, [PLAIN], need)  # not known
     check_producers(sweep(producers={"gpus": 2}), [Node(with_gpu("A10G", 2).resources)], need)
-    with pytest.raises(UserError, match=r"producers: each needs 30.5 GiB; the largest GPU has 22.5: lower evaluation"):
+    with pytest.raises(UserError, match=r"producers: each needs 30.7 GiB; the largest GPU has 22.5: lower evaluation"):
         check_producers(on_gpu, [Node(with_gpu("A10G").resources)], need)
     with pytest.raises(UserError, match=r"the largest node for them has 1.0: lower dataset.shuffle_tokens"):
         check_producers(sweep(), [Node({"CPU": 4, "memory": 2**30})], Memory(host=2 * 2**30))

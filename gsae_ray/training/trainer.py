@@ -125,7 +125,7 @@ class Trainer:
         resampled = 0
         if resampler is not None:
             resampled = resampler.resample(self.step, self.sae, self.optimiser, settings.objective)
-        x_BD = self.stream.read(settings.batch_size).to(self.device, torch.float32) * self.scale
+        x_BD = self.stream.read(settings.batch_size).to(self.device).to(torch.float32) * self.scale
         progress = (self.step, settings.steps)
         lr = settings.lr * lr_factor(*progress, settings.lr_warmup, settings.lr_decay, *self._restarts)
         coefficient = self.coefficient * sparsity_factor(*progress, settings.l1_warmup)
