@@ -18,6 +18,7 @@ from typing import Any
 import psutil
 import yaml
 from mlflow.tracking import MlflowClient
+from ray.cluster_utils import Cluster
 from rich.console import Console
 
 from gsae_ray import launch
@@ -191,6 +192,36 @@ def assert_undisturbed(home: Home, quiet: Outcome, but_for: Sequence[str] = ()) 
         assert saved == {"sae/cfg.json", "sae/sae_weights.safetensors"}
     launches = client.search_runs([experiment], "tags.`gsae.kind` = 'launch'")
     assert [run.info.status for run in launches] == ["FINISHED"]
+
+
+NODE_STORE_BYTES = 300_000_000
+"""The object store of a node of such a cluster."""
+
+
+def head_without_slots() -> Cluster:
+    """A cluster of several nodes on this machine; so far it has the head, on which no trial runs."""
+    args = {"num_cpus": 0, "include_dashboard": False, "object_store_memory": NODE_STORE_BYTES}
+    return Cluster(initialize_head=True, head_node_args=args)
+
+
+def add_node(cluster: Cluster, role: str | None = None, cpus: int = 1) -> Any:
+    """A node for trials, or for what its role says."""
+    labels = {"gsae-role": role} if role else {}
+    return cluster.add_node(num_cpus=cpus, object_store_memory=NODE_STORE_BYTES, labels=labels)
+
+
+def on_nodes(script: str, home: Home, *arguments: str) -> str:
+    """What a script says that has a cluster of several nodes, which tells of itself, and notices a dead one, soon."""
+    environment = {
+        **os.environ,
+        **{"RAY_health_check_initial_delay_ms": "0", "RAY_health_check_period_ms": "500"},
+        **{"RAY_health_check_timeout_ms": "500", "RAY_health_check_failure_threshold": "3"},
+        "RAY_metrics_report_interval_ms": "1000",
+    }
+    command = [sys.executable, str(Path(__file__).with_name(script)), str(home.path), *arguments]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=280)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
 
 
 # ---- the faults -----------------------------------------------------------------------------------------------------

@@ -9,19 +9,13 @@ import sys
 from pathlib import Path
 
 import ray
-from faults import Home, disturbed
-from ray.cluster_utils import Cluster
-
-CHUNKS = 300_000_000
+from faults import Home, add_node, disturbed, head_without_slots
 
 
 def main(folder: Path, at: float) -> None:
     """Nodes: the head without slots, and two workers with one trial each."""
-    cluster = Cluster(
-        initialize_head=True,
-        head_node_args={"num_cpus": 0, "include_dashboard": False, "object_store_memory": CHUNKS},
-    )
-    workers = [cluster.add_node(num_cpus=1, object_store_memory=CHUNKS) for _ in range(2)]
+    cluster = head_without_slots()
+    workers = [add_node(cluster) for _ in range(2)]
     ray.init(address=cluster.address, log_to_driver=False)
     home = Home(folder)
 

@@ -10,26 +10,15 @@ import os
 import signal
 import sys
 from pathlib import Path
-from typing import Any
 
 import psutil
-from faults import TOKENS, Home, processes, stop, wait_until
-from ray.cluster_utils import Cluster
-
-CHUNKS = 300_000_000
+from faults import TOKENS, Home, add_node, head_without_slots, processes, stop, wait_until
 
 
 def main(folder: Path) -> None:
     """Nodes: the head without slots, one for producers, one for a trial; a second of these comes, the first goes."""
-    cluster = Cluster(
-        initialize_head=True,
-        head_node_args={"num_cpus": 0, "include_dashboard": False, "object_store_memory": CHUNKS},
-    )
-
-    def add(role: str) -> Any:
-        return cluster.add_node(num_cpus=1, object_store_memory=CHUNKS, labels={"gsae-role": role})
-
-    producer, first = add("producer"), add("trainer")
+    cluster = head_without_slots()
+    producer, first = add_node(cluster, "producer"), add_node(cluster, "trainer")
     home = Home(folder)
     driver = home.command("--address", cluster.address)
     try:
@@ -37,7 +26,7 @@ def main(folder: Path) -> None:
         assert where(home) == {first.node_id}, "a trial runs on the producers' node, or the head"
         pid = home.pid(home.furthest()[1])
         os.kill(pid, signal.SIGSTOP)  # it is not to be over before the node has come
-        second = add("trainer")
+        second = add_node(cluster, "trainer")
         wait_until(lambda: second.node_id in where(home))
         raylet = producer.all_processes["raylet"][0].process.pid
         shells = processes("ProducerShell")

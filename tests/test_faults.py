@@ -21,6 +21,7 @@ from faults import (
     Outcome,
     assert_undisturbed,
     disturbed,
+    on_nodes,
     position,
     processes,
     seed,
@@ -122,19 +123,6 @@ def test_death_of_the_driver_then_resume(
     assert result.failures == {} and result.forward_ratio == 1.0
     assert_undisturbed(home, quiet)
     assert any(0 < tokens < TOKENS for tokens in kept.values()), "it went on from checkpoints"
-
-
-def on_nodes(script: str, home: Home, *arguments: str) -> str:
-    """What a script says that has a cluster of several nodes, which notices soon when one dies."""
-    environment = {
-        **os.environ,
-        **{"RAY_health_check_initial_delay_ms": "0", "RAY_health_check_period_ms": "500"},
-        **{"RAY_health_check_timeout_ms": "500", "RAY_health_check_failure_threshold": "3"},
-    }
-    command = ["python", str(Path(__file__).with_name(script)), str(home.path), *arguments]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=280)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
 
 
 def test_nodes_with_roles_that_come_and_go(home: Home, quiet: Outcome) -> None:

@@ -13,6 +13,7 @@ import pandas as pd
 import pytest
 import ray
 import torch
+from faults import Home, on_nodes
 from mlflow.tracking import MlflowClient
 from rich.console import Console
 
@@ -347,3 +348,10 @@ def test_the_sums_of_each_context_give_the_logged_numbers_and_intervals(launched
             found = interval(of(name, position), [sums], draws=200)
             assert found.value == pytest.approx(getattr(row, name), rel=1e-9)
             assert found.low < found.value < found.high
+
+
+@pytest.mark.slow
+def test_a_node_pulls_a_chunk_once_however_many_trials_it_holds(tmp_path: Path) -> None:
+    """By Ray's own count of what nodes send each other."""
+    said = on_nodes("node_transfers.py", Home(tmp_path))
+    assert 0.99 < float(said.splitlines()[-1]) < 1.05, said
