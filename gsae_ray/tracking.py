@@ -58,10 +58,12 @@ def refuse_password(tracking_uri: str) -> None:
         UserError: there is one.
     """
     parts = urlsplit(tracking_uri)
-    if parts.scheme in ("http", "https") and parts.password is not None:
+    if parts.password is not None:
+        server = "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
+        database = "give it as the database's client has it (PostgreSQL: PGPASSWORD or ~/.pgpass)"
         raise UserError(
             f"--tracking-uri: there is a password in the address of {parts.hostname}, which is printed and written "
-            "down; leave it out, and set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
+            f"down; leave it out, and {server if parts.scheme in ('http', 'https') else database}"
         )
 
 

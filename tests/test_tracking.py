@@ -27,6 +27,7 @@ from gsae_ray.tracking import (
     TRIAL,
     Mirror,
     MirrorThread,
+    check,
     connect,
     download_sae,
     download_sequences,
@@ -585,3 +586,16 @@ def test_paths_of_sqlite_stores_are_absolute(tmp_path: Path, monkeypatch: pytest
     monkeypatch.chdir(tmp_path)
     assert resolve_uri("sqlite:///runs/mlflow.db") == f"sqlite:///{tmp_path}/runs/mlflow.db"
     assert resolve_uri("sqlite:////elsewhere/mlflow.db") == "sqlite:////elsewhere/mlflow.db"
+
+
+@pytest.mark.parametrize(
+    ("address", "remedy"),
+    [
+        ("http://me:secret@host:5000", "MLFLOW_TRACKING_USERNAME"),
+        ("postgresql://me:secret@host/mlflow", "PGPASSWORD or ~/.pgpass"),
+    ],
+)
+def test_an_address_with_a_password_is_refused(address: str, remedy: str) -> None:
+    with pytest.raises(UserError, match="there is a password in the address of host") as error:
+        check(address)
+    assert remedy in str(error.value) and "secret" not in str(error.value)
