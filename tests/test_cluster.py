@@ -30,7 +30,7 @@ PLANTED = {"HF_TOKEN": "hf_planted0123456789", "MLFLOW_TRACKING_PASSWORD": PASSW
 """Credentials that must be nowhere but in the environment."""
 LOGIN = {"MLFLOW_TRACKING_USERNAME": "admin", "MLFLOW_TRACKING_PASSWORD": PASSWORD}
 SHORT = ["sites.layers=[2]", "saes.0.l1_coefficient=[2,4]", "saes.1.l1_coefficient=[1,2]", "evaluation.tokens=4_096"]
-SHORT += ["training.tokens=1_500_000", "training.checkpoint_every_tokens=204_800", "dataset.shuffle_tokens=100_000"]
+SHORT += ["training.tokens=1_200_000", "training.checkpoint_every_tokens=204_800", "dataset.shuffle_tokens=100_000"]
 """Fewer trials than the quickstart, and long enough to be looked at."""
 SCREENSHOTS = Path(os.environ.get("GSAE_SCREENSHOTS", "/tmp/gsae-screenshots"))
 
