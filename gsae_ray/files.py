@@ -7,6 +7,7 @@ import errno
 import hashlib
 import json
 import os
+import secrets
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -43,7 +44,8 @@ def file_hash(path: Path) -> str:
 
 def write_atomically(path: Path, data: bytes) -> None:
     """A reader sees the old contents or the new, also after a crash."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    # By a name that no other process has: on a shared file system two may have one process id.
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
     try:
         with temporary.open("wb") as file:
             file.write(data)

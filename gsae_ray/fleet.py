@@ -42,15 +42,29 @@ def running_producers(
         group = placement_group([{"GPU": gpus}] * count, strategy="SPREAD", bundle_label_selector=places)
     producers: list[ActorHandle[Any]] = []
     try:
+        with _coming_up(count, gpus, timeout_s):
+            if group is not None:
+                ray.get(group.ready(), timeout=timeout_s)
+                placement = PlacementGroupSchedulingStrategy(placement_group=group)
+                options |= {"num_gpus": gpus, "scheduling_strategy": placement}
+            else:
+                options |= {"scheduling_strategy": "SPREAD", "label_selector": labels or None}
+            actor = ray.remote(ProducerShell).options(**options)
+            producers += [actor.remote(spec) for _ in range(count)]
+            machines = ray.get([producer.ready.remote() for producer in producers], timeout=timeout_s)
+        yield producers, machines
+    finally:
+        for producer in producers:
+            ray.kill(producer)
         if group is not None:
-            ray.get(group.ready(), timeout=timeout_s)
-            placement = PlacementGroupSchedulingStrategy(placement_group=group)
-            options |= {"num_gpus": gpus, "scheduling_strategy": placement}
-        else:
-            options |= {"scheduling_strategy": "SPREAD", "label_selector": labels or None}
-        actor = ray.remote(ProducerShell).options(**options)
-        producers += [actor.remote(spec) for _ in range(count)]
-        yield producers, ray.get([producer.ready.remote() for producer in producers], timeout=timeout_s)
+            remove_placement_group(group)
+
+
+@contextlib.contextmanager
+def _coming_up(count: int, gpus: float, timeout_s: float) -> Iterator[None]:
+    """Errors of producers that do not come up, as what is to be done."""
+    try:
+        yield
     except ray.exceptions.GetTimeoutError as error:
         raise ProductionError(
             f"producers did not come up in producers.timeout_s = {timeout_s:g} s: the cluster has no room for "
@@ -61,11 +75,6 @@ def running_producers(
         raise kind(reason(error)) from error
     except ray.exceptions.RayActorError as error:
         raise ProductionError(f"a producer's process died while it loaded the model: {reason(error)}") from error
-    finally:
-        for producer in producers:
-            ray.kill(producer)
-        if group is not None:
-            remove_placement_group(group)
 
 
 def start_store(layout: Layout, budget_bytes: int, timeout_s: float) -> ActorHandle[Any]:

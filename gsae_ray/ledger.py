@@ -1,7 +1,7 @@
 """A sweep's folder in storage: one driver at a time, and what each launch was.
 
 drivers/{session}.json          the newest drivers: the one that runs has a fresh heartbeat
-launches/{id}/launch.json       the sweep, resolved, and its trials
+launches/{id}/launch.json       the sweep, resolved, and its trials' identities by name
 launches/{id}/sweep.yaml        the same to read; versions.json, frontier.csv, frontier.png, pursuit.csv
 launches/{id}/record.json       what was produced for it (`activations.record`)
 launches/{id}/events.jsonl      what happened: {"time", "event"} a line
@@ -173,25 +173,34 @@ def begin_launch(folder: Path, sweep: Sweep, trials: Sequence[TrialSpec], resume
         its id, and what the user should know: how this session differs from those before.
     """
     description = json.loads(sweep.model_dump_json())
+    identities = {trial.name: trial.identity for trial in trials}
     launches = folder / "launches"
     if resume:
         earlier = sorted(p for p in launches.glob("*/launch.json")) if launches.exists() else []
         if not earlier:
             raise UserError(f"--resume: no launch of {sweep.name!r} in {folder.parent}; run it without --resume")
-        before = json.loads(earlier[-1].read_text())["sweep"]
-        changed = sorted(set(_differences(before, description)) - OPERATIONAL)
+        before = json.loads(earlier[-1].read_text())
+        changed = sorted(set(_differences(before["sweep"], description)) - OPERATIONAL)
         if changed:
             raise UserError(
                 f"--resume: the sweep file has changed since launch {earlier[-1].parent.name}: {', '.join(changed)}; "
                 "change it back, or run without --resume (trials that are done are not trained again)"
             )
+        if before["trials"] != identities:
+            others = [name for name, identity in identities.items() if before["trials"].get(name) != identity]
+            raise UserError(
+                f"--resume: the model, the data or a parent SAE has changed since launch {earlier[-1].parent.name}, "
+                f"though not in the sweep file ({len(others)} of {len(identities)} trials would be other ones, as "
+                f"{others[0] if others else 'those that are gone'}); bring it back, or run without --resume"
+            )
         return earlier[-1].parent.name, _add_versions(earlier[-1].parent)
-    launch_id = f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"
+    # In UTC, since the newest is found by name, from machines anywhere.
+    launch_id = f"{time.strftime('%Y%m%d-%H%M%S', time.gmtime())}-{secrets.token_hex(2)}"
     target = launches / launch_id
     target.mkdir(parents=True)
     _add_versions(target)
     write_atomically(target / "sweep.yaml", yaml.safe_dump(description, sort_keys=False).encode())
-    write_json(target / "launch.json", {"sweep": description, "trials": [trial.name for trial in trials]})
+    write_json(target / "launch.json", {"sweep": description, "trials": identities})
     return launch_id, []
 
 

@@ -88,6 +88,7 @@ class Supervisor(threading.Thread):
         self.show_waits = show_waits
         found = read_json(record_path)
         self.record = Record() if found is None else Record.from_json(found)
+        self._written: Record | None = None
         self.stopped: SweepStoppedError | None = None
         """Why the sweep has to stop, where it has."""
         self.deaths: dict[str, tuple[int, int]] = {}
@@ -103,13 +104,14 @@ class Supervisor(threading.Thread):
     def run(self) -> None:
         while True:
             try:
-                if (other := self.driver.replaced_by) is not None:
+                if (other := self.driver.replaced_by) is not None:  # what is looked at, the other writes down
                     self.stop(
                         ReplacedError(
                             f"this driver was not heard of, and another one ({other}) has taken the sweep over"
                         )
                     )
-                self._look()
+                else:
+                    self._look()
                 self._looked = time.monotonic()
             except Exception as error:  # a hiccup of storage or of Ray; the next round comes in a second
                 logging.getLogger(__name__).debug("the supervisor's look failed", exc_info=True)
@@ -140,7 +142,8 @@ class Supervisor(threading.Thread):
         self._done.set()
         self.join()
         with contextlib.suppress(Exception):  # the store may be what has failed
-            self._look()
+            if self.driver.replaced_by is None:
+                self._look()
         return self.record
 
     def _look(self) -> None:
@@ -164,9 +167,10 @@ class Supervisor(threading.Thread):
             return
         for event in look.events:
             self.log.say(event)
-        if look.record != self.record:
-            self.record = look.record
+        self.record = look.record
+        if self.record != self._written:
             write_json(self.record_path, self.record.to_json())
+            self._written = self.record
         self._follow_waits(look.waits)
         for machine in look.machines:
             self.met(machine)

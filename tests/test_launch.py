@@ -198,7 +198,7 @@ def test_one_lambda_more_trains_only_its_trials(launched: launch.SweepResult, ho
     trials = sorted((home / "runs/golden/trials").iterdir())
     assert len(trials) == 6
     assert {path: path.stat().st_mtime_ns for path in before} == before
-    attempts = {json.loads((path / "attempt.json").read_text())["attempt"] for path in trials}
+    attempts = {TrialDirectory(path).newest_attempt for path in trials}
     assert attempts == {1}
     rows = gsae_ray.frontier("golden", tracking_uri=again.tracking_uri)
     assert len(rows) == 6

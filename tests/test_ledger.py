@@ -311,7 +311,7 @@ def test_a_resumed_launch_keeps_its_id_and_a_plain_run_gets_another(
 ) -> None:
     first, _ = begin_launch(tmp_path, sweep_of(), [], resume=False)
     assert begin_launch(tmp_path, sweep_of(), [], resume=True) == (first, [])
-    monkeypatch.setattr("time.strftime", lambda format: "99990101-000000")
+    monkeypatch.setattr("time.strftime", lambda format, when=None: "99990101-000000")
     second, _ = begin_launch(tmp_path, sweep_of(), [], resume=False)
     assert second != first
     assert begin_launch(tmp_path, sweep_of(), [], resume=True)[0] == second, "the newest one"
@@ -336,6 +336,17 @@ def test_resuming_refuses_changed_keys_by_name_and_adds_no_session(tmp_path: Pat
     with pytest.raises(UserError, match=rf"since launch {launch_id}: dataset\.seed, training\.lr; change it back"):
         begin_launch(tmp_path, changed, [], resume=True)
     assert len(versions_of(tmp_path, launch_id)) == 1
+
+
+def test_resuming_refuses_trials_whose_model_or_data_have_changed_under_the_same_sweep_file(tmp_path: Path) -> None:
+    def trials(tokens: str) -> list[TrialSpec]:
+        site = Site("blocks.1.hook_resid_post")
+        return sweep_of().expand({site: 8}, {"model": "m", "tokens": tokens})
+
+    launch_id, _ = begin_launch(tmp_path, sweep_of(), trials("a corpus"), resume=False)
+    with pytest.raises(UserError, match=rf"the data or a parent SAE has changed since launch {launch_id}.* \(1 of 1"):
+        begin_launch(tmp_path, sweep_of(), trials("the corpus, edited"), resume=True)
+    assert begin_launch(tmp_path, sweep_of(), trials("a corpus"), resume=True)[0] == launch_id
 
 
 VALUES = {

@@ -109,7 +109,7 @@ class Crew:
         self.spawn(self._revive(producer, hangs))
 
     async def _revive(self, producer: ProducerClient, hangs: bool) -> None:
-        """Waits until the producer's next process has loaded the model, as long as that takes."""
+        """Waits until a process of the producer has loaded the model; one that takes longer than `timeout_s` goes."""
         pause, why = FIRST_PAUSE_S, "no answer"
         while True:
             try:

@@ -52,7 +52,6 @@ class Counters:
     """Rows of the blocks that were produced at least once."""
     rows_repeated: int
     """Rows of productions that a fault made necessary."""
-    blocks_held: int
     peak_bytes: int
     evaluations: int
 
@@ -65,7 +64,6 @@ class Counters:
             rows_produced=rows(record.produced),
             rows_distinct=rows(dict.fromkeys(record.produced.keys() | record.repeated.keys(), 1)),
             rows_repeated=rows(record.repeated),
-            blocks_held=len(record.held),
             peak_bytes=record.peak_bytes,
             evaluations=record.evaluations,
         )

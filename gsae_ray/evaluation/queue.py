@@ -19,6 +19,10 @@ Evaluate = Callable[[str, str, bytes, Sequence[int | None]], Sequence["Future[Ev
 """(site, cfg.json, weights as saved, encoders) -> the evaluation with each encoder, in time."""
 
 
+PATIENCE_S = 120.0
+"""Storage that cannot be looked at for longer ends the evaluations."""
+
+
 class EvaluationQueue(threading.Thread):
     """Watches trial directories: what is DONE gets the evaluations of this fingerprint that it lacks."""
 
@@ -49,11 +53,20 @@ class EvaluationQueue(threading.Thread):
         self._stop_asked = False
 
     def run(self) -> None:
+        since: float | None = None
         while not self._stop_asked:
             last = self._training_over.is_set()  # before the look: what is DONE now is then seen
-            self._look()
-            if last and not self._running and not any(directory.done for _, directory in self._waiting):
-                return
+            try:
+                self._look()
+                if last and not self._running and not any(directory.done for _, directory in self._waiting):
+                    return
+            except OSError as error:  # a hiccup of storage, or what stays: then it is the end
+                since = since or time.monotonic()
+                if time.monotonic() - since > PATIENCE_S:
+                    self._error = self._error or error
+                    return
+            else:
+                since = None
             time.sleep(self.interval_s)
 
     def _look(self) -> None:

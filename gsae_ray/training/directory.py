@@ -1,8 +1,8 @@
 """A trial's directory in storage: the truth about it. Safetensors and JSON only.
 
 trial.json                   the TrialSpec
-attempt.json                 the newest attempt: number, session (`ledger`) of its driver, where it runs;
-                             what an older attempt still writes is refused, and a new one of an older session
+attempts/{number}.json       an attempt: number, session (`ledger`) of its driver, where it runs; what an older one than
+                             the newest still writes is refused, and a new one of an older session
 metrics-{attempt}.jsonl      {"step": tokens, "timestamp": ms, "metrics": {name: value}} a line; the newest file counts
 checkpoints/{tokens}/        state.safetensors, then manifest.json with its hash; the last two are kept
 sae/                         the finished SAE
@@ -70,7 +70,15 @@ class TrialDirectory:
     @property
     def newest_begun(self) -> dict[str, Any]:
         """What `begin_attempt` wrote last: {"attempt", "session", …}."""
-        return {"attempt": 0, "session": 0} | (read_json(self.path / "attempt.json") or {})
+        files = (path for path in (self.path / "attempts").glob("*.json") if path.stem.isdecimal())
+        newest = max(files, key=lambda path: int(path.stem), default=None)
+        if newest is None:
+            return {"attempt": 0, "session": 0}
+        try:
+            facts = json.loads(newest.read_text(encoding="utf-8"))
+        except ValueError:  # it has been claimed only
+            facts = {}
+        return {"session": 0} | facts | {"attempt": int(newest.stem)}
 
     @property
     def newest_checkpoint(self) -> int:
@@ -163,14 +171,21 @@ class TrialDirectory:
         Raises:
             ReplacedError: a later session has begun an attempt.
         """
-        before = self.newest_begun
-        if before["session"] > session:
-            raise ReplacedError(f"{self.path.name}: another driver has taken the sweep over from this one")
-        self.path.mkdir(parents=True, exist_ok=True)
-        self.attempt = before["attempt"] + 1
-        write_json(self.path / "attempt.json", {"attempt": self.attempt, "session": session, **where})
-        write_json(self.path / "trial.json", trial.to_json())
-        return self.attempt
+        (self.path / "attempts").mkdir(parents=True, exist_ok=True)
+        while True:
+            before = self.newest_begun
+            if before["session"] > session:
+                raise ReplacedError(f"{self.path.name}: another driver has taken the sweep over from this one")
+            number = before["attempt"] + 1
+            file = self.path / "attempts" / f"{number}.json"
+            try:
+                file.touch(exist_ok=False)  # a number belongs to one process, whoever is suspended halfway
+            except FileExistsError:
+                continue
+            write_json(file, {"attempt": number, "session": session, **where})
+            write_json(self.path / "trial.json", trial.to_json())
+            self.attempt = number
+            return number
 
     def _check_attempt(self) -> None:
         if self.newest_attempt != self.attempt:
@@ -213,14 +228,15 @@ class TrialDirectory:
     def finish(self, sae: SAE) -> None:
         """Saves the finished SAE and marks the trial as done; its checkpoints are needed no more."""
         self._check_attempt()
-        temporary = self.path / ".sae"
+        temporary = self.path / f".sae-{self.attempt}"
         shutil.rmtree(temporary, ignore_errors=True)
         sae.save(temporary)
         self._check_attempt()  # again: that took a while
         shutil.rmtree(self.path / "sae", ignore_errors=True)
         temporary.rename(self.path / "sae")
         write_json(self.path / "DONE", {"attempt": self.attempt})
-        shutil.rmtree(self.path / "checkpoints", ignore_errors=True)
+        for left in (self.path / "checkpoints", *self.path.glob(".sae-*")):
+            shutil.rmtree(left, ignore_errors=True)
 
     def fail(self, reason: str) -> None:
         """Marks the trial as failed for good."""

@@ -46,7 +46,7 @@ def test_every_block_is_produced_once_for_all_trials_and_sites_late_ones_too(cou
     async def work() -> Store:
         store = Store(layout, producers, readers)
         await asyncio.gather(*(train(store, name, i) for i, name in enumerate(["t0", "t1", "t2", "short"])))
-        held = store.counters().blocks_held
+        held = len(store.record.held)
         await asyncio.gather(*(train(store, name) for name in ["t3", "t4", "t5"]))
         assert held == len(layout.rows)
         return store
@@ -224,7 +224,7 @@ def test_a_late_trial_whose_blocks_do_not_fit_waits_and_then_goes_on() -> None:
         late = asyncio.ensure_future(train(store, "t1"))
         await turns(200)
         assert not late.done()
-        assert store.counters().blocks_held == 1
+        assert len(store.record.held) == 1
         await store.release("t0", 1, finished=False)
         await late
         await train(store, "t0", attempt=2, start=4)
@@ -340,7 +340,7 @@ def test_evaluations_are_done_while_production_goes_on_and_after() -> None:
         requests = [store.evaluate("left", f"cfg {i}", f"weights {i}") for i in range(3)]
         assert await asyncio.gather(*requests) == [EVALUATION] * 3
         assert not trials.done()
-        assert store.counters().blocks_held < 30
+        assert len(store.record.held) < 30
         await trials
         assert await store.evaluate("right", "cfg 3", "weights 3", 16) == EVALUATION
         assert store.counters().evaluations == 4

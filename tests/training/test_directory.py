@@ -298,6 +298,25 @@ def test_a_driver_that_was_replaced_cannot_begin_an_attempt(tmp_path: Path) -> N
     assert TrialDirectory(path).begin_attempt(TRIAL, session=8) == 2
 
 
+def test_two_processes_that_begin_at_once_do_not_share_a_number(tmp_path: Path) -> None:
+    """One was suspended after it had looked for the newest attempt, until its driver was replaced."""
+    first = begin(tmp_path, TRIAL)
+
+    class Suspended(TrialDirectory):
+        looks = [first.newest_begun]
+
+        @property
+        def newest_begun(self) -> dict[str, Any]:
+            return self.looks.pop() if self.looks else super().newest_begun
+
+    assert TrialDirectory(first.path).begin_attempt(TRIAL, session=2) == 2
+    with pytest.raises(ReplacedError):
+        Suspended(first.path).begin_attempt(TRIAL, session=1)
+    Suspended.looks = [{"attempt": 1, "session": 0}]
+    assert Suspended(first.path).begin_attempt(TRIAL, session=2) == 3
+    assert TrialDirectory(first.path).newest_begun == {"attempt": 3, "session": 2}
+
+
 def test_an_older_attempt_cannot_cut_the_rows_of_a_newer_one(tmp_path: Path) -> None:
     older = begin(tmp_path, TRIAL)
     newer = begin(tmp_path, TRIAL)
