@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import random
+import re
 import signal
 import subprocess
 import time
@@ -68,23 +69,32 @@ def home(tmp_path: Path) -> Home:
 
 
 def test_sigkill_of_a_trial(home: Home, quiet: Outcome, rng: random.Random) -> None:
-    with disturbed(home, position(rng), lambda trial: os.kill(home.pid(trial), signal.SIGKILL)):
+    came_to: list[int] = []
+
+    def strike(trial: str) -> None:
+        os.kill(home.pid(trial), signal.SIGKILL)
+        came_to.append(home.tokens(trial))
+
+    with disturbed(home, position(rng), strike):
         result = home.run()
     assert result.failures == {} and result.forward_ratio == 1.0 and result.repeated_rows == 0
     assert sorted(d.newest_attempt for d in home.trials.values()) == [1, 1, 1, 2]
-    assert "died" in home.events and "tried again from" in home.events
+    assert "died" in home.events
+    (again_from,) = re.findall(r"tried again from ([\d,]+) tokens", home.events)
+    assert 0 <= came_to[0] - int(again_from.replace(",", "")) <= SWEEP["training"]["checkpoint_every_tokens"]
     assert_undisturbed(home, quiet)
 
 
-def test_sigkill_of_a_producer(home: Home, quiet: Outcome, rng: random.Random) -> None:
-    with disturbed(home, position(rng), lambda _: send(signal.SIGKILL, processes("ProducerShell")[:1])):
+def test_sigkill_of_a_producer(home: Home, quiet: Outcome) -> None:
+    # Early, while there are blocks to make still.
+    with disturbed(home, 0.03, lambda _: send(signal.SIGKILL, processes("ProducerShell")[:1])):
         result = home.run()
+    assert "of 2 is gone" in home.events
     assert result.forward_ratio == 1.0 and result.repeated_rows == 0, "what it had made is not lost with it"
     assert_undisturbed(home, quiet)
 
 
 def test_sigkill_of_all_producers(home: Home, quiet: Outcome) -> None:
-    # Early, while there are blocks to make still.
     with disturbed(home, 0.03, lambda _: send(signal.SIGKILL, processes("ProducerShell"))):
         result = home.run()
     assert "producer 1 of 2 is gone" in home.events and "producer 2 of 2 is gone" in home.events

@@ -33,10 +33,13 @@ def test_on_a_full_disk_the_old_contents_stay_and_no_temporary_file(small_disk: 
     assert path.read_bytes() == b"new"
 
 
-def test_a_failed_write_leaves_the_old_contents_and_no_temporary_file(tmp_path: Path) -> None:
+def test_a_failed_write_leaves_the_old_contents_and_no_temporary_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = tmp_path / "file"
     write_atomically(path, b"old")
-    (tmp_path / f".file.{os.getpid()}").symlink_to("/dev/full")  # a disk without room, for those who cannot mount one
+    monkeypatch.setattr("secrets.token_hex", lambda _: "0")
+    (tmp_path / ".file.0").symlink_to("/dev/full")  # a disk without room, for those who cannot mount one
     with pytest.raises(OSError, match="No space left"):
         write_atomically(path, b"new")
     assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == {"file": b"old"}

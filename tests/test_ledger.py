@@ -18,9 +18,11 @@ import pytest
 import yaml
 
 from gsae_ray import ledger
+from gsae_ray.activations.sites import Site
 from gsae_ray.errors import UserError
 from gsae_ray.ledger import LOCK_STALE_S, OPERATIONAL, Driver, begin_launch, driver_lock
 from gsae_ray.sweep import Sweep
+from gsae_ray.trial import TrialSpec
 
 # ---- one driver at a time -------------------------------------------------------------------------------------------
 

@@ -187,6 +187,7 @@ class StoreSource:
         self._block = -1
         self._refs: list[Ref] = []
         self._closed = threading.Event()
+        store.tell("come", *self.caller)
         threading.Thread(target=self._beat, name="heartbeat", daemon=True).start()
 
     def _beat(self) -> None:

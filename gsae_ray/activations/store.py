@@ -150,6 +150,10 @@ class ActivationStore:
 
     # ---- for trials ----
 
+    async def come(self, trial: str, attempt: int) -> None:
+        """An attempt has begun; one that hangs before it attaches is seen to be silent."""
+        self._hear(trial, attempt).running = True
+
     async def attach(self, trial: str, attempt: int) -> SiteStatistics:
         """A trial starts (again): older attempts are refused from now on. Returns block 0's statistics at its site."""
         if attempt < (current := self._readers[trial].attempt):

@@ -74,8 +74,8 @@ class SAETrial(tune.Trainable):
             )
         where = {"pid": os.getpid(), "node": ray.get_runtime_context().get_node_id(), "host": socket.gethostname()}
         attempt = self.directory.begin_attempt(self.trial, self.context.session, **where, machine=machine())
-        state = self.directory.newest_state()
         self.source = StoreSource(self.store, self.trial.name, attempt)
+        state = self.directory.newest_state()
         stream = RowStream(self.source, self.context.layout, self.trial.site)
         parent = self.context.parents.get(self.trial.name)
         device = "cuda" if self.context.gpu else "cpu"

@@ -214,6 +214,18 @@ def test_a_trial_silent_for_more_than_the_lapse_stops_pacing_others() -> None:
     play(work())
 
 
+def test_an_attempt_that_is_silent_before_it_asks_for_anything_is_seen() -> None:
+    async def work() -> None:
+        store = Store(LAYOUT, producers_of(LAYOUT), readers_of(LAYOUT, 2))
+        await store.come("t1", 3)
+        await asyncio.sleep(LAPSE_S + 1)
+        assert {name: attempt for name, (attempt, _) in store.look().silent.items()} == {"t1": 3}
+        await train(store, "t1", attempt=4)
+        assert store.look().silent == {}
+
+    play(work())
+
+
 def test_a_trial_that_beats_paces_others_however_long_it_takes() -> None:
     layout, block = even(12)
 

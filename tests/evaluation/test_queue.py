@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import time
 from collections.abc import Sequence
 from concurrent.futures import Future
 from pathlib import Path
@@ -10,8 +12,10 @@ import pytest
 from trials import FINGERPRINT, begin, evaluation, expand, logged, random_sae
 
 from gsae_ray.errors import ProductionError
+from gsae_ray.evaluation import queue
 from gsae_ray.evaluation.metrics import Evaluation
 from gsae_ray.evaluation.queue import EvaluationQueue
+from gsae_ray.training.directory import TrialDirectory
 
 
 class Evaluator:
@@ -40,6 +44,33 @@ def test_an_sae_that_cannot_be_read_is_told_and_the_others_are_evaluated(tmp_pat
     assert trials[0][1].evaluation(FINGERPRINT) is None
     found = trials[1][1].evaluation(FINGERPRINT)
     assert found is not None and found["metrics"] == logged(evaluation(l0=20))
+
+
+@pytest.mark.parametrize("patience_s", [120.0, 0.05])
+def test_storage_may_hiccup_but_not_for_long(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, patience_s: float
+) -> None:
+    monkeypatch.setattr(queue, "PATIENCE_S", patience_s)
+    (trial,) = expand()
+    directory = begin(tmp_path, trial)
+    directory.finish(random_sae(trial))
+    back_at = time.monotonic() + 0.3
+
+    class Away(TrialDirectory):
+        @property
+        def done(self) -> bool:
+            if time.monotonic() < back_at:
+                raise OSError(errno.ESTALE, "Stale file handle")
+            return super().done
+
+    evaluations = EvaluationQueue([(trial, Away(directory.path))], FINGERPRINT, (None,), Evaluator(), interval_s=0.01)
+    evaluations.start()
+    if patience_s > 1:
+        evaluations.finish()
+        assert directory.evaluation(FINGERPRINT) is not None
+    else:
+        with pytest.raises(ProductionError, match="Stale file handle"):
+            evaluations.finish()
 
 
 def test_only_the_evaluations_that_are_missing_are_made(tmp_path: Path) -> None:
