@@ -17,6 +17,8 @@ from pathlib import Path
 
 import psutil
 
+AUTH_SETTINGS = Path(__file__).parent.parent / ".github" / "mlflow.ini"
+"""As `cluster.yaml` has them."""
 PATIENCE_S = 300.0
 """On a loaded machine a server starts in minutes."""
 
@@ -41,7 +43,8 @@ class MLflowServer:
         command += ["--backend-store-uri", f"sqlite:///{self.folder / 'mlflow.db'}"]
         command += ["--artifacts-destination", str(self.folder / "artifacts")]
         command += ["--app-name", "basic-auth"] if self.login else []
-        environment = os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"} | (self.login or {})
+        settings = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_AUTH_CONFIG_PATH": str(AUTH_SETTINGS)}
+        environment = os.environ | settings | (self.login or {})
         with (self.folder / "log").open("a") as log:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "mlflow", *command],
