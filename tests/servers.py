@@ -140,7 +140,7 @@ class RayHead:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.process.pid, signal.SIGTERM)
         with contextlib.suppress(subprocess.TimeoutExpired):
-            self.process.wait(20)
+            self.process.wait(5)
         for process in [psutil.Process(self.process.pid)] if self.process.poll() is None else []:
             process.kill()
         for process in family:
