@@ -332,6 +332,8 @@ def plan(
     from gsae_ray.forecast import forecast
     from gsae_ray.sweep_file import load_sweep
 
+    if address is not None and cluster_file is not None:
+        raise click.UsageError("--address and --cluster: give one of them, the cluster or its file")
     nodes = None
     if address is not None:
         from gsae_ray.cluster import nodes as nodes_of
