@@ -104,14 +104,7 @@ class Supervisor(threading.Thread):
     def run(self) -> None:
         while True:
             try:
-                if (other := self.driver.replaced_by) is not None:  # what is looked at, the other writes down
-                    self.stop(
-                        ReplacedError(
-                            f"this driver was not heard of, and another one ({other}) has taken the sweep over"
-                        )
-                    )
-                else:
-                    self._look()
+                self._look()
                 self._looked = time.monotonic()
             except Exception as error:  # a hiccup of storage or of Ray; the next round comes in a second
                 logging.getLogger(__name__).debug("the supervisor's look failed", exc_info=True)
@@ -142,11 +135,15 @@ class Supervisor(threading.Thread):
         self._done.set()
         self.join()
         with contextlib.suppress(Exception):  # the store may be what has failed
-            if self.driver.replaced_by is None:
-                self._look()
+            self._look()
         return self.record
 
     def _look(self) -> None:
+        if (other := self.driver.replaced_by) is not None:  # who writes down what happens now
+            self.stop(
+                ReplacedError(f"this driver was not heard of, and another one ({other}) has taken the sweep over")
+            )
+            return
         try:
             look: Look | None = ray.get(self.store.look.remote(), timeout=STORE_PATIENCE_S)
             if look is None:

@@ -95,9 +95,9 @@ class RayProducerClient:
             return await ref
         except _PROCESS_DIED as error:
             raise ProducerDied("its process died") from error
+        except ray.exceptions.OwnerDiedError:  # of what we sent: weights whose trial has died
+            raise
         except ray.exceptions.ObjectLostError as error:
-            if isinstance(error, ray.exceptions.OwnerDiedError):  # of what we sent: weights whose trial has died
-                raise
             raise ProducerDied("its node died with the answer") from error
 
 

@@ -65,20 +65,18 @@ class TrialDirectory:
     @property
     def newest_attempt(self) -> int:
         """Number of the newest attempt; 0 before the first."""
-        return int(self.newest_begun["attempt"])
+        files = (self.path / "attempts").glob("*.json")
+        return max((int(path.stem) for path in files if path.stem.isdecimal()), default=0)
 
     @property
     def newest_begun(self) -> dict[str, Any]:
         """What `begin_attempt` wrote last: {"attempt", "session", …}."""
-        files = (path for path in (self.path / "attempts").glob("*.json") if path.stem.isdecimal())
-        newest = max(files, key=lambda path: int(path.stem), default=None)
-        if newest is None:
-            return {"attempt": 0, "session": 0}
+        attempt = self.newest_attempt
         try:
-            facts = json.loads(newest.read_text(encoding="utf-8"))
+            facts = read_json(self.path / "attempts" / f"{attempt}.json")
         except ValueError:  # it has been claimed only
-            facts = {}
-        return {"session": 0} | facts | {"attempt": int(newest.stem)}
+            facts = None
+        return {"session": 0} | (facts or {}) | {"attempt": attempt}
 
     @property
     def newest_checkpoint(self) -> int:
@@ -229,7 +227,6 @@ class TrialDirectory:
         """Saves the finished SAE and marks the trial as done; its checkpoints are needed no more."""
         self._check_attempt()
         temporary = self.path / f".sae-{self.attempt}"
-        shutil.rmtree(temporary, ignore_errors=True)
         sae.save(temporary)
         self._check_attempt()  # again: that took a while
         shutil.rmtree(self.path / "sae", ignore_errors=True)
