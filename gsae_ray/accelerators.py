@@ -10,28 +10,37 @@ class GPU(NamedTuple):
     """By its data sheet."""
 
     mib: int
-    """Of memory, as the driver counts it."""
+    """Of memory, as the driver counts it; the smallest that goes by this name."""
     float32: float
     """TFLOP/s of dense products, without tensor cores."""
     bfloat16: float
     """TFLOP/s of dense products, with tensor cores where they have the type."""
+    largest_mib: int = 0
+    """The largest of this name, where there are several."""
 
     @property
     def nbytes(self) -> int:
+        """Of memory, at least: as much may be filled."""
         return self.mib * 2**20
+
+    @property
+    def most_nbytes(self) -> int:
+        """Of memory, at most: what needs more cannot run."""
+        return max(self.mib, self.largest_mib) * 2**20
 
 
 _KNOWN = {
-    "P100": GPU(16_280, 9.3, 9.3),
-    "V100": GPU(16_160, 15.7, 15.7),
+    # Ray takes the first word of the device's name after "Tesla" or "NVIDIA": sizes of one model share it.
+    "P100": GPU(12_198, 9.3, 9.3, 16_280),
+    "V100": GPU(16_160, 15.7, 15.7, 32_768),
     "T4": GPU(15_360, 8.1, 8.1),
     "A10G": GPU(23_028, 31.2, 70),
     "L4": GPU(23_034, 30.3, 121),
     "L40S": GPU(46_068, 91.6, 362),
-    "A100": GPU(40_960, 19.5, 312),  # Ray has this name for those of 80 GB too, and another beside it
+    "A100": GPU(40_960, 19.5, 312, 81_920),
     "A100-40G": GPU(40_960, 19.5, 312),
     "A100-80G": GPU(81_920, 19.5, 312),
-    "H100": GPU(81_559, 67, 989),
+    "H100": GPU(81_559, 67, 989, 95_830),
     "H200": GPU(143_771, 67, 989),
     "B200": GPU(183_359, 75, 2250),
 }

@@ -107,7 +107,7 @@ def run(
     from gsae_ray.launch import describe_end
     from gsae_ray.launch import run as run_sweep
 
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # what ends a job of a cluster is as Ctrl-C
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C, where there are no trials that could save
     try:
         result = run_sweep(
             sweep, overrides=overrides, address=address, tracking_uri=tracking_uri, storage=storage, resume=resume
@@ -305,7 +305,7 @@ def _print_frontier(rows: Any) -> None:
     "--cluster",
     "cluster_file",
     type=click.Path(path_type=Path),
-    help="the file of a cluster's launcher (cluster.yaml), at its largest; it does not tell of the object store",
+    help="the file of a cluster's launcher (cluster.yaml): the nodes that it may start, beside those at --address",
 )
 @click.option("--slots", type=click.IntRange(min=1), help="trials at a time; default: as many as there is room for")
 @_tracking_option
@@ -325,24 +325,20 @@ def plan(
     """Tells what a sweep will cost, before anything runs.
 
     Trials, waves, rows, forward ratio, FLOPs, parameters, time, memory and disk, from the sweep file and the model's
-    configuration alone: no weights, no data. With --address or --cluster, what does not fit there is an error.
+    configuration alone: no weights, no data. With --address or --cluster, what does not fit there is an error. Nodes
+    that are still to be started are in the launcher's file only, the size of the object store at the address only.
     """
     import json
 
     from gsae_ray.forecast import forecast
+    from gsae_ray.room import at_largest, described
     from gsae_ray.sweep_file import load_sweep
 
-    if address is not None and cluster_file is not None:
-        raise click.UsageError("--address and --cluster: give one of them, the cluster or its file")
-    nodes = None
+    nodes = None if cluster_file is None else described(cluster_file)
     if address is not None:
         from gsae_ray.cluster import nodes as nodes_of
 
-        nodes = nodes_of(address)
-    elif cluster_file is not None:
-        from gsae_ray.room import described
-
-        nodes = described(cluster_file)
+        nodes = at_largest(nodes_of(address), nodes or [])
     cost = forecast(load_sweep(sweep, overrides), Path(storage or "gsae_runs"), slots, tracking_uri, nodes)
     if as_json:
         click.echo(json.dumps(cost.to_json(), indent=2))

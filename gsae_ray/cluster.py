@@ -25,13 +25,14 @@ from urllib.parse import urlsplit
 import aiohttp
 import ray
 import yaml
+from mlflow.utils.credentials import read_mlflow_creds
 from ray.job_submission import JobSubmissionClient
 
 import gsae_ray
 from gsae_ray.display import Progress
 from gsae_ray.errors import UserError, first_line
 from gsae_ray.remote import RemoteLaunch
-from gsae_ray.room import ROLE, Node
+from gsae_ray.room import Node
 from gsae_ray.sweep import Sweep
 from gsae_ray.sweep_file import load_sweep
 from gsae_ray.tracking import JOB_VARIABLE, check, refuse_password
@@ -39,8 +40,8 @@ from gsae_ray.tracking import JOB_VARIABLE, check, refuse_password
 DEFAULT_ADDRESS = "http://127.0.0.1:8265"
 DEFAULT_STORAGE = "~/gsae_runs"
 GRACE_S = 60.0
-STOP_WAIT_S = 30
-"""What a job that is ended without having been asked gets, between SIGTERM and SIGKILL."""
+STOP_WAIT_S = 60
+"""What a job has between SIGTERM, at which trials save a checkpoint too, and SIGKILL."""
 LIVE = ("pending", "running")
 PATIENCE_S = 30.0
 INTERRUPTED = 130
@@ -104,11 +105,12 @@ class Job:
         Raises:
             UserError: MLflow does not answer, or is another one than here.
         """
-        secrets_here = {"MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN"} & os.environ.keys()
-        if secrets_here and self.tracking_uri != os.environ.get("MLFLOW_TRACKING_URI"):
+        # Of the environment, or of ~/.mlflow/credentials.
+        login = os.environ.get("MLFLOW_TRACKING_TOKEN") or read_mlflow_creds().password
+        if login and self.tracking_uri.rstrip("/") != os.environ.get("MLFLOW_TRACKING_URI", "").rstrip("/"):
             raise UserError(
-                f"the job's MLflow server is {self.tracking_uri}: set MLFLOW_TRACKING_URI to it, if the login in "
-                f"{sorted(secrets_here)[0]} is for that server"
+                f"the job's MLflow server is {self.tracking_uri}: set MLFLOW_TRACKING_URI to it, if the login that is "
+                "here is for that server"
             )
         return RemoteLaunch.find(self.tracking_uri, self.experiment, self.id)
 
@@ -192,7 +194,7 @@ class Job:
         """Asks the driver to stop; trials save a checkpoint. Then the job is ended. Returns its state.
 
         Args:
-            grace_s: how long the driver has, until the job is ended without its consent.
+            grace_s: how long the driver has, from when it is asked by MLflow, until Ray ends the job.
             say: is told what is waited for.
         """
         if (state := self.state) not in LIVE:
@@ -203,7 +205,7 @@ class Job:
             if launch is not None:
                 launch.ask_to_stop()
         except Exception as error:  # noqa: BLE001 - without MLflow the job can still be ended
-            say(f"MLflow cannot be asked ({first_line(error)}); the job is ended by Ray")
+            say(f"MLflow cannot be asked ({first_line(error)}), so Ray tells the job; trials save a checkpoint")
         else:
             if launch is None:
                 say(f"{self.id} has not begun with its trials")
@@ -243,6 +245,7 @@ def connect(address: str | None = None) -> JobSubmissionClient:
         UserError: nobody answers, the token is missing or wrong, or the cluster runs another Ray.
     """
     address = address or os.environ.get("RAY_API_SERVER_ADDRESS") or DEFAULT_ADDRESS
+    refuse_password(address, "--address")
     if urlsplit(address).scheme not in ("http", "https"):
         raise UserError(f"--address: {address!r} is not that of a dashboard; give it as http://HOST:8265")
     # Ray's clients do not send a token that is there unless they are told to, and remember the first that they see.
@@ -293,17 +296,18 @@ def nodes(address: str | None = None) -> list[Node]:
     client = connect(address)
     with _explained(client.get_address()):
         found = list_nodes(address=client.get_address(), filters=[("state", "=", "ALIVE")], detail=True)
-    return [Node(node.resources_total, (node.labels or {}).get(ROLE)) for node in found]
+    return [Node.alive(node.resources_total, node.labels or {}) for node in found]
 
 
 def overview(address: str | None = None) -> list[JobStatus]:
-    """Of all jobs, the newest first; progress of those that have not ended only, and of none once MLflow is silent."""
+    """Of all jobs, the newest first; progress of those that have not ended only, if their MLflow server answers."""
     found: list[JobStatus] = []
-    silent = False
+    silent: set[str] = set()
     for job, details in _jobs(connect(address)):
         live = _state(details) in LIVE
-        found.append(job._status(details, ask_mlflow=live and not silent))
-        silent |= live and bool(found[-1].message)
+        found.append(job._status(details, ask_mlflow=live and job.tracking_uri not in silent))
+        if live and found[-1].message:  # each call would wait for it again
+            silent.add(job.tracking_uri)
     return found
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import ray
@@ -17,19 +17,26 @@ from gsae_ray.errors import ProductionError, UserError, reason
 from gsae_ray.placement import selector
 from gsae_ray.room import PRODUCER
 
+ROOM_S = 30.0
+"""Whoever waits longer for its place in the cluster is told of."""
+
 if TYPE_CHECKING:
     from gsae_ray.activations.producer import ProducerSpec
 
 
 @contextlib.contextmanager
 def running_producers(
-    count: int, gpus: float, spec: ProducerSpec, timeout_s: float
+    count: int, gpus: float, spec: ProducerSpec, timeout_s: float, say: Callable[[str], None] = lambda text: None
 ) -> Iterator[tuple[list[ActorHandle[Any]], list[str]]]:
     """Producers that are up, with the model loaded, for the length of the context; and the machines that they run on.
 
     With GPUs they sit in a placement group of their own, so that one that restarts finds its GPU free; a bundle whose
-    node has died is placed on another. Without, they take no CPU slot: trials need those.
+    node has died is placed on another. Without, they take no CPU slot: trials need those. They wait for their places as
+    long as it takes: another sweep may hold them, or a machine has to be started.
 
+    Args:
+        timeout_s: for loading the model.
+        say: is told what is waited for.
     Raises:
         UserError: the model cannot be loaded.
         ProductionError: they did not come up in time.
@@ -42,15 +49,15 @@ def running_producers(
         group = placement_group([{"GPU": gpus}] * count, strategy="SPREAD", bundle_label_selector=places)
     producers: list[ActorHandle[Any]] = []
     try:
-        with _coming_up(count, gpus, timeout_s):
+        with _coming_up(timeout_s):
             if group is not None:
-                ray.get(group.ready(), timeout=timeout_s)
                 placement = PlacementGroupSchedulingStrategy(placement_group=group)
                 options |= {"num_gpus": gpus, "scheduling_strategy": placement}
             else:
                 options |= {"scheduling_strategy": "SPREAD", "label_selector": labels or None}
             actor = ray.remote(ProducerShell).options(**options)
             producers += [actor.remote(spec) for _ in range(count)]
+            _wait_for_room(producers, gpus, say)
             machines = ray.get([producer.ready.remote() for producer in producers], timeout=timeout_s)
         yield producers, machines
     finally:
@@ -60,15 +67,25 @@ def running_producers(
             remove_placement_group(group)
 
 
+def _wait_for_room(producers: list[ActorHandle[Any]], gpus: float, say: Callable[[str], None]) -> None:
+    """Until each has a process, somewhere."""
+    # Ray's own method of all actors; theirs would load the model first.
+    up = [producer.__ray_ready__.remote() for producer in producers]
+    _, waiting = ray.wait(up, num_returns=len(up), timeout=ROOM_S)
+    if waiting:
+        share = f", with {gpus:g} GPUs each" if gpus else ""
+        say(f"{len(waiting)} of {len(up)} producers wait for room on the cluster{share}")
+    ray.get(up)
+
+
 @contextlib.contextmanager
-def _coming_up(count: int, gpus: float, timeout_s: float) -> Iterator[None]:
+def _coming_up(timeout_s: float) -> Iterator[None]:
     """Errors of producers that do not come up, as what is to be done."""
     try:
         yield
     except ray.exceptions.GetTimeoutError as error:
         raise ProductionError(
-            f"producers did not come up in producers.timeout_s = {timeout_s:g} s: the cluster has no room for "
-            f"{count} with {gpus:g} GPUs each, or the model takes longer to load"
+            f"producers did not load the model in producers.timeout_s = {timeout_s:g} s; if it takes longer, raise that"
         ) from error
     except ray.exceptions.RayTaskError as error:
         kind = UserError if isinstance(error, UserError) else ProductionError

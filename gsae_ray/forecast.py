@@ -174,7 +174,12 @@ def forecast(
     if nodes is not None:
         room.check_producers(sweep, nodes, producer)
         gpus_a_trial = max(room.shares(sweep, nodes, trials).values())
-        fitting = room.slots(sweep, nodes, gpus_a_trial)
+        fitting = room.slots(sweep, nodes, gpus_a_trial, room.host_memory(sweep, nodes, trials))
+        if fitting is None and slots is None:
+            raise UserError(
+                "--slots: the cluster has no node for trials yet; give how many trials it is to hold at a time, or the "
+                "file of its launcher as --cluster beside --address"
+            )
         slots = slots or fitting
     slots = slots or default_slots(sweep)
     phases = [[t for t in trials if t.follows == follow] for follow in (False, True)]

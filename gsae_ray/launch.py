@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 # Read by Ray when it is imported.
@@ -133,16 +134,16 @@ def run(
             if len(pending) < len(trials):
                 display.phase(f"{len(trials) - len(pending)} of {len(trials)} trials are done already")
             readers = {t.name: ReaderSpec(t.site, t.training.trained_tokens) for t, d in pending if not d.done}
-            budget, gpus = 0, dict[str, float]()
+            budget, needs = 0, dict[str, dict[str, float]]()
             if pending:
                 stack.enter_context(_ray(address))
                 placement.check_shared(folder)
-                budget, gpus = _check_cluster(plan, readers)
+                budget, needs = _check_cluster(plan, readers, display)
             launch_id, notices = begin_launch(folder, plan.sweep, plan.trials, resume)
             log = EventLog(folder / "launches" / launch_id / "events.jsonl", display.phase)
             for notice in notices:
                 log.say(notice)
-            launch = _Launch(plan, launch_id, folder, driver, trials, pending, readers, budget, gpus, display, log)
+            launch = _Launch(plan, launch_id, folder, driver, trials, pending, readers, budget, needs, display, log)
             return launch.run(uri, started)
 
 
@@ -160,8 +161,8 @@ class _Launch:
     readers: dict[str, ReaderSpec]
     """Those to train, as the store knows them."""
     budget: int
-    gpus: dict[str, float]
-    """Of each trial to train, by name."""
+    needs: dict[str, dict[str, float]]
+    """Of each trial to train, by name: what it asks Ray for."""
     display: Display
     log: EventLog
 
@@ -191,7 +192,8 @@ class _Launch:
                         reports = self._reports(thread.mirror, supervisor, observer)
                         reports.start()
                         try:
-                            crashes = self._train(supervisor)
+                            with _stopped_by_sigterm(supervisor):
+                                crashes = self._train(supervisor)
                         finally:
                             reports.finish()
             except BaseException:
@@ -241,8 +243,7 @@ class _Launch:
             ratio = counters.forward_ratio if counters.rows_distinct else None
             return {**dataclasses.asdict(self.display.progress(observer)), "forward_ratio": ratio}
 
-        asked = StopAskedError("the launch was asked to stop; the same command with --resume goes on")
-        return ReportThread(mirror, progress, lambda: supervisor.stop(asked), allowed=self._leads)
+        return ReportThread(mirror, progress, lambda: supervisor.stop(_asked()), allowed=self._leads)
 
     def _counters(self) -> Counters | None:
         """What was produced for this launch, in all of its sessions; None where nothing was."""
@@ -264,7 +265,8 @@ class _Launch:
         count = settings.count
         self.display.phase(f"starting {count} producer{'s' if count > 1 else ''} and {len(self.pending)} trials")
         spec = producer_spec(self.plan)
-        with running_producers(count, settings.gpus, spec, settings.timeout_s) as (producers, machines):
+        fleet = running_producers(count, settings.gpus, spec, settings.timeout_s, self.log.say)
+        with fleet as (producers, machines):
             store = start_store(self.plan.layout, self.budget, settings.timeout_s)
             supervisor = Supervisor(
                 store,
@@ -373,11 +375,10 @@ class _Launch:
                 "versions": versions(),
             },
         )
-        cpus, gpus, labels = sweep.trials.cpus, self.gpus, placement.selector(room.TRAINER)
+        needs, labels = self.needs, placement.selector(room.TRAINER)
 
         def resources(config: dict[str, Any]) -> tune.PlacementGroupFactory:
-            needs = {"CPU": cpus, "GPU": gpus[config["trial"]["name"]]}
-            return tune.PlacementGroupFactory([needs], bundle_label_selector=[labels])
+            return tune.PlacementGroupFactory([needs[config["trial"]["name"]]], bundle_label_selector=[labels])
 
         for name in ("ray.tune", "ray.train", "ray.air"):
             logging.getLogger(name).setLevel(logging.ERROR)
@@ -452,6 +453,32 @@ def _patiently(open_mirror: Callable[[], Mirror]) -> Mirror:
     return open_mirror()
 
 
+def _asked() -> StopAskedError:
+    return StopAskedError("the launch was asked to stop; the same command with --resume goes on")
+
+
+@contextlib.contextmanager
+def _stopped_by_sigterm(supervisor: Supervisor) -> Iterator[None]:
+    """Within the context SIGTERM, with which a cluster ends a job, stops the sweep as `gsae-ray stop` does.
+
+    Trials save a checkpoint. A sweep that is stopping already ends at once.
+    """
+    if threading.current_thread() is not threading.main_thread():  # handlers are the main thread's
+        yield
+        return
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        if supervisor.stopped is not None:
+            signal.default_int_handler(number, frame)
+        supervisor.stop(_asked())
+
+    before = signal.signal(signal.SIGTERM, handle)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before or signal.SIG_DFL)
+
+
 # ---- Ray ------------------------------------------------------------------------------------------------------------
 
 
@@ -477,20 +504,26 @@ def _ray(address: str | None) -> Iterator[None]:
         ray.shutdown()
 
 
-def _check_cluster(plan: Plan, readers: dict[str, ReaderSpec]) -> tuple[int, dict[str, float]]:
-    """Whether the sweep fits the cluster. Returns the bytes of activations to keep, and the GPUs of each trial.
+def _check_cluster(
+    plan: Plan, readers: dict[str, ReaderSpec], display: Display
+) -> tuple[int, dict[str, dict[str, float]]]:
+    """Whether the sweep fits the cluster. Returns the bytes of activations to keep, and `_Launch.needs`.
 
     Raises:
         UserError: a trial, the producers or a block do not fit.
     """
-    layout, nodes = plan.layout, placement.nodes()
-    gpus = room.shares(plan.sweep, nodes, [trial for trial in plan.trials if trial.name in readers])
-    room.slots(plan.sweep, nodes, max(gpus.values(), default=0))
-    room.check_producers(plan.sweep, nodes, plan.producer)
+    layout, sweep, nodes = plan.layout, plan.sweep, placement.nodes()
+    trials = [trial for trial in plan.trials if trial.name in readers]
+    gpus, nbytes = room.shares(sweep, nodes, trials), room.host_memory(sweep, nodes, trials)
+    if room.slots(sweep, nodes, max(gpus.values(), default=0), nbytes) is None:
+        display.phase("no node for trials is there yet; they wait until the cluster has started one")
+    room.check_producers(sweep, nodes, plan.producer)
     sites = tuple(sorted({reader.site for reader in readers.values()}))
     blocks = range(layout.blocks_for(max((reader.rows for reader in readers.values()), default=0)))
     sizes = [layout.nbytes(block, sites) for block in blocks]
-    return room.budget(plan.sweep, nodes, max(sizes, default=0), sum(sizes), len(sites)), gpus
+    budget = room.budget(sweep, nodes, max(sizes, default=0), sum(sizes), len(sites))
+    common = {"CPU": float(sweep.trials.cpus)} | ({"memory": float(nbytes)} if nbytes else {})
+    return budget, {name: common | {"GPU": share} for name, share in gpus.items()}
 
 
 def _launch_params(plan: Plan) -> dict[str, Any]:

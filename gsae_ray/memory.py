@@ -82,9 +82,12 @@ def of_producer(
     a_context = FLOAT * context * model.config.get_text_config().vocab_size
     logits = sweep.evaluation.batch * a_context
     clean = a_context * -(-sweep.evaluation.tokens // max(1, context - sweep.dataset.skip_first_position))
-    rows = sweep.evaluation.batch * context
+    rows, trials = sweep.evaluation.batch * context, list(trials)
+    sae = max((FLOAT * sum(p.numel() for p in skeleton(trial).parameters()) for trial in trials), default=0)
     features = max((REGISTRY[t.architecture].training_arrays * t.d_sae for t in trials), default=0)
     evaluation = max(4 * logits, FLOAT * rows * features) + (clean if clean <= CLEAN_CACHE_BYTES else logits)
     if sweep.producers.gpus:
-        return Memory(host=PROCESS + block_bytes, gpu=CUDA_CONTEXT + weights + max(forward, evaluation))
-    return Memory(host=PROCESS + weights + max(block_bytes + forward, evaluation))
+        gpu = CUDA_CONTEXT + weights + max(forward, evaluation + sae)
+        return Memory(host=PROCESS + max(block_bytes, 2 * sae), gpu=gpu)
+    # An SAE is here twice: as it was sent, and as it is used.
+    return Memory(host=PROCESS + weights + max(block_bytes + forward, evaluation + 2 * sae))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import secrets
 import socket
 from pathlib import Path
@@ -11,17 +12,23 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from gsae_ray import room
 from gsae_ray.errors import UserError
-from gsae_ray.room import ROLE, Node
+from gsae_ray.room import Node
 
 LAUNCHER_FILE = "ray_bootstrap_config.yaml"
 """Where `ray up` puts the cluster's file, in the home of the head, on which drivers run. Ray itself does not tell."""
 
 
 def nodes() -> list[Node]:
-    """Those of the cluster that this process has joined, and those that its launcher may start, started or not."""
-    alive = [Node(node["Resources"], node["Labels"].get(ROLE)) for node in ray.nodes() if node["Alive"]]
+    """Those of the cluster that this process has joined, and those that its launcher may still start."""
+    alive = [Node.alive(node["Resources"], node["Labels"]) for node in ray.nodes() if node["Alive"]]
     launcher = Path.home() / LAUNCHER_FILE
-    return alive + (room.described(launcher) if launcher.exists() else [])
+    allowed: list[Node] = []
+    if launcher.exists():
+        with contextlib.suppress(UserError):  # its types may go without resources; then we know what is there
+            allowed = room.described(launcher)
+    if not {node.kind for node in alive} & {node.kind for node in allowed}:
+        return alive  # another Ray than the one that was launched here
+    return room.at_largest(alive, allowed)
 
 
 def selector(role: str) -> dict[str, str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -16,7 +17,11 @@ from gsae_ray.trial import TrialSpec
 
 ROLE, PRODUCER, TRAINER = "gsae-role", "producer", "trainer"
 """The label of a node, and its values."""
+KIND = "ray.io/node-group"
+"""Ray's label of a node that a launcher or an autoscaler has started: its node type."""
 
+MAX_WORKERS = 2
+"""Of a launcher's file that does not say, in Ray."""
 OBJECT_STORE_SHARE = 0.6
 """Of the cluster's object store, for activations; the rest is headroom for readers that still hold a block."""
 
@@ -29,10 +34,17 @@ class Node:
     """CPU, GPU, object_store_memory (bytes), …, as Ray counts them."""
     role: str | None = None
     to_come: bool = False
+    kind: str | None = None
+    """Its type among those of the cluster's launcher, if that started it."""
 
-    def holds(self, cpus: float, gpus: float) -> int:
-        """How often there is room for so many CPUs and GPUs."""
-        needs = {"CPU": cpus, "GPU": gpus}
+    @classmethod
+    def alive(cls, resources: Mapping[str, float], labels: Mapping[str, str]) -> Node:
+        """One that is there, with Ray's labels."""
+        return cls(resources, labels.get(ROLE), kind=labels.get(KIND))
+
+    def holds(self, cpus: float, gpus: float, nbytes: int = 0) -> int:
+        """How often there is room for so many CPUs and GPUs, and bytes of memory where it is known."""
+        needs = {"CPU": cpus, "GPU": gpus, "memory": nbytes if "memory" in self.resources else 0}
         # A little more, since thirds of a GPU are whole ones to Ray.
         return min((int(self.resources.get(k, 0) / n + 1e-6) for k, n in needs.items() if n), default=0)
 
@@ -40,32 +52,56 @@ class Node:
 def described(file: Path) -> list[Node]:
     """The nodes that a cluster launcher's file allows, at most.
 
+    Where its types allow more than `max_workers` together, each has its `min_workers`, and the rest in turn.
+
     Raises:
         UserError: it is no such file, or its node types have no resources.
     """
     try:
         config = yaml.safe_load(file.read_text(encoding="utf-8"))
-        return [
-            Node(dict(kind["resources"]), (kind.get("labels") or {}).get(ROLE), to_come=True)
-            for name, kind in config["available_node_types"].items()
-            for _ in range(1 if name == config.get("head_node_type") else int(kind.get("max_workers", 0)))
-        ]
-    except (OSError, yaml.YAMLError, KeyError, TypeError, AttributeError) as error:
+        limit = int(config.get("max_workers", MAX_WORKERS))
+        heads, workers = [], []
+        for name, kind in config["available_node_types"].items():
+            node = Node(dict(kind["resources"]), (kind.get("labels") or {}).get(ROLE), to_come=True, kind=name)
+            if name == config.get("head_node_type"):
+                heads.append(node)
+            else:
+                least, most = int(kind.get("min_workers", 0)), min(limit, int(kind.get("max_workers", limit)))
+                workers += [(number >= least, number, node) for number in range(most)]
+        workers.sort(key=lambda worker: worker[:2])
+        return heads + [node for *_, node in workers[:limit]]
+    except (OSError, yaml.YAMLError, KeyError, TypeError, ValueError, AttributeError) as error:
         raise UserError(
             f"{file} is not a cluster launcher's file whose available_node_types have resources: {first_line(error)}"
         ) from error
 
 
-def selector(role: str, nodes: Sequence[Node]) -> dict[str, str]:
-    """The label selector of a role: its own nodes; else, where only the other role has nodes, not those.
+def at_largest(alive: Sequence[Node], allowed: Sequence[Node]) -> list[Node]:
+    """The nodes of a cluster that are there, and of those that its launcher allows the ones that are not yet."""
+    started = Counter(node.kind for node in alive)
+    found = list(alive)
+    for node in allowed:
+        if started[node.kind]:
+            started[node.kind] -= 1
+        else:
+            found.append(node)
+    return found
 
-    The second is for clusters that start a role's nodes when they are asked for, and whose description we do not have.
+
+def awaited(role: str, nodes: Sequence[Node]) -> bool:
+    """Whether nodes of this role may come, for all that is known: the other role has its own, and this one has none.
+
+    So it is on a cluster that starts nodes when they are asked for, and whose description we do not have.
     """
-    other = TRAINER if role == PRODUCER else PRODUCER
     there = {node.role for node in nodes}
-    if role in there:
+    return role not in there and (TRAINER if role == PRODUCER else PRODUCER) in there
+
+
+def selector(role: str, nodes: Sequence[Node]) -> dict[str, str]:
+    """The label selector of a role: its own nodes; else, where only the other role has nodes, not those."""
+    if any(node.role == role for node in nodes):
         return {ROLE: role}
-    return {ROLE: f"!{other}"} if other in there else {}
+    return {ROLE: f"!{TRAINER if role == PRODUCER else PRODUCER}"} if awaited(role, nodes) else {}
 
 
 def nodes_for(role: str, nodes: Sequence[Node]) -> list[Node]:
@@ -91,18 +127,23 @@ def shares(sweep: Sweep, nodes: Sequence[Node], trials: Sequence[TrialSpec]) -> 
     if given == 0:
         return dict.fromkeys(needs, 0.0)
     with_gpu = [node for node in here if node.resources.get("GPU")]
-    sizes = [gpu.nbytes for node in with_gpu if (gpu := gpu_of(node.resources)) is not None]
+    known = [gpu for node in with_gpu if (gpu := gpu_of(node.resources)) is not None]
+    sizes = [gpu.most_nbytes for gpu in known]
     _check_trials(trials, {name: need.gpu for name, need in needs.items()}, sizes, len(with_gpu), "GPU")
     if given != "auto":
         return dict.fromkeys(needs, given)
     if not with_gpu:
-        raise UserError("trials.gpus: auto, but no node for trials has a GPU; set 0 to train on CPUs")
-    if len(sizes) < len(with_gpu):
+        raise UserError(
+            f"trials.gpus: auto, but no node for trials has a GPU{' yet' * awaited(TRAINER, nodes)}; give a number, "
+            "0 to train on CPUs"
+        )
+    if len(known) < len(with_gpu):
         raise UserError(
             "trials.gpus: auto, but the memory of the GPUs is not known (the nodes name no accelerator_type that is); "
             "give a number"
         )
-    at_once = {name: max(1, int(min(sizes) * SURELY / need.gpu)) for name, need in needs.items()}
+    smallest = min(gpu.nbytes for gpu in known)
+    at_once = {name: max(1, int(smallest * SURELY / need.gpu)) for name, need in needs.items()}
     # Ray counts in ten-thousandths and might round up, so that seven times a seventh would be more than a GPU.
     return {name: 10_000 // count / 10_000 for name, count in at_once.items()}
 
@@ -131,10 +172,11 @@ def check_producers(sweep: Sweep, nodes: Sequence[Node], need: Memory) -> None:
     here, gpus = nodes_for(PRODUCER, nodes), sweep.producers.gpus
     hosts = [int(node.resources["memory"]) for node in here if "memory" in node.resources]
     with_gpu = [node for node in here if gpus and node.resources.get("GPU")]
-    sizes = [int(gpu.nbytes * max(1, gpus)) for node in with_gpu if (gpu := gpu_of(node.resources)) is not None]
+    sizes = [int(gpu.most_nbytes * gpus) for node in with_gpu if (gpu := gpu_of(node.resources)) is not None]
+    a_gpu = "GPU" if gpus == 1 else f"set of {gpus:g} GPUs" if gpus > 1 else f"share of {gpus:g} of a GPU"
     for nbytes, found, count, what, remedy in (
         (need.host, hosts, len(here), "node for them", "dataset.shuffle_tokens (a block is made in memory)"),
-        (need.gpu, sizes, len(with_gpu), "GPU" if gpus <= 1 else f"set of {gpus:g} GPUs", "evaluation.batch"),
+        (need.gpu, sizes, len(with_gpu), a_gpu, "evaluation.batch"),
     ):
         if count and len(found) == count and nbytes * SURELY > max(found):
             raise UserError(
@@ -143,11 +185,24 @@ def check_producers(sweep: Sweep, nodes: Sequence[Node], need: Memory) -> None:
             )
 
 
-def slots(sweep: Sweep, nodes: Sequence[Node], gpus_a_trial: float) -> int:
-    """Trials at a time, beside the producers.
+def host_memory(sweep: Sweep, nodes: Sequence[Node], trials: Sequence[TrialSpec]) -> int:
+    """Bytes of its node's memory that each trial asks Ray for: what the largest surely needs.
+
+    One figure, since a process is used again only for a trial that asks for the same. 0 where a node for trials does
+    not tell its memory: Ray would never start one of its type for those who ask.
+    """
+    here = nodes_for(TRAINER, nodes)
+    if not here or awaited(TRAINER, nodes) or not all("memory" in node.resources for node in here):
+        return 0
+    return int(SURELY * max((of_trial(trial, sweep.trials.gpus != 0).host for trial in trials), default=0))
+
+
+def slots(sweep: Sweep, nodes: Sequence[Node], gpus_a_trial: float, bytes_a_trial: int = 0) -> int | None:
+    """Trials at a time, beside the producers; None where the nodes for trials are still to come.
 
     Args:
         gpus_a_trial: see `shares`.
+        bytes_a_trial: see `host_memory`.
     Raises:
         UserError: there is no room for a trial, or for the producers.
     """
@@ -157,7 +212,7 @@ def slots(sweep: Sweep, nodes: Sequence[Node], gpus_a_trial: float) -> int:
         ("producers", PRODUCER, 0, producers.gpus),
     ):
         of_role = nodes_for(role, nodes)
-        if (cpus or gpus) and not any(node.holds(cpus, gpus) for node in of_role):
+        if (cpus or gpus) and not any(node.holds(cpus, gpus) for node in of_role) and not awaited(role, nodes):
             largest = max((n.resources for n in of_role), key=lambda r: (r.get("GPU", 0), r.get("CPU", 0)), default={})
             raise UserError(
                 f"{key}: each needs {f'cpus: {cpus} and ' if cpus else ''}gpus: {gpus:g} on one node; the largest has "
@@ -170,7 +225,11 @@ def slots(sweep: Sweep, nodes: Sequence[Node], gpus_a_trial: float) -> int:
         waiting -= here
         gpus = node.resources.get("GPU", 0) - here * producers.gpus
         left.append(dataclasses.replace(node, resources={**node.resources, "GPU": gpus}))
-    found = sum(node.holds(trials.cpus, gpus_a_trial) for node in nodes_for(TRAINER, left))
+    found = sum(node.holds(trials.cpus, gpus_a_trial, bytes_a_trial) for node in nodes_for(TRAINER, left))
+    if waiting and awaited(PRODUCER, nodes):
+        waiting = 0
+    if not found and not waiting and awaited(TRAINER, nodes):
+        return None
     if waiting or not found:
         there, theirs = (sum(n.resources.get("GPU", 0) for n in of) for of in (nodes, for_producers))
         raise UserError(

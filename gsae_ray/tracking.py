@@ -19,7 +19,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import parse_qs, urlsplit
 
 import mlflow
 from mlflow.entities import Metric, Param, Run, RunTag
@@ -44,26 +44,41 @@ _BATCH = 900  # metrics a call; MLflow takes 1000
 
 
 def resolve_uri(tracking_uri: str | None) -> str:
-    """`--tracking-uri`, else MLFLOW_TRACKING_URI, else an SQLite file in the working directory. Always absolute."""
+    """`--tracking-uri`, else MLFLOW_TRACKING_URI, else an SQLite file in the working directory. Always absolute.
+
+    Raises:
+        UserError: see `refuse_password`.
+    """
     uri = tracking_uri or os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{Path.cwd() / 'mlflow.db'}"
+    refuse_password(uri)
     if uri.startswith("sqlite:///") and not uri.startswith("sqlite:////"):
         return f"sqlite:///{Path(uri.removeprefix('sqlite:///')).resolve()}"
     return uri
 
 
-def refuse_password(tracking_uri: str) -> None:
+def refuse_password(address: str, option: str = "--tracking-uri") -> None:
     """An address is printed and written down, so no password may be in it.
 
     Raises:
-        UserError: there is one.
+        UserError: there is one, or it is no address.
     """
-    parts = urlsplit(tracking_uri)
-    if parts.password is not None:
+    try:
+        parts = urlsplit(address)
+        http = parts.scheme in ("http", "https")
+        # Of a server's address the name alone may be a token; a database's has its user there.
+        secret = parts.password is not None or (http and parts.username is not None)
+        secret |= any("password" in key or "token" in key for key in parse_qs(parts.query.lower()))
+    except ValueError as error:  # it is not told: there might be a password in it
+        raise UserError(f"{option}: what was given is not an address (SCHEME://HOST:PORT)") from error
+    if secret:
         server = "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
         database = "give it as the database's client has it (PostgreSQL: PGPASSWORD or ~/.pgpass)"
+        remedy = server if http else database
+        if option == "--address":
+            remedy = "put the cluster's token into ~/.ray/auth_token or RAY_AUTH_TOKEN"
         raise UserError(
-            f"--tracking-uri: there is a password in the address of {parts.hostname}, which is printed and written "
-            f"down; leave it out, and {server if parts.scheme in ('http', 'https') else database}"
+            f"{option}: there is a password in the address of {parts.hostname}, which is printed and written down; "
+            f"leave it out, and {remedy}"
         )
 
 
@@ -92,7 +107,6 @@ def check(tracking_uri: str) -> None:
     Raises:
         UserError: the server cannot be reached, or the address means nothing to MLflow.
     """
-    refuse_password(tracking_uri)
     if not _is_file_in_a_folder(tracking_uri):
         connect(tracking_uri)
 
@@ -113,6 +127,7 @@ def connect(tracking_uri: str) -> MlflowClient:
     Raises:
         UserError: the server cannot be reached, or the address means nothing to MLflow.
     """
+    refuse_password(tracking_uri)
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")

@@ -297,8 +297,3 @@ def test_a_mistake_in_plan_is_told(here: Path, arguments: list[str], parts: list
     assert result.exit_code == 2
     assert "Traceback" not in result.output
     assert all(part in result.stderr for part in parts), result.stderr
-
-
-def test_a_cluster_and_its_file_are_not_given_together() -> None:
-    result = plan("--address", "http://127.0.0.1:1", "--cluster", "cluster.yaml")
-    assert result.exit_code == 2 and "--address and --cluster: give one of them" in result.stderr

@@ -18,7 +18,7 @@ from mlflow.tracking import MlflowClient
 from rich.console import Console
 
 import gsae_ray
-from gsae_ray import launch, results
+from gsae_ray import fleet, launch, placement, results
 from gsae_ray.activations.actors import StoreClient, StoreSource
 from gsae_ray.activations.producer import Producer
 from gsae_ray.activations.store import ReaderSpec
@@ -67,6 +67,34 @@ def local_ray() -> Iterator[None]:
     ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
     yield
     ray.shutdown()
+
+
+def test_a_launchers_file_is_of_the_cluster_that_it_has_started(
+    local_ray: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A Ray of its own on the head of another would else wait for nodes that never come."""
+    types = "head: {resources: {CPU: 2}}, trainer: {resources: {CPU: 8}, labels: {gsae-role: trainer}}"
+    (tmp_path / placement.LAUNCHER_FILE).write_text(f"head_node_type: head\navailable_node_types: {{{types}}}\n")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert len(placement.nodes()) == 1 and placement.selector("trainer") == {}
+
+
+def test_producers_wait_for_room_as_long_as_it_takes(local_ray: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Process:
+        pass
+
+    monkeypatch.setattr(fleet, "ROOM_S", 0.5)
+    other, producer = (ray.remote(Process).options(num_cpus=2).remote() for _ in range(2))
+    ray.get(other.__ray_ready__.remote())
+    said: list[str] = []
+
+    def say(text: str) -> None:
+        said.append(text)
+        ray.kill(other)
+
+    fleet._wait_for_room([producer], 0, say)
+    assert said == ["1 of 1 producers wait for room on the cluster"]
+    ray.kill(producer)
 
 
 def run(sweep: dict[str, Any], home: Path, **options: Any) -> launch.SweepResult:

@@ -10,12 +10,16 @@ import pytest
 from gsae_ray.errors import UserError
 from gsae_ray.memory import CUDA_CONTEXT, PROCESS, Memory, of_trial
 from gsae_ray.room import (
+    KIND,
     PRODUCER,
+    ROLE,
     TRAINER,
     Node,
+    at_largest,
     budget,
     check_producers,
     described,
+    host_memory,
     nodes_for,
     selector,
     shares,
@@ -88,7 +92,6 @@ def test_trials_at_a_time(trials: dict[str, Any], producers: dict[str, Any], nod
     ("trials", "producers", "nodes", "said"),
     [
         ({"cpus": 17}, {}, [HEAD, PLAIN], "trials: each needs cpus: 17 and gpus: 0 on one node; the largest has 16"),
-        ({"cpus": 9}, {}, [HEAD, PRODUCERS], "trials: each needs cpus: 9 .* the largest has 0 CPUs"),
         (
             {},
             {"gpus": 2},
@@ -113,6 +116,45 @@ def test_the_cluster_of_this_repository_runs_the_papers_largest_sweeps() -> None
         loaded = load_sweep(Path(__file__).parent.parent / "sweeps" / f"{file}.yaml")
         gpus = shares(loaded, nodes, trials_of(loaded, 4096))  # the widest site of Gemma-7B
         assert slots(loaded, nodes, max(gpus.values())) >= 4
+
+
+def test_nodes_that_may_come_are_waited_for() -> None:
+    """The cluster starts nodes of a role when they are asked for, and its launcher's file is not here."""
+    assert slots(sweep(trials={"cpus": 9}), [HEAD, PRODUCERS], 0) is None
+    assert slots(sweep(trials={"cpus": 8}, producers={"gpus": 1}), [HEAD, TRAINERS], 0) == 2
+    with pytest.raises(UserError, match="auto, but no node for trials has a GPU yet; give a number"):
+        shares(sweep(trials={"gpus": "auto"}), [HEAD, PRODUCERS], [])
+
+
+def test_a_node_that_has_been_started_counts_once() -> None:
+    kinds = {"head": None, "producer": PRODUCER, "trainer": TRAINER}
+    allowed = [Node({"CPU": 8}, kinds[kind], True, kind) for kind in ("head", *2 * ["producer"], *2 * ["trainer"])]
+    alive = [
+        Node.alive({"CPU": 0, "object_store_memory": 2**30}, {KIND: "head"}),
+        Node.alive({"CPU": 8}, {KIND: "producer", ROLE: PRODUCER}),
+        Node.alive({"CPU": 4}, {}),  # somebody has added it by hand
+    ]
+    found = at_largest(alive, allowed)
+    assert found[:3] == alive and [node.kind for node in found[3:]] == ["producer", "trainer", "trainer"]
+    assert at_largest(alive, []) == alive
+
+
+def test_a_launchers_limits_are_rays(tmp_path: Path) -> None:
+    file = tmp_path / "c.yaml"
+    types = "head: {resources: {}}, a: {resources: {CPU: 1}, min_workers: 1}, b: {resources: {CPU: 2}, max_workers: 9}"
+    file.write_text(f"max_workers: 3\nhead_node_type: head\navailable_node_types: {{{types}}}\n")
+    assert [node.kind for node in described(file)] == ["head", "a", "b", "a"]
+    file.write_text(f"head_node_type: head\navailable_node_types: {{{types}}}\n")
+    assert [node.kind for node in described(file)] == ["head", "a", "b"]
+
+
+def test_memory_of_the_node_limits_trials() -> None:
+    small = Node({"CPU": 16, "memory": 8 * 2**30})
+    assert slots(sweep(), [small], 0, 3 * 2**30) == 2
+    assert slots(sweep(), [Node({"CPU": 16})], 0, 3 * 2**30) == 16  # not known
+    trials = trials_of(sweep(), 8)
+    assert 0.8 * PROCESS < host_memory(sweep(), [small], trials) < PROCESS
+    assert host_memory(sweep(), [small, Node({"CPU": 16})], trials) == 0
 
 
 def test_a_file_that_describes_no_cluster(tmp_path: Path) -> None:
@@ -155,6 +197,9 @@ def test_auto_puts_as_many_trials_on_a_gpu_as_fit_into_its_memory() -> None:
     n = int(0.8 * 23_028 * 2**20 / of_trial(small, on_gpu=True).gpu)
     assert n > 20 and 1 - 1e-2 < n * found[small.name] <= 1  # Ray may not take them for more than a GPU
     assert slots(loaded, [with_gpu("A10G", 2)], found[large.name]) == 12
+    assert shares(loaded, [with_gpu("A100")], [large])[large.name] == pytest.approx(
+        1 / int(0.8 * 40_960 * 2**20 / need), rel=1e-3
+    )  # they may be those of 80 GB, or not
     mixed = shares(loaded, [with_gpu("H100"), with_gpu("T4")], [large])  # the smallest decides
     assert mixed[large.name] == pytest.approx(1 / int(0.8 * 15_360 * 2**20 / need), rel=1e-3)
 
@@ -172,6 +217,7 @@ def test_auto_puts_as_many_trials_on_a_gpu_as_fit_into_its_memory() -> None:
         ),
         (1, [with_gpu("T4")], r"the largest GPU has 15.0: a width of about 1\d\d,\d\d\d fits"),
         (1, [with_gpu("T4"), with_gpu("L40S")], None),
+        (1, [with_gpu("V100")], None),  # there are some with 32 GB, by the same name
         (0, [Node({"CPU": 4, "memory": 8 * 2**30})], r"the largest node for trials has 8.0"),
         (0, [Node({"CPU": 4, "memory": 80 * 2**30})], None),
         (0, [Node({"CPU": 4})], None),  # not known
@@ -197,3 +243,7 @@ def test_a_producer_that_does_not_fit_into_memory_is_named() -> None:
         check_producers(on_gpu, [Node(with_gpu("A10G").resources)], need)
     with pytest.raises(UserError, match=r"the largest node for them has 1.0: lower dataset.shuffle_tokens"):
         check_producers(sweep(), [Node({"CPU": 4, "memory": 2**30})], Memory(host=2 * 2**30))
+    part = sweep(producers={"gpus": 0.25})
+    check_producers(part, [with_gpu("H200")], need)
+    with pytest.raises(UserError, match=r"the largest share of 0.25 of a GPU has 11.2: lower evaluation.batch"):
+        check_producers(part, [Node(with_gpu("L40S").resources)], need)

@@ -599,3 +599,16 @@ def test_an_address_with_a_password_is_refused(address: str, remedy: str) -> Non
     with pytest.raises(UserError, match="there is a password in the address of host") as error:
         check(address)
     assert remedy in str(error.value) and "secret" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "uri",
+    ["http://me:secret@host", "https://secret@host", "postgresql://u:secret@h/db", "mysql://u@h/db?password=secret"],
+)
+def test_passwords_in_addresses_are_refused_and_not_told(uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    for ask in (lambda: resolve_uri(None), lambda: connect(uri)):
+        with pytest.raises(UserError, match="--tracking-uri: there is a password") as error:
+            ask()
+        assert "secret" not in str(error.value)
+    assert resolve_uri("postgresql://u@h/db?passfile=/p") == "postgresql://u@h/db?passfile=/p"
