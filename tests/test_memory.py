@@ -11,8 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from gsae_ray.memory import PROCESS, of_producer, of_trial
+from gsae_ray.saes import SAEConfig, to_bytes
+from gsae_ray.saes.io import build
 from gsae_ray.sweep import Sweep
 
 pytestmark = pytest.mark.slow
@@ -53,8 +56,6 @@ from rich.console import Console
 from gsae_ray.activations.producer import Producer
 from gsae_ray.display import Display
 from gsae_ray.plan import prepare, producer_spec
-from gsae_ray.saes import SAEConfig, to_bytes
-from gsae_ray.saes.io import build
 from gsae_ray.sweep import Sweep
 plan = prepare(Sweep.model_validate({values!r}), Path({folder!r}), Display(Console(quiet=True)))
 sites = sorted(plan.layout.widths)
@@ -63,12 +64,8 @@ producer = Producer(producer_spec(plan))
 if {what!r} == "produce":
     made = producer.produce(0, sites)
 else:
-    (trial,) = plan.trials
-    sae = build(SAEConfig(architecture=trial.architecture, d_in=trial.d_in, d_sae=trial.d_sae,
-                          hyperparameters=trial.hyperparameters))
-    for parameter in sae.parameters():
-        torch.nn.init.normal_(parameter)
-    producer.evaluate(trial.site, *to_bytes(sae))
+    cfg, weights = (Path({folder!r}, name).read_bytes() for name in ("cfg", "weights"))
+    producer.evaluate(plan.trials[0].site, cfg.decode(), weights)
 peak_mib(before)
 """
 
@@ -123,7 +120,7 @@ def test_a_trial(architecture: str, n: int, width: int, batch: int, tmp_path: Pa
     assert predicted == pytest.approx(found, rel=0.2)
 
 
-@pytest.mark.parametrize("what", ["produce", "evaluate"])
+@pytest.mark.parametrize("what", ["produce", "evaluate", "evaluate the weights"])
 def test_a_producer(what: str, tmp_path: Path) -> None:
     from gsae_ray.activations.models import load_skeleton
     from gsae_ray.activations.sites import site_widths
@@ -138,13 +135,31 @@ def test_a_producer(what: str, tmp_path: Path) -> None:
             "saes": [{"architecture": "gated", "widths": [32_768], "l1_coefficient": [1]}],
             "evaluation": {"tokens": 4096, "batch": 8},
         },
+        "evaluate the weights": {  # which take more than the features of a batch
+            "sites": {"layers": [1], "points": ["mlp_post"]},
+            "saes": [{"architecture": "gated", "widths": [32_768], "l1_coefficient": [1]}],
+            "evaluation": {"tokens": 1024, "batch": 1},
+        },
     }[what]
     given = values(**sections)
     sweep = Sweep.model_validate(given)
     skeleton = load_skeleton(sweep.model)
     widths = {site.name: width for site, width in site_widths(skeleton, sweep.used_sites).items()}
     block = 65_000 * 4 * sum(widths.values()) if what == "produce" else 0
-    trials = sweep.expand(site_widths(skeleton, sweep.used_sites), {}) if what == "evaluate" else []
+    trials = [] if what == "produce" else sweep.expand(site_widths(skeleton, sweep.used_sites), {})
+    for trial in trials:
+        given_sae = SAEConfig(
+            architecture=trial.architecture,
+            d_in=trial.d_in,
+            d_sae=trial.d_sae,
+            hyperparameters=trial.hyperparameters,
+        )
+        sae = build(given_sae)
+        for parameter in sae.parameters():
+            torch.nn.init.normal_(parameter)
+        cfg, weights = to_bytes(sae)
+        (tmp_path / "cfg").write_text(cfg)
+        (tmp_path / "weights").write_bytes(weights)
     predicted = (of_producer(sweep, skeleton, widths, block, trials).host - PROCESS) / MIB
     found = measured(PRODUCER.format(values=given, folder=str(tmp_path), what=what))
     assert predicted == pytest.approx(found, rel=0.2)

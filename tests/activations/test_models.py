@@ -359,4 +359,7 @@ def test_code_that_comes_with_a_model_is_not_run_unless_asked_for(directory: Pat
     edit_config(directory, model_type="own", auto_map={"AutoConfig": "own.C", "AutoModelForCausalLM": "own.M"})
     for load in (load_config, load_skeleton, load_model):
         assert "model.trust_remote_code" in complaint(load, settings(directory))
+    tokenizer = {"tokenizer_class": "T", "auto_map": {"AutoTokenizer": ["own.T", None]}}
+    (directory / "tokenizer_config.json").write_text(json.dumps(tokenizer))
+    assert "model.trust_remote_code" in complaint(load_tokenizer, settings(directory))
     assert not ran.exists()
