@@ -207,24 +207,27 @@ def slots(sweep: Sweep, nodes: Sequence[Node], gpus_a_trial: float, bytes_a_tria
         UserError: there is no room for a trial, or for the producers.
     """
     trials, producers = sweep.trials, sweep.producers
-    for key, role, cpus, gpus in (
-        ("trials", TRAINER, trials.cpus, gpus_a_trial),
-        ("producers", PRODUCER, 0, producers.gpus),
+    for key, role, cpus, gpus, nbytes in (
+        ("trials", TRAINER, trials.cpus, gpus_a_trial, bytes_a_trial),
+        ("producers", PRODUCER, 0, producers.gpus, 0),
     ):
         of_role = nodes_for(role, nodes)
-        if (cpus or gpus) and not any(node.holds(cpus, gpus) for node in of_role) and not awaited(role, nodes):
+        fits = any(node.holds(cpus, gpus, nbytes) for node in of_role)
+        if (cpus or gpus) and not fits and not awaited(role, nodes):
             largest = max((n.resources for n in of_role), key=lambda r: (r.get("GPU", 0), r.get("CPU", 0)), default={})
+            memory = f" and {largest.get('memory', 0) / 2**30:.1f} GiB" if nbytes else ""
             raise UserError(
-                f"{key}: each needs {f'cpus: {cpus} and ' if cpus else ''}gpus: {gpus:g} on one node; the largest has "
-                f"{largest.get('CPU', 0):g} CPUs and {largest.get('GPU', 0):g} GPUs"
+                f"{key}: each needs {f'cpus: {cpus} and ' if cpus else ''}gpus: {gpus:g}"
+                f"{f' and {nbytes / 2**30:.1f} GiB of memory' if nbytes else ''} on one node; the largest has "
+                f"{largest.get('CPU', 0):g} CPUs and {largest.get('GPU', 0):g} GPUs{memory}"
             )
     left, waiting = [], producers.count if producers.gpus else 0
     for_producers = nodes_for(PRODUCER, nodes)
     for node in nodes:
         here = min(waiting, node.holds(0, producers.gpus)) if waiting and node in for_producers else 0
         waiting -= here
-        gpus = node.resources.get("GPU", 0) - here * producers.gpus
-        left.append(dataclasses.replace(node, resources={**node.resources, "GPU": gpus}))
+        free = node.resources.get("GPU", 0) - here * producers.gpus
+        left.append(dataclasses.replace(node, resources={**node.resources, "GPU": free}))
     found = sum(node.holds(trials.cpus, gpus_a_trial, bytes_a_trial) for node in nodes_for(TRAINER, left))
     if waiting and awaited(PRODUCER, nodes):
         waiting = 0

@@ -152,6 +152,10 @@ def test_memory_of_the_node_limits_trials() -> None:
     small = Node({"CPU": 16, "memory": 8 * 2**30})
     assert slots(sweep(), [small], 0, 3 * 2**30) == 2
     assert slots(sweep(), [Node({"CPU": 16})], 0, 3 * 2**30) == 16  # not known
+    with pytest.raises(
+        UserError, match=r"gpus: 0 and 9.0 GiB of memory on one node; the largest has 16 CPUs .* 8.0 GiB"
+    ):
+        slots(sweep(), [Node({"CPU": 0, "memory": 80 * 2**30}), small], 0, 9 * 2**30)
     trials = trials_of(sweep(), 8)
     assert 0.8 * PROCESS < host_memory(sweep(), [small], trials) < PROCESS
     assert host_memory(sweep(), [small, Node({"CPU": 16})], trials) == 0
