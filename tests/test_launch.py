@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -77,6 +79,23 @@ def test_a_launchers_file_is_of_the_cluster_that_it_has_started(
     (tmp_path / placement.LAUNCHER_FILE).write_text(f"head_node_type: head\navailable_node_types: {{{types}}}\n")
     monkeypatch.setenv("HOME", str(tmp_path))
     assert len(placement.nodes()) == 1 and placement.selector("trainer") == {}
+
+
+@pytest.mark.slow
+def test_nodes_that_a_launcher_may_start_are_counted(tmp_path: Path) -> None:
+    """In a process of its own, with a node that is the launcher's head."""
+    types = "head: {resources: {CPU: 2}}, trainer: {resources: {CPU: 8}, labels: {gsae-role: trainer}}"
+    (tmp_path / placement.LAUNCHER_FILE).write_text(f"head_node_type: head\navailable_node_types: {{{types}}}\n")
+    look = """
+import ray
+from gsae_ray import placement
+ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
+print([(node.kind, node.to_come) for node in placement.nodes()], placement.selector("trainer"))
+"""
+    environment = os.environ | {"HOME": str(tmp_path), "RAY_NODE_TYPE_NAME": "head"}
+    done = subprocess.run([sys.executable, "-c", look], env=environment, capture_output=True, text=True, timeout=200)
+    found = "[('head', False), ('trainer', True), ('trainer', True)] {'gsae-role': 'trainer'}"
+    assert done.stdout.strip() == found, done.stdout + done.stderr
 
 
 def test_producers_wait_for_room_as_long_as_it_takes(local_ray: None, monkeypatch: pytest.MonkeyPatch) -> None:
