@@ -215,7 +215,8 @@ def on_nodes(script: str, home: Home, *arguments: str) -> str:
     environment = {
         **os.environ,
         **{"RAY_health_check_initial_delay_ms": "0", "RAY_health_check_period_ms": "500"},
-        **{"RAY_health_check_timeout_ms": "500", "RAY_health_check_failure_threshold": "3"},
+        # Of a dead node the connection is refused at once; one on a loaded machine may take its time.
+        **{"RAY_health_check_timeout_ms": "10000", "RAY_health_check_failure_threshold": "3"},
         "RAY_metrics_report_interval_ms": "1000",
     }
     command = [sys.executable, str(Path(__file__).with_name(script)), str(home.path), *arguments]
