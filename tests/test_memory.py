@@ -11,11 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
+from trials import random_sae
 
 from gsae_ray.memory import PROCESS, of_producer, of_trial
-from gsae_ray.saes import SAEConfig, to_bytes
-from gsae_ray.saes.io import build
+from gsae_ray.saes import to_bytes
 from gsae_ray.sweep import Sweep
 
 pytestmark = pytest.mark.slow
@@ -137,7 +136,7 @@ def test_a_producer(what: str, tmp_path: Path) -> None:
         },
         "evaluate the weights": {  # which take more than the features of a batch
             "sites": {"layers": [1], "points": ["mlp_post"]},
-            "saes": [{"architecture": "gated", "widths": [32_768], "l1_coefficient": [1]}],
+            "saes": [{"architecture": "gated", "widths": [65_536], "l1_coefficient": [1]}],
             "evaluation": {"tokens": 1024, "batch": 1},
         },
     }[what]
@@ -148,16 +147,7 @@ def test_a_producer(what: str, tmp_path: Path) -> None:
     block = 65_000 * 4 * sum(widths.values()) if what == "produce" else 0
     trials = [] if what == "produce" else sweep.expand(site_widths(skeleton, sweep.used_sites), {})
     for trial in trials:
-        given_sae = SAEConfig(
-            architecture=trial.architecture,
-            d_in=trial.d_in,
-            d_sae=trial.d_sae,
-            hyperparameters=trial.hyperparameters,
-        )
-        sae = build(given_sae)
-        for parameter in sae.parameters():
-            torch.nn.init.normal_(parameter)
-        cfg, weights = to_bytes(sae)
+        cfg, weights = to_bytes(random_sae(trial))
         (tmp_path / "cfg").write_text(cfg)
         (tmp_path / "weights").write_bytes(weights)
     predicted = (of_producer(sweep, skeleton, widths, block, trials).host - PROCESS) / MIB
