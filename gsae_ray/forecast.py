@@ -194,7 +194,7 @@ def forecast(
     ratio = forward_ratio(waves, budget_blocks)
     contexts = blocks * sweep.block_contexts
 
-    parameters = {trial.name: sum(p.numel() for p in memory.skeleton(trial).parameters()) for trial in trials}
+    parameters = {trial.name: memory.parameter_count(trial) for trial in trials}
     flops = {trial.name: flops_a_row(trial) * trial.training.trained_tokens for trial in trials}
     heldout = sweep.evaluation.tokens / (sweep.model.context_size - sweep.dataset.skip_first_position)
     passes = len(trials) * len(sweep.evaluation.encoders) + len(d_in) + 1  # each site ablated; the model as it is

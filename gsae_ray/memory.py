@@ -52,6 +52,11 @@ def skeleton(trial: TrialSpec) -> SAE:
         )
 
 
+def parameter_count(trial: TrialSpec) -> int:
+    """How many numbers a trial's SAE is made of."""
+    return sum(p.numel() for p in skeleton(trial).parameters())
+
+
 def of_trial(trial: TrialSpec, on_gpu: bool) -> Memory:
     """A trial at its largest: within a training step, or on the CPU perhaps while a checkpoint is copied."""
     parameters = list(skeleton(trial).parameters())
@@ -83,7 +88,7 @@ def of_producer(
     logits = sweep.evaluation.batch * a_context
     clean = a_context * -(-sweep.evaluation.tokens // max(1, context - sweep.dataset.skip_first_position))
     rows, trials = sweep.evaluation.batch * context, list(trials)
-    sae = max((FLOAT * sum(p.numel() for p in skeleton(trial).parameters()) for trial in trials), default=0)
+    sae = FLOAT * max(map(parameter_count, trials), default=0)
     features = max((REGISTRY[t.architecture].training_arrays * t.d_sae for t in trials), default=0)
     evaluation = max(4 * logits, FLOAT * rows * features) + (clean if clean <= CLEAN_CACHE_BYTES else logits)
     if sweep.producers.gpus:

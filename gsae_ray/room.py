@@ -17,6 +17,7 @@ from gsae_ray.trial import TrialSpec
 
 ROLE, PRODUCER, TRAINER = "gsae-role", "producer", "trainer"
 """The label of a node, and its values."""
+_OTHER = {PRODUCER: TRAINER, TRAINER: PRODUCER}
 KIND = "ray.io/node-group"
 """Ray's label of a node that a launcher or an autoscaler has started: its node type."""
 
@@ -94,14 +95,14 @@ def awaited(role: str, nodes: Sequence[Node]) -> bool:
     So it is on a cluster that starts nodes when they are asked for, and whose description we do not have.
     """
     there = {node.role for node in nodes}
-    return role not in there and (TRAINER if role == PRODUCER else PRODUCER) in there
+    return role not in there and _OTHER[role] in there
 
 
 def selector(role: str, nodes: Sequence[Node]) -> dict[str, str]:
     """The label selector of a role: its own nodes; else, where only the other role has nodes, not those."""
     if any(node.role == role for node in nodes):
         return {ROLE: role}
-    return {ROLE: f"!{TRAINER if role == PRODUCER else PRODUCER}"} if awaited(role, nodes) else {}
+    return {ROLE: f"!{_OTHER[role]}"} if awaited(role, nodes) else {}
 
 
 def nodes_for(role: str, nodes: Sequence[Node]) -> list[Node]:

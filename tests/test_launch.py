@@ -71,12 +71,17 @@ def local_ray() -> Iterator[None]:
     ray.shutdown()
 
 
+LAUNCHED = """
+head_node_type: head
+available_node_types: {head: {resources: {CPU: 2}}, trainer: {resources: {CPU: 8}, labels: {gsae-role: trainer}}}
+"""
+
+
 def test_a_launchers_file_is_of_the_cluster_that_it_has_started(
     local_ray: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A Ray of its own on the head of another would else wait for nodes that never come."""
-    types = "head: {resources: {CPU: 2}}, trainer: {resources: {CPU: 8}, labels: {gsae-role: trainer}}"
-    (tmp_path / placement.LAUNCHER_FILE).write_text(f"head_node_type: head\navailable_node_types: {{{types}}}\n")
+    (tmp_path / placement.LAUNCHER_FILE).write_text(LAUNCHED)
     monkeypatch.setenv("HOME", str(tmp_path))
     assert len(placement.nodes()) == 1 and placement.selector("trainer") == {}
 
@@ -84,8 +89,7 @@ def test_a_launchers_file_is_of_the_cluster_that_it_has_started(
 @pytest.mark.slow
 def test_nodes_that_a_launcher_may_start_are_counted(tmp_path: Path) -> None:
     """In a process of its own, with a node that is the launcher's head."""
-    types = "head: {resources: {CPU: 2}}, trainer: {resources: {CPU: 8}, labels: {gsae-role: trainer}}"
-    (tmp_path / placement.LAUNCHER_FILE).write_text(f"head_node_type: head\navailable_node_types: {{{types}}}\n")
+    (tmp_path / placement.LAUNCHER_FILE).write_text(LAUNCHED)
     look = """
 import ray
 from gsae_ray import placement
