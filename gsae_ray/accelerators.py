@@ -48,6 +48,10 @@ _PREFIX = "accelerator_type:"
 
 
 def gpu_of(resources: Mapping[str, float]) -> GPU | None:
-    """The GPU of a node with these resources (`accelerator_type:NAME`); None where it is not known."""
+    """The GPU of a node with these resources (`accelerator_type:NAME`); None where it is not known.
+
+    A node may name it twice, as A100 and A100-40G: the name that stands for fewer sizes says more.
+    """
     names = [key.removeprefix(_PREFIX) for key in resources if key.startswith(_PREFIX)]
-    return max((_KNOWN[name] for name in names if name in _KNOWN), default=None)
+    known = [_KNOWN[name] for name in names if name in _KNOWN]
+    return min(known, key=lambda gpu: gpu.most_nbytes - gpu.nbytes, default=None)

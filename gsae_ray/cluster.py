@@ -25,7 +25,6 @@ from urllib.parse import urlsplit
 import aiohttp
 import ray
 import yaml
-from mlflow.utils.credentials import read_mlflow_creds
 from ray.job_submission import JobSubmissionClient
 
 import gsae_ray
@@ -35,13 +34,14 @@ from gsae_ray.remote import RemoteLaunch
 from gsae_ray.room import Node
 from gsae_ray.sweep import Sweep
 from gsae_ray.sweep_file import load_sweep
-from gsae_ray.tracking import JOB_VARIABLE, check, refuse_password
+from gsae_ray.tracking import JOB_VARIABLE, check, has_login, refuse_password
 
 DEFAULT_ADDRESS = "http://127.0.0.1:8265"
 DEFAULT_STORAGE = "~/gsae_runs"
 GRACE_S = 60.0
-STOP_WAIT_S = 60
-"""What a job has between SIGTERM, at which trials save a checkpoint too, and SIGKILL."""
+STOP_WAIT_S = 240
+"""What a job has at most between SIGTERM, at which trials save a checkpoint too, and SIGKILL: a minute for trials that
+do not end (`launch`), and two last calls of either thread that writes to an MLflow server that hangs (`tracking`)."""
 LIVE = ("pending", "running")
 PATIENCE_S = 30.0
 INTERRUPTED = 130
@@ -75,7 +75,14 @@ class JobStatus:
 class Job:
     """A sweep on a cluster."""
 
-    def __init__(self, client: JobSubmissionClient, job_id: str, metadata: dict[str, str]) -> None:
+    def __init__(
+        self, client: JobSubmissionClient, job_id: str, metadata: dict[str, str], trusted: bool = False
+    ) -> None:
+        """
+        Args:
+            trusted: the MLflow server was named here, not only by the job.
+        """
+        self.trusted = trusted
         self.id = job_id
         self.sweep = metadata[_SWEEP]
         self.experiment = metadata[_EXPERIMENT]
@@ -105,9 +112,8 @@ class Job:
         Raises:
             UserError: MLflow does not answer, or is another one than here.
         """
-        # Of the environment, or of ~/.mlflow/credentials.
-        login = os.environ.get("MLFLOW_TRACKING_TOKEN") or read_mlflow_creds().password
-        if login and self.tracking_uri.rstrip("/") != os.environ.get("MLFLOW_TRACKING_URI", "").rstrip("/"):
+        here = self.trusted or self.tracking_uri.rstrip("/") == os.environ.get("MLFLOW_TRACKING_URI", "").rstrip("/")
+        if not here and has_login():
             raise UserError(
                 f"the job's MLflow server is {self.tracking_uri}: set MLFLOW_TRACKING_URI to it, if the login that is "
                 "here is for that server"
@@ -205,12 +211,14 @@ class Job:
             if launch is not None:
                 launch.ask_to_stop()
         except Exception as error:  # noqa: BLE001 - without MLflow the job can still be ended
-            say(f"MLflow cannot be asked ({first_line(error)}), so Ray tells the job; trials save a checkpoint")
+            say(
+                f"MLflow cannot be asked ({first_line(error)}), so Ray tells the job; trials that run save a checkpoint"
+            )
         else:
             if launch is None:
                 say(f"{self.id} has not begun with its trials")
         if launch is not None:
-            say(f"asked {self.id} to stop; trials save a checkpoint (at most {grace_s:g} s)")
+            say(f"asked {self.id} to stop; trials that run save a checkpoint (at most {grace_s:g} s)")
             with contextlib.suppress(TimeoutError):
                 self.wait(grace_s)
         if not self.ended:
@@ -410,7 +418,7 @@ def submit(
                 },
                 metadata=metadata,
             )
-    return Job(client, job_id, metadata)
+    return Job(client, job_id, metadata, trusted=True)
 
 
 def _check_paths(sweep: Sweep) -> None:

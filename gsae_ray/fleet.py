@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +20,8 @@ from gsae_ray.room import PRODUCER
 
 ROOM_S = 30.0
 """Whoever waits longer for its place in the cluster is told of."""
+AGAIN_S = 600.0
+"""And again, so often."""
 
 if TYPE_CHECKING:
     from gsae_ray.activations.producer import ProducerSpec
@@ -26,17 +29,26 @@ if TYPE_CHECKING:
 
 @contextlib.contextmanager
 def running_producers(
-    count: int, gpus: float, spec: ProducerSpec, timeout_s: float, say: Callable[[str], None] = lambda text: None
+    count: int,
+    gpus: float,
+    nbytes: int,
+    spec: ProducerSpec,
+    timeout_s: float,
+    say: Callable[[str], None] = lambda text: None,
+    check: Callable[[], None] = lambda: None,
 ) -> Iterator[tuple[list[ActorHandle[Any]], list[str]]]:
     """Producers that are up, with the model loaded, for the length of the context; and the machines that they run on.
 
     With GPUs they sit in a placement group of their own, so that one that restarts finds its GPU free; a bundle whose
     node has died is placed on another. Without, they take no CPU slot: trials need those. They wait for their places as
-    long as it takes: another sweep may hold them, or a machine has to be started.
+    long as it takes: another sweep may hold them, or a machine has to be started. They hold nothing meanwhile, since a
+    group gets all of its places at once.
 
     Args:
+        nbytes: of its node's memory that each asks for, with its GPUs.
         timeout_s: for loading the model.
         say: is told what is waited for.
+        check: is called every second of that; its error ends the wait.
     Raises:
         UserError: the model cannot be loaded.
         ProductionError: they did not come up in time.
@@ -46,18 +58,19 @@ def running_producers(
     group = None
     if gpus:
         places = [labels] * count if labels else None
-        group = placement_group([{"GPU": gpus}] * count, strategy="SPREAD", bundle_label_selector=places)
+        bundle = {"GPU": gpus} | ({"memory": nbytes} if nbytes else {})
+        group = placement_group([bundle] * count, strategy="SPREAD", bundle_label_selector=places)
     producers: list[ActorHandle[Any]] = []
     try:
         with _coming_up(timeout_s):
             if group is not None:
                 placement = PlacementGroupSchedulingStrategy(placement_group=group)
-                options |= {"num_gpus": gpus, "scheduling_strategy": placement}
+                options |= {"num_gpus": gpus, "memory": nbytes or None, "scheduling_strategy": placement}
             else:
                 options |= {"scheduling_strategy": "SPREAD", "label_selector": labels or None}
             actor = ray.remote(ProducerShell).options(**options)
             producers += [actor.remote(spec) for _ in range(count)]
-            _wait_for_room(producers, gpus, say)
+            _wait_for_room(producers, gpus, say, check)
             machines = ray.get([producer.ready.remote() for producer in producers], timeout=timeout_s)
         yield producers, machines
     finally:
@@ -67,14 +80,19 @@ def running_producers(
             remove_placement_group(group)
 
 
-def _wait_for_room(producers: list[ActorHandle[Any]], gpus: float, say: Callable[[str], None]) -> None:
+def _wait_for_room(
+    producers: list[ActorHandle[Any]], gpus: float, say: Callable[[str], None], check: Callable[[], None]
+) -> None:
     """Until each has a process, somewhere."""
-    # Ray's own method of all actors; theirs would load the model first.
-    up = [producer.__ray_ready__.remote() for producer in producers]
-    _, waiting = ray.wait(up, num_returns=len(up), timeout=ROOM_S)
-    if waiting:
-        share = f", with {gpus:g} GPUs each" if gpus else ""
-        say(f"{len(waiting)} of {len(up)} producers wait for room on the cluster{share}")
+    # Ray's own method of all actors: theirs would load the model first. Asked again of one whose node has gone.
+    up = [producer.__ray_ready__.options(max_task_retries=-1).remote() for producer in producers]
+    tell = time.monotonic() + ROOM_S
+    while waiting := ray.wait(up, num_returns=len(up), timeout=1)[1]:
+        check()
+        if time.monotonic() > tell:
+            tell += AGAIN_S
+            share = f", with {gpus:g} GPUs each" if gpus else ""
+            say(f"{len(waiting)} of {len(up)} producers wait for room on the cluster{share}")
     ray.get(up)
 
 

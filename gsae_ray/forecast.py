@@ -171,10 +171,12 @@ def forecast(
     widths = {site.name: width for site, width in d_in.items()}
     producer = memory.of_producer(sweep, skeleton, widths, block_bytes, trials)
     gpus_a_trial = 1.0 if sweep.trials.gpus == "auto" else sweep.trials.gpus
+    notices = sweep.notices()
     if nodes is not None:
-        room.check_producers(sweep, nodes, producer)
+        notices += room.check_producers(sweep, nodes, producer)
         gpus_a_trial = max(room.shares(sweep, nodes, trials).values())
-        fitting = room.slots(sweep, nodes, gpus_a_trial, room.host_memory(sweep, nodes, trials))
+        bytes_a_trial = max(room.host_memory(sweep, nodes, trials).values())
+        fitting = room.slots(sweep, nodes, gpus_a_trial, bytes_a_trial, room.producer_memory(sweep, nodes, producer))
         if fitting is None and slots is None:
             raise UserError(
                 "--slots: the cluster has no node for trials yet; give how many trials it is to hold at a time, or the "
@@ -231,7 +233,7 @@ def forecast(
         # A checkpoint has the weights and two moments; two are kept, a third is being written. MLflow copies the SAEs.
         disk_bytes=FLOAT * (9 * sum(largest) + 2 * sum(parameters.values())) + 4 * contexts * sweep.model.context_size,
         kinds=_kinds(trials, parameters),
-        notices=tuple(sweep.notices()),
+        notices=tuple(notices),
     )
 
 

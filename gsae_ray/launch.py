@@ -134,17 +134,29 @@ def run(
             if len(pending) < len(trials):
                 display.phase(f"{len(trials) - len(pending)} of {len(trials)} trials are done already")
             readers = {t.name: ReaderSpec(t.site, t.training.trained_tokens) for t, d in pending if not d.done}
-            budget, needs = 0, dict[str, dict[str, float]]()
+            allotment = _Allotment()
             if pending:
                 stack.enter_context(_ray(address))
                 placement.check_shared(folder)
-                budget, needs = _check_cluster(plan, readers, display)
+                allotment = _check_cluster(plan, readers, display)
             launch_id, notices = begin_launch(folder, plan.sweep, plan.trials, resume)
             log = EventLog(folder / "launches" / launch_id / "events.jsonl", display.phase)
             for notice in notices:
                 log.say(notice)
-            launch = _Launch(plan, launch_id, folder, driver, trials, pending, readers, budget, needs, display, log)
+            launch = _Launch(plan, launch_id, folder, driver, trials, pending, readers, allotment, display, log)
             return launch.run(uri, started)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Allotment:
+    """What a launch asks of the cluster."""
+
+    budget: int = 0
+    """Bytes of activations to keep."""
+    trials: dict[str, dict[str, float]] = dataclasses.field(default_factory=dict)
+    """Of each trial to train, by name: what it asks Ray for."""
+    producer_bytes: int = 0
+    """Of its node's memory that each producer asks Ray for."""
 
 
 @dataclasses.dataclass
@@ -160,9 +172,7 @@ class _Launch:
     """Those to train, or to evaluate."""
     readers: dict[str, ReaderSpec]
     """Those to train, as the store knows them."""
-    budget: int
-    needs: dict[str, dict[str, float]]
-    """Of each trial to train, by name: what it asks Ray for."""
+    allotment: _Allotment
     display: Display
     log: EventLog
 
@@ -180,14 +190,15 @@ class _Launch:
         with ThreadPoolExecutor(1) as pool:
             thread: MirrorThread | None = None
             # Beside the rest: a new SQLite store takes as long as the language model.
-            opening = pool.submit(_patiently, lambda: self._open_mirror(uri))
+            give_up = threading.Event()
+            opening = pool.submit(_patiently, lambda: self._open_mirror(uri), give_up)
+            observer = Observer(self.trials, self.plan.evaluation_fingerprint, sweep.evaluation.encoders)
+            fleet = self._fleet(lambda: self._while_waiting(opening, observer))
             try:
-                with self._fleet() if self.pending else contextlib.nullcontext() as supervisor:
+                with fleet if self.pending else contextlib.nullcontext() as supervisor:
                     thread = MirrorThread(opening.result(), self.trials, allowed=self._leads)
                     thread.start()
                     if supervisor is not None:
-                        fingerprint, encoders = self.plan.evaluation_fingerprint, sweep.evaluation.encoders
-                        observer = Observer(self.trials, fingerprint, encoders)
                         self.display.follow(observer)
                         reports = self._reports(thread.mirror, supervisor, observer)
                         reports.start()
@@ -197,6 +208,7 @@ class _Launch:
                         finally:
                             reports.finish()
             except BaseException:
+                give_up.set()
                 if thread is None or thread.finish():
                     with contextlib.suppress(Exception):  # the server may be what failed; storage has everything
                         opening.result().close("KILLED")
@@ -238,12 +250,29 @@ class _Launch:
 
     def _reports(self, mirror: Mirror, supervisor: Supervisor, observer: Observer) -> ReportThread:
         def progress() -> dict[str, Any]:
-            observer.update()
-            counters = Counters.of(supervisor.record, self.plan.layout)
-            ratio = counters.forward_ratio if counters.rows_distinct else None
-            return {**dataclasses.asdict(self.display.progress(observer)), "forward_ratio": ratio}
+            return self._progress(observer, Counters.of(supervisor.record, self.plan.layout))
 
         return ReportThread(mirror, progress, lambda: supervisor.stop(_asked()), allowed=self._leads)
+
+    def _progress(self, observer: Observer, counters: Counters | None) -> dict[str, Any]:
+        """How far the launch is, for MLflow."""
+        observer.update()
+        ratio = counters.forward_ratio if counters is not None and counters.rows_distinct else None
+        return {**dataclasses.asdict(self.display.progress(observer)), "forward_ratio": ratio}
+
+    def _while_waiting(self, opening: Future[Mirror], observer: Observer) -> None:
+        """What is done every second while there is no room for the producers: MLflow is told, and asked.
+
+        Raises:
+            SweepStoppedError: somebody has asked for the stop, or another driver has taken over.
+        """
+        self.driver.check()
+        asked = False
+        if opening.done():
+            with contextlib.suppress(Exception):  # the server may be gone for the moment
+                asked = opening.result().report(self._progress(observer, self._counters()))
+        if asked:
+            raise _asked()
 
     def _counters(self) -> Counters | None:
         """What was produced for this launch, in all of its sessions; None where nothing was."""
@@ -259,15 +288,17 @@ class _Launch:
         return mirror
 
     @contextlib.contextmanager
-    def _fleet(self) -> Iterator[Supervisor]:
+    def _fleet(self, while_waiting: Callable[[], None]) -> Iterator[Supervisor]:
         """Producers, the store that calls them and the supervisor that watches it, for the length of the context."""
         settings = self.plan.sweep.producers
         count = settings.count
         self.display.phase(f"starting {count} producer{'s' if count > 1 else ''} and {len(self.pending)} trials")
         spec = producer_spec(self.plan)
-        fleet = running_producers(count, settings.gpus, spec, settings.timeout_s, self.log.say)
+        fleet = running_producers(
+            count, settings.gpus, self.allotment.producer_bytes, spec, settings.timeout_s, self.log.say, while_waiting
+        )
         with fleet as (producers, machines):
-            store = start_store(self.plan.layout, self.budget, settings.timeout_s)
+            store = start_store(self.plan.layout, self.allotment.budget, settings.timeout_s)
             supervisor = Supervisor(
                 store,
                 producers,
@@ -275,7 +306,7 @@ class _Launch:
                 {trial.name: directory for trial, directory in self.trials},
                 self.driver,
                 self.own_folder / "record.json",
-                self.plan.sweep.trials.hang_timeout_s,
+                self.plan.sweep.trials,
                 self.log,
                 self.display.show_waits,
             )
@@ -375,7 +406,7 @@ class _Launch:
                 "versions": versions(),
             },
         )
-        needs, labels = self.needs, placement.selector(room.TRAINER)
+        needs, labels = self.allotment.trials, placement.selector(room.TRAINER)
 
         def resources(config: dict[str, Any]) -> tune.PlacementGroupFactory:
             return tune.PlacementGroupFactory([needs[config["trial"]["name"]]], bundle_label_selector=[labels])
@@ -444,13 +475,16 @@ class _Launch:
         return picture
 
 
-def _patiently(open_mirror: Callable[[], Mirror]) -> Mirror:
+def _patiently(open_mirror: Callable[[], Mirror], give_up: threading.Event) -> Mirror:
     """Tries again when the server has just gone: it was there when the sweep was checked."""
-    for _ in range(OPENINGS - 1):
-        with contextlib.suppress(Exception):
+    tries = 0
+    while True:
+        try:
             return open_mirror()
-        time.sleep(OPENING_PAUSE_S)
-    return open_mirror()
+        except Exception:
+            tries += 1
+            if tries == OPENINGS or give_up.wait(OPENING_PAUSE_S):
+                raise
 
 
 def _asked() -> StopAskedError:
@@ -504,10 +538,8 @@ def _ray(address: str | None) -> Iterator[None]:
         ray.shutdown()
 
 
-def _check_cluster(
-    plan: Plan, readers: dict[str, ReaderSpec], display: Display
-) -> tuple[int, dict[str, dict[str, float]]]:
-    """Whether the sweep fits the cluster. Returns the bytes of activations to keep, and `_Launch.needs`.
+def _check_cluster(plan: Plan, readers: dict[str, ReaderSpec], display: Display) -> _Allotment:
+    """Whether the sweep fits the cluster, and what it asks of it.
 
     Raises:
         UserError: a trial, the producers or a block do not fit.
@@ -515,15 +547,25 @@ def _check_cluster(
     layout, sweep, nodes = plan.layout, plan.sweep, placement.nodes()
     trials = [trial for trial in plan.trials if trial.name in readers]
     gpus, nbytes = room.shares(sweep, nodes, trials), room.host_memory(sweep, nodes, trials)
-    if room.slots(sweep, nodes, max(gpus.values(), default=0), nbytes) is None:
+    a_producer = room.producer_memory(sweep, nodes, plan.producer)
+    largest = max(gpus.values(), default=0), max(nbytes.values(), default=0)
+    if room.slots(sweep, nodes, *largest, a_producer) is None:
         display.phase("no node for trials is there yet; they wait until the cluster has started one")
-    room.check_producers(sweep, nodes, plan.producer)
+    for notice in room.check_producers(sweep, nodes, plan.producer):
+        display.phase(notice)
     sites = tuple(sorted({reader.site for reader in readers.values()}))
     blocks = range(layout.blocks_for(max((reader.rows for reader in readers.values()), default=0)))
     sizes = [layout.nbytes(block, sites) for block in blocks]
-    budget = room.budget(sweep, nodes, max(sizes, default=0), sum(sizes), len(sites))
-    common = {"CPU": float(sweep.trials.cpus)} | ({"memory": float(nbytes)} if nbytes else {})
-    return budget, {name: common | {"GPU": share} for name, share in gpus.items()}
+    return _Allotment(
+        budget=room.budget(sweep, nodes, max(sizes, default=0), sum(sizes), len(sites)),
+        trials={name: _bundle(sweep.trials.cpus, share, nbytes[name]) for name, share in gpus.items()},
+        producer_bytes=a_producer,
+    )
+
+
+def _bundle(cpus: float, gpus: float, nbytes: int) -> dict[str, float]:
+    """As Ray wants it: memory of which none is asked for is left out."""
+    return {"CPU": float(cpus), "GPU": gpus} | ({"memory": float(nbytes)} if nbytes else {})
 
 
 def _launch_params(plan: Plan) -> dict[str, Any]:

@@ -26,7 +26,7 @@ from typing import Any
 import yaml
 
 import gsae_ray
-from gsae_ray.errors import UserError
+from gsae_ray.errors import ReplacedError, UserError
 from gsae_ray.files import read_json, write_atomically, write_json
 from gsae_ray.machine import machine
 from gsae_ray.sweep import Sweep
@@ -36,7 +36,7 @@ LOCK_HEARTBEAT_S = 5.0
 LOCK_STALE_S = 30.0
 OPERATIONAL = {
     *("producers.count", "producers.budget_gib", "producers.chunk_mib", "producers.timeout_s"),
-    *("trials.max_concurrent", "trials.hang_timeout_s"),
+    *("trials.max_concurrent", "trials.hang_timeout_s", "trials.room_timeout_s"),
 }
 """Keys that may differ when a launch is resumed: they change no result."""
 
@@ -83,6 +83,14 @@ class Driver:
         """Who has taken the sweep over, if anybody has."""
         newest, other = _newest_driver(self.folder)
         return None if other is None or newest <= self.session else _describe_driver(other)
+
+    def check(self) -> None:
+        """
+        Raises:
+            ReplacedError: another driver has taken the sweep over.
+        """
+        if (other := self.replaced_by) is not None:
+            raise ReplacedError(f"this driver was not heard of, and another one ({other}) has taken the sweep over")
 
 
 @contextlib.contextmanager

@@ -36,7 +36,9 @@ class Node:
     role: str | None = None
     to_come: bool = False
     kind: str | None = None
-    """Its type among those of the cluster's launcher, if that started it."""
+    """Its type among those of the cluster's launcher or autoscaler, if that started it."""
+    listed: bool = False
+    """Whether that launcher's file is here, so that all nodes that may come are known."""
 
     @classmethod
     def alive(cls, resources: Mapping[str, float], labels: Mapping[str, str]) -> Node:
@@ -63,7 +65,8 @@ def described(file: Path) -> list[Node]:
         limit = int(config.get("max_workers", MAX_WORKERS))
         heads, workers = [], []
         for name, kind in config["available_node_types"].items():
-            node = Node(dict(kind["resources"]), (kind.get("labels") or {}).get(ROLE), to_come=True, kind=name)
+            role = (kind.get("labels") or {}).get(ROLE)
+            node = Node(dict(kind["resources"]), role, to_come=True, kind=name, listed=True)
             if name == config.get("head_node_type"):
                 heads.append(node)
             else:
@@ -78,31 +81,48 @@ def described(file: Path) -> list[Node]:
 
 
 def at_largest(alive: Sequence[Node], allowed: Sequence[Node]) -> list[Node]:
-    """The nodes of a cluster that are there, and of those that its launcher allows the ones that are not yet."""
+    """The nodes of a cluster that are there, and of those that its launcher allows the ones that are not yet.
+
+    They are those that are there where the launcher has started none of them: its file is another cluster's.
+    """
+    types = {node.kind: node for node in allowed}
+    if not any(node.kind in types for node in alive):
+        return list(alive)
     started = Counter(node.kind for node in alive)
-    found = list(alive)
+    found = [_listed(node, types[node.kind]) if node.kind in types else node for node in alive]
+    left = len(allowed) - sum(started[kind] for kind in types)
     for node in allowed:
         if started[node.kind]:
             started[node.kind] -= 1
-        else:
+        elif left > 0:
+            left -= 1
             found.append(node)
     return found
 
 
-def awaited(role: str, nodes: Sequence[Node]) -> bool:
-    """Whether nodes of this role may come, for all that is known: the other role has its own, and this one has none.
+def _listed(node: Node, like: Node) -> Node:
+    """A node whose type is described. It tells its memory only if that does: one that follows it will not else."""
+    resources = {key: n for key, n in node.resources.items() if key != "memory" or key in like.resources}
+    return dataclasses.replace(node, resources=resources, listed=True)
 
-    So it is on a cluster that starts nodes when they are asked for, and whose description we do not have.
-    """
+
+def may_grow(nodes: Sequence[Node]) -> bool:
+    """Whether nodes may come of which we know nothing: something starts nodes here, and its file is not here."""
+    return any(node.kind is not None and not node.listed for node in nodes)
+
+
+def awaited(role: str, nodes: Sequence[Node]) -> bool:
+    """Whether nodes of this role may come, for all that is known: the other role has its own, and this one has none."""
     there = {node.role for node in nodes}
-    return role not in there and _OTHER[role] in there
+    return role not in there and _OTHER[role] in there and may_grow(nodes)
 
 
 def selector(role: str, nodes: Sequence[Node]) -> dict[str, str]:
     """The label selector of a role: its own nodes; else, where only the other role has nodes, not those."""
-    if any(node.role == role for node in nodes):
+    there = {node.role for node in nodes}
+    if role in there:
         return {ROLE: role}
-    return {ROLE: f"!{_OTHER[role]}"} if awaited(role, nodes) else {}
+    return {ROLE: f"!{_OTHER[role]}"} if _OTHER[role] in there else {}
 
 
 def nodes_for(role: str, nodes: Sequence[Node]) -> list[Node]:
@@ -164,8 +184,8 @@ def _check_trials(
         )
 
 
-def check_producers(sweep: Sweep, nodes: Sequence[Node], need: Memory) -> None:
-    """Whether a producer fits into the memory that there is.
+def check_producers(sweep: Sweep, nodes: Sequence[Node], need: Memory) -> list[str]:
+    """Whether a producer fits into the memory that there is. Returns what may go wrong.
 
     Raises:
         UserError: it does not.
@@ -173,63 +193,89 @@ def check_producers(sweep: Sweep, nodes: Sequence[Node], need: Memory) -> None:
     here, gpus = nodes_for(PRODUCER, nodes), sweep.producers.gpus
     hosts = [int(node.resources["memory"]) for node in here if "memory" in node.resources]
     with_gpu = [node for node in here if gpus and node.resources.get("GPU")]
-    sizes = [int(gpu.most_nbytes * gpus) for node in with_gpu if (gpu := gpu_of(node.resources)) is not None]
-    a_gpu = "GPU" if gpus == 1 else f"set of {gpus:g} GPUs" if gpus > 1 else f"share of {gpus:g} of a GPU"
+    # A share of a GPU is no limit: the rest is there as long as nobody uses it.
+    sizes = [int(gpu.most_nbytes * max(1, gpus)) for node in with_gpu if (gpu := gpu_of(node.resources)) is not None]
     for nbytes, found, count, what, remedy in (
         (need.host, hosts, len(here), "node for them", "dataset.shuffle_tokens (a block is made in memory)"),
-        (need.gpu, sizes, len(with_gpu), a_gpu, "evaluation.batch"),
+        (need.gpu, sizes, len(with_gpu), "GPU" if gpus <= 1 else f"set of {gpus:g} GPUs", "evaluation.batch"),
     ):
         if count and len(found) == count and nbytes * SURELY > max(found):
             raise UserError(
                 f"producers: each needs {nbytes / 2**30:.1f} GiB; the largest {what} has {max(found) / 2**30:.1f}: "
                 f"lower {remedy} or producers.batch, or give producers more gpus"
             )
+    if 0 < gpus < 1 and sizes and len(sizes) == len(with_gpu) and need.gpu * SURELY > gpus * max(sizes):
+        return [
+            f"producers: each needs {need.gpu / 2**30:.1f} GiB of a GPU, more than producers.gpus: {gpus:g} of one "
+            f"({gpus * max(sizes) / 2**30:.1f}); where trials fill the rest it may run out: raise producers.gpus"
+        ]
+    return []
 
 
-def host_memory(sweep: Sweep, nodes: Sequence[Node], trials: Sequence[TrialSpec]) -> int:
-    """Bytes of its node's memory that each trial asks Ray for: what the largest surely needs.
+def _to_ask(need: Memory, role: str, nodes: Sequence[Node]) -> int:
+    """Bytes of its node's memory that a process surely needs, and so asks Ray for.
 
-    One figure, since a process is used again only for a trial that asks for the same. 0 where a node for trials does
-    not tell its memory: Ray would never start one of its type for those who ask.
+    0 where a node of its role does not tell its memory, or may come without telling: Ray would never start one of its
+    type for those who ask.
     """
-    here = nodes_for(TRAINER, nodes)
-    if not here or awaited(TRAINER, nodes) or not all("memory" in node.resources for node in here):
-        return 0
-    return int(SURELY * max((of_trial(trial, sweep.trials.gpus != 0).host for trial in trials), default=0))
+    here = nodes_for(role, nodes)
+    told = bool(here) and not may_grow(nodes) and all("memory" in node.resources for node in here)
+    return int(SURELY * need.host) if told else 0
 
 
-def slots(sweep: Sweep, nodes: Sequence[Node], gpus_a_trial: float, bytes_a_trial: int = 0) -> int | None:
+def host_memory(sweep: Sweep, nodes: Sequence[Node], trials: Sequence[TrialSpec]) -> dict[str, int]:
+    """Bytes of its node's memory that each trial asks Ray for, by name.
+
+    On CPUs what the largest needs: there a process is used again, for a trial that asks for the same.
+    """
+    on_gpu = sweep.trials.gpus != 0
+    asked = {trial.name: _to_ask(of_trial(trial, on_gpu), TRAINER, nodes) for trial in trials}
+    return asked if on_gpu else dict.fromkeys(asked, max(asked.values(), default=0))
+
+
+def producer_memory(sweep: Sweep, nodes: Sequence[Node], need: Memory) -> int:
+    """Bytes of its node's memory that a producer asks Ray for, with its GPUs.
+
+    Without a GPU none: its place is not reserved, and while it is started again a trial might take that for good.
+    """
+    return _to_ask(need, PRODUCER, nodes) if sweep.producers.gpus else 0
+
+
+def slots(
+    sweep: Sweep, nodes: Sequence[Node], gpus_a_trial: float, bytes_a_trial: int = 0, bytes_a_producer: int = 0
+) -> int | None:
     """Trials at a time, beside the producers; None where the nodes for trials are still to come.
+
+    Where Ray may put producers elsewhere there may be fewer: it is the best case that counts.
 
     Args:
         gpus_a_trial: see `shares`.
         bytes_a_trial: see `host_memory`.
+        bytes_a_producer: see `producer_memory`.
     Raises:
         UserError: there is no room for a trial, or for the producers.
     """
     trials, producers = sweep.trials, sweep.producers
-    for key, role, cpus, gpus, nbytes in (
-        ("trials", TRAINER, trials.cpus, gpus_a_trial, bytes_a_trial),
-        ("producers", PRODUCER, 0, producers.gpus, 0),
-    ):
+    a_trial, a_producer = (trials.cpus, gpus_a_trial, bytes_a_trial), (0, producers.gpus, bytes_a_producer)
+    for key, role, (cpus, gpus, nbytes) in (("trials", TRAINER, a_trial), ("producers", PRODUCER, a_producer)):
         of_role = nodes_for(role, nodes)
         fits = any(node.holds(cpus, gpus, nbytes) for node in of_role)
         if (cpus or gpus) and not fits and not awaited(role, nodes):
             largest = max((n.resources for n in of_role), key=lambda r: (r.get("GPU", 0), r.get("CPU", 0)), default={})
             memory = f" and {largest.get('memory', 0) / 2**30:.1f} GiB" if nbytes else ""
             raise UserError(
-                f"{key}: each needs {f'cpus: {cpus} and ' if cpus else ''}gpus: {gpus:g}"
-                f"{f' and {nbytes / 2**30:.1f} GiB of memory' if nbytes else ''} on one node; the largest has "
-                f"{largest.get('CPU', 0):g} CPUs and {largest.get('GPU', 0):g} GPUs{memory}"
+                f"{key}: each needs {f'cpus: {cpus} and ' if cpus else ''}gpus: {gpus:g}{_and_memory(nbytes)} on one "
+                f"node; the largest has {largest.get('CPU', 0):g} CPUs and {largest.get('GPU', 0):g} GPUs{memory}"
             )
-    left, waiting = [], producers.count if producers.gpus else 0
-    for_producers = nodes_for(PRODUCER, nodes)
-    for node in nodes:
-        here = min(waiting, node.holds(0, producers.gpus)) if waiting and node in for_producers else 0
+    for_producers, for_trials = nodes_for(PRODUCER, nodes), nodes_for(TRAINER, nodes)
+    waiting, found = producers.count if producers.gpus else 0, 0
+    for node in sorted(nodes, key=lambda node: node in for_trials and node.holds(*a_trial) > 0):
+        here = min(waiting, node.holds(*a_producer)) if waiting and node in for_producers else 0
         waiting -= here
-        free = node.resources.get("GPU", 0) - here * producers.gpus
-        left.append(dataclasses.replace(node, resources={**node.resources, "GPU": free}))
-    found = sum(node.holds(trials.cpus, gpus_a_trial, bytes_a_trial) for node in nodes_for(TRAINER, left))
+        if node in for_trials:
+            taken = {"GPU": here * producers.gpus, "memory": here * bytes_a_producer}
+            left = {key: n - taken.get(key, 0) for key, n in node.resources.items()}
+            found += dataclasses.replace(node, resources=left).holds(*a_trial)
     if waiting and awaited(PRODUCER, nodes):
         waiting = 0
     if not found and not waiting and awaited(TRAINER, nodes):
@@ -237,10 +283,15 @@ def slots(sweep: Sweep, nodes: Sequence[Node], gpus_a_trial: float, bytes_a_tria
     if waiting or not found:
         there, theirs = (sum(n.resources.get("GPU", 0) for n in of) for of in (nodes, for_producers))
         raise UserError(
-            f"producers.gpus: {producers.gpus:g} for each of {producers.count} producers, and {gpus_a_trial:g} for a "
-            f"trial, but the cluster has {there:g} GPUs, {theirs:g} of them where producers may go"
+            f"producers.gpus: {producers.gpus:g}{_and_memory(bytes_a_producer)} for each of {producers.count} "
+            f"producers, and {gpus_a_trial:g}{_and_memory(bytes_a_trial)} for a trial, but the cluster has {there:g} "
+            f"GPUs, {theirs:g} of them where producers may go"
         )
     return min(found, trials.max_concurrent or found)
+
+
+def _and_memory(nbytes: int) -> str:
+    return f" and {nbytes / 2**30:.1f} GiB of memory" if nbytes else ""
 
 
 def budget(sweep: Sweep, nodes: Sequence[Node], block_bytes: int, total_bytes: int, sites: int) -> int:

@@ -26,6 +26,7 @@ from gsae_ray.activations.store import Look, ReaderSpec, Wait
 from gsae_ray.errors import ReplacedError, SweepStoppedError, first_line
 from gsae_ray.files import read_json, write_json
 from gsae_ray.ledger import Driver
+from gsae_ray.sweep import TrialSettings
 from gsae_ray.training.directory import TrialDirectory
 from gsae_ray.trial import TrialSpec
 
@@ -65,7 +66,7 @@ class Supervisor(threading.Thread):
         directories: Mapping[str, TrialDirectory],
         driver: Driver,
         record_path: Path,
-        hang_timeout_s: float,
+        trials: TrialSettings,
         log: EventLog,
         show_waits: Callable[[tuple[Wait, ...]], None],
     ) -> None:
@@ -74,7 +75,7 @@ class Supervisor(threading.Thread):
             producers: that the store is to call.
             readers: the trials to train; directories: theirs.
             record_path: where the record is kept; what is there already is gone on with.
-            hang_timeout_s: a trial that is silent for longer is killed.
+            trials: how long one may be silent until it is killed, and how long none may have room.
         """
         super().__init__(name="supervisor", daemon=True)
         self.store = store
@@ -83,7 +84,8 @@ class Supervisor(threading.Thread):
         self.directories = directories
         self.driver = driver
         self.record_path = record_path
-        self.hang_timeout_s = hang_timeout_s
+        self.hang_timeout_s = trials.hang_timeout_s
+        self.room_timeout_s = trials.room_timeout_s
         self.log = log
         self.show_waits = show_waits
         found = read_json(record_path)
@@ -139,10 +141,10 @@ class Supervisor(threading.Thread):
         return self.record
 
     def _look(self) -> None:
-        if (other := self.driver.replaced_by) is not None:  # who writes down what happens now
-            self.stop(
-                ReplacedError(f"this driver was not heard of, and another one ({other}) has taken the sweep over")
-            )
+        try:
+            self.driver.check()
+        except ReplacedError as error:  # the other writes down what happens now
+            self.stop(error)
             return
         try:
             look: Look | None = ray.get(self.store.look.remote(), timeout=STORE_PATIENCE_S)
@@ -245,13 +247,31 @@ def _guarded(hook: Callable[..., None]) -> Callable[..., None]:
 
 
 class TrialWatch(tune.Callback):
-    """Tries trials again whose processes died, until they die without getting on."""
+    """Tries trials again whose processes died, until they die without getting on; stops a sweep that has no room."""
 
     def __init__(self, supervisor: Supervisor) -> None:
         self.supervisor = supervisor
+        self._without_room: float | None = None
+        """Since when no trial has had room, where one waits for it."""
 
     def __getstate__(self) -> dict[str, Any]:
         return {}  # Tune writes its callbacks down for a restore, which is not used
+
+    def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:
+        """Two sweeps whose producers hold what the other's trials need would else wait for each other for ever."""
+        states, now = {trial.status for trial in trials}, time.monotonic()
+        if tune.experiment.Trial.RUNNING in states or tune.experiment.Trial.PENDING not in states:
+            self._without_room = None
+        elif self._without_room is None:
+            self._without_room = now
+        elif now - self._without_room > self.supervisor.room_timeout_s:
+            self.supervisor.stop(
+                SweepStoppedError(
+                    f"no trial has had room on the cluster for trials.room_timeout_s = "
+                    f"{self.supervisor.room_timeout_s:g} s, so what the producers hold is given back; the same command "
+                    "with --resume goes on when there is room"
+                )
+            )
 
     @_guarded
     def on_trial_result(self, trial: Any, result: dict[str, Any]) -> None:

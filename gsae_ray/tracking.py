@@ -7,24 +7,27 @@ asked again: what was sent may have arrived although no reply came.
 
 from __future__ import annotations
 
+import configparser
 import contextlib
 import dataclasses
 import json
 import logging
 import math
 import os
+import re
 import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
-from urllib.parse import parse_qs, urlsplit
+from urllib.parse import parse_qsl, urlsplit
 
 import mlflow
 from mlflow.entities import Metric, Param, Run, RunTag
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
+from mlflow.utils.credentials import read_mlflow_creds
 
 from gsae_ray.activations.sites import Site
 from gsae_ray.errors import UserError, first_line
@@ -60,26 +63,61 @@ def refuse_password(address: str, option: str = "--tracking-uri") -> None:
     """An address is printed and written down, so no password may be in it.
 
     Raises:
-        UserError: there is one, or it is no address.
+        UserError: there is one, or it is no address. Neither tells what was given.
     """
     try:
-        parts = urlsplit(address)
-        http = parts.scheme in ("http", "https")
-        # Of a server's address the name alone may be a token; a database's has its user there.
-        secret = parts.password is not None or (http and parts.username is not None)
-        secret |= any("password" in key or "token" in key for key in parse_qs(parts.query.lower()))
-    except ValueError as error:  # it is not told: there might be a password in it
-        raise UserError(f"{option}: what was given is not an address (SCHEME://HOST:PORT)") from error
-    if secret:
-        server = "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
-        database = "give it as the database's client has it (PostgreSQL: PGPASSWORD or ~/.pgpass)"
-        remedy = server if http else database
-        if option == "--address":
-            remedy = "put the cluster's token into ~/.ray/auth_token or RAY_AUTH_TOKEN"
+        urlsplit(address)
+    except ValueError:
+        raise UserError(f"{option}: what was given is not an address (SCHEME://HOST:PORT)") from None
+    if not _has_password(address):
+        return
+    if option == "--address":
+        remedy = "put the cluster's token into ~/.ray/auth_token or RAY_AUTH_TOKEN"
+    elif _split(address)[0] in ("", *_HTTP):
+        remedy = "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
+    else:
+        remedy = "give it as the database's client has it (PostgreSQL: PGPASSWORD or ~/.pgpass)"
+    raise UserError(
+        f"{option}: there is a password in the address, which is printed and written down; leave it out, and {remedy}"
+    )
+
+
+_HTTP = ("http", "https")
+_SECRET_KEY = re.compile(r"(password|passwd|passphrase|pwd|secret|token|api_?key)$", re.IGNORECASE)
+_ODBC_SECRET = re.compile(r"(^|;)\s*(password|pwd)\s*=", re.IGNORECASE)
+
+
+def _split(address: str) -> tuple[str, str]:
+    """The scheme, if there is one, and the rest."""
+    before, found, rest = address.partition("://")
+    return (before.lower(), rest) if found and "@" not in before else ("", address)
+
+
+def _has_password(address: str) -> bool:
+    """Whether an address may hold a password; by hand, since for a parser one with `/`, `?` or `#` ends before it."""
+    scheme, rest = _split(address)
+    if scheme.startswith(("sqlite", "file")):  # a path
+        return False
+    # Of a server's address the name alone may be a token; a database's has its user there.
+    if "@" in rest if scheme in _HTTP else re.match(r"[^/@]*:[^@]+@", rest):
+        return True
+    values = parse_qsl(rest.partition("?")[2])
+    return any(_SECRET_KEY.search(key) or _ODBC_SECRET.search(value) for key, value in values)
+
+
+def has_login() -> bool:
+    """Whether MLflow would log in: with a token, or a password of the environment or of ~/.mlflow/credentials.
+
+    Raises:
+        UserError: that file cannot be read.
+    """
+    try:
+        return bool(os.environ.get("MLFLOW_TRACKING_TOKEN") or read_mlflow_creds().password)
+    except configparser.Error:  # it is not told: it quotes the file
         raise UserError(
-            f"{option}: there is a password in the address of {parts.hostname}, which is printed and written down; "
-            f"leave it out, and {remedy}"
-        )
+            "~/.mlflow/credentials is not a file of MLflow's: it has a line [mlflow], then "
+            "mlflow_tracking_username = … and mlflow_tracking_password = …"
+        ) from None
 
 
 @contextlib.contextmanager
@@ -134,6 +172,8 @@ def connect(tracking_uri: str) -> MlflowClient:
     for name in ("alembic", "mlflow.store.db.utils"):
         logging.getLogger(name).setLevel(logging.ERROR)
     _is_file_in_a_folder(tracking_uri)
+    if _split(tracking_uri)[0] in _HTTP:
+        has_login()  # a file that cannot be read is told of
     try:
         with quick_failure(timeout_s=10):
             client = MlflowClient(tracking_uri=tracking_uri)

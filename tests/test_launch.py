@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +17,9 @@ import pandas as pd
 import pytest
 import ray
 import torch
-from faults import Home, on_nodes
+from faults import Home, on_nodes, processes, wait_until
 from mlflow.tracking import MlflowClient
+from ray.actor import ActorHandle
 from rich.console import Console
 
 import gsae_ray
@@ -27,13 +30,14 @@ from gsae_ray.activations.store import ReaderSpec
 from gsae_ray.activations.stream import LocalSource, RowStream
 from gsae_ray.builtin import MODEL_DIR
 from gsae_ray.display import Display
-from gsae_ray.errors import UserError
+from gsae_ray.errors import StopAskedError, SweepStoppedError, UserError
 from gsae_ray.fleet import running_producers, start_store
 from gsae_ray.intervals import interval, of
 from gsae_ray.ledger import driver_lock
 from gsae_ray.plan import Plan, prepare, producer_spec
 from gsae_ray.saes import to_bytes
 from gsae_ray.sweep import Sweep
+from gsae_ray.tracking import KIND, PROGRESS, STOP
 from gsae_ray.training.directory import TrialDirectory
 from gsae_ray.training.trainer import Trainer
 
@@ -66,7 +70,8 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def local_ray() -> Iterator[None]:
-    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
+    # The GPU is a number for Ray to count: nothing that runs uses it.
+    ray.init(address="local", num_cpus=2, num_gpus=1, include_dashboard=False, log_to_driver=False)
     yield
     ray.shutdown()
 
@@ -102,22 +107,80 @@ print([(node.kind, node.to_come) for node in placement.nodes()], placement.selec
     assert done.stdout.strip() == found, done.stdout + done.stderr
 
 
-def test_producers_wait_for_room_as_long_as_it_takes(local_ray: None, monkeypatch: pytest.MonkeyPatch) -> None:
+def process(**resources: float) -> ActorHandle[Any]:
+    """One of somebody else, that holds what a sweep needs."""
+
     class Process:
         pass
 
-    monkeypatch.setattr(fleet, "ROOM_S", 0.5)
-    other, producer = (ray.remote(Process).options(num_cpus=2).remote() for _ in range(2))
-    ray.get(other.__ray_ready__.remote())
-    said: list[str] = []
+    return ray.remote(Process).options(**resources).remote()
 
-    def say(text: str) -> None:
-        said.append(text)
+
+@contextlib.contextmanager
+def occupied(**resources: float) -> Iterator[ActorHandle[Any]]:
+    """Somebody else holds these resources, for the length of the context."""
+    other = process(**resources)
+    ray.get(other.__ray_ready__.remote())
+    try:
+        yield other
+    finally:
         ray.kill(other)
 
-    fleet._wait_for_room([producer], 0, say)
-    assert said == ["1 of 1 producers wait for room on the cluster"]
-    ray.kill(producer)
+
+def test_producers_wait_for_room_as_long_as_it_takes(local_ray: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fleet, "ROOM_S", 0.5)
+    with occupied(num_cpus=2) as other:
+        producer = process(num_cpus=2)
+        said: list[str] = []
+
+        def say(text: str) -> None:
+            said.append(text)
+            ray.kill(other)
+
+        looks = iter(range(100))
+        fleet._wait_for_room([producer], 0, say, lambda: None if next(looks) else None)
+        assert said == ["1 of 1 producers wait for room on the cluster"]
+        assert next(looks) > 0, "it was checked meanwhile"
+        ray.kill(producer)
+
+
+@pytest.mark.slow
+def test_producers_wait_for_room_though_their_node_dies(tmp_path: Path) -> None:
+    said = on_nodes("node_waiting.py", Home(tmp_path))
+    assert "['1 of 1 producers wait for room on the cluster, with 1 GPUs each'] 2\n" in said
+
+
+def test_a_sweep_that_waits_for_room_is_seen_and_can_be_stopped(local_ray: None, tmp_path: Path) -> None:
+    """By the tag that `gsae-ray stop` sets."""
+    client = MlflowClient(f"sqlite:///{tmp_path}/mlflow.db")
+    experiment = client.create_experiment(SWEEP["name"])
+
+    def reported() -> Any:
+        runs = client.search_runs([experiment], f"tags.`{KIND}` = 'launch'")
+        return runs and PROGRESS in runs[0].data.tags and runs[0]
+
+    def stop() -> dict[str, Any]:
+        run = wait_until(reported, 100, 0.5)
+        client.set_tag(run.info.run_id, STOP, "1")
+        progress: dict[str, Any] = json.loads(run.data.tags[PROGRESS])
+        return progress
+
+    with occupied(num_gpus=1), ThreadPoolExecutor() as pool:
+        stopping = pool.submit(stop)
+        with pytest.raises(StopAskedError):
+            run({**SWEEP, "producers": {"gpus": 1}}, tmp_path)
+    assert stopping.result()["trials"] == {"waiting": 4, "running": 0, "done": 0, "failed": 0}
+    assert client.search_runs([experiment])[0].info.status == "KILLED"
+    with occupied(num_gpus=1):  # nothing holds it any more
+        pass
+
+
+def test_a_sweep_whose_trials_have_no_room_gives_back_what_it_holds(local_ray: None, tmp_path: Path) -> None:
+    """Two of them would wait for each other for ever."""
+    waiting = {**ONE_PRODUCER, "trials": {"room_timeout_s": 3}}
+    with occupied(num_cpus=2), pytest.raises(SweepStoppedError, match="trials.room_timeout_s = 3 s, so what"):
+        run(waiting, tmp_path)
+    wait_until(lambda: not processes("ProducerShell"))
 
 
 def run(sweep: dict[str, Any], home: Path, **options: Any) -> launch.SweepResult:
@@ -163,7 +226,7 @@ def test_law_1_same_tokens_whatever_the_number_of_producers(plan: Plan, local_ra
     expected = alone.read(rows)
     spec = producer_spec(plan)
     for count in (1, 3):
-        with running_producers(count, 0, spec, 120) as (producers, _):
+        with running_producers(count, 0, 0, spec, 120) as (producers, _):
             readers = {"a": ReaderSpec(site, rows), "b": ReaderSpec(plan.trials[-1].site, rows)}
             store = start_store(plan.layout, 10**9, 60.0)
             store.begin.remote(producers, readers, None)

@@ -19,7 +19,7 @@ import yaml
 
 from gsae_ray import ledger
 from gsae_ray.activations.sites import Site
-from gsae_ray.errors import UserError
+from gsae_ray.errors import ReplacedError, UserError
 from gsae_ray.ledger import LOCK_STALE_S, OPERATIONAL, Driver, begin_launch, driver_lock
 from gsae_ray.sweep import Sweep
 from gsae_ray.trial import TrialSpec
@@ -172,6 +172,8 @@ def test_a_driver_that_was_replaced_notices(tmp_path: Path) -> None:
             first.beat()  # it was suspended, and goes on for a moment
             assert second.replaced_by is None
     assert first.replaced_by is not None
+    with pytest.raises(ReplacedError, match="another one .* has taken the sweep over"):
+        first.check()
 
 
 def test_what_a_replaced_driver_still_writes_does_not_keep_the_next_one_out(tmp_path: Path) -> None:
@@ -358,6 +360,7 @@ VALUES = {
     "producers.timeout_s": 99.0,
     "trials.max_concurrent": 2,
     "trials.hang_timeout_s": 77.0,
+    "trials.room_timeout_s": 55.0,
 }
 
 

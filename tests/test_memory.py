@@ -26,7 +26,9 @@ torch.set_num_threads(1)
 def rss():
     return int(open("/proc/self/statm").read().split()[1]) * resource.getpagesize()
 def peak_mib(before):
-    host = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before
+    # Not ru_maxrss: of a new process that is its parent's.
+    status = open("/proc/self/status").read()
+    host = int(status.split("VmHWM:")[1].split()[0]) * 1024 - before
     print("peak", (torch.cuda.max_memory_reserved() if torch.cuda.is_initialized() else host) / 2**20)
 """
 TRAINER = """

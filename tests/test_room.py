@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from gsae_ray.accelerators import gpu_of
 from gsae_ray.errors import UserError
 from gsae_ray.memory import CUDA_CONTEXT, PROCESS, Memory, of_trial
 from gsae_ray.room import (
@@ -21,6 +23,7 @@ from gsae_ray.room import (
     described,
     host_memory,
     nodes_for,
+    producer_memory,
     selector,
     shares,
     slots,
@@ -100,6 +103,8 @@ def test_trials_at_a_time(trials: dict[str, Any], producers: dict[str, Any], nod
         ),
         ({"gpus": 1}, {"gpus": 1, "count": 2}, [HEAD, PLAIN], "each of 2 producers, and 1 for a trial, but .* has 2"),
         ({"gpus": 1}, {"gpus": 1, "count": 2}, [HEAD, PRODUCERS, TRAINERS], "each of 2 producers"),
+        ({"cpus": 9}, {}, [HEAD, PRODUCERS], "trials: each needs cpus: 9 .* the largest has 0 CPUs"),
+        ({}, {"gpus": 1}, [HEAD, TRAINERS], "producers: each needs gpus: 1 .* the largest has 0 CPUs and 0 GPUs"),
     ],
 )
 def test_what_does_not_fit_is_named(
@@ -120,10 +125,14 @@ def test_the_cluster_of_this_repository_runs_the_papers_largest_sweeps() -> None
 
 def test_nodes_that_may_come_are_waited_for() -> None:
     """The cluster starts nodes of a role when they are asked for, and its launcher's file is not here."""
-    assert slots(sweep(trials={"cpus": 9}), [HEAD, PRODUCERS], 0) is None
-    assert slots(sweep(trials={"cpus": 8}, producers={"gpus": 1}), [HEAD, TRAINERS], 0) == 2
+    producers, trainers = (dataclasses.replace(node, kind="gpu") for node in (PRODUCERS, TRAINERS))
+    assert slots(sweep(trials={"cpus": 9}), [HEAD, producers], 0) is None
+    assert slots(sweep(trials={"cpus": 8}, producers={"gpus": 1}), [HEAD, trainers], 0) == 2
     with pytest.raises(UserError, match="auto, but no node for trials has a GPU yet; give a number"):
-        shares(sweep(trials={"gpus": "auto"}), [HEAD, PRODUCERS], [])
+        shares(sweep(trials={"gpus": "auto"}), [HEAD, producers], [])
+    listed = dataclasses.replace(producers, listed=True)  # all that may come are known
+    with pytest.raises(UserError, match="trials: each needs cpus: 9"):
+        slots(sweep(trials={"cpus": 9}), [HEAD, listed], 0)
 
 
 def test_a_node_that_has_been_started_counts_once() -> None:
@@ -135,8 +144,29 @@ def test_a_node_that_has_been_started_counts_once() -> None:
         Node.alive({"CPU": 4}, {}),  # somebody has added it by hand
     ]
     found = at_largest(alive, allowed)
-    assert found[:3] == alive and [node.kind for node in found[3:]] == ["producer", "trainer", "trainer"]
+    assert [(node.kind, node.to_come, node.listed) for node in found] == [
+        ("head", False, True),
+        ("producer", False, True),
+        (None, False, False),
+        *[(kind, True, False) for kind in ("producer", "trainer", "trainer")],
+    ]
     assert at_largest(alive, []) == alive
+    assert at_largest(alive[2:], allowed) == alive[2:]  # that file is another cluster's
+
+
+def test_started_nodes_count_for_a_launchers_limit() -> None:
+    """It allows three workers: of two types at most, and started were three of one."""
+    allowed = [Node({"CPU": 8}, to_come=True, kind=kind) for kind in ("head", "a", "b", "a")]
+    alive = [Node.alive({"CPU": 8}, {KIND: kind}) for kind in ("head", "b", "b")]
+    assert [node.kind for node in at_largest(alive, allowed)] == ["head", "b", "b", "a"]
+    assert at_largest([*alive, alive[-1]], allowed)[4:] == []
+
+
+def test_a_started_node_tells_its_memory_if_its_type_does() -> None:
+    """Ray would not start another one for a trial that asks for memory, when this one is gone."""
+    alive = [Node.alive({"CPU": 8, "memory": 2**30}, {KIND: kind}) for kind in ("a", "b")]
+    allowed = [Node({"CPU": 8}, kind="a"), Node({"CPU": 8, "memory": 2**29}, kind="b")]
+    assert [node.resources.get("memory") for node in at_largest(alive, allowed)] == [None, 2**30]
 
 
 def test_a_launchers_limits_are_rays(tmp_path: Path) -> None:
@@ -156,9 +186,40 @@ def test_memory_of_the_node_limits_trials() -> None:
         UserError, match=r"gpus: 0 and 9.0 GiB of memory on one node; the largest has 16 CPUs .* 8.0 GiB"
     ):
         slots(sweep(), [Node({"CPU": 0, "memory": 80 * 2**30}), small], 0, 9 * 2**30)
-    trials = trials_of(sweep(), 8)
-    assert 0.8 * PROCESS < host_memory(sweep(), [small], trials) < PROCESS
-    assert host_memory(sweep(), [small, Node({"CPU": 16})], trials) == 0
+
+
+def test_trials_ask_for_memory_where_all_nodes_tell_theirs() -> None:
+    node = Node({"CPU": 16, "GPU": 1, "memory": 8 * 2**30})
+    loaded = sweep(saes=[{**STANDARD, "widths": [8, 65_536]}])
+    small, large = trials_of(loaded, 1024)
+    assert 0.8 * PROCESS < host_memory(loaded, [node], [small])[small.name] < PROCESS
+    needs = {trial.name: of_trial(trial, False).host for trial in (small, large)}
+    both = host_memory(loaded, [node], [small, large])  # on CPUs a process is used again
+    assert set(both.values()) == {int(0.8 * needs[large.name])}
+    on_gpu = host_memory(sweep(trials={"gpus": 0.5}), [node], [small, large])
+    assert on_gpu[small.name] < PROCESS < on_gpu[large.name]
+    for others in (
+        [Node({"CPU": 16})],
+        [Node({**node.resources}, kind="started by something")],  # others of its type may come without
+        [Node({"CPU": 1}, TRAINER)],
+    ):
+        assert set(host_memory(loaded, [node, *others], [small, large]).values()) == {0}
+    listed = Node({**node.resources}, kind="started by something", listed=True)
+    assert host_memory(loaded, [node, listed], [small, large]) == both
+
+
+def test_producers_leave_the_nodes_that_hold_a_trial_if_they_can() -> None:
+    """By memory: the order in which Ray lists nodes decides nothing."""
+    big, little = (Node({"CPU": 8, "GPU": 1, "memory": n * 2**30}) for n in (64, 16))
+    loaded = sweep(producers={"gpus": 1}, trials={"gpus": 1})
+    assert producer_memory(loaded, [big, little], Memory(host=10 * 2**30)) == 8 * 2**30
+    assert producer_memory(sweep(), [big, little], Memory(host=10 * 2**30)) == 0
+    for nodes in ([big, little], [little, big]):
+        assert slots(loaded, nodes, 1, 32 * 2**30, 8 * 2**30) == 1
+        with pytest.raises(UserError, match=r"gpus: 1 and 24.0 GiB of memory for each .* 1 and 32.0 GiB of memory for"):
+            slots(loaded, nodes, 1, 32 * 2**30, 24 * 2**30)  # one node only holds either
+    one = sweep(producers={"gpus": 1}, trials={"gpus": 0})
+    assert slots(one, [big], 0, 8 * 2**30, 24 * 2**30) == 5  # 40 GiB are left
 
 
 def test_a_file_that_describes_no_cluster(tmp_path: Path) -> None:
@@ -248,6 +309,15 @@ def test_a_producer_that_does_not_fit_into_memory_is_named() -> None:
     with pytest.raises(UserError, match=r"the largest node for them has 1.0: lower dataset.shuffle_tokens"):
         check_producers(sweep(), [Node({"CPU": 4, "memory": 2**30})], Memory(host=2 * 2**30))
     part = sweep(producers={"gpus": 0.25})
-    check_producers(part, [with_gpu("H200")], need)
-    with pytest.raises(UserError, match=r"the largest share of 0.25 of a GPU has 11.2: lower evaluation.batch"):
-        check_producers(part, [Node(with_gpu("L40S").resources)], need)
+    assert check_producers(part, [with_gpu("H200")], need) == []
+    (notice,) = check_producers(part, [Node(with_gpu("L40S").resources)], need)  # as long as nobody uses the rest
+    assert "30.7 GiB of a GPU, more than producers.gpus: 0.25 of one (11.2)" in notice
+    with pytest.raises(UserError, match=r"the largest GPU has 22.5"):
+        check_producers(part, [Node(with_gpu("A10G").resources)], need)
+
+
+def test_the_name_that_says_more_of_a_gpu_counts() -> None:
+    for size in (40, 80):
+        found = gpu_of({"accelerator_type:A100": 1, f"accelerator_type:A100-{size}G": 1})
+        assert found is not None and found.nbytes == found.most_nbytes == size * 2**30
+    assert gpu_of({"GPU": 1, "accelerator_type:unheard of": 1}) is None

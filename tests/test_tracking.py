@@ -31,6 +31,7 @@ from gsae_ray.tracking import (
     connect,
     download_sae,
     download_sequences,
+    refuse_password,
     resolve_uri,
 )
 from gsae_ray.training.directory import TrialDirectory
@@ -588,6 +589,10 @@ def test_paths_of_sqlite_stores_are_absolute(tmp_path: Path, monkeypatch: pytest
     assert resolve_uri("sqlite:////elsewhere/mlflow.db") == "sqlite:////elsewhere/mlflow.db"
 
 
+ODD = ("sec#secret", "sec/secret", "sec?secret", "sec@secret", "sec:secret")
+"""Passwords that a parser takes for the end of the address's first part."""
+
+
 @pytest.mark.parametrize(
     ("address", "remedy"),
     [
@@ -595,13 +600,45 @@ def test_paths_of_sqlite_stores_are_absolute(tmp_path: Path, monkeypatch: pytest
         ("https://secret@host", "MLFLOW_TRACKING_USERNAME"),
         ("postgresql://me:secret@host/mlflow", "PGPASSWORD or ~/.pgpass"),
         ("mysql://me@host/mlflow?password=secret", "PGPASSWORD or ~/.pgpass"),
+        ("HTTP://me:secret@host", "MLFLOW_TRACKING_USERNAME"),
+        ("me:secret@host:5000", "MLFLOW_TRACKING_USERNAME"),
+        *[(f"http://me:{password}@host", "MLFLOW_TRACKING_USERNAME") for password in ODD],
+        *[(f"mssql+pyodbc://me:{password}@host/db", "PGPASSWORD") for password in ODD],
+        *[(f"mysql://host/mlflow?{key}=secret", "PGPASSWORD") for key in ("passwd", "pwd", "sslpassword", "API_KEY")],
+        ("mssql+pyodbc:///?odbc_connect=DRIVER%3DX%3BUID%3Dme%3BPWD%3Dsecret", "PGPASSWORD"),
+        ("http://host?access_token=secret", "MLFLOW_TRACKING_USERNAME"),
     ],
 )
 def test_an_address_with_a_password_is_refused(address: str, remedy: str) -> None:
     for ask in (check, connect, resolve_uri):
-        with pytest.raises(UserError, match="--tracking-uri: there is a password in the address of host") as error:
+        with pytest.raises(UserError, match="--tracking-uri: there is a password in the address") as error:
             ask(address)
         assert remedy in str(error.value) and "secret" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        "http://host:5000/path?max_tokens=3&keys=all",
+        "https://host",
+        "host:5000",
+        "postgresql://me@host:5432/db?passfile=/p&sslkey=/k",
+        "postgresql://me:@host/db",
+        "sqlite:////home/me:you@work/mlflow.db",
+        "databricks://profile:prefix",
+    ],
+)
+def test_an_address_without_a_password_is_not_refused(address: str) -> None:
+    refuse_password(address)
+
+
+def test_a_file_of_logins_that_cannot_be_read_is_told_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / ".mlflow").mkdir()
+    (tmp_path / ".mlflow" / "credentials").write_text("mlflow_tracking_password = secret\n")
+    with pytest.raises(UserError, match="~/.mlflow/credentials is not a file of MLflow's") as error:
+        connect("http://127.0.0.1:1")
+    assert "secret" not in str(error.value)
 
 
 def test_an_address_from_the_environment_is_looked_at_too(monkeypatch: pytest.MonkeyPatch) -> None:

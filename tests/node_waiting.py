@@ -1,0 +1,62 @@
+"""Run by test_launch: producers wait for a node with room, which comes, and dies while their processes start."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+import time
+from pathlib import Path
+
+import ray
+from faults import NODE_STORE_BYTES, head_without_slots, wait_until
+from ray.util.placement_group import placement_group
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+from gsae_ray import fleet
+
+
+class Slow:
+    """What it is asked first takes so long that its node dies while it is asked whether it is there."""
+
+    def __init__(self, folder: Path) -> None:
+        (folder / str(time.time_ns())).touch()
+
+    def work(self) -> None:
+        time.sleep(20)
+
+
+def main(folder: Path) -> None:
+    fleet.ROOM_S = 2.0
+    cluster = head_without_slots()
+    try:
+        ray.init(address=cluster.address, log_to_driver=False)
+        place = PlacementGroupSchedulingStrategy(placement_group([{"GPU": 1}]))
+        options = {"num_cpus": 0, "num_gpus": 1, "max_restarts": -1, "max_task_retries": 0}
+        slow = ray.remote(Slow).options(scheduling_strategy=place, **options).remote(folder)
+        work = slow.work.remote()
+        nodes = []
+
+        def check() -> None:
+            """Once a second: a node comes when the wait was told of, is killed at the first start, another comes."""
+            if (said and not nodes) or (starts() and len(nodes) == 1):
+                if nodes:
+                    cluster.remove_node(nodes[0], allow_graceful=False)
+                nodes.append(cluster.add_node(num_gpus=1, num_cpus=1, object_store_memory=NODE_STORE_BYTES))
+
+        def starts() -> int:
+            return len(list(folder.iterdir()))
+
+        said: list[str] = []
+        fleet._wait_for_room([slow], 1, said.append, check)
+        wait_until(lambda: starts() == 2)
+        with contextlib.suppress(ray.exceptions.RayActorError):
+            ray.get(work)
+            raise AssertionError("nothing was lost with the node")
+        print(said, len(nodes))  # noqa: T201
+    finally:
+        ray.shutdown()
+        cluster.shutdown()
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
