@@ -337,15 +337,20 @@ def find(name: str | None = None, address: str | None = None, running: bool = Fa
         UserError: there is none.
     """
     client = connect(address)
-    known = _jobs(client)
-    found = [job for job, d in known if name in (None, job.id, job.sweep) and not (running and _state(d) not in LIVE)]
+    known = [(job, _state(details) in LIVE) for job, details in _jobs(client)]
+    return _chosen(known, name, running, client.get_address())
+
+
+def _chosen(known: Sequence[tuple[Job, bool]], name: str | None, running: bool, address: str) -> Job:
+    """Of jobs, the newest first, and whether each runs: see `find`."""
+    found = [job for job, live in known if name in (None, job.id, job.sweep) and (live or not running)]
     if running and len(found) > 1:  # the others may be somebody else's
         raise UserError(f"several of these run; give the id of one: {', '.join(job.id for job in found)}")
     if not found:
         what = "no sweep runs" if running else "no sweep was submitted"
         which = "" if name is None else f" as {name!r}"
         others = f" (there are: {', '.join(job.id for job, _ in known[:5])})" if known else ""
-        raise UserError(f"{what} on {client.get_address()}{which}{others}")
+        raise UserError(f"{what} on {address}{which}{others}")
     return found[0]
 
 

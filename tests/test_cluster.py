@@ -309,6 +309,26 @@ def test_what_cannot_be_submitted_is_one_line(options: dict[str, Any], said: str
     assert "secret" not in str(error.value)
 
 
+def test_a_job_is_chosen_by_its_id_or_as_the_newest_of_its_sweep() -> None:
+    def job(job_id: str, sweep: str) -> cluster.Job:
+        told = {"gsae.sweep": sweep, "gsae.experiment": sweep, "gsae.tracking_uri": "", "gsae.storage": "~"}
+        return cluster.Job(None, job_id, told)  # type: ignore[arg-type]
+
+    known = [(job("a-2", "a"), True), (job("b-1", "b"), True), (job("a-1", "a"), False)]
+
+    def chosen(name: str | None, running: bool = False) -> str:
+        return cluster._chosen(known, name, running, "http://host").id
+
+    assert [chosen(None), chosen("a"), chosen("a-1"), chosen("b")] == ["a-2", "a-2", "a-1", "b-1"]
+    assert [chosen("a", running=True), chosen("b-1", running=True)] == ["a-2", "b-1"]
+    with pytest.raises(UserError, match="several of these run; give the id of one: a-2, b-1"):
+        chosen(None, running=True)
+    with pytest.raises(UserError, match=r"no sweep runs on http://host as 'a-1' \(there are: a-2, b-1, a-1\)"):
+        chosen("a-1", running=True)
+    with pytest.raises(UserError, match="no sweep was submitted on http://host as 'c'"):
+        chosen("c")
+
+
 def test_a_login_goes_only_to_the_server_that_it_is_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A job names its server itself; it may be somebody else's."""
     for name in ("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN"):
