@@ -48,7 +48,7 @@ def running_producers(
         nbytes: of its node's memory that each asks for, with its GPUs.
         timeout_s: for loading the model.
         say: is told what is waited for.
-        check: is called every second of that; its error ends the wait.
+        check: is called every second until they are up; its error ends that.
     Raises:
         UserError: the model cannot be loaded.
         ProductionError: they did not come up in time.
@@ -62,7 +62,7 @@ def running_producers(
         group = placement_group([bundle] * count, strategy="SPREAD", bundle_label_selector=places)
     producers: list[ActorHandle[Any]] = []
     try:
-        with _coming_up(timeout_s):
+        with _coming_up():
             if group is not None:
                 placement = PlacementGroupSchedulingStrategy(placement_group=group)
                 options |= {"num_gpus": gpus, "memory": nbytes or None, "scheduling_strategy": placement}
@@ -71,7 +71,7 @@ def running_producers(
             actor = ray.remote(ProducerShell).options(**options)
             producers += [actor.remote(spec) for _ in range(count)]
             _wait_for_room(producers, gpus, say, check)
-            machines = ray.get([producer.ready.remote() for producer in producers], timeout=timeout_s)
+            machines = _loaded(producers, timeout_s, check)
         yield producers, machines
     finally:
         for producer in producers:
@@ -87,24 +87,43 @@ def _wait_for_room(
     # Ray's own method of all actors: theirs would load the model first. Asked again of one whose node has gone.
     up = [producer.__ray_ready__.options(max_task_retries=-1).remote() for producer in producers]
     tell = time.monotonic() + ROOM_S
-    while waiting := ray.wait(up, num_returns=len(up), timeout=1)[1]:
-        check()
+    for waiting in _every_second(up, check):
         if time.monotonic() > tell:
             tell += AGAIN_S
             share = f", with {gpus:g} GPUs each" if gpus else ""
-            say(f"{len(waiting)} of {len(up)} producers wait for room on the cluster{share}")
-    ray.get(up)
+            say(f"{waiting} of {len(up)} producers wait for room on the cluster{share}")
+
+
+def _loaded(producers: list[ActorHandle[Any]], timeout_s: float, check: Callable[[], None]) -> list[str]:
+    """Until each has loaded the model. Returns the machines that they run on."""
+    ready = [producer.ready.remote() for producer in producers]
+    deadline = time.monotonic() + timeout_s
+    for _ in _every_second(ready, check):
+        if time.monotonic() > deadline:
+            raise ProductionError(
+                f"producers did not load the model in producers.timeout_s = {timeout_s:g} s; if it takes longer, raise "
+                "that"
+            )
+    machines: list[str] = ray.get(ready)
+    return machines
+
+
+def _every_second(answers: list[Any], check: Callable[[], None]) -> Iterator[int]:
+    """Until all have come: how many have not. An error of one does not wait for the others."""
+    while True:
+        come, waiting = ray.wait(answers, num_returns=len(answers), timeout=1)
+        ray.get(come)
+        if not waiting:
+            return
+        check()
+        yield len(waiting)
 
 
 @contextlib.contextmanager
-def _coming_up(timeout_s: float) -> Iterator[None]:
+def _coming_up() -> Iterator[None]:
     """Errors of producers that do not come up, as what is to be done."""
     try:
         yield
-    except ray.exceptions.GetTimeoutError as error:
-        raise ProductionError(
-            f"producers did not load the model in producers.timeout_s = {timeout_s:g} s; if it takes longer, raise that"
-        ) from error
     except ray.exceptions.RayTaskError as error:
         kind = UserError if isinstance(error, UserError) else ProductionError
         raise kind(reason(error)) from error

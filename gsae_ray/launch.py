@@ -261,7 +261,7 @@ class _Launch:
         return {**dataclasses.asdict(self.display.progress(observer)), "forward_ratio": ratio}
 
     def _while_waiting(self, opening: Future[Mirror], observer: Observer) -> None:
-        """What is done every second while there is no room for the producers: MLflow is told, and asked.
+        """What is done every second until the producers are up: MLflow is told, and asked.
 
         Raises:
             SweepStoppedError: somebody has asked for the stop, or another driver has taken over.

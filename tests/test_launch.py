@@ -8,6 +8,7 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -30,7 +31,7 @@ from gsae_ray.activations.store import ReaderSpec
 from gsae_ray.activations.stream import LocalSource, RowStream
 from gsae_ray.builtin import MODEL_DIR
 from gsae_ray.display import Display
-from gsae_ray.errors import StopAskedError, SweepStoppedError, UserError
+from gsae_ray.errors import ProductionError, StopAskedError, SweepStoppedError, UserError
 from gsae_ray.fleet import running_producers, start_store
 from gsae_ray.intervals import interval, of
 from gsae_ray.ledger import driver_lock
@@ -142,6 +143,26 @@ def test_producers_wait_for_room_as_long_as_it_takes(local_ray: None, monkeypatc
         assert said == ["1 of 1 producers wait for room on the cluster"]
         assert next(looks) > 0, "it was checked meanwhile"
         ray.kill(producer)
+
+
+def test_producers_that_do_not_load_the_model_in_time_are_told_of(local_ray: None) -> None:
+    class Loading:
+        def ready(self, seconds: float = 60) -> None:
+            time.sleep(seconds)
+
+    class Failing:
+        def ready(self) -> None:
+            raise UserError("no such model")
+
+    slow, failing = (ray.remote(kind).options(num_cpus=0).remote() for kind in (Loading, Failing))
+    looks: list[None] = []
+    with pytest.raises(ProductionError, match="in producers.timeout_s = 2 s"):
+        fleet._loaded([slow], 2, lambda: looks.append(None))
+    assert looks, "it was checked meanwhile"
+    with pytest.raises(UserError, match="no such model"), fleet._coming_up():
+        fleet._loaded([slow, failing], 60, lambda: None)
+    for actor in (slow, failing):
+        ray.kill(actor)
 
 
 @pytest.mark.slow
