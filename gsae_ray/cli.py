@@ -331,14 +331,21 @@ def plan(
     import json
 
     from gsae_ray.forecast import forecast
-    from gsae_ray.room import at_largest, described
+    from gsae_ray.nodes import Launcher
     from gsae_ray.sweep_file import load_sweep
 
-    nodes = None if cluster_file is None else described(cluster_file)
+    launcher = None if cluster_file is None else Launcher.read(cluster_file)
+    nodes = None if launcher is None else launcher.at_largest()
     if address is not None:
         from gsae_ray.cluster import nodes as nodes_of
 
-        nodes = at_largest(nodes_of(address), nodes or [])
+        nodes = nodes_of(address)
+        if launcher is not None:
+            if not launcher.started(nodes):
+                raise UserError(
+                    f"--cluster: no node at {address} is of a type of {cluster_file}: leave one of them out"
+                )
+            nodes = launcher.at_largest(nodes)
     cost = forecast(load_sweep(sweep, overrides), Path(storage or "gsae_runs"), slots, tracking_uri, nodes)
     if as_json:
         click.echo(json.dumps(cost.to_json(), indent=2))

@@ -30,8 +30,8 @@ from ray.job_submission import JobSubmissionClient
 import gsae_ray
 from gsae_ray.display import Progress
 from gsae_ray.errors import UserError, first_line
+from gsae_ray.nodes import Node
 from gsae_ray.remote import RemoteLaunch
-from gsae_ray.room import Node
 from gsae_ray.sweep import Sweep
 from gsae_ray.sweep_file import load_sweep
 from gsae_ray.tracking import JOB_VARIABLE, check, has_login, refuse_password

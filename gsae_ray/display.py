@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import threading
 import time
 from collections.abc import Sequence
@@ -94,7 +95,7 @@ class Display:
         self._live: Live | None = None
         self._thread: threading.Thread | None = None
         self._stop = threading.Event()
-        self._started = time.monotonic()
+        self._started: float | None = None
         self._base_tokens = 0
         self._waits: dict[str, Wait] = {}
 
@@ -144,12 +145,13 @@ class Display:
                 self.console.print(self.summary(observer), highlight=False)
 
     def progress(self, observer: Observer) -> Progress:
-        """What the observer saw last, and the pace since `follow`."""
+        """What the observer saw last, and the pace since `follow`; before that nothing runs."""
         trials = observer.progress
         tokens = sum(t.tokens for t in trials)
         total = sum(t.total_tokens for t in trials if t.state != "failed")
         # At first, tokens after the checkpoints that trials go back to are counted too.
-        speed = max(0, tokens - self._base_tokens) / max(1e-9, time.monotonic() - self._started)
+        seconds = math.inf if self._started is None else max(1e-9, time.monotonic() - self._started)
+        speed = max(0, tokens - self._base_tokens) / seconds
         return Progress(
             trials={state: sum(t.state == state for t in trials) for state in STATES},
             tokens=tokens,

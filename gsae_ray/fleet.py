@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import ray
@@ -15,8 +15,6 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy, Place
 from gsae_ray.activations.actors import ProducerShell, StoreShell
 from gsae_ray.activations.layout import Layout
 from gsae_ray.errors import ProductionError, UserError, reason
-from gsae_ray.placement import selector
-from gsae_ray.room import PRODUCER
 
 ROOM_S = 30.0
 """Whoever waits longer for its place in the cluster is told of."""
@@ -32,6 +30,7 @@ def running_producers(
     count: int,
     gpus: float,
     nbytes: int,
+    labels: Mapping[str, str],
     spec: ProducerSpec,
     timeout_s: float,
     say: Callable[[str], None] = lambda text: None,
@@ -46,6 +45,7 @@ def running_producers(
 
     Args:
         nbytes: of its node's memory that each asks for, with its GPUs.
+        labels: the selector of the nodes that they may go to.
         timeout_s: for loading the model.
         say: is told what is waited for.
         check: is called every second until they are up; its error ends that.
@@ -54,10 +54,9 @@ def running_producers(
         ProductionError: they did not come up in time.
     """
     options: dict[str, Any] = {"num_cpus": 0, "max_restarts": -1, "max_task_retries": 0}
-    labels = selector(PRODUCER)
     group = None
     if gpus:
-        places = [labels] * count if labels else None
+        places = [dict(labels)] * count if labels else None
         bundle = {"GPU": gpus} | ({"memory": nbytes} if nbytes else {})
         group = placement_group([bundle] * count, strategy="SPREAD", bundle_label_selector=places)
     producers: list[ActorHandle[Any]] = []
@@ -67,7 +66,7 @@ def running_producers(
                 placement = PlacementGroupSchedulingStrategy(placement_group=group)
                 options |= {"num_gpus": gpus, "memory": nbytes or None, "scheduling_strategy": placement}
             else:
-                options |= {"scheduling_strategy": "SPREAD", "label_selector": labels or None}
+                options |= {"scheduling_strategy": "SPREAD", "label_selector": dict(labels) or None}
             actor = ray.remote(ProducerShell).options(**options)
             producers += [actor.remote(spec) for _ in range(count)]
             _wait_for_room(producers, gpus, say, check)

@@ -22,9 +22,9 @@ from gsae_ray.activations.models import load_skeleton
 from gsae_ray.activations.sites import capture, site_widths
 from gsae_ray.errors import UserError, first_line
 from gsae_ray.memory import FLOAT, STORE_PROCESS, Memory
+from gsae_ray.nodes import Node
 from gsae_ray.pace import Pace, pace
 from gsae_ray.plan import check_pursuit, fetch_parents, parent_configs
-from gsae_ray.room import Node
 from gsae_ray.saes import REGISTRY
 from gsae_ray.sweep import EQUAL_COMPUTE, Sweep
 from gsae_ray.trial import TrialSpec

@@ -42,6 +42,7 @@ from gsae_ray.evaluation.queue import EvaluationQueue
 from gsae_ray.files import read_json, room_needed
 from gsae_ray.fleet import running_producers, start_store
 from gsae_ray.ledger import Driver, begin_launch, driver_lock, trial_folder, versions
+from gsae_ray.nodes import TRAINER
 from gsae_ray.plan import Plan, prepare, producer_spec
 from gsae_ray.saes import SAE
 from gsae_ray.supervisor import DEATHS, EventLog, StopWhenAsked, Supervisor, TrialWatch
@@ -138,10 +139,10 @@ def run(
             if pending:
                 stack.enter_context(_ray(address))
                 placement.check_shared(folder)
-                allotment = _check_cluster(plan, readers, display)
+                allotment = _check_cluster(plan, readers)
             launch_id, notices = begin_launch(folder, plan.sweep, plan.trials, resume)
             log = EventLog(folder / "launches" / launch_id / "events.jsonl", display.phase)
-            for notice in notices:
+            for notice in (*notices, *allotment.notices):
                 log.say(notice)
             launch = _Launch(plan, launch_id, folder, driver, trials, pending, readers, allotment, display, log)
             return launch.run(uri, started)
@@ -157,6 +158,10 @@ class _Allotment:
     """Of each trial to train, by name: what it asks Ray for."""
     producer_bytes: int = 0
     """Of its node's memory that each producer asks Ray for."""
+    producer_labels: dict[str, str] = dataclasses.field(default_factory=dict)
+    """The selector of the nodes that producers may go to."""
+    notices: tuple[str, ...] = ()
+    """What is to be told."""
 
 
 @dataclasses.dataclass
@@ -185,32 +190,56 @@ class _Launch:
         sweep = self.plan.sweep
         for _, directory in self.pending:
             directory.forget_failure()
+        observer = Observer(self.trials, self.plan.evaluation_fingerprint, sweep.evaluation.encoders)
         supervisor: Supervisor | None = None
         crashes: dict[str, str] = {}
+        give_up, asked = threading.Event(), threading.Event()
+
+        def progress() -> dict[str, Any]:
+            observer.update()
+            counters = self._counters() if supervisor is None else Counters.of(supervisor.record, self.plan.layout)
+            ratio = counters.forward_ratio if counters is not None and counters.rows_distinct else None
+            return {**dataclasses.asdict(self.display.progress(observer)), "forward_ratio": ratio}
+
+        def stop() -> None:
+            asked.set()
+            if supervisor is not None:
+                supervisor.stop(_asked())
+
+        def check() -> None:
+            """Until there is a supervisor, which looks after that: whether the sweep can go on."""
+            with contextlib.suppress(OSError):  # a hiccup of storage
+                self.driver.check()
+            if opening.done():
+                opening.result()
+            if asked.is_set():
+                raise _asked()
+
         with ThreadPoolExecutor(1) as pool:
             thread: MirrorThread | None = None
             # Beside the rest: a new SQLite store takes as long as the language model.
-            give_up = threading.Event()
             opening = pool.submit(_patiently, lambda: self._open_mirror(uri), give_up)
-            observer = Observer(self.trials, self.plan.evaluation_fingerprint, sweep.evaluation.encoders)
-            fleet = self._fleet(lambda: self._while_waiting(opening, observer))
             try:
-                with fleet if self.pending else contextlib.nullcontext() as supervisor:
+                with contextlib.ExitStack() as stack:
+                    if self.pending:
+                        reports = ReportThread(
+                            lambda said: opening.result().report(said), progress, stop, allowed=self._leads
+                        )
+                        reports.start()
+                        stack.callback(reports.finish)
+                    stack.callback(give_up.set)
+                    if self.pending:
+                        supervisor = stack.enter_context(self._fleet(check))
                     thread = MirrorThread(opening.result(), self.trials, allowed=self._leads)
                     thread.start()
                     if supervisor is not None:
                         self.display.follow(observer)
-                        reports = self._reports(thread.mirror, supervisor, observer)
-                        reports.start()
-                        try:
-                            with _stopped_by_sigterm(supervisor):
-                                crashes = self._train(supervisor)
-                        finally:
-                            reports.finish()
+                        with _stopped_by_sigterm(supervisor):
+                            crashes = self._train(supervisor)
             except BaseException:
-                give_up.set()
-                if thread is None or thread.finish():
-                    with contextlib.suppress(Exception):  # the server may be what failed; storage has everything
+                with contextlib.suppress(Exception):  # the server may be what failed; storage has everything
+                    # Not where another driver has taken over: the launch, if it was resumed, is that one's.
+                    if self._leads() if thread is None else thread.finish():
                         opening.result().close("KILLED")
                 raise
             finally:
@@ -248,32 +277,6 @@ class _Launch:
         """Whether no other driver has taken the sweep over."""
         return not self.driver.replaced_by
 
-    def _reports(self, mirror: Mirror, supervisor: Supervisor, observer: Observer) -> ReportThread:
-        def progress() -> dict[str, Any]:
-            return self._progress(observer, Counters.of(supervisor.record, self.plan.layout))
-
-        return ReportThread(mirror, progress, lambda: supervisor.stop(_asked()), allowed=self._leads)
-
-    def _progress(self, observer: Observer, counters: Counters | None) -> dict[str, Any]:
-        """How far the launch is, for MLflow."""
-        observer.update()
-        ratio = counters.forward_ratio if counters is not None and counters.rows_distinct else None
-        return {**dataclasses.asdict(self.display.progress(observer)), "forward_ratio": ratio}
-
-    def _while_waiting(self, opening: Future[Mirror], observer: Observer) -> None:
-        """What is done every second until the producers are up: MLflow is told, and asked.
-
-        Raises:
-            SweepStoppedError: somebody has asked for the stop, or another driver has taken over.
-        """
-        self.driver.check()
-        asked = False
-        if opening.done():
-            with contextlib.suppress(Exception):  # the server may be gone for the moment
-                asked = opening.result().report(self._progress(observer, self._counters()))
-        if asked:
-            raise _asked()
-
     def _counters(self) -> Counters | None:
         """What was produced for this launch, in all of its sessions; None where nothing was."""
         record = read_json(self.own_folder / "record.json")
@@ -288,17 +291,20 @@ class _Launch:
         return mirror
 
     @contextlib.contextmanager
-    def _fleet(self, while_waiting: Callable[[], None]) -> Iterator[Supervisor]:
-        """Producers, the store that calls them and the supervisor that watches it, for the length of the context."""
-        settings = self.plan.sweep.producers
+    def _fleet(self, check: Callable[[], None]) -> Iterator[Supervisor]:
+        """Producers, the store that calls them and the supervisor that watches it, for the length of the context.
+
+        Args:
+            check: see `running_producers`.
+        """
+        settings, asked = self.plan.sweep.producers, self.allotment
         count = settings.count
         self.display.phase(f"starting {count} producer{'s' if count > 1 else ''} and {len(self.pending)} trials")
         spec = producer_spec(self.plan)
-        fleet = running_producers(
-            count, settings.gpus, self.allotment.producer_bytes, spec, settings.timeout_s, self.log.say, while_waiting
-        )
+        place = settings.gpus, asked.producer_bytes, asked.producer_labels
+        fleet = running_producers(count, *place, spec, settings.timeout_s, self.log.say, check)
         with fleet as (producers, machines):
-            store = start_store(self.plan.layout, self.allotment.budget, settings.timeout_s)
+            store = start_store(self.plan.layout, asked.budget, settings.timeout_s)
             supervisor = Supervisor(
                 store,
                 producers,
@@ -406,7 +412,7 @@ class _Launch:
                 "versions": versions(),
             },
         )
-        needs, labels = self.allotment.trials, placement.selector(room.TRAINER)
+        needs, labels = self.allotment.trials, placement.selector(TRAINER)
 
         def resources(config: dict[str, Any]) -> tune.PlacementGroupFactory:
             return tune.PlacementGroupFactory([needs[config["trial"]["name"]]], bundle_label_selector=[labels])
@@ -538,7 +544,7 @@ def _ray(address: str | None) -> Iterator[None]:
         ray.shutdown()
 
 
-def _check_cluster(plan: Plan, readers: dict[str, ReaderSpec], display: Display) -> _Allotment:
+def _check_cluster(plan: Plan, readers: dict[str, ReaderSpec]) -> _Allotment:
     """Whether the sweep fits the cluster, and what it asks of it.
 
     Raises:
@@ -548,11 +554,10 @@ def _check_cluster(plan: Plan, readers: dict[str, ReaderSpec], display: Display)
     trials = [trial for trial in plan.trials if trial.name in readers]
     gpus, nbytes = room.shares(sweep, nodes, trials), room.host_memory(sweep, nodes, trials)
     a_producer = room.producer_memory(sweep, nodes, plan.producer)
-    largest = max(gpus.values(), default=0), max(nbytes.values(), default=0)
-    if room.slots(sweep, nodes, *largest, a_producer) is None:
-        display.phase("no node for trials is there yet; they wait until the cluster has started one")
-    for notice in room.check_producers(sweep, nodes, plan.producer):
-        display.phase(notice)
+    asked = max(gpus.values(), default=0), max(nbytes.values(), default=0), a_producer
+    notices = room.check_producers(sweep, nodes, plan.producer)
+    if room.slots(sweep, nodes, *asked) is None:
+        notices.append("no node for trials is there yet; they wait until the cluster has started one")
     sites = tuple(sorted({reader.site for reader in readers.values()}))
     blocks = range(layout.blocks_for(max((reader.rows for reader in readers.values()), default=0)))
     sizes = [layout.nbytes(block, sites) for block in blocks]
@@ -560,6 +565,8 @@ def _check_cluster(plan: Plan, readers: dict[str, ReaderSpec], display: Display)
         budget=room.budget(sweep, nodes, max(sizes, default=0), sum(sizes), len(sites)),
         trials={name: _bundle(sweep.trials.cpus, share, nbytes[name]) for name, share in gpus.items()},
         producer_bytes=a_producer,
+        producer_labels=room.producer_labels(sweep, nodes, *asked),
+        notices=tuple(notices),
     )
 
 

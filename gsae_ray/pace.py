@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import torch
 
 from gsae_ray.accelerators import gpu_of
-from gsae_ray.room import PRODUCER, TRAINER, Node, nodes_for
+from gsae_ray.nodes import PRODUCER, TRAINER, Node, nodes_for
 from gsae_ray.sweep import Sweep
 
 EFFICIENCY = 0.3

@@ -10,9 +10,9 @@ from pathlib import Path
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from gsae_ray import room
+from gsae_ray import nodes as of_cluster
 from gsae_ray.errors import UserError
-from gsae_ray.room import Node
+from gsae_ray.nodes import Launcher, Node
 
 LAUNCHER_FILE = "ray_bootstrap_config.yaml"
 """Where `ray up` puts the cluster's file, in the home of the head, on which drivers run. Ray itself does not tell."""
@@ -21,17 +21,18 @@ LAUNCHER_FILE = "ray_bootstrap_config.yaml"
 def nodes() -> list[Node]:
     """Those of the cluster that this process has joined, and those that its launcher may still start."""
     alive = [Node.alive(node["Resources"], node["Labels"]) for node in ray.nodes() if node["Alive"]]
-    launcher = Path.home() / LAUNCHER_FILE
-    allowed: list[Node] = []
-    if launcher.exists():
+    file = Path.home() / LAUNCHER_FILE
+    if file.exists():
         with contextlib.suppress(UserError):  # its types may go without resources; then we know what is there
-            allowed = room.described(launcher)
-    return room.at_largest(alive, allowed)
+            launcher = Launcher.read(file)
+            if launcher.started(alive):  # else this is another Ray than the one that was launched here
+                return launcher.at_largest(alive)
+    return alive
 
 
 def selector(role: str) -> dict[str, str]:
-    """See `room.selector`; of the nodes that are there."""
-    return room.selector(role, nodes())
+    """See `gsae_ray.nodes.selector`; of the nodes that are there."""
+    return of_cluster.selector(role, nodes())
 
 
 def check_shared(folder: Path, timeout_s: float = 60) -> None:

@@ -2,135 +2,18 @@
 
 from __future__ import annotations
 
-import dataclasses
-from collections import Counter
+import math
 from collections.abc import Mapping, Sequence
-from pathlib import Path
-
-import yaml
 
 from gsae_ray.accelerators import gpu_of
-from gsae_ray.errors import UserError, first_line
+from gsae_ray.errors import UserError
 from gsae_ray.memory import SURELY, Memory, of_trial
+from gsae_ray.nodes import ID, PRODUCER, TRAINER, Node, awaited, may_grow, nodes_for, selector
 from gsae_ray.sweep import Sweep
 from gsae_ray.trial import TrialSpec
 
-ROLE, PRODUCER, TRAINER = "gsae-role", "producer", "trainer"
-"""The label of a node, and its values."""
-_OTHER = {PRODUCER: TRAINER, TRAINER: PRODUCER}
-KIND = "ray.io/node-group"
-"""Ray's label of a node that a launcher or an autoscaler has started: its node type."""
-
-MAX_WORKERS = 2
-"""Of a launcher's file that does not say, in Ray."""
 OBJECT_STORE_SHARE = 0.6
 """Of the cluster's object store, for activations; the rest is headroom for readers that still hold a block."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Node:
-    """A node, or one that the cluster's autoscaler may add."""
-
-    resources: Mapping[str, float]
-    """CPU, GPU, object_store_memory (bytes), …, as Ray counts them."""
-    role: str | None = None
-    to_come: bool = False
-    kind: str | None = None
-    """Its type among those of the cluster's launcher or autoscaler, if that started it."""
-    listed: bool = False
-    """Whether that launcher's file is here, so that all nodes that may come are known."""
-
-    @classmethod
-    def alive(cls, resources: Mapping[str, float], labels: Mapping[str, str]) -> Node:
-        """One that is there, with Ray's labels."""
-        return cls(resources, labels.get(ROLE), kind=labels.get(KIND))
-
-    def holds(self, cpus: float, gpus: float, nbytes: int = 0) -> int:
-        """How often there is room for so many CPUs and GPUs, and bytes of memory where it is known."""
-        needs = {"CPU": cpus, "GPU": gpus, "memory": nbytes if "memory" in self.resources else 0}
-        # A little more, since thirds of a GPU are whole ones to Ray.
-        return min((int(self.resources.get(k, 0) / n + 1e-6) for k, n in needs.items() if n), default=0)
-
-
-def described(file: Path) -> list[Node]:
-    """The nodes that a cluster launcher's file allows, at most.
-
-    Where its types allow more than `max_workers` together, each has its `min_workers`, and the rest in turn.
-
-    Raises:
-        UserError: it is no such file, or its node types have no resources.
-    """
-    try:
-        config = yaml.safe_load(file.read_text(encoding="utf-8"))
-        limit = int(config.get("max_workers", MAX_WORKERS))
-        heads, workers = [], []
-        for name, kind in config["available_node_types"].items():
-            role = (kind.get("labels") or {}).get(ROLE)
-            node = Node(dict(kind["resources"]), role, to_come=True, kind=name, listed=True)
-            if name == config.get("head_node_type"):
-                heads.append(node)
-            else:
-                least, most = int(kind.get("min_workers", 0)), min(limit, int(kind.get("max_workers", limit)))
-                workers += [(number >= least, number, node) for number in range(most)]
-        workers.sort(key=lambda worker: worker[:2])
-        return heads + [node for *_, node in workers[:limit]]
-    except (OSError, yaml.YAMLError, KeyError, TypeError, ValueError, AttributeError) as error:
-        raise UserError(
-            f"{file} is not a cluster launcher's file whose available_node_types have resources: {first_line(error)}"
-        ) from error
-
-
-def at_largest(alive: Sequence[Node], allowed: Sequence[Node]) -> list[Node]:
-    """The nodes of a cluster that are there, and of those that its launcher allows the ones that are not yet.
-
-    They are those that are there where the launcher has started none of them: its file is another cluster's.
-    """
-    types = {node.kind: node for node in allowed}
-    if not any(node.kind in types for node in alive):
-        return list(alive)
-    started = Counter(node.kind for node in alive)
-    found = [_listed(node, types[node.kind]) if node.kind in types else node for node in alive]
-    left = len(allowed) - sum(started[kind] for kind in types)
-    for node in allowed:
-        if started[node.kind]:
-            started[node.kind] -= 1
-        elif left > 0:
-            left -= 1
-            found.append(node)
-    return found
-
-
-def _listed(node: Node, like: Node) -> Node:
-    """A node whose type is described. It tells its memory only if that does: one that follows it will not else."""
-    resources = {key: n for key, n in node.resources.items() if key != "memory" or key in like.resources}
-    return dataclasses.replace(node, resources=resources, listed=True)
-
-
-def may_grow(nodes: Sequence[Node]) -> bool:
-    """Whether nodes may come of which we know nothing: something starts nodes here, and its file is not here."""
-    return any(node.kind is not None and not node.listed for node in nodes)
-
-
-def awaited(role: str, nodes: Sequence[Node]) -> bool:
-    """Whether nodes of this role may come, for all that is known: the other role has its own, and this one has none."""
-    there = {node.role for node in nodes}
-    return role not in there and _OTHER[role] in there and may_grow(nodes)
-
-
-def selector(role: str, nodes: Sequence[Node]) -> dict[str, str]:
-    """The label selector of a role: its own nodes; else, where only the other role has nodes, not those."""
-    there = {node.role for node in nodes}
-    if role in there:
-        return {ROLE: role}
-    return {ROLE: f"!{_OTHER[role]}"} if _OTHER[role] in there else {}
-
-
-def nodes_for(role: str, nodes: Sequence[Node]) -> list[Node]:
-    """Those that a role's processes may go to."""
-    wanted = selector(role, nodes).get(ROLE, "!")
-    if wanted.startswith("!"):
-        return [node for node in nodes if node.role is None or node.role != wanted[1:]]
-    return [node for node in nodes if node.role == wanted]
 
 
 def shares(sweep: Sweep, nodes: Sequence[Node], trials: Sequence[TrialSpec]) -> dict[str, float]:
@@ -143,8 +26,9 @@ def shares(sweep: Sweep, nodes: Sequence[Node], trials: Sequence[TrialSpec]) -> 
     """
     given, here = sweep.trials.gpus, nodes_for(TRAINER, nodes)
     needs = {trial.name: of_trial(trial, given != 0) for trial in trials}
-    hosts = [int(node.resources["memory"]) for node in here if "memory" in node.resources]
-    _check_trials(trials, {name: need.host for name, need in needs.items()}, hosts, len(here), "node for trials")
+    with_cpus = [node for node in here if node.holds(sweep.trials.cpus, 0)]
+    hosts = [int(node.resources["memory"]) for node in with_cpus if "memory" in node.resources]
+    _check_trials(trials, {name: need.host for name, need in needs.items()}, hosts, len(with_cpus), "node for trials")
     if given == 0:
         return dict.fromkeys(needs, 0.0)
     with_gpu = [node for node in here if node.resources.get("GPU")]
@@ -212,13 +96,13 @@ def check_producers(sweep: Sweep, nodes: Sequence[Node], need: Memory) -> list[s
     return []
 
 
-def _to_ask(need: Memory, role: str, nodes: Sequence[Node]) -> int:
+def _to_ask(need: Memory, cpus: float, gpus: float, role: str, nodes: Sequence[Node]) -> int:
     """Bytes of its node's memory that a process surely needs, and so asks Ray for.
 
-    0 where a node of its role does not tell its memory, or may come without telling: Ray would never start one of its
-    type for those who ask.
+    0 where a node that it may go to does not tell its memory, or one may come that does not: Ray would never start one
+    of its type for those who ask.
     """
-    here = nodes_for(role, nodes)
+    here = [node.like or node for node in nodes_for(role, nodes) if node.holds(cpus, gpus)]
     told = bool(here) and not may_grow(nodes) and all("memory" in node.resources for node in here)
     return int(SURELY * need.host) if told else 0
 
@@ -228,8 +112,11 @@ def host_memory(sweep: Sweep, nodes: Sequence[Node], trials: Sequence[TrialSpec]
 
     On CPUs what the largest needs: there a process is used again, for a trial that asks for the same.
     """
-    on_gpu = sweep.trials.gpus != 0
-    asked = {trial.name: _to_ask(of_trial(trial, on_gpu), TRAINER, nodes) for trial in trials}
+    on_gpu, some = sweep.trials.gpus != 0, 1e-4  # of a GPU, whichever its share
+    asked = {
+        trial.name: _to_ask(of_trial(trial, on_gpu), sweep.trials.cpus, some if on_gpu else 0, TRAINER, nodes)
+        for trial in trials
+    }
     return asked if on_gpu else dict.fromkeys(asked, max(asked.values(), default=0))
 
 
@@ -238,7 +125,36 @@ def producer_memory(sweep: Sweep, nodes: Sequence[Node], need: Memory) -> int:
 
     Without a GPU none: its place is not reserved, and while it is started again a trial might take that for good.
     """
-    return _to_ask(need, PRODUCER, nodes) if sweep.producers.gpus else 0
+    gpus = sweep.producers.gpus
+    return _to_ask(need, 0, gpus, PRODUCER, nodes) if gpus else 0
+
+
+def producer_labels(
+    sweep: Sweep, nodes: Sequence[Node], gpus_a_trial: float, bytes_a_trial: int, bytes_a_producer: int
+) -> dict[str, str]:
+    """The label selector of producers: that of their role; and not the nodes that hold a trial, where it matters.
+
+    That is where they might leave no room for any, and where they have room elsewhere. Ray would take these nodes
+    first, if they have more memory. Nodes that come later are free to them.
+
+    Args: as of `slots`.
+    """
+    gpus, count = sweep.producers.gpus, sweep.producers.count
+    here, labels = nodes_for(PRODUCER, nodes), selector(PRODUCER, nodes)
+    a_trial, a_producer = (sweep.trials.cpus, gpus_a_trial, bytes_a_trial), (0, gpus, bytes_a_producer)
+    holding = [node for node in nodes_for(TRAINER, nodes) if node.holds(*a_trial)]
+
+    def filled(node: Node) -> float:
+        """Producers that leave no room for a trial."""
+        numbers = range(1, node.holds(*a_producer) + 1 if node in here else 1)
+        left = (n for n in numbers if not node.without(n * gpus, n * bytes_a_producer).holds(*a_trial))
+        return next(left, math.inf)
+
+    elsewhere = sum(node.holds(*a_producer) for node in here if node not in holding)
+    ids = [node.id for node in holding if node.id]
+    if gpus and ids and elsewhere >= count >= sum(map(filled, holding)):
+        labels[ID] = f"!in({','.join(ids)})"
+    return labels
 
 
 def slots(
@@ -246,7 +162,8 @@ def slots(
 ) -> int | None:
     """Trials at a time, beside the producers; None where the nodes for trials are still to come.
 
-    Where Ray may put producers elsewhere there may be fewer: it is the best case that counts.
+    Producers are taken to be where they leave most room. Where Ray puts them elsewhere there is less, but for a trial
+    (`producer_labels`).
 
     Args:
         gpus_a_trial: see `shares`.
@@ -268,14 +185,21 @@ def slots(
                 f"node; the largest has {largest.get('CPU', 0):g} CPUs and {largest.get('GPU', 0):g} GPUs{memory}"
             )
     for_producers, for_trials = nodes_for(PRODUCER, nodes), nodes_for(TRAINER, nodes)
-    waiting, found = producers.count if producers.gpus else 0, 0
-    for node in sorted(nodes, key=lambda node: node in for_trials and node.holds(*a_trial) > 0):
-        here = min(waiting, node.holds(*a_producer)) if waiting and node in for_producers else 0
-        waiting -= here
-        if node in for_trials:
-            taken = {"GPU": here * producers.gpus, "memory": here * bytes_a_producer}
-            left = {key: n - taken.get(key, 0) for key, n in node.resources.items()}
-            found += dataclasses.replace(node, resources=left).holds(*a_trial)
+
+    def trials_at(node: Node, beside: bool = False) -> int:
+        """Trials on a node, perhaps beside one producer more."""
+        left = node.without(*a_producer[1:]) if beside else node
+        return left.holds(*a_trial) if node.role in roles else 0
+
+    roles = {node.role for node in for_trials}
+    left, waiting = list(nodes), producers.count if producers.gpus else 0
+    free = [i for i, node in enumerate(nodes) if node in for_producers]
+    while waiting and (fitting := [i for i in free if left[i].holds(*a_producer)]):
+        lost = {i: trials_at(left[i]) - trials_at(left[i], beside=True) for i in fitting}
+        best = min(fitting, key=lambda i: (lost[i], -left[i].holds(*a_producer)))
+        left[best] = left[best].without(*a_producer[1:])
+        waiting -= 1
+    found = sum(map(trials_at, left))
     if waiting and awaited(PRODUCER, nodes):
         waiting = 0
     if not found and not waiting and awaited(TRAINER, nodes):

@@ -275,7 +275,7 @@ class TrialSettings(Settings):
     hang_timeout_s: Annotated[float, Field(ge=10)] = Field(
         120, description="a trial whose process is silent for longer is killed and goes on from its last checkpoint"
     )
-    room_timeout_s: Annotated[float, Field(gt=0)] = Field(
+    room_timeout_s: Annotated[float, Field(ge=60)] = Field(
         3600,
         description="the sweep stops, and gives back what its producers hold, when no trial has had room on the "
         "cluster for longer",

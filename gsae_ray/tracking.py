@@ -28,6 +28,8 @@ from mlflow.entities import Metric, Param, Run, RunTag
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 from mlflow.utils.credentials import read_mlflow_creds
+from sqlalchemy.engine import make_url
+from sqlalchemy.exc import SQLAlchemyError
 
 from gsae_ray.activations.sites import Site
 from gsae_ray.errors import UserError, first_line
@@ -73,36 +75,37 @@ def refuse_password(address: str, option: str = "--tracking-uri") -> None:
         return
     if option == "--address":
         remedy = "put the cluster's token into ~/.ray/auth_token or RAY_AUTH_TOKEN"
-    elif _split(address)[0] in ("", *_HTTP):
-        remedy = "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
-    else:
+    elif "://" in address and not address.strip().lower().startswith(_HTTP):
         remedy = "give it as the database's client has it (PostgreSQL: PGPASSWORD or ~/.pgpass)"
+    else:
+        remedy = "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
     raise UserError(
         f"{option}: there is a password in the address, which is printed and written down; leave it out, and {remedy}"
     )
 
 
 _HTTP = ("http", "https")
-_SECRET_KEY = re.compile(r"(password|passwd|passphrase|pwd|secret|token|api_?key)$", re.IGNORECASE)
+_SECRET_KEY = re.compile(r"password|passwd|passphrase|pwd|secret|api_?key|token(?![a-z])", re.IGNORECASE)
 _ODBC_SECRET = re.compile(r"(^|;)\s*(password|pwd)\s*=", re.IGNORECASE)
-
-
-def _split(address: str) -> tuple[str, str]:
-    """The scheme, if there is one, and the rest."""
-    before, found, rest = address.partition("://")
-    return (before.lower(), rest) if found and "@" not in before else ("", address)
+_AFTER_A_NAME = re.compile(r":(?!\d+([/?#]|$))[^@]+@")
+"""What is no port, up to an @: for some parsers a `/`, `#` or `?` in a password ends what they look at before it."""
 
 
 def _has_password(address: str) -> bool:
-    """Whether an address may hold a password; by hand, since for a parser one with `/`, `?` or `#` ends before it."""
-    scheme, rest = _split(address)
-    if scheme.startswith(("sqlite", "file")):  # a path
-        return False
-    # Of a server's address the name alone may be a token; a database's has its user there.
-    if "@" in rest if scheme in _HTTP else re.match(r"[^/@]*:[^@]+@", rest):
-        return True
+    """Whether an address may hold a password, for MLflow, SQLAlchemy or whoever reads it."""
+    address = address.strip()  # as parsers do
+    rest = address.partition("://")[2] or address
+    parts = urlsplit(address)
+    found = bool(parts.password)
+    if parts.scheme in _HTTP:  # of a server's address the name alone may be a token; a database's has its user there
+        found |= bool(parts.username)
+    elif parts.scheme:
+        with contextlib.suppress(SQLAlchemyError, ValueError):
+            found |= bool(make_url(address).password)
+    if parts.scheme not in ("sqlite", "file"):  # paths
+        found |= _AFTER_A_NAME.search(rest) is not None
     values = parse_qsl(rest.partition("?")[2])
-    return any(_SECRET_KEY.search(key) or _ODBC_SECRET.search(value) for key, value in values)
+    return found or any(_SECRET_KEY.search(key) or _ODBC_SECRET.search(value) for key, value in values)
 
 
 def has_login() -> bool:
@@ -113,10 +116,10 @@ def has_login() -> bool:
     """
     try:
         return bool(os.environ.get("MLFLOW_TRACKING_TOKEN") or read_mlflow_creds().password)
-    except configparser.Error:  # it is not told: it quotes the file
+    except (configparser.Error, UnicodeDecodeError):  # it is not told: it quotes the file
         raise UserError(
-            "~/.mlflow/credentials is not a file of MLflow's: it has a line [mlflow], then "
-            "mlflow_tracking_username = … and mlflow_tracking_password = …"
+            "~/.mlflow/credentials cannot be read: it has a line [mlflow], then mlflow_tracking_username = … and "
+            "mlflow_tracking_password = …, with %% for a %"
         ) from None
 
 
@@ -172,16 +175,17 @@ def connect(tracking_uri: str) -> MlflowClient:
     for name in ("alembic", "mlflow.store.db.utils"):
         logging.getLogger(name).setLevel(logging.ERROR)
     _is_file_in_a_folder(tracking_uri)
-    if _split(tracking_uri)[0] in _HTTP:
+    if urlsplit(tracking_uri).scheme in _HTTP:
         has_login()  # a file that cannot be read is told of
     try:
         with quick_failure(timeout_s=10):
             client = MlflowClient(tracking_uri=tracking_uri)
             client.search_experiments(max_results=1)
-    except (MlflowException, OSError, ValueError) as error:
+    except (MlflowException, SQLAlchemyError, ImportError, OSError, ValueError) as error:  # a database needs its client
         reason = first_line(error)[:200]
+        what = "store" if tracking_uri.startswith("sqlite:") else "server"
         raise UserError(
-            f"--tracking-uri: the MLflow server at {tracking_uri!r} does not answer ({reason}); start it, or leave "
+            f"--tracking-uri: the MLflow {what} at {tracking_uri!r} does not answer ({reason}); start it, or leave "
             "--tracking-uri and MLFLOW_TRACKING_URI out to record in ./mlflow.db"
         ) from error
     return client
@@ -432,9 +436,8 @@ def sequences_path(pursuit_l0: int | None) -> str:
 class _Rounds(threading.Thread):
     """Calls `attempt` every few seconds beside the sweep, until `finish`."""
 
-    def __init__(self, name: str, mirror: Mirror, interval_s: float, allowed: Callable[[], bool]) -> None:
+    def __init__(self, name: str, interval_s: float, allowed: Callable[[], bool]) -> None:
         super().__init__(name=name, daemon=True)
-        self.mirror = mirror
         self.interval_s = interval_s
         self.allowed = allowed
         self.last_error: str | None = None
@@ -485,7 +488,8 @@ class MirrorThread(_Rounds):
         Args:
             allowed: asked before each round; not when another driver mirrors these trials now.
         """
-        super().__init__("mlflow-mirror", mirror, interval_s, allowed)
+        super().__init__("mlflow-mirror", interval_s, allowed)
+        self.mirror = mirror
         self.trials = trials
 
     def round(self) -> None:
@@ -500,7 +504,7 @@ class ReportThread(_Rounds):
 
     def __init__(
         self,
-        mirror: Mirror,
+        report: Callable[[dict[str, Any]], bool],
         progress: Callable[[], dict[str, Any]],
         stop: Callable[[], None],
         interval_s: float = 2,
@@ -508,15 +512,17 @@ class ReportThread(_Rounds):
     ) -> None:
         """
         Args:
+            report: as `Mirror.report`; it may wait for a mirror that is still to be opened.
             stop: called when somebody has asked for it.
             allowed: as for `MirrorThread`.
         """
-        super().__init__("mlflow-report", mirror, interval_s, allowed)
+        super().__init__("mlflow-report", interval_s, allowed)
+        self.report = report
         self.progress = progress
         self.stop = stop
 
     def round(self) -> None:
-        if self.mirror.report(self.progress()):
+        if self.report(self.progress()):
             self.stop()
 
 

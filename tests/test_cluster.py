@@ -279,6 +279,9 @@ def test_plan_looks_at_the_cluster_and_at_its_file(head: RayHead, mlflow_server:
     file.write_text(f"head_node_type: head\navailable_node_types: {{{types}}}\n")
     at_most = json.loads(user.run(*command, "--cluster", str(file)))
     assert at_most["slots"] == 4 and at_most["budget_bytes"] == here["budget_bytes"]
+    file.write_text("available_node_types: {another: {resources: {CPU: 2}}}")
+    said = user.run(*command, "--cluster", str(file), code=2)
+    assert f"--cluster: no node at {head.address} is of a type of {file}: leave one of them out" in said
 
 
 # ---- without a cluster ----------------------------------------------------------------------------------------------

@@ -31,7 +31,8 @@ from gsae_ray.activations.store import ReaderSpec
 from gsae_ray.activations.stream import LocalSource, RowStream
 from gsae_ray.builtin import MODEL_DIR
 from gsae_ray.display import Display
-from gsae_ray.errors import ProductionError, StopAskedError, SweepStoppedError, UserError
+from gsae_ray.errors import ProductionError, ReplacedError, StopAskedError, SweepStoppedError, UserError
+from gsae_ray.files import write_json
 from gsae_ray.fleet import running_producers, start_store
 from gsae_ray.intervals import interval, of
 from gsae_ray.ledger import driver_lock
@@ -190,21 +191,59 @@ def test_a_sweep_that_waits_for_room_is_seen_and_can_be_stopped(local_ray: None,
         stopping = pool.submit(stop)
         with pytest.raises(StopAskedError):
             run({**SWEEP, "producers": {"gpus": 1}}, tmp_path)
-    assert stopping.result()["trials"] == {"waiting": 4, "running": 0, "done": 0, "failed": 0}
+    progress = stopping.result()
+    assert progress["trials"] == {"waiting": 4, "running": 0, "done": 0, "failed": 0}
+    assert (progress["tokens_per_s"], progress["seconds_left"]) == (0, None)
     assert client.search_runs([experiment])[0].info.status == "KILLED"
     with occupied(num_gpus=1):  # nothing holds it any more
         pass
 
 
+def test_a_sweep_that_waits_for_room_sees_that_it_was_replaced(local_ray: None, tmp_path: Path) -> None:
+    """The launch may be the other's now: its runs are left alone."""
+    drivers = tmp_path / "runs" / SWEEP["name"] / "drivers"
+    client = MlflowClient(f"sqlite:///{tmp_path}/mlflow.db")
+    experiment = client.create_experiment(SWEEP["name"])
+
+    def replace() -> None:
+        wait_until(lambda: client.search_runs([experiment]), 100, 0.5)
+        (own,) = drivers.glob("*.json")
+        write_json(drivers / "9.json", {**json.loads(own.read_text()), "pid": 1, "heartbeat": time.time()})
+
+    with occupied(num_gpus=1), ThreadPoolExecutor() as pool:
+        replacing = pool.submit(replace)
+        with pytest.raises(ReplacedError):
+            run({**SWEEP, "producers": {"gpus": 1}}, tmp_path)
+    replacing.result()
+    assert client.search_runs([experiment])[0].info.status == "RUNNING"
+
+
+def test_a_sweep_that_waits_for_room_without_mlflow_ends(
+    local_ray: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody would see it, and it could not be asked to stop."""
+    monkeypatch.setattr(launch, "OPENING_PAUSE_S", 0.1)
+    uri = f"sqlite:///{tmp_path}/mlflow.db"
+    (tmp_path / "mlflow.db").write_text("is not a database")
+    with occupied(num_gpus=1), pytest.raises(UserError, match="file is not a database"):
+        launch.run(
+            Sweep.model_validate({**SWEEP, "producers": {"gpus": 1}}),
+            storage=tmp_path / "runs",
+            tracking_uri=uri,
+            console=Console(quiet=True),
+        )
+
+
 def test_a_sweep_whose_trials_have_no_room_gives_back_what_it_holds(local_ray: None, tmp_path: Path) -> None:
     """Two of them would wait for each other for ever."""
-    waiting = {**ONE_PRODUCER, "trials": {"room_timeout_s": 3}}
+    sweep = Sweep.model_validate(ONE_PRODUCER)
+    soon = sweep.model_copy(update={"trials": sweep.trials.model_copy(update={"room_timeout_s": 3})})
     with occupied(num_cpus=2), pytest.raises(SweepStoppedError, match="trials.room_timeout_s = 3 s, so what"):
-        run(waiting, tmp_path)
+        run(soon, tmp_path)
     wait_until(lambda: not processes("ProducerShell"))
 
 
-def run(sweep: dict[str, Any], home: Path, **options: Any) -> launch.SweepResult:
+def run(sweep: dict[str, Any] | Sweep, home: Path, **options: Any) -> launch.SweepResult:
     uri = f"sqlite:///{home}/mlflow.db"
     quiet = Console(quiet=True)
     return launch.run(Sweep.model_validate(sweep), storage=home / "runs", tracking_uri=uri, console=quiet, **options)
@@ -247,7 +286,7 @@ def test_law_1_same_tokens_whatever_the_number_of_producers(plan: Plan, local_ra
     expected = alone.read(rows)
     spec = producer_spec(plan)
     for count in (1, 3):
-        with running_producers(count, 0, 0, spec, 120) as (producers, _):
+        with running_producers(count, 0, 0, {}, spec, 120) as (producers, _):
             readers = {"a": ReaderSpec(site, rows), "b": ReaderSpec(plan.trials[-1].site, rows)}
             store = start_store(plan.layout, 10**9, 60.0)
             store.begin.remote(producers, readers, None)

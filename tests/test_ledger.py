@@ -360,7 +360,7 @@ VALUES = {
     "producers.timeout_s": 99.0,
     "trials.max_concurrent": 2,
     "trials.hang_timeout_s": 77.0,
-    "trials.room_timeout_s": 55.0,
+    "trials.room_timeout_s": 66.0,
 }
 
 

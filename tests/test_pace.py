@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 from test_room import HEAD, PLAIN, PRODUCERS, sweep, with_gpu
 
+from gsae_ray.nodes import Node
 from gsae_ray.pace import EFFICIENCY, pace
-from gsae_ray.room import Node
 
 
 def test_waves_and_producers_work_beside_each_other() -> None:

@@ -11,20 +11,13 @@ import pytest
 from gsae_ray.accelerators import gpu_of
 from gsae_ray.errors import UserError
 from gsae_ray.memory import CUDA_CONTEXT, PROCESS, Memory, of_trial
+from gsae_ray.nodes import ID, PRODUCER, ROLE, TRAINER, Launcher, Node
 from gsae_ray.room import (
-    KIND,
-    PRODUCER,
-    ROLE,
-    TRAINER,
-    Node,
-    at_largest,
     budget,
     check_producers,
-    described,
     host_memory,
-    nodes_for,
+    producer_labels,
     producer_memory,
-    selector,
     shares,
     slots,
 )
@@ -52,28 +45,6 @@ def sweep(**sections: Any) -> Sweep:
             **sections,
         }
     )
-
-
-@pytest.mark.parametrize(
-    ("nodes", "of_producers", "of_trials"),
-    [
-        ([HEAD, PLAIN], {}, {}),
-        ([HEAD, PRODUCERS, TRAINERS], {"gsae-role": "producer"}, {"gsae-role": "trainer"}),
-        ([HEAD, PRODUCERS, LATER], {"gsae-role": "producer"}, {"gsae-role": "!producer"}),
-        ([HEAD, TRAINERS], {"gsae-role": "!trainer"}, {"gsae-role": "trainer"}),
-    ],
-)
-def test_roles_are_the_labels_where_there_are_any(
-    nodes: list[Node], of_producers: dict[str, str], of_trials: dict[str, str]
-) -> None:
-    assert selector(PRODUCER, nodes) == of_producers
-    assert selector(TRAINER, nodes) == of_trials
-
-
-def test_nodes_of_a_role() -> None:
-    assert nodes_for(PRODUCER, [HEAD, PRODUCERS, TRAINERS]) == [PRODUCERS]
-    assert nodes_for(TRAINER, [HEAD, PRODUCERS, LATER]) == [HEAD, LATER]
-    assert nodes_for(TRAINER, [HEAD, PLAIN]) == [HEAD, PLAIN]
 
 
 @pytest.mark.parametrize(
@@ -115,7 +86,7 @@ def test_what_does_not_fit_is_named(
 
 
 def test_the_cluster_of_this_repository_runs_the_papers_largest_sweeps() -> None:
-    nodes = described(Path(__file__).parent.parent / "cluster.yaml")
+    nodes = Launcher.read(Path(__file__).parent.parent / "cluster.yaml").at_largest()
     assert len(nodes) == 11
     for file in ("pythia_2p8b", "gemma_7b", "quickstart"):
         loaded = load_sweep(Path(__file__).parent.parent / "sweeps" / f"{file}.yaml")
@@ -130,52 +101,9 @@ def test_nodes_that_may_come_are_waited_for() -> None:
     assert slots(sweep(trials={"cpus": 8}, producers={"gpus": 1}), [HEAD, trainers], 0) == 2
     with pytest.raises(UserError, match="auto, but no node for trials has a GPU yet; give a number"):
         shares(sweep(trials={"gpus": "auto"}), [HEAD, producers], [])
-    listed = dataclasses.replace(producers, listed=True)  # all that may come are known
+    known = dataclasses.replace(producers, like=producers)  # and all that may come
     with pytest.raises(UserError, match="trials: each needs cpus: 9"):
-        slots(sweep(trials={"cpus": 9}), [HEAD, listed], 0)
-
-
-def test_a_node_that_has_been_started_counts_once() -> None:
-    kinds = {"head": None, "producer": PRODUCER, "trainer": TRAINER}
-    allowed = [Node({"CPU": 8}, kinds[kind], True, kind) for kind in ("head", *2 * ["producer"], *2 * ["trainer"])]
-    alive = [
-        Node.alive({"CPU": 0, "object_store_memory": 2**30}, {KIND: "head"}),
-        Node.alive({"CPU": 8}, {KIND: "producer", ROLE: PRODUCER}),
-        Node.alive({"CPU": 4}, {}),  # somebody has added it by hand
-    ]
-    found = at_largest(alive, allowed)
-    assert [(node.kind, node.to_come, node.listed) for node in found] == [
-        ("head", False, True),
-        ("producer", False, True),
-        (None, False, False),
-        *[(kind, True, False) for kind in ("producer", "trainer", "trainer")],
-    ]
-    assert at_largest(alive, []) == alive
-    assert at_largest(alive[2:], allowed) == alive[2:]  # that file is another cluster's
-
-
-def test_started_nodes_count_for_a_launchers_limit() -> None:
-    """It allows three workers: of two types at most, and started were three of one."""
-    allowed = [Node({"CPU": 8}, to_come=True, kind=kind) for kind in ("head", "a", "b", "a")]
-    alive = [Node.alive({"CPU": 8}, {KIND: kind}) for kind in ("head", "b", "b")]
-    assert [node.kind for node in at_largest(alive, allowed)] == ["head", "b", "b", "a"]
-    assert at_largest([*alive, alive[-1]], allowed)[4:] == []
-
-
-def test_a_started_node_tells_its_memory_if_its_type_does() -> None:
-    """Ray would not start another one for a trial that asks for memory, when this one is gone."""
-    alive = [Node.alive({"CPU": 8, "memory": 2**30}, {KIND: kind}) for kind in ("a", "b")]
-    allowed = [Node({"CPU": 8}, kind="a"), Node({"CPU": 8, "memory": 2**29}, kind="b")]
-    assert [node.resources.get("memory") for node in at_largest(alive, allowed)] == [None, 2**30]
-
-
-def test_a_launchers_limits_are_rays(tmp_path: Path) -> None:
-    file = tmp_path / "c.yaml"
-    types = "head: {resources: {}}, a: {resources: {CPU: 1}, min_workers: 1}, b: {resources: {CPU: 2}, max_workers: 9}"
-    file.write_text(f"max_workers: 3\nhead_node_type: head\navailable_node_types: {{{types}}}\n")
-    assert [node.kind for node in described(file)] == ["head", "a", "b", "a"]
-    file.write_text(f"head_node_type: head\navailable_node_types: {{{types}}}\n")
-    assert [node.kind for node in described(file)] == ["head", "a", "b"]
+        slots(sweep(trials={"cpus": 9}), [HEAD, known], 0)
 
 
 def test_memory_of_the_node_limits_trials() -> None:
@@ -202,10 +130,11 @@ def test_trials_ask_for_memory_where_all_nodes_tell_theirs() -> None:
         [Node({"CPU": 16})],
         [Node({**node.resources}, kind="started by something")],  # others of its type may come without
         [Node({"CPU": 1}, TRAINER)],
+        [Node(node.resources, kind="type", like=Node({"CPU": 16}))],  # another one, when this is gone, would not tell
     ):
         assert set(host_memory(loaded, [node, *others], [small, large]).values()) == {0}
-    listed = Node({**node.resources}, kind="started by something", listed=True)
-    assert host_memory(loaded, [node, listed], [small, large]) == both
+    for others in ([Node({"CPU": 0})], [Node(node.resources, kind="type", like=node)]):
+        assert host_memory(loaded, [node, *others], [small, large]) == both
 
 
 def test_producers_leave_the_nodes_that_hold_a_trial_if_they_can() -> None:
@@ -220,12 +149,25 @@ def test_producers_leave_the_nodes_that_hold_a_trial_if_they_can() -> None:
             slots(loaded, nodes, 1, 32 * 2**30, 24 * 2**30)  # one node only holds either
     one = sweep(producers={"gpus": 1}, trials={"gpus": 0})
     assert slots(one, [big], 0, 8 * 2**30, 24 * 2**30) == 5  # 40 GiB are left
+    a, b = (Node({"CPU": 8, "GPU": 2, "memory": n * 2**30}) for n in (16, 20))
+    three = sweep(producers={"gpus": 1, "count": 3}, trials={"gpus": 1})
+    for nodes in ([a, b], [b, a]):  # two producers on the first, one and a trial on the other
+        assert slots(three, nodes, 1, 12 * 2**30, 8 * 2**30) == 1
 
 
-def test_a_file_that_describes_no_cluster(tmp_path: Path) -> None:
-    (tmp_path / "c.yaml").write_text("provider: {type: local}\n")
-    with pytest.raises(UserError, match=r"c.yaml is not a cluster launcher's file"):
-        described(tmp_path / "c.yaml")
+def test_producers_keep_off_the_only_nodes_that_hold_a_trial() -> None:
+    """Ray would take them first: they have more memory."""
+    big, little = (Node({"CPU": 8, "GPU": 1, "memory": n * 2**30}, id=f"n{n}") for n in (64, 16))
+    loaded = sweep(producers={"gpus": 1}, trials={"gpus": 1})
+    asks = 1, 32 * 2**30, 8 * 2**30
+    assert producer_labels(loaded, [big, little], *asks) == {ID: "!in(n64)"}
+    others = dataclasses.replace(big, id="other")
+    assert producer_labels(loaded, [big, others, little], *asks) == {}  # one is left whatever Ray does
+    two = sweep(producers={"gpus": 1, "count": 2}, trials={"gpus": 1})
+    assert producer_labels(two, [big, others, little], *asks) == {}  # it has no room for both elsewhere
+    assert producer_labels(two, [big, others, little, little], *asks) == {ID: "!in(n64,other)"}
+    assert producer_labels(loaded, [big, TRAINERS], *asks) == {ROLE: "!trainer"}
+    assert producer_labels(sweep(), [big, little], 0, *asks[1:]) == {}
 
 
 def test_budget_is_a_share_of_the_object_store_that_is_there() -> None:

@@ -607,6 +607,21 @@ ODD = ("sec#secret", "sec/secret", "sec?secret", "sec@secret", "sec:secret")
         *[(f"mysql://host/mlflow?{key}=secret", "PGPASSWORD") for key in ("passwd", "pwd", "sslpassword", "API_KEY")],
         ("mssql+pyodbc:///?odbc_connect=DRIVER%3DX%3BUID%3Dme%3BPWD%3Dsecret", "PGPASSWORD"),
         ("http://host?access_token=secret", "MLFLOW_TRACKING_USERNAME"),
+        *[
+            (f"mysql://host/db?{key}=secret", "PGPASSWORD")
+            for key in ("token_v2", "password1", "aws_secret_access_key")
+        ],
+        (" http://secret@host", "MLFLOW_TRACKING_USERNAME"),  # a parser takes the blank off
+        ("http//me:secret@host", "MLFLOW_TRACKING_USERNAME"),
+        ("postgresql://me@server:secret@server.example/db", "PGPASSWORD"),
+        ("postgresql://me:@secret@host/db", "PGPASSWORD"),
+        ("postgresql://domain/me:secret@host/db", "PGPASSWORD"),
+        (
+            "postgresql://host:5432/db?user=me@secret",
+            "PGPASSWORD",
+        ),  # for SQLAlchemy host is the user, the rest too long
+        ("sqlite+pysqlcipher://:secret@/x.db", "PGPASSWORD"),
+        ("file://me:secret@host/p", "PGPASSWORD"),
     ],
 )
 def test_an_address_with_a_password_is_refused(address: str, remedy: str) -> None:
@@ -619,7 +634,9 @@ def test_an_address_with_a_password_is_refused(address: str, remedy: str) -> Non
 @pytest.mark.parametrize(
     "address",
     [
-        "http://host:5000/path?max_tokens=3&keys=all",
+        "http://host:5000/path?max_tokens=3&keys=all&tokenizer=x",
+        "http://host:5000/Users/me@work",
+        "http://[::1]:5000",
         "https://host",
         "host:5000",
         "postgresql://me@host:5432/db?passfile=/p&sslkey=/k",
@@ -632,11 +649,17 @@ def test_an_address_without_a_password_is_not_refused(address: str) -> None:
     refuse_password(address)
 
 
-def test_a_file_of_logins_that_cannot_be_read_is_told_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    "wrong",
+    [b"mlflow_tracking_password = secret", b"[mlflow]\n\xffsecret", b"[mlflow]\nmlflow_tracking_password = 1%secret"],
+)
+def test_a_file_of_logins_that_cannot_be_read_is_told_of(
+    wrong: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     (tmp_path / ".mlflow").mkdir()
-    (tmp_path / ".mlflow" / "credentials").write_text("mlflow_tracking_password = secret\n")
-    with pytest.raises(UserError, match="~/.mlflow/credentials is not a file of MLflow's") as error:
+    (tmp_path / ".mlflow" / "credentials").write_bytes(wrong)
+    with pytest.raises(UserError, match="~/.mlflow/credentials cannot be read") as error:
         connect("http://127.0.0.1:1")
     assert "secret" not in str(error.value)
 
