@@ -1,4 +1,7 @@
-"""Run by test_launch: producers wait for a node with room, which comes, and dies while their processes start."""
+"""Run by test_launch: producers wait for a node with room, which comes, and dies while their processes start.
+
+Then: Ray puts them where trials do not need the room, if it is told to.
+"""
 
 from __future__ import annotations
 
@@ -8,11 +11,13 @@ import time
 from pathlib import Path
 
 import ray
-from faults import NODE_STORE_BYTES, head_without_slots, wait_until
-from ray.util.placement_group import placement_group
+from faults import NODE_STORE_BYTES, SWEEP, head_without_slots, wait_until
+from ray.cluster_utils import Cluster
+from ray.util.placement_group import placement_group, placement_group_table
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from gsae_ray import fleet
+from gsae_ray import fleet, placement, room
+from gsae_ray.sweep import Sweep
 
 
 class Slow:
@@ -23,6 +28,20 @@ class Slow:
 
     def work(self) -> None:
         time.sleep(20)
+
+
+def keep_off(cluster: Cluster) -> None:
+    """A trial fits only the node that Ray would give to the producer, since it has more memory."""
+    for gib in (64, 16):
+        node = {"num_gpus": 1, "num_cpus": 1, "memory": gib * 2**30, "object_store_memory": NODE_STORE_BYTES}
+        cluster.add_node(**node)
+    sweep = Sweep.model_validate(SWEEP | {"trials": {"gpus": 1}, "producers": {"gpus": 1}})
+    wait_until(lambda: sum(node.holds(1, 1) for node in placement.nodes()) == 2)
+    labels = room.producer_labels(sweep, placement.nodes(), 1, 32 * 2**30, 8 * 2**30)
+    group = placement_group([{"GPU": 1, "memory": 8 * 2**30}], bundle_label_selector=[labels])
+    ray.get(group.ready(), timeout=30)
+    (where,) = placement_group_table(group)["bundles_to_node_id"].values()
+    print([node.resources["memory"] / 2**30 for node in placement.nodes() if node.id == where])  # noqa: T201
 
 
 def main(folder: Path) -> None:
@@ -53,6 +72,9 @@ def main(folder: Path) -> None:
             ray.get(work)
             raise AssertionError("nothing was lost with the node")
         print(said, len(nodes))  # noqa: T201
+        ray.kill(slow)
+        cluster.remove_node(nodes[1], allow_graceful=False)
+        keep_off(cluster)
     finally:
         ray.shutdown()
         cluster.shutdown()

@@ -167,9 +167,10 @@ def test_producers_that_do_not_load_the_model_in_time_are_told_of(local_ray: Non
 
 
 @pytest.mark.slow
-def test_producers_wait_for_room_though_their_node_dies(tmp_path: Path) -> None:
+def test_producers_wait_for_room_though_their_node_dies_and_leave_it_to_trials(tmp_path: Path) -> None:
     said = on_nodes("node_waiting.py", Home(tmp_path))
-    assert "['1 of 1 producers wait for room on the cluster, with 1 GPUs each'] 2\n" in said
+    assert "\n['1 of 1 producers wait for room on the cluster, with 1 GPUs each'] 2\n" in said
+    assert "\n[16.0]\n" in said
 
 
 def test_a_sweep_that_waits_for_room_is_seen_and_can_be_stopped(local_ray: None, tmp_path: Path) -> None:
