@@ -111,8 +111,8 @@ class Display:
 
     def follow(self, observer: Observer) -> None:
         """Shows the trials until `stop`."""
-        self._started = time.monotonic()
         self._base_tokens = sum(trial.tokens for trial in observer.update())
+        self._started = time.monotonic()  # last: from here on others are told of a pace
         if self.console.is_terminal:
             self._live = Live(self._render(observer), console=self.console, transient=True, auto_refresh=False)
             self._live.start()

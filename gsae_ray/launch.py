@@ -230,6 +230,8 @@ class _Launch:
                     stack.callback(give_up.set)
                     if self.pending:
                         supervisor = stack.enter_context(self._fleet(check))
+                        if asked.is_set():  # since the last check
+                            supervisor.stop(_asked())
                     thread = MirrorThread(opening.result(), self.trials, allowed=self._leads)
                     thread.start()
                     if supervisor is not None:
@@ -237,6 +239,7 @@ class _Launch:
                         with _stopped_by_sigterm(supervisor):
                             crashes = self._train(supervisor)
             except BaseException:
+                give_up.set()
                 with contextlib.suppress(Exception):  # the server may be what failed; storage has everything
                     # Not where another driver has taken over: the launch, if it was resumed, is that one's.
                     if self._leads() if thread is None else thread.finish():

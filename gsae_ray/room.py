@@ -132,10 +132,11 @@ def producer_memory(sweep: Sweep, nodes: Sequence[Node], need: Memory) -> int:
 def producer_labels(
     sweep: Sweep, nodes: Sequence[Node], gpus_a_trial: float, bytes_a_trial: int, bytes_a_producer: int
 ) -> dict[str, str]:
-    """The label selector of producers: that of their role; and not the nodes that hold a trial, where it matters.
+    """The label selector of producers: that of their role; and not some nodes that hold a trial, where it matters.
 
-    That is where they might leave no room for any, and where they have room elsewhere. Ray would take these nodes
-    first, if they have more memory. Nodes that come later are free to them.
+    That is where producers might leave no room for any trial: Ray would take nodes with much memory first. As many are
+    spared as they do not need. Nodes that come later are free to them; but where one that they need goes for good, and
+    none comes, they wait.
 
     Args: as of `slots`.
     """
@@ -150,11 +151,13 @@ def producer_labels(
         left = (n for n in numbers if not node.without(n * gpus, n * bytes_a_producer).holds(*a_trial))
         return next(left, math.inf)
 
-    elsewhere = sum(node.holds(*a_producer) for node in here if node not in holding)
-    ids = [node.id for node in holding if node.id]
-    if gpus and ids and elsewhere >= count >= sum(map(filled, holding)):
-        labels[ID] = f"!in({','.join(ids)})"
-    return labels
+    ids, left = [], sum(node.holds(*a_producer) for node in here) - count
+    if gpus and count >= sum(map(filled, holding)):
+        for node in sorted(holding, key=lambda node: node.holds(*a_producer)):
+            if node.id is not None and node.holds(*a_producer) <= left:
+                left -= node.holds(*a_producer)
+                ids.append(node.id)
+    return labels | ({ID: f"!in({','.join(ids)})"} if ids else {})
 
 
 def slots(
@@ -162,8 +165,8 @@ def slots(
 ) -> int | None:
     """Trials at a time, beside the producers; None where the nodes for trials are still to come.
 
-    Producers are taken to be where they leave most room. Where Ray puts them elsewhere there is less, but for a trial
-    (`producer_labels`).
+    Each producer in turn is taken to be where it leaves most room. Where Ray puts them elsewhere there is less, but for
+    a trial (`producer_labels`).
 
     Args:
         gpus_a_trial: see `shares`.

@@ -87,7 +87,7 @@ def refuse_password(address: str, option: str = "--tracking-uri") -> None:
 _HTTP = ("http", "https")
 _SECRET_KEY = re.compile(r"password|passwd|passphrase|pwd|secret|api_?key|token(?![a-z])", re.IGNORECASE)
 _ODBC_SECRET = re.compile(r"(^|;)\s*(password|pwd)\s*=", re.IGNORECASE)
-_AFTER_A_NAME = re.compile(r":(?!\d+([/?#]|$))[^@]+@")
+_AFTER_A_NAME = re.compile(r":(?!\d+([/?#,]|$))[^@&\]]+@")
 """What is no port, up to an @: for some parsers a `/`, `#` or `?` in a password ends what they look at before it."""
 
 
@@ -102,7 +102,8 @@ def _has_password(address: str) -> bool:
     elif parts.scheme:
         with contextlib.suppress(SQLAlchemyError, ValueError):
             found |= bool(make_url(address).password)
-    if parts.scheme not in ("sqlite", "file"):  # paths
+    path = address.startswith(("/", ".", "~")) or parts.scheme.partition("+")[0] in ("sqlite", "file")
+    if not path:
         found |= _AFTER_A_NAME.search(rest) is not None
     values = parse_qsl(rest.partition("?")[2])
     return found or any(_SECRET_KEY.search(key) or _ODBC_SECRET.search(value) for key, value in values)
@@ -183,10 +184,13 @@ def connect(tracking_uri: str) -> MlflowClient:
             client.search_experiments(max_results=1)
     except (MlflowException, SQLAlchemyError, ImportError, OSError, ValueError) as error:  # a database needs its client
         reason = first_line(error)[:200]
-        what = "store" if tracking_uri.startswith("sqlite:") else "server"
+        what = f"the MLflow server at {tracking_uri!r} does not answer ({reason}); start it"
+        if urlsplit(tracking_uri).scheme not in _HTTP:
+            what = (
+                f"{tracking_uri!r} cannot be opened ({reason}); mend that (a database needs its client installed here)"
+            )
         raise UserError(
-            f"--tracking-uri: the MLflow {what} at {tracking_uri!r} does not answer ({reason}); start it, or leave "
-            "--tracking-uri and MLFLOW_TRACKING_URI out to record in ./mlflow.db"
+            f"--tracking-uri: {what}, or leave --tracking-uri and MLFLOW_TRACKING_URI out to record in ./mlflow.db"
         ) from error
     return client
 

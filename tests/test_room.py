@@ -164,7 +164,8 @@ def test_producers_keep_off_the_only_nodes_that_hold_a_trial() -> None:
     others = dataclasses.replace(big, id="other")
     assert producer_labels(loaded, [big, others, little], *asks) == {}  # one is left whatever Ray does
     two = sweep(producers={"gpus": 1, "count": 2}, trials={"gpus": 1})
-    assert producer_labels(two, [big, others, little], *asks) == {}  # it has no room for both elsewhere
+    assert producer_labels(two, [big, others, little], *asks) == {ID: "!in(n64)"}  # they need the other
+    assert producer_labels(two, [big, little], *asks) == {}  # both, and `slots` says so
     assert producer_labels(two, [big, others, little, little], *asks) == {ID: "!in(n64,other)"}
     assert producer_labels(loaded, [big, TRAINERS], *asks) == {ROLE: "!trainer"}
     assert producer_labels(sweep(), [big, little], 0, *asks[1:]) == {}
