@@ -165,8 +165,8 @@ def slots(
 ) -> int | None:
     """Trials at a time, beside the producers; None where the nodes for trials are still to come.
 
-    Each producer in turn is taken to be where it leaves most room. Where Ray puts them elsewhere there is less, but for
-    a trial (`producer_labels`).
+    Each producer in turn is taken to be where it leaves most room. Where Ray puts them elsewhere there is less; that it
+    is none is prevented by `producer_labels` where whole nodes can be spared, else ended by trials.room_timeout_s.
 
     Args:
         gpus_a_trial: see `shares`.

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from gsae_ray.accelerators import gpu_of
 from gsae_ray.errors import UserError
@@ -169,6 +172,37 @@ def test_producers_keep_off_the_only_nodes_that_hold_a_trial() -> None:
     assert producer_labels(two, [big, others, little, little], *asks) == {ID: "!in(n64,other)"}
     assert producer_labels(loaded, [big, TRAINERS], *asks) == {ROLE: "!trainer"}
     assert producer_labels(sweep(), [big, little], 0, *asks[1:]) == {}
+
+
+@given(
+    nodes=st.lists(st.tuples(st.sampled_from([0, 1]), st.sampled_from([16, 32, 64])), min_size=1, max_size=5),
+    count=st.integers(1, 3),
+    trial=st.tuples(st.sampled_from([0, 1]), st.sampled_from([12, 24, 48])),
+)
+def test_wherever_ray_puts_producers_a_trial_has_room(
+    nodes: list[tuple[int, int]], count: int, trial: tuple[int, int]
+) -> None:
+    """On nodes of one GPU; of more than one it might fill one that could have held either."""
+    there = [
+        Node({"CPU": 4, "GPU": gpus, "memory": gib * 2**30}, id=str(number)) for number, (gpus, gib) in enumerate(nodes)
+    ]
+    loaded, asks = sweep(producers={"gpus": 1, "count": count}), (trial[0], trial[1] * 2**30, 8 * 2**30)
+    places = [node for node in there if node.holds(0, 1, asks[2])]
+
+    def rooms(allowed: list[Node]) -> list[int]:
+        """Trials at a time, for each way to place the producers."""
+        return [
+            sum((node.without(1, asks[2]) if node in taken else node).holds(1, *asks[:2]) for node in there)
+            for taken in itertools.combinations(allowed, count)
+        ]
+
+    try:
+        slots(loaded, there, *asks)
+    except UserError:
+        assert max(rooms(places), default=0) == 0
+    else:
+        spared = producer_labels(loaded, there, *asks).get(ID, "!in()").removeprefix("!in(").rstrip(")").split(",")
+        assert min(rooms([node for node in places if node.id not in spared])) > 0
 
 
 def test_budget_is_a_share_of_the_object_store_that_is_there() -> None:
