@@ -120,8 +120,6 @@ def run(
         )
         sys.exit(_INTERRUPTED)
     click.echo(describe_end(result))
-    for trial, reason in result.failures.items():
-        click.echo(f"failed: {trial}: {reason}", err=True)
     if result.picture is not None:
         rows = result.frontier()
         _print_frontier(rows)
@@ -132,6 +130,8 @@ def run(
         click.echo(
             f"best SAE:  gsae-ray best {result.experiment} --site {site} --max-l0 40 --out best_sae{''.join(uri)}"
         )
+    for trial, reason in result.failures.items():  # last: `status` shows how a job's output ends
+        click.echo(f"failed: {trial}: {reason}", err=True)
     if result.failures:
         sys.exit(_FAILED)
 
@@ -241,6 +241,9 @@ def stop(job: str | None, address: str | None, grace: float) -> None:
     found = cluster.find(job, address, running=True)
     state = found.stop(grace, say=click.echo)
     click.echo(f"{found.id}: {state}")
+    if state in cluster.LIVE:
+        click.echo("gsae-ray: it has not ended yet: look again with `gsae-ray status`", err=True)
+        sys.exit(_FAILED)
 
 
 @main.command(name="list")
@@ -266,6 +269,8 @@ def list_jobs(address: str | None, as_json: bool) -> None:
         done = f"{trials['done']} of {sum(trials.values())}" if trials else ""
         table.add_row(status.id, status.sweep, status.state, clock(status.seconds), done)
     _console().print(table)
+    for message in dict.fromkeys(status.message for status in found if status.state in cluster.LIVE and status.message):
+        click.echo(message, err=True)
 
 
 def _relative(path: Path) -> Path:

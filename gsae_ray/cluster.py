@@ -268,8 +268,8 @@ def connect(address: str | None = None) -> JobSubmissionClient:
     theirs = str(client._server_ray_version)
     if theirs.split(".")[:2] != ray.__version__.split(".")[:2]:
         raise UserError(
-            f"--address: the cluster at {address} runs Ray {theirs}, and here is Ray {ray.__version__}; "
-            f"pip install 'ray[default,tune]=={theirs}' here, or bring the cluster to {ray.__version__}"
+            f"--address: the cluster at {address} runs Ray {theirs}, and this gsae-ray needs Ray {ray.__version__} on "
+            f"both sides; pip install 'ray[default,tune]=={ray.__version__}' on its nodes"
         )
     return client
 

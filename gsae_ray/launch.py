@@ -111,9 +111,10 @@ def run(
         resume: go on with the newest launch of this sweep in the storage, instead of beginning another.
         console: where progress goes; default: standard error.
     Raises:
-        UserError: something is wrong with the sweep or its surroundings; nothing was started.
-        SweepStoppedError: the sweep cannot go on for now (the language model cannot be run, storage is full, another
-            driver has taken over); what is finished is kept, and `resume` goes on.
+        UserError: something is wrong with the sweep or its surroundings; no trial was started.
+        SweepStoppedError: the sweep cannot go on for now (the language model cannot be run, storage is full, trials
+            have no room, another driver has taken over, somebody has asked for it); what is finished is kept, and
+            `resume` goes on.
     """
     started = time.monotonic()
     if not isinstance(sweep, Sweep):

@@ -39,8 +39,10 @@ def shares(sweep: Sweep, nodes: Sequence[Node], trials: Sequence[TrialSpec]) -> 
         return dict.fromkeys(needs, given)
     if not with_gpu:
         raise UserError(
-            f"trials.gpus: auto, but no node for trials has a GPU{' yet' * awaited(TRAINER, nodes)}; give a number, "
-            "0 to train on CPUs"
+            f"trials.gpus: auto, but no node for trials has a GPU{' yet' * may_grow(nodes)}; give a number, 0 to train "
+            "on CPUs"
+            + may_grow(nodes)
+            * ", or the file of the cluster's launcher (`plan --cluster`, on the head for runs)"
         )
     if len(known) < len(with_gpu):
         raise UserError(
@@ -186,6 +188,8 @@ def slots(
             raise UserError(
                 f"{key}: each needs {f'cpus: {cpus} and ' if cpus else ''}gpus: {gpus:g}{_and_memory(nbytes)} on one "
                 f"node; the largest has {largest.get('CPU', 0):g} CPUs and {largest.get('GPU', 0):g} GPUs{memory}"
+                + may_grow(nodes)
+                * "; if larger ones are started on demand, have one started first (min_workers: 1)"
             )
     for_producers, for_trials = nodes_for(PRODUCER, nodes), nodes_for(TRAINER, nodes)
 

@@ -9,11 +9,12 @@ import contextlib
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import ray
 from faults import NODE_STORE_BYTES, SWEEP, head_without_slots, wait_until
 from ray.cluster_utils import Cluster
-from ray.util.placement_group import placement_group, placement_group_table
+from ray.util.placement_group import placement_group, placement_group_table, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from gsae_ray import fleet, placement, room
@@ -30,6 +31,40 @@ class Slow:
         time.sleep(20)
 
 
+def hold_their_gpus(cluster: Cluster) -> None:
+    """A producer's GPU is another node's when its own dies, and nobody's in the end."""
+
+    class Shell:
+        """In the place of one with the language model, which would need a real GPU."""
+
+        def __init__(self, spec: None) -> None:
+            pass
+
+        def ready(self) -> str:
+            return str(ray.get_runtime_context().get_node_id())
+
+    def add() -> Any:
+        labels = {"gsae-role": "producer"}
+        return cluster.add_node(num_gpus=1, num_cpus=1, object_store_memory=NODE_STORE_BYTES, labels=labels)
+
+    def gpus() -> float:
+        return float(ray.available_resources().get("GPU", 0))
+
+    first = add()
+    wait_until(lambda: gpus() == 3)  # with two that producers may not take
+    fleet.ProducerShell = Shell  # type: ignore[assignment, misc]
+    labels = {"gsae-role": "producer"}
+    with fleet.running_producers(1, 1, 2**30, labels, None, 60) as ((producer,), (where,)):  # type: ignore[arg-type]
+        assert where == first.node_id
+        wait_until(lambda: gpus() == 2)
+        cluster.remove_node(first, allow_graceful=False)
+        second = add()
+        again = producer.ready.options(max_task_retries=-1).remote()
+        assert ray.get(again, timeout=60) == second.node_id
+        wait_until(lambda: gpus() == 2)
+    wait_until(lambda: gpus() == 3)
+
+
 def keep_off(cluster: Cluster) -> None:
     """A trial fits only the node that Ray would give to the producer, since it has more memory."""
     for gib in (64, 16):
@@ -42,6 +77,7 @@ def keep_off(cluster: Cluster) -> None:
     ray.get(group.ready(), timeout=30)
     (where,) = placement_group_table(group)["bundles_to_node_id"].values()
     print([node.resources["memory"] / 2**30 for node in placement.nodes() if node.id == where])  # noqa: T201
+    remove_placement_group(group)
 
 
 def main(folder: Path) -> None:
@@ -49,7 +85,8 @@ def main(folder: Path) -> None:
     cluster = head_without_slots()
     try:
         ray.init(address=cluster.address, log_to_driver=False)
-        place = PlacementGroupSchedulingStrategy(placement_group([{"GPU": 1}]))
+        group = placement_group([{"GPU": 1}])
+        place = PlacementGroupSchedulingStrategy(group)
         options = {"num_cpus": 0, "num_gpus": 1, "max_restarts": -1, "max_task_retries": 0}
         slow = ray.remote(Slow).options(scheduling_strategy=place, **options).remote(folder)
         work = slow.work.remote()
@@ -73,8 +110,10 @@ def main(folder: Path) -> None:
             raise AssertionError("nothing was lost with the node")
         print(said, len(nodes))  # noqa: T201
         ray.kill(slow)
+        remove_placement_group(group)
         cluster.remove_node(nodes[1], allow_graceful=False)
         keep_off(cluster)
+        hold_their_gpus(cluster)
     finally:
         ray.shutdown()
         cluster.shutdown()

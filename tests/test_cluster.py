@@ -9,13 +9,16 @@ import shlex
 import shutil
 import subprocess
 import sys
+import threading
 import time
 import warnings
 from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import pytest
+import ray
 import yaml
 from mlflow.tracking import MlflowClient
 from servers import MLflowServer, RayHead, http_status
@@ -74,9 +77,9 @@ class User:
         assert done.returncode == code, done.stdout + done.stderr
         return done.stdout + done.stderr
 
-    def submit(self, *arguments: str, sets: list[str] = SHORT, code: int = 0) -> str:
+    def submit(self, *arguments: str, sets: list[str] = SHORT, code: int = 0, resume: bool = False) -> str:
         overrides = [word for value in sets for word in ("--set", value)]
-        return self.run(*readme("gsae-ray submit", self), *overrides, *arguments, code=code)
+        return self.run(*readme("gsae-ray submit", self, resume), *overrides, *arguments, code=code)
 
     def status(self, job: str) -> dict[str, Any]:
         found: dict[str, Any] = json.loads(self.run("status", job, "--json"))
@@ -92,11 +95,11 @@ class User:
         return found
 
 
-def readme(start: str, user: User) -> list[str]:
+def readme(start: str, user: User, resume: bool = False) -> list[str]:
     """The words of the README's line that starts so, with this test's storage and sweep file in their places."""
     section = (SWEEPS.parent / "README.md").read_text().split("## On a cluster")[1].split("```bash")[1].split("```")[0]
     assert len(section.strip().splitlines()) <= 15
-    (line,) = [line for line in section.splitlines() if line.startswith(start) and "--resume" not in line]
+    (line,) = [line for line in section.splitlines() if line.startswith(start) and resume == ("--resume" in line)]
     line = line.replace("/mnt/gsae/runs", str(user.storage)).replace("sweeps/", f"{SWEEPS}/")
     return shlex.split(line, comments=True)[1:]
 
@@ -141,7 +144,7 @@ def test_a_sweep_from_the_laptop_to_the_cluster_to_the_notebook(
     assert_saved(user, "quickstart")
 
     # It goes on, as the same launch; is refused a second time; and is followed to its end.
-    again = job_id(user.submit("--resume"))
+    again = job_id(user.submit(resume=True))
     assert f"is running already, as {again}" in user.submit(code=2)
     assert {job, again} <= set(user.run(*readme("gsae-ray list", user)).split())
     assert again in user.run(*readme("gsae-ray status", user))
@@ -240,10 +243,13 @@ def test_two_sweeps_at_once_and_one_of_them_fails(head: RayHead, mlflow_server: 
     small = [*SHORT, "training.tokens=20_480", "training.checkpoint_every_tokens=10_240"]
     small += ["training.log_every_tokens=5_120"]
     good = job_id(user.submit(sets=[*small, "name=good"]))
-    bad = job_id(user.submit(sets=[*small, "name=bad", "dataset.name=/nowhere/at/all.jsonl"]))
-    assert user.wait(bad, "failed")["message"]
-    assert "/nowhere/at/all.jsonl" in user.run("logs", bad)
-    assert user.wait(good, "succeeded")["progress"]["trials"] == {"waiting": 0, "running": 0, "done": 4, "failed": 0}
+    bad = job_id(user.submit(sets=[*small, "name=bad", "training.lr=1e30"]))  # on the same nodes
+    failed = user.wait(bad, "failed")
+    assert re.match(r"failed: \S+: .*(nan|NaN|finite)", failed["message"]), failed["message"]
+    assert failed["progress"]["trials"]["failed"] == 4
+    done = user.wait(good, "succeeded")
+    assert done["progress"]["trials"] == {"waiting": 0, "running": 0, "done": 4, "failed": 0}
+    assert done["forward_ratio"] == 1.0
 
 
 @pytest.mark.slow
@@ -290,6 +296,32 @@ def test_plan_looks_at_the_cluster_and_at_its_file(head: RayHead, mlflow_server:
 def submit(**options: Any) -> cluster.Job:
     chosen = {"tracking_uri": "http://127.0.0.1:1", "address": "http://127.0.0.1:1"} | options
     return cluster.submit(SWEEPS / "quickstart.yaml", **chosen)
+
+
+def test_another_ray_is_told_of_with_what_to_do() -> None:
+    class Dashboard(BaseHTTPRequestHandler):
+        """As one of another version introduces itself."""
+
+        def do_GET(self) -> None:
+            told = json.dumps(
+                {"version": "4", "ray_version": "2.40.0", "ray_commit": "c", "session_name": "s"}
+            ).encode()
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(told)))
+            self.end_headers()
+            self.wfile.write(told)
+
+        def log_message(self, format: str, *args: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Dashboard) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        address = f"http://127.0.0.1:{server.server_address[1]}"
+        with pytest.raises(
+            UserError, match=rf"runs Ray 2.40.0, and .* pip install .*=={ray.__version__}' on its nodes"
+        ):
+            cluster.connect(address)
+        server.shutdown()
 
 
 @pytest.mark.parametrize(

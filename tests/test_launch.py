@@ -167,6 +167,15 @@ def test_producers_that_do_not_load_the_model_in_time_are_told_of(local_ray: Non
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(os.geteuid() != 0, reason="a node with a mount of its own needs root")
+def test_a_node_that_does_not_see_the_storage_is_told_of(tmp_path: Path) -> None:
+    """Before anything starts; and when it comes later and gets a trial."""
+    said = on_nodes("node_storage.py", Home(tmp_path))
+    assert f"does not see {tmp_path / 'runs' / 'faults'}; every node of a cluster must see it" in said
+    assert "is not there on node" in said and "every node of the cluster must see --storage at the same path" in said
+
+
+@pytest.mark.slow
 def test_producers_wait_for_room_though_their_node_dies_and_leave_it_to_trials(tmp_path: Path) -> None:
     said = on_nodes("node_waiting.py", Home(tmp_path))
     assert "\n['1 of 1 producers wait for room on the cluster, with 1 GPUs each'] 2\n" in said

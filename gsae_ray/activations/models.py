@@ -12,8 +12,8 @@ from typing import Any
 
 import torch
 import transformers
-from huggingface_hub import HfApi
-from huggingface_hub.errors import HFValidationError
+from huggingface_hub import HfApi, get_token
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import cached_file
@@ -79,12 +79,30 @@ def _explained(name: str, what: str, key: str = "model.name") -> Iterator[None]:
         elif Path(name).expanduser().is_absolute() or name.startswith("."):
             raise UserError(f"{key}: there is no directory {name!r}") from error
         elif "gated repo" in text or "401" in text or "403" in text:
-            reason = "it is gated or private; accept its licence on the hub and set HF_TOKEN"
+            reason = (
+                f"it is gated or private{_said_by_the_hub(error)}; accept its licence on the hub, and {hub_login()}"
+            )
         else:
             reason = (
                 f"it is neither 'builtin' nor a local directory, and the hub has no such {what} or cannot be reached"
             )
         raise UserError(f"{key}: cannot load the {what} of {name!r}: {reason}") from error
+
+
+def _said_by_the_hub(error: BaseException | None) -> str:
+    """The hub's own words, which name the page to visit; it sends them with its refusal."""
+    while error is not None:
+        if isinstance(error, HfHubHTTPError) and error.server_message:
+            return f" ({' '.join(error.server_message.split())[:300]})"
+        error = error.__cause__ or error.__context__
+    return ""
+
+
+def hub_login() -> str:
+    """What is to be done about the hub's token."""
+    if get_token() is None:
+        return "set HF_TOKEN"
+    return "see that HF_TOKEN is of an account that may have it"
 
 
 def _config_file(model: ModelSettings) -> Path | None:

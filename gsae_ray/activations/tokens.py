@@ -25,7 +25,7 @@ from huggingface_hub.errors import HfHubHTTPError
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from gsae_ray.activations.models import load_tokenizer, quiet_hub
+from gsae_ray.activations.models import hub_login, load_tokenizer, quiet_hub
 from gsae_ray.builtin import TEXT_FILES
 from gsae_ray.errors import DataEndedError, UserError, first_line, suggest
 from gsae_ray.files import digest, file_hash, read_json
@@ -144,6 +144,8 @@ def load_documents(
         reason = first_line(error)
         if "split" in reason:
             raise UserError(f"{key}: {dataset.name!r} has no split {split!r}: {reason}") from error
+        if "gated" in reason:
+            raise UserError(f"dataset.name: cannot load {dataset.name!r}: {reason}; and {hub_login()}") from error
         raise UserError(
             f"dataset.name: cannot load {dataset.name!r} (split {split!r}): {reason}; "
             "it may be 'builtin', local files, or a data set of the hub (which needs a network)"
