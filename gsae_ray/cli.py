@@ -340,17 +340,15 @@ def plan(
     from gsae_ray.sweep_file import load_sweep
 
     launcher = None if cluster_file is None else Launcher.read(cluster_file)
-    nodes = None if launcher is None else launcher.at_largest()
+    nodes = None
     if address is not None:
         from gsae_ray.cluster import nodes as nodes_of
 
         nodes = nodes_of(address)
-        if launcher is not None:
-            if not launcher.started(nodes):
-                raise UserError(
-                    f"--cluster: no node at {address} is of a type of {cluster_file}: leave one of them out"
-                )
-            nodes = launcher.at_largest(nodes)
+    if launcher is not None:
+        if nodes is not None and not launcher.started(nodes):
+            raise UserError(f"--cluster: no node at {address} is of a type of {cluster_file}: leave one of them out")
+        nodes = launcher.at_largest(nodes or ())
     cost = forecast(load_sweep(sweep, overrides), Path(storage or "gsae_runs"), slots, tracking_uri, nodes)
     if as_json:
         click.echo(json.dumps(cost.to_json(), indent=2))

@@ -82,7 +82,7 @@ class Job:
         Args:
             trusted: the MLflow server was named here, not only by the job.
         """
-        self.trusted = trusted
+        self._trusted = trusted
         self.id = job_id
         self.sweep = metadata[_SWEEP]
         self.experiment = metadata[_EXPERIMENT]
@@ -112,7 +112,7 @@ class Job:
         Raises:
             UserError: MLflow does not answer, or is another one than here.
         """
-        here = self.trusted or self.tracking_uri.rstrip("/") == os.environ.get("MLFLOW_TRACKING_URI", "").rstrip("/")
+        here = self._trusted or self.tracking_uri.rstrip("/") == os.environ.get("MLFLOW_TRACKING_URI", "").rstrip("/")
         if not here and has_login():
             raise UserError(
                 f"the job's MLflow server is {self.tracking_uri}: set MLFLOW_TRACKING_URI to it, if the login that is "

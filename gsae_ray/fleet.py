@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import ray
@@ -30,7 +30,7 @@ def running_producers(
     count: int,
     gpus: float,
     nbytes: int,
-    labels: Mapping[str, str],
+    labels: dict[str, str],
     spec: ProducerSpec,
     timeout_s: float,
     say: Callable[[str], None] = lambda text: None,
@@ -56,7 +56,7 @@ def running_producers(
     options: dict[str, Any] = {"num_cpus": 0, "max_restarts": -1, "max_task_retries": 0}
     group = None
     if gpus:
-        places = [dict(labels)] * count if labels else None
+        places = [labels] * count if labels else None
         bundle = {"GPU": gpus} | ({"memory": nbytes} if nbytes else {})
         group = placement_group([bundle] * count, strategy="SPREAD", bundle_label_selector=places)
     producers: list[ActorHandle[Any]] = []
@@ -66,7 +66,7 @@ def running_producers(
                 placement = PlacementGroupSchedulingStrategy(placement_group=group)
                 options |= {"num_gpus": gpus, "memory": nbytes or None, "scheduling_strategy": placement}
             else:
-                options |= {"scheduling_strategy": "SPREAD", "label_selector": dict(labels) or None}
+                options |= {"scheduling_strategy": "SPREAD", "label_selector": labels or None}
             actor = ray.remote(ProducerShell).options(**options)
             producers += [actor.remote(spec) for _ in range(count)]
             _wait_for_room(producers, gpus, say, check)

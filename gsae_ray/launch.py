@@ -301,14 +301,22 @@ class _Launch:
         Args:
             check: see `running_producers`.
         """
-        settings, asked = self.plan.sweep.producers, self.allotment
+        settings, allotment = self.plan.sweep.producers, self.allotment
         count = settings.count
         self.display.phase(f"starting {count} producer{'s' if count > 1 else ''} and {len(self.pending)} trials")
         spec = producer_spec(self.plan)
-        place = settings.gpus, asked.producer_bytes, asked.producer_labels
-        fleet = running_producers(count, *place, spec, settings.timeout_s, self.log.say, check)
+        fleet = running_producers(
+            count,
+            settings.gpus,
+            allotment.producer_bytes,
+            allotment.producer_labels,
+            spec,
+            settings.timeout_s,
+            self.log.say,
+            check,
+        )
         with fleet as (producers, machines):
-            store = start_store(self.plan.layout, asked.budget, settings.timeout_s)
+            store = start_store(self.plan.layout, allotment.budget, settings.timeout_s)
             supervisor = Supervisor(
                 store,
                 producers,
@@ -558,9 +566,9 @@ def _check_cluster(plan: Plan, readers: dict[str, ReaderSpec]) -> _Allotment:
     trials = [trial for trial in plan.trials if trial.name in readers]
     gpus, nbytes = room.shares(sweep, nodes, trials), room.host_memory(sweep, nodes, trials)
     a_producer = room.producer_memory(sweep, nodes, plan.producer)
-    asked = max(gpus.values(), default=0), max(nbytes.values(), default=0), a_producer
+    asks = max(gpus.values(), default=0), max(nbytes.values(), default=0), a_producer
     notices = room.check_producers(sweep, nodes, plan.producer)
-    if room.slots(sweep, nodes, *asked) is None:
+    if room.slots(sweep, nodes, *asks) is None:
         notices.append("no node for trials is there yet; they wait until the cluster has started one")
     sites = tuple(sorted({reader.site for reader in readers.values()}))
     blocks = range(layout.blocks_for(max((reader.rows for reader in readers.values()), default=0)))
@@ -569,7 +577,7 @@ def _check_cluster(plan: Plan, readers: dict[str, ReaderSpec]) -> _Allotment:
         budget=room.budget(sweep, nodes, max(sizes, default=0), sum(sizes), len(sites)),
         trials={name: _bundle(sweep.trials.cpus, share, nbytes[name]) for name, share in gpus.items()},
         producer_bytes=a_producer,
-        producer_labels=room.producer_labels(sweep, nodes, *asked),
+        producer_labels=room.producer_labels(sweep, nodes, *asks),
         notices=tuple(notices),
     )
 

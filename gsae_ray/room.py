@@ -38,11 +38,11 @@ def shares(sweep: Sweep, nodes: Sequence[Node], trials: Sequence[TrialSpec]) -> 
     if given != "auto":
         return dict.fromkeys(needs, given)
     if not with_gpu:
+        yet, or_file = "", ""
+        if may_grow(nodes):
+            yet, or_file = " yet", ", or the file of the cluster's launcher (`plan --cluster`, on the head for runs)"
         raise UserError(
-            f"trials.gpus: auto, but no node for trials has a GPU{' yet' * may_grow(nodes)}; give a number, 0 to train "
-            "on CPUs"
-            + may_grow(nodes)
-            * ", or the file of the cluster's launcher (`plan --cluster`, on the head for runs)"
+            f"trials.gpus: auto, but no node for trials has a GPU{yet}; give a number, 0 to train on CPUs{or_file}"
         )
     if len(known) < len(with_gpu):
         raise UserError(
@@ -185,26 +185,27 @@ def slots(
         if (cpus or gpus) and not fits and not awaited(role, nodes):
             largest = max((n.resources for n in of_role), key=lambda r: (r.get("GPU", 0), r.get("CPU", 0)), default={})
             memory = f" and {largest.get('memory', 0) / 2**30:.1f} GiB" if nbytes else ""
+            on_demand = "; if larger ones are started on demand, have one started first (min_workers: 1)"
             raise UserError(
                 f"{key}: each needs {f'cpus: {cpus} and ' if cpus else ''}gpus: {gpus:g}{_and_memory(nbytes)} on one "
                 f"node; the largest has {largest.get('CPU', 0):g} CPUs and {largest.get('GPU', 0):g} GPUs{memory}"
-                + may_grow(nodes)
-                * "; if larger ones are started on demand, have one started first (min_workers: 1)"
+                f"{on_demand if may_grow(nodes) else ''}"
             )
-    for_producers, for_trials = nodes_for(PRODUCER, nodes), nodes_for(TRAINER, nodes)
+    for_producers = nodes_for(PRODUCER, nodes)
+    roles_of_trials = {node.role for node in nodes_for(TRAINER, nodes)}
 
-    def trials_at(node: Node, beside: bool = False) -> int:
-        """Trials on a node, perhaps beside one producer more."""
-        left = node.without(*a_producer[1:]) if beside else node
-        return left.holds(*a_trial) if node.role in roles else 0
+    def trials_at(node: Node) -> int:
+        return node.holds(*a_trial) if node.role in roles_of_trials else 0
 
-    roles = {node.role for node in for_trials}
+    def beside_a_producer(node: Node) -> Node:
+        return node.without(producers.gpus, bytes_a_producer)
+
     left, waiting = list(nodes), producers.count if producers.gpus else 0
     free = [i for i, node in enumerate(nodes) if node in for_producers]
     while waiting and (fitting := [i for i in free if left[i].holds(*a_producer)]):
-        lost = {i: trials_at(left[i]) - trials_at(left[i], beside=True) for i in fitting}
+        lost = {i: trials_at(left[i]) - trials_at(beside_a_producer(left[i])) for i in fitting}
         best = min(fitting, key=lambda i: (lost[i], -left[i].holds(*a_producer)))
-        left[best] = left[best].without(*a_producer[1:])
+        left[best] = beside_a_producer(left[best])
         waiting -= 1
     found = sum(map(trials_at, left))
     if waiting and awaited(PRODUCER, nodes):

@@ -47,6 +47,12 @@ JOB_VARIABLE = "GSAE_JOB"
 _LOG = logging.getLogger(__name__)
 _BATCH = 900  # metrics a call; MLflow takes 1000
 
+_HTTP = ("http", "https")
+_SECRET_KEY = re.compile(r"password|passwd|passphrase|pwd|secret|api_?key|token(?![a-z])", re.IGNORECASE)
+_ODBC_SECRET = re.compile(r"(^|;)\s*(password|pwd)\s*=", re.IGNORECASE)
+_AFTER_A_NAME = re.compile(r":(?!\d+([/?#,]|$))[^@&\]]+@")
+"""What is no port, up to an @: for some parsers a `/`, `#` or `?` in a password ends what they look at before it."""
+
 
 def resolve_uri(tracking_uri: str | None) -> str:
     """`--tracking-uri`, else MLFLOW_TRACKING_URI, else an SQLite file in the working directory. Always absolute.
@@ -82,13 +88,6 @@ def refuse_password(address: str, option: str = "--tracking-uri") -> None:
     raise UserError(
         f"{option}: there is a password in the address, which is printed and written down; leave it out, and {remedy}"
     )
-
-
-_HTTP = ("http", "https")
-_SECRET_KEY = re.compile(r"password|passwd|passphrase|pwd|secret|api_?key|token(?![a-z])", re.IGNORECASE)
-_ODBC_SECRET = re.compile(r"(^|;)\s*(password|pwd)\s*=", re.IGNORECASE)
-_AFTER_A_NAME = re.compile(r":(?!\d+([/?#,]|$))[^@&\]]+@")
-"""What is no port, up to an @: for some parsers a `/`, `#` or `?` in a password ends what they look at before it."""
 
 
 def _has_password(address: str) -> bool:

@@ -1,6 +1,6 @@
 """Run by test_launch: producers wait for a node with room, which comes, and dies while their processes start.
 
-Then: Ray puts them where trials do not need the room, if it is told to.
+Then: Ray puts them where trials do not need the room, if it is told to; and they hold their GPUs when a node dies.
 """
 
 from __future__ import annotations
@@ -43,8 +43,9 @@ def hold_their_gpus(cluster: Cluster) -> None:
         def ready(self) -> str:
             return str(ray.get_runtime_context().get_node_id())
 
+    labels = {"gsae-role": "producer"}
+
     def add() -> Any:
-        labels = {"gsae-role": "producer"}
         return cluster.add_node(num_gpus=1, num_cpus=1, object_store_memory=NODE_STORE_BYTES, labels=labels)
 
     def gpus() -> float:
@@ -53,7 +54,6 @@ def hold_their_gpus(cluster: Cluster) -> None:
     first = add()
     wait_until(lambda: gpus() == 3)  # with two that producers may not take
     fleet.ProducerShell = Shell  # type: ignore[assignment, misc]
-    labels = {"gsae-role": "producer"}
     with fleet.running_producers(1, 1, 2**30, labels, None, 60) as ((producer,), (where,)):  # type: ignore[arg-type]
         assert where == first.node_id
         wait_until(lambda: gpus() == 2)

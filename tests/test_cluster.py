@@ -9,7 +9,6 @@ import shlex
 import shutil
 import subprocess
 import sys
-import threading
 import time
 import warnings
 from collections.abc import Iterator
@@ -21,7 +20,7 @@ import pytest
 import ray
 import yaml
 from mlflow.tracking import MlflowClient
-from servers import MLflowServer, RayHead, http_status
+from servers import MLflowServer, RayHead, http_status, serving
 
 from gsae_ray import cluster
 from gsae_ray.errors import UserError
@@ -314,14 +313,12 @@ def test_another_ray_is_told_of_with_what_to_do() -> None:
         def log_message(self, format: str, *args: object) -> None:
             pass
 
-    with ThreadingHTTPServer(("127.0.0.1", 0), Dashboard) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
+    with serving(ThreadingHTTPServer(("127.0.0.1", 0), Dashboard)) as server:
         address = f"http://127.0.0.1:{server.server_address[1]}"
         with pytest.raises(
             UserError, match=rf"runs Ray 2.40.0, and .* pip install .*=={ray.__version__}' on its nodes"
         ):
             cluster.connect(address)
-        server.shutdown()
 
 
 @pytest.mark.parametrize(

@@ -8,12 +8,12 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+from servers import serving
 
 MODEL = "Access to model some/gated is restricted. Visit https://hub.example/some/gated to ask for access."
 
@@ -46,10 +46,8 @@ class Refusal(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def hub() -> Iterator[Hub]:
-    with Hub() as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
+    with serving(Hub()) as server:
         yield server
-        server.shutdown()
 
 
 @pytest.mark.parametrize(

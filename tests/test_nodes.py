@@ -44,8 +44,8 @@ def launcher(tmp_path: Path, types: str, rest: str = "") -> Launcher:
     return Launcher.read(file)
 
 
-def alive(kind: str | None, **resources: float) -> Node:
-    return Node.alive({"CPU": 8, **resources}, {KIND: kind} if kind else {})
+def alive(kind: str | None) -> Node:
+    return Node.alive({"CPU": 8}, {KIND: kind} if kind else {})
 
 
 def test_a_node_that_has_been_started_counts_once(tmp_path: Path) -> None:

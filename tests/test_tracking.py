@@ -616,10 +616,8 @@ ODD = ("sec#secret", "sec/secret", "sec?secret", "sec@secret", "sec:secret")
         ("postgresql://me@server:secret@server.example/db", "PGPASSWORD"),
         ("postgresql://me:@secret@host/db", "PGPASSWORD"),
         ("postgresql://domain/me:secret@host/db", "PGPASSWORD"),
-        (
-            "postgresql://host:5432/db?user=me@secret",
-            "PGPASSWORD",
-        ),  # for SQLAlchemy host is the user, the rest too long
+        # Here SQLAlchemy takes the host for the user, and the port and what follows for the password.
+        ("postgresql://host:5432/db?user=me@secret", "PGPASSWORD"),
         ("sqlite+pysqlcipher://:secret@/x.db", "PGPASSWORD"),
         ("file://me:secret@host/p", "PGPASSWORD"),
     ],

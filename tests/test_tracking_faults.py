@@ -8,7 +8,6 @@ import itertools
 import os
 import random
 import signal
-import threading
 import time
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -16,7 +15,7 @@ from pathlib import Path
 
 import pytest
 from mlflow.exceptions import MlflowException
-from servers import MLflowServer
+from servers import MLflowServer, serving
 from test_tracking import TRIALS, Pair, Server, append, pair
 from trials import begin, evaluation, finish, logged
 
@@ -290,10 +289,8 @@ class _Relay(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def wire(process: MLflowServer) -> Iterator[Wire]:
-    with Wire(process.port) as wire:
-        threading.Thread(target=wire.serve_forever, daemon=True).start()
+    with serving(Wire(process.port)) as wire:
         yield wire
-        wire.shutdown()
 
 
 @pytest.mark.parametrize("again", ["the same mirror", "another mirror"])

@@ -7,7 +7,6 @@ import itertools
 import json
 import random
 import shutil
-import threading
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet
 import pytest
 import torch
+from servers import serving
 from tokenizers.processors import TemplateProcessing
 from torch import Tensor
 
@@ -166,11 +166,9 @@ def test_reading_text_that_lies_here_asks_no_server(
         def log_message(self, *_: Any) -> None: ...
 
     monkeypatch.setattr(datasets.config, "HF_UPDATE_DOWNLOAD_COUNTS", True)  # as it is by default
-    with http.server.HTTPServer(("127.0.0.1", 0), Server) as server:
+    with serving(http.server.HTTPServer(("127.0.0.1", 0), Server)) as server:
         monkeypatch.setattr(datasets.config, "S3_DATASETS_BUCKET_PREFIX", f"http://127.0.0.1:{server.server_port}")
-        threading.Thread(target=server.serve_forever, daemon=True).start()
         prepare_tokens(sweep(text if name == "local" else name), out)
-        server.shutdown()
     assert asked == []
 
 

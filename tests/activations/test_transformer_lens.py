@@ -6,7 +6,6 @@ import http.server
 import json
 import pickle
 import shutil
-import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from checkpoints import complaint, random_weights, save_transformer_lens
 from environments import environment, run_in
 from rich.console import Console
 from safetensors.torch import load_file
+from servers import serving
 from torch import Tensor
 from trials import random_sae
 
@@ -221,8 +221,7 @@ def hub(directory: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Ite
 
         def log_message(self, *_: Any) -> None: ...
 
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
+    with serving(http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)) as server:
         url = f"http://127.0.0.1:{server.server_port}"
         constants = huggingface_hub.constants
         monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
@@ -230,7 +229,6 @@ def hub(directory: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Ite
         monkeypatch.setattr(constants, "ENDPOINT", url)
         monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", url + "/{repo_id}/resolve/{revision}/{filename}")
         yield fetched
-        server.shutdown()
 
 
 def test_the_weights_of_a_checkpoint_on_the_hub_are_found_by_their_name(hub: list[str]) -> None:
