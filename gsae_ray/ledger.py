@@ -1,7 +1,7 @@
 """A sweep's folder in storage: one driver at a time, and what each launch was.
 
 drivers/{session}.json          the newest drivers: the one that runs has a fresh heartbeat
-launches/{id}/launch.json       the sweep, resolved, and its trials' identities by name
+launches/{id}/launch.json       the sweep, resolved, its trials' identities by name, and the `revision` of their numbers
 launches/{id}/sweep.yaml        the same to read; versions.json, frontier.csv, frontier.png, pursuit.csv
 launches/{id}/record.json       what was produced for it (`activations.record`)
 launches/{id}/events.jsonl      what happened: {"time", "event"} a line
@@ -29,6 +29,7 @@ import gsae_ray
 from gsae_ray.errors import ReplacedError, UserError
 from gsae_ray.files import read_json, write_atomically, write_json
 from gsae_ray.machine import machine
+from gsae_ray.revision import REVISION, WHY
 from gsae_ray.sweep import Sweep
 from gsae_ray.trial import TrialSpec
 
@@ -183,11 +184,17 @@ def begin_launch(folder: Path, sweep: Sweep, trials: Sequence[TrialSpec], resume
     description = json.loads(sweep.model_dump_json())
     identities = {trial.name: trial.identity for trial in trials}
     launches = folder / "launches"
+    earlier = sorted(p for p in launches.glob("*/launch.json")) if launches.exists() else []
+    before = json.loads(earlier[-1].read_text()) if earlier else None
+    other_revision = before is not None and before.get("revision", 1) != REVISION
     if resume:
-        earlier = sorted(p for p in launches.glob("*/launch.json")) if launches.exists() else []
-        if not earlier:
+        if before is None:
             raise UserError(f"--resume: no launch of {sweep.name!r} in {folder.parent}; run it without --resume")
-        before = json.loads(earlier[-1].read_text())
+        if other_revision:
+            raise UserError(
+                f"--resume: launch {earlier[-1].parent.name} was begun by another version of gsae-ray: {WHY}; "
+                "run without --resume"
+            )
         changed = sorted(set(_differences(before["sweep"], description)) - OPERATIONAL)
         if changed:
             raise UserError(
@@ -208,8 +215,8 @@ def begin_launch(folder: Path, sweep: Sweep, trials: Sequence[TrialSpec], resume
     target.mkdir(parents=True)
     _add_versions(target)
     write_atomically(target / "sweep.yaml", yaml.safe_dump(description, sort_keys=False).encode())
-    write_json(target / "launch.json", {"sweep": description, "trials": identities})
-    return launch_id, []
+    write_json(target / "launch.json", {"sweep": description, "trials": identities, "revision": REVISION})
+    return launch_id, [f"every trial is trained anew: {WHY}"] if other_revision else []
 
 
 def _add_versions(launch: Path) -> list[str]:

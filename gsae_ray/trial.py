@@ -10,6 +10,7 @@ from typing import Any
 
 from gsae_ray.errors import UserError
 from gsae_ray.files import digest
+from gsae_ray.revision import REVISION
 from gsae_ray.saes import REGISTRY, SAEConfig
 from gsae_ray.training.recipe import TrialTraining, show
 
@@ -56,7 +57,7 @@ class TrialSpec:
     ) -> TrialSpec:
         training: TrialTraining = fields["training"]
         hyperparameters: dict[str, Any] = fields["hyperparameters"]
-        settings = {**fields, "training": training.model_dump(mode="json"), **identity}
+        settings = {**fields, "training": training.model_dump(mode="json"), **identity, "revision": REVISION}
         # How often metrics and checkpoints are written does not change the weights.
         for key in ("log_every_tokens", "checkpoint_every_tokens"):
             settings["training"].pop(key)

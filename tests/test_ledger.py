@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -17,10 +18,11 @@ from typing import Any
 import pytest
 import yaml
 
-from gsae_ray import ledger
+from gsae_ray import ledger, trial
 from gsae_ray.activations.sites import Site
 from gsae_ray.errors import ReplacedError, UserError
 from gsae_ray.ledger import LOCK_STALE_S, OPERATIONAL, Driver, begin_launch, driver_lock
+from gsae_ray.revision import REVISION, WHY
 from gsae_ray.sweep import Sweep
 from gsae_ray.trial import TrialSpec
 
@@ -340,6 +342,26 @@ def test_resuming_refuses_changed_keys_by_name_and_adds_no_session(tmp_path: Pat
     with pytest.raises(UserError, match=rf"since launch {launch_id}: dataset\.seed, training\.lr; change it back"):
         begin_launch(tmp_path, changed, [], resume=True)
     assert len(versions_of(tmp_path, launch_id)) == 1
+
+
+def test_what_was_computed_wrongly_is_not_reused_and_the_launch_says_why(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def trials() -> list[TrialSpec]:
+        return sweep_of().expand({Site("blocks.1.hook_resid_post"): 8}, {"tokens": "a corpus"})
+
+    with monkeypatch.context() as before:
+        for module in (ledger, trial):
+            before.setattr(module, "REVISION", REVISION - 1)
+        old = trials()
+        begin_launch(tmp_path, sweep_of(), old, resume=False)
+    assert {t.name for t in trials()} == {t.name for t in old}
+    assert {t.identity for t in trials()}.isdisjoint(t.identity for t in old)
+    with pytest.raises(UserError, match=f"--resume: .*{re.escape(WHY)}; run without --resume"):
+        begin_launch(tmp_path, sweep_of(), trials(), resume=True)
+    monkeypatch.setattr("time.strftime", lambda format, when=None: "99990101-000000")
+    assert begin_launch(tmp_path, sweep_of(), trials(), resume=False)[1] == [f"every trial is trained anew: {WHY}"]
+    assert begin_launch(tmp_path, sweep_of(), trials(), resume=False)[1] == [], "said once"
 
 
 def test_resuming_refuses_trials_whose_model_or_data_have_changed_under_the_same_sweep_file(tmp_path: Path) -> None:

@@ -29,6 +29,7 @@ from gsae_ray.activations.models import hub_login, load_tokenizer, quiet_hub
 from gsae_ray.builtin import TEXT_FILES
 from gsae_ray.errors import DataEndedError, UserError, first_line, suggest
 from gsae_ray.files import digest, file_hash, read_json
+from gsae_ray.revision import REVISION
 from gsae_ray.sweep import DatasetSettings, Sweep
 
 TOKENIZE_BATCH = 64  # documents; small enough that little is read beyond what is needed
@@ -284,6 +285,7 @@ def prepare_tokens(sweep: Sweep, directory: Path, report: Progress = lambda what
         return int(kept_mask(tokens_BT, special_ids, dataset.skip_first_position).sum())
 
     common = {
+        "revision": REVISION,
         "data": _data_fingerprint(dataset),
         "tokenizer": _tokenizer_fingerprint(tokenizer),
         "eos": tokenizer.eos_token_id,  # ends each document; not among what the tokenizer's fingerprint covers
