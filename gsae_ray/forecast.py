@@ -166,7 +166,7 @@ def forecast(
     parents = parent_configs(fetch_parents(sweep, storage / sweep.name / "parents", tracking_uri))
     trials = sweep.expand(d_in, {}, parents)
     check_pursuit(sweep, trials)
-    rows_a_block = sweep.block_contexts * (sweep.model.context_size - sweep.dataset.skip_first_position)
+    rows_a_block = sweep.block_contexts * sweep.rows_a_context
     block_bytes = rows_a_block * DTYPE_BYTES[sweep.model.dtype] * sum(d_in.values())
     widths = {site.name: width for site, width in d_in.items()}
     producer = memory.of_producer(sweep, skeleton, widths, block_bytes, trials)
@@ -198,7 +198,7 @@ def forecast(
 
     parameters = {trial.name: memory.parameter_count(trial) for trial in trials}
     flops = {trial.name: flops_a_row(trial) * trial.training.trained_tokens for trial in trials}
-    heldout = sweep.evaluation.tokens / (sweep.model.context_size - sweep.dataset.skip_first_position)
+    heldout = sweep.evaluation.tokens / sweep.rows_a_context
     passes = len(trials) * len(sweep.evaluation.encoders) + len(d_in) + 1  # each site ablated; the model as it is
     model_flops = counter.get_total_flops() * contexts * ratio
     evaluation_flops = whole.get_total_flops() * heldout * passes

@@ -594,7 +594,7 @@ def _launch_params(plan: Plan) -> dict[str, Any]:
         "dataset": sweep.dataset.name,
         "context_size": sweep.model.context_size,
         "dtype": sweep.model.dtype,
-        "skip_first_position": sweep.dataset.skip_first_position,
+        "skip_positions": sweep.dataset.skip_positions,
         "skip_special_tokens": sweep.dataset.skip_special_tokens,
         "trials": len(plan.trials),
         "rows_per_block": plan.layout.rows[0],

@@ -86,7 +86,7 @@ def of_producer(
     forward = 2 * size * sweep.producers.batch * context * sum(widths.values())
     a_context = FLOAT * context * model.config.get_text_config().vocab_size
     logits = sweep.evaluation.batch * a_context
-    clean = a_context * -(-sweep.evaluation.tokens // max(1, context - sweep.dataset.skip_first_position))
+    clean = a_context * -(-sweep.evaluation.tokens // sweep.rows_a_context)
     rows, trials = sweep.evaluation.batch * context, list(trials)
     sae = FLOAT * max(map(parameter_count, trials), default=0)
     features = max((REGISTRY[t.architecture].training_arrays * t.d_sae for t in trials), default=0)

@@ -75,8 +75,17 @@ class DatasetSettings(Settings):
     prepend_bos: bool | None = Field(
         None, description="begin each context with the BOS token; default: as the tokenizer itself does"
     )
-    skip_first_position: bool = Field(True, description="drop position 0 of every context from the rows")
+    skip_positions: Annotated[int, Field(ge=0)] = Field(
+        1, description="drop so many positions at the start of every context from the rows: attention sinks"
+    )
     skip_special_tokens: bool = Field(True, description="drop the positions of special tokens from the rows")
+
+    @pydantic.model_validator(mode="before")
+    @classmethod
+    def _renamed(cls, value: object) -> object:
+        if isinstance(value, Mapping) and "skip_first_position" in value:
+            raise ValueError("skip_first_position is now skip_positions: 1 for true, 0 for false")
+        return value
 
 
 class ModuleSite(Settings):
@@ -307,6 +316,11 @@ class Sweep(Settings):
             raise ValueError("sites: no site; give layers and points, or modules")
         if bool(self.sites.layers) != bool(self.sites.points):
             raise ValueError("sites: layers and points go together; one of them is missing")
+        if self.rows_a_context < 2:  # of the last position no next token is known
+            raise ValueError(
+                f"dataset.skip_positions: {self.dataset.skip_positions} leaves nothing to evaluate of a context of "
+                f"{self.model.context_size}; at most {self.model.context_size - 2}"
+            )
         if not self.saes:
             raise ValueError("saes: an empty list; give at least one entry")
         for index, entry in enumerate(self.saes):
@@ -334,7 +348,12 @@ class Sweep(Settings):
     @property
     def block_contexts(self) -> int:
         """Contexts of a block."""
-        return math.ceil(self.shuffle_tokens / (self.model.context_size - 1))
+        return math.ceil(self.shuffle_tokens / self.rows_a_context)
+
+    @property
+    def rows_a_context(self) -> int:
+        """Rows of a context without special tokens."""
+        return self.model.context_size - self.dataset.skip_positions
 
     @property
     def used_sites(self) -> tuple[Site, ...]:

@@ -155,9 +155,9 @@ def test_rows_bytes_and_ratio_are_those_of_the_longest_trial(tmp_path: Path) -> 
     ninth = cost(tmp_path, [{**entries[-1], "tokens": 128_200}], slots=4)
     assert (ninth.rows, ninth.blocks) == (128_200, 9)
     assert ninth.model_flops == pytest.approx(free.model_flops * 9 / 8)
-    whole = cost(tmp_path, entries, slots=4, dataset={"skip_first_position": False})
-    assert (whole.blocks, whole.block_bytes) == (8, free.block_bytes * 65 // 64)
-    assert whole.model_flops == pytest.approx(free.model_flops)
+    whole = cost(tmp_path, entries, slots=4, dataset={"skip_positions": 0})  # 247 contexts a block
+    assert (whole.blocks, whole.block_bytes) == (8, 247 * 65 * 2 * d_in * 4)
+    assert whole.model_flops == pytest.approx(free.model_flops * 247 / 250)
 
 
 def test_training_flops_are_products_times_rows(tmp_path: Path) -> None:

@@ -448,6 +448,11 @@ def test_a_wrong_override_is_one_line_that_names_it(path: Path, override: str, p
 @pytest.mark.parametrize(
     ("override", "parts"),
     [
+        # positions that are no rows
+        ("dataset.skip_first_position=true", ["dataset", "skip_positions: 1"]),
+        ("dataset.skip_positions=127", ["dataset.skip_positions: 127", "128", "at most 126"]),
+        ("dataset.skip_positions=-1", ["dataset.skip_positions", "-1"]),
+        ("dataset.skip_positions=true", ["dataset.skip_positions"]),
         # unknown keys, with the nearest right one
         ("trainin={}", ["trainin", "unknown key", "did you mean 'training'?"]),
         ("training.batchsize=3", ["training.batchsize", "unknown key", "did you mean 'batch_size'?"]),
@@ -635,7 +640,7 @@ def test_the_description_names_every_field_with_its_own_description() -> None:
         ("trials", "cpus: [1]"),
         ("dataset", "seed: [0]"),
         ("dataset", "repeat: [false]"),
-        ("dataset", "skip_first_position: [true]"),
+        ("dataset", "skip_positions: [1]"),
         ("dataset", "split: [train]"),
         ("training", "seeds: [0]"),
         ("training", "lr: [0.0003]"),

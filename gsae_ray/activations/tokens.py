@@ -39,11 +39,10 @@ Progress = Callable[[str, int, int], None]
 """Called with (what, rows so far, rows needed)."""
 
 
-def kept_mask(tokens_BT: Tensor, special_ids: Iterable[int], skip_first: bool) -> Tensor:
+def kept_mask(tokens_BT: Tensor, special_ids: Iterable[int], skip_positions: int) -> Tensor:
     """Which positions [B, T] are rows: used for training, splicing and zero-ablation alike."""
     kept_BT = ~torch.isin(tokens_BT, torch.tensor(sorted(special_ids), dtype=tokens_BT.dtype, device=tokens_BT.device))
-    if skip_first:
-        kept_BT[:, 0] = False
+    kept_BT[:, :skip_positions] = False
     return kept_BT
 
 
@@ -58,7 +57,7 @@ class TokenStore:
     """Kept positions of each block."""
     heldout_rows: int
     special_ids: tuple[int, ...]
-    skip_first: bool
+    skip_positions: int
     seed: int
     fingerprint: str
     """Of all that decides the training rows, but for the forward pass."""
@@ -75,7 +74,7 @@ class TokenStore:
 
     def kept(self, tokens_BT: Tensor) -> Tensor:
         """Which positions are rows [B, T]."""
-        return kept_mask(tokens_BT, self.special_ids, self.skip_first)
+        return kept_mask(tokens_BT, self.special_ids, self.skip_positions)
 
 
 def _read(path: Path) -> Tensor:
@@ -282,7 +281,7 @@ def prepare_tokens(sweep: Sweep, directory: Path, report: Progress = lambda what
         raise UserError(f"evaluation.split: {heldout_split!r} is what is trained on (dataset.split); hold out another")
 
     def count(tokens_BT: Tensor) -> int:
-        return int(kept_mask(tokens_BT, special_ids, dataset.skip_first_position).sum())
+        return int(kept_mask(tokens_BT, special_ids, dataset.skip_positions).sum())
 
     common = {
         "revision": REVISION,
@@ -292,7 +291,7 @@ def prepare_tokens(sweep: Sweep, directory: Path, report: Progress = lambda what
         "context_size": model.context_size,
         "bos": bos,
         "special_ids": special_ids,
-        **dataset.model_dump(include={"text_column", "tokens_column", "streaming", "skip_first_position"}),
+        **dataset.model_dump(include={"text_column", "tokens_column", "streaming", "skip_positions"}),
     }
     train_key = {**common, **dataset.model_dump(include={"split", "seed", "repeat"}), "block": sweep.block_contexts}
     train_key["held_out"] = None if heldout_split else evaluation.fraction
@@ -359,7 +358,7 @@ def prepare_tokens(sweep: Sweep, directory: Path, report: Progress = lambda what
         rows=tuple(rows),
         heldout_rows=sum(heldout_rows),
         special_ids=special_ids,
-        skip_first=dataset.skip_first_position,
+        skip_positions=dataset.skip_positions,
         seed=dataset.seed,
         fingerprint=digest(train_key),
         heldout_fingerprint=digest(heldout_key),

@@ -326,22 +326,20 @@ def test_position_0_and_special_tokens_are_no_rows(bos: bool | None, text: Path,
     assert set(documents_in(stream(store, lead=int(bos is True)))) <= set(IDS)
 
 
-@pytest.mark.parametrize("skip_first", [True, False])
+@pytest.mark.parametrize("skipped", [0, 1, 3])
 @pytest.mark.parametrize("skip_special", [True, False])
-def test_the_mask_is_a_setting(skip_first: bool, skip_special: bool, text: Path, out: Path) -> None:
-    store = prepare_tokens(
-        sweep(text, dataset_skip_first_position=skip_first, dataset_skip_special_tokens=skip_special), out
-    )
+def test_the_mask_is_a_setting(skipped: int, skip_special: bool, text: Path, out: Path) -> None:
+    store = prepare_tokens(sweep(text, dataset_skip_positions=skipped, dataset_skip_special_tokens=skip_special), out)
     kept_ST = store.kept(store.block(0))
     assert rows_of(store) == list(store.rows)
-    assert bool(kept_ST[:, 0].any()) is not skip_first
+    assert not kept_ST[:, :skipped].any() and kept_ST[:, skipped].any()
     assert bool(kept_ST[store.block(0) == EOS].any()) is not skip_special
-    if not (skip_first or skip_special):
-        assert kept_ST.all()
+    if not skip_special:
+        assert kept_ST[:, skipped:].all()
 
 
 def test_masks_have_fingerprints_of_their_own(text: Path, out: Path) -> None:
-    fields = [{}, {"dataset_skip_first_position": False}, {"dataset_skip_special_tokens": False}]
+    fields = [{}, {"dataset_skip_positions": 0}, {"dataset_skip_positions": 2}, {"dataset_skip_special_tokens": False}]
     fields += [{"dataset_prepend_bos": True}, {"model_context_size": 8}, {"evaluation_fraction": 0.3}]
     stores = [prepare_tokens(sweep(text, **f), out) for f in fields]
     assert len({store.fingerprint for store in stores}) == len(fields)
@@ -351,13 +349,13 @@ def test_masks_have_fingerprints_of_their_own(text: Path, out: Path) -> None:
 def test_kept_mask_is_per_position() -> None:
     tokens_BT = torch.tensor([[5, 0, 7], [0, 3, 9]])
 
-    def kept(special: tuple[int, ...], skip_first: bool) -> list[list[bool]]:
-        mask: Tensor = kept_mask(tokens_BT, special, skip_first)
+    def kept(special: tuple[int, ...], skip_positions: int) -> list[list[bool]]:
+        mask: Tensor = kept_mask(tokens_BT, special, skip_positions)
         return mask.tolist()
 
-    assert kept((0, 9), True) == [[False, False, True], [False, True, False]]
-    assert kept((0, 9), False) == [[True, False, True], [False, True, False]]
-    assert kept((), True) == [[False, True, True], [False, True, True]]
+    assert kept((0, 9), 1) == [[False, False, True], [False, True, False]]
+    assert kept((0, 9), 0) == [[True, False, True], [False, True, False]]
+    assert kept((), 2) == [[False, False, True], [False, False, True]]
 
 
 def test_contexts_begin_with_bos_where_the_tokenizer_itself_begins_so(text: Path, tmp_path: Path, out: Path) -> None:

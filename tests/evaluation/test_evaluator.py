@@ -52,7 +52,7 @@ def tokens_ET() -> Tensor:
 
 def kept(tokens_BT: Tensor) -> Tensor:
     """Position 0 and the special token are no rows."""
-    return kept_mask(tokens_BT, {SPECIAL}, skip_first=True)
+    return kept_mask(tokens_BT, {SPECIAL}, skip_positions=1)
 
 
 def make_sae(architecture: str = "standard", d_sae: int = 2 * N, seed: int | None = None) -> SAE:
