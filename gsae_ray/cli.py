@@ -472,7 +472,7 @@ def best(
 def ui(tracking_uri: str | None, port: int) -> None:
     """Opens the MLflow UI on what `run` recorded (bound to this machine only)."""
     from gsae_ray.results import open_tracking
-    from gsae_ray.tracking import resolve_uri
+    from gsae_ray.tracking_store import resolve_uri
 
     uri = resolve_uri(tracking_uri)
     if uri.startswith(("http://", "https://")):

@@ -28,13 +28,15 @@ import yaml
 from ray.job_submission import JobSubmissionClient
 
 import gsae_ray
+from gsae_ray.addresses import refuse_password
 from gsae_ray.display import Progress
 from gsae_ray.errors import UserError, first_line
 from gsae_ray.nodes import Node
 from gsae_ray.remote import RemoteLaunch
 from gsae_ray.sweep import Sweep
 from gsae_ray.sweep_file import load_sweep
-from gsae_ray.tracking import JOB_VARIABLE, check, has_login, refuse_password
+from gsae_ray.tracking import JOB_VARIABLE
+from gsae_ray.tracking_store import check, has_login
 
 DEFAULT_ADDRESS = "http://127.0.0.1:8265"
 DEFAULT_STORAGE = "~/gsae_runs"

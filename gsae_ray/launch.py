@@ -48,8 +48,9 @@ from gsae_ray.saes import SAE
 from gsae_ray.supervisor import DEATHS, EventLog, StopWhenAsked, Supervisor, TrialWatch
 from gsae_ray.sweep import Sweep
 from gsae_ray.sweep_file import load_sweep
-from gsae_ray.tracking import JOB_VARIABLE, Mirror, MirrorThread, ReportThread, quick_failure, resolve_uri
-from gsae_ray.tracking import check as check_tracking
+from gsae_ray.tracking import JOB_VARIABLE, Mirror, MirrorThread, ReportThread
+from gsae_ray.tracking_store import check as check_tracking
+from gsae_ray.tracking_store import quick_failure, resolve_uri
 from gsae_ray.training.directory import TrialDirectory
 from gsae_ray.training.trainable import SAETrial, TrialContext
 from gsae_ray.trial import TrialSpec

@@ -11,7 +11,8 @@ from mlflow.entities import Run
 from mlflow.tracking import MlflowClient
 
 from gsae_ray.display import Progress
-from gsae_ray.tracking import JOB, KIND, LAUNCH, PROGRESS, STOP, connect, quick_failure
+from gsae_ray.tracking import JOB, KIND, LAUNCH, PROGRESS, STOP
+from gsae_ray.tracking_store import connect, quick_failure
 
 
 @dataclasses.dataclass(frozen=True)

@@ -23,11 +23,10 @@ from gsae_ray.tracking import (
     KIND,
     LAUNCH,
     TRIAL,
-    connect,
     download_sae,
     download_sequences,
-    resolve_uri,
 )
+from gsae_ray.tracking_store import connect, resolve_uri
 
 EVAL_COLUMNS = [
     *("l0", "loss_recovered", "gamma", "fvu", "kl"),

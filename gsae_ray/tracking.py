@@ -7,32 +7,25 @@ asked again: what was sent may have arrived although no reply came.
 
 from __future__ import annotations
 
-import configparser
-import contextlib
 import dataclasses
 import json
 import logging
 import math
-import os
-import re
 import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
-from urllib.parse import parse_qsl, urlsplit
 
 import mlflow
 from mlflow.entities import Metric, Param, Run, RunTag
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
-from mlflow.utils.credentials import read_mlflow_creds
-from sqlalchemy.engine import make_url
-from sqlalchemy.exc import SQLAlchemyError
 
 from gsae_ray.activations.sites import Site
-from gsae_ray.errors import UserError, first_line
+from gsae_ray.errors import first_line
+from gsae_ray.tracking_store import connect
 from gsae_ray.training.directory import START, Cursor, TrialDirectory
 from gsae_ray.trial import TrialSpec
 
@@ -46,152 +39,6 @@ JOB_VARIABLE = "GSAE_JOB"
 
 _LOG = logging.getLogger(__name__)
 _BATCH = 900  # metrics a call; MLflow takes 1000
-
-_HTTP = ("http", "https")
-_SECRET_KEY = re.compile(r"password|passwd|passphrase|pwd|secret|api_?key|token(?![a-z])", re.IGNORECASE)
-_ODBC_SECRET = re.compile(r"(^|;)\s*(password|pwd)\s*=", re.IGNORECASE)
-_AFTER_A_NAME = re.compile(r":(?!\d+([/?#,]|$))[^@&\]]+@")
-"""What is no port, up to an @: for some parsers a `/`, `#` or `?` in a password ends what they look at before it."""
-
-
-def resolve_uri(tracking_uri: str | None) -> str:
-    """`--tracking-uri`, else MLFLOW_TRACKING_URI, else an SQLite file in the working directory. Always absolute.
-
-    Raises:
-        UserError: see `refuse_password`.
-    """
-    uri = tracking_uri or os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{Path.cwd() / 'mlflow.db'}"
-    refuse_password(uri)
-    if uri.startswith("sqlite:///") and not uri.startswith("sqlite:////"):
-        return f"sqlite:///{Path(uri.removeprefix('sqlite:///')).resolve()}"
-    return uri
-
-
-def refuse_password(address: str, option: str = "--tracking-uri") -> None:
-    """An address is printed and written down, so no password may be in it.
-
-    Raises:
-        UserError: there is one, or it is no address. Neither tells what was given.
-    """
-    try:
-        urlsplit(address)
-    except ValueError:
-        raise UserError(f"{option}: what was given is not an address (SCHEME://HOST:PORT)") from None
-    if not _has_password(address):
-        return
-    if option == "--address":
-        remedy = "put the cluster's token into ~/.ray/auth_token or RAY_AUTH_TOKEN"
-    elif "://" in address and not address.strip().lower().startswith(_HTTP):
-        remedy = "give it as the database's client has it (PostgreSQL: PGPASSWORD or ~/.pgpass)"
-    else:
-        remedy = "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
-    raise UserError(
-        f"{option}: there is a password in the address, which is printed and written down; leave it out, and {remedy}"
-    )
-
-
-def _has_password(address: str) -> bool:
-    """Whether an address may hold a password, for MLflow, SQLAlchemy or whoever reads it."""
-    address = address.strip()  # as parsers do
-    rest = address.partition("://")[2] or address
-    parts = urlsplit(address)
-    found = bool(parts.password)
-    if parts.scheme in _HTTP:  # of a server's address the name alone may be a token; a database's has its user there
-        found |= bool(parts.username)
-    elif parts.scheme:
-        with contextlib.suppress(SQLAlchemyError, ValueError):
-            found |= bool(make_url(address).password)
-    path = address.startswith(("/", ".", "~")) or parts.scheme.partition("+")[0] in ("sqlite", "file")
-    if not path:
-        found |= _AFTER_A_NAME.search(rest) is not None
-    values = parse_qsl(rest.partition("?")[2])
-    return found or any(_SECRET_KEY.search(key) or _ODBC_SECRET.search(value) for key, value in values)
-
-
-def has_login() -> bool:
-    """Whether MLflow would log in: with a token, or a password of the environment or of ~/.mlflow/credentials.
-
-    Raises:
-        UserError: that file cannot be read.
-    """
-    try:
-        return bool(os.environ.get("MLFLOW_TRACKING_TOKEN") or read_mlflow_creds().password)
-    except (configparser.Error, UnicodeDecodeError):  # it is not told: it quotes the file
-        raise UserError(
-            "~/.mlflow/credentials cannot be read: it has a line [mlflow], then mlflow_tracking_username = … and "
-            "mlflow_tracking_password = …, with %% for a %"
-        ) from None
-
-
-@contextlib.contextmanager
-def quick_failure(timeout_s: int = 30) -> Iterator[None]:
-    """Within the context a server that refuses is an error at once, one that hangs after `timeout_s`.
-
-    MLflow itself would try for minutes at every call, with the sweep's end or a Ctrl-C waiting for it; and it would
-    send again what makes a run, although only the reply may have been lost. The mirror asks first, then tries again.
-    What the user has set stays.
-    """
-    names = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0", "MLFLOW_HTTP_REQUEST_TIMEOUT": str(timeout_s)}
-    before = {name: os.environ.get(name) for name in names}
-    os.environ.update({name: value for name, value in names.items() if before[name] is None})
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                os.environ.pop(name, None)
-
-
-def check(tracking_uri: str) -> None:
-    """Whether MLflow can be written to, without writing: an SQLite file is not made yet.
-
-    Raises:
-        UserError: the server cannot be reached, or the address means nothing to MLflow.
-    """
-    if not _is_file_in_a_folder(tracking_uri):
-        connect(tracking_uri)
-
-
-def _is_file_in_a_folder(tracking_uri: str) -> bool:
-    """Whether it is an SQLite store; a missing folder would be made by MLflow, wherever the typo points."""
-    if not tracking_uri.startswith("sqlite:///"):
-        return False
-    folder = Path(tracking_uri.removeprefix("sqlite:///")).parent
-    if not folder.is_dir():
-        raise UserError(f"--tracking-uri: {tracking_uri}: there is no such folder; make {folder} first")
-    return True
-
-
-def connect(tracking_uri: str) -> MlflowClient:
-    """A client of a store that answers. An SQLite file is made where there is none.
-
-    Raises:
-        UserError: the server cannot be reached, or the address means nothing to MLflow.
-    """
-    refuse_password(tracking_uri)
-    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
-    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-    os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
-    for name in ("alembic", "mlflow.store.db.utils"):
-        logging.getLogger(name).setLevel(logging.ERROR)
-    _is_file_in_a_folder(tracking_uri)
-    if urlsplit(tracking_uri).scheme in _HTTP:
-        has_login()  # a file that cannot be read is told of
-    try:
-        with quick_failure(timeout_s=10):
-            client = MlflowClient(tracking_uri=tracking_uri)
-            client.search_experiments(max_results=1)
-    except (MlflowException, SQLAlchemyError, ImportError, OSError, ValueError) as error:  # a database needs its client
-        reason = first_line(error)[:200]
-        what = f"the MLflow server at {tracking_uri!r} does not answer ({reason}); start it"
-        if urlsplit(tracking_uri).scheme not in _HTTP:
-            what = (
-                f"{tracking_uri!r} cannot be opened ({reason}); mend that (a database needs its client installed here)"
-            )
-        raise UserError(
-            f"--tracking-uri: {what}, or leave --tracking-uri and MLFLOW_TRACKING_URI out to record in ./mlflow.db"
-        ) from error
-    return client
 
 
 @dataclasses.dataclass

@@ -22,12 +22,15 @@ CORE = sorted(
     "gsae_ray.plots",
     "gsae_ray.sweep",
     "gsae_ray.tracking",
+    "gsae_ray.tracking_store",
 ]
 
 
 @pytest.mark.parametrize("without", ["ray", "mlflow"])
 def test_the_core_imports_without_ray_and_all_but_results_without_mlflow(without: str) -> None:
-    modules = [m for m in CORE if without == "ray" or not m.endswith(("results", "plots", "tracking"))]
+    modules = [
+        m for m in CORE if without == "ray" or not m.endswith(("results", "plots", "tracking", "tracking_store"))
+    ]
     code = f"import sys; sys.modules[{without!r}] = None\nimport importlib\n"
     code += f"for name in {modules!r}: importlib.import_module(name)\n"
     subprocess.run([sys.executable, "-c", code], check=True, timeout=120)

@@ -16,6 +16,7 @@ from mlflow.tracking import MlflowClient
 from trials import FINGERPRINT, SITE_1, begin, evaluation, expand, finish, logged, random_sae, row_metrics
 
 from gsae_ray import saes
+from gsae_ray.addresses import refuse_password
 from gsae_ray.errors import UserError
 from gsae_ray.tracking import (
     EVALUATION,
@@ -27,13 +28,10 @@ from gsae_ray.tracking import (
     TRIAL,
     Mirror,
     MirrorThread,
-    check,
-    connect,
     download_sae,
     download_sequences,
-    refuse_password,
-    resolve_uri,
 )
+from gsae_ray.tracking_store import check, connect, resolve_uri
 from gsae_ray.training.directory import TrialDirectory
 from gsae_ray.trial import TrialSpec
 

@@ -20,7 +20,8 @@ from test_tracking import TRIALS, Pair, Server, append, pair
 from trials import begin, evaluation, finish, logged
 
 from gsae_ray.errors import UserError
-from gsae_ray.tracking import TRIAL, Mirror, MirrorThread, quick_failure
+from gsae_ray.tracking import TRIAL, Mirror, MirrorThread
+from gsae_ray.tracking_store import quick_failure
 from gsae_ray.training.directory import TrialDirectory
 from gsae_ray.trial import TrialSpec
 
