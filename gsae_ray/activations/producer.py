@@ -63,10 +63,9 @@ class Producer:
         squares = dict.fromkeys(sites, 0.0)
         done = 0
         for tokens_BT, kept_BT in zip(tokens_ST.split(spec.batch), kept_ST.split(spec.batch), strict=True):
-            captured = capture(self.model, tokens_BT.to(self.device), [Site(site) for site in sites])
+            captured = capture(self.model, tokens_BT.to(self.device), [Site(site) for site in sites], kept_BT)
             here = destination[done : done + int(kept_BT.sum())]
-            for site, x_BTn in captured.items():
-                x_Rn = x_BTn[kept_BT.to(x_BTn.device)]
+            for site, x_Rn in captured.items():
                 rows[site.name][here] = x_Rn.cpu()
                 if block == 0:
                     sums[site.name] += x_Rn.sum(0, dtype=torch.float64).cpu()

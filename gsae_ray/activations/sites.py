@@ -181,10 +181,14 @@ def locate(model: nn.Module, site: Site) -> tuple[nn.Module, IO]:
 
 
 Edit = Callable[[Tensor], Tensor | None]
-"""Sees a site's activations [B, T, n] during a forward; what it returns, if anything, replaces them."""
+"""Sees a site's activations [B, T, n] during a forward; what it returns, if anything, replaces them.
+
+It leaves its argument as it is, and keeps no reference to it: models go on writing to tensors that they have passed on
+(Falcon adds the attention's output to the MLP's, in place).
+"""
 
 
-def _hook(module: nn.Module, io: IO, edit: Edit) -> torch.utils.hooks.RemovableHandle:
+def _hook(module: nn.Module, io: IO, edit: Edit) -> Iterator[torch.utils.hooks.RemovableHandle]:
     """Calls `edit` with the module's (first) input or output. Tuples keep their other members."""
     if io == "output":
 
@@ -193,17 +197,28 @@ def _hook(module: nn.Module, io: IO, edit: Edit) -> torch.utils.hooks.RemovableH
             new = edit(output[0] if is_tuple else output)
             return None if new is None else ((new, *output[1:]) if is_tuple else new)
 
-        return module.register_forward_hook(after)
+        yield module.register_forward_hook(after)
+        return
+    replaced: list[tuple[Tensor, Tensor, int]] = []
 
     def before(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        if args:
-            new = edit(args[0])
-            return None if new is None else ((new, *args[1:]), kwargs)
-        first = next(iter(kwargs))  # the hidden states come first in every family's signature
-        new = edit(kwargs[first])
-        return None if new is None else (args, {**kwargs, first: new})
+        first = next(iter(kwargs), "")  # the hidden states come first in every family's signature
+        old: Any = args[0] if args else kwargs.get(first)
+        new = edit(old)
+        if new is None:
+            return None
+        replaced.append((old, new, new._version))
+        return ((new, *args[1:]), kwargs) if args else (args, {**kwargs, first: new})
 
-    return module.register_forward_pre_hook(before, with_kwargs=True)
+    def written(_module: nn.Module, _args: Any, _output: Any) -> None:
+        """What the module has written into its input, it passes on by it."""
+        for old, new, version in replaced:
+            if new._version != version:
+                old.copy_(new)
+        replaced.clear()
+
+    yield module.register_forward_pre_hook(before, with_kwargs=True)
+    yield module.register_forward_hook(written)
 
 
 @contextmanager
@@ -211,8 +226,8 @@ def edited(model: nn.Module, edits: Mapping[Site, Edit]) -> Iterator[None]:
     """Within the context, every forward of `model` passes each site's activations through its edit."""
     with ExitStack() as stack:
         for site, edit in edits.items():
-            handle = _hook(*locate(model, site), edit)
-            stack.callback(handle.remove)
+            for handle in _hook(*locate(model, site), edit):
+                stack.callback(handle.remove)
         yield
 
 
@@ -221,18 +236,22 @@ class _AllCaptured(Exception):
 
 
 @torch.no_grad()
-def capture(model: nn.Module, tokens_BT: Tensor, sites: Sequence[Site], use_cache: bool = False) -> dict[Site, Tensor]:
+def capture(
+    model: nn.Module, tokens_BT: Tensor, sites: Sequence[Site], kept_BT: Tensor | None = None, use_cache: bool = False
+) -> dict[Site, Tensor]:
     """The activations of all `sites` in one forward that stops at the deepest of them.
 
     Args:
         tokens_BT: token ids [B, T], on the model's device.
+        kept_BT: the positions to take; default: all of them.
     Returns:
-        site -> [B, T, n], in the model's dtype, on its device.
+        site -> [R, n], the rows of the kept positions, context by context; without `kept_BT` [B, T, n]. In the model's
+        dtype, on its device.
     """
     captured: dict[Site, Tensor] = {}
 
     def keep(site: Site, x_BTn: Tensor) -> None:
-        captured[site] = x_BTn
+        captured[site] = x_BTn.clone() if kept_BT is None else x_BTn[kept_BT.to(x_BTn.device)]  # copies, see `Edit`
         if len(captured) == len(sites):
             raise _AllCaptured
 
@@ -245,20 +264,35 @@ def capture(model: nn.Module, tokens_BT: Tensor, sites: Sequence[Site], use_cach
     return captured
 
 
+@torch.no_grad()
 def site_widths(model: nn.Module, sites: Sequence[Site]) -> dict[Site, int]:
     """n, the number of coordinates of an activation, at each site. Works on a model on the meta device: no weights.
 
     Raises:
-        UserError: as `locate`; or what the site carries is not one vector a position.
+        UserError: as `locate`; or a forward pass does not come to the site just once (a module that a looped model or
+            several layers share is called more often), or what it carries is not one vector a position.
     """
     tokens = torch.zeros(1, 2, dtype=torch.long, device=next(model.parameters()).device)
-    widths = {}
-    # With a cache transformers skips a look at the data for packed sequences, which the meta device has not.
-    for site, x_BTn in capture(model, tokens, sites, use_cache=True).items():
-        if not isinstance(x_BTn, Tensor) or x_BTn.dim() != 3 or x_BTn.shape[:2] != tokens.shape:
-            carried = list(x_BTn.shape) if isinstance(x_BTn, Tensor) else type(x_BTn).__name__
+    carried: dict[Site, list[Any]] = {site: [] for site in sites}
+
+    def record(site: Site, x: Any) -> None:
+        carried[site].append(list(x.shape) if isinstance(x, Tensor) else type(x).__name__)
+
+    edits: dict[Site, Edit] = {site: (lambda x, site=site: record(site, x)) for site in sites}  # type: ignore[misc]
+    with edited(model, edits):  # the whole forward: calls beyond the deepest site count too
+        # With a cache transformers skips a look at the data for packed sequences, which the meta device has not.
+        model(tokens, use_cache=True)
+    for site, shapes in carried.items():
+        if not shapes:
+            raise UserError(f"sites: {site.name} is not reached by this model's forward pass on text")
+        if len(shapes) > 1:
             raise UserError(
-                f"sites: {site.name} carries {carried} for tokens [1, 2]; a site needs [batch, position, width]"
+                f"sites: {site.name} is called {len(shapes)} times in a forward pass of this model, so its activations "
+                "are not those of one place; name a module that is called once (sites.modules)"
             )
-        widths[site] = x_BTn.shape[2]
-    return widths
+        shape = shapes[0]
+        if not isinstance(shape, list) or len(shape) != 3 or shape[:2] != [1, 2]:
+            raise UserError(
+                f"sites: {site.name} carries {shape} for tokens [1, 2]; a site needs [batch, position, width]"
+            )
+    return {site: shapes[0][2] for site, shapes in carried.items()}

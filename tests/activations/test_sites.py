@@ -382,6 +382,31 @@ def test_a_module_that_text_does_not_reach_is_named() -> None:
     assert "is not reached" in complaint(model_of("gemma3"), site)
 
 
+@pytest.mark.parametrize("calls", [2, 4])
+def test_a_module_that_a_forward_pass_calls_more_than_once_is_named_with_the_number_of_calls(calls: int) -> None:
+    """As in looped models, and in those whose layers share their weights."""
+    model = AutoModelForCausalLM.from_config(LlamaConfig(**{**GQA, "num_hidden_layers": calls + 1})).eval()
+    for number in range(2, calls + 1):
+        model.model.layers[number] = model.model.layers[1]
+    once, path = Site.of_point(0, "resid_post"), "model.layers.1.mlp"
+    assert site_widths(model, [once]) == {once: D}
+    for site in (Site.of_point(1, "resid_post"), Site.of_module(path, "output"), Site.of_module(path, "input")):
+        for sites in ([site], [once, site], [site, once]):
+            message = complaint(model, *sites)
+            assert message.startswith("sites") and f"{site.name} is called {calls} times" in message
+
+
+def test_a_module_without_input_is_named() -> None:
+    class Positions(nn.Module):
+        def forward(self) -> Tensor:
+            return torch.zeros(D)
+
+    model = AutoModelForCausalLM.from_config(LlamaConfig(**GQA)).eval()
+    model.positions = Positions()
+    model.model.layers[0].register_forward_hook(lambda _module, _args, x: x + model.positions())
+    assert "positions:input carries NoneType" in complaint(model, Site.of_module("positions", "input"))
+
+
 @pytest.mark.parametrize(
     ("path", "io"),
     [("model.embed_tokens", "input"), ("model", "input"), ("model", "output"), ("", "output")],
