@@ -14,6 +14,10 @@ class DataEndedError(UserError):
     """A data set holds fewer tokens than the sweep asks for."""
 
 
+class DamagedError(UserError):
+    """A file in storage does not hold what was written to it; the line names it, and what to do."""
+
+
 class SweepStoppedError(RuntimeError):
     """A sweep cannot go on for now. What is finished is kept, and --resume goes on; the command line exits with 1."""
 

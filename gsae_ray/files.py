@@ -1,18 +1,25 @@
-"""Files that are there whole or not at all."""
+"""Files that are there whole or not at all; a damaged one is told from a whole one."""
 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import errno
 import hashlib
 import json
 import os
 import secrets
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
-from gsae_ray.errors import StorageFullError
+import pydantic
+
+from gsae_ray.errors import DamagedError, StorageFullError
+
+T = TypeVar("T")
+SEAL = "sha256"
+"""Key of a JSON file's hash of itself."""
 
 
 @contextlib.contextmanager
@@ -42,6 +49,11 @@ def file_hash(path: Path) -> str:
     return digest.hexdigest()
 
 
+def is_whole(path: Path, sha256: str) -> bool:
+    """Whether the file is there, with those contents."""
+    return path.exists() and file_hash(path) == sha256
+
+
 def write_atomically(path: Path, data: bytes) -> None:
     """A reader sees the old contents or the new, also after a crash."""
     # By a name that no other process has: on a shared file system two may have one process id.
@@ -57,15 +69,69 @@ def write_atomically(path: Path, data: bytes) -> None:
         raise
 
 
+def write_together(folder: Path, files: Mapping[str, bytes]) -> None:
+    """Writes files that belong together: the last one is never there beside older ones, wherever this ends.
+
+    The folder is made if need be.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    temporary = {name: folder / f".{name}.{secrets.token_hex(8)}" for name in files}
+    try:
+        for name, data in files.items():
+            write_atomically(temporary[name], data)
+        (folder / list(files)[-1]).unlink(missing_ok=True)
+        for name, path in temporary.items():
+            path.replace(folder / name)
+    finally:
+        for path in temporary.values():
+            path.unlink(missing_ok=True)
+
+
 def write_json(path: Path, value: Any) -> None:
     write_atomically(path, (json.dumps(value, indent=2) + "\n").encode())
 
 
-def read_json(path: Path) -> Any:
-    """The value, or None where there is no such file."""
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+class JSONFile(Generic[T]):
+    """A kind of JSON file: what it holds, and what is to be done where one is damaged."""
+
+    def __init__(self, schema: type[T], remedy: str, sealed: bool = False) -> None:
+        """
+        Args:
+            remedy: ends the line about a damaged one.
+            sealed: for an object: it carries a hash of itself, so that a wrong number is found, not only bad JSON.
+        """
+        self.remedy = remedy
+        self.sealed = sealed
+        self._adapter = pydantic.TypeAdapter(schema)
+
+    def write(self, path: Path, value: T) -> None:
+        plain = json.loads(json.dumps(value, default=dataclasses.asdict))
+        write_json(path, {**plain, SEAL: digest(plain)} if self.sealed else plain)
+
+    def read(self, path: Path) -> T | None:
+        """What `write` wrote, or None where there is no such file.
+
+        Raises:
+            DamagedError: something else is there.
+        """
+        try:
+            data = path.read_bytes()
+        except FileNotFoundError:
+            return None
+        try:
+            value = self._adapter.validate_json(data, strict=True)
+            if self.sealed:
+                plain = json.loads(data)
+                if plain.pop(SEAL, None) != digest(plain):
+                    raise ValueError("another hash")
+        except ValueError as error:
+            raise DamagedError(f"{path}: this file is damaged; {self.remedy}") from error
+        return value
+
+    def read_whole(self, path: Path) -> T | None:
+        """As `read`, but None for a damaged file too: of what can be made again."""
+        with contextlib.suppress(DamagedError):
+            return self.read(path)
         return None
 
 

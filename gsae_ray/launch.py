@@ -33,15 +33,15 @@ from rich.console import Console
 
 from gsae_ray import placement, results, room
 from gsae_ray.activations.actors import StoreClient
-from gsae_ray.activations.record import Counters, Record
+from gsae_ray.activations.record import Counters
 from gsae_ray.activations.store import ReaderSpec
 from gsae_ray.display import Display, Observer, clock
 from gsae_ray.errors import StopAskedError, UserError, first_line, reason
 from gsae_ray.evaluation.metrics import Evaluation
 from gsae_ray.evaluation.queue import EvaluationQueue
-from gsae_ray.files import read_json, room_needed
+from gsae_ray.files import room_needed
 from gsae_ray.fleet import running_producers, start_store
-from gsae_ray.ledger import Driver, begin_launch, driver_lock, trial_folder, versions
+from gsae_ray.ledger import RECORD, Driver, begin_launch, driver_lock, trial_folder, versions
 from gsae_ray.nodes import TRAINER
 from gsae_ray.plan import Plan, prepare, producer_spec
 from gsae_ray.saes import SAE
@@ -51,7 +51,7 @@ from gsae_ray.sweep_file import load_sweep
 from gsae_ray.tracking import JOB_VARIABLE, Mirror, MirrorThread, ReportThread
 from gsae_ray.tracking_store import check as check_tracking
 from gsae_ray.tracking_store import quick_failure, resolve_uri
-from gsae_ray.training.directory import TrialDirectory
+from gsae_ray.training.directory import TrialDirectory, forget_damaged
 from gsae_ray.training.trainable import SAETrial, TrialContext
 from gsae_ray.trial import TrialSpec
 
@@ -132,6 +132,9 @@ def run(
             stack.enter_context(quick_failure())
             driver = stack.enter_context(driver_lock(folder))
             trials = [(t, TrialDirectory(trial_folder(folder, t))) for t in plan.trials]
+            damaged = forget_damaged(directory for _, directory in trials)
+            for line in damaged:
+                display.phase(line)
             fingerprint, encoders = plan.evaluation_fingerprint, plan.sweep.evaluation.encoders
             pending = [(t, d) for t, d in trials if not d.done or d.missing(fingerprint, encoders)]
             if len(pending) < len(trials):
@@ -144,6 +147,8 @@ def run(
                 allotment = _check_cluster(plan, readers)
             launch_id, notices = begin_launch(folder, plan.sweep, plan.trials, resume)
             log = EventLog(folder / "launches" / launch_id / "events.jsonl", display.phase)
+            for line in damaged:
+                log.say(line, show=False)
             for notice in (*notices, *allotment.notices):
                 log.say(notice)
             launch = _Launch(plan, launch_id, folder, driver, trials, pending, readers, allotment, display, log)
@@ -272,7 +277,7 @@ class _Launch:
             launch_id=self.id,
             tracking_uri=uri,
             picture=picture,
-            failures={t.name: d.failure for t, d in self.trials if d.failure is not None} | crashes,
+            failures={t.name: d.failure for t, d in self.trials if d.failure is not None} | crashes | mirror.damaged,
             forward_ratio=counters.forward_ratio if counters else float("nan"),
             repeated_rows=counters.rows_repeated if counters else 0,
             seconds=time.monotonic() - started,
@@ -284,8 +289,8 @@ class _Launch:
 
     def _counters(self) -> Counters | None:
         """What was produced for this launch, in all of its sessions; None where nothing was."""
-        record = read_json(self.own_folder / "record.json")
-        return None if record is None else Counters.of(Record.from_json(record), self.plan.layout)
+        record = RECORD.read_whole(self.own_folder / "record.json")
+        return None if record is None else Counters.of(record, self.plan.layout)
 
     def _open_mirror(self, uri: str) -> Mirror:
         sweep = self.plan.sweep

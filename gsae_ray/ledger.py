@@ -21,13 +21,16 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import yaml
+from pydantic import Field, FiniteFloat
+from typing_extensions import NotRequired, TypedDict
 
 import gsae_ray
-from gsae_ray.errors import ReplacedError, UserError
-from gsae_ray.files import read_json, write_atomically, write_json
+from gsae_ray.activations.record import Record
+from gsae_ray.errors import DamagedError, ReplacedError, UserError
+from gsae_ray.files import JSONFile, write_atomically
 from gsae_ray.machine import machine
 from gsae_ray.revision import REVISION, WHY
 from gsae_ray.sweep import Sweep
@@ -42,6 +45,25 @@ OPERATIONAL = {
 """Keys that may differ when a launch is resumed: they change no result."""
 
 
+class _DriverState(TypedDict):
+    host: str
+    pid: Annotated[int, Field(ge=0, lt=2**31)]
+    ended: bool
+    heartbeat: FiniteFloat
+
+
+class _Launch(TypedDict):
+    sweep: dict[str, Any]
+    trials: dict[str, str]
+    revision: NotRequired[int]
+
+
+_DRIVER = JSONFile(_DriverState, "it counts as gone when it is old")
+LAUNCH = JSONFile(_Launch, "run without --resume: trials that are done are not trained again")
+VERSIONS = JSONFile(list[dict[str, str]], "those of earlier sessions are not known any more")
+RECORD = JSONFile(Record, "what was produced before is not counted", sealed=True)
+
+
 class Driver:
     """A driver's hold on a sweep's folder.
 
@@ -52,7 +74,6 @@ class Driver:
     def __init__(self, folder: Path, session: int) -> None:
         self.folder = folder
         self.session = session
-        self._state = {"host": socket.gethostname(), "pid": os.getpid(), "ended": False}
         self._path = folder / f"{session}.json"
         self._path.touch(exist_ok=False)
         try:
@@ -63,7 +84,8 @@ class Driver:
 
     def beat(self, ended: bool = False) -> None:
         """Says that the driver lives, or that it has come to its end."""
-        write_json(self._path, {**self._state, "ended": ended, "heartbeat": time.time()})
+        mine = _DriverState(host=socket.gethostname(), pid=os.getpid(), ended=ended, heartbeat=time.time())
+        _DRIVER.write(self._path, mine)
 
     def end(self) -> None:
         """Says that the driver has come to its end; on a full disk by a file that is empty and old."""
@@ -143,28 +165,27 @@ def _driver_files(drivers: Path) -> dict[int, Path]:
     return {int(path.stem): path for path in drivers.glob("*.json") if path.stem.isdecimal()}
 
 
-def _newest_driver(drivers: Path) -> tuple[int, dict[str, Any] | None]:
+def _newest_driver(drivers: Path) -> tuple[int, _DriverState | None]:
     """Session and description of the last driver that began; 0 and None before the first."""
     session, path = max(_driver_files(drivers).items(), default=(0, None))
     if path is None:
         return 0, None
     try:
-        unknown = {"host": "?", "pid": "?", "ended": False, "heartbeat": path.stat().st_mtime}
+        written = path.stat().st_mtime
     except FileNotFoundError:  # a newer one has just cleared it away
         return session, None
-    try:
-        return session, {**unknown, **read_json(path)}
-    except (ValueError, TypeError):  # it is being written, or its driver's machine crashed then
-        return session, unknown
+    # A damaged one is being written, or its driver's machine crashed then.
+    unknown = _DriverState(host="?", pid=0, ended=False, heartbeat=written)
+    return session, _DRIVER.read_whole(path) or unknown
 
 
-def _describe_driver(driver: dict[str, Any]) -> str:
-    return f"process {driver['pid']} on {driver['host']}"
+def _describe_driver(driver: _DriverState) -> str:
+    return f"process {driver['pid'] or '?'} on {driver['host']}"
 
 
-def _alive(driver: dict[str, Any]) -> bool:
+def _alive(driver: _DriverState) -> bool:
     """Whether a driver's process is there; on another host only its heartbeat can tell."""
-    if driver["host"] != socket.gethostname() or not isinstance(driver["pid"], int):
+    if driver["host"] != socket.gethostname():
         return True
     try:
         os.kill(driver["pid"], 0)
@@ -185,7 +206,7 @@ def begin_launch(folder: Path, sweep: Sweep, trials: Sequence[TrialSpec], resume
     identities = {trial.name: trial.identity for trial in trials}
     launches = folder / "launches"
     earlier = sorted(p for p in launches.glob("*/launch.json")) if launches.exists() else []
-    before = json.loads(earlier[-1].read_text()) if earlier else None
+    before = (LAUNCH.read if resume else LAUNCH.read_whole)(earlier[-1]) if earlier else None
     other_revision = before is not None and before.get("revision", 1) != REVISION
     if resume:
         if before is None:
@@ -208,22 +229,41 @@ def begin_launch(folder: Path, sweep: Sweep, trials: Sequence[TrialSpec], resume
                 f"though not in the sweep file ({len(others)} of {len(identities)} trials would be other ones, as "
                 f"{others[0] if others else 'those that are gone'}); bring it back, or run without --resume"
             )
-        return earlier[-1].parent.name, _add_versions(earlier[-1].parent)
+        launch = earlier[-1].parent
+        _write_sweep(launch, before["sweep"])  # to read, and to be mirrored: it may be gone
+        return launch.name, [*_add_versions(launch), *_damaged_record(launch)]
     # In UTC, since the newest is found by name, from machines anywhere.
     launch_id = f"{time.strftime('%Y%m%d-%H%M%S', time.gmtime())}-{secrets.token_hex(2)}"
     target = launches / launch_id
     target.mkdir(parents=True)
     _add_versions(target)
-    write_atomically(target / "sweep.yaml", yaml.safe_dump(description, sort_keys=False).encode())
-    write_json(target / "launch.json", {"sweep": description, "trials": identities, "revision": REVISION})
+    _write_sweep(target, description)
+    LAUNCH.write(target / "launch.json", {"sweep": description, "trials": identities, "revision": REVISION})
     return launch_id, [f"every trial is trained anew: {WHY}"] if other_revision else []
+
+
+def _write_sweep(launch: Path, description: dict[str, Any]) -> None:
+    write_atomically(launch / "sweep.yaml", yaml.safe_dump(description, sort_keys=False).encode())
+
+
+def _damaged_record(launch: Path) -> list[str]:
+    """A notice where it is not known any more what was produced before."""
+    try:
+        RECORD.read(launch / "record.json")
+    except DamagedError as error:
+        return [str(error)]
+    return []
 
 
 def _add_versions(launch: Path) -> list[str]:
     """Adds this session's versions to the launch's, with a notice where they differ from the last one's."""
     path, mine = launch / "versions.json", versions()
-    before: list[dict[str, str]] = read_json(path) or []
-    write_json(path, [*before, mine])
+    try:
+        before = VERSIONS.read(path) or []
+    except DamagedError as error:
+        VERSIONS.write(path, [mine])
+        return [str(error)]
+    VERSIONS.write(path, [*before, mine])
     changed = [key for key in mine if before and before[-1].get(key) != mine[key]]
     changes = "; ".join(f"{key}: {before[-1].get(key)} before, {mine[key]} now" for key in changed)
     notice = f"the launch goes on elsewhere; the last bits of SAEs that are not done may depend on that: {changes}"

@@ -24,8 +24,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from gsae_ray.activations.record import Record
 from gsae_ray.activations.store import Look, ReaderSpec, Wait
 from gsae_ray.errors import ReplacedError, SweepStoppedError, first_line
-from gsae_ray.files import read_json, write_json
-from gsae_ray.ledger import Driver
+from gsae_ray.ledger import RECORD, Driver
 from gsae_ray.sweep import TrialSettings
 from gsae_ray.training.directory import TrialDirectory
 from gsae_ray.trial import TrialSpec
@@ -88,8 +87,7 @@ class Supervisor(threading.Thread):
         self.room_timeout_s = trials.room_timeout_s
         self.log = log
         self.show_waits = show_waits
-        found = read_json(record_path)
-        self.record = Record() if found is None else Record.from_json(found)
+        self.record = RECORD.read_whole(record_path) or Record()
         self._written: Record | None = None
         self.stopped: SweepStoppedError | None = None
         """Why the sweep has to stop, where it has."""
@@ -168,7 +166,7 @@ class Supervisor(threading.Thread):
             self.log.say(event)
         self.record = look.record
         if self.record != self._written:
-            write_json(self.record_path, self.record.to_json())
+            RECORD.write(self.record_path, self.record)
             self._written = self.record
         self._follow_waits(look.waits)
         for machine in look.machines:

@@ -24,13 +24,15 @@ from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
 from gsae_ray.activations.sites import Site
-from gsae_ray.errors import first_line
+from gsae_ray.errors import DamagedError, first_line
 from gsae_ray.tracking_store import connect
-from gsae_ray.training.directory import START, Cursor, TrialDirectory
+from gsae_ray.training.directory import START, Cursor, Row, TrialDirectory
 from gsae_ray.trial import TrialSpec
 
 LAUNCH, TRIAL, KIND, IDENTITY = "gsae.launch", "gsae.trial", "gsae.kind", "gsae.identity"
 EVALUATION, FAILURE, SWEEP = "gsae.evaluation", "gsae.failure", "gsae.sweep"
+CONTENT = "gsae.sae"
+"""Of a finished trial's run: the hash of its SAE (`saes.io.content_hash`), by which a damaged artifact is found."""
 JOB, PROGRESS, STOP = "gsae.job", "gsae.progress", "gsae.stop"
 """Of a launch's run: the job that it is, how far it is (JSON), and that somebody wants it to stop (`remote`)."""
 
@@ -51,7 +53,7 @@ class _Run:
     cursor: Cursor = START
 
 
-def _metrics(row: dict[str, Any], steps: dict[str, int]) -> list[Metric]:
+def _metrics(row: Row, steps: dict[str, int]) -> list[Metric]:
     """Those of a row that lie after `steps`: rows that were cut back and written again do not go twice.
 
     Non-finite values are left out: MLflow stores infinities as huge numbers, which wreck its charts.
@@ -63,7 +65,7 @@ def _metrics(row: dict[str, Any], steps: dict[str, int]) -> list[Metric]:
     ]
 
 
-def _batches(rows: list[dict[str, Any]], steps: dict[str, int]) -> Iterator[list[Metric]]:
+def _batches(rows: list[Row], steps: dict[str, int]) -> Iterator[list[Metric]]:
     """Metrics of whole rows, as many as fit a call: a row arrives whole or not at all."""
     batch: list[Metric] = []
     for row in rows:
@@ -118,6 +120,8 @@ class Mirror:
         if found is not None and found.lifecycle_stage == "deleted":
             self.client.restore_experiment(found.experiment_id)
         self.experiment_id = found.experiment_id if found else self._create_experiment(experiment)
+        self.damaged: dict[str, str] = {}
+        """Trial -> which of its files, and what to do: its run has failed, the others' are as they would be."""
         self._runs: dict[str, _Run] = {}
         self._ended: set[str] = set()
 
@@ -180,7 +184,7 @@ class Mirror:
         """
         first: Exception | None = None
         for trial, directory in trials:
-            if trial.name not in self._ended and (directory.path / "trial.json").exists():
+            if trial.name not in self._ended and directory.path.exists():
                 try:
                     self._sync_trial(trial, directory)
                 except Exception as error:
@@ -198,11 +202,17 @@ class Mirror:
         run = self._run(trial)
         if trial.name in self._ended:
             return
+        try:
+            content = directory.check_done() if finished else ""
+        except DamagedError as error:
+            self.damaged[trial.name] = str(error)
+            self.fail(trial, str(error))
+            return
         rows, cursor = directory.rows(run.cursor)
         encoders = self.encoders if finished else ()
         evaluations = {l0: found for l0 in encoders if (found := directory.evaluation(self.fingerprint, l0))}
-        rows += sorted(evaluations.values(), key=lambda row: row["step"])  # `run.steps` only ever grow
-        for batch in _batches(rows, run.steps):
+        # `run.steps` only ever grow.
+        for batch in _batches([*rows, *sorted(evaluations.values(), key=lambda row: row["step"])], run.steps):
             self.client.log_batch(run.id, metrics=batch)
             run.steps.update((metric.key, metric.step) for metric in batch)
         run.cursor = cursor
@@ -210,6 +220,7 @@ class Mirror:
             for pursuit_l0, evaluation in evaluations.items():
                 self.client.log_text(run.id, json.dumps(evaluation["sequences"]), sequences_path(pursuit_l0))
             self.client.log_artifacts(run.id, str(directory.path / "sae"), "sae")
+            self.client.set_tag(run.id, CONTENT, content)
             self._end(trial, run.id, "FINISHED")
         elif failure is not None:
             self.fail(trial, failure)

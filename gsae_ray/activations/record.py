@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import dataclasses
 from collections.abc import Mapping
-from typing import Any
 
 from gsae_ray.activations.layout import Layout
 
@@ -32,14 +31,6 @@ class Record:
 
     def copy(self) -> Record:
         return copy.deepcopy(self)
-
-    def to_json(self) -> dict[str, Any]:
-        return dataclasses.asdict(self)
-
-    @classmethod
-    def from_json(cls, value: Mapping[str, Any]) -> Record:
-        times = {key: {int(block): n for block, n in value[key].items()} for key in ("produced", "repeated")}
-        return cls(**{**value, **times})
 
 
 @dataclasses.dataclass(frozen=True)

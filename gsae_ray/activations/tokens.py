@@ -1,8 +1,8 @@
 """Text to tokens: documents in a seeded order, packed into contexts, kept on disk so that any block can be made again.
 
-A prepared data set is a folder with `manifest.json` and `block-00000.safetensors` … (`tokens`, int32 [S, T]); the
-held-out contexts are one of their own. Each is a function of the data, the tokenizer and the settings that are hashed
-into its name, and of nothing else.
+A prepared data set is a folder with `block-00000.safetensors` … (`tokens`, int32 [S, T]) and a `manifest.json` with
+their rows and hashes; the held-out contexts are one of their own. Each is a function of the data, the tokenizer and the
+settings that are hashed into its name, and of nothing else: one that is damaged is made again.
 """
 
 from __future__ import annotations
@@ -10,9 +10,8 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import itertools
-import json
 import tempfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,11 +23,12 @@ from huggingface_hub import HfApi
 from huggingface_hub.errors import HfHubHTTPError
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
+from typing_extensions import TypedDict
 
 from gsae_ray.activations.models import hub_login, load_tokenizer, quiet_hub
 from gsae_ray.builtin import TEXT_FILES
-from gsae_ray.errors import DataEndedError, UserError, first_line, suggest
-from gsae_ray.files import digest, file_hash, read_json
+from gsae_ray.errors import DamagedError, DataEndedError, UserError, first_line, suggest
+from gsae_ray.files import JSONFile, digest, file_hash, is_whole, write_atomically
 from gsae_ray.revision import REVISION
 from gsae_ray.sweep import DatasetSettings, Sweep
 
@@ -44,6 +44,14 @@ def kept_mask(tokens_BT: Tensor, special_ids: Iterable[int], skip_positions: int
     kept_BT = ~torch.isin(tokens_BT, torch.tensor(sorted(special_ids), dtype=tokens_BT.dtype, device=tokens_BT.device))
     kept_BT[:, :skip_positions] = False
     return kept_BT
+
+
+class _Manifest(TypedDict):
+    rows: list[int]
+    hashes: dict[str, str]
+
+
+MANIFEST = JSONFile(_Manifest, "the same command with --resume makes them again", sealed=True)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,26 +71,34 @@ class TokenStore:
     """Of all that decides the training rows, but for the forward pass."""
     heldout_fingerprint: str
     """Of the held-out contexts and their mask."""
+    hashes: Mapping[str, str]
+    """Of each file, by its name."""
 
     def block(self, index: int) -> Tensor:
-        """Token ids [S, T] of a block's contexts."""
-        return _read(self.blocks_directory / f"block-{index:05d}.safetensors")
+        """Token ids [S, T] of a block's contexts.
+
+        Raises:
+            DamagedError: they are not as they were prepared.
+        """
+        return self._read(self.blocks_directory / f"block-{index:05d}.safetensors")
 
     def heldout(self) -> Tensor:
-        """Token ids [E, T] of the held-out contexts."""
-        return _read(self.heldout_directory / "heldout.safetensors")
+        """Token ids [E, T] of the held-out contexts. Raises as `block`."""
+        return self._read(self.heldout_directory / "heldout.safetensors")
+
+    def _read(self, path: Path) -> Tensor:
+        data = path.read_bytes() if path.exists() else b""
+        if hashlib.sha256(data).hexdigest() != self.hashes[path.name]:
+            raise DamagedError(f"{path}: these tokens are damaged; {MANIFEST.remedy}")
+        return safetensors.torch.load(data)["tokens"].long()
 
     def kept(self, tokens_BT: Tensor) -> Tensor:
         """Which positions are rows [B, T]."""
         return kept_mask(tokens_BT, self.special_ids, self.skip_positions)
 
 
-def _read(path: Path) -> Tensor:
-    return safetensors.torch.load_file(path)["tokens"].long()
-
-
 def _write(tokens_BT: Tensor, path: Path) -> None:
-    safetensors.torch.save_file({"tokens": tokens_BT.to(torch.int32).contiguous()}, path)
+    write_atomically(path, safetensors.torch.save({"tokens": tokens_BT.to(torch.int32).contiguous()}))
 
 
 # ---- documents ------------------------------------------------------------------------------------------------------
@@ -348,44 +364,48 @@ def prepare_tokens(sweep: Sweep, directory: Path, report: Progress = lambda what
         return [rows]
 
     heldout_directory = directory / f"heldout-{digest(heldout_key)[:16]}"
-    heldout_rows = _prepared(heldout_directory, evaluation.tokens, make_heldout)
+    heldout = _prepared(heldout_directory, evaluation.tokens, make_heldout)
     blocks_directory = directory / f"train-{digest(train_key)[:16]}"
-    rows = _prepared(blocks_directory, tokens_needed, make_blocks)
+    blocks = _prepared(blocks_directory, tokens_needed, make_blocks)
     return TokenStore(
         blocks_directory=blocks_directory,
         heldout_directory=heldout_directory,
         context_size=model.context_size,
-        rows=tuple(rows),
-        heldout_rows=sum(heldout_rows),
+        rows=tuple(blocks["rows"]),
+        heldout_rows=sum(heldout["rows"]),
         special_ids=special_ids,
         skip_positions=dataset.skip_positions,
         seed=dataset.seed,
         fingerprint=digest(train_key),
         heldout_fingerprint=digest(heldout_key),
+        hashes={**blocks["hashes"], **heldout["hashes"]},
     )
 
 
-def _prepared(target: Path, needed: int, make: Callable[[Path], list[int]]) -> list[int]:
-    """The rows of each block of a finished folder; made in a temporary one, so that there is no half-made one."""
+def _prepared(target: Path, needed: int, make: Callable[[Path], list[int]]) -> _Manifest:
+    """What a finished folder holds; made in a temporary one, so that there is no half-made one."""
 
-    def finished() -> list[int]:
-        value = read_json(target / "manifest.json")
-        return value["rows"] if value else []
+    def finished() -> _Manifest | None:
+        manifest = MANIFEST.read_whole(target / "manifest.json")
+        if manifest is None or sum(manifest["rows"]) < needed:
+            return None
+        return manifest if all(is_whole(target / name, sha) for name, sha in manifest["hashes"].items()) else None
 
-    if sum(rows := finished()) >= needed:
-        return rows
+    if (found := finished()) is not None:
+        return found
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target.parent, prefix="making-") as temporary:
         made = Path(temporary) / "made"
         made.mkdir()
         rows = make(made)
-        (made / "manifest.json").write_text(json.dumps({"rows": rows}))
-        if sum(longer := finished()) >= needed:  # another launch was quicker; its blocks may be in use
+        manifest = _Manifest(rows=rows, hashes={path.name: file_hash(path) for path in sorted(made.iterdir())})
+        MANIFEST.write(made / "manifest.json", manifest)
+        if (longer := finished()) is not None:  # another launch was quicker; its blocks may be in use
             return longer
-        if target.exists():  # shorter: the same blocks, and further ones
+        if target.exists():  # damaged, or shorter: the same blocks, and further ones
             target.rename(Path(temporary) / "old")
         made.rename(target)
-    return rows
+    return manifest
 
 
 def _bos(dataset: DatasetSettings, tokenizer: PreTrainedTokenizerBase) -> int | None:

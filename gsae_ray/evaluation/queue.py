@@ -76,6 +76,7 @@ class EvaluationQueue(threading.Thread):
             trial, directory = item
             self._waiting.remove(item)
             with self._kept_for_finish():
+                directory.check_done()
                 folder = directory.path / "sae"
                 cfg, weights = (folder / CONFIG_FILE).read_text("utf-8"), (folder / WEIGHTS_FILE).read_bytes()
                 missing = directory.missing(self.fingerprint, self.encoders)

@@ -9,7 +9,7 @@ import safetensors
 import safetensors.torch
 
 from gsae_ray.errors import UserError, suggest
-from gsae_ray.files import write_atomically
+from gsae_ray.files import digest, file_hash, write_together
 from gsae_ray.saes.base import REGISTRY, SAE, SAEConfig
 
 CONFIG_FILE = "cfg.json"
@@ -44,12 +44,21 @@ def from_bytes(cfg: str, weights: bytes) -> SAE:
 
 
 def save(sae: SAE, directory: str | Path) -> None:
-    """Writes `cfg.json` and `sae_weights.safetensors` to `directory`, which is made if need be."""
-    directory = Path(directory)
-    directory.mkdir(parents=True, exist_ok=True)
+    """Writes `cfg.json` and `sae_weights.safetensors` to `directory`, which is made if need be.
+
+    An SAE that is there already is replaced; a save that fails halfway never leaves its files beside new ones.
+    """
     cfg, weights = to_bytes(sae)
-    write_atomically(directory / WEIGHTS_FILE, weights)
-    write_atomically(directory / CONFIG_FILE, (cfg + "\n").encode())
+    write_together(Path(directory), {WEIGHTS_FILE: weights, CONFIG_FILE: (cfg + "\n").encode()})
+
+
+def content_hash(directory: str | Path) -> str:
+    """sha256 of a saved SAE, of both its files.
+
+    Raises:
+        FileNotFoundError: one is missing.
+    """
+    return digest([file_hash(Path(directory) / name) for name in (CONFIG_FILE, WEIGHTS_FILE)])
 
 
 def load(directory: str | Path) -> SAE:

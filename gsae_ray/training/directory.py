@@ -6,32 +6,89 @@ attempts/{number}.json       an attempt: number, session (`ledger`) of its drive
 metrics-{attempt}.jsonl      {"step": tokens, "timestamp": ms, "metrics": {name: value}} a line; the newest file counts
 checkpoints/{tokens}/        state.safetensors, then manifest.json with its hash; the last two are kept
 sae/                         the finished SAE
-DONE                         training has finished and sae/ is whole
+DONE                         training has finished; hashes of what it vouches for, sae/ and the metric rows
 FAILED                       {"reason": …}: training ended for good, e.g. in NaN
 evaluations/{fingerprint}.json   the finished SAE on the held-out contexts of that fingerprint: {"step", "timestamp",
-                             "metrics": {name: value}, "sequences": {sum: [of each context]}}
+                             "metrics": {name: value}, "sequences": {sum: [of each context]}, "sae": its hash}
 evaluations/{fingerprint}-pursuit-{l0}.json   the same with gradient pursuit in its encoder's place; step is its L0
+
+What is damaged is as if it were not there, and is made again: rows and checkpoints from the checkpoint before, the
+finished SAE by training, an evaluation by evaluating. `DONE` is checked against all that it vouches for once a launch.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import shutil
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
+import pydantic
 import safetensors.torch
 from torch import Tensor
+from typing_extensions import NotRequired, TypedDict
 
-from gsae_ray.errors import ReplacedError, StaleAttemptError
+from gsae_ray.errors import DamagedError, ReplacedError, StaleAttemptError
 from gsae_ray.evaluation.metrics import Evaluation
-from gsae_ray.files import file_hash, read_json, write_atomically, write_json
+from gsae_ray.files import JSONFile, file_hash, is_whole, write_atomically, write_json
 from gsae_ray.saes import SAE
+from gsae_ray.saes.io import content_hash
 from gsae_ray.trial import TrialSpec
 
 KEPT_CHECKPOINTS = 2
+
+
+class Row(TypedDict):
+    """A line of metrics."""
+
+    step: int
+    timestamp: int
+    metrics: dict[str, float]
+
+
+class _Evaluation(Row):
+    sequences: dict[str, list[float]]
+    sae: str
+
+
+class Attempt(TypedDict):
+    """What `begin_attempt` wrote: the number, the session of its driver, and where it runs."""
+
+    attempt: int
+    session: int
+    pid: NotRequired[int]
+    node: NotRequired[str]
+    host: NotRequired[str]
+    machine: NotRequired[str]
+
+
+class _Manifest(TypedDict):
+    tensors: str
+    state: dict[str, Any]
+
+
+class _Done(TypedDict):
+    attempt: int
+    sae: str
+    files: dict[str, str]
+
+
+class _Failed(TypedDict):
+    reason: str
+
+
+_ROW = pydantic.TypeAdapter(Row)
+_AGAIN = "the same command trains this SAE again"
+ATTEMPT = JSONFile(Attempt, _AGAIN)
+MANIFEST = JSONFile(_Manifest, "the checkpoint before it is used", sealed=True)
+DONE = JSONFile(_Done, _AGAIN, sealed=True)
+FAILED = JSONFile(_Failed, "the same command tries this trial again")
+EVALUATION = JSONFile(_Evaluation, "the same command evaluates this SAE again", sealed=True)
 
 Cursor = tuple[int, int]
 """A place in a file of rows: (attempt, byte)."""
@@ -49,12 +106,34 @@ class TrialDirectory:
 
     @property
     def done(self) -> bool:
-        return (self.path / "DONE").exists()
+        """Whether training has finished, by DONE; `check_done` looks at what that vouches for."""
+        return DONE.read_whole(self.path / "DONE") is not None
+
+    def check_done(self) -> str:
+        """Looks at all that DONE vouches for. Returns the hash of the SAE (`saes.io.content_hash`).
+
+        Raises:
+            DamagedError: a file is not as it was when training finished.
+        """
+        done = self._done()
+        for name, sha256 in done["files"].items():
+            if not is_whole(self.path / name, sha256):
+                raise DamagedError(f"{self.path / name}: this file is damaged; {_AGAIN}")
+        return done["sae"]
+
+    def _done(self) -> _Done:
+        path = self.path / "DONE"
+        if (done := DONE.read(path)) is None:
+            raise DamagedError(f"{path}: this file is missing; {_AGAIN}")
+        return done
 
     @property
     def failure(self) -> str | None:
         """Why training ended for good, if it did."""
-        failed = read_json(self.path / "FAILED")
+        try:
+            failed = FAILED.read(self.path / "FAILED")
+        except DamagedError as error:  # that it failed is known
+            return str(error)
         return None if failed is None else failed["reason"]
 
     @property
@@ -66,25 +145,23 @@ class TrialDirectory:
     def newest_attempt(self) -> int:
         """Number of the newest attempt; 0 before the first."""
         files = (self.path / "attempts").glob("*.json")
-        return max((int(path.stem) for path in files if path.stem.isdecimal()), default=0)
+        begun = [int(path.stem) for path in files if path.stem.isdecimal()]
+        return max([*begun, *self._rows_files()], default=0)
 
     @property
-    def newest_begun(self) -> dict[str, Any]:
-        """What `begin_attempt` wrote last: {"attempt", "session", …}."""
+    def newest_begun(self) -> Attempt:
+        """What `begin_attempt` wrote last."""
         attempt = self.newest_attempt
-        try:
-            facts = read_json(self.path / "attempts" / f"{attempt}.json")
-        except ValueError:  # it has been claimed only
-            facts = None
-        return {"session": 0} | (facts or {}) | {"attempt": attempt}
+        found = ATTEMPT.read_whole(self.path / "attempts" / f"{attempt}.json")
+        return found or {"attempt": attempt, "session": 0}  # it has been claimed only
 
     @property
     def newest_checkpoint(self) -> int:
         """Tokens of the newest checkpoint, whole or not; 0 where there is none."""
         return max((int(path.name) for path in self._checkpoints()), default=0)
 
-    def rows(self, cursor: Cursor = START) -> tuple[list[dict[str, Any]], Cursor]:
-        """Whole metric rows from a cursor on, and the cursor after them.
+    def rows(self, cursor: Cursor = START) -> tuple[list[Row], Cursor]:
+        """Whole metric rows from a cursor on, up to a damaged one, and the cursor after them.
 
         A new attempt has a file of its own, with the rows that it keeps; a cursor into an older one begins again at
         the first row.
@@ -100,25 +177,31 @@ class TrialDirectory:
                 data = file.read()
         except FileNotFoundError:  # a newer attempt has just taken it away
             return [], START
-        whole = data[: data.rfind(b"\n") + 1]
-        return [json.loads(line) for line in whole.splitlines()], (attempt, offset + len(whole))
+        rows = []
+        with contextlib.suppress(ValueError):
+            for line in data[: data.rfind(b"\n") + 1].splitlines(keepends=True):
+                rows.append(_ROW.validate_json(line, strict=True))
+                offset += len(line)
+        return rows, (attempt, offset)
 
     def _rows_files(self) -> dict[int, Path]:
         """Of each attempt that has one, by number."""
-        return {int(path.stem.removeprefix("metrics-")): path for path in self.path.glob("metrics-*.jsonl")}
+        files = {path.stem.removeprefix("metrics-"): path for path in self.path.glob("metrics-*.jsonl")}
+        return {int(attempt): path for attempt, path in files.items() if attempt.isdecimal()}
 
-    def evaluation(self, fingerprint: str, pursuit_l0: int | None = None) -> dict[str, Any] | None:
-        """{"step", "timestamp", "metrics", "sequences"} of the finished SAE, if it was evaluated on those contexts.
+    def evaluation(self, fingerprint: str, pursuit_l0: int | None = None) -> _Evaluation | None:
+        """Of the finished SAE, if it was evaluated on those contexts.
 
         Args:
             pursuit_l0: by gradient pursuit with that target, instead of its own encoder.
         """
-        value: dict[str, Any] | None = read_json(self._evaluation_path(fingerprint, pursuit_l0))
-        return value
+        done, found = DONE.read_whole(self.path / "DONE"), self._evaluation_path(fingerprint, pursuit_l0)
+        evaluation = EVALUATION.read_whole(found)
+        return evaluation if done and evaluation and evaluation["sae"] == done["sae"] else None
 
     def missing(self, fingerprint: str, encoders: Sequence[int | None]) -> list[int | None]:
         """Those of the evaluations asked for that the SAE does not have (`EvaluationSettings.encoders`)."""
-        return [l0 for l0 in encoders if not self._evaluation_path(fingerprint, l0).exists()]
+        return [l0 for l0 in encoders if self.evaluation(fingerprint, l0) is None]
 
     def _evaluation_path(self, fingerprint: str, pursuit_l0: int | None) -> Path:
         pursuit = "" if pursuit_l0 is None else f"-pursuit-{pursuit_l0}"
@@ -138,24 +221,20 @@ class TrialDirectory:
         self._keep_rows(rows, 0)
         return None
 
-    def _state_of(
-        self, checkpoint: Path, rows: list[dict[str, Any]]
-    ) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
+    def _state_of(self, checkpoint: Path, rows: list[Row]) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
         """What a checkpoint holds; None where it is not whole."""
         # Before a checkpoint its row was written, which a crash of the whole machine may have lost still.
         if not any(row["step"] == int(checkpoint.name) for row in rows):
             return None
-        try:
-            manifest = json.loads((checkpoint / "manifest.json").read_text())
-            if file_hash(checkpoint / "state.safetensors") == manifest["sha256"]:
-                return safetensors.torch.load_file(checkpoint / "state.safetensors"), manifest["state"]
-        except (FileNotFoundError, ValueError, KeyError):  # other errors of a file system may pass
-            pass
+        manifest, tensors = MANIFEST.read_whole(checkpoint / "manifest.json"), checkpoint / "state.safetensors"
+        with contextlib.suppress(FileNotFoundError):  # other errors of a file system may pass
+            if manifest is not None and file_hash(tensors) == manifest["tensors"]:
+                return safetensors.torch.load_file(tensors), manifest["state"]
         return None
 
     def _checkpoints(self) -> Iterator[Path]:
         folder = self.path / "checkpoints"
-        numbered = [p for p in folder.iterdir() if p.name.isdigit()] if folder.exists() else []
+        numbered = [p for p in folder.iterdir() if p.name.isdecimal()] if folder.exists() else []
         return iter(sorted(numbered, key=lambda p: int(p.name)))
 
     # ---- writing ----
@@ -180,7 +259,7 @@ class TrialDirectory:
                 file.touch(exist_ok=False)  # a number belongs to one process, whoever is suspended halfway
             except FileExistsError:
                 continue
-            write_json(file, {"attempt": number, "session": session, **where})
+            ATTEMPT.write(file, cast(Attempt, {"attempt": number, "session": session, **where}))
             write_json(self.path / "trial.json", trial.to_json())
             self.attempt = number
             return number
@@ -194,11 +273,11 @@ class TrialDirectory:
     def append(self, tokens: int, metrics: dict[str, float]) -> None:
         """Adds a metric row."""
         self._check_attempt()
-        row = {"step": tokens, "timestamp": time.time_ns() // 1_000_000, "metrics": metrics}
+        row: Row = {"step": tokens, "timestamp": time.time_ns() // 1_000_000, "metrics": metrics}
         with self._rows_path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
 
-    def _keep_rows(self, rows: list[dict[str, Any]], tokens: int) -> None:
+    def _keep_rows(self, rows: list[Row], tokens: int) -> None:
         """Begins this attempt's rows with those up to `tokens`; what an older one still writes is not among them."""
         self._check_attempt()
         kept = "".join(json.dumps(row) + "\n" for row in rows if row["step"] <= tokens)
@@ -209,7 +288,10 @@ class TrialDirectory:
 
     @property
     def _rows_path(self) -> Path:
-        return self.path / f"metrics-{self.attempt}.jsonl"
+        return self._rows_of(self.attempt)
+
+    def _rows_of(self, attempt: int) -> Path:
+        return self.path / f"metrics-{attempt}.jsonl"
 
     def checkpoint(self, tokens: int, tensors: dict[str, Tensor], state: dict[str, Any]) -> None:
         """Saves a training state; older ones than the last two go."""
@@ -219,7 +301,8 @@ class TrialDirectory:
         target.mkdir(parents=True)
         write_atomically(target / "state.safetensors", safetensors.torch.save(tensors))
         self._check_attempt()  # again: that took a while
-        write_json(target / "manifest.json", {"sha256": file_hash(target / "state.safetensors"), "state": state})
+        manifest: _Manifest = {"tensors": file_hash(target / "state.safetensors"), "state": state}
+        MANIFEST.write(target / "manifest.json", manifest)
         for old in list(self._checkpoints())[:-KEPT_CHECKPOINTS]:
             shutil.rmtree(old, ignore_errors=True)
 
@@ -231,14 +314,32 @@ class TrialDirectory:
         self._check_attempt()  # again: that took a while
         shutil.rmtree(self.path / "sae", ignore_errors=True)
         temporary.rename(self.path / "sae")
-        write_json(self.path / "DONE", {"attempt": self.attempt})
+        self._sync_rows()
+        files = [*sorted((self.path / "sae").iterdir()), self._rows_path]
+        hashes = {str(path.relative_to(self.path)): file_hash(path) for path in files}
+        done: _Done = {"attempt": self.attempt, "sae": content_hash(self.path / "sae"), "files": hashes}
+        DONE.write(self.path / "DONE", done)
         for left in (self.path / "checkpoints", *self.path.glob(".sae-*")):
             shutil.rmtree(left, ignore_errors=True)
+
+    def _sync_rows(self) -> None:
+        """Has this attempt's metric rows on disk.
+
+        Raises:
+            DamagedError: they are not whole.
+        """
+        path = self._rows_path
+        path.touch()
+        _, (_, end) = self.rows()
+        if end != path.stat().st_size:  # the next attempt goes on from the checkpoint before
+            raise DamagedError(f"{path}: these metrics are damaged; {_AGAIN}")
+        with path.open("rb") as file:
+            os.fsync(file.fileno())
 
     def fail(self, reason: str) -> None:
         """Marks the trial as failed for good."""
         self._check_attempt()
-        write_json(self.path / "FAILED", {"reason": reason})
+        FAILED.write(self.path / "FAILED", {"reason": reason})
 
     def forget_failure(self) -> None:
         """Before a new launch tries again."""
@@ -252,6 +353,28 @@ class TrialDirectory:
         path.parent.mkdir(exist_ok=True)
         kind, step = ("eval", tokens) if pursuit_l0 is None else ("pursuit", pursuit_l0)
         metrics = {f"{kind}/{name}": value for name, value in evaluation.metrics.items()}
-        timestamp = time.time_ns() // 1_000_000
-        value = {"step": step, "timestamp": timestamp, "metrics": metrics, "sequences": evaluation.sequences}
-        write_atomically(path, (json.dumps(value) + "\n").encode())  # in one line: there may be many contexts
+        value: _Evaluation = {
+            "step": step,
+            "timestamp": time.time_ns() // 1_000_000,
+            "metrics": metrics,
+            "sequences": evaluation.sequences,
+            "sae": self._done()["sae"],
+        }
+        EVALUATION.write(path, value)
+
+
+def forget_damaged(directories: Iterable[TrialDirectory]) -> list[str]:
+    """Before a new launch: trials whose DONE vouches for what is damaged are not done. Returns a line about each."""
+
+    def forget(directory: TrialDirectory) -> str | None:
+        done = directory.path / "DONE"
+        try:
+            if done.exists():
+                directory.check_done()
+        except DamagedError as error:
+            done.unlink()
+            return str(error)
+        return None
+
+    with ThreadPoolExecutor() as pool:  # hashing leaves the interpreter to others
+        return [line for line in pool.map(forget, directories) if line is not None]

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import json
+import tempfile
 from collections.abc import Callable, Coroutine, Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -24,23 +25,33 @@ from stores import (
 
 from gsae_ray.activations.record import Counters, Record
 from gsae_ray.errors import StaleAttemptError
+from gsae_ray.ledger import RECORD
 
 LAYOUT = layout_of(5, 6, 7, 4, 5, 6)
 
 
+def stored(record: Record) -> Record | None:
+    """As it comes back from storage."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "record.json"
+        RECORD.write(path, record)
+        return RECORD.read(path)
+
+
 def revived(store: Store, producers: Sequence[Any] | None = None) -> Store:
     """The store that takes a dead one's place: it has its record, by way of storage, and no more."""
-    record = Record.from_json(json.loads(json.dumps(store.look().record.to_json())))
+    record = stored(store.look().record)
     producers = producers or producers_of(store.layout)
     return Store(store.layout, producers, store.specs, store.budget_bytes, record=record)
 
 
 def test_a_record_survives_json() -> None:
     record = Record({0: 2, 11: 1}, {11: 3}, [0, 11], peak_bytes=7, evaluations=4)
-    read = Record.from_json(json.loads(json.dumps(record.to_json())))
+    read = stored(record)
     assert read == record
+    assert read is not None
     assert Counters.of(read, layout_of(*[2] * 12)) == Counters(6, 4, 6, 7, 4)
-    assert Record.from_json(Record().to_json()) == Record()
+    assert stored(Record()) == Record()
 
 
 def test_a_record_is_a_copy_that_the_store_changes_no_more() -> None:

@@ -432,4 +432,4 @@ def test_law_7_nothing_but_json_and_safetensors_is_written(tmp_path: Path) -> No
     assert seen == {".json", ".jsonl", ".safetensors", "DONE", "FAILED"}
     for path in directory.path.rglob("*.json"):
         json.loads(path.read_text())
-    assert json.loads((directory.path / "DONE").read_text()) == {"attempt": 1}
+    assert json.loads((directory.path / "DONE").read_text())["attempt"] == 1
