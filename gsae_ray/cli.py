@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
+import shlex
 import signal
 import sys
 from collections.abc import Callable
@@ -71,6 +72,11 @@ _set_option = click.option(
 _storage_option = click.option("--storage", metavar="PATH", help="where trials keep their state; default: ./gsae_runs")
 _site_option = click.option("--site", metavar="S", help="only this site, e.g. blocks.2.hook_resid_post")
 _launch_option = click.option("--launch", metavar="ID", help="a launch's id, or 'all'; default: the newest")
+_tokens_option = click.option(
+    "--tokens",
+    metavar="N",
+    help="only SAEs trained on N tokens, or 'all': those of any number together; default: a frontier for each number",
+)
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -106,6 +112,8 @@ def run(
     """
     from gsae_ray.launch import describe_end
     from gsae_ray.launch import run as run_sweep
+    from gsae_ray.results import example_constraint
+    from gsae_ray.tables import print_frontier
 
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C, where there are no trials that could save
     try:
@@ -122,14 +130,12 @@ def run(
     click.echo(describe_end(result))
     if result.picture is not None:
         rows = result.frontier()
-        _print_frontier(rows)
-        site = rows["site"].iloc[-1] if len(rows) else "…"
-        uri = [] if tracking_uri is None else [f" --tracking-uri {result.tracking_uri}"]
+        print_frontier(rows, _console())
+        uri = [] if tracking_uri is None else ["--tracking-uri", result.tracking_uri]
+        best = ["best", result.experiment, *example_constraint(rows), "--out", "best_sae"]
         click.echo(f"picture:   {_relative(result.picture)}")
-        click.echo(f"look:      gsae-ray ui{''.join(uri)}")
-        click.echo(
-            f"best SAE:  gsae-ray best {result.experiment} --site {site} --max-l0 40 --out best_sae{''.join(uri)}"
-        )
+        click.echo(f"look:      {shlex.join(['gsae-ray', 'ui', *uri])}")
+        click.echo(f"best SAE:  {shlex.join(['gsae-ray', *best, *uri])}")
     for trial, reason in result.failures.items():  # last: `status` shows how a job's output ends
         click.echo(f"failed: {trial}: {reason}", err=True)
     if result.failures:
@@ -282,24 +288,6 @@ def _console() -> Console:
     return Console(width=None if sys.stdout.isatty() else 200)
 
 
-def _print_frontier(rows: Any) -> None:
-    from gsae_ray.results import labels
-
-    console = _console()
-    columns = ["pursuit_l0"] if "pursuit_l0" in rows else []
-    columns += ["d_sae", "sparsity", "l0", "loss_recovered", "gamma", "fvu", "alive_fraction", "on_frontier"]
-    rows = rows.assign(label=labels(rows))
-    for site, group in rows.groupby("site"):
-        table = Table(title=str(site), title_justify="left")
-        table.add_column("architecture")
-        for column in columns:
-            table.add_column(column.replace("_", " "), justify="right")
-        for row in group.to_dict("records"):
-            values = [f"{row[c]:.4g}" if isinstance(row[c], float) else str(row[c]) for c in columns[:-1]]
-            table.add_row(row["label"], *values, "*" if row["on_frontier"] else "")
-        console.print(table)
-
-
 @main.command(cls=_SchemaCommand)
 @click.argument("sweep", type=click.Path(path_type=Path))
 @_set_option
@@ -412,6 +400,7 @@ def _print_forecast(cost: Forecast) -> None:
 @click.argument("experiment")
 @_site_option
 @_launch_option
+@_tokens_option
 @_tracking_option
 @click.option(
     "--encoder",
@@ -423,14 +412,23 @@ def _print_forecast(cost: Forecast) -> None:
 @click.option("--json", "as_json", is_flag=True, help="a list of objects, one a row")
 @_one_line_errors
 def frontier(
-    experiment: str, site: str | None, launch: str | None, tracking_uri: str | None, encoder: str, as_json: bool
+    experiment: str,
+    site: str | None,
+    launch: str | None,
+    tokens: str | None,
+    tracking_uri: str | None,
+    encoder: str,
+    as_json: bool,
 ) -> None:
     """Shows what came out of a sweep: L0 and fidelity of each SAE; a star marks the Pareto frontier."""
-    rows = gsae_ray.frontier(experiment, site, launch, tracking_uri, encoder)
+    from gsae_ray.results import MIXED
+    from gsae_ray.tables import print_frontier
+
+    rows = gsae_ray.frontier(experiment, site, launch, tracking_uri, encoder, tokens)
     if as_json:
         click.echo(rows.to_json(orient="records", indent=2, double_precision=15))
         return
-    _print_frontier(rows)
+    print_frontier(rows, _console(), mixed_tokens=tokens == MIXED)
     for note in rows.attrs["notes"]:
         click.echo(note, err=True)
 
@@ -443,6 +441,7 @@ def frontier(
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="folder to write the SAE to")
 @click.option("--format", "format_", default="gsae", show_default=True, help="file format of the SAE")
 @_launch_option
+@_tokens_option
 @_tracking_option
 @_one_line_errors
 def best(
@@ -453,13 +452,14 @@ def best(
     out: Path,
     format_: str,
     launch: str | None,
+    tokens: str | None,
     tracking_uri: str | None,
 ) -> None:
     """Fetches the best SAE of a sweep under one constraint."""
     from gsae_ray.results import check_export
 
     check_export(out, format_)
-    sae = gsae_ray.best(experiment, site, max_l0, min_loss_recovered, launch, tracking_uri)
+    sae = gsae_ray.best(experiment, site, max_l0, min_loss_recovered, launch, tracking_uri, tokens)
     gsae_ray.export(sae, out, format_)
     row = sae.cfg.metadata["frontier"]
     click.echo(f"{row['trial']}: L0 {row['l0']:.2f}, loss recovered {row['loss_recovered']:.4f}, written to {out}")

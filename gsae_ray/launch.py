@@ -80,15 +80,20 @@ class SweepResult:
     """Rows that went through it again since a fault had taken them; not in the ratio."""
     seconds: float
 
-    def frontier(self, site: str | None = None, encoder: str = "own") -> pd.DataFrame:
+    def frontier(self, site: str | None = None, encoder: str = "own", tokens: int | str | None = None) -> pd.DataFrame:
         """See `gsae_ray.frontier`."""
-        return results.frontier(self.experiment, site, self.launch_id, self.tracking_uri, encoder)
+        return results.frontier(self.experiment, site, self.launch_id, self.tracking_uri, encoder, tokens)
 
     def best(
-        self, site: str | None = None, max_l0: float | None = None, min_loss_recovered: float | None = None
+        self,
+        site: str | None = None,
+        max_l0: float | None = None,
+        min_loss_recovered: float | None = None,
+        tokens: int | str | None = None,
     ) -> SAE:
         """See `gsae_ray.best`."""
-        return results.best(self.experiment, site, max_l0, min_loss_recovered, self.launch_id, self.tracking_uri)
+        where = self.launch_id, self.tracking_uri
+        return results.best(self.experiment, site, max_l0, min_loss_recovered, *where, tokens)
 
 
 def run(

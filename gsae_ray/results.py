@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -35,12 +36,16 @@ EVAL_COLUMNS = [
 COLUMNS = [
     *("run_id", "trial", "site", "architecture", "recipe", "d_sae", "sparsity", "lr", "seed", "tokens"),
     *EVAL_COLUMNS,
-    *("on_frontier", "variant"),
+    *("on_frontier", "variant", "l1_units", "batch_size", "parent", "launch"),
 ]
 MEANINGFUL_NATS = 0.05
 """Where zero-ablation costs less than this, loss recovered is a ratio of noise."""
 ENCODERS = ("own", "pursuit")
 """Whose features a frontier is of: the SAE's encoder's, or those that gradient pursuit finds with its decoder."""
+EXAMPLE_L0 = 40
+"""An L0 to ask for, where some SAE has it."""
+MIXED = "all"
+"""In place of a number of tokens: SAEs of any number, together."""
 FORMATS: dict[str, Callable[[SAE, Path], None]] = {"gsae": lambda sae, directory: sae.save(directory)}
 """Export formats by name."""
 
@@ -49,14 +54,45 @@ FORMATS: dict[str, Callable[[SAE, Path], None]] = {"gsae": lambda sae, directory
 
 
 def labels(rows: pd.DataFrame) -> pd.Series[Any]:
-    """What each row is, for pictures and tables: architecture and variant, and the recipe where rows have several."""
-    text = rows["architecture"] + rows["variant"].map(lambda variant: f" {variant}" if variant else "")
-    return text + " " + rows["recipe"] if rows["recipe"].nunique() > 1 else text
+    """What each row is: architecture and variant."""
+    return rows["architecture"] + rows["variant"].map(lambda variant: f" {variant}" if variant else "")
+
+
+def curve_labels(rows: pd.DataFrame) -> pd.Series[Any]:
+    """Which curve of a picture each row is on: by its label, and by recipe, width and tokens where they differ."""
+    text = labels(rows)
+    if rows["recipe"].nunique() > 1:
+        text = text + " " + rows["recipe"]
+    if rows.groupby(text)["d_sae"].nunique().gt(1).any():
+        text = text + " w" + rows["d_sae"].astype(str)
+    if rows["tokens"].nunique() > 1:
+        text = text + rows["tokens"].map(" {:,} tokens".format)
+    return text
 
 
 def log_l0_at(rows: pd.DataFrame, loss_recovered: float) -> float:
     """ln L0 of a frontier at a loss recovered (see `curves.log_l0_at`)."""
     return float(curves.log_l0_at(*_curve(rows), np.array(loss_recovered)))
+
+
+def check_tokens(*groups: pd.DataFrame) -> None:
+    """Whether rows may share a frontier: more tokens make a better SAE of any kind.
+
+    Raises:
+        UserError: they were trained on different numbers of tokens.
+    """
+    budgets = sorted({tokens for rows in groups for tokens in rows["tokens"]})
+    if len(budgets) > 1:
+        raise UserError(
+            f"tokens: these SAEs were trained on {_listed(budgets)} tokens; name one number of them "
+            f"(--tokens {budgets[-1]}), or say that they may be mixed (--tokens all)"
+        )
+
+
+def _listed(budgets: Iterable[int]) -> str:
+    """`60,000 and 200,000`"""
+    *most, last = (f"{tokens:,}" for tokens in budgets)
+    return f"{', '.join(most)} and {last}"
 
 
 def check_recipes(*groups: pd.DataFrame) -> None:
@@ -73,14 +109,19 @@ def check_recipes(*groups: pd.DataFrame) -> None:
         )
 
 
-def l0_ratio(better: pd.DataFrame, base: pd.DataFrame, points: int = 21, mixed_recipes: bool = False) -> float:
+def l0_ratio(
+    better: pd.DataFrame, base: pd.DataFrame, points: int = 21, mixed_recipes: bool = False, mixed_tokens: bool = False
+) -> float:
     """Mean ratio of L0 at equal loss recovered, over the range that both frontiers cover; NaN where there is none.
 
     Raises:
-        UserError: the rows were trained by several recipes, and `mixed_recipes` does not say that this is meant.
+        UserError: the rows were trained by several recipes, or on different numbers of tokens, and `mixed_recipes`, or
+            `mixed_tokens`, does not say that this is meant.
     """
     if not mixed_recipes:
         check_recipes(better, base)
+    if not mixed_tokens:
+        check_tokens(better, base)
     return curves.l0_ratio(_curve(better), _curve(base), points)
 
 
@@ -127,6 +168,9 @@ def _row(run: Run, evaluation: Mapping[str, float]) -> dict[str, Any]:
         "lr": float(params["lr"]),
         "seed": int(params["seed"]),
         "tokens": int(params["tokens"]),
+        "batch_size": int(params["batch_size"]),
+        "parent": params.get("parent", ""),
+        "launch": run.data.tags[LAUNCH],
         **{name: evaluation.get(name, float("nan")) for name in EVAL_COLUMNS},
     }
 
@@ -151,8 +195,9 @@ def frontier(
     launch: str | None = None,
     tracking_uri: str | None = None,
     encoder: str = "own",
+    tokens: int | str | None = None,
 ) -> pd.DataFrame:
-    """The evaluated SAEs of a sweep, sorted by site and L0.
+    """The evaluated SAEs of a sweep, sorted by site, tokens and L0.
 
     Failed and unfinished trials, SAEs with L0 = 0 and non-finite results are left out.
 
@@ -161,14 +206,17 @@ def frontier(
         site: only this one.
         launch: an id, or "all"; default: the newest.
         encoder: "own", or "pursuit": the decoders with gradient pursuit, where the sweep has `evaluation.pursuit_l0`.
+        tokens: only SAEs that were trained on so many; "all": of any number, on one frontier; default: of any number,
+            each with a frontier of its own.
     Returns:
         One row a trial with the columns `COLUMNS`; of pursuit, one row a trial and target, and a column `pursuit_l0`
-        more. `on_frontier`: no SAE of its site has a lower L0 and a higher loss recovered. `recipe`: objective/schedule
-        of the training, and what deviates from them; `variant`: options of the architecture that are not at their
-        defaults. `attrs["notes"]`: what a reader should know, as lines of text.
+        more. `on_frontier`: no SAE of its site, and number of tokens unless those are "all", has a lower L0 and a
+        higher loss recovered. `recipe`: objective/schedule of the training, and what deviates from them; `variant`:
+        options of the architecture that are not at their defaults. `attrs["notes"]`: what a reader should know, as
+        lines of text.
     Raises:
-        UserError: no such experiment, launch, site or encoder, no finished trial, none that pursuit was asked of, or
-            trials evaluated on different tokens.
+        UserError: no such experiment, launch, site, encoder or number of tokens, no finished trial, none that pursuit
+            was asked of, or trials evaluated on different tokens.
     """
     if encoder not in ENCODERS:
         raise UserError(f"--encoder: unknown {encoder!r}; {suggest(encoder, ENCODERS)}")
@@ -210,6 +258,7 @@ def frontier(
         if site not in set(rows["site"]):
             raise UserError(f"site: no {site!r} in {experiment!r}; {suggest(site, sorted(set(rows['site'])))}")
         rows = rows[rows["site"] == site]
+    rows = _of_tokens(rows, tokens)
     usable = (rows["l0"] > 0) & np.isfinite(rows[EVAL_COLUMNS]).all(axis=1)
     notes = [
         f"{row.trial}{f', pursuit L0 {row.pursuit_l0},' if encoder == 'pursuit' else ''} is left out: "
@@ -217,7 +266,8 @@ def frontier(
         for row in rows[~usable].itertuples()
     ]
     rows = rows[usable]
-    rows = rows.sort_values(["site", "l0"], ignore_index=True)
+    sharing = ["site"] if tokens == MIXED else ["site", "tokens"]
+    rows = rows.sort_values([*sharing, "l0"], ignore_index=True)
     rows["on_frontier"] = False
     recipes = sorted(set(rows["recipe"]))
     if len(recipes) > 1:
@@ -227,13 +277,29 @@ def frontier(
         )
     if rows["l1_units"].nunique() > 1:
         notes.append("sparsity: some coefficients are in the paper's units, others in sum units (training.l1_units)")
+    if rows.groupby("site")["tokens"].nunique().gt(1).any():
+        shared = "share one frontier" if tokens == MIXED else "have a frontier each (--tokens all: one for all)"
+        notes.append(f"SAEs trained on {_listed(sorted(set(rows['tokens'])))} tokens {shared}")
+    for _, group in rows.groupby(sharing):
+        rows.loc[group.index, "on_frontier"] = pareto(*_curve(group))
     for name, group in rows.groupby("site"):
-        rows.loc[group.index, "on_frontier"] = pareto(group["l0"].to_numpy(), group["loss_recovered"].to_numpy())
         gap = float((group["ce_zero"] - group["ce_clean"]).iloc[0])
         if gap < MEANINGFUL_NATS:
             notes.append(f"{name}: zero-ablation costs only {gap:.3f} nats, so loss recovered means little there")
     rows.attrs["notes"] = notes
     return rows[[*COLUMNS, "pursuit_l0"] if encoder == "pursuit" else COLUMNS]
+
+
+def _of_tokens(rows: pd.DataFrame, tokens: int | str | None) -> pd.DataFrame:
+    """Those of one token budget, if it is named."""
+    if tokens in (None, MIXED):
+        return rows
+    chosen = rows[rows["tokens"].astype(str) == str(tokens).replace("_", "")]
+    if chosen.empty:
+        raise UserError(
+            f"tokens: no SAE was trained on {tokens}; {suggest(tokens, [*sorted(set(rows['tokens'])), MIXED])}"
+        )
+    return chosen
 
 
 def sequences(
@@ -278,17 +344,25 @@ def open_tracking(tracking_uri: str | None) -> MlflowClient:
 # ---- SAEs -----------------------------------------------------------------------------------------------------------
 
 
-def choose(rows: pd.DataFrame, max_l0: float | None = None, min_loss_recovered: float | None = None) -> pd.Series[Any]:
+def choose(
+    rows: pd.DataFrame,
+    max_l0: float | None = None,
+    min_loss_recovered: float | None = None,
+    mixed_tokens: bool = False,
+) -> pd.Series[Any]:
     """The row of the best SAE: the highest loss recovered with L0 ≤ max_l0, or the lowest L0 that recovers enough.
 
     Raises:
-        UserError: rows of several sites, not exactly one constraint, or nothing meets it.
+        UserError: rows of several sites, or numbers of tokens that may not be mixed; not exactly one constraint, or
+            nothing meets it.
     """
     if rows.empty:
         raise UserError("best: no SAE to choose from; those of this sweep have L0 = 0 or a result that is not finite")
     sites = sorted(set(rows["site"]))
     if len(sites) > 1:
         raise UserError(f"site: this sweep has {len(sites)}, name one (one of: {', '.join(sites)})")
+    if not mixed_tokens:
+        check_tokens(rows)
     if (max_l0 is None) == (min_loss_recovered is None):
         raise UserError("best: give either max_l0 (e.g. 40) or min_loss_recovered (e.g. 0.95)")
     if max_l0 is not None:
@@ -305,6 +379,17 @@ def choose(rows: pd.DataFrame, max_l0: float | None = None, min_loss_recovered: 
     return fitting.loc[fitting["l0"].idxmin()]
 
 
+def example_constraint(rows: pd.DataFrame) -> list[str]:
+    """Options with which `gsae-ray best` finds an SAE of these rows, of which there is at least one."""
+    last = rows.iloc[-1]
+    of_site = rows[rows["site"] == last["site"]]
+    options = ["--site", str(last["site"])]
+    if of_site["tokens"].nunique() > 1:
+        of_site = of_site[of_site["tokens"] == last["tokens"]]
+        options += ["--tokens", str(last["tokens"])]
+    return [*options, "--max-l0", str(max(EXAMPLE_L0, math.ceil(of_site["l0"].min())))]
+
+
 def best(
     experiment: str,
     site: str | None = None,
@@ -312,13 +397,17 @@ def best(
     min_loss_recovered: float | None = None,
     launch: str | None = None,
     tracking_uri: str | None = None,
+    tokens: int | str | None = None,
 ) -> SAE:
     """Fetches the best SAE of a sweep under a constraint; its frontier row is in `cfg.metadata["frontier"]`.
 
+    Args:
+        tokens: of SAEs that were trained on so many; "all": of any number. Where there are several, one is to be said.
     Raises:
         UserError: as `frontier` and `choose`.
     """
-    row = choose(frontier(experiment, site, launch, tracking_uri), max_l0, min_loss_recovered)
+    rows = frontier(experiment, site, launch, tracking_uri, tokens=tokens)
+    row = choose(rows, max_l0, min_loss_recovered, mixed_tokens=tokens == MIXED)
     with tempfile.TemporaryDirectory(prefix="gsae-") as folder:
         sae = load(fetch_sae(row["run_id"], folder, tracking_uri, "best"))
     record = {name: value.item() if isinstance(value, np.generic) else value for name, value in row.items()}

@@ -30,6 +30,7 @@ from gsae_ray.results import (
     best,
     check_export,
     choose,
+    example_constraint,
     export,
     frontier,
     l0_ratio,
@@ -62,7 +63,7 @@ def test_along_a_frontier_both_l0_and_quality_rise(values: list[tuple[int, int]]
 
 
 def curve(*values: tuple[float, float]) -> pd.DataFrame:
-    return pd.DataFrame(values, columns=["l0", "loss_recovered"]).assign(recipe="norm_weighted/modern")
+    return pd.DataFrame(values, columns=["l0", "loss_recovered"]).assign(recipe="norm_weighted/modern", tokens=1024)
 
 
 def test_log_l0_is_interpolated_between_frontier_points() -> None:
@@ -104,6 +105,13 @@ def test_l0_ratio_refuses_to_mix_recipes_unless_told_to() -> None:
     assert l0_ratio(better, base, mixed_recipes=True) == pytest.approx(0.5)
 
 
+def test_l0_ratio_refuses_to_mix_numbers_of_tokens_unless_told_to() -> None:
+    base, better = curve((20, 0.90), (80, 0.98)), curve((10, 0.90), (40, 0.98)).assign(tokens=2048)
+    with pytest.raises(UserError, match="^tokens: these SAEs were trained on 1,024 and 2,048 tokens; .*--tokens 2048"):
+        l0_ratio(better, base)
+    assert l0_ratio(better, base, mixed_tokens=True) == pytest.approx(0.5)
+
+
 def test_l0_ratio_of_frontiers_that_share_no_range_is_nan() -> None:
     assert math.isnan(l0_ratio(curve((1, 0.1), (2, 0.2)), curve((1, 0.3), (2, 0.4))))
     assert math.isnan(l0_ratio(curve((1, 0.1)), curve((1, 0.1))))
@@ -114,7 +122,7 @@ def test_l0_ratio_of_frontiers_that_share_no_range_is_nan() -> None:
 ROWS = pd.DataFrame(
     [("a", 10.0, 0.90), ("b", 38.0, 0.97), ("c", 40.0, 0.96), ("d", 90.0, 0.99)],
     columns=["trial", "l0", "loss_recovered"],
-).assign(site=SITE_1)
+).assign(site=SITE_1, tokens=1024)
 
 
 @pytest.mark.parametrize(
@@ -139,6 +147,25 @@ def test_of_several_sites_one_must_be_named() -> None:
     rows = pd.concat([ROWS, ROWS.assign(site=SITE_2)], ignore_index=True)
     with pytest.raises(UserError, match=rf"^site: this sweep has 2, name one \(one of: {SITE_1}, {SITE_2}\)$"):
         choose(rows, max_l0=40)
+
+
+def test_of_several_numbers_of_tokens_one_must_be_named_or_all() -> None:
+    rows = pd.concat([ROWS, ROWS.assign(tokens=2048, l0=ROWS["l0"] / 3, trial="long")], ignore_index=True)
+    with pytest.raises(UserError, match=r"^tokens: these SAEs were trained on 1,024 and 2,048 tokens; .*--tokens all"):
+        choose(rows, max_l0=40)
+    assert choose(rows, max_l0=40, mixed_tokens=True)["trial"] == "long"
+
+
+@pytest.mark.parametrize("lowest", [0.3, 12, 39.99, 40, 47.9, 48, 1234.5])
+def test_the_command_that_is_printed_finds_an_sae_of_this_frontier(lowest: float) -> None:
+    rows = ROWS.assign(l0=ROWS["l0"] + lowest - 10)
+    rows = pd.concat([ROWS, rows.assign(site=SITE_2)], ignore_index=True)
+    rows = pd.concat([rows, rows.assign(tokens=2048, l0=rows["l0"] * 2)], ignore_index=True)
+    named = example_constraint(rows)
+    options = dict(zip(named[::2], named[1::2], strict=True))
+    assert options.keys() == {"--site", "--tokens", "--max-l0"}
+    chosen = rows[(rows["site"] == options["--site"]) & (rows["tokens"] == int(options["--tokens"]))]
+    assert choose(chosen, max_l0=float(options["--max-l0"]))["l0"] <= float(options["--max-l0"])
 
 
 @pytest.mark.parametrize("constraint", [{}, {"max_l0": 40, "min_loss_recovered": 0.9}])
@@ -284,6 +311,31 @@ def test_of_all_launches_trials_of_one_name_and_other_settings_are_two(recorder:
     recorder.record("longer", OLDER, list(zip([short], ends((10, 0.8)), strict=True)))
     recorder.record("longer", NEWER, list(zip([long], ends((20, 0.9)), strict=True)))
     assert frontier("longer", launch="all")["tokens"].tolist() == [1024, 2048]
+
+
+def test_different_numbers_of_tokens_never_share_a_frontier_without_being_asked(recorder: Recorder) -> None:
+    short, long = expand(tokens=1024, l1_coefficient=L1[:3]), expand(tokens=2048, l1_coefficient=L1[:2])
+    recorder.record("budgets", OLDER, list(zip(short, ends((30, 0.90), (10, 0.80), (20, 0.79)), strict=True)))
+    recorder.record("budgets", NEWER, list(zip(long, ends((25, 0.95), (9, 0.85)), strict=True)))
+    rows = frontier("budgets", launch="all")
+    assert rows[["tokens", "l0"]].to_numpy().tolist() == [[1024, 10], [1024, 20], [1024, 30], [2048, 9], [2048, 25]]
+    assert rows["on_frontier"].tolist() == [True, False, True, True, True], "of each number of tokens"
+    (note,) = rows.attrs["notes"]
+    assert "1,024 and 2,048 tokens" in note and "--tokens all" in note
+    assert set(rows["launch"]) == {OLDER, NEWER}
+
+    mixed = frontier("budgets", launch="all", tokens="all")
+    assert mixed["l0"].tolist() == [9, 10, 20, 25, 30]
+    assert mixed["on_frontier"].tolist() == [True, False, False, True, False]
+    for tokens in (1024, "1024", "1_024"):
+        assert frontier("budgets", launch="all", tokens=tokens)["l0"].tolist() == [10, 20, 30]
+    with pytest.raises(UserError, match=r"^tokens: no SAE was trained on 512; .*1024, 2048, all"):
+        frontier("budgets", launch="all", tokens=512)
+
+    with pytest.raises(UserError, match=r"^tokens: .* 1,024 and 2,048 tokens"):
+        best("budgets", launch="all", max_l0=40)
+    for tokens, l0 in ((1024, 30), (2048, 25), ("all", 25)):
+        assert best("budgets", launch="all", max_l0=40, tokens=tokens).cfg.metadata["frontier"]["l0"] == l0
 
 
 def test_what_is_left_out_is_said(recorder: Recorder) -> None:
