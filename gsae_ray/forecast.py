@@ -158,7 +158,7 @@ def forecast(
             capture(skeleton, tokens_BT, sweep.used_sites, use_cache=True)
         with whole:
             skeleton(tokens_BT)
-    except (RuntimeError, NotImplementedError) as error:  # some layers, as mixtures of experts, need their weights
+    except (RuntimeError, NotImplementedError) as error:  # some kinds of layers need their weights
         raise UserError(
             f"model.name: {sweep.model.name!r} cannot be forecast, since it does not run without its weights "
             f"({first_line(error)})"

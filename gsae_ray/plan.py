@@ -53,7 +53,7 @@ def prepare(sweep: Sweep, storage: Path, display: Display, tracking_uri: str | N
     sweep = sweep.model_copy(update={"model": pinned(sweep.model), "dataset": pinned_data(sweep.dataset)})
     try:
         widths = site_widths(skeleton, sweep.used_sites)
-    except (RuntimeError, NotImplementedError):  # some layers (mixtures of experts) cannot run without weights
+    except (RuntimeError, NotImplementedError):  # a few kinds of layers cannot run without weights
         widths = site_widths(load_model(sweep.model), sweep.used_sites)
     parents = fetch_parents(sweep, storage / sweep.name / "parents", tracking_uri)
     configs = parent_configs(parents)

@@ -230,14 +230,24 @@ def test_a_model_directory_without_weights_is_enough(
     assert result.notices == ()
 
 
+MODULE = {"layers": [], "points": [], "modules": [{"module": "model.layers.1"}]}
+
+
+def test_of_a_mixture_of_experts_those_count_that_a_token_uses(tmp_path: Path) -> None:
+    sizes = {"hidden_size": 256, "intermediate_size": 512, "num_hidden_layers": 2, "vocab_size": 100}
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 4}
+    config = transformers.MixtralConfig(**sizes, **heads, num_local_experts=8, num_experts_per_tok=2)
+    config.save_pretrained(tmp_path)
+    result = cost(tmp_path, ENTRIES[:1], tmp_path, sites=MODULE)
+    weights_a_token = 2 * (4 * 256**2 + 256 * 8 + 2 * 3 * 256 * 512)
+    assert result.model_flops == pytest.approx(2 * weights_a_token * result.rows * 65 / 64, rel=0.05)
+
+
 def test_a_model_that_needs_its_weights_is_one_line(tmp_path: Path) -> None:
     sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "vocab_size": 100}
-    heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "num_local_experts": 4}
-    transformers.MixtralConfig(**sizes, **heads).save_pretrained(tmp_path)
-    entries = [{"architecture": "gated", "widths": [8], "l1_coefficient": 1.0}]
-    sites = {"layers": [], "points": [], "modules": [{"module": "model.layers.1"}]}
+    transformers.JetMoeConfig(**sizes, num_key_value_heads=2, kv_channels=8).save_pretrained(tmp_path)
     with pytest.raises(UserError, match="model.name.*without its weights") as caught:
-        cost(tmp_path, entries, tmp_path, sites=sites)
+        cost(tmp_path, ENTRIES[:1], tmp_path, sites=MODULE)
     assert "\n" not in str(caught.value)
 
 

@@ -18,6 +18,7 @@ from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import cached_file
 
+from gsae_ray.activations.causal import check_attention, check_kind
 from gsae_ray.activations.transformer_lens import (
     WEIGHTS,
     TransformerLensConfig,
@@ -30,6 +31,9 @@ from gsae_ray.builtin import MODEL_DIR
 from gsae_ray.errors import UserError
 from gsae_ray.files import digest, file_hash
 from gsae_ray.sweep import ModelSettings
+
+ADAPTER = "adapter_config.json"
+"""peft's configuration of an adapter."""
 
 
 def _local(name: str) -> Path | None:
@@ -137,10 +141,40 @@ def _transformer_lens_weights(model: ModelSettings) -> Path:
     return found[0]
 
 
+def _refuse_adapter(model: ModelSettings) -> None:
+    """transformers leaves an adapter out where peft is not installed, and puts modules of its own in where it is.
+
+    Raises:
+        UserError: there is one.
+    """
+    source = _source(model)
+    name, revision = source["pretrained_model_name_or_path"], source["revision"]
+    missing = {f"_raise_exceptions_for_{what}": False for what in ("missing_entries", "connection_errors")}
+    if cached_file(name, ADAPTER, revision=revision, **missing):
+        raise _unmerged(model.name, ADAPTER)
+
+
+def _unmerged(name: str, found: str) -> UserError:
+    return UserError(
+        f"model.name: {name!r} holds an adapter, as LoRA ({found}), that would not be applied; merge it into its base "
+        "model (peft: merge_and_unload), save the result without it (save_pretrained) and name that folder"
+    )
+
+
 def load_config(model: ModelSettings) -> transformers.PretrainedConfig:
-    """The model's configuration; no weights are read."""
+    """The model's configuration; no weights are read.
+
+    Raises:
+        UserError: it cannot be loaded, it is not that of a causal language model, or contexts are too long for it.
+    """
     with _explained(model.name, "configuration"):
+        _refuse_adapter(model)
         config = _transformer_lens_config(model) or AutoConfig.from_pretrained(**_source(model))
+    if not isinstance(config, TransformerLensConfig):
+        check_kind(model.name, config)
+    # Not as config.json says: by its word transformers fetches kernels from the hub, which are code, and runs them.
+    config._attn_implementation = model.attn_implementation
+    config._experts_implementation = None
     limit = getattr(config.get_text_config(), "max_position_embeddings", None)
     if limit is not None and model.context_size > limit:
         raise UserError(f"model.context_size: {model.context_size} is more than the {limit} positions of {model.name}")
@@ -148,12 +182,18 @@ def load_config(model: ModelSettings) -> transformers.PretrainedConfig:
 
 
 def load_skeleton(model: ModelSettings) -> PreTrainedModel:
-    """The model without weights (on the meta device): enough to find sites and their widths."""
+    """The model without weights (on the meta device): enough to find sites and their widths.
+
+    Raises:
+        UserError: as `load_config`.
+    """
     config = load_config(model)
+    config._experts_implementation = "batched_mm"  # the one that runs without weights
     with _explained(model.name, "configuration"), torch.device("meta"):
         if isinstance(config, TransformerLensConfig):
             return TransformerLensModel(config).eval()
         skeleton = AutoModelForCausalLM.from_config(config, trust_remote_code=model.trust_remote_code)
+    check_attention(model.name, skeleton)
     return skeleton.eval()
 
 
@@ -206,21 +246,21 @@ def load_model(model: ModelSettings, device_map: str = "cpu") -> PreTrainedModel
     no_room = UserError(
         f"producers.gpus: too few; {model.name} in {model.dtype} does not fit into the memory of a producer's GPUs"
     )
+    config = load_config(model)
     with _explained(model.name, "weights"):
         options: dict[str, Any] = {
+            "config": config,
             "dtype": getattr(torch, model.dtype),
-            "attn_implementation": model.attn_implementation,
             "device_map": device_map,
             "output_loading_info": True,
             "ignore_mismatched_sizes": True,  # told below, by name
         }
-        lens = _transformer_lens_config(model)
         try:
-            if lens is None:
-                loaded, report = AutoModelForCausalLM.from_pretrained(**_source(model), **options, use_safetensors=True)
+            if isinstance(config, TransformerLensConfig):
+                weights = read_weights(model.name, _transformer_lens_weights(model), config)
+                loaded, report = TransformerLensModel.from_pretrained(None, state_dict=weights, **options)
             else:
-                weights = read_weights(model.name, _transformer_lens_weights(model), lens)
-                loaded, report = TransformerLensModel.from_pretrained(None, config=lens, state_dict=weights, **options)
+                loaded, report = AutoModelForCausalLM.from_pretrained(**_source(model), **options, use_safetensors=True)
         except torch.OutOfMemoryError as error:
             raise no_room from error
     for name, in_checkpoint, in_model in sorted(report["mismatched_keys"]):
@@ -231,6 +271,9 @@ def load_model(model: ModelSettings, device_map: str = "cpu") -> PreTrainedModel
     if report["missing_keys"]:
         missing = sorted(report["missing_keys"])[0]
         raise UserError(f"model.name: cannot load the weights of {model.name!r}: {missing} is not in the checkpoint")
+    for name in sorted(report["unexpected_keys"]):
+        if ".lora_" in name:
+            raise _unmerged(model.name, name)
     if device_map == "balanced" and {"cpu", "disk"} & {str(device) for device in loaded.hf_device_map.values()}:
         raise no_room  # transformers would go on, with layers that travel to a GPU at every forward pass
     return loaded.eval().requires_grad_(False)

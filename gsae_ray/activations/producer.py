@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
+from gsae_ray.activations.causal import check_predictions
 from gsae_ray.activations.chunks import Array, SiteStatistics, to_array
 from gsae_ray.activations.layout import Layout
 from gsae_ray.activations.models import load_model
@@ -36,11 +37,16 @@ class Producer:
     """One language model in one process. `produce` is pure: any producer makes the same block, bit for bit."""
 
     def __init__(self, spec: ProducerSpec) -> None:
+        """
+        Raises:
+            UserError: the model cannot be loaded, or is not causal.
+        """
         torch.set_num_threads(spec.threads)
         self.spec = spec
         where = "cpu" if spec.gpus == 0 else "cuda" if spec.gpus <= 1 else "balanced"
         self.model = load_model(spec.model, where)
         self.device = self.model.device  # of the embedding, where tokens go; other layers may be on other GPUs
+        check_predictions(spec.model.name, self.model, spec.tokens.block(0)[0].to(self.device))
         self._evaluator: Evaluator | None = None
 
     def produce(self, block: int, sites: Sequence[str]) -> tuple[dict[str, SiteStatistics], list[Array]]:

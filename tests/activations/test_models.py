@@ -23,6 +23,7 @@ from transformers import (
     GPT2Config,
     GPTNeoXConfig,
     LlamaConfig,
+    MixtralConfig,
     PreTrainedConfig,
 )
 
@@ -110,6 +111,28 @@ def test_a_saved_model_is_loaded_bit_for_bit_in_the_dtype_asked_for(saved: Path,
 def test_the_attention_implementation_is_the_one_asked_for(saved: Path, attention: str) -> None:
     model = load_model(settings(saved, attn_implementation=attention))
     assert model.config._attn_implementation == attention
+
+
+@pytest.mark.parametrize("key", ["attn_implementation", "_attn_implementation"])
+@pytest.mark.parametrize("value", ["lab/no-such-kernel", {"": "lab/no-such-kernel"}])
+def test_an_attention_implementation_that_comes_with_a_model_is_not_used(
+    key: str, value: object, directory: Path
+) -> None:
+    edit_config(directory, **{key: value})
+    for load in (load_config, load_skeleton, load_model):
+        loaded = load(settings(directory, attn_implementation="eager"))
+        config = loaded if isinstance(loaded, PreTrainedConfig) else loaded.config
+        assert config._attn_implementation == "eager"
+    assert load_skeleton(settings(directory)).config._attn_implementation == "sdpa"
+    assert load_model(settings(directory)).config._attn_implementation == "sdpa"
+
+
+def test_an_experts_implementation_that_comes_with_a_model_is_not_used(tmp_path: Path) -> None:
+    path = save(tmp_path / "moe", MixtralConfig(**SIZE, num_local_experts=2))
+    expected = load_model(settings(path)).config._experts_implementation
+    edit_config(path, experts_implementation="sonicmoe")
+    assert load_model(settings(path)).config._experts_implementation == expected != "sonicmoe"
+    assert load_skeleton(settings(path)).config._experts_implementation != "sonicmoe"
 
 
 def test_the_skeleton_has_the_models_shapes_and_needs_no_weights(directory: Path) -> None:
@@ -299,6 +322,27 @@ def test_a_directory_without_weights_is_said_to_be_so(directory: Path) -> None:
     (directory / "model.safetensors").unlink()
     message = complaint(load_model, settings(directory))
     assert str(directory) in message and "weights" in message and "model.safetensors" in message
+
+
+@pytest.mark.parametrize("base", [True, False])
+def test_an_adapter_is_refused_with_what_is_to_be_done(base: bool, directory: Path) -> None:
+    """Beside its base model, whose activations it would change, and in a folder of its own."""
+    adapter = {"peft_type": "LORA", "base_model_name_or_path": "lab/base", "r": 8, "target_modules": ["q_proj"]}
+    (directory / "adapter_config.json").write_text(json.dumps(adapter))
+    if not base:
+        for name in ("config.json", "model.safetensors"):
+            (directory / name).unlink()
+    for load in (load_config, load_skeleton, load_model):
+        message = complaint(load, settings(directory))
+        assert "adapter" in message and "merge_and_unload" in message and str(directory) in message
+
+
+def test_weights_of_an_adapter_among_a_models_are_refused(directory: Path) -> None:
+    name = "model.layers.0.self_attn.q_proj.lora_A.default.weight"
+    edit_weights(directory, lambda weights: weights.update({name: torch.ones(2, 16)}))
+    for load in (load_model, check_weights):
+        message = complaint(load, settings(directory))
+        assert name in message and "merge_and_unload" in message
 
 
 def test_pickled_weights_are_never_read(directory: Path) -> None:
