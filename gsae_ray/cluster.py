@@ -24,10 +24,10 @@ from urllib.parse import urlsplit
 
 import aiohttp
 import ray
-import yaml
 from ray.job_submission import JobSubmissionClient
 
 import gsae_ray
+from gsae_ray import plain_yaml
 from gsae_ray.addresses import refuse_password
 from gsae_ray.display import Progress
 from gsae_ray.errors import UserError, first_line
@@ -409,7 +409,7 @@ def submit(
     with tempfile.TemporaryDirectory(prefix="gsae-submit-") as temporary:
         folder, package = Path(temporary, "job"), Path(temporary, "gsae_ray")
         folder.mkdir()
-        (folder / "sweep.yaml").write_text(yaml.safe_dump(sweep.model_dump(mode="json"), sort_keys=False))
+        (folder / "sweep.yaml").write_text(plain_yaml.dump(sweep.model_dump(mode="json")), encoding="utf-8")
         source = Path(gsae_ray.__file__).parent
         shutil.copytree(source, package, ignore=shutil.ignore_patterns("__pycache__", "*.pyc"))
         logging.getLogger("ray").setLevel(logging.ERROR)  # it tells of every package that it uploads

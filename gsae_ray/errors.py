@@ -55,9 +55,27 @@ def reason(error: BaseException) -> str:
     return lines[-1].rpartition("Error: ")[2] if lines else type(error).__name__
 
 
+ECHOED = 200
+"""Characters of what was given that a message repeats."""
+
+
+def shown(value: object, quoted: bool = True) -> str:
+    """A value as an error line repeats it: on one line, and cut where it is long.
+
+    Args:
+        quoted: as Python writes it; else as text.
+    """
+    try:
+        text = repr(value) if quoted else str(value)
+    except (ValueError, RecursionError):  # Python writes no whole number of more than 4300 digits
+        text = f"a {type(value).__name__} too large to write"
+    text = " ".join(text.split()) if not text.isprintable() else text
+    return text if len(text) <= ECHOED else f"{text[:ECHOED]}…"
+
+
 def suggest(value: object, known: Iterable[object]) -> str:
     """`"did you mean 'x'? (one of: a, b, x)"`, for the end of an error line."""
     names = [str(name) for name in known]
-    nearest = difflib.get_close_matches(str(value), names, n=1, cutoff=0.5)
+    nearest = difflib.get_close_matches(shown(value, quoted=False), names, n=1, cutoff=0.5)
     prefix = f"did you mean {nearest[0]!r}? " if nearest else ""
     return f"{prefix}(one of: {', '.join(names)})"

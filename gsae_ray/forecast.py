@@ -18,7 +18,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from gsae_ray import memory, room
 from gsae_ray.activations.layout import DTYPE_BYTES, WINDOW
-from gsae_ray.activations.models import load_skeleton
+from gsae_ray.activations.models import layer_count, load_skeleton
 from gsae_ray.activations.sites import capture, site_widths
 from gsae_ray.errors import UserError, first_line
 from gsae_ray.memory import FLOAT, STORE_PROCESS, Memory
@@ -150,6 +150,7 @@ def forecast(
         UserError: the model's configuration cannot be loaded, or something does not fit together, or the cluster.
     """
     skeleton = load_skeleton(sweep.model)
+    sweep = sweep.of_model(layer_count(skeleton))
     counter, whole = FlopCounterMode(display=False), FlopCounterMode(display=False)
     tokens_BT = torch.zeros(1, sweep.model.context_size, dtype=torch.long, device="meta")
     try:

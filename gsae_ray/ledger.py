@@ -23,11 +23,11 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
-import yaml
 from pydantic import Field, FiniteFloat
 from typing_extensions import NotRequired, TypedDict
 
 import gsae_ray
+from gsae_ray import plain_yaml
 from gsae_ray.activations.record import Record
 from gsae_ray.errors import DamagedError, ReplacedError, UserError
 from gsae_ray.files import JSONFile, write_atomically
@@ -243,7 +243,7 @@ def begin_launch(folder: Path, sweep: Sweep, trials: Sequence[TrialSpec], resume
 
 
 def _write_sweep(launch: Path, description: dict[str, Any]) -> None:
-    write_atomically(launch / "sweep.yaml", yaml.safe_dump(description, sort_keys=False).encode())
+    write_atomically(launch / "sweep.yaml", plain_yaml.dump(description).encode())
 
 
 def _damaged_record(launch: Path) -> list[str]:

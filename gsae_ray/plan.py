@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from gsae_ray.activations.layout import Layout
-from gsae_ray.activations.models import check_weights, load_model, load_skeleton, model_fingerprint, pinned
+from gsae_ray.activations.models import check_weights, layer_count, load_model, load_skeleton, model_fingerprint, pinned
 from gsae_ray.activations.producer import ProducerSpec
 from gsae_ray.activations.sites import site_widths
 from gsae_ray.activations.tokens import TokenStore, pinned_data, prepare_tokens
@@ -49,6 +49,7 @@ def prepare(sweep: Sweep, storage: Path, display: Display, tracking_uri: str | N
     for notice in sweep.notices():
         display.phase(notice)
     skeleton = load_skeleton(sweep.model)
+    sweep = sweep.of_model(layer_count(skeleton))
     check_weights(sweep.model)
     sweep = sweep.model_copy(update={"model": pinned(sweep.model), "dataset": pinned_data(sweep.dataset)})
     try:

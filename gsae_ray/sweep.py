@@ -13,10 +13,24 @@ from typing import Annotated, Any, Literal
 import pydantic
 from pydantic import ConfigDict, Field
 
-from gsae_ray.activations.sites import POINTS, Site
-from gsae_ray.errors import UserError, suggest
+from gsae_ray.activations.sites import Site
+from gsae_ray.errors import UserError, shown, suggest
+from gsae_ray.explain import Key, listed, problems, refusal
+from gsae_ray.names import MAX_COMPONENT, folder_name
 from gsae_ray.saes import REGISTRY, SAEConfig
-from gsae_ray.settings import Count, Grid, Seed, Settings, expand_grid, explain, unique
+from gsae_ray.settings import (
+    AtMost,
+    Count,
+    Grid,
+    InMemory,
+    Processes,
+    Seconds,
+    Seed,
+    Settings,
+    expand_grid,
+    unique,
+)
+from gsae_ray.site_settings import SiteSettings
 from gsae_ray.training.recipe import TrainingSettings
 from gsae_ray.trial import TrialSpec, with_parent
 
@@ -27,6 +41,9 @@ EQUAL_COMPUTE = 1.5
 A gated step has 7 dense products (8 with norm_weighted) where a standard one has 5 (see `training_products`), so that
 1.4 (1.6) would be exact.
 """
+MAX_TRIALS = 10_000
+MAX_WIDTH = 10**9
+Width = Annotated[Count, AtMost(MAX_WIDTH, "an SAE's weights are in memory")]
 
 
 # ---- the parts of a sweep file --------------------------------------------------------------------------------------
@@ -44,7 +61,7 @@ class ModelSettings(Settings):
         description="tokenizer, where the model does not bring one: `builtin`, a directory or a hub name; default: the "
         "model's own, or the one that a TransformerLens checkpoint names",
     )
-    context_size: Count = Field(128, ge=3, description="tokens of a context; documents are packed to it")
+    context_size: InMemory = Field(128, ge=3, description="tokens of a context; documents are packed to it")
     dtype: Literal["float32", "bfloat16", "float16"] = Field(
         "float32", description="of the weights, the forward pass and the activations that trials receive"
     )
@@ -88,59 +105,19 @@ class DatasetSettings(Settings):
         return value
 
 
-class ModuleSite(Settings):
-    """Any module of the model, by path."""
-
-    module: str = Field(description="as in `model.named_modules()`, e.g. model.layers.3.mlp")
-    io: Literal["input", "output"] = Field("output", description="which side of it")
-
-
-class SiteSettings(Settings):
-    """Where SAEs are trained: every point of every layer, and modules by path."""
-
-    layers: tuple[Annotated[int, Field(ge=0)], ...] = Field((), description="layers, from 0")
-    points: tuple[str, ...] = Field((), description=f"points of a layer: {', '.join(POINTS)}")
-    modules: tuple[ModuleSite, ...] = Field((), description="further sites, as {module: path, io: input|output}")
-
-    @pydantic.field_validator("layers", "points", "modules", mode="before")
-    @classmethod
-    def _lists(cls, value: object) -> object:
-        return expand_grid(value) if not isinstance(value, Mapping) else value
-
-    @pydantic.field_validator("points")
-    @classmethod
-    def _known_points(cls, points: tuple[str, ...]) -> tuple[str, ...]:
-        for point in points:
-            if point not in POINTS:
-                raise ValueError(f"unknown point {point!r}; {suggest(point, POINTS)}")
-        return points
-
-    def sites(self) -> tuple[Site, ...]:
-        named = [Site.of_point(layer, point) for layer in self.layers for point in self.points]
-        return tuple(dict.fromkeys([*named, *(Site.of_module(m.module, m.io) for m in self.modules)]))
-
-    def selects(self, site: Site) -> bool:
-        """As a filter: an absent list lets everything through."""
-        if site.layer is None:
-            return site in self.sites() if self.modules else not (self.layers or self.points)
-        if self.modules and not (self.layers or self.points):
-            return False
-        return (not self.layers or site.layer in self.layers) and (not self.points or site.point in self.points)
-
-
 class SAESettings(Settings):
     """One family of SAEs: architecture x widths x sparsity. Fields of `training` may be overridden here."""
 
     model_config = ConfigDict(extra="allow", frozen=True, strict=True)
 
     architecture: str = Field(description=f"one of: {', '.join(TRAINABLE)}")
-    widths: Grid[Count] | None = Field(
+    widths: Grid[Width] | None = Field(
         None,
         description="numbers of features (d_sae); a list is a grid; {equal_compute_with: gated}: 1.5 x the widths of "
         "this sweep's gated SAEs, the paper's convention for a standard SAE of equal training compute",
     )
-    expansion_factors: Grid[Annotated[float, Field(gt=0)]] | None = Field(
-        None, description="instead of widths: multiples of the site's own width"
+    expansion_factors: Grid[Annotated[float, Field(gt=0), AtMost(1e6, "an SAE's weights are in memory")]] | None = (
+        Field(None, description="instead of widths: multiples of the site's own width")
     )
     equal_compute_with: Literal["gated"] | None = Field(None, description="as widths: {equal_compute_with: gated}")
     sites: SiteSettings | None = Field(None, description="a filter: only these layers, points or modules of `sites`")
@@ -154,15 +131,16 @@ class SAESettings(Settings):
         architecture = value["architecture"]
         if architecture not in TRAINABLE:
             what = "unknown architecture" if architecture not in REGISTRY else "no sweep can train the architecture"
-            raise ValueError(f"{what} {architecture!r}; {suggest(architecture, TRAINABLE)}")
+            raise refusal([(("architecture",), f"{what} {shown(architecture)}; {suggest(architecture, TRAINABLE)}")])
         own = REGISTRY[architecture].Hyperparameters.model_fields
         known = {**cls.model_fields, **own, **TrainingSettings.model_fields}
-        for key in value:
-            if key not in known:
-                raise ValueError(f"unknown key {key!r}; {suggest(key, known)}")
+        unknown = [key for key in value if key not in known]
         missing = [key for key, field in own.items() if field.is_required() and key not in value]
-        if missing:
-            raise ValueError(f"{missing[0]} is missing; a {architecture} SAE needs it: {own[missing[0]].description}")
+        found: list[tuple[Key, str]] = [((key,), f"unknown key; {suggest(key, known)}") for key in unknown]
+        if not unknown:  # one of them may be what is missing, misspelt
+            found = [((key,), f"missing; a {architecture} SAE needs it: {own[key].description}") for key in missing]
+        if found:
+            raise refusal(found)
         widths = value.get("widths")
         if isinstance(widths, Mapping) and set(widths) == {"equal_compute_with"}:
             value = {**value, "widths": None, **widths}
@@ -180,13 +158,32 @@ class SAESettings(Settings):
     def selects(self, site: Site) -> bool:
         return self.sites is None or self.sites.selects(site)
 
+    def of_model(self, n_layers: int, key: str, layers: tuple[int, ...]) -> SAESettings:
+        """With the layers of a model; of a range, those among `layers`, which the sweep has.
+
+        Raises:
+            UserError: a layer is not there, or none is left; the line begins with `key`.
+        """
+        if self.sites is None:
+            return self
+        sites = self.sites.of_model(n_layers, key)
+        if isinstance(self.sites.layers, dict):
+            sites = sites.model_copy(update={"layers": tuple(n for n in sites.numbers if n in layers)})
+            if not sites.layers:
+                raise UserError(f"{key}: this filter leaves none of the sweep's sites")
+        return self.model_copy(update={"sites": sites})
+
     def own_widths(self, site: Site, d_in: int) -> tuple[int, ...]:
         """The widths that the entry itself says."""
-        widths = self.widths or tuple(round(factor * d_in) for factor in self.expansion_factors or ())
-        if not all(widths):
-            factor = min(self.expansion_factors or ())
-            raise UserError(f"saes: expansion_factors: {factor:g} times the {d_in} of {site} rounds to 0")
-        return widths
+        if self.widths is not None:
+            return self.widths
+        for factor in self.expansion_factors or ():
+            if not 1 <= round(factor * d_in) <= MAX_WIDTH:
+                raise UserError(
+                    f"saes: expansion_factors: {factor:g} times the {d_in} of {site} is a width of "
+                    f"{round(factor * d_in)}; it should be 1 to {MAX_WIDTH:,}"
+                )
+        return tuple(round(factor * d_in) for factor in self.expansion_factors or ())
 
     def hyperparameters(self) -> list[dict[str, Any]]:
         """Every combination of the architecture's own hyperparameters."""
@@ -198,7 +195,8 @@ class SAESettings(Settings):
                 grid: Any = expand_grid(extra[key])
                 grids[key] = unique(grid)
             except ValueError as error:
-                raise ValueError(f"{key}: {error}") from error
+                raise refusal([((key,), str(error))]) from error
+        _check_count(math.prod(map(len, grids.values())))
         return [
             model.model_validate(dict(zip(grids, values, strict=True))).model_dump()
             for values in itertools.product(*grids.values())
@@ -208,6 +206,15 @@ class SAESettings(Settings):
         overrides = {k: v for k, v in (self.model_extra or {}).items() if k in TrainingSettings.model_fields}
         merged = {key: getattr(base, key) for key in base.model_fields_set} | overrides
         return TrainingSettings.model_validate(merged)
+
+
+def _check_count(trials: int) -> None:
+    """
+    Raises:
+        ValueError: a sweep cannot have so many.
+    """
+    if trials > MAX_TRIALS:
+        raise ValueError(f"{trials:,} trials; a sweep has at most {MAX_TRIALS:,}, each with files and a run of its own")
 
 
 class EvaluationSettings(Settings):
@@ -221,7 +228,9 @@ class EvaluationSettings(Settings):
         0.01, description="without a split: the share of documents, chosen by hash, that is held out of training"
     )
     every_tokens: Count | None = Field(None, description="evaluate during training too, every so many rows")
-    batch: Count = Field(8, description="contexts of a forward pass; small, since all logits of a pass are in memory")
+    batch: InMemory = Field(
+        8, description="contexts of a forward pass; small, since all logits of a pass are in memory"
+    )
     pursuit_l0: Grid[Count] | None = Field(
         None,
         description="evaluate each finished SAE again with gradient pursuit in its encoder's place, at these L0s "
@@ -235,7 +244,7 @@ class EvaluationSettings(Settings):
 
 
 def _whole_or_part(gpus: float) -> float:
-    if gpus > 1 and gpus != int(gpus):
+    if gpus > 1 and not float(gpus).is_integer():
         raise ValueError(f"{gpus:g} GPUs; give a fraction up to 1, or a whole number")
     return gpus
 
@@ -243,30 +252,33 @@ def _whole_or_part(gpus: float) -> float:
 def _number_or_auto(value: object) -> object:
     if value == "auto":
         return value
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not value >= 0:
-        raise ValueError(f"{value!r}; give a number of GPUs, or auto")
-    return _whole_or_part(value)
+    if type(value) not in (int, float) or not 0 <= value <= _GPUS.limit:  # type: ignore[operator]
+        raise ValueError(f"{shown(value)}; give a number of GPUs, {_GPUS}; or auto")
+    return _whole_or_part(value)  # type: ignore[arg-type]
 
 
-GPUs = Annotated[float, Field(ge=0), pydantic.AfterValidator(_whole_or_part)]
+_GPUS = AtMost(10_000, "one cluster has no more")
+GPUs = Annotated[float, Field(ge=0), _GPUS, pydantic.AfterValidator(_whole_or_part)]
 
 
 class ProducerSettings(Settings):
     """The actors that run the language model."""
 
-    count: Count = Field(1, description="how many producers, each with a copy of the model")
-    cpus: Count = Field(1, description="threads of a producer; fixed, since the last bits of a sum depend on it")
+    count: Processes = Field(1, description="how many producers, each with a copy of the model")
+    cpus: Processes = Field(1, description="threads of a producer; fixed, since the last bits of a sum depend on it")
     gpus: GPUs = Field(
         0.0, description="GPUs of a producer: 0 runs it on the CPU, several share the layers of one model"
     )
-    batch: Count = Field(32, description="contexts of a forward pass; fixed for the same reason")
-    chunk_mib: Count = Field(32, description="size of the chunks in which activations travel")
-    budget_gib: Annotated[float, Field(gt=0)] | None = Field(
+    batch: InMemory = Field(32, description="contexts of a forward pass; fixed for the same reason")
+    chunk_mib: Annotated[Count, AtMost(100_000, "they are in memory at once")] = Field(
+        32, description="size of the chunks in which activations travel"
+    )
+    budget_gib: Annotated[float, Field(gt=0), AtMost(10**9, "no cluster has more memory")] | None = Field(
         None,
         description="for activations: two blocks that are being read, the rest kept for late trials; default: all, if "
         "60 % of the object store holds them",
     )
-    timeout_s: Annotated[float, Field(gt=0)] = Field(
+    timeout_s: Annotated[Seconds, Field(gt=0)] = Field(
         600, description="a block or an evaluation that takes longer means that the producer hangs, and is killed"
     )
 
@@ -274,17 +286,17 @@ class ProducerSettings(Settings):
 class TrialSettings(Settings):
     """The processes that train SAEs, one SAE each."""
 
-    cpus: Count = Field(1, description="cores, and threads, of a trial")
+    cpus: Processes = Field(1, description="cores, and threads, of a trial")
     gpus: Annotated[float | Literal["auto"], pydantic.BeforeValidator(_number_or_auto)] = Field(
         0.0,
         description="GPUs, or a fraction of one, of a trial; auto: as many on a GPU as by prediction fit into its "
         "memory; 0: CPU",
     )
-    max_concurrent: Count | None = Field(None, description="trials at a time; default: as many as fit")
-    hang_timeout_s: Annotated[float, Field(ge=10)] = Field(
+    max_concurrent: Processes | None = Field(None, description="trials at a time; default: as many as fit")
+    hang_timeout_s: Annotated[Seconds, Field(ge=10)] = Field(
         120, description="a trial whose process is silent for longer is killed and goes on from its last checkpoint"
     )
-    room_timeout_s: Annotated[float, Field(ge=60)] = Field(
+    room_timeout_s: Annotated[Seconds, Field(ge=60)] = Field(
         3600,
         description="the sweep stops, and gives back what its producers hold, when no trial has had room on the "
         "cluster for longer",
@@ -294,8 +306,8 @@ class TrialSettings(Settings):
 class Sweep(Settings):
     """A sweep file."""
 
-    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", description="names the sweep and its folder in storage")
-    experiment: str | None = Field(None, description="the MLflow experiment; default: the sweep's name")
+    name: str = Field(description="names the sweep and its folder in storage: letters, digits, _, . and -")
+    experiment: str | None = Field(None, min_length=1, description="the MLflow experiment; default: the sweep's name")
     model: ModelSettings
     dataset: DatasetSettings
     sites: SiteSettings
@@ -305,6 +317,16 @@ class Sweep(Settings):
     producers: ProducerSettings = ProducerSettings()
     trials: TrialSettings = TrialSettings()
 
+    @pydantic.field_validator("name")
+    @classmethod
+    def _fit_for_a_folder(cls, name: str) -> str:
+        if folder_name(name) != name or not name[:1].isalnum():
+            raise ValueError(
+                f"{shown(name)} should be letters, digits, _, . and -, the first a letter or digit, and at most "
+                f"{MAX_COMPONENT} long"
+            )
+        return name
+
     @pydantic.field_validator("saes", mode="before")
     @classmethod
     def _list(cls, value: object) -> object:
@@ -312,29 +334,71 @@ class Sweep(Settings):
 
     @pydantic.model_validator(mode="after")
     def _complete(self) -> Sweep:
-        if not self.sites.sites():
-            raise ValueError("sites: no site; give layers and points, or modules")
-        if bool(self.sites.layers) != bool(self.sites.points):
-            raise ValueError("sites: layers and points go together; one of them is missing")
+        found: list[tuple[Key, str]] = []
         if self.rows_a_context < 2:  # of the last position no next token is known
-            raise ValueError(
-                f"dataset.skip_positions: {self.dataset.skip_positions} leaves nothing to evaluate of a context of "
-                f"{self.model.context_size}; at most {self.model.context_size - 2}"
+            skipped, context = self.dataset.skip_positions, self.model.context_size
+            found.append(
+                (
+                    ("dataset", "skip_positions"),
+                    f"{skipped} leaves nothing to evaluate of a context of {context}; at most {context - 2}",
+                )
             )
         if not self.saes:
-            raise ValueError("saes: an empty list; give at least one entry")
+            found.append((("saes",), "an empty list; give at least one entry"))
         for index, entry in enumerate(self.saes):
-            if not any(entry.selects(site) for site in self.sites.sites()):
-                raise ValueError(f"saes.{index}.sites: this filter leaves none of the sweep's sites")
-            for key in ("layers", "points", "modules"):
-                for value in getattr(entry.sites, key, ()):
-                    if value not in getattr(self.sites, key):
-                        raise ValueError(f"saes.{index}.sites.{key}: {value!r} is not among the sweep's own sites")
             try:
                 entry.training(self.training)
             except pydantic.ValidationError as error:
-                raise ValueError(f"saes.{index}: {explain(error, TrainingSettings)}") from error
+                found += [(("saes", index, *key), text) for key, text in problems(error, TrainingSettings)]
+        by_layer = bool(self.sites.layers), bool(self.sites.points)
+        if not all(by_layer) and not self.sites.modules:
+            found.append((("sites",), "no site; give layers and points, or modules"))
+        elif by_layer[0] != by_layer[1]:
+            found.append((("sites",), "layers and points go together; one of them is missing"))
+        elif not self.depends_on_model:
+            found += self._site_problems()
+        if found:
+            raise refusal(found)
         return self
+
+    def _site_problems(self) -> list[tuple[Key, str]]:
+        """What is wrong between the sites and the entries' filters, as soon as it is known which layers are meant."""
+        found: list[tuple[Key, str]] = []
+        for index, entry in enumerate(self.saes):
+            if not any(entry.selects(site) for site in self.sites.sites()):
+                found.append((("saes", index, "sites"), "this filter leaves none of the sweep's sites"))
+            elif entry.sites is not None:
+                for key in ("layers", "points", "modules"):
+                    missing = [value for value in getattr(entry.sites, key) if value not in getattr(self.sites, key)]
+                    found += [
+                        (("saes", index, "sites", key), f"{shown(value)} is not among the sweep's own sites")
+                        for value in missing
+                    ]
+        return found
+
+    @property
+    def depends_on_model(self) -> bool:
+        """Whether it takes the model's number of layers to tell its sites."""
+        return any(sites.depends_on_model for sites in (self.sites, *(e.sites for e in self.saes)) if sites is not None)
+
+    def of_model(self, n_layers: int | None) -> Sweep:
+        """With the layers of a model that has `n_layers`, from 0; None where that is not known.
+
+        Raises:
+            UserError: a layer is not there, or a filter leaves no site.
+        """
+        if not self.depends_on_model:
+            return self
+        if n_layers is None:
+            raise UserError("sites.layers: this model does not say how many layers it has; give numbers from 0")
+        own = self.sites.of_model(n_layers, "sites.layers")
+        saes = tuple(
+            entry.of_model(n_layers, f"saes.{index}.sites.layers", own.numbers) for index, entry in enumerate(self.saes)
+        )
+        sweep = self.model_copy(update={"sites": own, "saes": saes})
+        if found := sweep._site_problems():
+            raise UserError(listed(found))
+        return sweep
 
     @property
     def experiment_name(self) -> str:
@@ -390,6 +454,23 @@ class Sweep(Settings):
             )
         return tuple(widths)
 
+    def _check_size(self, d_in: Mapping[Site, int]) -> None:
+        """
+        Raises:
+            UserError: there are more trials than a sweep can have.
+        """
+        total = 0
+        for entry, site in itertools.product(self.saes, self.used_sites):
+            if entry.selects(site):
+                settings = entry.training(self.training)
+                grids = settings.objective, settings.schedule, settings.lr, settings.seeds
+                trials = len(self.widths(entry, site, d_in)) * len(entry.hyperparameters())
+                total += trials * math.prod(map(len, grids))
+        try:
+            _check_count(total)
+        except ValueError as error:
+            raise UserError(f"saes: {error}") from error
+
     def expand(
         self,
         d_in: Mapping[Site, int],
@@ -410,6 +491,7 @@ class Sweep(Settings):
         identity = {**provenance, "forward": forward, "process": process}
         trials: list[TrialSpec] = []
         children: dict[int, str] = {}
+        self._check_size(d_in)
         for (index, entry), site in itertools.product(enumerate(self.saes), self.used_sites):
             if not entry.selects(site):
                 continue

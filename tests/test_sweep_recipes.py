@@ -217,7 +217,7 @@ def test_a_child_survives_json(path: Path) -> None:
             [STANDARD, CHILD.replace("t: 1", "t: 3")],
             ["saes.1", "no standard trial", "l1_coefficient (3, in l1_units sum)"],
         ),
-        ([STANDARD, f"{CHILD}, seeds: 9"], ["saes.1", "no standard trial", "seed (9)"]),
+        ([STANDARD, f"{CHILD}, seeds: [9]"], ["saes.1", "no standard trial", "seed (9)"]),
         (
             [f"{STANDARD}, batch_size: 50", f"{STANDARD}, batch_size: 25", CHILD],
             ["saes.2", "2 standard trials", "exactly one"],
@@ -228,7 +228,7 @@ def test_a_child_survives_json(path: Path) -> None:
         ),
         (["{architecture: rescale_shift, widths: 32"], ["saes.0", "l1_coefficient", "parent"]),
         ([f"{CHILD}, parent: abc"], ["saes.0", "one of the two"]),
-        ([f"{CHILD}, tied: false"], ["saes.0", "'tied'"]),
+        ([f"{CHILD}, tied: false"], ["saes.0.tied: unknown key"]),
         (
             [f"{STANDARD}, sites: {{layers: 2}}", f"{CHILD}, sites: {{layers: 1}}"],
             ["no standard", "blocks.1"],

@@ -197,6 +197,12 @@ def load_skeleton(model: ModelSettings) -> PreTrainedModel:
     return skeleton.eval()
 
 
+def layer_count(model: PreTrainedModel) -> int | None:
+    """How many layers a model has; None where its configuration does not say."""
+    count = getattr(model.config.get_text_config(), "num_hidden_layers", None)
+    return count if isinstance(count, int) else None
+
+
 def load_tokenizer(model: ModelSettings) -> PreTrainedTokenizerBase:
     """`model.tokenizer`, else the one that a TransformerLens checkpoint names, else the model's own.
 

@@ -12,10 +12,11 @@ from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, Literal
 
 import pydantic
-from pydantic import BeforeValidator, Field
+from pydantic import AfterValidator, BeforeValidator, Field
 
+from gsae_ray.errors import shown
 from gsae_ray.saes import Objective
-from gsae_ray.settings import Count, Fraction, Grid, Seed, Settings
+from gsae_ray.settings import AtMost, Count, Finite32, Fraction, Grid, InMemory, Seed, Settings, unique
 
 Schedule = Literal["paper", "modern"]
 
@@ -36,13 +37,13 @@ class ResamplingSettings(Settings):
         description="features that were silent for this many steps are resampled; default: half of the first of "
         "at_steps (Bricken: 12,500)",
     )
-    inputs: Count = Field(
+    inputs: InMemory = Field(
         BRICKEN_INPUTS, description="rows just before the event among which new directions are drawn, by loss squared"
     )
     direction: Literal["centred", "input"] = Field(
         "centred", description="of a new feature: x - b_dec (centred), or x itself (input)"
     )
-    rewarm_steps: Annotated[int, Field(ge=0)] | None = Field(
+    rewarm_steps: Annotated[int, Field(ge=0), AtMost(10**15, "more than any run has")] | None = Field(
         None,
         description="steps over which lr rises again after each event (cosine, from 0.1 x); default: a 25th of the "
         "first of at_steps (1,000)",
@@ -51,7 +52,7 @@ class ResamplingSettings(Settings):
     @pydantic.model_validator(mode="after")
     def _consistent(self) -> ResamplingSettings:
         if list(self.at_steps) != sorted(set(self.at_steps)):
-            raise ValueError(f"at_steps: {list(self.at_steps)}; they must rise")
+            raise ValueError(f"at_steps: {shown(list(self.at_steps))}; they must rise")
         gap = min((b - a for a, b in itertools.pairwise((0, *self.at_steps))), default=math.inf)
         if self.window_steps is not None and self.window_steps > gap:
             raise ValueError(
@@ -89,13 +90,21 @@ def _resampling(value: object) -> object:
     return {True: {}, False: {"at_steps": []}}[value] if isinstance(value, bool) else value
 
 
+def _listed(seeds: object) -> object:
+    if isinstance(seeds, int):
+        raise ValueError(f"{shown(seeds)} could be one seed, or so many; give a list: [{shown(seeds)}], or [0, 1, 2]")
+    return tuple(seeds) if isinstance(seeds, list) else seeds
+
+
 class TrainingSettings(Settings):
     """How an SAE is trained. Every entry of `saes` may override any of these."""
 
     tokens: Count = Field(description="rows that a trial trains on")
-    batch_size: Count = Field(4096, description="rows of an optimiser step")
-    lr: Grid[Annotated[float, Field(gt=0)]] = Field((3e-4,), description="peak learning rate; a list is a grid")
-    seeds: Grid[Seed] = Field((0,), description="seeds of the initialisation; a list is a grid")
+    batch_size: InMemory = Field(4096, description="rows of an optimiser step")
+    lr: Grid[Annotated[Finite32, Field(gt=0)]] = Field((3e-4,), description="peak learning rate; a list is a grid")
+    seeds: Annotated[tuple[Seed, ...], BeforeValidator(_listed), AfterValidator(unique)] = Field(
+        (0,), description="seeds of the initialisation, as a list; it is a grid"
+    )
     objective: Grid[Objective] = Field(
         ("norm_weighted",),
         description="paper: plain L1 and a unit-norm decoder; norm_weighted: L1 weighted by free decoder norms; a grid",
@@ -119,7 +128,7 @@ class TrainingSettings(Settings):
     l1_warmup: Fraction | None = Field(
         None, description="fraction of the run over which the sparsity coefficient rises"
     )
-    gradient_clip: Annotated[float, Field(ge=0)] | None = Field(
+    gradient_clip: Annotated[Finite32, Field(ge=0)] | None = Field(
         None, description="norm to which the whole gradient is cut; 0: never"
     )
     resampling: Annotated[ResamplingSettings | None, BeforeValidator(_resampling)] = Field(
@@ -140,7 +149,9 @@ class TrainingSettings(Settings):
     @classmethod
     def _betas(cls, value: object) -> object:
         # [0, 0.999] in YAML starts with an int, which torch refuses.
-        return tuple(float(v) if isinstance(v, int) else v for v in value) if isinstance(value, list) else value
+        if not isinstance(value, list):
+            return value
+        return tuple(float(v) if type(v) is int and 0 <= v <= 1 else v for v in value)
 
     @pydantic.model_validator(mode="after")
     def _consistent(self) -> TrainingSettings:

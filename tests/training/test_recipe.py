@@ -10,7 +10,7 @@ import pytest
 from trainers import BATCH, make, run
 
 from gsae_ray.errors import UserError
-from gsae_ray.settings import explain
+from gsae_ray.explain import explain
 from gsae_ray.sweep_file import load_sweep
 from gsae_ray.training.recipe import SCHEDULED, Schedule, TrainingSettings, TrialTraining
 
@@ -174,7 +174,7 @@ def test_resampling_can_be_turned_off(value: Any) -> None:
         ("lr_decay", 2, ["lr_decay", "2"]),
         ("l1_warmup", -1, ["l1_warmup", "-1"]),
         ("gradient_clip", -1, ["gradient_clip", "-1"]),
-        ("input_scaling", "yes please", ["input_scaling", "'yes please'", "boolean"]),
+        ("input_scaling", "yes please", ["input_scaling", "'yes please'", "true or false"]),
         ("resampling", {"window_steps": 11, "at_steps": [20]}, ["resampling.window_steps", "11", "10 steps"]),
         ("resampling", {"window_steps": 6, "at_steps": [5]}, ["resampling", "window_steps", "6", "5 steps"]),
         ("resampling", {"window_steps": 3, "at_steps": [5, 7]}, ["resampling", "window_steps", "3", "2 steps"]),
@@ -215,12 +215,12 @@ training: {tokens: 1000, batch_size: 100}
         ("training.resampling={window_steps: 50, at_steps: [60]}", ["training", "resampling.window_steps: 50", "10"]),
         ("saes.0.resampling={window_steps: 50, at_steps: [60]}", ["saes.0", "resampling.window_steps: 50", "10"]),
         ("saes.0.auxiliary=thawed", ["saes.0.auxiliary", "'thawed'", "'frozen', 'unfrozen' or 'none'"]),
-        ("saes.0.tied=1", ["saes.0.tied", "1", "boolean"]),
+        ("saes.0.tied=1", ["saes.0.tied", "1 should be true or false"]),
         (
             "saes.0={architecture: gated, widths: 8, l1_coefficient: 1, tied: false, learn_r_mag: false}",
             ["learn_r_mag"],
         ),
-        ("saes.0={architecture: standard, widths: 8, l1_coefficient: 1, tied: false}", ["saes.0", "'tied'"]),
+        ("saes.0={architecture: standard, widths: 8, l1_coefficient: 1, tied: false}", ["saes.0.tied: unknown key"]),
     ],
 )
 def test_a_mistake_in_a_sweep_file_is_one_line(tmp_path: Path, override: str, parts: list[str]) -> None:

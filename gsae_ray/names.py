@@ -1,0 +1,61 @@
+"""Names that users choose, where they become paths or stand in a command: quoted, or refused."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import shlex
+from pathlib import Path
+from urllib.parse import quote
+
+from gsae_ray.errors import UserError, shown
+
+MAX_COMPONENT = 200
+"""Bytes of a folder's name: file systems end at 255, and files beside it add to it."""
+_RUN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
+_SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:/")
+
+
+def folder_name(name: str) -> str:
+    """One path component for any name, below whatever folder it is put; different ones for different names.
+
+    Letters, digits, `_`, `-` and inner dots stay; all else is percent-encoded, as in a URL. Long names end in a hash.
+    """
+    component = quote(name, safe="", errors="surrogatepass").replace("~", "%7E")
+    if component.startswith(".") or not component:  # `..`, and what is hidden
+        component = f"%2E{component[1:]}" if component else "%"
+    if len(component) <= MAX_COMPONENT:
+        return component
+    return f"{component[: MAX_COMPONENT - 33]}%{hashlib.sha256(component.encode()).hexdigest()[:32]}"
+
+
+def check_run_id(run_id: str) -> str:
+    """A run's id, which names a folder.
+
+    Raises:
+        ValueError: it cannot be one.
+    """
+    if not _RUN_ID.fullmatch(run_id):
+        raise ValueError(f"{shown(run_id)} is no run's id; `gsae-ray frontier --json` lists them (run_id)")
+    return run_id
+
+
+def local_path(path: str | Path, option: str) -> Path:
+    """A folder that was given on the command line.
+
+    Raises:
+        UserError: it is an address (s3://…), which would become a folder of that name here; or empty.
+    """
+    text = str(path)
+    if _SCHEME.match(text):  # a Path has one slash only
+        raise UserError(
+            f"{option}: {shown(text)}: addresses are not supported; give a folder (of a file system that is mounted)"
+        )
+    if not text or "\0" in text:
+        raise UserError(f"{option}: {shown(text)} is no path; give a folder")
+    return Path(path).expanduser()
+
+
+def command(*words: object) -> str:
+    """A command to be pasted into a shell, of this program."""
+    return shlex.join(["gsae-ray", *map(str, words)])
