@@ -10,6 +10,10 @@ class UserError(Exception):
     """Something in the sweep file, the command or the surroundings is wrong. The command line exits with 2."""
 
 
+class NoTokenizerError(UserError):
+    """A model brings no tokenizer."""
+
+
 class DataEndedError(UserError):
     """A data set holds fewer tokens than the sweep asks for."""
 

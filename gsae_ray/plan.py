@@ -8,11 +8,12 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from gsae_ray.activations.documents import find_data, pinned_data
 from gsae_ray.activations.layout import Layout
 from gsae_ray.activations.models import check_weights, layer_count, load_model, load_skeleton, model_fingerprint, pinned
 from gsae_ray.activations.producer import ProducerSpec
 from gsae_ray.activations.sites import site_widths
-from gsae_ray.activations.tokens import TokenStore, pinned_data, prepare_tokens
+from gsae_ray.activations.tokens import TokenStore, prepare_tokens
 from gsae_ray.display import Display
 from gsae_ray.errors import UserError
 from gsae_ray.files import digest, file_hash
@@ -46,7 +47,8 @@ def prepare(sweep: Sweep, storage: Path, display: Display, tracking_uri: str | N
     Raises:
         UserError: what the sweep names is not there, or does not fit together.
     """
-    for notice in sweep.notices():
+    taken = find_data(sweep.dataset).notice(sweep.dataset.split)
+    for notice in (*sweep.notices(), *([taken] if taken else [])):
         display.phase(notice)
     skeleton = load_skeleton(sweep.model)
     sweep = sweep.of_model(layer_count(skeleton))

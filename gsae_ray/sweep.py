@@ -75,22 +75,39 @@ class DatasetSettings(Settings):
     """The text, and the rows that are made of it."""
 
     name: str = Field(
-        description="`builtin`, a data set of the hub, or local files: a .txt/.jsonl/.json/.parquet path or glob "
-        "(relative to the working directory)"
+        min_length=1,
+        description="`builtin`, a data set of the hub, or local: a .txt/.jsonl/.json/.parquet path or glob (.gz, .bz2, "
+        ".xz or .zst too), or a folder, also of `save_to_disk` (relative to the working directory)",
+    )
+    data_files: Mapping[str, Grid[str]] | None = Field(
+        None,
+        description="split -> patterns of its files within the folder or hub data set; default: Hugging Face's "
+        "convention, train, validation or test in the name of a file or folder",
     )
     subset: str | None = Field(None, description="the hub data set's configuration; like revision, for the hub only")
     split: str = Field("train", description="the split to train on")
     revision: str | None = Field(None, description="branch, tag or commit on the hub")
     streaming: bool = Field(False, description="read from the hub while tokenising, without downloading it whole")
     text_column: str = Field("text", description="the column that holds a document's text")
-    tokens_column: str | None = Field(None, description="pre-tokenised data: the column of token ids, instead of text")
+    tokens_column: str | None = Field(
+        None,
+        description="pre-tokenised data: the column of token ids, instead of text; an attention_mask column beside it "
+        "is honoured, and a model without a tokenizer will do",
+    )
+    tokens_are: Literal["contexts", "documents"] | None = Field(
+        None,
+        description="what a row of tokens_column is: a context as it is to be read, or a document to be packed with "
+        "others; default: documents, but where rows have one length it has to be said",
+    )
     seed: Seed = Field(0, description="order of documents and of rows; the same for every trial of the sweep")
     shuffle_tokens: Count | None = Field(
         None, description="rows of a block, within which rows are shuffled; default min(1e6, training.tokens / 4)"
     )
     repeat: bool = Field(False, description="start again when the data ends, instead of refusing")
     prepend_bos: bool | None = Field(
-        None, description="begin each context with the BOS token; default: as the tokenizer itself does"
+        None,
+        description="begin each context with the BOS token, unless it does; default: as the tokenizer itself does, but "
+        "not where tokens_are: contexts",
     )
     skip_positions: Annotated[int, Field(ge=0)] = Field(
         1, description="drop so many positions at the start of every context from the rows: attention sinks"
@@ -103,6 +120,12 @@ class DatasetSettings(Settings):
         if isinstance(value, Mapping) and "skip_first_position" in value:
             raise ValueError("skip_first_position is now skip_positions: 1 for true, 0 for false")
         return value
+
+    @pydantic.model_validator(mode="after")
+    def _tokens(self) -> DatasetSettings:
+        if self.tokens_are and self.tokens_column is None:
+            raise ValueError(f"tokens_are: {self.tokens_are} needs tokens_column, the column of token ids")
+        return self
 
 
 class SAESettings(Settings):

@@ -28,7 +28,7 @@ from gsae_ray.activations.transformer_lens import (
     read_weights,
 )
 from gsae_ray.builtin import MODEL_DIR
-from gsae_ray.errors import UserError
+from gsae_ray.errors import NoTokenizerError, UserError
 from gsae_ray.files import digest, file_hash
 from gsae_ray.sweep import ModelSettings
 
@@ -109,12 +109,22 @@ def hub_login() -> str:
     return "see that HF_TOKEN is of an account that may have it"
 
 
-def _config_file(model: ModelSettings) -> Path | None:
-    """`config.json`, in the model's directory or in the hub's cache."""
+def _file(model: ModelSettings, name: str) -> Path | None:
+    """A file of the model's directory, or of the hub by way of its cache."""
     source = _source(model)
-    name, revision = source["pretrained_model_name_or_path"], source["revision"]
-    path = cached_file(name, "config.json", revision=revision, _raise_exceptions_for_missing_entries=False)
-    return Path(path) if path else None
+    path, revision = source["pretrained_model_name_or_path"], source["revision"]
+    found = cached_file(
+        path,
+        name,
+        revision=revision,
+        _raise_exceptions_for_missing_entries=False,
+        _raise_exceptions_for_connection_errors=False,  # offline, what is not in the cache
+    )
+    return Path(found) if found else None
+
+
+def _config_file(model: ModelSettings) -> Path | None:
+    return _file(model, "config.json")
 
 
 def _transformer_lens_config(model: ModelSettings) -> TransformerLensConfig | None:
@@ -207,17 +217,20 @@ def load_tokenizer(model: ModelSettings) -> PreTrainedTokenizerBase:
     """`model.tokenizer`, else the one that a TransformerLens checkpoint names, else the model's own.
 
     Raises:
-        UserError: there is none, it cannot be loaded, or it has more tokens than the model embeds.
+        NoTokenizerError: the model brings none, and none is named.
+        UserError: it cannot be loaded, or one that is named has more tokens than the model embeds.
     """
     name = model.tokenizer
     if name is None:
         with _explained(model.name, "tokenizer"):
             lens = _transformer_lens_config(model)
             if lens is None:
-                return AutoTokenizer.from_pretrained(**_source(model))
+                return _own_tokenizer(model)
         name = lens.tokenizer_name
         if name is None:
-            raise UserError(f"model.tokenizer: missing; the TransformerLens checkpoint {model.name!r} names none")
+            raise NoTokenizerError(
+                f"model.tokenizer: missing; the TransformerLens checkpoint {model.name!r} names none"
+            )
     with _explained(name, "tokenizer", "model.tokenizer"):
         tokenizer = AutoTokenizer.from_pretrained(str(_local(name) or name), trust_remote_code=model.trust_remote_code)
     vocabulary = load_config(model).get_text_config().vocab_size
@@ -225,6 +238,25 @@ def load_tokenizer(model: ModelSettings) -> PreTrainedTokenizerBase:
         raise UserError(
             f"model.tokenizer: {name!r} has {len(tokenizer)} tokens, more than the {vocabulary} of {model.name!r}"
         )
+    return tokenizer
+
+
+def _own_tokenizer(model: ModelSettings) -> PreTrainedTokenizerBase:
+    """The tokenizer that comes with the model. Where there is none, transformers makes one up from its defaults."""
+    source = _source(model)
+    missing = NoTokenizerError(
+        f"model.tokenizer: missing; {model.name!r} brings no tokenizer: name one, or read token ids "
+        "(dataset.tokens_column)"
+    )
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(**source)
+    except ValueError as error:
+        if "instantiate the backend tokenizer" in str(error):  # made up, of a family that has no default
+            raise missing from error
+        raise
+    names = getattr(tokenizer, "vocab_files_names", {}).values()  # a tokenizer of bytes needs none
+    if names and not any(_file(model, name) for name in ("tokenizer.json", *names)):
+        raise missing
     return tokenizer
 
 

@@ -13,7 +13,7 @@ from gsae_ray.activations.chunks import Array, SiteStatistics, to_array
 from gsae_ray.activations.layout import Layout
 from gsae_ray.activations.models import load_model
 from gsae_ray.activations.sites import Site, capture
-from gsae_ray.activations.tokens import TokenStore
+from gsae_ray.activations.tokens import TokenStore, model_input
 from gsae_ray.evaluation.evaluator import Evaluator
 from gsae_ray.evaluation.metrics import Evaluation
 from gsae_ray.saes import from_bytes
@@ -69,7 +69,8 @@ class Producer:
         squares = dict.fromkeys(sites, 0.0)
         done = 0
         for tokens_BT, kept_BT in zip(tokens_ST.split(spec.batch), kept_ST.split(spec.batch), strict=True):
-            captured = capture(self.model, tokens_BT.to(self.device), [Site(site) for site in sites], kept_BT)
+            read_BT = model_input(tokens_BT).to(self.device)
+            captured = capture(self.model, read_BT, [Site(site) for site in sites], kept_BT)
             here = destination[done : done + int(kept_BT.sum())]
             for site, x_Rn in captured.items():
                 rows[site.name][here] = x_Rn.cpu()

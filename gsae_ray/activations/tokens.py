@@ -1,8 +1,9 @@
 """Text to tokens: documents in a seeded order, packed into contexts, kept on disk so that any block can be made again.
 
-A prepared data set is a folder with `block-00000.safetensors` … (`tokens`, int32 [S, T]) and a `manifest.json` with
-their rows and hashes; the held-out contexts are one of their own. Each is a function of the data, the tokenizer and the
-settings that are hashed into its name, and of nothing else: one that is damaged is made again.
+A prepared data set is a folder with `block-00000.safetensors` … (`tokens`, int32 [S, T], PADDING after the last token
+of a short context) and a `manifest.json` with their rows and hashes; the held-out contexts are one of their own. Each
+is a function of the data, the tokenizer and the settings that are hashed into its name, and of nothing else: one that
+is damaged is made again.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import hashlib
 import itertools
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,21 +21,22 @@ import datasets
 import numpy as np
 import safetensors.torch
 import torch
-from huggingface_hub import HfApi
-from huggingface_hub.errors import HfHubHTTPError
 from torch import Tensor
-from transformers import PreTrainedTokenizerBase
 from typing_extensions import TypedDict
 
-from gsae_ray.activations.models import hub_login, load_tokenizer, quiet_hub
-from gsae_ray.builtin import TEXT_FILES
-from gsae_ray.errors import DamagedError, DataEndedError, UserError, first_line, suggest
+from gsae_ray.activations.documents import MASK, Column, HubData, LocalData, find_data
+from gsae_ray.activations.vocabulary import Vocabulary
+from gsae_ray.errors import DamagedError, DataEndedError, UserError
 from gsae_ray.files import JSONFile, digest, file_hash, is_whole, write_atomically
 from gsae_ray.revision import REVISION
 from gsae_ray.sweep import DatasetSettings, Sweep
 
 TOKENIZE_BATCH = 64  # documents; small enough that little is read beyond what is needed
 STREAM_SHUFFLE_BUFFER = 10_000  # documents
+LOOKED_AT = 1_000  # rows of token ids, whether all have one length
+FEW_DOCUMENTS = 10  # of so few no share can be held out
+PADDING = -1
+"""In place of a token id, after a context that is shorter than the others: no row, no target, never read."""
 
 Progress = Callable[[str, int, int], None]
 """Called with (what, rows so far, rows needed)."""
@@ -43,7 +46,12 @@ def kept_mask(tokens_BT: Tensor, special_ids: Iterable[int], skip_positions: int
     """Which positions [B, T] are rows: used for training, splicing and zero-ablation alike."""
     kept_BT = ~torch.isin(tokens_BT, torch.tensor(sorted(special_ids), dtype=tokens_BT.dtype, device=tokens_BT.device))
     kept_BT[:, :skip_positions] = False
-    return kept_BT
+    return kept_BT & (tokens_BT != PADDING)
+
+
+def model_input(tokens_BT: Tensor) -> Tensor:
+    """Token ids [B, T] that the model can read: a causal one does not look at what comes after a position."""
+    return tokens_BT.clamp(min=0)
 
 
 class _Manifest(TypedDict):
@@ -75,7 +83,7 @@ class TokenStore:
     """Of each file, by its name."""
 
     def block(self, index: int) -> Tensor:
-        """Token ids [S, T] of a block's contexts.
+        """Token ids [S, T] of a block's contexts, and PADDING.
 
         Raises:
             DamagedError: they are not as they were prepared.
@@ -83,7 +91,7 @@ class TokenStore:
         return self._read(self.blocks_directory / f"block-{index:05d}.safetensors")
 
     def heldout(self) -> Tensor:
-        """Token ids [E, T] of the held-out contexts. Raises as `block`."""
+        """Token ids [E, T] of the held-out contexts, and PADDING. Raises as `block`."""
         return self._read(self.heldout_directory / "heldout.safetensors")
 
     def _read(self, path: Path) -> Tensor:
@@ -104,98 +112,6 @@ def _write(tokens_BT: Tensor, path: Path) -> None:
 # ---- documents ------------------------------------------------------------------------------------------------------
 
 
-def _local_files(name: str) -> list[Path]:
-    path = Path(name).expanduser()
-    if any(c in name for c in "*?["):
-        root = Path(path.anchor) if path.is_absolute() else Path()
-        return sorted(root.glob(str(path.relative_to(path.anchor) if path.is_absolute() else path)))
-    if path.is_dir():
-        return sorted(p for p in path.rglob("*") if p.suffix in LOCAL_FORMATS)
-    return [path] if path.is_file() else []
-
-
-LOCAL_FORMATS = {".txt": "text", ".jsonl": "json", ".json": "json", ".parquet": "parquet"}
-
-
-def load_documents(
-    dataset: DatasetSettings, split: str, key: str = "dataset.split"
-) -> datasets.Dataset | datasets.IterableDataset:
-    """The documents of a split, in the data set's own order.
-
-    Raises:
-        UserError: no such data set or split, or no network.
-    """
-    datasets.disable_progress_bars()
-    if dataset.name == "builtin":
-        if split not in TEXT_FILES:
-            raise UserError(f"{key}: the built-in text has no split {split!r}; {suggest(split, TEXT_FILES)}")
-        return _load_files("parquet", [TEXT_FILES[split]])
-    looks_local = dataset.name.startswith((".", "/", "~")) or Path(dataset.name).suffix in LOCAL_FORMATS
-    files = _local_files(dataset.name)
-    if files:
-        formats = {LOCAL_FORMATS.get(path.suffix) for path in files}
-        if len(formats) != 1 or None in formats:
-            raise UserError(
-                f"dataset.name: {dataset.name!r} should be files of one kind; known: {', '.join(LOCAL_FORMATS)}"
-            )
-        if split != "train":
-            raise UserError(f"{key}: local files have only the split 'train', not {split!r}")
-        try:
-            return _load_files(str(formats.pop()), files)
-        except (datasets.exceptions.DatasetGenerationError, OSError, ValueError, StopIteration) as error:
-            reason = (str(error.__cause__ or error).strip() or "it is empty").splitlines()[0]
-            raise UserError(f"dataset.name: {dataset.name!r} cannot be read: {reason}") from error
-    if looks_local:
-        raise UserError(f"dataset.name: no file matches {dataset.name!r} (from {Path.cwd()})")
-    try:
-        with quiet_hub():
-            return datasets.load_dataset(
-                dataset.name,
-                dataset.subset,
-                split=split,
-                revision=dataset.revision,
-                streaming=dataset.streaming,
-            )
-    except (datasets.exceptions.DatasetsError, OSError, ValueError) as error:
-        reason = first_line(error)
-        if "split" in reason:
-            raise UserError(f"{key}: {dataset.name!r} has no split {split!r}: {reason}") from error
-        if "gated" in reason:
-            raise UserError(f"dataset.name: cannot load {dataset.name!r}: {reason}; and {hub_login()}") from error
-        raise UserError(
-            f"dataset.name: cannot load {dataset.name!r} (split {split!r}): {reason}; "
-            "it may be 'builtin', local files, or a data set of the hub (which needs a network)"
-        ) from error
-
-
-def _load_files(kind: str, files: list[Path]) -> datasets.Dataset:
-    # For plain text one document is one file, not one line.
-    options: dict[str, Any] = {"sample_by": "document"} if kind == "text" else {}
-    # Not load_dataset, which sends a request to count the use of its reader.
-    read = getattr(datasets.Dataset, f"from_{kind}")
-    return read([str(path) for path in files], **options)
-
-
-def pinned_data(dataset: DatasetSettings) -> DatasetSettings:
-    """With the commit that a hub data set's revision stands for now; offline as it is."""
-    if dataset.name == "builtin" or _local_files(dataset.name):
-        return dataset
-    try:
-        with quiet_hub():
-            commit = HfApi().dataset_info(dataset.name, revision=dataset.revision).sha
-    except (OSError, ValueError, HfHubHTTPError):
-        return dataset  # what is wrong with it, `load_documents` says better
-    return dataset.model_copy(update={"revision": commit})
-
-
-def _data_fingerprint(dataset: DatasetSettings) -> str:
-    """Contents of local files; name and revision of a data set of the hub."""
-    files = list(TEXT_FILES.values()) if dataset.name == "builtin" else _local_files(dataset.name)
-    if not files:
-        return f"{dataset.name}/{dataset.subset}@{dataset.revision}"
-    return digest([file_hash(path) for path in files])
-
-
 def held_out_by_hash(document: str | list[int], fraction: float) -> bool:
     """Whether a document belongs to the held-out share: by its content, so wherever it stands."""
     data = document.encode() if isinstance(document, str) else np.asarray(document, np.int64).tobytes()
@@ -203,52 +119,78 @@ def held_out_by_hash(document: str | list[int], fraction: float) -> bool:
 
 
 class _Documents:
-    """Tokenised documents of one split, in a seeded order, each ending with the end-of-text token if there is one."""
+    """The token ids of the documents of one split, in a seeded order.
+
+    Text ends with the end-of-text token if there is one. Token ids are real ones: padding is gone, nothing is added.
+    """
 
     def __init__(
         self,
+        source: LocalData | HubData,
         dataset: DatasetSettings,
-        tokenizer: PreTrainedTokenizerBase,
+        vocabulary: Vocabulary,
+        model: str,
         split: str,
         keep: Callable[[str | list[int]], bool],
         key: str,
     ) -> None:
-        self.data = load_documents(dataset, split, key)
-        self.column = dataset.tokens_column or dataset.text_column
-        self.is_text = dataset.tokens_column is None
-        columns = self.data.column_names
-        if columns is not None and self.column not in columns:
-            raise self._no_column(columns)
-        self.tokenizer = tokenizer
+        """
+        Args:
+            model: names the model, for messages.
+            keep: text or token ids of a document -> whether it belongs here.
+            key: where the sweep file names the split.
+        """
+        is_text = dataset.tokens_column is None
+        self.column = Column(dataset.tokens_column or dataset.text_column, None if is_text else vocabulary.size)
+        self.data = source.load(split, self.column, key)
+        if self.data.column_names is not None and self.column.name not in self.data.column_names:
+            raise self.column.missing(self.data.column_names)
+        self.source, self.split, self.model = source, split, model
+        self.vocabulary = vocabulary
         self.keep = keep
+        self.seen = 0
+        """Documents so far, those that do not belong here too."""
 
-    def _no_column(self, columns: Iterable[str]) -> UserError:
-        key = "text_column" if self.is_text else "tokens_column"
-        return UserError(f"dataset.{key}: no column {self.column!r}; {suggest(self.column, columns)}")
+    def one_length(self) -> int | None:
+        """The length of all rows of token ids, as far as they are looked at, if there are several and it is one."""
+        rows = [row.get(self.column.name) for row in itertools.islice(self.data, LOOKED_AT)]
+        lengths = {len(row) for row in rows if isinstance(row, list)}
+        return lengths.pop() if len(lengths) == 1 and len(rows) > 1 else None
 
     def one_pass(self, number: int, seed: int) -> Iterator[list[int]]:
         """Each document once, in the order of (seed, pass number)."""
+        documents = (d for d in self._read(number, seed) if self.keep(d))
+        while batch := list(itertools.islice(documents, TOKENIZE_BATCH)):
+            yield from self._tokenised(batch) if self.column.is_text else batch
+
+    def _read(self, number: int, seed: int) -> Iterator[Any]:
+        for row, example in self._examples(number, seed):
+            if self.column.name not in example:  # a stream's columns are known only now
+                raise self.column.missing(example)
+            self.column.check(example, partial(self.source.place, self.split, row))
+            document = example[self.column.name]
+            if document and not self.column.is_text:
+                document = self.vocabulary.without_padding(document, example.get(MASK))
+            if document:
+                self.seen += 1
+                yield document
+
+    def _examples(self, number: int, seed: int) -> Iterator[tuple[int | None, dict[str, Any]]]:
+        """Each with its row, which is not known of a stream."""
         if isinstance(self.data, datasets.IterableDataset):
-            examples = iter(self.data.shuffle(seed=seed + number, buffer_size=STREAM_SHUFFLE_BUFFER))
+            shuffled = self.data.shuffle(seed=seed + number, buffer_size=STREAM_SHUFFLE_BUFFER)
+            yield from ((None, example) for example in shuffled)
         else:
             # A permutation of indices: `Dataset.shuffle` would write a cache file into the user's home.
             order = np.random.RandomState([seed, number]).permutation(len(self.data))
-            examples = (self.data[int(i)] for i in order)
-        end = [] if self.tokenizer.eos_token_id is None else [self.tokenizer.eos_token_id]
-        documents = (d for e in examples if (d := self._checked(e)) and self.keep(d))
-        while batch := list(itertools.islice(documents, TOKENIZE_BATCH)):
-            ids = self.tokenizer(batch, add_special_tokens=False, verbose=False)["input_ids"] if self.is_text else batch
-            yield from ([*document, *end] for document in ids)
+            yield from ((int(i), self.data[int(i)]) for i in order)
 
-    def _checked(self, example: dict[str, Any]) -> Any:
-        if self.column not in example:  # a stream's columns are known only now
-            raise self._no_column(example)
-        document = example[self.column]
-        first = document[0] if isinstance(document, list) and document else 0
-        if not (document is None or isinstance(document, str if self.is_text else list) and isinstance(first, int)):
-            key, what = ("text_column", "text") if self.is_text else ("tokens_column", "lists of token ids")
-            raise UserError(f"dataset.{key}: the column {self.column!r} holds {str(document)[:40]!r}, not {what}")
-        return document
+    def _tokenised(self, texts: list[str]) -> Iterator[list[int]]:
+        tokenizer, eos = self.vocabulary.tokenizer, self.vocabulary.eos
+        assert tokenizer is not None
+        for ids in tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]:
+            self.vocabulary.check(ids, self.model)
+            yield ids if eos is None else [*ids, eos]
 
     def passes(self, seed: int, repeat: bool) -> Iterator[list[int]]:
         """One pass, or as many as are drawn from it."""
@@ -260,18 +202,37 @@ class _Documents:
                 return
 
 
-def _contexts(documents: Iterable[list[int]], context_size: int, bos: int | None) -> Iterator[list[int]]:
-    """Documents packed end to end; a last incomplete context is dropped."""
-    lead = [] if bos is None else [bos]
-    size = context_size - len(lead)
+def _packed(documents: Iterable[list[int]], context_size: int, bos: int | None, have_bos: bool) -> Iterator[list[int]]:
+    """Contexts of documents end to end; a last incomplete context is dropped.
+
+    Args:
+        bos: begins each context; None for nothing.
+        have_bos: documents may begin with BOS themselves: a context that does gets no second one.
+    """
     buffer: list[int] = []
     for document in documents:
         buffer.extend(document)
         start = 0
-        while len(buffer) - start >= size:
+        while True:
+            lead = [] if bos is None or (have_bos and buffer[start : start + 1] == [bos]) else [bos]
+            size = context_size - len(lead)
+            if len(buffer) - start < size:
+                break
             yield lead + buffer[start : start + size]
             start += size
         del buffer[:start]
+
+
+def _as_they_are(rows: Iterable[list[int]], context_size: int, bos: int | None) -> Iterator[list[int]]:
+    """Each row as a context of its own, with PADDING after it where it is short."""
+    for row in rows:
+        context = row if bos is None or row[0] == bos else [bos, *row]
+        if len(context) > context_size:
+            raise UserError(
+                f"model.context_size: {context_size} is less than the {len(context)} tokens of a row of "
+                "dataset.tokens_column; raise it, or set dataset.tokens_are: documents"
+            )
+        yield context + [PADDING] * (context_size - len(context))
 
 
 # ---- preparing ------------------------------------------------------------------------------------------------------
@@ -287,55 +248,79 @@ def prepare_tokens(sweep: Sweep, directory: Path, report: Progress = lambda what
         UserError: the data set or the tokenizer cannot be loaded.
     """
     model, dataset, evaluation = sweep.model, sweep.dataset, sweep.evaluation
-    tokenizer = load_tokenizer(model)
-    bos = _bos(dataset, tokenizer)
-    special_ids = tuple(sorted(tokenizer.all_special_ids)) if dataset.skip_special_tokens else ()
+    is_text = dataset.tokens_column is None
+    source = find_data(dataset)
+    vocabulary = Vocabulary.of(model, is_text)
+    special_ids = vocabulary.special_ids if dataset.skip_special_tokens else ()
     tokens_needed = max(sweep.max_tokens(site) for site in sweep.used_sites)
     heldout_split = evaluation.split or ("heldout" if dataset.name == "builtin" else None)
+    split_key = "evaluation.split" if evaluation.split else "dataset.split"
 
     if heldout_split == dataset.split:
         raise UserError(f"evaluation.split: {heldout_split!r} is what is trained on (dataset.split); hold out another")
+
+    def documents(split: str, keep: Callable[[str | list[int]], bool], key: str) -> _Documents:
+        return _Documents(source, dataset, vocabulary, model.name, split, keep, key)
+
+    are_contexts = _are_contexts(dataset, lambda: documents(dataset.split, lambda _: True, "dataset.split"))
+    bos = _bos(dataset, vocabulary, are_contexts)
+
+    def contexts_of(documents: Iterable[list[int]]) -> Iterator[list[int]]:
+        if are_contexts:
+            return _as_they_are(documents, model.context_size, bos)
+        return _packed(documents, model.context_size, bos, have_bos=not is_text)
 
     def count(tokens_BT: Tensor) -> int:
         return int(kept_mask(tokens_BT, special_ids, dataset.skip_positions).sum())
 
     common = {
         "revision": REVISION,
-        "data": _data_fingerprint(dataset),
-        "tokenizer": _tokenizer_fingerprint(tokenizer),
-        "eos": tokenizer.eos_token_id,  # ends each document; not among what the tokenizer's fingerprint covers
+        "tokenizer": vocabulary.fingerprint(),
+        "eos": vocabulary.eos,  # ends each document; not among what the tokenizer's fingerprint covers
+        "pad": None if is_text else vocabulary.pad,
         "context_size": model.context_size,
+        "contexts": are_contexts,
         "bos": bos,
         "special_ids": special_ids,
         **dataset.model_dump(include={"text_column", "tokens_column", "streaming", "skip_positions"}),
     }
     train_key = {**common, **dataset.model_dump(include={"split", "seed", "repeat"}), "block": sweep.block_contexts}
+    train_key["data"] = source.fingerprint(dataset.split, "dataset.split")
     train_key["held_out"] = None if heldout_split else evaluation.fraction
     heldout_key = {
         **common,
+        "data": source.fingerprint(heldout_split or dataset.split, split_key),
         "tokens": evaluation.tokens,
         "held_out": heldout_split or [dataset.split, evaluation.fraction],
     }
 
-    def documents(split: str, keep: Callable[[str | list[int]], bool], key: str) -> _Documents:
-        return _Documents(dataset, tokenizer, split, keep, key)
+    def held_out_whole(reader: _Documents) -> str:
+        """Advice where there are too few documents to hold out some of them."""
+        if heldout_split or reader.seen >= FEW_DOCUMENTS:
+            return ""
+        found = "1 document" if reader.seen == 1 else f"{reader.seen} documents"
+        return f", or, since documents are held out whole and here are {found}, cut them up or give evaluation.split"
 
     def make_blocks(target: Path) -> list[int]:
         def keep(document: str | list[int]) -> bool:
             return heldout_split is not None or not held_out_by_hash(document, evaluation.fraction)
 
-        passes = documents(dataset.split, keep, "dataset.split").passes(dataset.seed, dataset.repeat)
-        contexts = _contexts(passes, model.context_size, bos)
+        reader = documents(dataset.split, keep, "dataset.split")
+        contexts = contexts_of(reader.passes(dataset.seed, dataset.repeat))
         rows: list[int] = []
         while sum(rows) < tokens_needed and (block := list(itertools.islice(contexts, sweep.block_contexts))):
             tokens_BT = torch.tensor(block)
             _write(tokens_BT, target / f"block-{len(rows):05d}.safetensors")
             rows.append(count(tokens_BT))
             report("tokenising", min(sum(rows), tokens_needed), tokens_needed)
+            if dataset.repeat and not rows[-1]:  # special tokens only: there might be no end
+                break
         if sum(rows) < tokens_needed:
             raise DataEndedError(
                 f"training.tokens: {tokens_needed} asked for, but {dataset.name!r} (split {dataset.split!r}) has only "
-                f"{sum(rows)} after dropping special and first positions; lower it, or set dataset.repeat: true"
+                f"{sum(rows)} after dropping special and first positions; lower it"
+                + ("" if dataset.repeat else ", or set dataset.repeat: true")
+                + held_out_whole(reader)
             )
         return rows
 
@@ -344,11 +329,10 @@ def prepare_tokens(sweep: Sweep, directory: Path, report: Progress = lambda what
             return heldout_split is not None or held_out_by_hash(document, evaluation.fraction)
 
         # Always in the same order: data seeds are compared on the same evaluation.
-        key = "evaluation.split" if evaluation.split else "dataset.split"
-        one_pass = documents(heldout_split or dataset.split, keep, key).one_pass(0, seed=0)
+        reader = documents(heldout_split or dataset.split, keep, split_key)
         contexts: list[list[int]] = []
         rows = 0
-        for context in _contexts(one_pass, model.context_size, bos):
+        for context in contexts_of(reader.one_pass(0, seed=0)):
             if rows >= evaluation.tokens:
                 break
             contexts.append(context)
@@ -356,9 +340,11 @@ def prepare_tokens(sweep: Sweep, directory: Path, report: Progress = lambda what
             report("held-out tokens", min(rows, evaluation.tokens), evaluation.tokens)
         if rows < evaluation.tokens:
             where = f"split {heldout_split!r}" if heldout_split else f"{evaluation.fraction:g} of its documents"
+            few = held_out_whole(reader)
             raise DataEndedError(
                 f"evaluation.tokens: {evaluation.tokens} asked for, but the held-out part of {dataset.name!r} "
-                f"({where}) has only {rows}; lower it{'' if heldout_split else ', or raise evaluation.fraction'}"
+                f"({where}) has only {rows}; lower it"
+                + (few or ("" if heldout_split else ", or raise evaluation.fraction"))
             )
         _write(torch.tensor(contexts), target / "heldout.safetensors")
         return [rows]
@@ -408,15 +394,27 @@ def _prepared(target: Path, needed: int, make: Callable[[Path], list[int]]) -> _
     return manifest
 
 
-def _bos(dataset: DatasetSettings, tokenizer: PreTrainedTokenizerBase) -> int | None:
-    bos = tokenizer.bos_token_id
+def _are_contexts(dataset: DatasetSettings, documents: Callable[[], _Documents]) -> bool:
+    """Whether each row is a context of its own, rather than a document to be packed.
+
+    Raises:
+        UserError: of token ids it has to be said, and is not.
+    """
+    if dataset.tokens_column is None or dataset.tokens_are is not None:
+        return dataset.tokens_are == "contexts"
+    length = documents().one_length()
+    if length is not None:
+        raise UserError(
+            f"dataset.tokens_are: missing; all rows of {dataset.tokens_column!r} have {length} tokens: say contexts, "
+            "to read each as it is, or documents, to pack them one after the other"
+        )
+    return False
+
+
+def _bos(dataset: DatasetSettings, vocabulary: Vocabulary, are_contexts: bool) -> int | None:
+    """What each context is to begin with."""
     if dataset.prepend_bos is None:
-        return bos if bos is not None and tokenizer("a")["input_ids"][:1] == [bos] else None
-    if dataset.prepend_bos and bos is None:
+        return vocabulary.bos if not are_contexts and vocabulary.begins_text() else None
+    if dataset.prepend_bos and vocabulary.bos is None:
         raise UserError("dataset.prepend_bos: true, but this model's tokenizer has no BOS token")
-    return bos if dataset.prepend_bos else None
-
-
-def _tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
-    backend = getattr(tokenizer, "backend_tokenizer", None)
-    return digest(backend.to_str() if backend is not None else tokenizer.get_vocab())
+    return vocabulary.bos if dataset.prepend_bos else None

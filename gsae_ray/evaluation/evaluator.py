@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gsae_ray.activations.sites import Edit, Site, edited
+from gsae_ray.activations.tokens import PADDING, model_input
 from gsae_ray.evaluation.metrics import SUMS, Evaluation, from_sums
 from gsae_ray.evaluation.pursuit import gradient_pursuit
 from gsae_ray.saes import SAE
@@ -92,7 +93,7 @@ class Evaluator:
 
             clean_BTV = self._clean_log_probs(index, tokens_BT)
             spliced_BTV = self._log_probs(tokens_BT, (site, splice))
-            scored_BT = kept_BT[:, :-1]
+            scored_BT = _scored(tokens_BT, kept_BT)
             kl_BT = F.kl_div(spliced_BTV, clean_BTV, reduction="none", log_target=True).sum(-1)
             sums["rows"].append(kept_BT.sum(1))
             sums["positions"].append(scored_BT.sum(1))
@@ -107,7 +108,7 @@ class Evaluator:
     def _log_probs(self, tokens_BT: Tensor, edit: tuple[Site, Edit] | None = None) -> Tensor:
         """Log-probabilities [B, T, vocabulary] of each next token."""
         with edited(self.model, dict([edit] if edit else [])):
-            logits_BTV = self.model(tokens_BT, use_cache=False).logits
+            logits_BTV = self.model(model_input(tokens_BT), use_cache=False).logits
         return F.log_softmax(logits_BTV.float(), dim=-1)
 
     def _clean_log_probs(self, index: int, tokens_BT: Tensor) -> Tensor:
@@ -134,15 +135,21 @@ class Evaluator:
                     sums.append(x_BTn[kept_BT].sum(0, dtype=torch.float64).to(self.device))
                     return x_BTn.masked_fill(kept_BT[..., None], 0)
 
-                nll.append(_nll(self._log_probs(tokens_BT, (site, ablate)), tokens_BT, kept_BT[:, :-1]))
+                log_probs_BTV = self._log_probs(tokens_BT, (site, ablate))
+                nll.append(_nll(log_probs_BTV, tokens_BT, _scored(tokens_BT, kept_BT)))
                 rows += int(kept_BT.sum())
             self._ablated[site] = _Ablated(torch.cat(nll), torch.stack(sums).sum(0) / rows)
         return self._ablated[site]
 
 
+def _scored(tokens_BT: Tensor, kept_BT: Tensor) -> Tensor:
+    """Of the kept positions, those [B, T − 1] that have a next token."""
+    return kept_BT[:, :-1] & (tokens_BT[:, 1:] != PADDING)
+
+
 def _nll(log_probs_BTV: Tensor, tokens_BT: Tensor, scored_BT: Tensor) -> Tensor:
     """−log p(next token), summed over the scored positions [B, T − 1] of each context."""
-    next_BT = log_probs_BTV[:, :-1].gather(-1, tokens_BT[:, 1:, None]).squeeze(-1)
+    next_BT = log_probs_BTV[:, :-1].gather(-1, model_input(tokens_BT)[:, 1:, None]).squeeze(-1)
     return _by_context(-next_BT[scored_BT], scored_BT)
 
 

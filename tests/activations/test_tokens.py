@@ -5,7 +5,6 @@ from __future__ import annotations
 import http.server
 import itertools
 import json
-import random
 import shutil
 from collections import Counter
 from pathlib import Path
@@ -16,6 +15,21 @@ import pyarrow as pa
 import pyarrow.parquet
 import pytest
 import torch
+from prepared import (
+    ALL_TOKENS,
+    CONTEXT,
+    DOCUMENTS,
+    EOS,
+    IDS,
+    RANDOM,
+    TOKENIZER,
+    blocks,
+    complaint,
+    documents_in,
+    stream,
+    sweep,
+    write_jsonl,
+)
 from servers import serving
 from tokenizers.processors import TemplateProcessing
 from torch import Tensor
@@ -24,44 +38,7 @@ from gsae_ray.activations.models import load_tokenizer
 from gsae_ray.activations.tokens import TokenStore, held_out_by_hash, kept_mask, prepare_tokens
 from gsae_ray.builtin import MODEL_DIR
 from gsae_ray.errors import DataEndedError, UserError
-from gsae_ray.sweep import ModelSettings, Sweep
-
-CONTEXT, EOS = 16, 0
-TOKENIZER = load_tokenizer(ModelSettings(name="builtin"))
-RANDOM = random.Random(0)
-DOCUMENTS = [f"document {i}: " + " ".join(RANDOM.choices(["self", "import", "x"], k=i % 40)) for i in range(100)]
-IDS = [tuple(TOKENIZER(document)["input_ids"]) for document in DOCUMENTS]
-ALL_TOKENS = sum(len(ids) + 1 for ids in IDS)
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path_factory.mktemp("datasets"))
-        patch.setattr(datasets.config, "HF_UPDATE_DOWNLOAD_COUNTS", False)
-        yield
-
-
-def sweep(name: Path | str, tokens: int = 600, held_out: int = 60, **changes: Any) -> Sweep:
-    """`changes`: fields of the sections, as `dataset_seed=1`."""
-    sections: dict[str, dict[str, Any]] = {
-        "model": {"name": "builtin", "context_size": CONTEXT},
-        "dataset": {"name": str(name), "shuffle_tokens": 100},
-        "training": {"tokens": tokens, "batch_size": 10},
-        "evaluation": {"tokens": held_out, "fraction": 0.25},
-    }
-    saes = changes.pop("saes", [{"architecture": "standard", "widths": [8], "l1_coefficient": [1]}])
-    for key, value in changes.items():
-        section, _, field = key.partition("_")
-        sections[section][field] = value
-    return Sweep.model_validate(
-        {"name": "t", "sites": {"layers": [1, 2], "points": ["resid_post"]}, "saes": saes, **sections}
-    )
-
-
-def write_jsonl(path: Path, rows: list[Any], column: str = "text") -> Path:
-    path.write_text("".join(json.dumps({column: row}) + "\n" for row in rows))
-    return path
+from gsae_ray.sweep import ModelSettings
 
 
 @pytest.fixture
@@ -72,28 +49,6 @@ def text(tmp_path: Path) -> Path:
 @pytest.fixture
 def out(tmp_path: Path) -> Path:
     return tmp_path / "tokens"
-
-
-def blocks(store: TokenStore) -> list[list[list[int]]]:
-    return [store.block(index).tolist() for index in range(len(store.rows))]
-
-
-def stream(store: TokenStore, lead: int = 0) -> list[int]:
-    """All training tokens one after the other, without the BOS that leads each context."""
-    return [token for block in blocks(store) for context in block for token in context[lead:]]
-
-
-def documents_in(tokens: list[int]) -> list[tuple[int, ...]]:
-    """What stands between end-of-text tokens; what is cut off at the end is left out."""
-    pieces = [tuple(group) for is_end, group in itertools.groupby(tokens, lambda t: t == EOS) if not is_end]
-    return pieces if tokens[-1] == EOS else pieces[:-1]
-
-
-def complaint(wanted: Sweep, out: Path, error: type[UserError] = UserError) -> str:
-    with pytest.raises(error) as caught:
-        prepare_tokens(wanted, out)
-    assert "\n" not in str(caught.value)
-    return str(caught.value)
 
 
 # ---- what is read ---------------------------------------------------------------------------------------------------
@@ -131,7 +86,7 @@ def test_a_text_file_is_one_document_with_all_its_lines(tmp_path: Path, out: Pat
 
 
 def test_pretokenised_columns_are_read_as_they_are(tmp_path: Path, out: Path) -> None:
-    rows = [list(ids) for ids in IDS]
+    rows = [[*ids, EOS] for ids in IDS]
     pyarrow.parquet.write_table(pa.table({"ids": rows}), tmp_path / "ids.parquet")
     store = prepare_tokens(sweep(tmp_path / "ids.parquet", dataset_tokens_column="ids"), out)
     trained, held_out = documents_in(stream(store)), documents_in(store.heldout().flatten().tolist())
@@ -504,7 +459,7 @@ def test_an_unknown_split_of_the_builtin_text_is_named_with_the_known_ones(out: 
 
 def test_an_unknown_split_of_local_files_is_named(text: Path, out: Path) -> None:
     message = complaint(sweep(text, dataset_split="validation"), out)
-    assert message.startswith("dataset.split: ") and "'validation'" in message and "'train'" in message
+    assert message.startswith("dataset.split: ") and "'validation'" in message and "one of: train" in message
 
 
 def test_an_unknown_split_of_a_data_set_with_splits_is_named(with_splits: str, out: Path) -> None:

@@ -1,0 +1,426 @@
+"""Documents: where a data set's text, or its token ids, are read from, and which of its files are of which split.
+
+Local files go by Hugging Face's convention: `train`, `validation` or `test` in the name of a file or folder is its
+split (see `datasets.data_files`), unless `dataset.data_files` says which are.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+import itertools
+import json
+import os
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import datasets
+import fsspec
+import pyarrow.parquet
+from datasets.data_files import FILES_TO_IGNORE, _get_data_files_patterns
+from fsspec.utils import glob_translate
+from huggingface_hub import HfApi
+from huggingface_hub.errors import HfHubHTTPError
+
+from gsae_ray.activations.models import hub_login, quiet_hub
+from gsae_ray.builtin import TEXT_FILES
+from gsae_ray.errors import UserError, first_line, suggest
+from gsae_ray.files import digest, file_hash
+from gsae_ray.sweep import DatasetSettings
+
+LOCAL_FORMATS = {".txt": "text", ".jsonl": "json", ".json": "json", ".parquet": "parquet"}
+COMPRESSIONS = (".gz", ".bz2", ".xz", ".zst")
+MASK = "attention_mask"
+"""The column beside token ids that is 0 where they are padding."""
+MOST_FILES = 1_000_000
+"""Looked at below a folder, which takes seconds; more are a slip, such as the whole disk."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Column:
+    """The column that holds the documents: text, or lists of token ids."""
+
+    name: str
+    vocabulary: int | None
+    """Token ids are below it; None where the column is text."""
+
+    @property
+    def is_text(self) -> bool:
+        return self.vocabulary is None
+
+    @property
+    def key(self) -> str:
+        """Where the sweep file names it."""
+        return "dataset.text_column" if self.is_text else "dataset.tokens_column"
+
+    @property
+    def wanted(self) -> tuple[str, ...]:
+        """The columns to read, if they are there."""
+        return (self.name,) if self.is_text else (self.name, MASK)
+
+    def missing(self, columns: Iterable[str]) -> UserError:
+        return UserError(f"{self.key}: no column {self.name!r}; {suggest(self.name, columns)}")
+
+    def check(self, example: Mapping[str, Any], where: Callable[[], str]) -> None:
+        """Whether an example's document is one.
+
+        Args:
+            where: file and row, for the message.
+        Raises:
+            UserError: it is no text, or not all are token ids of this model, or the mask does not fit them.
+        """
+        document = example.get(self.name)
+        if document is None:
+            return
+        if not isinstance(document, str if self.is_text else list):
+            what = "text" if self.is_text else "a list of token ids"
+            raise UserError(f"{self.key}: {self.name!r} holds {_shown(document)} ({where()}), not {what}")
+        if self.vocabulary is None:
+            return
+        for position, value in enumerate(document):
+            if type(value) is not int or not 0 <= value < self.vocabulary:  # a bool is an int too
+                raise UserError(
+                    f"{self.key}: {self.name!r} holds {_shown(value)} ({where()}, position {position}); token ids of "
+                    f"this model are 0 to {self.vocabulary - 1}"
+                )
+        mask = example.get(MASK)
+        if mask is not None and (
+            not isinstance(mask, list) or len(mask) != len(document) or any(m not in (0, 1) for m in mask)
+        ):
+            raise UserError(f"{self.key}: {MASK} is not a 0 or 1 for each of the ids of {self.name!r} ({where()})")
+
+
+def _shown(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 40 else f"{text[:37]}..."
+
+
+# ---- local files ----------------------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class LocalData:
+    """Files that lie here, by split; told apart by their contents, not by place or time stamp."""
+
+    name: str
+    kind: str
+    """A value of LOCAL_FORMATS, or `saved`: by `save_to_disk`."""
+    splits: Mapping[str, tuple[Path, ...]]
+    left_out: tuple[Path, ...] = ()
+    """Files of no split."""
+    _hashes: dict[Path, str] = dataclasses.field(default_factory=dict, compare=False)
+
+    def files(self, split: str, key: str) -> tuple[Path, ...]:
+        """
+        Raises:
+            UserError: there is no such split; `key` is where the sweep file names it.
+        """
+        if split not in self.splits:
+            what = "the built-in text" if self.name == "builtin" else repr(self.name)
+            raise UserError(f"{key}: {what} has no split {split!r}; {suggest(split, self.splits)}")
+        return self.splits[split]
+
+    def fingerprint(self, split: str, key: str) -> str:
+        """Of what is in the files of a split, in their order."""
+        files = self.files(split, key)
+        for path in files:
+            if path not in self._hashes:
+                self._hashes[path] = file_hash(path)
+        return digest([self._hashes[path] for path in files])
+
+    def load(self, split: str, column: Column, key: str) -> datasets.Dataset | datasets.IterableDataset:
+        """The documents of a split, file after file.
+
+        Raises:
+            UserError: there is no such split, or it cannot be read.
+        """
+        datasets.disable_progress_bars()
+        try:
+            return self._read(split, column, key)
+        except (datasets.exceptions.DatasetGenerationError, OSError, ValueError, StopIteration) as error:
+            if isinstance(error.__cause__, UserError):
+                raise error.__cause__ from None
+            reason = (str(error.__cause__ or error).strip() or "it is empty").splitlines()[0]
+            raise UserError(f"dataset.name: {self.name!r} cannot be read: {reason}") from error
+
+    def _read(self, split: str, column: Column, key: str) -> datasets.Dataset:
+        paths = [str(path) for path in self.files(split, key)]
+        contents = digest([self.kind, *dataclasses.astuple(column), self.fingerprint(split, key)])
+        cache = _cache(contents)
+        # Not load_dataset, which sends a request to count the use of its reader.
+        if self.kind == "text":  # one document is one file, not one line
+            if column.name != "text":
+                raise column.missing(["text"])
+            return datasets.Dataset.from_text(paths, sample_by="document", cache_dir=cache)
+        if self.kind == "json":
+            value = datasets.Value("string") if column.is_text else datasets.List(datasets.Value("int64"))
+            features = datasets.Features(dict.fromkeys(column.wanted, value))
+            rows = partial(_json_rows, self.splits[split], column)
+            return datasets.Dataset.from_generator(rows, features, cache_dir=cache, fingerprint=contents)
+        if self.kind == "parquet":
+            there = pyarrow.parquet.read_schema(paths[0]).names
+            if column.name not in there:
+                raise column.missing(there)
+            wanted = [name for name in column.wanted if name in there]
+            return datasets.Dataset.from_parquet(paths, columns=wanted, cache_dir=cache)
+        # It may have been saved as one that hands out tensors, or some of its columns.
+        return datasets.load_from_disk(str(Path(paths[0]).parent)).with_format(None)
+
+    def place(self, split: str, row: int | None) -> str:
+        """File and row, from 0, of a row of a split."""
+        files = self.splits[split]
+        assert row is not None  # what lies here is not streamed
+        for path in files if self.kind == "parquet" else ():
+            rows = pyarrow.parquet.read_metadata(path).num_rows
+            if row < rows:
+                return f"{path.name}, row {row}"
+            row -= rows
+        return f"{files[0].name}, row {row}" if len(files) == 1 else f"row {row}"
+
+    def notice(self, split: str) -> str | None:
+        """What is taken, where that is a choice among files."""
+        files = self.splits.get(split, ())
+        others = [f"{name} ({len(paths)})" for name, paths in self.splits.items() if name != split]
+        if self.name == "builtin" or len(files) + len(others) + len(self.left_out) < 2:
+            return None
+        line = f"dataset: trains on split {split!r}, {_named(files)}"
+        if others:
+            line += f"; other splits (files), for evaluation.split: {', '.join(others)}"
+        return line + (f"; of no split: {_named(self.left_out)}" if self.left_out else "")
+
+
+def _named(files: Sequence[Path]) -> str:
+    names = ", ".join(path.name for path in files[:3])
+    return f"{len(files)} file{'s' if len(files) != 1 else ''} ({names}{', …' if len(files) > 3 else ''})"
+
+
+def _cache(contents: str) -> str:
+    """A folder for what `datasets` makes of these contents: its own cache goes by paths and time stamps."""
+    return str(Path(datasets.config.HF_DATASETS_CACHE) / "by_contents" / contents[:32])
+
+
+def _kind(path: Path) -> str | None:
+    name = Path(path.stem) if path.suffix in COMPRESSIONS else path
+    kind = LOCAL_FORMATS.get(name.suffix)
+    return None if kind == "parquet" and name != path else kind  # which is compressed within
+
+
+def _local_data(dataset: DatasetSettings) -> LocalData | None:
+    """The data set, if it is files that we read."""
+    name = dataset.name
+    if name == "builtin":
+        return LocalData(name, "parquet", {split: (path,) for split, path in TEXT_FILES.items()})
+    path = Path(name).expanduser()
+    if any(c in name for c in "*?["):
+        base, files = _matching(path)
+    elif path.is_dir():
+        if saved := _saved(path):
+            return LocalData(name, "saved", saved)
+        base, files = path, [file for file in _below(path) if _kind(file)]
+    else:
+        base, files = path.parent, [path] if path.is_file() else []
+    if not files:
+        if not path.is_dir() and (name.startswith((".", "/", "~")) or base != path.parent or _kind(path)):
+            raise UserError(f"dataset.name: no file matches {name!r} (from {Path.cwd()})")
+        return None
+    kinds = {_kind(file) for file in files}
+    if len(kinds) != 1 or None in kinds:
+        raise UserError(f"dataset.name: {name!r} should be files of one kind; known: {', '.join(LOCAL_FORMATS)}")
+    if any(file.suffix == ".zst" for file in files) and importlib.util.find_spec("zstandard") is None:
+        raise UserError(f"dataset.name: files of {name!r} are read with the package zstandard: pip install zstandard")
+    splits = {"train": (path,)} if files == [path] else _by_split(base, sorted(files), dataset.data_files)
+    taken = {file for paths in splits.values() for file in paths}
+    return LocalData(name, str(kinds.pop()), splits, tuple(sorted(set(files) - taken)))
+
+
+def _below(folder: Path) -> Iterator[Path]:
+    """The files below a folder but for hidden ones and those that describe a data set, as `datasets` takes them."""
+    if folder.resolve() == folder.resolve().parent:
+        raise UserError(f"dataset.name: {str(folder)!r} is the whole disk; name a folder of data")
+    seen = 0
+    for directory, folders, names in os.walk(folder):
+        folders[:] = [name for name in folders if not name.startswith((".", "__"))]
+        seen += len(folders) + len(names)
+        if seen > MOST_FILES:
+            raise UserError(f"dataset.name: there are over {MOST_FILES:,} files below {str(folder)!r}; narrow it")
+        yield from (Path(directory, name) for name in names if name[0] != "." and name not in FILES_TO_IGNORE)
+
+
+def _matching(pattern: Path) -> tuple[Path, list[Path]]:
+    """The folder that a glob is of, and the files that it matches."""
+    first = next(i for i, part in enumerate(pattern.parts) if any(c in part for c in "*?["))
+    base, rest = Path(*pattern.parts[:first]), pattern.parts[first:]
+    if "**" in rest and base.resolve() == base.resolve().parent:
+        raise UserError(f"dataset.name: {str(pattern)!r} is the whole disk; name a folder of data")
+    return base, [path for path in base.glob("/".join(rest)) if path.is_file()]
+
+
+def _by_split(
+    base: Path, files: Sequence[Path], patterns: Mapping[str, Sequence[str]] | None
+) -> dict[str, tuple[Path, ...]]:
+    """Split -> its files, by their names below `base`.
+
+    Args:
+        patterns: of each split; None for Hugging Face's convention.
+    Raises:
+        UserError: a pattern matches nothing, or a file is of two splits.
+    """
+    names = {file.relative_to(base).as_posix(): file for file in files}
+
+    def resolve(pattern: str) -> list[str]:
+        matching = re.compile(glob_translate(pattern)).match
+        found = [name for name in names if matching(name)]
+        if not found:
+            raise FileNotFoundError(pattern)
+        return found
+
+    splits: dict[str, tuple[Path, ...]] = {}
+    of: dict[str, str] = {}
+    for split, wanted in (patterns or _get_data_files_patterns(resolve)).items():
+        found: set[str] = set()
+        for pattern in wanted:
+            try:
+                found.update(resolve(pattern))
+            except FileNotFoundError:
+                if patterns:
+                    raise UserError(
+                        f"dataset.data_files.{split}: no file matches {pattern!r} in {str(base)!r}"
+                    ) from None
+        for name in sorted(found):
+            if of.setdefault(name, split) != split:
+                raise UserError(
+                    f"dataset.data_files: {name} would be of two splits, {of[name]} and {split}; give the files of each"
+                )
+        splits[split] = tuple(file for name, file in names.items() if name in found)
+    return splits
+
+
+def _saved(folder: Path) -> dict[str, tuple[Path, ...]]:
+    """Split -> its files, of what `save_to_disk` wrote; empty for any other folder."""
+
+    def arrow(folder: Path) -> tuple[Path, ...]:
+        return tuple(sorted(path for path in folder.glob("*.arrow") if not path.name.startswith("cache-")))
+
+    if (folder / "dataset_dict.json").is_file():
+        return {path.name: arrow(path) for path in sorted(folder.iterdir()) if (path / "state.json").is_file()}
+    return {"train": arrow(folder)} if (folder / "state.json").is_file() and arrow(folder) else {}
+
+
+def _json_rows(files: Sequence[Path], column: Column) -> Iterator[dict[str, Any]]:
+    """The wanted columns alone: the others may differ from file to file, and from row to row."""
+    first: Mapping[str, Any] = {}
+    found = False
+    for path in files:
+        for row, example in enumerate(_json_values(path)):
+            where = f"{path.name}, row {row}"
+            if not isinstance(example, dict):
+                example = {"text": example}  # a list of strings is one of documents
+            column.check(example, lambda where=where: where)  # type: ignore[misc]
+            first, found = first or example, found or column.name in example
+            yield {name: example.get(name) for name in column.wanted}
+    if not first:
+        raise UserError(f"dataset.name: there is nothing in {_named(files)}")
+    if not found:
+        raise column.missing(first)
+
+
+def _json_values(path: Path) -> Iterator[Any]:
+    """The lines of a JSONL file, or the items of a JSON list."""
+    row = 0
+    try:
+        with fsspec.open(str(path), "rt", compression="infer", encoding="utf-8-sig") as file:
+            start = file.read(1)
+            while start.isspace():
+                start = file.read(1)
+            if start == "[":
+                yield from json.loads(start + file.read())
+                return
+            for line in itertools.chain([start + file.readline()], file):
+                if line.strip():
+                    yield json.loads(line)
+                    row += 1
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"dataset.name: {path.name}, row {row} is no JSON: {first_line(error)}") from error
+
+
+# ---- the hub --------------------------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class HubData:
+    """A data set of the hub; or a local folder in a format that is left to `datasets`."""
+
+    dataset: DatasetSettings
+
+    @property
+    def _folder(self) -> Path | None:
+        folder = Path(self.dataset.name).expanduser()
+        return folder if folder.is_dir() else None
+
+    def fingerprint(self, split: str, key: str) -> str:
+        """Name and commit; of a folder, its contents."""
+        dataset = self.dataset
+        if self._folder:
+            return digest([[str(path), file_hash(path)] for path in sorted(_below(self._folder))])
+        files = f"/{digest(dataset.data_files)}" if dataset.data_files else ""
+        return f"{dataset.name}/{dataset.subset}@{dataset.revision}{files}"
+
+    def load(self, split: str, column: Column, key: str) -> datasets.Dataset | datasets.IterableDataset:
+        """The documents of a split, in the data set's own order."""
+        datasets.disable_progress_bars()
+        dataset = self.dataset
+        options: dict[str, Any] = {}
+        if dataset.data_files:
+            options["data_files"] = {name: list(patterns) for name, patterns in dataset.data_files.items()}
+        if self._folder:
+            options["cache_dir"] = _cache(self.fingerprint(split, key))
+        try:
+            with quiet_hub():
+                return datasets.load_dataset(
+                    str(self._folder or dataset.name),
+                    dataset.subset,
+                    split=split,
+                    revision=dataset.revision,
+                    streaming=dataset.streaming,
+                    **options,
+                )
+        except (datasets.exceptions.DatasetsError, OSError, ValueError) as error:
+            reason = first_line(error)
+            if "split" in reason:
+                raise UserError(f"{key}: {dataset.name!r} has no split {split!r}: {reason}") from error
+            if "gated" in reason:
+                raise UserError(f"dataset.name: cannot load {dataset.name!r}: {reason}; and {hub_login()}") from error
+            raise UserError(
+                f"dataset.name: cannot load {dataset.name!r} (split {split!r}): {reason}; "
+                "it may be 'builtin', local files, or a data set of the hub (which needs a network)"
+            ) from error
+
+    def place(self, split: str, row: int | None) -> str:
+        return "a row of the stream" if row is None else f"row {row} of split {split!r}"
+
+    def notice(self, split: str) -> str | None:
+        return None
+
+
+def find_data(dataset: DatasetSettings) -> LocalData | HubData:
+    """Where the documents come from.
+
+    Raises:
+        UserError: no file matches, files are of several kinds, or a file is of two splits.
+    """
+    return _local_data(dataset) or HubData(dataset)
+
+
+def pinned_data(dataset: DatasetSettings) -> DatasetSettings:
+    """With the commit that a hub data set's revision stands for now; offline as it is."""
+    if isinstance(find_data(dataset), LocalData) or Path(dataset.name).expanduser().is_dir():
+        return dataset
+    try:
+        with quiet_hub():
+            commit = HfApi().dataset_info(dataset.name, revision=dataset.revision).sha
+    except (OSError, ValueError, HfHubHTTPError):
+        return dataset  # what is wrong with it, `HubData.load` says better
+    return dataset.model_copy(update={"revision": commit})
