@@ -15,6 +15,8 @@ from gsae_ray.saes import REGISTRY, SAEConfig
 from gsae_ray.training.recipe import TrialTraining, show
 
 MAX_NAME = 200
+_PLAIN_SITE = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.\-]*(:input|:output)?")
+"""A site whose name no other one has once it is fit for a folder."""
 RUN = "run:"
 """How `TrialSpec.parent` begins where it is a run."""
 SPARSITY = ("l1_coefficient", "parent")
@@ -69,10 +71,10 @@ class TrialSpec:
         rest = f"{training.objective}-{training.schedule}_lr{show(training.lr)}_seed{training.seed}"
         rest += "".join(f"_{key}{show(value)}" for key, value in (overrides or {}).items())
         name = f"{fields['site']}_{fields['architecture']}_w{fields['d_sae']}_{sparsity}_{rest}"
-        name = re.sub(r"[^A-Za-z0-9_.\-]", "-", name)
-        if len(name) > MAX_NAME:  # file names end at 255 bytes
-            name = f"{name[: MAX_NAME - 9]}_{digest(name)[:8]}"
-        return cls(name=name, identity=digest(settings)[:16], **fields)
+        plain = re.sub(r"^\.|[^A-Za-z0-9_.\-]", "-", name)
+        if len(plain) > MAX_NAME or not _PLAIN_SITE.fullmatch(fields["site"]):  # file names end at 255 bytes
+            plain = f"{plain[: MAX_NAME - 9]}_{digest(name)[:8]}"
+        return cls(name=plain, identity=digest(settings)[:16], **fields)
 
     @property
     def follows(self) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -683,3 +684,67 @@ def test_every_field_has_a_description() -> None:
 def test_a_trial_spec_is_frozen(path: Path) -> None:
     with pytest.raises(dataclasses.FrozenInstanceError):
         expand(load_sweep(path))[0].name = "x"  # type: ignore[misc]
+
+
+# ---- names that tell values apart -----------------------------------------------------------------------------------
+
+
+def names(tmp_path: Path, *overrides: str) -> list[str]:
+    found = [trial.name for trial in expand(load_text(tmp_path, ONE_TRIAL, *overrides))]
+    assert all(re.fullmatch(r"[A-Za-z0-9_\-][A-Za-z0-9_.\-]*", name) for name in found)
+    return found
+
+
+@pytest.mark.parametrize("key", ["saes.0.l1_coefficient", "training.lr"])
+def test_a_sweep_has_both_runs_of_1e6_and_1e_minus_6(tmp_path: Path, key: str) -> None:
+    word = "_l1-" if "l1" in key else "_lr"
+    small, large = names(tmp_path, f"{key}=[1e-6, 1e6]")
+    assert f"{word}1e-06_" in small  # as ever
+    assert f"{word}1e06_" in large
+
+
+@CASES
+@given(data=st.data())
+def test_names_tell_any_two_numbers_apart(data: Any) -> None:
+    floats = st.floats(1e-30, 1e37, exclude_min=True)
+    first = data.draw(floats)
+    second = data.draw(floats | st.just(math.nextafter(first, math.inf)) | st.just(1 / first))
+    if first == second:
+        return
+    for key in ("l1_coefficient", "lr", "gradient_clip", "adam_betas"):
+        entries = [
+            {"architecture": "gated", "widths": 8, "l1_coefficient": 1}
+            | {key: [0.0, value % 1] if key == "adam_betas" else value}
+            for value in (first, second)
+        ]
+        if entries[0] == entries[1]:
+            continue
+        sweep = Sweep.model_validate(
+            {
+                "name": "test",
+                "model": {"name": "builtin"},
+                "dataset": {"name": "builtin"},
+                "sites": {"layers": [0], "points": ["resid_post"]},
+                "saes": entries,
+                "training": {"tokens": 1000, "batch_size": 100},
+            }
+        )
+        one, other = expand(sweep)
+        assert one.name != other.name
+        assert one.training.recipe != other.training.recipe or key in ("l1_coefficient", "lr")
+
+
+def test_what_was_told_apart_already_keeps_its_name(tmp_path: Path) -> None:
+    values = [1, 0.5, 3e-4, 1e-6, 1.04743, 2.5e-05, 123456, 0.000123456]
+    found = names(tmp_path, f"saes.0.l1_coefficient={values}")
+    assert found == [
+        f"blocks.1.hook_resid_post_gated_w32_l1-{value:g}_norm_weighted-modern_lr0.001_seed0" for value in values
+    ]
+
+
+def test_sites_that_would_share_a_folder_have_names_of_their_own(tmp_path: Path) -> None:
+    modules = ["a/b", "a-b", "a b", "a:b", "../a", ".a", "-a", "ä", "a-output"]
+    overrides = [f"sites={{modules: [{', '.join(f'{{module: {m!r}}}' for m in modules)}, {{module: a}}]}}"]
+    found = names(tmp_path, *overrides)
+    assert len(set(found)) == len(modules) + 1
+    assert found[1] == "a-b-output_gated_w32_l1-1_norm_weighted-modern_lr0.001_seed0"  # as ever

@@ -293,4 +293,10 @@ def show(value: object) -> str:
         return ",".join(f"{key}:{show(item)}" for key, item in value.items())
     if isinstance(value, (list, tuple)):
         return "-".join(map(show, value))
-    return f"{value:g}" if isinstance(value, float) else str(value)
+    return _shortest(value) if isinstance(value, float) else str(value)
+
+
+def _shortest(value: float) -> str:
+    """At least as short as it is written, and no other number is written so: 0.1, 1e-06, 1e06."""
+    digits = (f"{value:.{n}g}" for n in range(6, 18))
+    return next((text for text in digits if float(text) == value), str(value)).replace("e+", "e")
