@@ -46,6 +46,19 @@ class StaleAttemptError(RuntimeError):
     """An older attempt of a trial wrote or asked after a newer one had started; what it sends is refused."""
 
 
+class NumericError(ArithmeticError):
+    """A number is not finite, or exploded: a final result, since the same rows would give the same again."""
+
+
+def not_finite(what: str, where: str, dtype: str) -> NumericError:
+    """`what` the language model computes in `dtype` is not finite somewhere."""
+    if dtype == "float16":
+        cause = "numbers of model.dtype: float16 end at 65,504, those of many models do not; take bfloat16 or float32"
+    else:
+        cause = f"model.dtype: {dtype} does not overflow easily, so the model's weights are the likely cause"
+    return NumericError(f"{what} are not finite in {where}; {cause}")
+
+
 def first_line(error: BaseException) -> str:
     """What an error of a library says, in one line; never empty."""
     lines = str(error).strip().splitlines()

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from gsae_ray.activations.chunks import SiteStatistics
-from gsae_ray.activations.layout import Layout
+from gsae_ray.activations.layout import DTYPE_BYTES, Layout
 from gsae_ray.activations.stream import RowStream
 from gsae_ray.saes import SAE
 from gsae_ray.training.recipe import TrainingSettings
@@ -74,10 +74,11 @@ def make(
     l1: float = 1.0,
     options: dict[str, Any] | None = None,
     parent: SAE | None = None,
+    dtype: str = "float32",
     **training: Any,
 ) -> Trainer:
     """A trainer at the start; `training` overrides, with lr, seed, objective and schedule single values."""
-    layout = Layout(BLOCKS, {SITE: N}, "float32", chunk_bytes=chunk_rows * N * 4)
+    layout = Layout(BLOCKS, {SITE: N}, dtype, chunk_bytes=chunk_rows * N * DTYPE_BYTES[dtype])
     settings = {"tokens": 5000, "batch_size": BATCH, "lr_warmup": 0.02, "log_every_tokens": 10 * BATCH}
     settings |= {"gradient_clip": 0.0, "unit_biases": False, "checkpoint_every_tokens": 20 * BATCH, **training}
     lr, seed = settings.pop("lr", 3e-3), settings.pop("seed", 0)
@@ -91,7 +92,8 @@ def make(
         hyperparameters={"l1_coefficient": l1, **(options or {})},
         training=TrainingSettings.model_validate(settings).resolve(lr, seed, objective, schedule),
     )
-    source = ArraySource(sparse_rows() if rows_RD is None else rows_RD, layout)
+    rows_RD = sparse_rows() if rows_RD is None else rows_RD
+    source = ArraySource(rows_RD.to(getattr(torch, dtype)), layout)
     return Trainer(trial, RecordingStream(source, layout, SITE), parent=parent)
 
 

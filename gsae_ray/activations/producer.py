@@ -13,7 +13,7 @@ from gsae_ray.activations.chunks import Array, SiteStatistics, to_array
 from gsae_ray.activations.layout import Layout
 from gsae_ray.activations.models import load_model
 from gsae_ray.activations.sites import Site, capture
-from gsae_ray.activations.tokens import TokenStore, model_input
+from gsae_ray.activations.tokens import PADDING, TokenStore, model_input
 from gsae_ray.evaluation.evaluator import Evaluator
 from gsae_ray.evaluation.metrics import Evaluation
 from gsae_ray.saes import from_bytes
@@ -46,7 +46,8 @@ class Producer:
         where = "cpu" if spec.gpus == 0 else "cuda" if spec.gpus <= 1 else "balanced"
         self.model = load_model(spec.model, where)
         self.device = self.model.device  # of the embedding, where tokens go; other layers may be on other GPUs
-        check_predictions(spec.model.name, self.model, spec.tokens.block(0)[0].to(self.device))
+        context_T = spec.tokens.block(0)[0]
+        check_predictions(spec.model.name, self.model, context_T[context_T != PADDING].to(self.device))
         self._evaluator: Evaluator | None = None
 
     def produce(self, block: int, sites: Sequence[str]) -> tuple[dict[str, SiteStatistics], list[Array]]:

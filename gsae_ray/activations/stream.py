@@ -11,6 +11,7 @@ from torch import Tensor
 
 from gsae_ray.activations.chunks import Array, SiteStatistics, to_array
 from gsae_ray.activations.layout import Layout
+from gsae_ray.errors import not_finite
 
 if TYPE_CHECKING:
     from gsae_ray.activations.producer import Producer
@@ -79,7 +80,9 @@ class RowStream:
 
         Raises:
             IndexError: the stream ends before.
+            NumericError: a row is not finite.
         """
+        first = self.position
         x_Rn = torch.empty(rows, self.layout.widths[self.site], dtype=self._dtype)
         done = 0
         while done < rows:
@@ -90,6 +93,10 @@ class RowStream:
             x_Rn[done : done + len(part)] = part
             self.position += len(part)
             done += len(part)
+        if not (finite_R := x_Rn.isfinite().all(dim=1)).all():
+            row = first + int((~finite_R).nonzero()[0])
+            where = f"row {row:,} of the stream (block {self.layout.block_of(row)})"
+            raise not_finite(f"activations at {self.site}", where, self.layout.dtype)
         return x_Rn
 
     @property

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from gsae_ray.activations.sites import Edit, Site, edited
 from gsae_ray.activations.tokens import PADDING, model_input
+from gsae_ray.errors import not_finite
 from gsae_ray.evaluation.metrics import SUMS, Evaluation, from_sums
 from gsae_ray.evaluation.pursuit import gradient_pursuit
 from gsae_ray.saes import SAE
@@ -57,8 +58,11 @@ class Evaluator:
         Args:
             pursuit_l0: the SAE's decoder with at most so many features a row, found by gradient pursuit, in place of
                 its own encoder.
+        Raises:
+            NumericError: the site's activations, or the model's losses without the SAE, are not finite.
         """
         ablated = self._zero_ablated(site)
+        self._check_finite(f"activations at {site}", ablated.mean_D)
         active_F = torch.zeros(sae.cfg.d_sae, dtype=torch.float64, device=self.device)
         sums: dict[str, list[Tensor]] = {name: [] for name in SUMS}
 
@@ -102,8 +106,16 @@ class Evaluator:
             sums["kl"].append(_by_context(kl_BT[:, :-1][scored_BT], scored_BT))
 
         sums["nll_zero"].append(ablated.nll_E)
+        self._check_finite("the model's own losses", torch.cat(sums["nll_clean"]))
+        self._check_finite(f"losses with 0 in place of {site}", ablated.nll_E)
         sequences = {name: torch.cat(values).double().tolist() for name, values in sums.items()}
         return Evaluation(from_sums(sequences, (active_F > 0).double().mean().item()), sequences)
+
+    def _check_finite(self, what: str, values: Tensor) -> None:
+        """What is the model's fault is told: no SAE of the site could be measured."""
+        if not values.isfinite().all():
+            dtype = str(next(self.model.parameters()).dtype).removeprefix("torch.")
+            raise not_finite(what, "the held-out text", dtype)
 
     def _log_probs(self, tokens_BT: Tensor, edit: tuple[Site, Edit] | None = None) -> Tensor:
         """Log-probabilities [B, T, vocabulary] of each next token."""

@@ -18,12 +18,12 @@ from ray.actor import ActorHandle
 from gsae_ray.activations.actors import StoreClient, StoreSource
 from gsae_ray.activations.layout import Layout
 from gsae_ray.activations.stream import RowStream
-from gsae_ray.errors import StaleAttemptError, SweepStoppedError, reason
+from gsae_ray.errors import NumericError, StaleAttemptError, SweepStoppedError, reason
 from gsae_ray.files import room_needed
 from gsae_ray.machine import machine
 from gsae_ray.saes import SAE, load, to_bytes
 from gsae_ray.training.directory import TrialDirectory
-from gsae_ray.training.trainer import NumericError, Trainer
+from gsae_ray.training.trainer import Trainer
 from gsae_ray.trial import TrialSpec
 
 

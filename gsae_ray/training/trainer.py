@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from gsae_ray.activations.stream import RowStream
+from gsae_ray.errors import NumericError, not_finite
 from gsae_ray.saes import SAE, SAEConfig
 from gsae_ray.saes.io import build
 from gsae_ray.training.l1_units import UNITS, Scale
@@ -20,10 +21,6 @@ from gsae_ray.trial import TrialSpec
 EXPLODED = 1e4
 """A mean reconstruction loss of this many times E‖x‖², that of reconstructing nothing, will not come down again."""
 PARTS = ("loss", "reconstruction_loss", "sparsity_loss", "auxiliary_loss")
-
-
-class NumericError(ArithmeticError):
-    """The loss is not finite or exploded: the trial's final result, since the same rows would give the same again."""
 
 
 class Trainer:
@@ -38,7 +35,7 @@ class Trainer:
         """
         statistics = stream.source.statistics()
         if not math.isfinite(statistics.mean_square_norm):
-            raise NumericError(f"activations at {trial.site} are not finite")
+            raise not_finite(f"activations at {trial.site}", "the first block", stream.layout.dtype)
         if statistics.mean_square_norm == 0:
             raise NumericError(f"all activations at {trial.site} are zero")
         self.trial = trial
@@ -102,7 +99,7 @@ class Trainer:
         """Trains to the next multiple of `log_every_tokens`, or to the end. Returns the interval's means.
 
         Raises:
-            NumericError: the loss became NaN or infinite, or exploded.
+            NumericError: activations or the loss became NaN or infinite, or the loss exploded.
         """
         started, waited = time.perf_counter(), self.stream.wait_seconds
         steps_per_interval = self.settings.log_every_tokens // self.settings.batch_size

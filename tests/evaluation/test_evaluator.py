@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable
 from typing import Any
@@ -13,6 +14,7 @@ from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
 
 from gsae_ray.activations.sites import Site
 from gsae_ray.activations.tokens import kept_mask
+from gsae_ray.errors import NumericError
 from gsae_ray.evaluation import evaluator as evaluator_module
 from gsae_ray.evaluation.evaluator import Evaluator
 from gsae_ray.evaluation.metrics import METRICS, RATIOS, SUMS
@@ -244,6 +246,32 @@ def test_gamma_is_a_ratio_of_expectations_not_a_mean_of_ratios(
     for batch in (1, 3, CONTEXTS):
         metrics = Evaluator(model, tokens_ET, kept, batch).evaluate(site, sae).metrics
         assert metrics["gamma"] == pytest.approx(ratio, rel=1e-6)
+
+
+# ---- what is not finite ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32"])
+def test_activations_that_are_not_finite_on_held_out_text_are_named_with_their_site(
+    model: Any, tokens_ET: Tensor, dtype: str
+) -> None:
+    """And the likely cause: they do not end as a row that the frontier leaves out."""
+    broken = copy.deepcopy(model).to(getattr(torch, dtype))
+    with torch.no_grad():
+        broken.gpt_neox.embed_in.weight[tokens_ET[5, 4]] = math.inf
+    with pytest.raises(NumericError) as caught:
+        Evaluator(broken, tokens_ET, kept, batch=4).evaluate(SITES[0], make_sae(seed=1))
+    message = str(caught.value)
+    assert message.startswith(f"activations at {SITES[0]} are not finite in the held-out text; ")
+    assert f"model.dtype: {dtype}" in message and ("bfloat16" in message) == (dtype == "float16")
+
+
+def test_losses_that_are_not_finite_beyond_the_site_are_named(model: Any, tokens_ET: Tensor) -> None:
+    broken = copy.deepcopy(model)
+    with torch.no_grad():
+        broken.get_output_embeddings().weight[3] = math.nan
+    with pytest.raises(NumericError, match="the model's own losses are not finite in the held-out text"):
+        Evaluator(broken, tokens_ET, kept, batch=4).evaluate(SITES[0], make_sae(seed=1))
 
 
 # ---- each context ---------------------------------------------------------------------------------------------------

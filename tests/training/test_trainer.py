@@ -29,9 +29,10 @@ from trainers import (
     weights,
 )
 
+from gsae_ray.errors import NumericError
 from gsae_ray.saes import SAE, Objective, RescaleShiftSAE, to_bytes
 from gsae_ray.training.schedules import lr_factor, sparsity_factor
-from gsae_ray.training.trainer import NumericError, Trainer
+from gsae_ray.training.trainer import Trainer
 
 architectures = pytest.mark.parametrize("architecture", ["standard", "gated"])
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -248,10 +249,9 @@ def test_the_global_random_state_plays_no_part() -> None:
 # ---- numeric failure ------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("bad", [math.nan, math.inf])
-def test_a_loss_that_is_not_finite_is_a_numeric_error(bad: float) -> None:
+def test_a_loss_that_is_not_finite_is_a_numeric_error() -> None:
     rows_RD = sparse_rows().clone()
-    rows_RD[2500, 3] = bad
+    rows_RD[2500, 3] = 1e30
     trainer = make(rows_RD=rows_RD)
     with pytest.raises(NumericError, match=r"not finite at step 40 \(token 2560\); last finite: step 39: loss "):
         run(trainer)
@@ -271,8 +271,26 @@ def test_activations_that_are_all_zero_are_a_numeric_error() -> None:
 def test_activations_that_are_not_finite_from_the_start_are_named_as_such(bad: float) -> None:
     rows_RD = sparse_rows().clone()
     rows_RD[0, 0] = bad
-    with pytest.raises(NumericError, match="not finite"), np.errstate(invalid="ignore"):
+    message = f"activations at {SITE} are not finite in the first block; .*model.dtype"
+    with pytest.raises(NumericError, match=message), np.errstate(invalid="ignore"):
         make(rows_RD=rows_RD)
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+@pytest.mark.parametrize("dtype", ["float16", "float32"])
+def test_activations_that_are_not_finite_later_are_named_with_their_block_and_not_blamed_on_lr(
+    bad: float, dtype: str
+) -> None:
+    row = BLOCKS[0] + 400
+    trainer = make(dtype=dtype)
+    trainer.stream.source.array = trainer.stream.source.array.copy()  # type: ignore[attr-defined]
+    trainer.stream.source.array[row, 3] = bad  # type: ignore[attr-defined]
+    with pytest.raises(NumericError) as caught:
+        run(trainer)
+    message = str(caught.value)
+    assert f"activations at {SITE} are not finite in row {row:,} of the stream (block 1)" in message
+    assert "lr" not in message.split() and f"model.dtype: {dtype}" in message
+    assert ("bfloat16" in message) == (dtype == "float16")
 
 
 def test_a_loss_that_explodes_but_stays_finite_is_a_numeric_error() -> None:
@@ -285,7 +303,7 @@ def test_a_loss_that_explodes_but_stays_finite_is_a_numeric_error() -> None:
 
 def test_the_last_finite_losses_may_be_those_of_the_interval_before() -> None:
     rows_RD = sparse_rows().clone()
-    rows_RD[40 * BATCH, 0] = math.nan  # the first step of an interval
+    rows_RD[40 * BATCH, 0] = 1e30  # the first step of an interval
     with pytest.raises(NumericError, match=r"not finite at step 41 \(token 2624\); last finite: step 40: loss [\d.]+,"):
         run(make(rows_RD=rows_RD))
 
