@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import os
-import shlex
 import signal
 import sys
 from collections.abc import Callable
@@ -17,6 +16,7 @@ from rich.table import Table
 
 import gsae_ray
 from gsae_ray.errors import StopAskedError, SweepStoppedError, UserError
+from gsae_ray.names import local_path, own_command
 
 if TYPE_CHECKING:
     from gsae_ray.forecast import Forecast
@@ -134,8 +134,8 @@ def run(
         uri = [] if tracking_uri is None else ["--tracking-uri", result.tracking_uri]
         best = ["best", result.experiment, *example_constraint(rows), "--out", "best_sae"]
         click.echo(f"picture:   {_relative(result.picture)}")
-        click.echo(f"look:      {shlex.join(['gsae-ray', 'ui', *uri])}")
-        click.echo(f"best SAE:  {shlex.join(['gsae-ray', *best, *uri])}")
+        click.echo(f"look:      {own_command('ui', *uri)}")
+        click.echo(f"best SAE:  {own_command(*best, *uri)}")
     for trial, reason in result.failures.items():  # last: `status` shows how a job's output ends
         click.echo(f"failed: {trial}: {reason}", err=True)
     if result.failures:
@@ -179,12 +179,12 @@ def submit(
     job = gsae_ray.submit(
         sweep, address=address, overrides=overrides, tracking_uri=tracking_uri, storage=storage, resume=resume
     )
-    at = "" if address is None else f" --address {address}"
+    at = () if address is None else ("--address", address)
     click.echo(f"job:       {job.id}")
     click.echo(f"MLflow:    {job.tracking_uri} (experiment {job.experiment})")
-    click.echo(f"progress:  gsae-ray status {job.id}{at}")
-    click.echo(f"output:    gsae-ray logs -f {job.id}{at}")
-    click.echo(f"end it:    gsae-ray stop {job.id}{at}")
+    click.echo(f"progress:  {own_command('status', job.id, *at)}")
+    click.echo(f"output:    {own_command('logs', '-f', job.id, *at)}")
+    click.echo(f"end it:    {own_command('stop', job.id, *at)}")
 
 
 @main.command()
@@ -327,6 +327,7 @@ def plan(
     from gsae_ray.nodes import Launcher
     from gsae_ray.sweep_file import load_sweep
 
+    root = local_path("gsae_runs" if storage is None else storage, "--storage")
     launcher = None if cluster_file is None else Launcher.read(cluster_file)
     nodes = None
     if address is not None:
@@ -337,7 +338,7 @@ def plan(
         if nodes is not None and not launcher.started(nodes):
             raise UserError(f"--cluster: no node at {address} is of a type of {cluster_file}: leave one of them out")
         nodes = launcher.at_largest(nodes or ())
-    cost = forecast(load_sweep(sweep, overrides), Path(storage or "gsae_runs"), slots, tracking_uri, nodes)
+    cost = forecast(load_sweep(sweep, overrides), root, slots, tracking_uri, nodes)
     if as_json:
         click.echo(json.dumps(cost.to_json(), indent=2))
         return

@@ -31,6 +31,7 @@ from gsae_ray import plain_yaml
 from gsae_ray.addresses import refuse_password
 from gsae_ray.display import Progress
 from gsae_ray.errors import UserError, first_line
+from gsae_ray.names import local_path, own_command
 from gsae_ray.nodes import Node
 from gsae_ray.remote import RemoteLaunch
 from gsae_ray.sweep import Sweep
@@ -392,15 +393,17 @@ def submit(
             f"--tracking-uri: {uri!r} is not an MLflow server that the cluster can reach; give its address "
             "(http://HOST:PORT), or set MLFLOW_TRACKING_URI"
         )
+    local_path(storage, "--storage")
     if not storage.startswith(("/", "~")):
         raise UserError(f"--storage: {storage!r} is relative; give a path of the cluster, which every node sees")
     client = connect(address)
     check(uri)
     for job, details in _jobs(client):
         if (job.sweep, job.storage) == (sweep.name, storage) and _state(details) in LIVE:
+            follow, end = own_command("logs", "-f", job.id), own_command("stop", job.id)
             raise UserError(
-                f"{sweep.name!r} is running already, as {job.id}: follow it with `gsae-ray logs -f {job.id}`, end it "
-                f"with `gsae-ray stop {job.id}`, or give this sweep another name or --storage"
+                f"{sweep.name!r} is running already, as {job.id}: follow it with `{follow}`, end it with `{end}`, "
+                "or give this sweep another name or --storage"
             )
     job_id = f"{sweep.name}-{time.strftime('%Y%m%d-%H%M%S', time.gmtime())}-{secrets.token_hex(2)}"
     command = ["python", "-m", "gsae_ray", "run", "sweep.yaml", "--storage", storage, "--tracking-uri", uri]

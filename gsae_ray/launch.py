@@ -42,6 +42,7 @@ from gsae_ray.evaluation.queue import EvaluationQueue
 from gsae_ray.files import room_needed
 from gsae_ray.fleet import running_producers, start_store
 from gsae_ray.ledger import RECORD, Driver, begin_launch, driver_lock, trial_folder, versions
+from gsae_ray.names import local_path
 from gsae_ray.nodes import TRAINER
 from gsae_ray.plan import Plan, prepare, producer_spec
 from gsae_ray.saes import SAE
@@ -127,7 +128,7 @@ def run(
         sweep = load_sweep(sweep, overrides)
     uri = resolve_uri(tracking_uri)
     check_tracking(uri)
-    root = Path(storage if storage is not None else "gsae_runs").expanduser().resolve()
+    root = local_path("gsae_runs" if storage is None else storage, "--storage").resolve()
     with Display(console or Console(stderr=True)) as display:
         display.phase(f"checking {sweep.name}: model {sweep.model.name}, data {sweep.dataset.name}")
         plan = prepare(sweep, root, display, uri)

@@ -19,14 +19,15 @@ _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:/")
 def folder_name(name: str) -> str:
     """One path component for any name, below whatever folder it is put; different ones for different names.
 
-    Letters, digits, `_`, `-` and inner dots stay; all else is percent-encoded, as in a URL. Long names end in a hash.
+    Letters, digits, `_`, `-` and inner dots stay; all else is encoded as in a URL, but with `=` for `%`, which URLs of
+    such folders would have to encode again. Long names end in a hash.
     """
-    component = quote(name, safe="", errors="surrogatepass").replace("~", "%7E")
-    if component.startswith(".") or not component:  # `..`, and what is hidden
-        component = f"%2E{component[1:]}" if component else "%"
-    if len(component) <= MAX_COMPONENT:
-        return component
-    return f"{component[: MAX_COMPONENT - 33]}%{hashlib.sha256(component.encode()).hexdigest()[:32]}"
+    quoted = quote(name, safe="", errors="surrogatepass").replace("~", "%7E").replace("%", "=") or "="
+    if quoted.startswith("."):  # `..`, and what is hidden
+        quoted = f"=2E{quoted[1:]}"
+    if len(quoted) <= MAX_COMPONENT:
+        return quoted
+    return f"{quoted[: MAX_COMPONENT - 34]}=={hashlib.sha256(quoted.encode()).hexdigest()[:32]}"
 
 
 def check_run_id(run_id: str) -> str:
@@ -56,6 +57,6 @@ def local_path(path: str | Path, option: str) -> Path:
     return Path(path).expanduser()
 
 
-def command(*words: object) -> str:
-    """A command to be pasted into a shell, of this program."""
+def own_command(*words: object) -> str:
+    """A command of this program, to be pasted into a shell."""
     return shlex.join(["gsae-ray", *map(str, words)])

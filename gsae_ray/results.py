@@ -17,6 +17,7 @@ from mlflow.tracking import MlflowClient
 from gsae_ray import curves
 from gsae_ray.curves import pareto
 from gsae_ray.errors import UserError, first_line, suggest
+from gsae_ray.names import local_path
 from gsae_ray.saes import REGISTRY, SAE, load
 from gsae_ray.tracking import (
     EVALUATION,
@@ -436,7 +437,7 @@ def check_export(directory: str | Path, format: str) -> Path:
     """
     if format not in FORMATS:
         raise UserError(f"--format: unknown {format!r}; {suggest(format, FORMATS)}")
-    directory = Path(directory)
+    directory = local_path(directory, "--out")
     if directory.exists() and not directory.is_dir():
         raise UserError(f"--out: {directory} is a file; give a folder")
     return directory

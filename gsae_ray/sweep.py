@@ -330,7 +330,9 @@ class Sweep(Settings):
     """A sweep file."""
 
     name: str = Field(description="names the sweep and its folder in storage: letters, digits, _, . and -")
-    experiment: str | None = Field(None, min_length=1, description="the MLflow experiment; default: the sweep's name")
+    experiment: str | None = Field(
+        None, min_length=1, max_length=250, description="the MLflow experiment; default: the sweep's name"
+    )
     model: ModelSettings
     dataset: DatasetSettings
     sites: SiteSettings

@@ -25,6 +25,7 @@ from mlflow.tracking import MlflowClient
 
 from gsae_ray.activations.sites import Site
 from gsae_ray.errors import DamagedError, first_line
+from gsae_ray.names import folder_name
 from gsae_ray.tracking_store import connect
 from gsae_ray.training.directory import START, Cursor, Row, TrialDirectory
 from gsae_ray.trial import TrialSpec
@@ -130,7 +131,7 @@ class Mirror:
         location = None
         if self.client.tracking_uri.startswith("sqlite:///"):
             database = Path(self.client.tracking_uri.removeprefix("sqlite:///"))
-            location = (database.parent / "mlruns" / name).as_uri()
+            location = (database.parent / "mlruns" / folder_name(name)).as_uri()
         try:
             return self.client.create_experiment(name, artifact_location=location)
         except MlflowException:  # by another sweep at the same moment, or by this one and the reply was lost

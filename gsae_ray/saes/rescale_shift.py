@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Annotated, Any
 
 import torch
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 from torch import Tensor
 
+from gsae_ray.names import check_run_id
 from gsae_ray.saes.base import SAE, Losses, Objective, SAEConfig, register
 from gsae_ray.saes.gated import GatedSAE
 
@@ -27,7 +28,9 @@ class RescaleShiftSAE(GatedSAE):
         l1_coefficient: float | None = Field(
             None, ge=0, description="λ of the parent, a standard SAE of this sweep with the same site, width and seed"
         )
-        parent: str | None = Field(None, description="instead: the MLflow run of a finished standard SAE")
+        parent: Annotated[str, AfterValidator(check_run_id)] | None = Field(
+            None, description="instead: the MLflow run of a finished standard SAE"
+        )
 
         @model_validator(mode="after")
         def _consistent(self) -> RescaleShiftSAE.Hyperparameters:
