@@ -161,11 +161,7 @@ class LocalData:
             rows = partial(_json_rows, self.splits[split], column)
             return datasets.Dataset.from_generator(rows, features, cache_dir=cache, fingerprint=contents)
         if self.kind == "parquet":
-            there = pyarrow.parquet.read_schema(paths[0]).names
-            if column.name not in there:
-                raise column.missing(there)
-            wanted = [name for name in column.wanted if name in there]
-            return datasets.Dataset.from_parquet(paths, columns=wanted, cache_dir=cache)
+            return datasets.Dataset.from_parquet(paths, columns=_parquet_columns(paths, column), cache_dir=cache)
         # It may have been saved as one that hands out tensors, or some of its columns.
         return datasets.load_from_disk(str(Path(paths[0]).parent)).with_format(None)
 
@@ -307,6 +303,22 @@ def _saved(folder: Path) -> dict[str, tuple[Path, ...]]:
     if (folder / "dataset_dict.json").is_file():
         return {path.name: arrow(path) for path in sorted(folder.iterdir()) if (path / "state.json").is_file()}
     return {"train": arrow(folder)} if (folder / "state.json").is_file() and arrow(folder) else {}
+
+
+def _parquet_columns(paths: Sequence[str], column: Column) -> list[str]:
+    """Those of the wanted columns that are there."""
+    schemas = [pyarrow.parquet.read_schema(path) for path in paths]
+    for path, schema in zip(paths, schemas, strict=True):
+        if column.name not in schema.names:
+            raise column.missing(schema.names)
+        first, own = (s.field(column.name).type for s in (schemas[0], schema))
+        if _is_ids(first) and not _is_ids(own):  # and would be cast: booleans, say, to 0 and 1
+            raise UserError(f"{column.key}: {column.name!r} is {own} in {Path(path).name}, not a list of token ids")
+    return [name for name in column.wanted if name in schemas[0].names]
+
+
+def _is_ids(kind: pyarrow.DataType) -> bool:
+    return hasattr(kind, "value_type") and pyarrow.types.is_integer(kind.value_type)
 
 
 def _json_rows(files: Sequence[Path], column: Column) -> Iterator[dict[str, Any]]:

@@ -189,8 +189,9 @@ class _Documents:
         tokenizer, eos = self.vocabulary.tokenizer, self.vocabulary.eos
         assert tokenizer is not None
         for ids in tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]:
-            self.vocabulary.check(ids, self.model)
-            yield ids if eos is None else [*ids, eos]
+            document = ids if eos is None else [*ids, eos]
+            self.vocabulary.check(document, self.model)
+            yield document
 
     def passes(self, seed: int, repeat: bool) -> Iterator[list[int]]:
         """One pass, or as many as are drawn from it."""
@@ -264,6 +265,7 @@ def prepare_tokens(sweep: Sweep, directory: Path, report: Progress = lambda what
 
     are_contexts = _are_contexts(dataset, lambda: documents(dataset.split, lambda _: True, "dataset.split"))
     bos = _bos(dataset, vocabulary, are_contexts)
+    vocabulary.check([] if bos is None else [bos], model.name)
 
     def contexts_of(documents: Iterable[list[int]]) -> Iterator[list[int]]:
         if are_contexts:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
 
 from gsae_ray.activations.sites import Site
-from gsae_ray.activations.tokens import kept_mask
+from gsae_ray.activations.tokens import PADDING, kept_mask
 from gsae_ray.errors import NumericError
 from gsae_ray.evaluation import evaluator as evaluator_module
 from gsae_ray.evaluation.evaluator import Evaluator
@@ -188,6 +188,17 @@ def test_masked_positions_keep_their_own_activations(model: Any, evaluator: Eval
         assert torch.equal(x_BTn[~kept(tokens_BT)], seen["clean"][~kept(tokens_BT)])
     with torch.no_grad():
         torch.testing.assert_close(spliced[0][kept(tokens_BT)], sae(seen["clean"][kept(tokens_BT)]))
+
+
+def test_padding_is_neither_read_nor_scored(model: Any, tokens_ET: Tensor) -> None:
+    sae, site, short = make_sae(seed=6), SITES[0], 7
+    padded_ET = tokens_ET.clone()
+    padded_ET[:, short:] = PADDING
+    alone = Evaluator(model, tokens_ET[:, :short], kept, batch=4).evaluate(site, sae)
+    padded = Evaluator(model, padded_ET, kept, batch=4).evaluate(site, sae)
+    assert padded.metrics == pytest.approx(alone.metrics, rel=1e-5)
+    for name, sums in alone.sequences.items():
+        assert padded.sequences[name] == pytest.approx(sums, rel=1e-5, abs=1e-6), name
 
 
 # ---- known answers --------------------------------------------------------------------------------------------------
