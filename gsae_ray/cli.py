@@ -15,16 +15,24 @@ from rich.console import Console
 from rich.table import Table
 
 import gsae_ray
-from gsae_ray.errors import StopAskedError, SweepStoppedError, UserError
+from gsae_ray.errors import FAILED, INTERRUPTED, REFUSED, SweepStoppedError, UserError
 from gsae_ray.names import local_path, own_command
 
 if TYPE_CHECKING:
     from gsae_ray.forecast import Forecast
+    from gsae_ray.ledger import Resume
     from gsae_ray.memory import Memory
     from gsae_ray.pace import Pace
 
-# Exit codes: 0 all is well, 1 a sweep that did not come through, 2 a mistake to mend, 130 Ctrl-C, or asked to stop.
-_FAILED, _USER_ERROR, _INTERRUPTED = 1, 2, 130
+_EXIT_CODES = """
+Exit codes, for what starts a command again when it has ended (Kubernetes, Slurm, SkyPilot; with --resume auto):
+
+  0   every SAE is done
+  2   refused, with a line that says what to mend
+  3   some SAEs have failed for good: --resume auto leaves them so, --resume tries them again
+  75  interrupted (SIGTERM, Ctrl-C, `gsae-ray stop`, storage is full, no room on the cluster): start it again
+  Any other is a crash: start it again.
+"""
 
 
 def _one_line_errors(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -34,13 +42,13 @@ def _one_line_errors(command: Callable[..., Any]) -> Callable[..., Any]:
             return command(*args, **kwargs)
         except UserError as error:
             click.echo(f"gsae-ray: {error}", err=True)
-            sys.exit(_USER_ERROR)
+            sys.exit(REFUSED)
         except SweepStoppedError as error:
             click.echo(f"gsae-ray: {error}", err=True)
-            sys.exit(_INTERRUPTED if isinstance(error, StopAskedError) else _FAILED)
+            sys.exit(INTERRUPTED)
         except OSError as error:
             click.echo(f"gsae-ray: {error.filename or 'a file'}: {error.strerror or error}", err=True)
-            sys.exit(_USER_ERROR)
+            sys.exit(REFUSED)
 
     return wrapped
 
@@ -48,9 +56,15 @@ def _one_line_errors(command: Callable[..., Any]) -> Callable[..., Any]:
 class _SchemaCommand(click.Command):
     """A command whose --help ends with the sweep file's schema."""
 
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """`--resume` may stand alone, also before the sweep file, which click would take for its value."""
+        alone = [arg == "--resume" and args[i + 1 : i + 2] != ["auto"] for i, arg in enumerate(args)]
+        return super().parse_args(ctx, [f"{a}={_NEWEST}" if lone else a for a, lone in zip(args, alone, strict=True)])
+
     def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         from gsae_ray.sweep_file import describe
 
+        formatter.write("".join(f"  {line}\n" if line else "\n" for line in (self.epilog or "").splitlines()))
         formatter.write("\nThe sweep file (YAML; [default]; a list is a grid):\n\n")
         formatter.write("".join(f"  {line}\n" for line in describe().splitlines()))
         formatter.write(
@@ -69,6 +83,15 @@ _set_option = click.option(
     metavar="KEY=VALUE",
     help="override a key: path.to.key=value, list items by index",
 )
+_NEWEST = "newest"
+_resume_option = click.option(
+    "--resume",
+    metavar="[auto]",
+    type=click.Choice([_NEWEST, "auto"]),
+    callback=lambda ctx, option, value: value if value == "auto" else value is not None,
+    help="go on with the newest launch of this sweep, and the --set that it was begun with, instead of beginning "
+    "another; auto: with the newest that is not finished, where there is one and the sweep is the same",
+)
 _storage_option = click.option("--storage", metavar="PATH", help="where trials keep their state; default: ./gsae_runs")
 _site_option = click.option("--site", metavar="S", help="only this site, e.g. blocks.2.hook_resid_post")
 _launch_option = click.option("--launch", metavar="ID", help="a launch's id, or 'all'; default: the newest")
@@ -85,7 +108,7 @@ def main() -> None:
     """Sweeps of sparse autoencoders that share one pass over the language model."""
 
 
-@main.command(cls=_SchemaCommand)
+@main.command(cls=_SchemaCommand, epilog=_EXIT_CODES)
 @click.argument("sweep", type=click.Path(path_type=Path))
 @_set_option
 @click.option(
@@ -95,7 +118,7 @@ def main() -> None:
 )
 @_tracking_option
 @_storage_option
-@click.option("--resume", is_flag=True, help="go on with the newest launch of this sweep instead of beginning another")
+@_resume_option
 @_one_line_errors
 def run(
     sweep: Path,
@@ -103,7 +126,7 @@ def run(
     address: str | None,
     tracking_uri: str | None,
     storage: str | None,
-    resume: bool,
+    resume: Resume,
 ) -> None:
     """Trains and evaluates every SAE of a sweep file.
 
@@ -126,7 +149,7 @@ def run(
             "--resume as the same launch.",
             err=True,
         )
-        sys.exit(_INTERRUPTED)
+        sys.exit(INTERRUPTED)
     click.echo(describe_end(result))
     if result.picture is not None:
         rows = result.frontier()
@@ -139,7 +162,7 @@ def run(
     for trial, reason in result.failures.items():  # last: `status` shows how a job's output ends
         click.echo(f"failed: {trial}: {reason}", err=True)
     if result.failures:
-        sys.exit(_FAILED)
+        sys.exit(FAILED)
 
 
 _address_option = click.option(
@@ -161,7 +184,7 @@ _address_option = click.option(
 @click.option(
     "--storage", metavar="PATH", default="~/gsae_runs", show_default=True, help="a folder that all nodes share"
 )
-@click.option("--resume", is_flag=True, help="go on with the newest launch of this sweep instead of beginning another")
+@_resume_option
 @_one_line_errors
 def submit(
     sweep: Path,
@@ -169,15 +192,16 @@ def submit(
     address: str | None,
     tracking_uri: str | None,
     storage: str,
-    resume: bool,
+    resume: Resume,
 ) -> None:
     """Runs a sweep on a Ray cluster, as a job.
 
     The file is checked here, and shipped with this package. Credentials are not: what the hub (HF_TOKEN) and MLflow
-    (MLFLOW_TRACKING_USERNAME, _PASSWORD) want belongs into the environment of the cluster's nodes.
+    (MLFLOW_TRACKING_USERNAME, _PASSWORD) want belongs into the environment of the cluster's nodes. Without --resume the
+    job is a `run --resume auto`: one that is started again goes on.
     """
     job = gsae_ray.submit(
-        sweep, address=address, overrides=overrides, tracking_uri=tracking_uri, storage=storage, resume=resume
+        sweep, address=address, overrides=overrides, tracking_uri=tracking_uri, storage=storage, resume=resume or "auto"
     )
     at = () if address is None else ("--address", address)
     click.echo(f"job:       {job.id}")
@@ -209,7 +233,7 @@ def status(job: str | None, address: str | None, as_json: bool) -> None:
     if found.forward_ratio is not None:
         click.echo(f"forward ratio:  {found.forward_ratio:.2f}")
     click.echo(f"MLflow:         {found.link}")
-    if found.message and found.state != "stopped":
+    if found.message:
         click.echo(f"it says:        {found.message}")
     if found.state in ("failed", "stopped"):
         click.echo("go on:          gsae-ray submit … --resume")
@@ -249,7 +273,7 @@ def stop(job: str | None, address: str | None, grace: float) -> None:
     click.echo(f"{found.id}: {state}")
     if state in cluster.LIVE:
         click.echo("gsae-ray: it has not ended yet: look again with `gsae-ray status`", err=True)
-        sys.exit(_FAILED)
+        sys.exit(INTERRUPTED)
 
 
 @main.command(name="list")

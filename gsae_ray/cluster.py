@@ -29,8 +29,10 @@ from ray.job_submission import JobSubmissionClient
 import gsae_ray
 from gsae_ray import plain_yaml
 from gsae_ray.addresses import refuse_password
+from gsae_ray.connection import keep_token_private
 from gsae_ray.display import Progress
-from gsae_ray.errors import UserError, first_line
+from gsae_ray.errors import INTERRUPTED, UserError, first_line
+from gsae_ray.ledger import Resume
 from gsae_ray.names import local_path, own_command
 from gsae_ray.nodes import Node
 from gsae_ray.remote import RemoteLaunch
@@ -47,8 +49,6 @@ STOP_WAIT_S = 240
 do not end (`launch`), and two last calls of either thread that writes to an MLflow server that hangs (`tracking`)."""
 LIVE = ("pending", "running")
 PATIENCE_S = 30.0
-INTERRUPTED = 130
-"""Exit code of a driver that was asked to stop."""
 _SWEEP, _EXPERIMENT, _TRACKING, _STORAGE = "gsae.sweep", "gsae.experiment", "gsae.tracking_uri", "gsae.storage"
 
 
@@ -266,6 +266,7 @@ def connect(address: str | None = None) -> JobSubmissionClient:
     if not ray.is_initialized():
         setup.AuthenticationTokenLoader.instance().reset_cache()
     setup.maybe_enable_token_auth_if_token_available(warn_if_disabled=False)
+    keep_token_private()
     with _explained(address):
         client = JobSubmissionClient(address)
     theirs = str(client._server_ray_version)
@@ -364,7 +365,7 @@ def submit(
     overrides: Sequence[str] = (),
     tracking_uri: str | None = None,
     storage: str = DEFAULT_STORAGE,
-    resume: bool = False,
+    resume: Resume = "auto",
 ) -> Job:
     """Runs a sweep as a job of a Ray cluster. Returns once the cluster has taken it.
 
@@ -379,12 +380,15 @@ def submit(
         overrides: `path.to.key=value`, for a sweep file.
         tracking_uri: of an MLflow server, as both the cluster and this machine reach it; default: MLFLOW_TRACKING_URI.
         storage: a folder that every node of the cluster sees at this path.
-        resume: go on with the newest launch of this sweep in the storage.
+        resume: see `gsae_ray.run`; by default a job that is started again goes on.
     Raises:
         UserError: something is wrong with the sweep, or the cluster; or the sweep runs there already.
     """
-    if not isinstance(sweep, Sweep):
-        sweep = load_sweep(sweep, overrides)
+    if isinstance(sweep, Sweep):
+        shipped, overrides = plain_yaml.dump(sweep.model_dump(mode="json")), ()
+    else:
+        file, sweep = Path(sweep), load_sweep(sweep, overrides)
+        shipped = file.read_text(encoding="utf-8")
     _check_paths(sweep)
     uri = tracking_uri or os.environ.get("MLFLOW_TRACKING_URI") or ""
     refuse_password(uri)
@@ -407,12 +411,13 @@ def submit(
             )
     job_id = f"{sweep.name}-{time.strftime('%Y%m%d-%H%M%S', time.gmtime())}-{secrets.token_hex(2)}"
     command = ["python", "-m", "gsae_ray", "run", "sweep.yaml", "--storage", storage, "--tracking-uri", uri]
-    command += ["--resume"] if resume else []
+    command += [word for override in overrides for word in ("--set", override)]
+    command += {True: ["--resume"], "auto": ["--resume", "auto"], False: []}[resume]
     metadata = {_SWEEP: sweep.name, _EXPERIMENT: sweep.experiment_name, _TRACKING: uri, _STORAGE: storage}
     with tempfile.TemporaryDirectory(prefix="gsae-submit-") as temporary:
         folder, package = Path(temporary, "job"), Path(temporary, "gsae_ray")
         folder.mkdir()
-        (folder / "sweep.yaml").write_text(plain_yaml.dump(sweep.model_dump(mode="json")), encoding="utf-8")
+        (folder / "sweep.yaml").write_text(shipped, encoding="utf-8")
         source = Path(gsae_ray.__file__).parent
         shutil.copytree(source, package, ignore=shutil.ignore_patterns("__pycache__", "*.pyc"))
         logging.getLogger("ray").setLevel(logging.ERROR)  # it tells of every package that it uploads
@@ -439,7 +444,9 @@ def _check_paths(sweep: Sweep) -> None:
         "dataset.name": sweep.dataset.name,
     }
     for key, name in names.items():
-        if name is not None and not name.startswith("/") and name != "builtin" and any(Path().glob(name)):
+        if name is None or name == "builtin" or name.startswith(("/", "~")):
+            continue
+        if name.startswith(".") or any(Path().glob(name)):
             raise UserError(
                 f"{key}: {name!r} is a path of this machine; copy it to where all nodes of the cluster see it, and "
                 "give that path, from / on"

@@ -5,6 +5,10 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
+REFUSED, FAILED, INTERRUPTED = 2, 3, 75
+"""Exit codes of the command line beside 0: the command has to be mended; some trials have failed for good; a sweep was
+stopped before its end, and the same command goes on (75 is EX_TEMPFAIL of sysexits.h)."""
+
 
 class UserError(Exception):
     """Something in the sweep file, the command or the surroundings is wrong. The command line exits with 2."""
@@ -23,7 +27,7 @@ class DamagedError(UserError):
 
 
 class SweepStoppedError(RuntimeError):
-    """A sweep cannot go on for now. What is finished is kept, and --resume goes on; the command line exits with 1."""
+    """A sweep cannot go on for now. What is finished is kept, and --resume goes on; the command line exits with 75."""
 
 
 class ProductionError(SweepStoppedError):
@@ -39,7 +43,7 @@ class ReplacedError(SweepStoppedError):
 
 
 class StopAskedError(SweepStoppedError):
-    """Somebody has asked for it. The command line exits with 130, as after Ctrl-C."""
+    """Somebody has asked for it."""
 
 
 class StaleAttemptError(RuntimeError):

@@ -35,13 +35,24 @@ from gsae_ray import placement, results, room
 from gsae_ray.activations.actors import StoreClient
 from gsae_ray.activations.record import Counters
 from gsae_ray.activations.store import ReaderSpec
+from gsae_ray.connection import connected
 from gsae_ray.display import Display, Observer, clock
 from gsae_ray.errors import StopAskedError, UserError, first_line, reason
 from gsae_ray.evaluation.metrics import Evaluation
 from gsae_ray.evaluation.queue import EvaluationQueue
 from gsae_ray.files import room_needed
 from gsae_ray.fleet import running_producers, start_store
-from gsae_ray.ledger import RECORD, Driver, begin_launch, driver_lock, trial_folder, versions
+from gsae_ray.ledger import (
+    RECORD,
+    Driver,
+    Resume,
+    begin_launch,
+    driver_lock,
+    finish_launch,
+    recorded_overrides,
+    trial_folder,
+    versions,
+)
 from gsae_ray.names import local_path
 from gsae_ray.nodes import TRAINER
 from gsae_ray.plan import Plan, prepare, producer_spec
@@ -58,8 +69,6 @@ from gsae_ray.trial import TrialSpec
 
 OPENINGS, OPENING_PAUSE_S = 5, 5.0
 """How often MLflow is tried at the start, and the time between."""
-FREE_AT_ONCE = {"free_objects_period_milliseconds": 50}
-"""Ray collects what nobody refers to for a second before it frees it; a small model has made the next block by then."""
 
 Trials = list[tuple[TrialSpec, TrialDirectory]]
 
@@ -104,7 +113,7 @@ def run(
     address: str | None = None,
     tracking_uri: str | None = None,
     storage: str | Path | None = None,
-    resume: bool = False,
+    resume: Resume = False,
     console: Console | None = None,
 ) -> SweepResult:
     """Runs a sweep: every trial that is not done yet is trained and evaluated, and MLflow is brought up to date.
@@ -115,7 +124,10 @@ def run(
         address: of a Ray cluster; default: RAY_ADDRESS, or a local one that ends with the sweep.
         tracking_uri: of MLflow; default: MLFLOW_TRACKING_URI, or `mlflow.db` in the working directory.
         storage: where trials keep their state; default: `gsae_runs` in the working directory.
-        resume: go on with the newest launch of this sweep in the storage, instead of beginning another.
+        resume: go on with the newest launch of this sweep in the storage, instead of beginning another; it keeps the
+            overrides that it was begun with. `"auto"`, for what starts a command again when it has ended: go on with
+            the newest launch that is not finished, where there is one and the sweep is the same; else begin one. Trials
+            that have failed for good are left so.
         console: where progress goes; default: standard error.
     Raises:
         UserError: something is wrong with the sweep or its surroundings; no trial was started.
@@ -124,11 +136,14 @@ def run(
             `resume` goes on.
     """
     started = time.monotonic()
+    root = local_path("gsae_runs" if storage is None else storage, "--storage").resolve()
     if not isinstance(sweep, Sweep):
-        sweep = load_sweep(sweep, overrides)
+        file, sweep = sweep, load_sweep(sweep, overrides)
+        if resume is True and (recorded := recorded_overrides(root / sweep.name)):
+            overrides = [*recorded, *overrides]
+            sweep = load_sweep(file, overrides)
     uri = resolve_uri(tracking_uri)
     check_tracking(uri)
-    root = local_path("gsae_runs" if storage is None else storage, "--storage").resolve()
     with Display(console or Console(stderr=True)) as display:
         display.phase(f"checking {sweep.name}: model {sweep.model.name}, data {sweep.dataset.name}")
         plan = prepare(sweep, root, display, uri)
@@ -136,7 +151,7 @@ def run(
         with contextlib.ExitStack() as stack:
             stack.enter_context(room_needed(folder))
             stack.enter_context(quick_failure())
-            driver = stack.enter_context(driver_lock(folder))
+            driver = stack.enter_context(driver_lock(folder, display.phase if resume == "auto" else None))
             trials = [(t, TrialDirectory(trial_folder(folder, t))) for t in plan.trials]
             damaged = forget_damaged(directory for _, directory in trials)
             for line in damaged:
@@ -145,13 +160,16 @@ def run(
             pending = [(t, d) for t, d in trials if not d.done or d.missing(fingerprint, encoders)]
             if len(pending) < len(trials):
                 display.phase(f"{len(trials) - len(pending)} of {len(trials)} trials are done already")
+            if resume == "auto" and (failed := sum(d.failure is not None for _, d in pending)):
+                display.phase(f"{failed} of {len(trials)} trials failed for good before; --resume tries them again")
+                pending = [(t, d) for t, d in pending if d.failure is None]
             readers = {t.name: ReaderSpec(t.site, t.training.trained_tokens) for t, d in pending if not d.done}
             allotment = _Allotment()
             if pending:
-                stack.enter_context(_ray(address))
+                stack.enter_context(connected(address))
                 placement.check_shared(folder)
                 allotment = _check_cluster(plan, readers)
-            launch_id, notices = begin_launch(folder, plan.sweep, plan.trials, resume)
+            launch_id, notices = begin_launch(folder, plan.sweep, plan.trials, resume, overrides)
             log = EventLog(folder / "launches" / launch_id / "events.jsonl", display.phase)
             for line in damaged:
                 log.say(line, show=False)
@@ -205,7 +223,6 @@ class _Launch:
             directory.forget_failure()
         observer = Observer(self.trials, self.plan.evaluation_fingerprint, sweep.evaluation.encoders)
         supervisor: Supervisor | None = None
-        crashes: dict[str, str] = {}
         give_up, asked = threading.Event(), threading.Event()
 
         def progress() -> dict[str, Any]:
@@ -250,7 +267,7 @@ class _Launch:
                     if supervisor is not None:
                         self.display.follow(observer)
                         with _stopped_by_sigterm(supervisor):
-                            crashes = self._train(supervisor)
+                            self._train(supervisor)
             except BaseException:
                 give_up.set()
                 with contextlib.suppress(Exception):  # the server may be what failed; storage has everything
@@ -265,14 +282,14 @@ class _Launch:
         picture = None
         counters = self._counters()
         try:
-            for trial, _ in self.trials if arrived else ():
-                if trial.name in crashes:
-                    mirror.fail(trial, crashes[trial.name])
             if arrived:  # else every further call would wait for a server that hangs
                 picture = self._publish(mirror, counters, supervisor.machines if supervisor else [])
         except Exception as error:  # an MLflow server that is gone at the end loses nothing: storage has it
             logging.getLogger(__name__).debug("publishing failed", exc_info=True)
             arrived, thread.last_error = False, first_line(error)
+        failures = {t.name: d.failure for t, d in self.trials if d.failure is not None} | mirror.damaged
+        if arrived and not failures:
+            finish_launch(self.folder, self.id, self.driver.session)
         if not arrived:
             self.display.phase(
                 f"MLflow at {uri} is not up to date ({thread.last_error}); nothing is lost: "
@@ -283,7 +300,7 @@ class _Launch:
             launch_id=self.id,
             tracking_uri=uri,
             picture=picture,
-            failures={t.name: d.failure for t, d in self.trials if d.failure is not None} | crashes | mirror.damaged,
+            failures=failures,
             forward_ratio=counters.forward_ratio if counters else float("nan"),
             repeated_rows=counters.rows_repeated if counters else 0,
             seconds=time.monotonic() - started,
@@ -349,8 +366,8 @@ class _Launch:
                 supervisor.finish()
                 ray.kill(store)  # a cluster, or a notebook's Ray, goes on after the sweep
 
-    def _train(self, supervisor: Supervisor) -> dict[str, str]:
-        """Runs the trials to the end, and has them evaluated. Returns those that could not be started, with the reason.
+    def _train(self, supervisor: Supervisor) -> None:
+        """Runs the trials to the end, and has them evaluated.
 
         Raises:
             SweepStoppedError: the sweep cannot go on.
@@ -370,34 +387,33 @@ class _Launch:
             at_a_time=sweep.producers.count + 1,
         )
         queue.start()
-        crashes: dict[str, str] = {}
         try:
             for follow in (False, True):  # those that start from another's SAE come when all the others are finished
                 phase = [(t, d) for t, d in self.pending if not d.done and t.follows == follow]
                 phase = self._with_parents(phase, store)
-                crashes |= self._to_the_end(supervisor, phase)
+                self._to_the_end(supervisor, phase)
             queue.finish(check=supervisor.check)
         finally:
             queue.stop()
             pool.shutdown(wait=False, cancel_futures=True)
-        return crashes
 
-    def _to_the_end(self, supervisor: Supervisor, trials: Trials) -> dict[str, str]:
-        """Runs trials until each is done or has failed. Returns those that could not be started, with the reason.
+    def _to_the_end(self, supervisor: Supervisor, trials: Trials) -> None:
+        """Runs trials until each is done or has failed; one that cannot be started has.
 
         Raises:
             SweepStoppedError: the sweep cannot go on.
         """
-        crashes: dict[str, str] = {}
+        errors: dict[str, str] = {}
         for _ in range(DEATHS):  # Tune gives a trial up whose process dies while it is made ready for it
             trials = [(trial, directory) for trial, directory in trials if not directory.ended]
             if not trials:
-                break
+                return
             results = self._tune(supervisor, trials)
             supervisor.check()
             errors = {(r.config or {})["trial"]["name"]: reason(r.error) for r in results if r.error is not None}
-            crashes = {t.name: errors.get(t.name, "it did not end") for t, d in trials if not d.ended}
-        return crashes
+        for trial, directory in trials:
+            if not directory.ended:
+                self._fail(trial, directory, errors.get(trial.name, "it did not end"))
 
     def _parent(self, trial: TrialSpec) -> Path | None:
         """The folder of the finished SAE that a trial starts from; None where there is none."""
@@ -413,10 +429,14 @@ class _Launch:
             if trial.parent is None or self._parent(trial) is not None:
                 going.append((trial, directory))
             else:
-                directory.begin_attempt(trial, self.driver.session)
-                directory.fail("skipped: parent failed")
+                self._fail(trial, directory, "skipped: parent failed")
                 store.call("abandon", trial.name)
         return going
+
+    def _fail(self, trial: TrialSpec, directory: TrialDirectory, why: str) -> None:
+        """Has a trial that does not run fail for good."""
+        directory.begin_attempt(trial, self.driver.session)
+        directory.fail(why)
 
     def _tune(self, supervisor: Supervisor, trials: Trials) -> tune.ResultGrid:
         plan, sweep = self.plan, self.plan.sweep
@@ -541,31 +561,6 @@ def _stopped_by_sigterm(supervisor: Supervisor) -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, before or signal.SIG_DFL)
-
-
-# ---- Ray ------------------------------------------------------------------------------------------------------------
-
-
-@contextlib.contextmanager
-def _ray(address: str | None) -> Iterator[None]:
-    """A connection to Ray for the length of a launch; one that was there before is left as it was."""
-    if ray.is_initialized():
-        yield
-        return
-    # Without an address Ray would join any cluster of this machine's user; a sweep starts its own.
-    where = address or os.environ.get("RAY_ADDRESS") or "local"
-    options = {"include_dashboard": False, "_system_config": FREE_AT_ONCE} if where == "local" else {}
-    on_sigterm = signal.getsignal(signal.SIGTERM)
-    try:
-        ray.init(address=where, log_to_driver=False, logging_level=logging.ERROR, **options)
-    except (ConnectionError, RuntimeError, ValueError) as error:
-        raise UserError(f"--address: cannot connect to a Ray cluster at {where!r}: {first_line(error)}") from error
-    if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, on_sigterm or signal.SIG_DFL)  # Ray's own ends the process on the spot
-    try:
-        yield
-    finally:
-        ray.shutdown()
 
 
 def _check_cluster(plan: Plan, readers: dict[str, ReaderSpec]) -> _Allotment:

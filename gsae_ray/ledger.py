@@ -1,10 +1,12 @@
 """A sweep's folder in storage: one driver at a time, and what each launch was.
 
 drivers/{session}.json          the newest drivers: the one that runs has a fresh heartbeat
-launches/{id}/launch.json       the sweep, resolved, its trials' identities by name, and the `revision` of their numbers
+launches/{id}/launch.json       the sweep, resolved, and its `overrides`; its trials' identities by name, and the
+                             `revision` of their numbers
 launches/{id}/sweep.yaml        the same to read; versions.json, frontier.csv, frontier.png, pursuit.csv
 launches/{id}/record.json       what was produced for it (`activations.record`)
 launches/{id}/events.jsonl      what happened: {"time", "event"} a line
+launches/{id}/DONE              it is finished: every trial is done, and MLflow has all of it
 trials/{name}-{identity}/       see `training.directory`
 """
 
@@ -19,9 +21,9 @@ import secrets
 import socket
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, FiniteFloat
 from typing_extensions import NotRequired, TypedDict
@@ -30,12 +32,13 @@ import gsae_ray
 from gsae_ray import plain_yaml
 from gsae_ray.activations.record import Record
 from gsae_ray.errors import DamagedError, ReplacedError, UserError
-from gsae_ray.files import JSONFile, write_atomically
+from gsae_ray.files import JSONFile, write_atomically, write_json
 from gsae_ray.machine import machine
 from gsae_ray.revision import REVISION, WHY
 from gsae_ray.sweep import Sweep
 from gsae_ray.trial import TrialSpec
 
+DONE = "DONE"
 LOCK_HEARTBEAT_S = 5.0
 LOCK_STALE_S = 30.0
 OPERATIONAL = {
@@ -43,6 +46,9 @@ OPERATIONAL = {
     *("trials.max_concurrent", "trials.hang_timeout_s", "trials.room_timeout_s"),
 }
 """Keys that may differ when a launch is resumed: they change no result."""
+Resume = bool | Literal["auto"]
+"""Whether to go on with the newest launch; `auto`: with the newest that is not finished, where there is one and the
+sweep is the same."""
 
 
 class _DriverState(TypedDict):
@@ -55,6 +61,7 @@ class _DriverState(TypedDict):
 class _Launch(TypedDict):
     sweep: dict[str, Any]
     trials: dict[str, str]
+    overrides: NotRequired[list[str]]
     revision: NotRequired[int]
 
 
@@ -117,9 +124,12 @@ class Driver:
 
 
 @contextlib.contextmanager
-def driver_lock(folder: Path) -> Iterator[Driver]:
+def driver_lock(folder: Path, wait: Callable[[str], None] | None = None) -> Iterator[Driver]:
     """One driver at a time for a sweep's folder; a heartbeat tells a live one from a dead one's remains.
 
+    Args:
+        wait: is told of another driver whose end cannot be seen from here (its machine was lost, say), which is then
+            waited for: until it is heard of, or counts as gone. Without this it is refused at once.
     Raises:
         UserError: another driver runs the sweep.
     """
@@ -130,7 +140,13 @@ def driver_lock(folder: Path) -> Iterator[Driver]:
         f"{folder}: another driver ({{}}) runs this sweep; wait for it or stop it (one that was killed on another "
         f"machine counts as gone after {LOCK_STALE_S:g} s), or give this sweep another name or --storage"
     )
-    if other is not None and not other["ended"] and time.time() - other["heartbeat"] < LOCK_STALE_S and _alive(other):
+    if other is not None and wait is not None and _runs(other):
+        wait(f"{_describe_driver(other)} ran this sweep a moment ago; waiting until it is heard of, or counts as gone")
+        heard = other["heartbeat"]
+        while other is not None and other["heartbeat"] == heard and _runs(other):
+            time.sleep(1)
+            newest, other = _newest_driver(drivers)
+    if other is not None and _runs(other):
         raise UserError(refused.format(_describe_driver(other)))
     try:
         driver = Driver(drivers, newest + 1)
@@ -183,6 +199,10 @@ def _describe_driver(driver: _DriverState) -> str:
     return f"process {driver['pid'] or '?'} on {driver['host']}"
 
 
+def _runs(driver: _DriverState) -> bool:
+    return not driver["ended"] and time.time() - driver["heartbeat"] < LOCK_STALE_S and _alive(driver)
+
+
 def _alive(driver: _DriverState) -> bool:
     """Whether a driver's process is there; on another host only its heartbeat can tell."""
     if driver["host"] != socket.gethostname():
@@ -196,50 +216,105 @@ def _alive(driver: _DriverState) -> bool:
     return True
 
 
-def begin_launch(folder: Path, sweep: Sweep, trials: Sequence[TrialSpec], resume: bool) -> tuple[str, list[str]]:
-    """Writes down a new launch, or finds the one to resume.
+def begin_launch(
+    folder: Path, sweep: Sweep, trials: Sequence[TrialSpec], resume: Resume, overrides: Sequence[str] = ()
+) -> tuple[str, list[str]]:
+    """Writes down a new launch, or finds the one to go on with.
 
+    Args:
+        overrides: those of the sweep file, for whoever resumes without them (`recorded_overrides`).
     Returns:
         its id, and what the user should know: how this session differs from those before.
+    Raises:
+        UserError: there is nothing to resume, or it has changed (not with `auto`).
     """
     description = json.loads(sweep.model_dump_json())
     identities = {trial.name: trial.identity for trial in trials}
-    launches = folder / "launches"
-    earlier = sorted(p for p in launches.glob("*/launch.json")) if launches.exists() else []
-    before = (LAUNCH.read if resume else LAUNCH.read_whole)(earlier[-1]) if earlier else None
-    other_revision = before is not None and before.get("revision", 1) != REVISION
-    if resume:
-        if before is None:
-            raise UserError(f"--resume: no launch of {sweep.name!r} in {folder.parent}; run it without --resume")
-        if other_revision:
-            raise UserError(
-                f"--resume: launch {earlier[-1].parent.name} was begun by another version of gsae-ray: {WHY}; "
-                "run without --resume"
-            )
-        changed = sorted(set(_differences(before["sweep"], description)) - OPERATIONAL)
-        if changed:
-            raise UserError(
-                f"--resume: the sweep file has changed since launch {earlier[-1].parent.name}: {', '.join(changed)}; "
-                "change it back, or run without --resume (trials that are done are not trained again)"
-            )
-        if before["trials"] != identities:
-            others = [name for name, identity in identities.items() if before["trials"].get(name) != identity]
-            raise UserError(
-                f"--resume: the model, the data or a parent SAE has changed since launch {earlier[-1].parent.name}, "
-                f"though not in the sweep file ({len(others)} of {len(identities)} trials would be other ones, as "
-                f"{others[0] if others else 'those that are gone'}); bring it back, or run without --resume"
-            )
-        launch = earlier[-1].parent
-        _write_sweep(launch, before["sweep"])  # to read, and to be mirrored: it may be gone
-        return launch.name, [*_add_versions(launch), *_damaged_record(launch)]
+    earlier = _launches(folder)
+    newest = LAUNCH.read_whole(earlier[-1] / "launch.json") if earlier else None
+    notices = [f"every trial is trained anew: {WHY}"] if newest and _revision(newest) != REVISION else []
+    if resume == "auto":
+        earlier = [launch for launch in earlier if not (launch / DONE).exists()]
+    elif resume and not earlier:
+        raise UserError(f"--resume: no launch of {sweep.name!r} in {folder.parent}; run it without --resume")
+    if resume and earlier:
+        launch = earlier[-1]
+        try:
+            before = _read(launch)
+            changed, back = _changed(before, description, identities, launch.name)
+        except DamagedError as error:
+            if resume != "auto":
+                raise
+            changed = str(error)
+        if not changed:
+            (launch / DONE).unlink(missing_ok=True)
+            _write_sweep(launch, before["sweep"])  # to read, and to be mirrored: it may be gone
+            return launch.name, [*_add_versions(launch), *_damaged_record(launch)]
+        if resume != "auto":
+            raise UserError(f"--resume: {changed}; {back}run without --resume (trials that are done are kept)")
+        notices = notices or [f"{changed}; this is another launch, and trials that are done are not trained again"]
     # In UTC, since the newest is found by name, from machines anywhere.
     launch_id = f"{time.strftime('%Y%m%d-%H%M%S', time.gmtime())}-{secrets.token_hex(2)}"
-    target = launches / launch_id
+    target = folder / "launches" / launch_id
     target.mkdir(parents=True)
     _add_versions(target)
     _write_sweep(target, description)
-    LAUNCH.write(target / "launch.json", {"sweep": description, "trials": identities, "revision": REVISION})
-    return launch_id, [f"every trial is trained anew: {WHY}"] if other_revision else []
+    LAUNCH.write(
+        target / "launch.json",
+        {"sweep": description, "overrides": list(overrides), "trials": identities, "revision": REVISION},
+    )
+    return launch_id, notices
+
+
+def finish_launch(folder: Path, launch_id: str, session: int) -> None:
+    """Marks a launch as one that `auto` does not go on with: every trial is done, and MLflow has all of it."""
+    write_json(folder / "launches" / launch_id / DONE, {"session": session})
+
+
+def recorded_overrides(folder: Path) -> list[str]:
+    """Those that the sweep file had in the newest launch.
+
+    Raises:
+        DamagedError: it cannot be read.
+    """
+    earlier = _launches(folder)
+    return _read(earlier[-1]).get("overrides", []) if earlier else []
+
+
+def _launches(folder: Path) -> list[Path]:
+    """Folders of those that are written down whole, the newest last."""
+    return sorted(path.parent for path in (folder / "launches").glob("*/launch.json"))
+
+
+def _read(launch: Path) -> _Launch:
+    found = LAUNCH.read(launch / "launch.json")
+    assert found is not None, "that is how it was found"
+    return found
+
+
+def _revision(launch: _Launch) -> int:
+    """Launches of before there were any do not name theirs."""
+    return launch.get("revision", 1)
+
+
+def _changed(
+    before: _Launch, description: dict[str, Any], identities: dict[str, str], launch_id: str
+) -> tuple[str, str]:
+    """What is another than in an earlier launch, and what else could be done; both empty where it is the same."""
+    if _revision(before) != REVISION:
+        return f"launch {launch_id} was begun by another version of gsae-ray: {WHY}", ""
+    keys = sorted(set(_differences(before["sweep"], description)) - OPERATIONAL)
+    if keys:
+        return f"the sweep file has changed since launch {launch_id}: {', '.join(keys)}", "change it back, or "
+    if before["trials"] == identities:
+        return "", ""
+    others = [name for name, identity in identities.items() if before["trials"].get(name) != identity]
+    return (
+        f"the model, the data or a parent SAE has changed since launch {launch_id}, though not in the sweep file "
+        f"({len(others)} of {len(identities)} trials would be other ones, as "
+        f"{others[0] if others else 'those that are gone'})",
+        "bring it back, or ",
+    )
 
 
 def _write_sweep(launch: Path, description: dict[str, Any]) -> None:

@@ -11,6 +11,8 @@ from pathlib import Path
 import psutil
 from faults import NODE_STORE_BYTES, SWEEP, TOKENS, Home, add_node, head_without_slots, stop, wait_until
 
+from gsae_ray.errors import INTERRUPTED
+
 
 @contextlib.contextmanager
 def blind_node(address: str, folder: Path) -> Iterator[None]:
@@ -45,7 +47,7 @@ def main(folder: Path) -> None:
         driver = home.command("--address", cluster.address)
         wait_until(lambda: home.furthest()[0] > 0)
         with blind_node(cluster.address, home.storage):
-            assert driver.wait(200) == 1, home.said()
+            assert driver.wait(200) == INTERRUPTED, home.said()
             print(home.said())  # noqa: T201
     finally:
         if driver is not None:

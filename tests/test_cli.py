@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -15,6 +16,8 @@ import yaml
 from click.testing import CliRunner, Result
 
 from gsae_ray.cli import main
+from gsae_ray.errors import ProductionError, ReplacedError, StopAskedError, StorageFullError, UserError
+from gsae_ray.launch import SweepResult
 
 QUICKSTART = Path(__file__).parents[1] / "sweeps/quickstart.yaml"
 
@@ -113,6 +116,66 @@ def test_help_teaches_the_sweep_file(here: Path) -> None:
         assert word in text
 
 
+def test_help_tells_the_exit_codes(here: Path) -> None:
+    text = invoke("run", "--help").output
+    assert all(re.search(rf"^ +{code} +\S", text, re.MULTILINE) for code in (0, 2, 3, 75)), text
+
+
+@pytest.mark.parametrize(
+    ("outcome", "code"),
+    [
+        ({}, 0),
+        (UserError("a key"), 2),
+        ({"a": "the loss is not finite"}, 3),
+        (StopAskedError("asked"), 75),
+        (StorageFullError("full"), 75),
+        (ProductionError("no producer"), 75),
+        (ReplacedError("another driver"), 75),
+        (KeyboardInterrupt(), 75),
+    ],
+)
+def test_the_exit_code_tells_what_starts_the_command_again(
+    here: Path, monkeypatch: pytest.MonkeyPatch, outcome: dict[str, str] | BaseException, code: int
+) -> None:
+    def run(*_: object, **__: object) -> SweepResult:
+        if isinstance(outcome, BaseException):
+            raise outcome
+        return SweepResult("quickstart", "id", "sqlite:///mlflow.db", None, outcome, 1.0, 0, 1.0)
+
+    monkeypatch.setattr("gsae_ray.launch.run", run)
+    result = invoke("run", QUICKSTART, "--resume", "auto")
+    assert result.exit_code == code, result.output
+    assert "Traceback" not in result.output
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["SWEEP"], False),
+        (["SWEEP", "--resume"], True),
+        (["--resume", "SWEEP"], True),
+        (["SWEEP", "--resume", "auto"], "auto"),
+        (["--resume", "auto", "SWEEP"], "auto"),
+        (["--resume=auto", "SWEEP"], "auto"),
+        (["SWEEP", "--resume", "--set", "name=a"], True),
+    ],
+)
+def test_resume_stands_alone_or_with_auto(
+    here: Path, monkeypatch: pytest.MonkeyPatch, words: list[str], expected: object
+) -> None:
+    given: list[object] = []
+
+    def run(*_: object, resume: object, **__: object) -> None:
+        given.append(resume)
+        raise UserError("that is all")
+
+    monkeypatch.setattr("gsae_ray.launch.run", run)
+    assert (
+        error_line(invoke("run", *[str(QUICKSTART) if w == "SWEEP" else w for w in words])) == "gsae-ray: that is all"
+    )
+    assert given == [expected]
+
+
 def command(*arguments: str, **options: object) -> subprocess.Popen[str]:
     # A shell's background job ignores Ctrl-C, and so would this test's, were it one.
     heed = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"
@@ -139,7 +202,7 @@ def test_ctrl_c_stops_cleanly_and_resume_goes_on(here: Path) -> None:
         time.sleep(0.2)
     os.kill(running.pid, signal.SIGINT)
     _, errors = running.communicate(timeout=60)
-    assert running.returncode == 130, errors
+    assert running.returncode == 75, errors
     assert "--resume" in errors and "Traceback" not in errors
 
     resumed = command("run", "short.yaml", "--resume")

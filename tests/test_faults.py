@@ -16,6 +16,7 @@ import psutil
 import pytest
 import ray
 from faults import (
+    PATIENCE_S,
     SWEEP,
     TOKENS,
     Home,
@@ -32,7 +33,7 @@ from faults import (
 )
 from servers import MLflowServer
 
-from gsae_ray.errors import SweepStoppedError
+from gsae_ray.errors import INTERRUPTED, SweepStoppedError
 from gsae_ray.ledger import LOCK_STALE_S
 from gsae_ray.training.directory import TrialDirectory
 
@@ -121,7 +122,7 @@ def test_death_of_the_driver_then_resume(
     try:
         wait_until(lambda: home.furthest()[0] >= at * TOKENS)
         os.kill(driver.pid, number)
-        assert driver.wait(120) == (-9 if number == signal.SIGKILL else 130), home.said()
+        assert driver.wait(120) == (-9 if number == signal.SIGKILL else INTERRUPTED), home.said()
     finally:
         stop(driver)
     assert "Traceback" not in home.said()
@@ -133,6 +134,26 @@ def test_death_of_the_driver_then_resume(
     assert result.failures == {} and result.forward_ratio == 1.0
     assert_undisturbed(home, quiet)
     assert any(0 < tokens < TOKENS for tokens in kept.values()), "it went on from checkpoints"
+
+
+@pytest.mark.timeout(600)
+def test_the_same_command_again_after_the_whole_head_was_lost(home: Home, quiet: Outcome, rng: random.Random) -> None:
+    """As what retries a job does (Kubernetes, Slurm, SkyPilot): driver and Ray are gone, the storage is there."""
+    first = home.command("--resume", "auto")
+    try:
+        at = position(rng)
+        wait_until(lambda: home.furthest()[0] >= at * TOKENS)
+    finally:
+        stop(first)  # SIGKILL, of all its processes
+    kept = {name: directory.newest_checkpoint for name, directory in home.trials.items()}
+    again = home.command("--resume", "auto")
+    try:
+        assert again.wait(PATIENCE_S) == 0, home.said()
+    finally:
+        stop(again)
+    assert len(list((home.storage / home.sweep["name"] / "launches").iterdir())) == 1
+    assert any(0 < tokens < TOKENS for tokens in kept.values()), "it went on from checkpoints"
+    assert_undisturbed(home, quiet)  # one launch in MLflow too
 
 
 def test_nodes_with_roles_that_come_and_go(home: Home, quiet: Outcome) -> None:
@@ -195,7 +216,7 @@ def test_sigstop_of_a_trial_woken_after_its_successor_started(home: Home, quiet:
         assert psutil.Process(zombie).status() == psutil.STATUS_STOPPED
         for process in sleeping:
             process.resume()
-        assert first.wait(200) == 1, home.said(0)
+        assert first.wait(200) == INTERRUPTED, home.said(0)
         assert "has taken the sweep over" in home.said(0)
         assert successor.wait(200) == 0, home.said()
     finally:

@@ -413,6 +413,26 @@ def test_a_trial_in_nan_is_failed_and_the_sweep_goes_on(launched: launch.SweepRe
     assert [run.data.tags["gsae.trial"] for run in failed] == [name]
 
 
+def test_a_trial_that_failed_for_good_is_left_by_auto_and_tried_again_by_resume(local_ray: None, home: Path) -> None:
+    sweep = {**ONE_PRODUCER, "name": "again", "saes": [{**SWEEP["saes"][1], "lr": 1e30, "tokens": 20_000}]}
+    sweep |= {"sites": {"layers": [1], "points": ["resid_post"]}}
+    first = run(sweep, home, resume="auto")
+    (path,) = (home / "runs/again/trials").iterdir()
+    attempts = TrialDirectory(path).newest_attempt
+    second = run(sweep, home, resume="auto")
+    assert second.failures == first.failures and list(first.failures.values())[0].startswith("the loss is not finite")
+    assert second.launch_id == first.launch_id and TrialDirectory(path).newest_attempt == attempts
+    third = run(sweep, home, resume=True)
+    assert third.failures == first.failures
+    assert third.launch_id == first.launch_id and TrialDirectory(path).newest_attempt == attempts + 1
+
+
+def test_auto_begins_another_launch_where_the_newest_is_finished(launched: launch.SweepResult, home: Path) -> None:
+    result = run({**SWEEP, "name": "golden"}, home, resume="auto")
+    assert result.launch_id > launched.launch_id and len(result.frontier()) == 4
+    assert result.forward_ratio != result.forward_ratio, "nothing was produced"
+
+
 def test_rescale_and_shift_begins_when_its_parents_are_done_and_is_skipped_where_they_failed(
     local_ray: None, home: Path
 ) -> None:

@@ -21,7 +21,7 @@ import yaml
 from gsae_ray import ledger, trial
 from gsae_ray.activations.sites import Site
 from gsae_ray.errors import ReplacedError, UserError
-from gsae_ray.ledger import LOCK_STALE_S, OPERATIONAL, Driver, begin_launch, driver_lock
+from gsae_ray.ledger import LOCK_STALE_S, OPERATIONAL, Driver, begin_launch, driver_lock, finish_launch
 from gsae_ray.revision import REVISION, WHY
 from gsae_ray.sweep import Sweep
 from gsae_ray.trial import TrialSpec
@@ -392,6 +392,92 @@ def test_resuming_allows_what_changes_no_result(tmp_path: Path, key: str) -> Non
     changed = sweep_of(**{key.replace(".", "__"): VALUES[key]})
     assert changed != sweep_of()
     assert begin_launch(tmp_path, changed, [], resume=True) == (launch_id, [])
+
+
+# ---- the same command again -----------------------------------------------------------------------------------------
+
+
+def again(folder: Path, sweep: Sweep | None = None) -> tuple[str, list[str]]:
+    return begin_launch(folder, sweep or sweep_of(), [], resume="auto")
+
+
+def test_auto_begins_a_launch_goes_on_until_it_is_finished_and_begins_another(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, notices = again(tmp_path)
+    assert notices == []
+    assert again(tmp_path) == (first, [])
+    finish_launch(tmp_path, first, session=1)
+    monkeypatch.setattr("time.strftime", lambda format, when=None: "99990101-000000")
+    second, notices = again(tmp_path)
+    assert second != first and notices == []
+    assert again(tmp_path) == (second, [])
+
+
+def test_auto_goes_on_with_the_newest_launch_that_is_not_finished(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, _ = begin_launch(tmp_path, sweep_of(), [], resume=False)
+    monkeypatch.setattr("time.strftime", lambda format, when=None: "99990101-000000")
+    second, _ = begin_launch(tmp_path, sweep_of(), [], resume=False)
+    finish_launch(tmp_path, second, session=2)
+    assert again(tmp_path)[0] == first
+    assert begin_launch(tmp_path, sweep_of(), [], resume=True)[0] == second, "whether it is finished or not"
+    assert again(tmp_path)[0] == second, "it has been taken up again"
+
+
+def test_auto_begins_another_launch_where_the_sweep_has_changed_and_names_the_keys(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, _ = again(tmp_path)
+    monkeypatch.setattr("time.strftime", lambda format, when=None: "99990101-000000")
+    changed = sweep_of(training__lr=2e-3, dataset__seed=5, producers__count=3)
+    second, (notice,) = again(tmp_path, changed)
+    assert second != first
+    assert f"changed since launch {first}: dataset.seed, training.lr; this is another launch" in notice
+    assert again(tmp_path, sweep_of(training__lr=2e-3, dataset__seed=5)) == (second, []), "how many is of no account"
+
+
+def test_auto_begins_another_launch_where_the_newest_cannot_be_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, _ = again(tmp_path)
+    file = tmp_path / "launches" / first / "launch.json"
+    file.write_text("{}")
+    with pytest.raises(UserError, match=f"^{file}: this file is damaged"):
+        begin_launch(tmp_path, sweep_of(), [], resume=True)
+    monkeypatch.setattr("time.strftime", lambda format, when=None: "99990101-000000")
+    second, (notice,) = again(tmp_path)
+    assert second != first and notice.startswith(f"{file}: this file is damaged")
+
+
+@pytest.mark.parametrize("beats", [False, True])
+def test_a_driver_whose_machine_was_lost_is_waited_for_and_one_that_lives_is_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, beats: bool
+) -> None:
+    monkeypatch.setattr(ledger, "LOCK_STALE_S", 3.0)
+    drivers = tmp_path / "drivers"
+    drivers.mkdir()
+
+    def beat() -> None:
+        facts = {"host": "elsewhere", "pid": 1, "ended": False, "heartbeat": time.time()}
+        ledger.write_json(drivers / "1.json", facts)
+
+    beat()
+    with pytest.raises(UserError, match=r"another driver \(process 1 on elsewhere\) runs"), driver_lock(tmp_path):
+        pass
+    said: list[str] = []
+
+    def wait(text: str) -> None:
+        said.append(text)
+        if beats:
+            threading.Timer(0.5, beat).start()
+
+    with contextlib.ExitStack() as stack:
+        if beats:
+            stack.enter_context(pytest.raises(UserError, match=r"another driver \(process 1 on elsewhere\) runs"))
+        assert stack.enter_context(driver_lock(tmp_path, wait)).session == 2
+    assert len(said) == 1 and "process 1 on elsewhere" in said[0]
 
 
 def test_every_session_leaves_its_versions_and_says_how_it_differs_from_the_one_before(

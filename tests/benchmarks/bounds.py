@@ -12,7 +12,7 @@ start-up (the age of its process then).
 
 The first figures of the tight budget, on 2026-11-24, were up to 1.11: Ray frees what nobody refers to once a second,
 and here a block is made in less. Ray's count of primary copies never went over 0.995; with
-`free_objects_period_milliseconds` at 50 (`launch.FREE_AT_ONCE`; `cluster.yaml` sets it too) nothing else does.
+`free_objects_period_milliseconds` at 50 (`connection.FREE_AT_ONCE`; `cluster.yaml` sets it too) nothing else does.
 
 On 2026-11-26 (2 cores, Python 3.11.7, torch 2.13.0+cpu, ray 2.60.0): peaks 0.999 and 1.000 of 0.5 GiB, 1.060 and 1.059
 of 2 GiB; before the first block the store's process has 130 MiB. Data wait 1.8 %. Recovery beyond the start-up: a trial
@@ -44,7 +44,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from faults import SWEEP, Home, disturbed, processes, wait_until
 
-from gsae_ray.launch import FREE_AT_ONCE
+from gsae_ray.connection import FREE_AT_ONCE
 from gsae_ray.ledger import versions
 
 TIGHT_GIB, ROOMY_GIB = 0.5, 2.0

@@ -48,6 +48,7 @@ from ray.cluster_utils import Cluster
 from servers import MLflowServer
 
 import gsae_ray
+from gsae_ray.errors import INTERRUPTED
 from gsae_ray.ledger import versions
 from gsae_ray.supervisor import DEATHS
 
@@ -167,7 +168,7 @@ def play(
     """Runs the sweep to its end, resuming it as often as it takes. Returns how often it was started."""
     starts = 0
     while True:
-        driver = home.command("--address", cluster.address, *(["--resume"] if home.trials else []))
+        driver = home.command("--address", cluster.address, "--resume", "auto")
         starts += 1
         if chaos is not None:
             chaos.driver = driver
@@ -186,13 +187,13 @@ def play(
                     chaos.over.set()
         finally:
             stop(driver)
-        if driver.returncode == 1:  # a stop that says why, and that it can be resumed; nothing else is accepted
+        if driver.returncode == INTERRUPTED:  # a stop that says why, and that it can be resumed
             print(home.said().splitlines()[-1], flush=True)
             assert "--resume" in home.said().splitlines()[-1], home.said()
         if driver.returncode == 0 and "is not up to date" not in home.said():
             return starts
         no_server = driver.returncode == 2 and "does not answer" in home.said()
-        if driver.returncode not in (0, 1, -signal.SIGKILL) and not no_server:
+        if driver.returncode not in (0, INTERRUPTED, -signal.SIGKILL) and not no_server:
             raise RuntimeError(f"the driver ended with {driver.returncode}:\n{home.said()}")
         server.wait()
 
