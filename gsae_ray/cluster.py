@@ -142,16 +142,14 @@ class Job:
                 trouble = str(error)
         progress = launch.progress if launch else None
         if progress is not None and state not in LIVE:  # a driver that was killed has told of trials that ran
-            trials = progress.trials
-            still = {"waiting": trials["waiting"] + trials["running"], "running": 0}
-            progress = dataclasses.replace(progress, trials=trials | still, seconds_left=None)
+            progress = progress.ended
         end = details.end_time / 1000 if details.end_time else time.time()
         return JobStatus(
             id=self.id,
             sweep=self.sweep,
             state=state,
             message=trouble if state in LIVE or state == "succeeded" else _last_line(details.message),
-            seconds=max(0.0, end - (details.start_time or 0) / 1000),
+            seconds=max(0.0, end - details.start_time / 1000) if details.start_time else 0.0,
             launch_id=launch.launch_id if launch else None,
             link=launch.link if launch else self.tracking_uri,
             progress=progress,

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
-from rich.console import Console, Group
+from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.table import Table
@@ -21,7 +20,8 @@ from gsae_ray.trial import TrialSpec
 PLAIN_INTERVAL_S = 10.0
 LIVE_INTERVAL_S = 0.5
 SHOWN_TRIALS = 8
-STATES = ("waiting", "running", "done", "failed")
+STATES = ("waiting", "running", "evaluating", "done", "failed")
+"""Of a trial; `evaluating`: its SAE is finished, and waits for evaluations or is in one."""
 
 
 @dataclasses.dataclass
@@ -30,6 +30,8 @@ class TrialProgress:
 
     name: str
     total_tokens: int
+    evaluations_left: int
+    """Of its finished SAE."""
     state: str = "waiting"
     """Of `STATES`."""
     tokens: int = 0
@@ -45,8 +47,57 @@ class Progress:
     tokens: int
     """Of all trials."""
     tokens_per_s: float
+    """Of the trials that run, at the mean pace of all; 0 where none does."""
     seconds_left: float | None
     """None: there is no telling yet."""
+    uncounted_evaluations: int
+    """Evaluations that `seconds_left` leaves out, since none has been made yet that would tell how long one takes."""
+    waits: str | None
+    """Which trials wait for activations, and for what (`describe_waits`)."""
+
+    @property
+    def ended(self) -> Progress:
+        """When nothing runs any more: what was not finished waits for the next launch."""
+        trials = {**self.trials, "running": 0, "evaluating": 0}
+        trials["waiting"] += self.trials["running"] + self.trials["evaluating"]
+        return Progress(trials, self.tokens, 0.0, None, 0, None)
+
+
+@dataclasses.dataclass
+class Pace:
+    """How fast training and evaluating get on, each over the time in which it does."""
+
+    tokens: int = 0
+    trial_s: float = 0.0
+    """Seconds in which trials trained on those, by their own clocks: two that run at once count twice."""
+    evaluations: int = 0
+    evaluating_s: float = 0.0
+    """Seconds in which some SAE waited for its evaluation, or was in it."""
+
+    def of(self, trials: Sequence[TrialProgress], waits: str | None = None) -> Progress:
+        """How far trials are, and for how long they will take."""
+        running = [trial for trial in trials if trial.state == "running"]
+        speed = len(running) * self.tokens / self.trial_s if self.trial_s else 0.0
+        tokens = sum(trial.total_tokens - trial.tokens for trial in trials if trial.state in ("waiting", "running"))
+        evaluations = sum(trial.evaluations_left for trial in trials if trial.state != "failed")
+        left: float | None = 0.0
+        if tokens:
+            left = tokens / speed if speed else None
+        uncounted = 0
+        if left is not None and self.evaluations:
+            each = self.evaluating_s / self.evaluations
+            last = sum(trial.evaluations_left for trial in running)  # after training: the others' go on beside it
+            left = max(left, (evaluations - last) * each) + last * each
+        elif left is not None and evaluations:
+            uncounted, left = evaluations, left or None
+        return Progress(
+            trials={state: sum(trial.state == state for trial in trials) for state in STATES},
+            tokens=sum(trial.tokens for trial in trials),
+            tokens_per_s=speed,
+            seconds_left=left,
+            uncounted_evaluations=uncounted,
+            waits=waits,
+        )
 
 
 class Observer:
@@ -57,34 +108,53 @@ class Observer:
         trials: Sequence[tuple[TrialSpec, TrialDirectory]],
         fingerprint: str,
         encoders: Sequence[int | None],
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.trials = trials
         self.fingerprint = fingerprint
         self.encoders = encoders
-        self.progress = [TrialProgress(t.name, t.training.trained_tokens) for t, _ in trials]
+        self.progress = [TrialProgress(t.name, t.training.trained_tokens, len(encoders)) for t, _ in trials]
+        self.pace = Pace()
+        self._clock = clock
+        self._looked: float | None = None
         self._cursors = [START] * len(trials)
+        self._reached = [0] * len(trials)
+        """Tokens of the furthest row of each; a trial that goes back writes some again."""
         self._attempts = [directory.newest_attempt for _, directory in trials]
         self._lock = threading.Lock()
 
     def update(self) -> list[TrialProgress]:
-        """Reads what is new; from any thread."""
+        """Reads what is new; from any thread. What the first call finds says nothing of the pace of this launch."""
         with self._lock:
-            return self._update()
+            now, pace = self._clock(), Pace() if self._looked is None else self.pace
+            if any(trial.state == "evaluating" for trial in self.progress):
+                pace.evaluating_s += now - (self._looked or now)
+            for index in range(len(self.trials)):
+                self._update(index, pace)
+            self._looked = now
+            return self.progress
 
-    def _update(self) -> list[TrialProgress]:
-        for index, (progress, (_, directory)) in enumerate(zip(self.progress, self.trials, strict=True)):
-            if progress.state in ("done", "failed"):
-                continue
-            rows, self._cursors[index] = directory.rows(self._cursors[index])
-            if rows:
-                progress.tokens, progress.l0 = rows[-1]["step"], rows[-1]["metrics"].get("train/l0")
-            if directory.done and not directory.missing(self.fingerprint, self.encoders):
-                progress.state, progress.tokens = "done", progress.total_tokens
-            elif directory.failure is not None:
-                progress.state = "failed"
-            elif directory.newest_attempt > self._attempts[index]:
-                progress.state = "running"
-        return self.progress
+    def _update(self, index: int, pace: Pace) -> None:
+        progress, (_, directory) = self.progress[index], self.trials[index]
+        if progress.state in ("done", "failed"):
+            return
+        rows, self._cursors[index] = directory.rows(self._cursors[index])
+        for row in rows:
+            progress.tokens, progress.l0 = row["step"], row["metrics"].get("train/l0")
+            gained = row["step"] - self._reached[index]
+            if gained > 0 and (rate := row["metrics"].get("train/tokens_per_s")):
+                pace.tokens += gained
+                pace.trial_s += gained / rate
+            self._reached[index] = max(self._reached[index], row["step"])
+        if directory.done:
+            left = len(directory.missing(self.fingerprint, self.encoders))
+            pace.evaluations += progress.evaluations_left - left
+            progress.evaluations_left, progress.tokens = left, progress.total_tokens
+            progress.state = "evaluating" if left else "done"
+        elif directory.failure is not None:
+            progress.state = "failed"
+        elif directory.newest_attempt > self._attempts[index]:
+            progress.state = "running"
 
 
 class Display:
@@ -95,8 +165,6 @@ class Display:
         self._live: Live | None = None
         self._thread: threading.Thread | None = None
         self._stop = threading.Event()
-        self._started: float | None = None
-        self._base_tokens = 0
         self._waits: dict[str, Wait] = {}
 
     def __enter__(self) -> Display:
@@ -111,8 +179,7 @@ class Display:
 
     def follow(self, observer: Observer) -> None:
         """Shows the trials until `stop`."""
-        self._base_tokens = sum(trial.tokens for trial in observer.update())
-        self._started = time.monotonic()  # last: from here on others are told of a pace
+        observer.update()
         if self.console.is_terminal:
             self._live = Live(self._render(observer), console=self.console, transient=True, auto_refresh=False)
             self._live.start()
@@ -142,47 +209,43 @@ class Display:
             if self._live is not None:
                 self._live.update(self._render(observer), refresh=True)
             else:
-                self.console.print(self.summary(observer), highlight=False)
+                self.console.print(describe_progress(self.progress(observer)), highlight=False)
 
     def progress(self, observer: Observer) -> Progress:
-        """What the observer saw last, and the pace since `follow`; before that nothing runs."""
-        trials = observer.progress
-        tokens = sum(t.tokens for t in trials)
-        total = sum(t.total_tokens for t in trials if t.state != "failed")
-        # At first, tokens after the checkpoints that trials go back to are counted too.
-        seconds = math.inf if self._started is None else max(1e-9, time.monotonic() - self._started)
-        speed = max(0, tokens - self._base_tokens) / seconds
-        return Progress(
-            trials={state: sum(t.state == state for t in trials) for state in STATES},
-            tokens=tokens,
-            tokens_per_s=speed,
-            seconds_left=max(0, total - tokens) / speed if speed > 0 else None,
-        )
-
-    def summary(self, observer: Observer) -> str:
-        """`trials: 4 waiting, 2 running, 10 done, 0 failed | 85,000 tokens/s | 0:31 left`"""
-        waits = f" | {describe_waits(list(self._waits.values()))}" if self._waits else ""
-        return f"{describe_progress(self.progress(observer))}{waits}"
+        """What the observer saw last."""
+        waits = describe_waits(list(self._waits.values())) if self._waits else None
+        return observer.pace.of(observer.progress, waits)
 
     def _render(self, observer: Observer) -> Group:
-        table = Table.grid(padding=(0, 2))
-        running = [trial for trial in observer.progress if trial.state == "running"]
-        for trial in running[:SHOWN_TRIALS]:
-            bar = ProgressBar(total=trial.total_tokens, completed=trial.tokens, width=24)
-            l0 = f"L0 {trial.l0:.1f}" if trial.l0 is not None else ""
+        lines: list[RenderableType] = [Text(describe_progress(self.progress(observer)), style="bold")]
+        shown = [trial for trial in observer.progress if trial.state in ("running", "evaluating")]
+        for trial in shown[:SHOWN_TRIALS]:
             wait = self._waits.get(trial.name)
-            waits = f"waits for block {wait.block}: {wait.reason}" if wait else ""
-            table.add_row(trial.name, bar, f"{trial.tokens:,}", l0, waits)
-        if len(running) > SHOWN_TRIALS:
-            table.add_row(f"… and {len(running) - SHOWN_TRIALS} more")
-        return Group(Text(self.summary(observer), style="bold"), table)
+            doing = f"waits for block {wait.block}: {wait.reason}" if wait else ""
+            row = Table.grid(padding=(0, 2))
+            row.add_row(
+                ProgressBar(total=trial.total_tokens, completed=trial.tokens, width=24),
+                f"{trial.tokens:,}",
+                f"L0 {trial.l0:.1f}" if trial.l0 is not None else "",
+                doing if trial.state == "running" else trial.state,
+            )
+            lines += [Text(trial.name, overflow="fold"), row]  # names are long, and differ at their ends
+        if len(shown) > SHOWN_TRIALS:
+            lines.append(Text(f"… and {len(shown) - SHOWN_TRIALS} more"))
+        return Group(*lines)
 
 
 def describe_progress(progress: Progress) -> str:
-    """`trials: 4 waiting, 2 running, 10 done, 0 failed | 85,000 tokens/s | 0:31 left`"""
-    counts = ", ".join(f"{progress.trials[state]} {state}" for state in STATES)
-    left = "?" if progress.seconds_left is None else clock(progress.seconds_left)
-    return f"trials: {counts} | {progress.tokens_per_s:,.0f} tokens/s | {left} left"
+    """`trials: 4 waiting, 2 running, 1 evaluating, 9 done, 0 failed | 85,000 tokens/s | 0:31 left`"""
+    parts = ["trials: " + ", ".join(f"{progress.trials[state]} {state}" for state in STATES)]
+    if progress.trials["running"]:
+        parts.append(f"{progress.tokens_per_s:,.0f} tokens/s")
+    if progress.trials["running"] or progress.trials["evaluating"]:
+        evaluations = f"{progress.uncounted_evaluations} evaluation{'s' * (progress.uncounted_evaluations != 1)}"
+        left = [] if progress.seconds_left is None else [clock(progress.seconds_left)]
+        left += [evaluations] if progress.uncounted_evaluations else []
+        parts.append(f"{' and '.join(left) or '?'} left")
+    return " | ".join([*parts, progress.waits] if progress.waits else parts)
 
 
 def describe_waits(waits: Sequence[Wait]) -> str:

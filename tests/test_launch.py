@@ -26,8 +26,9 @@ from rich.console import Console
 import gsae_ray
 from gsae_ray import fleet, launch, placement, results
 from gsae_ray.activations.actors import StoreClient, StoreSource
+from gsae_ray.activations.layout import Layout
 from gsae_ray.activations.producer import Producer
-from gsae_ray.activations.store import ReaderSpec
+from gsae_ray.activations.store import ReaderSpec, Wait
 from gsae_ray.activations.stream import LocalSource, RowStream
 from gsae_ray.builtin import MODEL_DIR
 from gsae_ray.display import Display
@@ -166,6 +167,26 @@ def test_producers_that_do_not_load_the_model_in_time_are_told_of(local_ray: Non
         ray.kill(actor)
 
 
+def test_the_rows_of_a_block_are_counted_while_it_is_made(local_ray: None, tmp_path: Path) -> None:
+    class Slow:
+        def produce(self, block: int, sites: list[str], store: ActorHandle[Any]) -> list[Any]:
+            ray.get(store.call.remote("made", block, 5))
+            while not (tmp_path / "go on").exists():
+                time.sleep(0.05)
+            return [dict.fromkeys(sites, "statistics"), b""]
+
+    store = start_store(Layout((8,), {"site": 3}, "float32", 2**20), 2**20, 60)
+    producer = ray.remote(Slow).options(num_cpus=0).remote()
+    ray.get(store.begin.remote([producer], {"t": ReaderSpec("site", 8)}, None))
+    answer = store.call.remote("attach", "t", 1)
+    wait_until(lambda: ray.get(store.look.remote()).waits == (Wait("t", 0, "5 of its 8 rows are made"),))
+    (tmp_path / "go on").touch()
+    assert ray.get(answer) == "statistics"
+    assert ray.get(store.look.remote()).waits == ()
+    for actor in (producer, store):
+        ray.kill(actor)
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(os.geteuid() != 0, reason="a node with a mount of its own needs root")
 def test_a_node_that_does_not_see_the_storage_is_told_of(tmp_path: Path) -> None:
@@ -202,7 +223,7 @@ def test_a_sweep_that_waits_for_room_is_seen_and_can_be_stopped(local_ray: None,
         with pytest.raises(StopAskedError):
             run({**SWEEP, "producers": {"gpus": 1}}, tmp_path)
     progress = stopping.result()
-    assert progress["trials"] == {"waiting": 4, "running": 0, "done": 0, "failed": 0}
+    assert progress["trials"] == {"waiting": 4, "running": 0, "evaluating": 0, "done": 0, "failed": 0}
     assert (progress["tokens_per_s"], progress["seconds_left"]) == (0, None)
     assert client.search_runs([experiment])[0].info.status == "KILLED"
     with occupied(num_gpus=1):  # nothing holds it any more

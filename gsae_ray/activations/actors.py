@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 
 BEAT_S = 3.0
 """Between two heartbeats of a trial; the store waits `LAPSE_S` for one."""
+MADE_S = 1.0
+"""Between two reports of a producer on the rows of a block."""
 _PROCESS_DIED = (
     ray.exceptions.RayActorError,
     ray.exceptions.OutOfMemoryError,
@@ -56,9 +58,17 @@ class ProducerShell:
         assert self.producer.model is not None
         return machine()
 
-    def produce(self, block: int, sites: Sequence[str]) -> list[Any]:
-        """[statistics, chunk, chunk, …], each an object of its own."""
-        statistics, chunks = self.producer.produce(block, sites)
+    def produce(self, block: int, sites: Sequence[str], store: ActorHandle[Any]) -> list[Any]:
+        """[statistics, chunk, chunk, …], each an object of its own. The store is told how many rows are made."""
+        told = time.monotonic()
+
+        def made(rows: int) -> None:
+            nonlocal told
+            if time.monotonic() - told > MADE_S:
+                told = time.monotonic()
+                store.call.remote("made", block, rows)
+
+        statistics, chunks = self.producer.produce(block, sites, made)
         return [statistics, *chunks]
 
     def evaluate(self, site: str, cfg: str, weights: bytes, pursuit_l0: int | None) -> Evaluation:
@@ -68,13 +78,14 @@ class ProducerShell:
 class RayProducerClient:
     """The store's end of a `ProducerShell`. The store calls, so the store owns the references (RAY.md 2.2)."""
 
-    def __init__(self, actor: ActorHandle[Any], layout: Layout) -> None:
+    def __init__(self, actor: ActorHandle[Any], layout: Layout, store: ActorHandle[Any]) -> None:
         self.actor = actor
         self.layout = layout
+        self.store = store
 
     async def produce(self, block: int, sites: Sequence[str]) -> tuple[dict[str, SiteStatistics], list[Ref]]:
         objects = 1 + sum(len(self.layout.chunks(block, site)) for site in sites)
-        refs = self.actor.produce.options(num_returns=objects).remote(block, sites)
+        refs = self.actor.produce.options(num_returns=objects).remote(block, sites, self.store)
         first, *chunks = refs if objects > 1 else [refs]
         return await self._result(first), chunks
 
@@ -118,7 +129,8 @@ class StoreShell:
     ) -> None:
         """Takes up the work: of the first store, or where one that died has left it."""
         if not self._begun.is_set():
-            clients = [RayProducerClient(actor, self._layout) for actor in producers]
+            store = ray.get_runtime_context().current_actor
+            clients = [RayProducerClient(actor, self._layout, store) for actor in producers]
             self._store = self._make(clients, readers=readers, record=record)
             self._begun.set()
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -50,9 +50,13 @@ class Producer:
         check_predictions(spec.model.name, self.model, context_T[context_T != PADDING].to(self.device))
         self._evaluator: Evaluator | None = None
 
-    def produce(self, block: int, sites: Sequence[str]) -> tuple[dict[str, SiteStatistics], list[Array]]:
+    def produce(
+        self, block: int, sites: Sequence[str], made: Callable[[int], None] = lambda rows: None
+    ) -> tuple[dict[str, SiteStatistics], list[Array]]:
         """A block's rows at `sites`, permuted by (data seed, block), from one forward pass over its contexts.
 
+        Args:
+            made: is told after each forward batch how many rows there are.
         Returns:
             statistics of each site, and the chunks: all of the first site's, then the second's, and so on. A chunk is
             [rows, n] in the model's dtype; bfloat16, which numpy lacks, as an int16 view.
@@ -79,6 +83,7 @@ class Producer:
                     sums[site.name] += x_Rn.sum(0, dtype=torch.float64).cpu()
                     squares[site.name] += x_Rn.double().square().sum().item()
             done += len(here)
+            made(done)
         statistics = {
             site: SiteStatistics((sums[site] / n_rows).float().numpy(), squares[site] / n_rows)
             for site in sites

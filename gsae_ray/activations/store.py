@@ -66,6 +66,8 @@ class _Block:
     refs: list[Ref] | None = None
     """None while in production."""
     production: int = 0
+    made: int = 0
+    """Rows that are made, while in production."""
 
 
 @dataclasses.dataclass(eq=False)
@@ -229,6 +231,13 @@ class ActivationStore:
         self._advance()
         return await request.answer
 
+    # ---- for producers ----
+
+    async def made(self, block: int, rows: int) -> None:
+        """So many rows of `block`, which is in production, are made."""
+        if block in self._blocks:
+            self._blocks[block].made = rows
+
     # ---- for the driver ----
 
     @property
@@ -269,7 +278,7 @@ class ActivationStore:
             held = self._blocks.get(reader.block)
             before = min((place(r) for r in slowest if r.waiting is None or place(r)[0] < reader.block), default=None)
             if held is not None and held.refs is None:
-                reason = "it is in production"
+                reason = f"{held.made:,} of its {self.layout.rows[reader.block]:,} rows are made"
             elif self._crew.all_gone:
                 reason = "no producer is alive"
             elif not self._crew.idle:

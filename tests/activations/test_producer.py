@@ -6,7 +6,9 @@ pass on different devices, and the refusal of a model that the GPUs have no room
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
+from typing import Any
 
 import accelerate
 import numpy as np
@@ -15,6 +17,8 @@ import torch
 from rich.console import Console
 from trials import random_sae
 
+from gsae_ray.activations import actors
+from gsae_ray.activations.actors import ProducerShell
 from gsae_ray.activations.models import load_model
 from gsae_ray.activations.producer import Producer
 from gsae_ray.activations.sites import POINTS, Site
@@ -67,6 +71,32 @@ def test_a_model_in_parts_makes_the_same_rows(plan: Plan, in_parts: Producer) ->
         assert np.array_equal(chunk, in_part)
     for site in SITES:
         assert np.array_equal(statistics[site].mean, statistics_in_parts[site].mean)
+
+
+def test_a_producer_tells_how_many_rows_are_made(plan: Plan, monkeypatch: pytest.MonkeyPatch) -> None:
+    spec = dataclasses.replace(producer_spec(plan), batch=3)
+    told: list[int] = []
+    statistics, chunks = Producer(spec).produce(0, SITES[:1], told.append)
+    kept_S = spec.tokens.kept(spec.tokens.block(0)).sum(1).tolist()
+    assert told == [sum(kept_S[:end]) for end in range(3, len(kept_S) + 3, 3)]
+    assert told[-1] == plan.layout.rows[0] == sum(len(chunk) for chunk in chunks)
+
+    class Store:
+        """In the place of its actor."""
+
+        def __init__(self) -> None:
+            self.call = self
+            self.calls: list[tuple[Any, ...]] = []
+
+        def remote(self, *call: Any) -> None:
+            self.calls.append(call)
+
+    shell = ProducerShell(spec)
+    for pause_s, calls in ((-1.0, [("made", 0, rows) for rows in told]), (3600.0, [])):
+        monkeypatch.setattr(actors, "MADE_S", pause_s)
+        store = Store()
+        shell.produce(0, SITES[:1], store)  # type: ignore[arg-type]
+        assert store.calls == calls
 
 
 def test_a_model_in_parts_evaluates_the_same(plan: Plan, in_parts: Producer) -> None:

@@ -467,12 +467,15 @@ async def waits_of(store: Store) -> tuple[Wait, ...]:
     return store.look().waits
 
 
-def test_a_look_says_that_a_block_is_in_production() -> None:
+def test_a_look_says_how_many_rows_of_a_block_in_production_are_made() -> None:
     async def work() -> None:
         store = Store(LAYOUT, producers_of(LAYOUT, slowness=50), readers_of(LAYOUT, 2))
         trials = [asyncio.ensure_future(train(store, name)) for name in ("t1", "t0")]
-        reason = "it is in production"
-        assert await waits_of(store) == (Wait("t0", 0, reason), Wait("t1", 0, reason))
+        for made in (0, 2, 4):
+            await store.made(0, made)
+            reason = f"{made} of its 5 rows are made"
+            assert await waits_of(store) == (Wait("t0", 0, reason), Wait("t1", 0, reason))
+        await store.made(3, 4)  # of a block that is not in production any more
         await asyncio.gather(*trials)
         assert await waits_of(store) == ()
 
