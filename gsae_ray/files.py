@@ -87,10 +87,6 @@ def write_together(folder: Path, files: Mapping[str, bytes]) -> None:
             path.unlink(missing_ok=True)
 
 
-def write_json(path: Path, value: Any) -> None:
-    write_atomically(path, (json.dumps(value, indent=2) + "\n").encode())
-
-
 class JSONFile(Generic[T]):
     """A kind of JSON file: what it holds, and what is to be done where one is damaged."""
 
@@ -104,9 +100,26 @@ class JSONFile(Generic[T]):
         self.sealed = sealed
         self._adapter = pydantic.TypeAdapter(schema)
 
-    def write(self, path: Path, value: T) -> None:
+    def encode(self, value: T, indent: int | None = None) -> bytes:
         plain = json.loads(json.dumps(value, default=dataclasses.asdict))
-        write_json(path, {**plain, SEAL: digest(plain)} if self.sealed else plain)
+        sealed = {**plain, SEAL: digest(plain)} if self.sealed else plain
+        return (json.dumps(sealed, indent=indent) + "\n").encode()
+
+    def decode(self, data: bytes) -> T:
+        """The inverse of `encode`.
+
+        Raises:
+            ValueError: it is something else.
+        """
+        value = self._adapter.validate_json(data, strict=True)
+        if self.sealed:
+            plain = json.loads(data)
+            if plain.pop(SEAL, None) != digest(plain):
+                raise ValueError("another hash")
+        return value
+
+    def write(self, path: Path, value: T) -> None:
+        write_atomically(path, self.encode(value, indent=2))
 
     def read(self, path: Path) -> T | None:
         """What `write` wrote, or None where there is no such file.
@@ -115,18 +128,11 @@ class JSONFile(Generic[T]):
             DamagedError: something else is there.
         """
         try:
-            data = path.read_bytes()
+            return self.decode(path.read_bytes())
         except FileNotFoundError:
             return None
-        try:
-            value = self._adapter.validate_json(data, strict=True)
-            if self.sealed:
-                plain = json.loads(data)
-                if plain.pop(SEAL, None) != digest(plain):
-                    raise ValueError("another hash")
         except ValueError as error:
             raise DamagedError(f"{path}: this file is damaged; {self.remedy}") from error
-        return value
 
     def read_whole(self, path: Path) -> T | None:
         """As `read`, but None for a damaged file too: of what can be made again."""

@@ -51,10 +51,12 @@ DAMAGES: dict[str, Damage] = {
     "NUL": _nul,
     "a NUL line": _nul_line,
     "random": _becomes(Random(0).randbytes(100)),
+    "{}": _json({}),
+    "[1]": _json([1]),
+    "empty": _becomes(b""),
     "no UTF-8": _becomes(b'{"reason": "\xff"}'),
     "deep": _becomes(b"[" * 100_000),
     "digits": _becomes(b'{"attempt": ' + b"9" * 10_000 + b"}"),
-    **{repr(value): _json(value) for value in ({}, [], [1], {"reason": 1}, None, True, 7, "text", {"attempt": "1"})},
-    "empty": _becomes(b""),
+    **{repr(value): _json(value) for value in ([], {"reason": 1}, None, True, 7, "text", {"attempt": "1"})},
 }
-"""By name."""
+"""By name; the first eight are the common ones."""

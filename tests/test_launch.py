@@ -33,7 +33,7 @@ from gsae_ray.activations.stream import LocalSource, RowStream
 from gsae_ray.builtin import MODEL_DIR
 from gsae_ray.display import Display
 from gsae_ray.errors import ProductionError, ReplacedError, StopAskedError, SweepStoppedError, UserError
-from gsae_ray.files import write_json
+from gsae_ray.files import write_atomically
 from gsae_ray.fleet import running_producers, start_store
 from gsae_ray.intervals import interval, of
 from gsae_ray.ledger import driver_lock
@@ -239,7 +239,8 @@ def test_a_sweep_that_waits_for_room_sees_that_it_was_replaced(local_ray: None, 
     def replace() -> None:
         wait_until(lambda: client.search_runs([experiment]), 100, 0.5)
         (own,) = drivers.glob("*.json")
-        write_json(drivers / "9.json", {**json.loads(own.read_text()), "pid": 1, "heartbeat": time.time()})
+        other = {**json.loads(own.read_text()), "pid": 1, "heartbeat": time.time()}
+        write_atomically(drivers / "9.json", json.dumps(other).encode())
 
     with occupied(num_gpus=1), ThreadPoolExecutor() as pool:
         replacing = pool.submit(replace)

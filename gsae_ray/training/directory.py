@@ -3,7 +3,8 @@
 trial.json                   the TrialSpec
 attempts/{number}.json       an attempt: number, session (`ledger`) of its driver, where it runs; what an older one than
                              the newest still writes is refused, and a new one of an older session
-metrics-{attempt}.jsonl      {"step": tokens, "timestamp": ms, "metrics": {name: value}} a line; the newest file counts
+metrics-{attempt}.jsonl      {"step": tokens, "timestamp": ms, "metrics": {name: value}} and its hash a line; the newest
+                             file counts
 checkpoints/{tokens}/        state.safetensors, then manifest.json with its hash; the last two are kept
 sae/                         the finished SAE
 DONE                         training has finished; hashes of what it vouches for, sae/ and the metric rows
@@ -19,7 +20,6 @@ finished SAE by training, an evaluation by evaluating. `DONE` is checked against
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import shutil
 import time
@@ -28,14 +28,13 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, cast
 
-import pydantic
 import safetensors.torch
 from torch import Tensor
 from typing_extensions import NotRequired, TypedDict
 
 from gsae_ray.errors import DamagedError, ReplacedError, StaleAttemptError
 from gsae_ray.evaluation.metrics import Evaluation
-from gsae_ray.files import JSONFile, file_hash, is_whole, write_atomically, write_json
+from gsae_ray.files import JSONFile, file_hash, is_whole, write_atomically
 from gsae_ray.saes import SAE
 from gsae_ray.saes.io import content_hash
 from gsae_ray.trial import TrialSpec
@@ -82,10 +81,11 @@ class _Failed(TypedDict):
     reason: str
 
 
-_ROW = pydantic.TypeAdapter(Row)
 _AGAIN = "the same command trains this SAE again"
+ROW = JSONFile(Row, "rows are made again from the checkpoint before", sealed=True)
 ATTEMPT = JSONFile(Attempt, _AGAIN)
 MANIFEST = JSONFile(_Manifest, "the checkpoint before it is used", sealed=True)
+TRIAL = JSONFile(dict[str, Any], "it is written anew by the trial's next attempt")
 DONE = JSONFile(_Done, _AGAIN, sealed=True)
 FAILED = JSONFile(_Failed, "the same command tries this trial again")
 EVALUATION = JSONFile(_Evaluation, "the same command evaluates this SAE again", sealed=True)
@@ -180,7 +180,7 @@ class TrialDirectory:
         rows = []
         with contextlib.suppress(ValueError):
             for line in data[: data.rfind(b"\n") + 1].splitlines(keepends=True):
-                rows.append(_ROW.validate_json(line, strict=True))
+                rows.append(ROW.decode(line))
                 offset += len(line)
         return rows, (attempt, offset)
 
@@ -260,7 +260,7 @@ class TrialDirectory:
             except FileExistsError:
                 continue
             ATTEMPT.write(file, cast(Attempt, {"attempt": number, "session": session, **where}))
-            write_json(self.path / "trial.json", trial.to_json())
+            TRIAL.write(self.path / "trial.json", trial.to_json())
             self.attempt = number
             return number
 
@@ -274,14 +274,14 @@ class TrialDirectory:
         """Adds a metric row."""
         self._check_attempt()
         row: Row = {"step": tokens, "timestamp": time.time_ns() // 1_000_000, "metrics": metrics}
-        with self._rows_path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(row) + "\n")
+        with self._rows_path.open("ab") as file:
+            file.write(ROW.encode(row))
 
     def _keep_rows(self, rows: list[Row], tokens: int) -> None:
         """Begins this attempt's rows with those up to `tokens`; what an older one still writes is not among them."""
         self._check_attempt()
-        kept = "".join(json.dumps(row) + "\n" for row in rows if row["step"] <= tokens)
-        write_atomically(self._rows_path, kept.encode())
+        kept = b"".join(ROW.encode(row) for row in rows if row["step"] <= tokens)
+        write_atomically(self._rows_path, kept)
         for attempt, path in self._rows_files().items():
             if attempt < self.attempt:
                 path.unlink(missing_ok=True)
@@ -331,8 +331,8 @@ class TrialDirectory:
         path = self._rows_path
         path.touch()
         _, (_, end) = self.rows()
-        if end != path.stat().st_size:  # the next attempt goes on from the checkpoint before
-            raise DamagedError(f"{path}: these metrics are damaged; {_AGAIN}")
+        if end != path.stat().st_size:
+            raise DamagedError(f"{path}: this file is damaged; {ROW.remedy}")
         with path.open("rb") as file:
             os.fsync(file.fileno())
 

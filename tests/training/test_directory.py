@@ -17,7 +17,7 @@ from trials import FINGERPRINT, begin, evaluation, expand, logged, random_sae, r
 from gsae_ray import saes
 from gsae_ray.errors import ReplacedError, StaleAttemptError, StorageFullError
 from gsae_ray.files import room_needed
-from gsae_ray.training.directory import TrialDirectory
+from gsae_ray.training.directory import ROW, TrialDirectory
 from gsae_ray.trial import TrialSpec
 
 (TRIAL,) = expand()
@@ -238,10 +238,11 @@ def test_rows_are_read_whole_and_go_on_from_the_offset(tmp_path: Path) -> None:
     assert [row["metrics"] for row in rows] == [row_metrics(64), row_metrics(128)]
     assert all(row["timestamp"] > 1.6e12 for row in rows), "milliseconds"
     with (directory.path / "metrics-1.jsonl").open("a") as file:
-        file.write('{"step": 192, ')
+        line = ROW.encode({"step": 192, "timestamp": 1, "metrics": {}}).decode()
+        file.write(line[:15])
         file.flush()
         assert directory.rows(offset) == ([], offset)
-        file.write('"timestamp": 1, "metrics": {}}\n{"st')
+        file.write(line[15:] + line[:5])
     (row,), end = directory.rows(offset)
     assert row == {"step": 192, "timestamp": 1, "metrics": {}}
     assert directory.rows(end) == ([], end)
