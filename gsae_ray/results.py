@@ -16,10 +16,12 @@ from mlflow.tracking import MlflowClient
 
 from gsae_ray import curves
 from gsae_ray.curves import pareto
-from gsae_ray.errors import UserError, first_line, suggest
+from gsae_ray.errors import UserError, first_line, shown, suggest
 from gsae_ray.names import local_path
 from gsae_ray.saes import REGISTRY, SAE, load
+from gsae_ray.saes.io import foreign_files, holds
 from gsae_ray.tracking import (
+    CONTENT,
     EVALUATION,
     IDENTITY,
     KIND,
@@ -420,26 +422,38 @@ def fetch_sae(run_id: str, directory: str | Path, tracking_uri: str | None, key:
     """Downloads the SAE of a run to a folder in `directory`.
 
     Raises:
-        UserError: it cannot be had; the line begins with `key`.
+        UserError: it cannot be had, or is not as it was saved; the line begins with `key`.
     """
     client = open_tracking(tracking_uri)
     try:
-        return download_sae(client, run_id, directory)
+        folder = download_sae(client, run_id, directory)
+        hash_of_saved = client.get_run(run_id).data.tags.get(CONTENT)
     except (MlflowException, OSError) as error:
         raise UserError(f"{key}: the SAE of run {run_id} cannot be fetched: {first_line(error)}") from error
+    if not holds(folder, hash_of_saved):
+        raise UserError(
+            f"{key}: the SAE of run {run_id} is damaged: what MLflow has is not what was saved; run its sweep without "
+            "--resume, which records what is trained anew"
+        )
+    return folder
 
 
 def check_export(directory: str | Path, format: str) -> Path:
     """Whether `export` can write there, before anything is fetched.
 
     Raises:
-        UserError: unknown format, or the directory is a file.
+        UserError: unknown format, or the directory is a file, or holds others' files.
     """
     if format not in FORMATS:
         raise UserError(f"--format: unknown {format!r}; {suggest(format, FORMATS)}")
     directory = local_path(directory, "--out")
     if directory.exists() and not directory.is_dir():
         raise UserError(f"--out: {directory} is a file; give a folder")
+    if directory.exists() and (foreign := ", ".join(foreign_files(directory))):
+        raise UserError(
+            f"--out: {directory} has files that are not of an SAE saved there before ({shown(foreign, quoted=False)}); "
+            "nothing is overwritten: give a new folder, or remove them"
+        )
     return directory
 
 

@@ -130,10 +130,10 @@ def with_parent(
                     f"{trial.architecture} trial needs {value}"
                 )
         parent = RUN + run_id
-        of_model = cfg.metadata.get("model", {}).get("name", model)
+        of_model = _part(cfg, "model").get("name", model)
         if of_model != model:
             raise UserError(f"{where}.parent: the SAE of run {run_id} is of model {of_model!r}, not of {model!r}")
-        training = cfg.metadata.get("training", {})
+        training = _part(cfg, "training")
         objective, recipe = training.get("objective", trial.training.objective), training.get("recipe")
         l1_coefficient = float(cfg.hyperparameters["l1_coefficient"])
         l1_units = training.get("l1_units", trial.training.l1_units)
@@ -161,6 +161,12 @@ def with_parent(
         )
     identity = digest([trial.identity, fingerprint])[:16]
     return dataclasses.replace(trial, parent=parent, parent_recipe=recipe, identity=identity)
+
+
+def _part(cfg: SAEConfig, key: str) -> dict[str, Any]:
+    """Of an SAE's metadata, which is anything in one that was not saved by a sweep."""
+    part = cfg.metadata.get(key)
+    return part if isinstance(part, dict) else {}
 
 
 def _parents_in_sweep(trial: TrialSpec, candidates: Sequence[TrialSpec]) -> list[TrialSpec]:

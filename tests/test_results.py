@@ -16,6 +16,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from damage import Damage, cut, flip
 from hypothesis import given
 from hypothesis import strategies as st
 from trials import FINGERPRINT, SITE_1, SITE_2, begin, evaluation, expand, finish
@@ -526,6 +527,23 @@ def test_best_says_when_the_sae_cannot_be_fetched(recorder: Recorder) -> None:
         best("lost", max_l0=40)
 
 
+@pytest.mark.parametrize("name", ["sae_weights.safetensors", "cfg.json"])
+@pytest.mark.parametrize("damage", [flip, cut, Path.unlink])
+def test_best_never_hands_out_an_sae_that_is_not_the_one_that_was_measured(
+    recorder: Recorder, damage: Damage, name: str
+) -> None:
+    experiment = f"damaged {name} {damage.__name__}"
+    recorder.record(experiment, OLDER, list(zip(GATED_1[:1], ends((10, 0.9)), strict=True)))
+    run_id = frontier(experiment)["run_id"][0]
+    for file in (recorder.folder / "mlruns").rglob(name):
+        if run_id in file.parts:
+            damage(file)
+    with pytest.raises(UserError, match=f"^best: the SAE of run {run_id} is damaged: .*without --resume"):
+        best(experiment, max_l0=40)
+    recorder.record(experiment, NEWER, list(zip(GATED_1[:1], ends((10, 0.9)), strict=True)))
+    assert best(experiment, max_l0=40).cfg.metadata["frontier"]["l0"] == 10, "as the line says"
+
+
 def test_best_leaves_no_temporary_files(recorder: Recorder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     best("sweep", site=SITE_1, max_l0=40)
@@ -550,6 +568,23 @@ def test_export_checks_the_format_and_the_folder(recorder: Recorder, tmp_path: P
         export(sae, tmp_path / "file")
     assert check_export(tmp_path / "new", "gsae") == tmp_path / "new"
     assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize("name", ["cfg.json", "sae_weights.safetensors", "sparsity.safetensors", "notes.txt"])
+def test_export_overwrites_no_file_that_is_not_ours(recorder: Recorder, tmp_path: Path, name: str) -> None:
+    sae = recorder.saved("sweep", NEWER, GATED_1[1])
+    (tmp_path / name).write_text('{"architecture": "standard", "d_in": 8, "d_sae": 16}')
+    with pytest.raises(UserError, match=rf"^--out: .* \({name}\); nothing is overwritten: give a new folder, or "):
+        export(sae, tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+
+
+def test_export_replaces_an_sae_of_ours_as_a_whole(recorder: Recorder, tmp_path: Path) -> None:
+    recorder.saved("sweep", NEWER, STANDARD_1[0]).save(tmp_path)
+    (tmp_path / ".gitignore").write_text("")
+    export(recorder.saved("sweep", NEWER, GATED_1[1]), tmp_path)
+    assert saes.load(tmp_path).cfg.architecture == "gated"
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".gitignore", "cfg.json", "sae_weights.safetensors"]
 
 
 def test_results_import_nothing_of_ray(recorder: Recorder, tmp_path: Path) -> None:

@@ -254,6 +254,7 @@ def test_a_parent_may_be_a_run(path: Path) -> None:
     assert "parentabc" in trial.name
     other = {"abc": (run_parent()["abc"][0], "another SAE")}
     assert expand(sweep, parents=other)[0].identity != trial.identity
+    assert expand(sweep, parents=run_parent(metadata={"model": "of my own", "training": None})) == [trial]
 
 
 @pytest.mark.parametrize(

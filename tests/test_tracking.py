@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from damage import DAMAGES, flip
 from mlflow.entities import Run
 from mlflow.tracking import MlflowClient
 from trials import FINGERPRINT, SITE_1, begin, evaluation, expand, finish, logged, random_sae, row_metrics
@@ -18,7 +19,9 @@ from trials import FINGERPRINT, SITE_1, begin, evaluation, expand, finish, logge
 from gsae_ray import saes
 from gsae_ray.addresses import refuse_password
 from gsae_ray.errors import UserError
+from gsae_ray.saes.io import content_hash
 from gsae_ray.tracking import (
+    CONTENT,
     EVALUATION,
     FAILURE,
     IDENTITY,
@@ -671,3 +674,59 @@ def test_an_address_from_the_environment_is_looked_at_too(monkeypatch: pytest.Mo
         resolve_uri(None)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "postgresql://u@h/db?passfile=/p")
     assert resolve_uri(None) == "postgresql://u@h/db?passfile=/p"
+
+
+# ---- damage ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_run_carries_the_hash_of_its_sae(server: Server, tmp_path: Path) -> None:
+    trial, directory = pair(tmp_path)
+    finish(directory, trial)
+    server.mirror().sync([(trial, directory)])
+    run = server.run()
+    folder = download_sae(server.client, run.info.run_id, tmp_path)
+    assert content_hash(folder) == content_hash(directory.path / "sae") == run.data.tags[CONTENT]
+
+
+@pytest.mark.parametrize("damaged", ["sae/sae_weights.safetensors", "metrics-1.jsonl"])
+def test_one_damaged_trial_never_stops_another_from_being_mirrored(
+    server: Server, tmp_path: Path, damaged: str
+) -> None:
+    pairs = [pair(tmp_path, 2, trial) for trial in TRIALS]
+    for trial, directory in pairs:
+        finish(directory, trial)
+    flip(pairs[0][1].path / damaged)
+    mirror = server.mirror()
+    mirror.sync(pairs)
+    found = {run.info.run_name: run for run in server.runs()}
+    assert {name: run.info.status for name, run in found.items()} == {
+        trial.name: "FAILED" if trial is ONE else "FINISHED" for trial in TRIALS
+    }
+    line = f"{pairs[0][1].path / damaged}: this file is damaged; the same command trains this SAE again"
+    assert mirror.damaged == {ONE.name: line}
+    assert found[ONE.name].data.tags[FAILURE] == line
+    assert CONTENT not in found[ONE.name].data.tags
+
+
+def test_a_damaged_evaluation_is_made_again_and_never_nan_for_good(server: Server, tmp_path: Path) -> None:
+    trial, directory = pair(tmp_path)
+    finish(directory, trial)
+    (path,) = directory.path.glob("evaluations/*")
+    mirror = server.mirror()
+    for damage in DAMAGES.values():
+        damage(path)
+        assert directory.missing(FINGERPRINT, (None,)) == [None]
+        mirror.sync([(trial, directory)])
+        assert server.run().info.status == "RUNNING"
+        directory.save_evaluation(FINGERPRINT, trial.training.tokens, evaluation(l0=21))
+    mirror.sync([(trial, directory)])
+    assert server.run().info.status == "FINISHED"
+    assert server.run().data.metrics["eval/l0"] == 21
+
+
+def test_a_trial_whose_description_is_gone_is_mirrored(server: Server, tmp_path: Path) -> None:
+    trial, directory = pair(tmp_path)
+    finish(directory, trial)
+    (directory.path / "trial.json").unlink()
+    server.mirror().sync([(trial, directory)])
+    assert server.run().info.status == "FINISHED"

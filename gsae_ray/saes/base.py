@@ -32,12 +32,12 @@ FREE_NORM = 0.1
 class SAEConfig(BaseModel):
     """`cfg.json` of a saved SAE."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
     format: Literal["gsae-1"] = Field("gsae-1", description="version of this file format")
     architecture: str = Field(description="key of the registry")
-    d_in: int = Field(gt=0, description="n, coordinates of an activation")
-    d_sae: int = Field(gt=0, description="M, number of features")
+    d_in: int = Field(gt=0, lt=2**31, description="n, coordinates of an activation")
+    d_sae: int = Field(gt=0, lt=2**31, description="M, number of features")
     hyperparameters: dict[str, Any] = Field({}, description="the architecture's own, e.g. l1_coefficient")
     site: str = Field("", description="where in the model, e.g. blocks.2.hook_resid_post")
     metadata: dict[str, Any] = Field({}, description="model, data and training settings that it came from")
@@ -162,6 +162,18 @@ class SAE(nn.Module, ABC):
         """
         for name in self.scaled_parameters:
             self.get_parameter(name).div_(scale)
+
+    def not_finite(self) -> str | None:
+        """The name of a parameter that holds a NaN or an infinity, if any does."""
+        return next((name for name, p in self.named_parameters() if not p.isfinite().all()), None)
+
+    @classmethod
+    def check_hyperparameters(cls, hyperparameters: dict[str, Any]) -> None:
+        """
+        Raises:
+            ValidationError: they are not those of a finished SAE of this architecture.
+        """
+        cls.Hyperparameters.model_validate(hyperparameters)
 
     @classmethod
     def canonical(cls, hyperparameters: dict[str, Any], objective: Objective) -> dict[str, Any]:

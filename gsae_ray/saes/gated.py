@@ -131,7 +131,9 @@ class GatedSAE(SAE):
         """
         if not self.tied:
             raise UserError("to_jumprelu: this gated SAE has untied encoders (tied: false), which have no such form")
-        cfg = self.cfg.model_copy(update={"architecture": JumpReLUSAE.architecture})
+        metadata = {**self.cfg.metadata, self.architecture: self.cfg.hyperparameters}
+        form = {"architecture": JumpReLUSAE.architecture, "hyperparameters": {}, "metadata": metadata}
+        cfg = self.cfg.model_copy(update=form)
         jumprelu = JumpReLUSAE(cfg).to(self.W_enc)
         scale_F = self.r_mag.exp()
         jumprelu.W_enc.copy_(self.W_enc * scale_F)

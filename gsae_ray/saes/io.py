@@ -2,24 +2,28 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 
 import pydantic
 import safetensors
 import safetensors.torch
+import torch
 
-from gsae_ray.errors import UserError, suggest
+from gsae_ray.errors import UserError, first_line, shown, suggest
 from gsae_ray.files import digest, file_hash, write_together
 from gsae_ray.saes.base import REGISTRY, SAE, SAEConfig
 
 CONFIG_FILE = "cfg.json"
 WEIGHTS_FILE = "sae_weights.safetensors"
+DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+"""Of saved weights; they are loaded as float32."""
 
 
 def build(cfg: SAEConfig) -> SAE:
     """An SAE with uninitialised weights."""
     if cfg.architecture not in REGISTRY:
-        raise UserError(f"architecture: unknown {cfg.architecture!r}; {suggest(cfg.architecture, REGISTRY)}")
+        raise UserError(f"architecture: unknown {shown(cfg.architecture)}; {suggest(cfg.architecture, REGISTRY)}")
     return REGISTRY[cfg.architecture](cfg)
 
 
@@ -29,18 +33,56 @@ def to_bytes(sae: SAE) -> tuple[str, bytes]:
     return sae.cfg.model_dump_json(indent=2), safetensors.torch.save(weights)
 
 
-def from_bytes(cfg: str, weights: bytes) -> SAE:
-    """The inverse of `to_bytes`.
+def from_bytes(cfg: str | bytes, weights: bytes) -> SAE:
+    """The inverse of `to_bytes`. Nothing is allocated before configuration and tensors are known to fit.
 
     Raises:
-        ValueError: the weights are not those of the configuration.
+        ValueError: they are not those of a finished SAE; in one line.
     """
-    sae = build(SAEConfig.model_validate_json(cfg))
+    config = _read_config(cfg)
     try:
-        sae.load_state_dict(safetensors.torch.load(weights))
+        with torch.device("meta"):
+            expected = build(config).state_dict()
+        tensors = safetensors.torch.load(weights)
+    except KeyError as error:
+        raise ValueError(f"{WEIGHTS_FILE}: a tensor is {shown(error.args[0])}, a dtype that torch has not") from error
     except (RuntimeError, safetensors.SafetensorError) as error:
-        raise ValueError(f"weights and configuration do not fit: {str(error).splitlines()[-1].strip()}") from error
+        raise ValueError(f"{WEIGHTS_FILE} cannot be read: {shown(error, quoted=False)}") from error
+    if tensors.keys() != expected.keys():
+        names = ", ".join(sorted(tensors.keys() ^ expected.keys()))
+        raise ValueError(f"{WEIGHTS_FILE} and {CONFIG_FILE} do not fit: {shown(names, quoted=False)}")
+    for name, tensor in tensors.items():
+        if tensor.shape != expected[name].shape:
+            shapes = f"{list(tensor.shape)}, not {list(expected[name].shape)}"
+            raise ValueError(f"{WEIGHTS_FILE} and {CONFIG_FILE} do not fit: {name} is {shapes}")
+        known = DTYPES if expected[name].is_floating_point() else (expected[name].dtype,)
+        if tensor.dtype not in known:
+            raise ValueError(f"{WEIGHTS_FILE}: {name} is {tensor.dtype}; known: {', '.join(map(str, known))}")
+    sae = build(config)
+    sae.load_state_dict(tensors)
+    if (name := sae.not_finite()) is not None:
+        raise ValueError(f"{WEIGHTS_FILE}: {name} is not finite")
     return sae.eval()
+
+
+def _read_config(text: str | bytes) -> SAEConfig:
+    """
+    Raises:
+        ValueError: it is not the configuration of an SAE; in one line.
+    """
+    where: tuple[str, ...] = (CONFIG_FILE,)
+    try:
+        cfg = SAEConfig.model_validate_json(text)
+        if "format" not in cfg.model_fields_set:
+            raise ValueError(f"{CONFIG_FILE}: no format; this is not an SAE of ours")
+        if cfg.architecture in REGISTRY:
+            where = (CONFIG_FILE, "hyperparameters")
+            REGISTRY[cfg.architecture].check_hyperparameters(cfg.hyperparameters)
+    except pydantic.ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        key = ".".join(str(part) for part in (*where, *first["loc"]))
+        raise ValueError(f"{shown(key, quoted=False)}: {shown(first['input'])}: {first['msg']}") from error
+    return cfg
 
 
 def save(sae: SAE, directory: str | Path) -> None:
@@ -61,6 +103,23 @@ def content_hash(directory: str | Path) -> str:
     return digest([file_hash(Path(directory) / name) for name in (CONFIG_FILE, WEIGHTS_FILE)])
 
 
+def holds(directory: str | Path, content: str | None) -> bool:
+    """Whether the SAE in a folder is the one with that `content_hash`."""
+    with contextlib.suppress(FileNotFoundError):
+        return content_hash(directory) == content
+    return False
+
+
+def foreign_files(directory: Path) -> list[str]:
+    """What a folder holds besides an SAE of ours; hidden files are not looked at."""
+    try:
+        _read_config((directory / CONFIG_FILE).read_bytes())
+        ours = {CONFIG_FILE, WEIGHTS_FILE}
+    except (OSError, ValueError, UserError):
+        ours = set()
+    return sorted(path.name for path in directory.iterdir() if path.name not in ours and path.name[0] != ".")
+
+
 def load(directory: str | Path) -> SAE:
     """The SAE that `save` wrote, on the CPU, in evaluation mode.
 
@@ -69,15 +128,11 @@ def load(directory: str | Path) -> SAE:
     """
     directory = Path(directory)
     try:
-        return from_bytes((directory / CONFIG_FILE).read_text("utf-8"), (directory / WEIGHTS_FILE).read_bytes())
+        return from_bytes((directory / CONFIG_FILE).read_bytes(), (directory / WEIGHTS_FILE).read_bytes())
     except FileNotFoundError as error:
         raise UserError(
             f"{directory}: no SAE here ({Path(str(error.filename)).name} is missing); "
             f"a saved SAE is a folder with {CONFIG_FILE} and {WEIGHTS_FILE}"
         ) from error
-    except pydantic.ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        key = ".".join(str(part) for part in (CONFIG_FILE, *first["loc"]))
-        raise UserError(f"{directory}: this SAE cannot be read: {key}: {first['input']!r}: {first['msg']}") from error
-    except (OSError, ValueError) as error:
-        raise UserError(f"{directory}: this SAE cannot be read: {str(error).splitlines()[0]}") from error
+    except (OSError, ValueError, UserError) as error:
+        raise UserError(f"{directory}: this SAE cannot be read: {first_line(error)}") from error

@@ -43,6 +43,11 @@ class RescaleShiftSAE(GatedSAE):
         for parameter in (self.W_enc, self.W_dec, self.b_dec, self.b_gate):
             parameter.requires_grad_(False)
 
+    @classmethod
+    def check_hyperparameters(cls, hyperparameters: dict[str, Any]) -> None:
+        left_out = {"l1_coefficient"} if hyperparameters.get("parent") is not None else set()  # known by the parent
+        super().check_hyperparameters({k: v for k, v in hyperparameters.items() if k not in left_out})
+
     @property
     def sparsity_coefficient(self) -> float:
         return 0.0  # the penalty did its work in the parent

@@ -191,7 +191,11 @@ class Trainer:
         return metrics
 
     def finished_sae(self, metadata: dict[str, Any]) -> SAE:
-        """A copy that takes raw activations, on the CPU; `metadata` goes to its `cfg.json`."""
+        """A copy that takes raw activations, on the CPU; `metadata` goes to its `cfg.json`.
+
+        Raises:
+            NumericError: the last steps, which no loss has seen yet, made it not finite.
+        """
         sae = build(self.sae.cfg.model_copy(update={"metadata": metadata}))
         sae.load_state_dict({name: tensor.cpu() for name, tensor in self.sae.state_dict().items()})
         sae.fold_scale(self.scale)
@@ -199,6 +203,8 @@ class Trainer:
             sae.adopt(self.parent, start=False)  # to the last bit, which folding may have rounded
         elif not self.unit_norm:
             sae.fold_norms()
+        if (name := sae.not_finite()) is not None:
+            raise NumericError(f"{name} is not finite after step {self.step}; a lower lr may help")
         return sae.eval()
 
     # ---- state: between intervals, so that the running means are empty ----

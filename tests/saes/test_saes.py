@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import math
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
 from gsae_ray.errors import UserError
-from gsae_ray.saes import REGISTRY, SAE, Losses, Objective, SAEConfig, from_bytes, load, register, to_bytes
+from gsae_ray.saes import REGISTRY, SAE, GatedSAE, Losses, Objective, SAEConfig, from_bytes, load, register, to_bytes
 from gsae_ray.saes.io import CONFIG_FILE, WEIGHTS_FILE, build
 
 ARCHITECTURES = ("standard", "gated")
@@ -220,6 +223,14 @@ def damaged_weights() -> Iterator[tuple[str, bytes]]:
     yield "garbage", b"not safetensors at all"
     yield "truncated", good[:-10]
     yield "wrong shape", safetensors.torch.save({**state, "b_mag": torch.zeros(11)})
+    for dtype in (torch.int32, torch.bool, torch.complex64, torch.float8_e5m2):
+        yield "W_dec is " + str(dtype), safetensors.torch.save({**state, "W_dec": state["W_dec"].to(dtype)})
+    eight_bit = safetensors.torch.save({**state, "W_dec": state["W_dec"].to(torch.float8_e5m2)})
+    for value in (math.nan, math.inf, -math.inf):
+        yield "r_mag is not finite", safetensors.torch.save({**state, "r_mag": torch.full((10,), value)})
+    big = state["W_enc"].double() * 1e300
+    yield "W_enc is not finite", safetensors.torch.save({**state, "W_enc": big})
+    yield "a dtype that torch has not", eight_bit.replace(b'"F8_E5M2"', b'"F8_E8M0"', 1)
     yield "tensor missing", safetensors.torch.save({k: v for k, v in state.items() if k != "r_mag"})
     yield "tensor too many", safetensors.torch.save({**state, "threshold": torch.zeros(10)})
     yield "another architecture", to_bytes(trained("standard"))[1]
@@ -232,8 +243,11 @@ def test_damaged_weights_are_one_clear_line(kind: str, weights: bytes, tmp_path:
     message = load_error(tmp_path)
     assert str(tmp_path) in message
     assert "cannot be read" in message
+    assert len(message) < 600
     if kind == "wrong shape":
-        assert "b_mag" in message
+        assert "b_mag is [11], not [10]" in message
+    if " is " in kind:
+        assert f"{WEIGHTS_FILE}: {kind}" in message
 
 
 @pytest.mark.parametrize(
@@ -244,13 +258,92 @@ def test_damaged_weights_are_one_clear_line(kind: str, weights: bytes, tmp_path:
         ({"architecture": None}, "architecture"),
         ({"surprise": 1}, "surprise"),
         ({"format": "gsae-99"}, "gsae-99"),
+        ({"format": None}, "cfg.json.format"),
+        ({"d_in": 6.0}, "d_in"),
+        ({"d_in": True}, "d_in"),
+        ({"d_in": "6"}, "d_in"),
+        ({"d_in": 10**400}, "d_in"),
+        ({"hyperparameters": {"l1_coefficient": 2.5, "tied": "false"}}, "cfg.json.hyperparameters.tied: 'false'"),
+        ({"hyperparameters": {"l1_coefficient": 2.5, "ties": True}}, "cfg.json.hyperparameters.ties"),
+        ({"hyperparameters": {"l1_coefficient": True}}, "cfg.json.hyperparameters.l1_coefficient"),
+        ({"hyperparameters": {"l1_coefficient": math.nan}}, "cfg.json.hyperparameters.l1_coefficient"),
+        ({"hyperparameters": {}}, "cfg.json.hyperparameters.l1_coefficient"),
+        ({"surprise": "x" * 10**6}, "surprise"),
+        ({"x" * 10**6: 1}, "xxx"),
+        ({"architecture": "x" * 10**6}, "architecture"),
     ],
+    ids=range(18),
 )
 def test_a_damaged_configuration_names_the_key(change: dict[str, Any], named: str, tmp_path: Path) -> None:
     trained("gated").save(tmp_path)
     cfg = json.loads((tmp_path / CONFIG_FILE).read_text("utf-8"))
     (tmp_path / CONFIG_FILE).write_text(json.dumps({**cfg, **change}))
-    assert named in load_error(tmp_path)
+    message = load_error(tmp_path)
+    assert named in message
+    assert len(message) < 800
+
+
+def test_what_has_no_format_is_not_an_sae_of_ours(tmp_path: Path) -> None:
+    trained("gated").save(tmp_path)
+    cfg = json.loads((tmp_path / CONFIG_FILE).read_text("utf-8"))
+    del cfg["format"]
+    (tmp_path / CONFIG_FILE).write_text(json.dumps(cfg))
+    assert "cfg.json: no format" in load_error(tmp_path)
+
+
+def test_a_width_that_the_weights_do_not_have_allocates_nothing(tmp_path: Path) -> None:
+    """What 2³⁰ × 2³⁰ would take, no machine has."""
+    trained("gated").save(tmp_path)
+    cfg = json.loads((tmp_path / CONFIG_FILE).read_text("utf-8"))
+    for d_in, d_sae in ((2**30, 10), (2**30, 2**30), (2**31 - 1, 2**31 - 1)):
+        (tmp_path / CONFIG_FILE).write_text(json.dumps({**cfg, "d_in": d_in, "d_sae": d_sae}))
+        assert "cannot be read" in load_error(tmp_path)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16])
+def test_weights_of_another_precision_are_loaded_as_float32(dtype: torch.dtype, tmp_path: Path) -> None:
+    sae = trained("gated").to(dtype)
+    sae.save(tmp_path)
+    for name, parameter in load(tmp_path).named_parameters():
+        assert parameter.dtype == torch.float32
+        assert torch.equal(parameter, sae.get_parameter(name).float()), name
+
+
+def test_the_saes_of_every_architecture_and_form_are_loaded(tmp_path: Path) -> None:
+    hyperparameters: dict[str, list[dict[str, Any]]] = {
+        "standard": [{"l1_coefficient": 1}],
+        "gated": [{"l1_coefficient": 0.5, "tied": False, "auxiliary": "none"}, {"l1_coefficient": 2.0}],
+        "rescale_shift": [{"l1_coefficient": 1.0, "parent": None}, {"l1_coefficient": 1.0, "parent": "abc"}],
+        "jumprelu": [{}],
+    }
+    assert set(hyperparameters) == set(REGISTRY)
+    for architecture, several in hyperparameters.items():
+        for values in several:
+            sae = build(config(architecture, hyperparameters=values))
+            sae.initialise(torch.Generator(), torch.zeros(6))
+            sae.save(tmp_path)
+            assert load(tmp_path).cfg == sae.cfg
+    gated = initialised("gated")
+    assert isinstance(gated, GatedSAE)
+    gated.to_jumprelu().save(tmp_path)
+    assert load(tmp_path).cfg.metadata["gated"] == gated.cfg.hyperparameters
+
+
+def test_a_save_that_fails_halfway_leaves_no_new_weights_beside_an_old_configuration(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    initialised("gated").save(tmp_path)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    writes = iter(range(2))
+
+    def full(file: int) -> None:
+        if next(writes) == 1:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch, pytest.raises(OSError, match="No space left"):
+        patch.setattr(os, "fsync", full)
+        trained("standard").save(tmp_path)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
 @pytest.mark.parametrize("text", [b"", b"{", b"[]", b"\xff\xfe\x00"])

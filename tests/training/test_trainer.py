@@ -499,3 +499,12 @@ def test_unit_biases_train_as_on_activations_of_unit_norm(architecture: str) -> 
     for name, tensor in scaled.sae.named_parameters():
         factor = 1 / math.sqrt(N) if name in scaled.sae.scaled_parameters else 1.0
         torch.testing.assert_close(unit.sae.get_parameter(name), tensor * factor, rtol=2e-2, atol=2e-3)
+
+
+def test_an_sae_that_the_last_step_made_not_finite_is_a_failure_and_no_result() -> None:
+    trainer = make("gated")
+    run(trainer)
+    with torch.no_grad():
+        trainer.sae.b_dec[0] = math.inf
+    with pytest.raises(NumericError, match="b_dec is not finite after step 78"):
+        trainer.finished_sae({})
