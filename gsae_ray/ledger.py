@@ -32,7 +32,7 @@ import gsae_ray
 from gsae_ray import plain_yaml
 from gsae_ray.activations.record import Record
 from gsae_ray.errors import DamagedError, ReplacedError, UserError
-from gsae_ray.files import JSONFile, write_atomically, write_json
+from gsae_ray.files import JSONFile, write_atomically
 from gsae_ray.machine import machine
 from gsae_ray.revision import REVISION, WHY
 from gsae_ray.sweep import Sweep
@@ -268,7 +268,7 @@ def begin_launch(
 
 def finish_launch(folder: Path, launch_id: str, session: int) -> None:
     """Marks a launch as one that `auto` does not go on with: every trial is done, and MLflow has all of it."""
-    write_json(folder / "launches" / launch_id / DONE, {"session": session})
+    write_atomically(folder / "launches" / launch_id / DONE, json.dumps({"session": session}).encode())
 
 
 def recorded_overrides(folder: Path) -> list[str]:

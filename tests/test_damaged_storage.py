@@ -19,7 +19,7 @@ from gsae_ray.activations.record import Record
 from gsae_ray.errors import UserError
 from gsae_ray.evaluation.metrics import Evaluation
 from gsae_ray.evaluation.queue import EvaluationQueue
-from gsae_ray.ledger import RECORD, begin_launch, driver_lock, trial_folder
+from gsae_ray.ledger import RECORD, begin_launch, driver_lock, finish_launch, trial_folder
 from gsae_ray.saes.io import WEIGHTS_FILE
 from gsae_ray.sweep import Sweep
 from gsae_ray.training.directory import TrialDirectory, forget_damaged
@@ -68,6 +68,8 @@ def launch(folder: Path, resume: bool = False, steps: int | None = None) -> list
         queue = EvaluationQueue([(t.trial, d) for t, d in work], FINGERPRINT, (None,), evaluate, interval_s=0.001)
         queue.start()
         queue.finish()
+        if all(directory.done for _, directory in work):
+            finish_launch(folder, launch_id, driver.session)
         return [*told, *notices]
 
 
@@ -120,7 +122,7 @@ FILES = {
         *("trials/*/DONE", "trials/*/trial.json", "trials/*/attempts/1.json", "trials/*/metrics-1.jsonl"),
         *("trials/*/sae/cfg.json", f"trials/*/sae/{WEIGHTS_FILE}", "trials/*/evaluations/*.json"),
         *("launches/*/launch.json", "launches/*/sweep.yaml", "launches/*/versions.json", "launches/*/record.json"),
-        "drivers/1.json",
+        *("launches/*/DONE", "drivers/1.json"),
     ],
     "interrupted": [
         *("trials/*/trial.json", "trials/*/attempts/1.json", "trials/*/metrics-1.jsonl"),
