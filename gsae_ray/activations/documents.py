@@ -21,6 +21,7 @@ import datasets
 import fsspec
 import pyarrow.parquet
 from datasets.data_files import FILES_TO_IGNORE, _get_data_files_patterns
+from datasets.packaged_modules import _EXTENSION_TO_MODULE
 from fsspec.utils import glob_translate
 from huggingface_hub import HfApi
 from huggingface_hub.errors import HfHubHTTPError
@@ -33,6 +34,8 @@ from gsae_ray.sweep import DatasetSettings
 
 LOCAL_FORMATS = {".txt": "text", ".jsonl": "json", ".json": "json", ".parquet": "parquet"}
 COMPRESSIONS = (".gz", ".bz2", ".xz", ".zst")
+SUFFIXES = {*_EXTENSION_TO_MODULE, *COMPRESSIONS}
+"""Of files that `datasets` makes sense of."""
 MASK = "attention_mask"
 """The column beside token ids that is 0 where they are padding."""
 MOST_FILES = 1_000_000
@@ -162,8 +165,11 @@ class LocalData:
             return datasets.Dataset.from_generator(rows, features, cache_dir=cache, fingerprint=contents)
         if self.kind == "parquet":
             return datasets.Dataset.from_parquet(paths, columns=_parquet_columns(paths, column), cache_dir=cache)
-        # It may have been saved as one that hands out tensors, or some of its columns.
-        return datasets.load_from_disk(str(Path(paths[0]).parent)).with_format(None)
+        try:
+            saved = datasets.load_from_disk(str(Path(paths[0]).parent))
+        except (KeyError, TypeError, AttributeError):
+            raise ValueError("its state.json or dataset_info.json is not as save_to_disk writes it") from None
+        return saved.with_format(None)  # it may have been saved as one that hands out tensors, or some of its columns
 
     def place(self, split: str, row: int | None) -> str:
         """File and row, from 0, of a row of a split."""
@@ -215,7 +221,10 @@ def _local_data(dataset: DatasetSettings) -> LocalData | None:
     elif path.is_dir():
         if saved := _saved(path):
             return LocalData(name, "saved", saved)
-        base, files = path, [file for file in _below(path) if _kind(file)]
+        found = list(_below(path))
+        if not found:
+            raise UserError(f"dataset.name: there are no files of data in the folder {name!r}")
+        base, files = path, [file for file in found if _kind(file)]
     else:
         base, files = path.parent, [path] if path.is_file() else []
     if not files:
@@ -233,7 +242,7 @@ def _local_data(dataset: DatasetSettings) -> LocalData | None:
 
 
 def _below(folder: Path) -> Iterator[Path]:
-    """The files below a folder but for hidden ones and those that describe a data set, as `datasets` takes them."""
+    """The files of data below a folder. Hidden ones and those that describe a data set are none, as for `datasets`."""
     if folder.resolve() == folder.resolve().parent:
         raise UserError(f"dataset.name: {str(folder)!r} is the whole disk; name a folder of data")
     seen = 0
@@ -242,7 +251,8 @@ def _below(folder: Path) -> Iterator[Path]:
         seen += len(folders) + len(names)
         if seen > MOST_FILES:
             raise UserError(f"dataset.name: there are over {MOST_FILES:,} files below {str(folder)!r}; narrow it")
-        yield from (Path(directory, name) for name in names if name[0] != "." and name not in FILES_TO_IGNORE)
+        paths = (Path(directory, name) for name in names if name[0] != "." and name not in FILES_TO_IGNORE)
+        yield from (path for path in paths if path.suffix in SUFFIXES and path.is_file())  # a pipe never ends
 
 
 def _matching(pattern: Path) -> tuple[Path, list[Path]]:
@@ -280,7 +290,7 @@ def _by_split(
         for pattern in wanted:
             try:
                 found.update(resolve(pattern))
-            except FileNotFoundError:
+            except (FileNotFoundError, ValueError):  # ** within a name
                 if patterns:
                     raise UserError(
                         f"dataset.data_files.{split}: no file matches {pattern!r} in {str(base)!r}"
@@ -423,7 +433,11 @@ def find_data(dataset: DatasetSettings) -> LocalData | HubData:
     Raises:
         UserError: no file matches, files are of several kinds, or a file is of two splits.
     """
-    return _local_data(dataset) or HubData(dataset)
+    try:
+        return _local_data(dataset) or HubData(dataset)
+    except (OSError, ValueError, RuntimeError) as error:  # no right to look, too long, ** within a name, no such ~
+        reason = error.strerror if isinstance(error, OSError) else first_line(error)
+        raise UserError(f"dataset.name: cannot look for {dataset.name[:100]!r}: {reason}") from error
 
 
 def pinned_data(dataset: DatasetSettings) -> DatasetSettings:

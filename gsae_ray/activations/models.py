@@ -38,8 +38,11 @@ ADAPTER = "adapter_config.json"
 
 def _local(name: str) -> Path | None:
     """The directory that `name` is, if it is one."""
-    directory = MODEL_DIR if name == "builtin" else Path(name).expanduser()
-    return directory if directory.is_dir() else None
+    try:
+        directory = MODEL_DIR if name == "builtin" else Path(name).expanduser()
+        return directory if directory.is_dir() else None
+    except (OSError, ValueError, RuntimeError):  # too long a name, no such ~
+        return None
 
 
 def _source(model: ModelSettings) -> dict[str, Any]:

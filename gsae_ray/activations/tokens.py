@@ -301,7 +301,7 @@ def prepare_tokens(sweep: Sweep, directory: Path, report: Progress = lambda what
         if heldout_split or reader.seen >= FEW_DOCUMENTS:
             return ""
         found = "1 document" if reader.seen == 1 else f"{reader.seen} documents"
-        return f", or, since documents are held out whole and here are {found}, cut them up or give evaluation.split"
+        return f", or, since documents are held out whole and this is {found}, cut it up or give evaluation.split"
 
     def make_blocks(target: Path) -> list[int]:
         def keep(document: str | list[int]) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import bz2
 import gzip
+import io
 import json
 import lzma
 import os
@@ -18,11 +19,14 @@ import pyarrow.parquet
 import pytest
 import torch
 from prepared import DOCUMENTS, IDS, TOKENIZER, blocks, complaint, documents_in, stream, sweep, write_jsonl
+from rich.console import Console
 
 from gsae_ray.activations import documents as documents_module
 from gsae_ray.activations.documents import find_data
 from gsae_ray.activations.tokens import TokenStore, prepare_tokens
+from gsae_ray.display import Display
 from gsae_ray.errors import DataEndedError, UserError
+from gsae_ray.plan import prepare
 
 TRAIN, TEST = DOCUMENTS[:80], DOCUMENTS[80:]
 SETS = {split: set(ids) for split, ids in (("train", IDS[:80]), ("test", IDS[80:]))}
@@ -93,8 +97,9 @@ def test_other_names_are_given_by_patterns(tmp_path: Path) -> None:
     given = {"train": "old/*", "fresh": ["new/*"]}
     store = prepare_tokens(sweep(tmp_path / "c", dataset_data_files=given, evaluation_split="fresh"), tmp_path / "a")
     assert trained_on(store) <= SETS["train"] and held_out(store) <= SETS["test"]
-    message = complaint(sweep(tmp_path / "c", dataset_data_files={"train": "ald/*"}), tmp_path / "a")
-    assert message.startswith("dataset.data_files.train: ") and "'ald/*'" in message
+    for pattern in ("ald/*", "o**d/*", "../c/old/*"):
+        message = complaint(sweep(tmp_path / "c", dataset_data_files={"train": pattern}), tmp_path / "a")
+        assert message.startswith("dataset.data_files.train: ") and repr(pattern) in message
     message = complaint(sweep(tmp_path / "c", dataset_data_files={"train": "**", "test": "new/*"}), tmp_path / "a")
     assert message.startswith("dataset.data_files: ") and "new/1.jsonl" in message
 
@@ -251,6 +256,27 @@ def test_the_whole_disk_is_not_scanned(name: str, tmp_path: Path, monkeypatch: p
         find_data(sweep(name).dataset)
 
 
+@pytest.mark.parametrize("name", ["a**b", "x" * 5000, "~nobody-of-this-name/x", "./*/**x"])
+def test_a_name_that_no_file_can_have_is_refused(name: str, tmp_path: Path) -> None:
+    message = complaint(sweep(name), tmp_path / "out")
+    assert message.startswith("dataset.name: cannot look for ") and len(message) < 300
+
+
+def test_a_folder_without_data_is_named_and_its_pipes_are_not_waited_for(tmp_path: Path) -> None:
+    (tmp_path / "c").mkdir()
+    (tmp_path / "c" / "notes.docx").write_text("x")
+    os.mkfifo(tmp_path / "c" / "a.jsonl")
+    assert "no files of data" in complaint(sweep(tmp_path / "c"), tmp_path / "out")
+
+
+@pytest.mark.parametrize("file", ["state.json", "dataset_info.json", "data-00000-of-00001.arrow"])
+def test_a_damaged_file_of_save_to_disk_is_one_line(file: str, tmp_path: Path) -> None:
+    datasets.Dataset.from_dict({"text": DOCUMENTS}).save_to_disk(tmp_path / "s")
+    (tmp_path / "s" / file).write_text("{}" if file == "state.json" else "[]")
+    message = complaint(sweep(tmp_path / "s"), tmp_path / "out")
+    assert message.startswith("dataset.name: ") and "cannot be read" in message
+
+
 def test_a_name_is_not_empty() -> None:
     with pytest.raises(ValueError, match="name"):
         sweep("")
@@ -269,7 +295,7 @@ def test_more_files_than_any_data_set_has_are_refused(tmp_path: Path, monkeypatc
 def test_one_document_is_told_that_it_cannot_be_shared_out(fraction: float, tmp_path: Path) -> None:
     (tmp_path / "book.txt").write_text("import self x " * 2000)
     message = complaint(sweep(tmp_path / "book.txt", evaluation_fraction=fraction), tmp_path / "a", DataEndedError)
-    assert "1 document" in message and "cut them up" in message and "evaluation.split" in message
+    assert "1 document" in message and "cut it up" in message and "evaluation.split" in message
     assert "evaluation.fraction" not in message
 
 
@@ -278,3 +304,12 @@ def test_a_folder_that_was_moved_is_the_same_data(tmp_path: Path) -> None:
     before = prepare_tokens(sweep(tmp_path / "c"), tmp_path / "a")
     shutil.move(tmp_path / "c", tmp_path / "d")
     assert prepare_tokens(sweep(tmp_path / "d"), tmp_path / "a") == before
+
+
+def test_a_launch_says_what_it_takes(tmp_path: Path) -> None:
+    write(tmp_path / "c" / "train.jsonl", TRAIN)
+    write(tmp_path / "c" / "test.jsonl", TEST)
+    console = Console(record=True, file=io.StringIO(), width=200)
+    prepare(sweep(tmp_path / "c", evaluation_split="test"), tmp_path / "out", Display(console))
+    said = console.export_text()
+    assert "trains on split 'train', 1 file (train.jsonl)" in said and "test (1)" in said
