@@ -1,7 +1,6 @@
 """Sites: where activations are read and spliced, in every supported decoder family.
 
-Points are named as TransformerLens names them. `mlp_out` and `attn_out` are *what is added to the residual stream*
-(after Gemma 2/3's post-norms), so that resid_pre + attn_out + mlp_out = resid_post in every family.
+Points are named as TransformerLens names them; what stands for them in each family is in `families`.
 """
 
 from __future__ import annotations
@@ -10,11 +9,12 @@ import dataclasses
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from gsae_ray.activations.families import FAMILIES, IO
 from gsae_ray.errors import UserError, suggest
 
 POINTS = {
@@ -26,8 +26,6 @@ POINTS = {
     "attn_z": "attn.hook_z",
 }
 """Point -> the rest of its TransformerLens name. `mlp_post`: the MLP's neurons; `attn_z`: the heads before W_O."""
-
-IO = Literal["input", "output"]
 
 
 @dataclasses.dataclass(frozen=True, order=True)
@@ -61,57 +59,6 @@ class Site:
 
     def __str__(self) -> str:
         return self.name
-
-
-@dataclasses.dataclass(frozen=True)
-class Family:
-    """Where a decoder family keeps its layers, and the modules of a layer that stand for each point.
-
-    A point is (module path inside the layer, "input" or "output"); the empty path is the layer itself.
-    """
-
-    layers: tuple[str, ...]
-    points: Mapping[str, tuple[str, IO]]
-
-
-def _family(*layers: str, **points: tuple[str, IO]) -> Family:
-    return Family(layers, {"resid_pre": ("", "input"), "resid_post": ("", "output"), **points})
-
-
-_LLAMA = _family(
-    "model.layers",
-    attn_out=("self_attn", "output"),
-    mlp_out=("mlp", "output"),
-    mlp_post=("mlp.down_proj", "input"),
-    attn_z=("self_attn.o_proj", "input"),
-)
-_GEMMA_2 = _family(
-    "model.layers",
-    "model.language_model.layers",  # gemma3 checkpoints load as the multimodal class
-    attn_out=("post_attention_layernorm", "output"),
-    mlp_out=("post_feedforward_layernorm", "output"),
-    mlp_post=("mlp.down_proj", "input"),
-    attn_z=("self_attn.o_proj", "input"),
-)
-FAMILIES: dict[str, Family] = {
-    "gpt_neox": _family(
-        "gpt_neox.layers",
-        attn_out=("attention", "output"),
-        mlp_out=("mlp", "output"),
-        mlp_post=("mlp.dense_4h_to_h", "input"),
-        attn_z=("attention.dense", "input"),
-    ),
-    "gpt2": _family(
-        "transformer.h",
-        attn_out=("attn", "output"),
-        mlp_out=("mlp", "output"),
-        mlp_post=("mlp.c_proj", "input"),
-        attn_z=("attn.c_proj", "input"),
-    ),
-    **dict.fromkeys(("llama", "mistral", "qwen2", "qwen3", "gemma"), _LLAMA),
-    **dict.fromkeys(("gemma2", "gemma3", "gemma3_text"), _GEMMA_2),
-}
-"""Hugging Face `model_type` -> its family."""
 
 
 def _submodule(model: nn.Module, path: str) -> nn.Module | None:
@@ -175,6 +122,11 @@ def locate(model: nn.Module, site: Site) -> tuple[nn.Module, IO]:
         raise UserError(f"sites.layers: {site.layer} is out of range; this model has layers 0 to {n_layers - 1}")
     path, io = family.points[site.point]
     module = _submodule(layers[site.layer], path)  # type: ignore[index]
+    if module is None and site.point == "mlp_post" and _submodule(layers[site.layer], "mlp.experts"):  # type: ignore[index]
+        raise UserError(
+            f"sites.points: no {site.name} in this {model_type} model: layer {site.layer} is a mixture of experts, "
+            "which has no MLP neurons that all tokens share; choose mlp_out, or other layers"
+        )
     if module is None:
         raise UserError(f"sites.points: {site.point} is not available in this {model_type} model (no {path!r})")
     return module, io

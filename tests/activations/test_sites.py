@@ -11,24 +11,41 @@ import torch
 from torch import Tensor, nn
 from transformers import (
     AutoModelForCausalLM,
+    DeepseekV2Config,
+    DeepseekV3Config,
+    FalconConfig,
     Gemma2Config,
     Gemma3Config,
     Gemma3TextConfig,
     GemmaConfig,
     GPT2Config,
+    GPTJConfig,
+    GPTNeoConfig,
     GPTNeoXConfig,
+    GptOssConfig,
     JambaConfig,
     LlamaConfig,
     MambaConfig,
     MistralConfig,
+    MixtralConfig,
+    Olmo2Config,
+    Olmo3Config,
+    OlmoConfig,
+    OlmoeConfig,
+    Phi3Config,
     PhiConfig,
     PreTrainedConfig,
     PreTrainedModel,
     Qwen2Config,
+    Qwen2MoeConfig,
     Qwen3Config,
+    Qwen3MoeConfig,
+    SmolLM3Config,
+    StableLmConfig,
 )
 
-from gsae_ray.activations.sites import FAMILIES, POINTS, Site, capture, edited, locate, site_widths
+from gsae_ray.activations.families import FAMILIES
+from gsae_ray.activations.sites import POINTS, Site, capture, edited, locate, site_widths
 from gsae_ray.errors import UserError
 
 D, LAYERS, MLP = 32, 3, 48
@@ -46,6 +63,14 @@ SIZE = {
 GQA = {**SIZE, "num_key_value_heads": 2, "head_dim": 16}  # heads x head_dim = 64, not d_model
 # Contexts of the tests are longer than the window.
 LOCAL = {**GQA, "sliding_window": 4, "layer_types": ["sliding_attention", "full_attention", "sliding_attention"]}
+KV = {**SIZE, "num_key_value_heads": 2}
+EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 24}
+LATENT = {  # attention by way of latent vectors, experts from layer 1 on
+    **{**SIZE, "num_key_value_heads": 4},
+    **{"kv_lora_rank": 16, "qk_rope_head_dim": 8, "qk_nope_head_dim": 8, "v_head_dim": 16},
+    **{"n_routed_experts": 4, "num_experts_per_tok": 2, "n_shared_experts": 1, "moe_intermediate_size": 24},
+    **{"n_group": 1, "topk_group": 1, "first_k_dense_replace": 1},
+}
 VISION = {
     "hidden_size": 16,
     "intermediate_size": 16,
@@ -68,6 +93,8 @@ class Tiny:
     mlp_projection: str = "down_proj"
     z_width: int = 64
     mlp_width: int = MLP
+    dense: tuple[int, ...] = tuple(range(LAYERS))
+    """Layers with an MLP, the others being mixtures of experts."""
 
 
 NEOX = {
@@ -78,6 +105,21 @@ NEOX = {
     "mlp_projection": "dense_4h_to_h",
     "z_width": D,
 }
+GPT = {
+    "layers": "transformer.h",
+    "norm": "transformer.ln_f",
+    "attention": "attn",
+    "z_width": D,
+    "mlp_width": 4 * D,
+}
+FALCON = {
+    **GPT,
+    "attention": "self_attention",
+    "attention_projection": "dense",
+    "mlp_projection": "dense_4h_to_h",
+}
+FALCON_SIZE = {key: SIZE[key] for key in ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads")}
+FALCON_SIZE |= {"bos_token_id": 1, "eos_token_id": 2}
 TINY = {
     "gpt_neox": Tiny(lambda: GPTNeoXConfig(**SIZE, use_parallel_residual=True), **NEOX),  # type: ignore[arg-type]
     "gpt_neox_sequential": Tiny(lambda: GPTNeoXConfig(**SIZE, use_parallel_residual=False), **NEOX),  # type: ignore[arg-type]
@@ -85,15 +127,43 @@ TINY = {
         lambda: GPT2Config(
             vocab_size=64, n_positions=64, n_embd=D, n_layer=LAYERS, n_head=4, bos_token_id=1, eos_token_id=2
         ),
-        "transformer.h",
-        "transformer.ln_f",
-        "attn",
-        "c_proj",
-        "c_proj",
-        D,
-        4 * D,
+        **{**GPT, "attention_projection": "c_proj", "mlp_projection": "c_proj"},  # type: ignore[arg-type]
     ),
+    "gpt_neo": Tiny(
+        lambda: GPTNeoConfig(
+            **{"vocab_size": 64, "max_position_embeddings": 64, "hidden_size": D, "num_layers": LAYERS, "num_heads": 4},
+            **{"attention_types": [[["global", "local", "global"], 1]], "window_size": 4},
+            **{"bos_token_id": 1, "eos_token_id": 2},
+        ),
+        **{**GPT, "attention_projection": "attention.out_proj", "mlp_projection": "c_proj"},  # type: ignore[arg-type]
+    ),
+    "gptj": Tiny(
+        lambda: GPTJConfig(
+            **{"vocab_size": 64, "n_positions": 64, "n_embd": D, "n_layer": LAYERS, "n_head": 4, "rotary_dim": 4},
+            **{"bos_token_id": 1, "eos_token_id": 2},
+        ),
+        **{**GPT, "attention_projection": "out_proj", "mlp_projection": "fc_out"},  # type: ignore[arg-type]
+    ),
+    "falcon": Tiny(lambda: FalconConfig(**FALCON_SIZE, parallel_attn=True), **FALCON),  # type: ignore[arg-type]
+    "falcon_sequential": Tiny(lambda: FalconConfig(**FALCON_SIZE, parallel_attn=False), **FALCON),  # type: ignore[arg-type]
+    "phi": Tiny(lambda: PhiConfig(**SIZE), "model.layers", "model.final_layernorm", "self_attn", "dense", "fc2", D),
     "llama": Tiny(lambda: LlamaConfig(**GQA)),
+    "olmo": Tiny(lambda: OlmoConfig(**KV), z_width=D),
+    "phi3": Tiny(lambda: Phi3Config(**KV), z_width=D),
+    "smollm3": Tiny(lambda: SmolLM3Config(**KV), z_width=D),
+    "olmo2": Tiny(lambda: Olmo2Config(**KV), z_width=D),
+    "olmo3": Tiny(lambda: Olmo3Config(**KV, sliding_window=4, layer_types=LOCAL["layer_types"]), z_width=D),
+    "mixtral": Tiny(lambda: MixtralConfig(**GQA, num_local_experts=4), dense=()),
+    "qwen2_moe": Tiny(
+        lambda: Qwen2MoeConfig(**KV, **EXPERTS, shared_expert_intermediate_size=24, mlp_only_layers=[1]),
+        z_width=D,
+        dense=(1,),
+    ),
+    "qwen3_moe": Tiny(lambda: Qwen3MoeConfig(**GQA, **EXPERTS), dense=()),
+    "olmoe": Tiny(lambda: OlmoeConfig(**KV, num_experts=4, num_experts_per_tok=2), z_width=D, dense=()),
+    "gpt_oss": Tiny(lambda: GptOssConfig(**LOCAL, num_local_experts=4, num_experts_per_tok=2), dense=()),
+    "deepseek_v2": Tiny(lambda: DeepseekV2Config(**LATENT, q_lora_rank=None), dense=(0,)),
+    "deepseek_v3": Tiny(lambda: DeepseekV3Config(**LATENT, q_lora_rank=16), dense=(0,)),
     "mistral": Tiny(lambda: MistralConfig(**GQA, sliding_window=4)),
     "qwen2": Tiny(lambda: Qwen2Config(**GQA)),
     "qwen3": Tiny(lambda: Qwen3Config(**GQA)),
@@ -106,7 +176,6 @@ TINY = {
         "model.language_model.norm",
     ),
 }
-EVERY_SITE = [Site.of_point(layer, point) for layer in range(LAYERS) for point in POINTS]
 TOKENS = torch.arange(3, 23).reshape(2, 10)
 
 family = pytest.mark.parametrize("name", TINY)
@@ -126,9 +195,17 @@ def model_of(name: str) -> PreTrainedModel:
     return model.eval().requires_grad_(False)
 
 
+def layers_with(name: str, point: str) -> tuple[int, ...]:
+    return TINY[name].dense if point == "mlp_post" else tuple(range(LAYERS))
+
+
+def sites_of(name: str) -> list[Site]:
+    return [Site.of_point(layer, point) for point in POINTS for layer in layers_with(name, point)]
+
+
 @cache
 def activations_of(name: str) -> dict[Site, Tensor]:
-    return capture(model_of(name), TOKENS, EVERY_SITE)
+    return capture(model_of(name), TOKENS, sites_of(name))
 
 
 def logits(model: nn.Module) -> Tensor:
@@ -147,7 +224,8 @@ def test_every_family_of_the_table_is_tested() -> None:
 @family
 @layer
 def test_what_is_added_to_the_residual_stream_sums_to_its_change(name: str, layer: int) -> None:
-    x = {point: activations_of(name)[Site.of_point(layer, point)] for point in POINTS}
+    points = ("resid_pre", "attn_out", "mlp_out", "resid_post")
+    x = {point: activations_of(name)[Site.of_point(layer, point)] for point in points}
     for added in ("attn_out", "mlp_out"):
         assert x[added].norm() > 0.01 * x["resid_pre"].norm()  # else the sum would say little
     torch.testing.assert_close(x["resid_pre"] + x["attn_out"] + x["mlp_out"], x["resid_post"], rtol=1e-5, atol=1e-4)
@@ -183,6 +261,8 @@ def test_attn_z_is_the_heads_that_the_output_projection_gets(name: str, layer: i
 @layer
 def test_mlp_post_is_the_neurons_that_the_down_projection_gets(name: str, layer: int) -> None:
     tiny, model = TINY[name], model_of(name)
+    if layer not in tiny.dense:
+        return
     mlp = part(name, layer, "mlp")
     neurons = activations_of(name)[Site.of_point(layer, "mlp_post")]
     assert neurons.shape == (*TOKENS.shape, tiny.mlp_width)
@@ -197,7 +277,7 @@ def test_mlp_post_is_the_neurons_that_the_down_projection_gets(name: str, layer:
 def test_splicing_a_sites_own_activations_changes_no_bit_and_zeros_do(name: str, point: str) -> None:
     model = model_of(name)
     clean = logits(model)
-    for number in range(LAYERS):
+    for number in layers_with(name, point):
         site = Site.of_point(number, point)
         with edited(model, {site: lambda x: x.clone()}):
             assert torch.equal(logits(model), clean)
@@ -218,8 +298,8 @@ def test_splicing_reaches_what_comes_after_the_site_and_nothing_before(name: str
 @family
 def test_all_sites_in_one_forward_are_each_site_alone(name: str) -> None:
     together = activations_of(name)
-    assert set(together) == set(EVERY_SITE)
-    for site in EVERY_SITE:
+    assert set(together) == set(sites_of(name))
+    for site in sites_of(name):
         assert torch.equal(together[site], capture(model_of(name), TOKENS, [site])[site]), site
 
 
@@ -235,7 +315,7 @@ def test_capture_runs_no_layer_beyond_the_deepest_site(name: str, layer: int) ->
         model.get_submodule(part(name, number)).register_forward_pre_hook(lambda *_, number=number: count(number))
         for number in range(LAYERS)
     ]
-    capture(model, TOKENS, [Site.of_point(0, "mlp_post"), Site.of_point(layer, "resid_post")])
+    capture(model, TOKENS, [Site.of_point(0, "mlp_out"), Site.of_point(layer, "resid_post")])
     for handle in handles:
         handle.remove()
     assert calls == [1] * (layer + 1) + [0] * (LAYERS - layer - 1)
@@ -262,12 +342,14 @@ def test_no_hook_stays_behind_also_after_an_error() -> None:
 
 @family
 def test_widths_are_known_without_weights(name: str) -> None:
+    config = TINY[name].config()
+    config._experts_implementation = "batched_mm"  # as `load_skeleton` does
     with torch.device("meta"):
-        skeleton = AutoModelForCausalLM.from_config(TINY[name].config()).eval()
+        skeleton = AutoModelForCausalLM.from_config(config).eval()
     own = {"attn_z": TINY[name].z_width, "mlp_post": TINY[name].mlp_width}
     module = Site.of_module(part(name, 2, "mlp"), "input")
-    expected = {site: own.get(site.point, D) for site in EVERY_SITE} | {module: D}
-    assert site_widths(skeleton, [*EVERY_SITE, module]) == expected == site_widths(model_of(name), list(expected))
+    expected = {site: own.get(site.point, D) for site in sites_of(name)} | {module: D}
+    assert site_widths(skeleton, list(expected)) == expected == site_widths(model_of(name), list(expected))
 
 
 @family
@@ -275,7 +357,8 @@ def test_a_module_by_path_is_read_and_spliced_on_either_side(name: str) -> None:
     model, path = model_of(name), part(name, 1, "mlp")
     x, y = Site.of_module(path, "input"), Site.of_module(path, "output")
     got = capture(model, TOKENS, [x, y])
-    assert torch.equal(model.get_submodule(path)(got[x]), got[y])
+    output = model.get_submodule(path)(got[x])
+    assert torch.equal(output[0] if isinstance(output, tuple) else output, got[y])  # experts give their scores too
     clean = logits(model)
     for site in (x, y):
         with edited(model, {site: lambda a: a.clone()}):
@@ -328,12 +411,20 @@ def complaint(model: nn.Module, *sites: Site) -> str:
 
 
 def test_an_unknown_family_is_named_with_the_known_ones() -> None:
-    model = AutoModelForCausalLM.from_config(PhiConfig(**SIZE)).eval()
+    model = AutoModelForCausalLM.from_config(StableLmConfig(**KV)).eval()
     message = complaint(model, Site.of_point(0, "mlp_out"))
-    assert message.startswith("sites.points: ") and "'phi'" in message and "sites.modules" in message
+    assert message.startswith("sites.points: ") and "'stablelm'" in message and "sites.modules" in message
     assert all(known in message for known in FAMILIES)
-    by_path = Site.of_module("model.layers.1.mlp.fc2", "output")
+    by_path = Site.of_module("model.layers.1.mlp.down_proj", "output")
     assert site_widths(model, [by_path]) == {by_path: D}  # as the message says
+
+
+@family
+@layer
+def test_a_mixture_of_experts_has_no_mlp_post_and_says_so(name: str, layer: int) -> None:
+    if layer not in TINY[name].dense:
+        message = complaint(model_of(name), Site.of_point(layer, "mlp_post"))
+        assert f"blocks.{layer}.mlp.hook_post" in message and f"layer {layer} is a mixture of experts" in message
 
 
 MAMBA = MambaConfig(vocab_size=64, hidden_size=D, num_hidden_layers=4)

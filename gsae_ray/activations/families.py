@@ -1,0 +1,61 @@
+"""Decoder families: which modules of a layer stand for each point.
+
+`mlp_out` and `attn_out` are *what is added to the residual stream* (after the post-norms of Gemma 2/3 and OLMo 2/3), so
+that resid_pre + attn_out + mlp_out = resid_post in every family. Granite, say, multiplies what it adds, outside of any
+module: it has no place here.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Literal
+
+IO = Literal["input", "output"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Family:
+    """Where a decoder family keeps its layers, and the modules of a layer that stand for each point.
+
+    A point is (module path inside the layer, "input" or "output"); the empty path is the layer itself.
+    """
+
+    layers: tuple[str, ...]
+    points: Mapping[str, tuple[str, IO]]
+
+
+def _family(layers: str | tuple[str, ...], attn_out: str, mlp_out: str, mlp_post: str, attn_z: str) -> Family:
+    """By module paths inside a layer: what gives attn_out and mlp_out, and what gets mlp_post and attn_z."""
+    points: dict[str, tuple[str, IO]] = {
+        "resid_pre": ("", "input"),
+        "resid_post": ("", "output"),
+        "attn_out": (attn_out, "output"),
+        "mlp_out": (mlp_out, "output"),
+        "mlp_post": (mlp_post, "input"),
+        "attn_z": (attn_z, "input"),
+    }
+    return Family((layers,) if isinstance(layers, str) else layers, points)
+
+
+_LLAMA = _family("model.layers", "self_attn", "mlp", "mlp.down_proj", "self_attn.o_proj")
+_POST_NORMS = _family(
+    ("model.layers", "model.language_model.layers"),  # gemma3 checkpoints load as the multimodal class
+    "post_attention_layernorm",
+    "post_feedforward_layernorm",
+    "mlp.down_proj",
+    "self_attn.o_proj",
+)
+FAMILIES: dict[str, Family] = {
+    "gpt_neox": _family("gpt_neox.layers", "attention", "mlp", "mlp.dense_4h_to_h", "attention.dense"),
+    "gpt2": _family("transformer.h", "attn", "mlp", "mlp.c_proj", "attn.c_proj"),
+    "gpt_neo": _family("transformer.h", "attn", "mlp", "mlp.c_proj", "attn.attention.out_proj"),
+    "gptj": _family("transformer.h", "attn", "mlp", "mlp.fc_out", "attn.out_proj"),
+    "falcon": _family("transformer.h", "self_attention", "mlp", "mlp.dense_4h_to_h", "self_attention.dense"),
+    "phi": _family("model.layers", "self_attn", "mlp", "mlp.fc2", "self_attn.dense"),
+    **dict.fromkeys(("llama", "mistral", "qwen2", "qwen3", "gemma", "olmo", "phi3", "smollm3"), _LLAMA),
+    # Mixtures of experts: mlp_post in their dense layers only.
+    **dict.fromkeys(("mixtral", "qwen2_moe", "qwen3_moe", "olmoe", "gpt_oss", "deepseek_v2", "deepseek_v3"), _LLAMA),
+    **dict.fromkeys(("gemma2", "gemma3", "gemma3_text", "olmo2", "olmo3"), _POST_NORMS),
+}
+"""Hugging Face `model_type` -> its family."""
