@@ -138,12 +138,14 @@ class _Tree:
         own: dict[str, Any] = {}
         merged: dict[str, Any] | None = None
         while not isinstance(event := next(self._events), yaml.MappingEndEvent):
-            if not isinstance(event, yaml.ScalarEvent) or event.tag is not None:
+            if not isinstance(event, yaml.ScalarEvent):
                 raise _NotPlainError("a key that is no plain text", event)
+            self.path.append(event.value)
             key = _text(event.value, event)
+            if event.tag is not None:
+                raise _NotPlainError("a key with a tag; leave the tag out", event)
             if event.anchor is not None:
                 self._anchors[event.anchor] = key
-            self.path.append(key)
             value = self._value(next(self._events))
             is_merge = key == "<<" and not event.style
             if key in own or (is_merge and merged is not None):

@@ -29,7 +29,8 @@ class AtMost:
     why: str
 
     def __str__(self) -> str:
-        return f"at most {self.limit:,} ({self.why})"
+        limit = f"{self.limit:,}" if self.limit < 1e6 else f"{self.limit:g}".replace("e+", "e")
+        return f"at most {limit} ({self.why})"
 
     def __get_pydantic_core_schema__(self, source: Any, handler: pydantic.GetCoreSchemaHandler) -> CoreSchema:
         return core_schema.no_info_after_validator_function(self._check, handler(source))
@@ -52,9 +53,10 @@ def _whole(value: object) -> object:
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
-Count = Annotated[int, BeforeValidator(_whole), Field(gt=0), AtMost(10**15, "more than any run gets through")]
-InMemory = Annotated[Count, AtMost(10**9, "they are in memory at once")]
-Processes = Annotated[Count, AtMost(10_000, "one cluster runs no more")]
+Positive = Annotated[int, BeforeValidator(_whole), Field(gt=0)]
+Count = Annotated[Positive, AtMost(10**15, "no run gets through more")]
+InMemory = Annotated[Positive, AtMost(10**9, "they are in memory at once")]
+Processes = Annotated[Positive, AtMost(10_000, "one cluster runs no more")]
 Seconds = Annotated[float, AtMost(31_536_000, "a year")]
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
 Fraction = Annotated[float, Field(ge=0, le=1)]

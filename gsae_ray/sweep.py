@@ -23,6 +23,7 @@ from gsae_ray.settings import (
     Count,
     Grid,
     InMemory,
+    Positive,
     Processes,
     Seconds,
     Seed,
@@ -43,7 +44,7 @@ A gated step has 7 dense products (8 with norm_weighted) where a standard one ha
 """
 MAX_TRIALS = 10_000
 MAX_WIDTH = 10**9
-Width = Annotated[Count, AtMost(MAX_WIDTH, "an SAE's weights are in memory")]
+Width = Annotated[Positive, AtMost(MAX_WIDTH, "an SAE's weights are in memory")]
 
 
 # ---- the parts of a sweep file --------------------------------------------------------------------------------------
@@ -53,7 +54,8 @@ class ModelSettings(Settings):
     """The language model."""
 
     name: str = Field(
-        description="`builtin`, a local directory, or a model of the Hugging Face hub; TransformerLens checkpoints too"
+        min_length=1,
+        description="`builtin`, a local directory, or a model of the Hugging Face hub; TransformerLens checkpoints too",
     )
     revision: str | None = Field(None, description="branch, tag or commit on the hub")
     tokenizer: str | None = Field(
@@ -293,7 +295,7 @@ class ProducerSettings(Settings):
         0.0, description="GPUs of a producer: 0 runs it on the CPU, several share the layers of one model"
     )
     batch: InMemory = Field(32, description="contexts of a forward pass; fixed for the same reason")
-    chunk_mib: Annotated[Count, AtMost(100_000, "they are in memory at once")] = Field(
+    chunk_mib: Annotated[Positive, AtMost(100_000, "they are in memory at once")] = Field(
         32, description="size of the chunks in which activations travel"
     )
     budget_gib: Annotated[float, Field(gt=0), AtMost(10**9, "no cluster has more memory")] | None = Field(

@@ -14,6 +14,7 @@ from gsae_ray import plain_yaml
 from gsae_ray.errors import UserError, shown
 from gsae_ray.explain import explain, models_in
 from gsae_ray.saes import REGISTRY
+from gsae_ray.settings import AtMost, bounds_in
 from gsae_ray.site_settings import SiteSettings
 from gsae_ray.sweep import TRAINABLE, SAESettings, Sweep
 
@@ -79,14 +80,21 @@ def describe(model: type[BaseModel] = Sweep) -> str:
     for name, field in model.model_fields.items():
         nested = next(models_in(field.annotation), None)
         default = "" if field.is_required() or nested else f" [{_default(field.default)}]"
-        lines.append(f"{name}:{default} {field.description or (nested.__doc__ if nested else '')}".rstrip())
+        about = field.description or (nested.__doc__ if nested else "")
+        lines.append(f"{name}:{default} {about}{_bounds(field)}".rstrip())
         if nested is not None and not (model is SAESettings and nested is SiteSettings):
             lines.extend("  " + line for line in describe(nested).splitlines())
     if model is SAESettings:
         for architecture, sae in ((name, REGISTRY[name]) for name in TRAINABLE):
             for name, field in sae.Hyperparameters.model_fields.items():
-                lines.append(f"{name}: {field.description} ({architecture})")
+                lines.append(f"{name}: {field.description}{_bounds(field)} ({architecture})")
     return "\n".join(lines)
+
+
+def _bounds(field: pydantic.fields.FieldInfo) -> str:
+    """What is the most that a number may be."""
+    found = [*bounds_in(field.annotation), *(bound for bound in field.metadata if isinstance(bound, AtMost))]
+    return "".join(f"; {bound}" for bound in dict.fromkeys(found))
 
 
 def _default(value: object) -> str:

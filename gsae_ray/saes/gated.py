@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from gsae_ray.errors import UserError
 from gsae_ray.saes.base import SAE, Losses, Objective, SAEConfig, register
 from gsae_ray.saes.jumprelu import JumpReLUSAE
+from gsae_ray.settings import Finite32
 
 Auxiliary = Literal["frozen", "unfrozen", "none"]
 DEFAULT_AUXILIARY: dict[Objective, Auxiliary] = {"paper": "frozen", "norm_weighted": "unfrozen"}
@@ -40,7 +41,9 @@ class GatedSAE(SAE):
     training_arrays = 8
 
     class Hyperparameters(SAE.Hyperparameters):
-        l1_coefficient: float = Field(ge=0, description="λ, the weight of the L1 penalty, in training.l1_units; a grid")
+        l1_coefficient: Finite32 = Field(
+            ge=0, description="λ, the weight of the L1 penalty, in training.l1_units; a grid"
+        )
         tied: bool = Field(True, description="false: W_mag is a matrix of its own (ablation)")
         learn_r_mag: bool = Field(True, description="false: r_mag stays 0 (ablation)")
         auxiliary: Auxiliary | None = Field(

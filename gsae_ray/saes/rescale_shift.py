@@ -12,6 +12,7 @@ from torch import Tensor
 from gsae_ray.names import check_run_id
 from gsae_ray.saes.base import SAE, Losses, Objective, SAEConfig, register
 from gsae_ray.saes.gated import GatedSAE
+from gsae_ray.settings import Finite32
 
 
 @register("rescale_shift")
@@ -25,7 +26,7 @@ class RescaleShiftSAE(GatedSAE):
     parent_architecture = "standard"
 
     class Hyperparameters(SAE.Hyperparameters):
-        l1_coefficient: float | None = Field(
+        l1_coefficient: Finite32 | None = Field(
             None, ge=0, description="λ of the parent, a standard SAE of this sweep with the same site, width and seed"
         )
         parent: Annotated[str, AfterValidator(check_run_id)] | None = Field(

@@ -7,6 +7,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from gsae_ray.saes.base import SAE, Losses, Objective, SAEConfig, register
+from gsae_ray.settings import Finite32
 
 
 @register("standard")
@@ -20,7 +21,9 @@ class StandardSAE(SAE):
     """
 
     class Hyperparameters(SAE.Hyperparameters):
-        l1_coefficient: float = Field(ge=0, description="λ, the weight of the L1 penalty, in training.l1_units; a grid")
+        l1_coefficient: Finite32 = Field(
+            ge=0, description="λ, the weight of the L1 penalty, in training.l1_units; a grid"
+        )
 
     def __init__(self, cfg: SAEConfig) -> None:
         super().__init__(cfg)

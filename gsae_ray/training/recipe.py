@@ -43,7 +43,7 @@ class ResamplingSettings(Settings):
     direction: Literal["centred", "input"] = Field(
         "centred", description="of a new feature: x - b_dec (centred), or x itself (input)"
     )
-    rewarm_steps: Annotated[int, Field(ge=0), AtMost(10**15, "more than any run has")] | None = Field(
+    rewarm_steps: Annotated[int, Field(ge=0), AtMost(10**15, "no run has more")] | None = Field(
         None,
         description="steps over which lr rises again after each event (cosine, from 0.1 x); default: a 25th of the "
         "first of at_steps (1,000)",
