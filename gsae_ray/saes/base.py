@@ -107,7 +107,10 @@ class SAE(nn.Module, ABC):
 
     @abstractmethod
     def encode(self, x_BD: Tensor) -> Tensor:
-        """Feature activations [..., d_sae], non-negative, of activations [..., d_in]."""
+        """Feature activations [..., d_sae], non-negative, of activations [..., d_in].
+
+        Of any dtype, as language models give them; the SAE computes in that of its weights.
+        """
 
     def _pre(self, x_BD: Tensor, bias_F: Tensor | None = None, W_DF: Tensor | None = None) -> Tensor:
         """W (x − b_dec) + bias, as W x + (bias − W b_dec); W is W_enc unless given.
@@ -117,7 +120,7 @@ class SAE(nn.Module, ABC):
         """
         W_DF = self.W_enc if W_DF is None else W_DF
         shift_F = -(self.b_dec @ W_DF)
-        return x_BD @ W_DF + (shift_F if bias_F is None else bias_F + shift_F)
+        return x_BD.to(W_DF.dtype) @ W_DF + (shift_F if bias_F is None else bias_F + shift_F)
 
     def _l1(self, acts_BF: Tensor, objective: Objective) -> Tensor:
         """The objective's penalty of non-negative activations: a sum over features, a mean over the batch."""
@@ -127,7 +130,7 @@ class SAE(nn.Module, ABC):
 
     def decode(self, acts_BF: Tensor) -> Tensor:
         """Reconstructions [..., d_in] of feature activations [..., d_sae]."""
-        return acts_BF @ self.W_dec + self.b_dec
+        return acts_BF.to(self.W_dec.dtype) @ self.W_dec + self.b_dec
 
     def forward(self, x_BD: Tensor) -> Tensor:
         return self.decode(self.encode(x_BD))

@@ -49,6 +49,22 @@ def random_rows(rows: int = 500, seed: int = 1) -> torch.Tensor:
     return torch.randn(rows, N, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
+# ---- raw activations ------------------------------------------------------------------------------------------------
+
+
+@forms
+@pytest.mark.parametrize("weights", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("given", [torch.bfloat16, torch.float16, torch.float32, torch.float64])
+def test_activations_of_any_dtype_are_encoded_in_the_dtype_of_the_weights(
+    form: str, weights: torch.dtype, given: torch.dtype
+) -> None:
+    sae, x_BD = random_sae(form).to(weights), random_rows().to(given)
+    acts_BF, expected_BF = sae.encode(x_BD), sae.encode(x_BD.to(weights))
+    assert acts_BF.dtype == weights and torch.equal(acts_BF, expected_BF) and acts_BF.any()
+    assert torch.equal(sae.decode(acts_BF.to(given)), sae.decode(acts_BF.to(given).to(weights)))
+    assert torch.equal(sae(x_BD), sae.decode(expected_BF))
+
+
 # ---- decoder norms --------------------------------------------------------------------------------------------------
 
 
