@@ -59,4 +59,6 @@ DAMAGES: dict[str, Damage] = {
     "digits": _becomes(b'{"attempt": ' + b"9" * 10_000 + b"}"),
     **{repr(value): _json(value) for value in ([], {"reason": 1}, None, True, 7, "text", {"attempt": "1"})},
 }
-"""By name; the first eight are the common ones."""
+"""By name."""
+COMMON = {name: DAMAGES[name] for name in list(DAMAGES)[:8]}
+"""Those that are tried on every file."""

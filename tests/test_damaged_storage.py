@@ -11,7 +11,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from damage import DAMAGES, Damage
+from damage import COMMON, Damage
 from trainers import WALL_CLOCK, make
 from trials import FINGERPRINT, evaluation
 
@@ -131,7 +131,6 @@ FILES = {
     ],
     "failed": ["trials/*/FAILED"],
 }
-COMMON = {name: DAMAGES[name] for name in list(DAMAGES)[:8]}
 CASES = [(storage, files) for storage, patterns in FILES.items() for files in patterns]
 
 
