@@ -16,12 +16,15 @@ from gsae_ray.activations.sites import site_widths
 from gsae_ray.activations.tokens import TokenStore, prepare_tokens
 from gsae_ray.display import Display
 from gsae_ray.errors import UserError
-from gsae_ray.files import digest, file_hash
+from gsae_ray.files import JSONFile, digest, file_hash
 from gsae_ray.memory import Memory, of_producer
 from gsae_ray.saes import SAEConfig, load
-from gsae_ray.saes.io import WEIGHTS_FILE
+from gsae_ray.saes.io import WEIGHTS_FILE, content_hash, holds
 from gsae_ray.sweep import Sweep
 from gsae_ray.trial import TrialSpec
+
+_PARENT = JSONFile(str, "it is fetched again")
+"""The hash of a parent that was fetched (`saes.io.content_hash`)."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,7 +87,8 @@ def prepare(sweep: Sweep, storage: Path, display: Display, tracking_uri: str | N
 
 
 def fetch_parents(sweep: Sweep, folder: Path, tracking_uri: str | None) -> dict[str, Path]:
-    """The finished SAEs that entries name by run: run id -> folder. What is there already is not fetched again.
+    """The finished SAEs that entries name by run: run id -> folder. What is there already, and whole,
+    is not fetched again.
 
     Raises:
         UserError: there is no such run, or it has no SAE.
@@ -93,15 +97,24 @@ def fetch_parents(sweep: Sweep, folder: Path, tracking_uri: str | None) -> dict[
     run_ids = dict.fromkeys(str(values["parent"]) for values in settings if values.get("parent") is not None)
     parents = {run_id: folder / run_id / "sae" for run_id in run_ids}
     for run_id, target in parents.items():
-        if not target.exists():
-            from gsae_ray.results import fetch_sae  # here: MLflow takes seconds to import
-
-            target.parent.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryDirectory(dir=target.parent) as temporary:
-                fetched = fetch_sae(run_id, temporary, tracking_uri, "parent")
-                if not target.exists():  # another driver may have been quicker
-                    fetched.rename(target)
+        if not holds(target, _PARENT.read_whole(target.parent / "sae.json")):
+            _fetch_parent(run_id, target, tracking_uri)
     return parents
+
+
+def _fetch_parent(run_id: str, target: Path, tracking_uri: str | None) -> None:
+    """Fetches a finished SAE to `target`, in place of a damaged one, and writes its hash beside it."""
+    from gsae_ray.results import fetch_sae  # here: MLflow takes seconds to import
+
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=target.parent) as temporary:
+        fetched = fetch_sae(run_id, temporary, tracking_uri, "parent")
+        content = content_hash(fetched)
+        if not holds(target, content):  # another driver may have been quicker
+            if target.exists():
+                target.rename(Path(temporary) / "damaged")
+            fetched.rename(target)
+        _PARENT.write(target.parent / "sae.json", content)
 
 
 def parent_configs(parents: dict[str, Path]) -> dict[str, tuple[SAEConfig, str]]:

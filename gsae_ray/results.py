@@ -41,6 +41,7 @@ COLUMNS = [
     *EVAL_COLUMNS,
     *("on_frontier", "variant", "l1_units", "batch_size", "parent", "launch"),
 ]
+_RECORD_ANEW = "run its sweep without --resume, which records anew what is trained"
 MEANINGFUL_NATS = 0.05
 """Where zero-ablation costs less than this, loss recovered is a ratio of noise."""
 ENCODERS = ("own", "pursuit")
@@ -325,6 +326,10 @@ def sequences(
         raise UserError(
             f"sequences: run {run_id} has no sums of each context{what} that can be fetched: {first_line(error)}"
         ) from error
+    except ValueError as error:
+        raise UserError(
+            f"sequences: those of run {run_id} are damaged: what MLflow has is not what was saved; {_RECORD_ANEW}"
+        ) from error
     return {name: np.array(values, dtype=np.float64) for name, values in found.items()}
 
 
@@ -432,8 +437,7 @@ def fetch_sae(run_id: str, directory: str | Path, tracking_uri: str | None, key:
         raise UserError(f"{key}: the SAE of run {run_id} cannot be fetched: {first_line(error)}") from error
     if not holds(folder, hash_of_saved):
         raise UserError(
-            f"{key}: the SAE of run {run_id} is damaged: what MLflow has is not what was saved; run its sweep without "
-            "--resume, which records what is trained anew"
+            f"{key}: the SAE of run {run_id} is damaged: what MLflow has is not what was saved; {_RECORD_ANEW}"
         )
     return folder
 

@@ -27,6 +27,7 @@ from gsae_ray.activations.sites import Site
 from gsae_ray.errors import DamagedError, first_line
 from gsae_ray.names import folder_name
 from gsae_ray.tracking_store import connect
+from gsae_ray.training.directory import EVALUATION as EVALUATION_FILE
 from gsae_ray.training.directory import START, Cursor, Row, TrialDirectory
 from gsae_ray.trial import TrialSpec
 
@@ -219,7 +220,7 @@ class Mirror:
         run.cursor = cursor
         if finished:
             for pursuit_l0, evaluation in evaluations.items():
-                self.client.log_text(run.id, json.dumps(evaluation["sequences"]), sequences_path(pursuit_l0))
+                self.client.log_text(run.id, EVALUATION_FILE.encode(evaluation).decode(), sequences_path(pursuit_l0))
             self.client.log_artifacts(run.id, str(directory.path / "sae"), "sae")
             self.client.set_tag(run.id, CONTENT, content)
             self._end(trial, run.id, "FINISHED")
@@ -291,7 +292,7 @@ class Mirror:
 
 
 def sequences_path(pursuit_l0: int | None) -> str:
-    """The artifact of a trial's run that holds an evaluation's sums of each held-out context."""
+    """The artifact of a trial's run that holds an evaluation, with its sums of each held-out context."""
     return f"evaluation/sequences{'' if pursuit_l0 is None else f'-pursuit-{pursuit_l0}'}.json"
 
 
@@ -389,12 +390,15 @@ class ReportThread(_Rounds):
 
 
 def download_sequences(client: MlflowClient, run_id: str, pursuit_l0: int | None) -> dict[str, list[float]]:
-    """What a trial's evaluation summed over each held-out context."""
+    """What a trial's evaluation summed over each held-out context.
+
+    Raises:
+        ValueError: the artifact is damaged.
+    """
     uri = f"runs:/{run_id}/{sequences_path(pursuit_l0)}"
     with tempfile.TemporaryDirectory(prefix="gsae-") as folder:
         path = mlflow.artifacts.download_artifacts(uri, dst_path=folder, tracking_uri=client.tracking_uri)
-        sequences: dict[str, list[float]] = json.loads(Path(path).read_text(encoding="utf-8"))
-    return sequences
+        return EVALUATION_FILE.decode(Path(path).read_bytes())["sequences"]
 
 
 def download_sae(client: MlflowClient, run_id: str, directory: str | Path) -> Path:

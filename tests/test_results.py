@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from damage import Damage, cut, flip
+from damage import COMMON, DAMAGES, Damage, cut, flip
 from hypothesis import given
 from hypothesis import strategies as st
 from trials import FINGERPRINT, SITE_1, SITE_2, begin, evaluation, expand, finish
@@ -25,6 +25,7 @@ from gsae_ray import saes
 from gsae_ray.curves import pareto
 from gsae_ray.errors import UserError
 from gsae_ray.evaluation.metrics import Evaluation
+from gsae_ray.plan import fetch_parents
 from gsae_ray.plots import plot_frontier
 from gsae_ray.results import (
     COLUMNS,
@@ -38,6 +39,7 @@ from gsae_ray.results import (
     log_l0_at,
     sequences,
 )
+from gsae_ray.sweep import Sweep
 from gsae_ray.tracking import Mirror
 from gsae_ray.trial import TrialSpec
 
@@ -542,6 +544,43 @@ def test_best_never_hands_out_an_sae_that_is_not_the_one_that_was_measured(
         best(experiment, max_l0=40)
     recorder.record(experiment, NEWER, list(zip(GATED_1[:1], ends((10, 0.9)), strict=True)))
     assert best(experiment, max_l0=40).cfg.metadata["frontier"]["l0"] == 10, "as the line says"
+
+
+@pytest.mark.parametrize("name", ["truncated", "one bit", "deleted", "{}", "no UTF-8"])
+def test_sums_that_are_not_those_that_were_measured_are_never_handed_out(recorder: Recorder, name: str) -> None:
+    experiment = f"sums {name}"
+    recorder.record(experiment, OLDER, list(zip(GATED_1[:1], ends((10, 0.9)), strict=True)))
+    run_id = frontier(experiment)["run_id"][0]
+    assert sequences(run_id)["rows"].tolist() == [7, 6]
+    for file in (recorder.folder / "mlruns").rglob("sequences.json"):
+        if run_id in file.parts:
+            DAMAGES[name](file)
+    with pytest.raises(UserError, match=f"^sequences: .*run {run_id} ") as found:
+        sequences(run_id)
+    assert "\n" not in str(found.value)
+
+
+def test_a_parent_that_was_fetched_and_is_damaged_is_fetched_again(recorder: Recorder, tmp_path: Path) -> None:
+    recorder.record("parents", OLDER, list(zip(STANDARD_1, ends((10, 0.9)), strict=True)))
+    run_id = frontier("parents")["run_id"][0]
+    sweep = Sweep.model_validate(
+        {
+            "name": "child",
+            "model": {"name": "builtin"},
+            "dataset": {"name": "builtin"},
+            "sites": {"layers": [1], "points": ["resid_post"]},
+            "saes": [{"architecture": "rescale_shift", "widths": [16], "parent": run_id}],
+            "training": {"tokens": 1024, "batch_size": 64, "lr": 1e-3},
+        }
+    )
+    for damage in COMMON.values():
+        for name in ("sae/cfg.json", "sae/sae_weights.safetensors", "sae.json"):
+            parents = fetch_parents(sweep, tmp_path, recorder.uri)
+            assert_same_weights(saes.load(parents[run_id]), recorder.saved("parents", OLDER, STANDARD_1[0]))
+            damage(parents[run_id].parent / name)
+    fetch_parents(sweep, tmp_path, recorder.uri)
+    recorder_is_gone = f"sqlite:///{tmp_path / 'nothing.db'}"
+    assert fetch_parents(sweep, tmp_path, recorder_is_gone) == parents, "what is whole is not fetched again"
 
 
 def test_best_leaves_no_temporary_files(recorder: Recorder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
