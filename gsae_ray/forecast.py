@@ -200,7 +200,8 @@ def forecast(
     parameters = {trial.name: memory.parameter_count(trial) for trial in trials}
     flops = {trial.name: flops_a_row(trial) * trial.training.trained_tokens for trial in trials}
     heldout = sweep.evaluation.tokens / sweep.rows_a_context
-    passes = len(trials) * len(sweep.evaluation.encoders) + len(d_in) + 1  # each site ablated; the model as it is
+    a_site = 1 if sweep.dataset.max_norm is None else 2  # ablated; before that for the norms of its rows
+    passes = len(trials) * len(sweep.evaluation.encoders) + a_site * len(d_in) + 1  # and the model as it is
     model_flops = counter.get_total_flops() * contexts * ratio
     evaluation_flops = whole.get_total_flops() * heldout * passes
     largest = sorted(parameters.values())[-slots:]

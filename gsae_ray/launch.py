@@ -603,6 +603,7 @@ def _launch_params(plan: Plan) -> dict[str, Any]:
         "dtype": sweep.model.dtype,
         "skip_positions": sweep.dataset.skip_positions,
         "skip_special_tokens": sweep.dataset.skip_special_tokens,
+        "max_norm": sweep.dataset.max_norm,
         "trials": len(plan.trials),
         "rows_per_block": plan.layout.rows[0],
         "blocks": len(plan.layout.rows),

@@ -66,7 +66,7 @@ def prepare(sweep: Sweep, storage: Path, display: Display, tracking_uri: str | N
     check_pursuit(sweep, sweep.expand(widths, {}, configs))  # what does not fit is told before tokens are prepared
     tokens = prepare_tokens(sweep, storage / "tokens", _every_few_seconds(display))
     model = model_fingerprint(sweep.model)
-    evaluation = [model, tokens.heldout_fingerprint]
+    evaluation = [model, tokens.heldout_fingerprint, sweep.dataset.max_norm]
     layout = Layout(
         rows=tokens.rows,
         widths={site.name: width for site, width in widths.items()},
@@ -160,4 +160,5 @@ def producer_spec(plan: Plan) -> ProducerSpec:
         evaluation_batch=plan.sweep.evaluation.batch,
         threads=producers.cpus,
         gpus=producers.gpus,
+        max_norm=plan.sweep.dataset.max_norm,
     )

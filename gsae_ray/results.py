@@ -39,7 +39,7 @@ EVAL_COLUMNS = [
 COLUMNS = [
     *("run_id", "trial", "site", "architecture", "recipe", "d_sae", "sparsity", "lr", "seed", "tokens"),
     *EVAL_COLUMNS,
-    *("on_frontier", "variant", "l1_units", "batch_size", "parent", "launch"),
+    *("on_frontier", "variant", "sink_share", "l1_units", "batch_size", "parent", "launch"),
 ]
 _RECORD_ANEW = "run its sweep without --resume, which records anew what is trained"
 MEANINGFUL_NATS = 0.05
@@ -175,6 +175,7 @@ def _row(run: Run, evaluation: Mapping[str, float]) -> dict[str, Any]:
         "batch_size": int(params["batch_size"]),
         "parent": params.get("parent", ""),
         "launch": run.data.tags[LAUNCH],
+        "sink_share": run.data.metrics.get("train/sink_share", float("nan")),
         **{name: evaluation.get(name, float("nan")) for name in EVAL_COLUMNS},
     }
 
@@ -216,8 +217,8 @@ def frontier(
         One row a trial with the columns `COLUMNS`; of pursuit, one row a trial and target, and a column `pursuit_l0`
         more. `on_frontier`: no SAE of its site, and number of tokens unless those are "all", has a lower L0 and a
         higher loss recovered. `recipe`: objective/schedule of the training, and what deviates from them; `variant`:
-        options of the architecture that are not at their defaults. `attrs["notes"]`: what a reader should know, as
-        lines of text.
+        options of the architecture that are not at their defaults; `sink_share`: what of the site's E‖x‖² its largest
+        0.1 % of rows hold (see `dataset.max_norm`). `attrs["notes"]`: what a reader should know, as lines of text.
     Raises:
         UserError: no such experiment, launch, site, encoder or number of tokens, no finished trial, none that pursuit
             was asked of, or trials evaluated on different tokens.

@@ -115,6 +115,12 @@ class DatasetSettings(Settings):
         1, description="drop so many positions at the start of every context from the rows: attention sinks"
     )
     skip_special_tokens: bool = Field(True, description="drop the positions of special tokens from the rows")
+    max_norm: Annotated[float, Field(ge=1)] | None = Field(
+        10.0,
+        description="rows of more than so many times the median norm (at their site: of block 0, in evaluation of the "
+        "held-out rows) take no part: they count as tokens, but neither training nor a metric sees them, and they keep "
+        "their activations where an SAE is spliced in; null: all rows take part",
+    )
 
     @pydantic.model_validator(mode="before")
     @classmethod
@@ -515,7 +521,7 @@ class Sweep(Settings):
         """
         forward = {"batch": self.producers.batch, "threads": self.producers.cpus, "gpu": self.producers.gpus > 0}
         process = {"threads": self.trials.cpus, "gpu": self.trials.gpus != 0}
-        identity = {**provenance, "forward": forward, "process": process}
+        identity = {**provenance, "forward": forward, "process": process, "max_norm": self.dataset.max_norm}
         trials: list[TrialSpec] = []
         children: dict[int, str] = {}
         self._check_size(d_in)

@@ -18,6 +18,7 @@ import numpy as np
 from gsae_ray.activations.chunks import SiteStatistics
 from gsae_ray.activations.crew import ProducerDied
 from gsae_ray.activations.layout import Layout
+from gsae_ray.activations.norms import Norms
 from gsae_ray.activations.record import Counters, Record
 from gsae_ray.activations.store import ActivationStore, ReaderSpec
 from gsae_ray.evaluation.metrics import Evaluation
@@ -26,6 +27,7 @@ TURN_S = 0.001
 PATIENCE_S = 1e6
 WIDTHS = {"left": 3, "right": 2}
 TIMEOUT_S = 20.0
+NORMS = Norms(rows=1000, median_square_norm=1.0, limit=100.0, left_out=0, sink_share=0.002, sink_positions=(1,))
 EVALUATION = Evaluation({"l0": 7.0}, {"rows": [3.0]})
 
 
@@ -74,7 +76,7 @@ class ArrayProducer:
         for site in sites:
             x_Rn = rows_of(self.layout, block, site)
             if block == 0:
-                statistics[site] = SiteStatistics(x_Rn.mean(0), float((x_Rn**2).sum(1).mean()))
+                statistics[site] = SiteStatistics(x_Rn.mean(0), float((x_Rn**2).sum(1).mean()), NORMS)
             for start, end in self.layout.chunks(block, site):
                 chunks.append(x_Rn[start:end].copy())
                 weakref.finalize(chunks[-1], self._alive, -chunks[-1].nbytes)

@@ -19,7 +19,7 @@ import torch
 from damage import COMMON, DAMAGES, Damage, cut, flip
 from hypothesis import given
 from hypothesis import strategies as st
-from trials import FINGERPRINT, SITE_1, SITE_2, begin, evaluation, expand, finish
+from trials import FINGERPRINT, SITE_1, SITE_2, begin, evaluation, expand, finish, row_metrics
 
 from gsae_ray import saes
 from gsae_ray.curves import pareto
@@ -230,7 +230,8 @@ class Recorder:
         mirror.open_launch("small", {})
         pairs = []
         for trial, end in trials:
-            directory = begin(self.folder / experiment / launch, trial, steps=2)
+            directory = begin(self.folder / experiment / launch, trial)
+            directory.append(64, row_metrics(64) | {"train/sink_share": 0.25})
             if isinstance(end, dict):
                 finish(directory, trial, fingerprint, pursuit, **end)
             elif end == "failed":
@@ -281,7 +282,7 @@ def test_the_newest_launch_is_the_default_and_its_rows_are_whole_and_sorted(reco
     assert rows["on_frontier"].tolist() == [True, False, True, False, True]
     row = rows.iloc[3].to_dict()
     expected_row = {"site": SITE_1, "architecture": "standard", "recipe": "norm_weighted/modern", "variant": ""}
-    expected_row |= {"d_sae": 16, "sparsity": 0.5}
+    expected_row |= {"d_sae": 16, "sparsity": 0.5, "sink_share": 0.25}
     expected_row |= {"lr": 5e-4, "seed": 7, "tokens": 1024, "l0": 45.0, "loss_recovered": 0.95, "gamma": 1.0}
     expected_row |= {"fvu": 0.1, "kl": 0.2, "ce_clean": 3.0, "ce_spliced": 3.4, "ce_zero": 7.0, "alive_fraction": 0.5}
     assert expected_row.items() <= row.items()

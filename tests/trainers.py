@@ -13,6 +13,7 @@ from torch import Tensor
 
 from gsae_ray.activations.chunks import SiteStatistics
 from gsae_ray.activations.layout import DTYPE_BYTES, Layout
+from gsae_ray.activations.statistics import Gathering
 from gsae_ray.activations.stream import RowStream
 from gsae_ray.saes import SAE
 from gsae_ray.training.recipe import TrainingSettings
@@ -38,17 +39,20 @@ def sparse_rows() -> Tensor:
 class ArraySource:
     """Blocks of rows held in memory, read-only as arrays from an object store are."""
 
-    def __init__(self, rows_RD: Tensor, layout: Layout) -> None:
+    def __init__(self, rows_RD: Tensor, layout: Layout, max_norm: float | None = 10.0) -> None:
+        self.max_norm = max_norm
         self.array = rows_RD.numpy().copy()
         self.array.flags.writeable = False
         self.layout = layout
         self.block = -1
 
     def statistics(self) -> SiteStatistics:
-        first = self.array[: self.layout.rows[0]].astype(np.float64)
-        mean = first.mean(0).astype(np.float32)
-        mean.flags.writeable = False
-        return SiteStatistics(mean, float((first**2).sum(1).mean()))
+        first = torch.tensor(self.array[: self.layout.rows[0]])
+        gathering, order = Gathering(N), torch.arange(len(first))
+        gathering.add(first)
+        statistics = gathering.statistics(first, order, torch.ones_like(order), self.max_norm)
+        statistics.mean.flags.writeable = False
+        return statistics
 
     def open(self, block: int) -> None:
         self.block = block
@@ -75,6 +79,7 @@ def make(
     options: dict[str, Any] | None = None,
     parent: SAE | None = None,
     dtype: str = "float32",
+    max_norm: float | None = 10.0,
     **training: Any,
 ) -> Trainer:
     """A trainer at the start; `training` overrides, with lr, seed, objective and schedule single values."""
@@ -93,7 +98,7 @@ def make(
         training=TrainingSettings.model_validate(settings).resolve(lr, seed, objective, schedule),
     )
     rows_RD = sparse_rows() if rows_RD is None else rows_RD
-    source = ArraySource(rows_RD.to(getattr(torch, dtype)), layout)
+    source = ArraySource(rows_RD.to(getattr(torch, dtype)), layout, max_norm)
     return Trainer(trial, RecordingStream(source, layout, SITE), parent=parent)
 
 

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from gsae_ray.activations.norms import Norms
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -18,9 +20,11 @@ class SiteStatistics:
     """Of the rows of block 0 at one site; every trial starts from them."""
 
     mean: Array
-    """float32 [n]"""
+    """float32 [n], of the rows that take part (see `norms`)"""
     mean_square_norm: float
-    """E‖x‖²"""
+    """E‖x‖² of these"""
+    norms: Norms
+    """Of all rows"""
 
 
 def to_array(x: Tensor) -> Array:

@@ -13,6 +13,7 @@ from gsae_ray.activations.chunks import Array, SiteStatistics, to_array
 from gsae_ray.activations.layout import Layout
 from gsae_ray.activations.models import load_model
 from gsae_ray.activations.sites import Site, capture
+from gsae_ray.activations.statistics import Gathering
 from gsae_ray.activations.tokens import PADDING, TokenStore, model_input
 from gsae_ray.evaluation.evaluator import Evaluator
 from gsae_ray.evaluation.metrics import Evaluation
@@ -31,6 +32,8 @@ class ProducerSpec:
     evaluation_batch: int
     threads: int
     gpus: float
+    max_norm: float | None
+    """As `DatasetSettings.max_norm`."""
 
 
 class Producer:
@@ -70,8 +73,7 @@ class Producer:
         destination = torch.from_numpy(_inverse_permutation(n_rows, spec.tokens.seed, block))
         dtype = getattr(torch, layout.dtype)
         rows = {site: torch.empty(n_rows, layout.widths[site], dtype=dtype) for site in sites}
-        sums = {site: torch.zeros(layout.widths[site], dtype=torch.float64) for site in sites}
-        squares = dict.fromkeys(sites, 0.0)
+        gathered = {site: Gathering(layout.widths[site]) for site in sites if block == 0}
         done = 0
         for tokens_BT, kept_BT in zip(tokens_ST.split(spec.batch), kept_ST.split(spec.batch), strict=True):
             read_BT = model_input(tokens_BT).to(self.device)
@@ -80,14 +82,13 @@ class Producer:
             for site, x_Rn in captured.items():
                 rows[site.name][here] = x_Rn.cpu()
                 if block == 0:
-                    sums[site.name] += x_Rn.sum(0, dtype=torch.float64).cpu()
-                    squares[site.name] += x_Rn.double().square().sum().item()
+                    gathered[site.name].add(x_Rn)
             done += len(here)
             made(done)
+        position_R = kept_ST.nonzero()[:, 1]
         statistics = {
-            site: SiteStatistics((sums[site] / n_rows).float().numpy(), squares[site] / n_rows)
-            for site in sites
-            if block == 0
+            site: gathering.statistics(rows[site], destination, position_R, spec.max_norm)
+            for site, gathering in gathered.items()
         }
         chunks = [to_array(rows[site][a:b]) for site in sites for a, b in layout.chunks(block, site)]
         return statistics, chunks
@@ -96,7 +97,9 @@ class Producer:
         """An SAE, as saved, on the held-out contexts (see `Evaluator.evaluate`)."""
         if self._evaluator is None:
             spec = self.spec
-            self._evaluator = Evaluator(self.model, spec.tokens.heldout(), spec.tokens.kept, spec.evaluation_batch)
+            self._evaluator = Evaluator(
+                self.model, spec.tokens.heldout(), spec.tokens.kept, spec.evaluation_batch, spec.max_norm
+            )
         return self._evaluator.evaluate(Site(site), from_bytes(cfg, weights).to(self.device), pursuit_l0)
 
 

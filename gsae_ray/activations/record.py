@@ -23,6 +23,8 @@ class Record:
     """Of the blocks held and in production."""
     evaluations: int = 0
     """Of finished SAEs and of those in training, by their own encoders and by pursuit."""
+    sinks_told: list[str] = dataclasses.field(default_factory=list)
+    """Sites of whose rows of massive norm the user has been told (`norms`)."""
 
     def add(self, block: int, again: bool) -> None:
         """A production is complete; `again`: of a block that a fault took."""

@@ -465,6 +465,13 @@ class ActivationStore:
 
     # ---- producers ----
 
+    def _tell_of_sinks(self) -> None:
+        """Once a site and launch, also when block 0 is made again."""
+        for site, statistics in self._statistics.items():
+            if site not in self._record.sinks_told and (notice := statistics.norms.notice(site)) is not None:
+                self._record.sinks_told.append(site)
+                self._events.append(notice)
+
     def _crew_changed(self) -> None:
         if self._crew.error is not None:
             self._fail(self._crew.error)
@@ -486,6 +493,7 @@ class ActivationStore:
         else:
             self._failing.pop(block, None)
             self._statistics.update({site: s for site, s in statistics.items() if site not in self._statistics})
+            self._tell_of_sinks()
             making.refs = list(refs)
             self._record.add(block, again=block in self._lost)
             self._lost.discard(block)

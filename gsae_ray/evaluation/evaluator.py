@@ -1,8 +1,9 @@
 """Evaluation of an SAE as saved: the model runs clean, with the site zero-ablated, and with the SAE spliced in.
 
-Only kept positions are replaced; the others keep their own activations. All losses average over the same positions:
-the kept ones that have a next token in the context. Sums are float64, one a context, in the order of fixed slices, so
-that the same SAE gives the same numbers in any process of the same kind of machine.
+Only kept positions are replaced; the others keep their own activations, and rows of massive norm (`norms`) are among
+them. All losses average over the same positions of a site: the kept ones that have a next token in the context. Sums
+are float64, one a context, in the order of fixed slices, so that the same SAE gives the same numbers in any process of
+the same kind of machine.
 """
 
 from __future__ import annotations
@@ -14,7 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from gsae_ray.activations.sites import Edit, Site, edited
+from gsae_ray.activations.norms import limit, square_norms, takes_part
+from gsae_ray.activations.sites import Edit, Site, capture, edited
 from gsae_ray.activations.tokens import PADDING, model_input
 from gsae_ray.errors import not_finite
 from gsae_ray.evaluation.metrics import SUMS, Evaluation, from_sums
@@ -37,17 +39,28 @@ class _Ablated(NamedTuple):
 class Evaluator:
     """Evaluates SAEs on the same contexts; what takes a forward pass without the SAE is computed once a site."""
 
-    def __init__(self, model: nn.Module, tokens_ET: Tensor, kept: Callable[[Tensor], Tensor], batch: int) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        tokens_ET: Tensor,
+        kept: Callable[[Tensor], Tensor],
+        batch: int,
+        max_norm: float | None = None,
+    ) -> None:
         """
         Args:
             tokens_ET: held-out contexts [E, T].
             kept: token ids -> which positions are rows.
             batch: contexts of a forward pass.
+            max_norm: as `DatasetSettings.max_norm`. The limit is that of the held-out rows: whatever an SAE was trained
+                on, it is measured on the same ones as every other.
         """
         self.model = model
         self.device = next(model.parameters()).device
         self.slices = tokens_ET.to(self.device).split(batch)
         self.kept = kept
+        self.max_norm = max_norm
+        self._rows: dict[Site, list[Tensor]] = {}
         self._clean: dict[int, Tensor] = {}
         self._ablated: dict[Site, _Ablated] = {}
 
@@ -69,8 +82,7 @@ class Evaluator:
         def encode(x_RD: Tensor) -> Tensor:
             return sae.encode(x_RD) if pursuit_l0 is None else gradient_pursuit(x_RD, sae.W_dec, sae.b_dec, pursuit_l0)
 
-        for index, tokens_BT in enumerate(self.slices):
-            kept_BT = self.kept(tokens_BT)
+        for index, (tokens_BT, kept_BT) in enumerate(zip(self.slices, self.rows(site), strict=True)):
 
             def splice(x_BTn: Tensor, kept_BT: Tensor = kept_BT) -> Tensor:
                 kept_BT = kept_BT.to(x_BTn.device)  # of a model on several GPUs, not always the tokens' device
@@ -133,14 +145,29 @@ class Evaluator:
             self._clean[index] = log_probs_BTV
         return log_probs_BTV
 
+    @torch.no_grad()
+    def rows(self, site: Site) -> list[Tensor]:
+        """Which positions of each slice [B, T] are replaced and measured: rows, but for those of massive norm."""
+        if site not in self._rows:
+            kept = [self.kept(tokens_BT) for tokens_BT in self.slices]
+            if self.max_norm is not None:
+                norms = []
+                for tokens_BT, kept_BT in zip(self.slices, kept, strict=True):
+                    x_Rn = capture(self.model, model_input(tokens_BT), [site], kept_BT)[site]
+                    norms.append(square_norms(x_Rn).to(self.device))
+                above = limit(torch.cat(norms), self.max_norm)
+                for kept_BT, norms_R in zip(kept, norms, strict=True):
+                    kept_BT[kept_BT.clone()] = takes_part(norms_R, above)
+            self._rows[site] = kept
+        return self._rows[site]
+
     def _zero_ablated(self, site: Site) -> _Ablated:
         """From a pass with the site zero-ablated at the kept positions."""
         if site not in self._ablated:
             nll: list[Tensor] = []
             sums: list[Tensor] = []
             rows = 0
-            for tokens_BT in self.slices:
-                kept_BT = self.kept(tokens_BT)
+            for tokens_BT, kept_BT in zip(self.slices, self.rows(site), strict=True):
 
                 def ablate(x_BTn: Tensor, kept_BT: Tensor = kept_BT) -> Tensor:
                     kept_BT = kept_BT.to(x_BTn.device)

@@ -113,8 +113,11 @@ class SAETrial(tune.Trainable):
 
     def _train(self, trainer: Trainer) -> dict[str, Any]:
         self._rows_end = -1  # within an interval, whatever ends it
+        first = trainer.step == 0
         metrics = trainer.train_interval()
         row = {f"train/{name}": value for name, value in metrics.items()}
+        if first:
+            row["train/sink_share"] = trainer.norms.sink_share
         every = self.context.evaluate_every_tokens
         crossed = every is not None and trainer.tokens // every > (trainer.tokens - self._interval) // every
         if crossed and not trainer.done:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gsae_ray.activations.norms import square_norms, takes_part
 from gsae_ray.activations.stream import RowStream
 from gsae_ray.errors import NumericError, not_finite
 from gsae_ray.saes import SAE, SAEConfig
@@ -39,6 +40,7 @@ class Trainer:
         if statistics.mean_square_norm == 0:
             raise NumericError(f"all activations at {trial.site} are zero")
         self.trial = trial
+        self.norms = statistics.norms
         self.settings = trial.training
         self.stream = stream
         self.device = torch.device(device)
@@ -118,34 +120,45 @@ class Trainer:
         return metrics
 
     def _train_step(self) -> None:
-        settings, resampler = self.settings, self.resampler
-        resampled = 0
-        if resampler is not None:
-            resampled = resampler.resample(self.step, self.sae, self.optimiser, settings.objective)
-        x_BD = self.stream.read(settings.batch_size).to(self.device).to(torch.float32) * self.scale
+        settings = self.settings
+        if self.resampler is not None:
+            self._resampled += self.resampler.resample(self.step, self.sae, self.optimiser, settings.objective)
+        x_BD = self._taking_part(self.stream.read(settings.batch_size).to(self.device)).to(torch.float32) * self.scale
         progress = (self.step, settings.steps)
         lr = settings.lr * lr_factor(*progress, settings.lr_warmup, settings.lr_decay, *self._restarts)
         coefficient = self.coefficient * sparsity_factor(*progress, settings.l1_warmup)
-        losses = self.sae.losses(x_BD, coefficient, settings.objective)
-        if resampler is not None:
-            resampler.observe(self.step, x_BD, losses.acts_BF, self.sae)
+        self._rates = {"lr": lr, "sparsity_coefficient": coefficient}
+        if len(x_BD):
+            self._learn(x_BD, lr, coefficient)
+        else:
+            self._parts.append(torch.zeros(len(PARTS), device=self.device))
+        self.step += 1
+
+    def _learn(self, x_BD: Tensor, lr: float, coefficient: float) -> None:
+        losses = self.sae.losses(x_BD, coefficient, self.settings.objective)
+        if self.resampler is not None:
+            self.resampler.observe(self.step, x_BD, losses.acts_BF, self.sae)
         losses.loss.backward()
         if self.unit_norm:
             self.sae.project_decoder_gradient()
-        if settings.gradient_clip:
-            torch.nn.utils.clip_grad_norm_(self._learnt().values(), settings.gradient_clip)
+        if self.settings.gradient_clip:
+            torch.nn.utils.clip_grad_norm_(self._learnt().values(), self.settings.gradient_clip)
         for group in self.optimiser.param_groups:
             group["lr"] = lr * group["factor"]
         self.optimiser.step()
         self.optimiser.zero_grad(set_to_none=True)
         if self.unit_norm:
             self.sae.normalise_decoder()
-        self.step += 1
-
         self._parts.append(torch.stack([part.detach() for part in losses[:4]]))
         self._active_F += (losses.acts_BF > 0).sum(0)
-        self._resampled += resampled
-        self._rates = {"lr": lr, "sparsity_coefficient": coefficient}
+        self._rows += len(x_BD)
+
+    def _taking_part(self, x_BD: Tensor) -> Tensor:
+        """The rows of a batch without those of massive norm, which weigh nothing."""
+        if math.isinf(self.norms.limit):
+            return x_BD
+        part_B = takes_part(square_norms(x_BD), self.norms.limit)
+        return x_BD if part_B.all() else x_BD[part_B]
 
     @property
     def _restarts(self) -> tuple[tuple[int, ...], int]:
@@ -154,6 +167,12 @@ class Trainer:
 
     def _check(self, parts_S4: Tensor, first_step: int) -> None:
         """Whether training goes on, from the losses of the interval's steps."""
+        if not self._rows:
+            raise NumericError(
+                f"no row between steps {first_step + 1} and {self.step} takes part: all norms are above "
+                f"dataset.max_norm times the median of block 0 ({math.sqrt(self.norms.median_square_norm):.4g}), whose "
+                "rows are not like them; raise max_norm, or set it to null"
+            )
         finite_S = parts_S4.isfinite().all(dim=1)
         if not finite_S.all():
             bad = int((~finite_S).nonzero()[0])
@@ -176,14 +195,19 @@ class Trainer:
     def _reset_means(self) -> None:
         self._parts: list[Tensor] = []
         self._active_F = torch.zeros(self.trial.d_sae, dtype=torch.int64, device=self.device)
+        self._rows = 0
         self._resampled = 0
         self._rates = {}
 
     def _take_means(self, parts_S4: Tensor) -> dict[str, float]:
-        """Means since the last call, in the units of scaled activations. dead_fraction: silent in this interval."""
+        """Means since the last call, in the units of scaled activations.
+
+        dead_fraction: of the features, silent in this interval; left_out_fraction: of the rows, of massive norm.
+        """
         metrics = dict(zip(PARTS, parts_S4.mean(0).tolist(), strict=True))
-        metrics["l0"] = self._active_F.sum().item() / (len(parts_S4) * self.settings.batch_size)
+        metrics["l0"] = self._active_F.sum().item() / self._rows
         metrics["dead_fraction"] = (self._active_F == 0).double().mean().item()
+        metrics["left_out_fraction"] = 1 - self._rows / (len(parts_S4) * self.settings.batch_size)
         if self.resampler is not None:
             metrics["resampled_features"] = float(self._resampled)
         metrics |= self._rates

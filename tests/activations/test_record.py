@@ -46,7 +46,7 @@ def revived(store: Store, producers: Sequence[Any] | None = None) -> Store:
 
 
 def test_a_record_survives_json() -> None:
-    record = Record({0: 2, 11: 1}, {11: 3}, [0, 11], peak_bytes=7, evaluations=4)
+    record = Record({0: 2, 11: 1}, {11: 3}, [0, 11], peak_bytes=7, evaluations=4, sinks_told=["left"])
     read = stored(record)
     assert read == record
     assert read is not None

@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from stores import NORMS
 
 from gsae_ray.activations.chunks import SiteStatistics
 from gsae_ray.activations.layout import WINDOW, Layout
@@ -46,7 +47,8 @@ class CountingProducer:
     async def produce(self, block: int, sites: Sequence[str]) -> tuple[dict[str, SiteStatistics], list[Any]]:
         self.produced[block] += 1
         await turns(self.slowness)
-        statistics = {site: SiteStatistics(np.zeros(self.layout.widths[site], np.float32), 1.0) for site in sites}
+        widths = self.layout.widths
+        statistics = {site: SiteStatistics(np.zeros(widths[site], np.float32), 1.0, NORMS) for site in sites}
         return statistics, [None for site in sites for _ in self.layout.chunks(block, site)]
 
     async def evaluate(self, site: str, cfg: str, weights: Any, pursuit_l0: int | None) -> Evaluation:

@@ -269,7 +269,10 @@ def main() -> None:
             print(f"{name} λ {saes[-1][1]:g} seed {saes[-1][2]}: trained", flush=True)
 
     tokens = base.tokens
-    evaluator = Evaluator(producer.model, tokens.heldout(), tokens.kept, base.sweep.evaluation.batch)
+    settings = base.sweep
+    evaluator = Evaluator(
+        producer.model, tokens.heldout(), tokens.kept, settings.evaluation.batch, settings.dataset.max_norm
+    )
     contexts = len(tokens.heldout())
     draws = np.random.RandomState(0).multinomial(contexts, np.full(contexts, 1 / contexts), DRAWS)
     weights_RS = np.concatenate([np.ones((1, contexts)), draws])

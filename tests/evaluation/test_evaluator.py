@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 import pytest
@@ -25,6 +25,7 @@ from gsae_ray.saes.io import build
 N, VOCABULARY, CONTEXTS, LENGTH = 16, 64, 10, 12
 SPECIAL = 5
 SITES = [Site.of_point(layer, "resid_post") for layer in (0, 1)]
+MLP_OUT = Site.of_point(1, "mlp_out")
 at_both_layers = pytest.mark.parametrize("site", SITES, ids=str)
 
 
@@ -90,7 +91,9 @@ def evaluator(model: GPTNeoXForCausalLM, tokens_ET: Tensor) -> Evaluator:
 # ---- the slow, independent evaluation -------------------------------------------------------------------------------
 
 
-def slow_evaluation(model: Any, tokens_ET: Tensor, layer: int, sae: SAE) -> dict[str, float]:
+def slow_evaluation(
+    model: Any, tokens_ET: Tensor, layer: int, sae: SAE, no_rows: Collection[int] = (SPECIAL,)
+) -> dict[str, float]:
     """Three forward passes a context, with a hook that replaces one position after the other."""
     rows: list[tuple[Tensor, Tensor, Tensor]] = []  # x, features, x̂
     ce = dict.fromkeys(("clean", "spliced", "zero"), 0.0)
@@ -100,7 +103,7 @@ def slow_evaluation(model: Any, tokens_ET: Tensor, layer: int, sae: SAE) -> dict
         def hook(_module: nn.Module, _args: Any, output: Any) -> Any:
             x_1Tn = (output[0] if isinstance(output, tuple) else output).clone()
             for t in range(1, len(tokens_T)):
-                if tokens_T[t] != SPECIAL:
+                if int(tokens_T[t]) not in no_rows:
                     x_1Tn[0, t] = edit(x_1Tn[0, t])
             return (x_1Tn, *output[1:]) if isinstance(output, tuple) else x_1Tn
 
@@ -125,7 +128,7 @@ def slow_evaluation(model: Any, tokens_ET: Tensor, layer: int, sae: SAE) -> dict
         passes = {"clean": log_probs(tokens_T, None), "spliced": log_probs(tokens_T, splice)}
         passes["zero"] = log_probs(tokens_T, torch.zeros_like)
         for t in range(1, LENGTH - 1):
-            if tokens_T[t] == SPECIAL:
+            if int(tokens_T[t]) in no_rows:
                 continue
             positions += 1
             for name, log_p_TV in passes.items():
@@ -199,6 +202,76 @@ def test_padding_is_neither_read_nor_scored(model: Any, tokens_ET: Tensor) -> No
     assert padded.metrics == pytest.approx(alone.metrics, rel=1e-5)
     for name, sums in alone.sequences.items():
         assert padded.sequences[name] == pytest.approx(sums, rel=1e-5, abs=1e-6), name
+
+
+# ---- rows of massive norm -------------------------------------------------------------------------------------------
+
+SINK = 9
+MAX_NORM = 10.0
+
+
+@pytest.fixture(scope="module")
+def with_sinks(model: GPTNeoXForCausalLM) -> GPTNeoXForCausalLM:
+    """One token's rows of the residual stream are of massive norm."""
+    sinks = copy.deepcopy(model)
+    with torch.no_grad():
+        sinks.get_input_embeddings().weight[SINK] *= 3000
+    return sinks
+
+
+@at_both_layers
+@pytest.mark.parametrize("architecture", ["standard", "gated"])
+def test_every_metric_leaves_out_the_rows_of_massive_norm_and_they_keep_their_activations(
+    with_sinks: Any, tokens_ET: Tensor, site: Site, architecture: str
+) -> None:
+    def not_massive(tokens_BT: Tensor) -> Tensor:
+        return kept(tokens_BT) & (tokens_BT != SINK)
+
+    assert ((tokens_ET == SINK) & kept(tokens_ET)).any()
+    sae = make_sae(architecture, seed=3)
+    by_token = Evaluator(with_sinks, tokens_ET, not_massive, batch=4).evaluate(site, sae)
+    by_norm = Evaluator(with_sinks, tokens_ET, kept, batch=4, max_norm=MAX_NORM).evaluate(site, sae)
+    assert by_norm == by_token
+    assert by_norm.metrics == pytest.approx(
+        slow_evaluation(with_sinks, tokens_ET, site.layer or 0, sae, {SPECIAL, SINK}), rel=1e-4, abs=1e-5
+    )
+    every = Evaluator(with_sinks, tokens_ET, kept, batch=4, max_norm=None).evaluate(site, sae).metrics
+    assert every["rows"] > by_norm.metrics["rows"]
+    assert every == pytest.approx(slow_evaluation(with_sinks, tokens_ET, site.layer or 0, sae), rel=1e-4, abs=1e-5)
+
+
+@at_both_layers
+def test_without_max_norm_an_sae_is_measured_on_the_sinks_alone(with_sinks: Any, tokens_ET: Tensor, site: Site) -> None:
+    """Half of every ordinary row is missing from the reconstructions, and nothing of the massive ones."""
+    sae = perfect_sae()
+
+    def encode(x_RD: Tensor) -> Tensor:
+        massive_R = x_RD.norm(dim=1) > MAX_NORM * x_RD.norm(dim=1).median()
+        return type(sae).encode(sae, x_RD) * torch.where(massive_R, 1.0, 0.5)[:, None]
+
+    sae.encode = encode  # type: ignore[method-assign]
+    every, without = (
+        Evaluator(with_sinks, tokens_ET, kept, CONTEXTS, max_norm).evaluate(site, sae).metrics
+        for max_norm in (None, MAX_NORM)
+    )
+    assert every["fvu"] < 1e-3
+    assert every["gamma"] == pytest.approx(1, abs=1e-3)
+    assert without["fvu"] > 0.25
+    assert without["gamma"] == pytest.approx(0.5)
+
+
+def test_which_rows_are_massive_is_a_question_of_each_site(with_sinks: Any, tokens_ET: Tensor) -> None:
+    evaluator = Evaluator(with_sinks, tokens_ET, kept, batch=4, max_norm=MAX_NORM)
+    rows = [evaluator.evaluate(site, make_sae(seed=4)).metrics["rows"] for site in (SITES[1], MLP_OUT)]
+    assert rows == [(kept(tokens_ET) & (tokens_ET != SINK)).sum(), kept(tokens_ET).sum()]
+
+
+@at_both_layers
+def test_where_no_row_is_massive_max_norm_changes_nothing(
+    model: Any, tokens_ET: Tensor, evaluator: Evaluator, site: Site
+) -> None:
+    sae = make_sae("gated", seed=5)
+    assert Evaluator(model, tokens_ET, kept, 4, MAX_NORM).evaluate(site, sae) == evaluator.evaluate(site, sae)
 
 
 # ---- known answers --------------------------------------------------------------------------------------------------
