@@ -87,9 +87,9 @@ def shown(value: object, quoted: bool = True) -> str:
         quoted: as Python writes it; else as text.
     """
     try:
-        text = repr(value) if quoted else str(value)
-    except (ValueError, RecursionError):  # Python writes no whole number of more than 4300 digits
-        text = f"a {type(value).__name__} too large to write"
+        text = f"{value:g}" if isinstance(value, int) and abs(value) > 10**20 else repr(value) if quoted else str(value)
+    except (ArithmeticError, ValueError, RecursionError):  # Python writes no int of more than 4300 digits
+        text = "what is too large to write"
     text = " ".join(text.split()) if not text.isprintable() else text
     return text if len(text) <= ECHOED else f"{text[:ECHOED]}…"
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import yaml
 
-from gsae_ray.errors import UserError, first_line
+from gsae_ray.errors import UserError, first_line, shown
 
 ROLE, PRODUCER, TRAINER = "gsae-role", "producer", "trainer"
 """The label of a node, and its values."""
@@ -18,6 +18,8 @@ KIND, ID = "ray.io/node-group", "ray.io/node-id"
 """Ray's labels: of a node that a launcher or an autoscaler has started its node type, and of every node its id."""
 MAX_WORKERS = 2
 """Of a launcher's file that does not say, in Ray."""
+MAX_NODES = 10_000
+"""Of a type: each is an object here."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,14 +82,23 @@ class Launcher:
                     heads.append(node)
                 else:
                     least, most = int(kind.get("min_workers", 0)), min(limit, int(kind.get("max_workers", limit)))
+                    if most > MAX_NODES:
+                        raise ValueError(f"max_workers: {most:,} of {name}; at most {MAX_NODES:,}")
                     workers += [(number >= least, number, node) for number in range(most)]
             workers.sort(key=lambda worker: worker[:2])
             return cls((*heads, *(node for *_, node in workers)), head, limit)
-        except (OSError, yaml.YAMLError, KeyError, TypeError, ValueError, AttributeError) as error:
-            raise UserError(
-                f"{file} is not a cluster launcher's file whose available_node_types have resources: "
-                f"{first_line(error)}"
-            ) from error
+        # On odd text YAML's own constructors raise anything of these; .inf is an overflow.
+        except (OSError, yaml.YAMLError, LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
+            raise cls._not_a_launchers(file, first_line(error)) from error
+        except RecursionError as error:
+            raise cls._not_a_launchers(file, "it is nested too deep") from error
+
+    @staticmethod
+    def _not_a_launchers(file: Path, reason: str) -> UserError:
+        return UserError(
+            f"{file} is not a cluster launcher's file whose available_node_types have resources: "
+            f"{shown(reason, quoted=False)}"
+        )
 
     def started(self, alive: Sequence[Node]) -> bool:
         """Whether it has started any of these; else it is another cluster's."""

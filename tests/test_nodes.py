@@ -86,7 +86,19 @@ def test_a_type_is_known_however_few_may_come(tmp_path: Path) -> None:
     assert not may_grow(found)
 
 
-def test_a_file_that_describes_no_cluster(tmp_path: Path) -> None:
-    (tmp_path / "c.yaml").write_text("provider: {type: local}\n")
-    with pytest.raises(UserError, match=r"c.yaml is not a cluster launcher's file"):
+@pytest.mark.parametrize(
+    "text",
+    [
+        "provider: {type: local}\n",
+        "max_workers: 1000000000000\navailable_node_types: {a: {resources: {CPU: 1}}}\n",  # each would be an object
+        "max_workers: .inf\navailable_node_types: {a: {resources: {CPU: 1}}}\n",
+        "max_workers: !!int ''\n",
+        "a: !!timestamp x\n",
+        "a: " + "[" * 5000,
+    ],
+)
+def test_a_file_that_describes_no_cluster_is_one_line(tmp_path: Path, text: str) -> None:
+    (tmp_path / "c.yaml").write_text(text)
+    with pytest.raises(UserError, match=r"c.yaml is not a cluster launcher's file") as caught:
         Launcher.read(tmp_path / "c.yaml")
+    assert "\n" not in str(caught.value)

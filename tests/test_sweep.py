@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from gsae_ray import sweep as sweep_module
 from gsae_ray.activations.sites import POINTS, Site
-from gsae_ray.errors import UserError
+from gsae_ray.errors import UserError, shown
 from gsae_ray.saes import REGISTRY
 from gsae_ray.settings import Settings, expand_grid
 from gsae_ray.sweep import TRAINABLE, Sweep
@@ -627,6 +627,90 @@ def test_a_file_that_cannot_be_read_is_one_line(tmp_path: Path) -> None:
         message = error_of(path)
         assert str(path) in message
         assert reason in message
+
+
+# ---- absurd numbers ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("override", "line"),
+    [
+        ("producers.count=1e300", "producers.count: 1e+300 should be at most 10,000"),
+        ("producers.count=10001", "producers.count: 10001 should be at most 10,000 (one cluster runs no more)"),
+        ("producers.count=.inf", "producers.count: inf should be"),
+        ("producers.gpus=1e300", "producers.gpus: 1e+300 should be at most 10,000"),
+        ("producers.gpus=.inf", "producers.gpus: inf should be a finite number"),
+        ("trials.gpus=.inf", "trials.gpus: inf; give a number of GPUs, at most 10,000"),
+        ("trials.gpus=" + "9" * 40, "trials.gpus: 1e+40; give a number of GPUs"),
+        ("trials.cpus=1e5", "trials.cpus: 100000 should be at most 10,000"),
+        ("trials.hang_timeout_s=1e300", "trials.hang_timeout_s: 1e+300 should be at most 3.1536e07 (a year)"),
+        ("producers.timeout_s=1e10", "producers.timeout_s: 10000000000.0 should be at most 3.1536e07 (a year)"),
+        ("producers.budget_gib=1e300", "producers.budget_gib: 1e+300 should be at most 1e09 (no cluster has"),
+        ("training.tokens=1e300", "training.tokens: 1e+300 should be at most 1e15"),
+        (
+            "training.tokens=1e16",
+            "training.tokens: 10000000000000000 should be at most 1e15 (no run gets through more)",
+        ),
+        ("training.batch_size=1e12", "training.batch_size: 1000000000000 should be at most 1e09 (they are in memory"),
+        ("training.lr=1e300", "training.lr.0: 1e+300 should be at most 1e38 (SAEs are trained in float32)"),
+        ("training.lr=" + "9" * 40, "training.lr.0: 1e+40 should be at most 1e38"),
+        ("training.lr=" + "9" * 5000, "training.lr.0: '9999999999"),
+        ("training.adam_betas=[0, " + "9" * 40 + "]", "training: adam_betas: [0.0, 1e+40]; each must be"),
+        ("saes.0.l1_coefficient=1e300", "saes.0.l1_coefficient: 1e+300 should be at most 1e38 (SAEs are trained in"),
+        (
+            "saes.0.widths=1e12",
+            "saes.0.widths.0: 1000000000000 should be at most 1e09 (an SAE's weights are in memory)",
+        ),
+        (
+            "saes.0={architecture: gated, expansion_factors: 1e300, l1_coefficient: 1}",
+            "saes.0.expansion_factors.0: 1e+3",
+        ),
+        ("saes.0={architecture: gated, expansion_factors: 1e6, l1_coefficient: 1}", None),
+        ("saes.0.l1_coefficient={log_range: [1, 2], n: 20000}", "saes.0.l1_coefficient: n is 20000; log_range needs"),
+        (
+            "training.lr={log_uniform: [1, 2], n: 100000000000}",
+            "training.lr: n is 100000000000; log_uniform needs a whole",
+        ),
+        ("training.lr={log_range: [1, .inf], n: 3}", "training.lr: log_range needs finite [low, high]"),
+        ("training.lr={log_range: [true, 2], n: 3}", "training.lr: log_range needs finite [low, high]"),
+        (
+            f"training.seeds={list(range(1001))}",
+            "training.seeds: 1,001 values; a grid has at most 1,000: each is an SAE",
+        ),
+        ("model.context_size=1e300", "model.context_size: 1e+300 should be at most 1e09"),
+        ("saes.².widths=3", "--set saes.².widths: saes is a list of 2; '²' should be 0 to 1"),
+        ("saes." + "9" * 5000 + ".widths=3", "--set saes.9999"),
+        ("x" * 100_000 + "=1", "x" * 200 + "…: unknown key"),
+        ("name=" + "x" * 100_000, "name: 'xxxx"),
+        ("model.dtype=" + "x" * 100_000, "model.dtype: 'xxxx"),
+        (f"model={list(range(9999))}", "model: [0, 1, 2"),
+        (".".join(["training"] * 100) + "=1", "--set training.training"),
+    ],
+)
+def test_an_absurd_number_is_refused_at_once_with_the_reason(path: Path, override: str, line: str | None) -> None:
+    message = error_of(path, override) if line else "saes: "
+    assert line is None or line in message
+    # What is echoed is cut; the keys that are known may be long.
+    assert len(re.sub(r"\(one of: .*?\)", "", message)) < 200 + 400 + len(str(path))
+
+
+def test_more_trials_than_a_sweep_can_have_are_counted_before_any_is_made(path: Path) -> None:
+    seeds = f"training.seeds={list(range(1000))}"
+    message = error_of(path, seeds, "saes.0.l1_coefficient={log_range: [1, 16], n: 1000}")
+    assert "saes: 8,000,008 trials; a sweep has at most 10,000, each with files" in message
+    grids = "l1_coefficient: {log_range: [1, 9], n: 1000}, tied: [true, false], auxiliary: [frozen, unfrozen, none]"
+    entry = f"saes.0={{architecture: gated, widths: 8, {grids}, learn_r_mag: [true, false]}}"
+    assert "saes.0: 12,000 trials; a sweep has at most 10,000" in error_of(path, entry)
+
+
+def test_a_message_echoes_at_most_200_characters() -> None:
+    assert shown("x" * 199) == repr("x" * 199)[:200] + "…"
+    assert shown(10**5000) == "what is too large to write"
+    assert shown("a\nb", quoted=False) == "a b"
+    deep: Any = []
+    for _ in range(10_000):
+        deep = [deep]
+    assert len(shown(deep)) <= 201
 
 
 # ---- the description ------------------------------------------------------------------------------------------------
