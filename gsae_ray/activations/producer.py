@@ -10,11 +10,12 @@ import torch
 
 from gsae_ray.activations.causal import check_predictions
 from gsae_ray.activations.chunks import Array, SiteStatistics, to_array
+from gsae_ray.activations.contexts import PADDING
 from gsae_ray.activations.layout import Layout
 from gsae_ray.activations.models import load_model
 from gsae_ray.activations.sites import Site, capture
 from gsae_ray.activations.statistics import Gathering
-from gsae_ray.activations.tokens import PADDING, TokenStore, model_input
+from gsae_ray.activations.tokens import TokenStore, model_input
 from gsae_ray.evaluation.evaluator import Evaluator
 from gsae_ray.evaluation.metrics import Evaluation
 from gsae_ray.saes import from_bytes

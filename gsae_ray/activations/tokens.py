@@ -13,30 +13,22 @@ import hashlib
 import itertools
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from functools import partial
 from pathlib import Path
-from typing import Any
 
-import datasets
-import numpy as np
 import safetensors.torch
 import torch
 from torch import Tensor
 from typing_extensions import TypedDict
 
-from gsae_ray.activations.documents import MASK, Column, HubData, LocalData, find_data
+from gsae_ray.activations.contexts import PADDING, Documents, are_contexts, as_they_are, held_out_by_hash, packed
+from gsae_ray.activations.documents import find_data
 from gsae_ray.activations.vocabulary import Vocabulary
 from gsae_ray.errors import DamagedError, DataEndedError, UserError
 from gsae_ray.files import JSONFile, digest, file_hash, is_whole, write_atomically
 from gsae_ray.revision import REVISION
 from gsae_ray.sweep import DatasetSettings, Sweep
 
-TOKENIZE_BATCH = 64  # documents; small enough that little is read beyond what is needed
-STREAM_SHUFFLE_BUFFER = 10_000  # documents
-LOOKED_AT = 1_000  # rows of token ids, whether all have one length
 FEW_DOCUMENTS = 10  # of so few no share can be held out
-PADDING = -1
-"""In place of a token id, after a context that is shorter than the others: no row, no target, never read."""
 
 Progress = Callable[[str, int, int], None]
 """Called with (what, rows so far, rows needed)."""
@@ -109,133 +101,6 @@ def _write(tokens_BT: Tensor, path: Path) -> None:
     write_atomically(path, safetensors.torch.save({"tokens": tokens_BT.to(torch.int32).contiguous()}))
 
 
-# ---- documents ------------------------------------------------------------------------------------------------------
-
-
-def held_out_by_hash(document: str | list[int], fraction: float) -> bool:
-    """Whether a document belongs to the held-out share: by its content, so wherever it stands."""
-    data = document.encode() if isinstance(document, str) else np.asarray(document, np.int64).tobytes()
-    return int.from_bytes(hashlib.sha256(data).digest()[:8], "big") < fraction * 2**64
-
-
-class _Documents:
-    """The token ids of the documents of one split, in a seeded order.
-
-    Text ends with the end-of-text token if there is one. Token ids are real ones: padding is gone, nothing is added.
-    """
-
-    def __init__(
-        self,
-        source: LocalData | HubData,
-        dataset: DatasetSettings,
-        vocabulary: Vocabulary,
-        model: str,
-        split: str,
-        keep: Callable[[str | list[int]], bool],
-        key: str,
-    ) -> None:
-        """
-        Args:
-            model: names the model, for messages.
-            keep: text or token ids of a document -> whether it belongs here.
-            key: where the sweep file names the split.
-        """
-        is_text = dataset.tokens_column is None
-        self.column = Column(dataset.tokens_column or dataset.text_column, None if is_text else vocabulary.size)
-        self.data = source.load(split, self.column, key)
-        if self.data.column_names is not None and self.column.name not in self.data.column_names:
-            raise self.column.missing(self.data.column_names)
-        self.source, self.split, self.model = source, split, model
-        self.vocabulary = vocabulary
-        self.keep = keep
-        self.seen = 0
-        """Documents so far, those that do not belong here too."""
-
-    def one_length(self) -> int | None:
-        """The length of all rows of token ids, as far as they are looked at, if there are several and it is one."""
-        rows = [row.get(self.column.name) for row in itertools.islice(self.data, LOOKED_AT)]
-        lengths = {len(row) for row in rows if isinstance(row, list)}
-        return lengths.pop() if len(lengths) == 1 and len(rows) > 1 else None
-
-    def one_pass(self, number: int, seed: int) -> Iterator[list[int]]:
-        """Each document once, in the order of (seed, pass number)."""
-        documents = (d for d in self._read(number, seed) if self.keep(d))
-        while batch := list(itertools.islice(documents, TOKENIZE_BATCH)):
-            yield from self._tokenised(batch) if self.column.is_text else batch
-
-    def _read(self, number: int, seed: int) -> Iterator[Any]:
-        for row, example in self._examples(number, seed):
-            if self.column.name not in example:  # a stream's columns are known only now
-                raise self.column.missing(example)
-            self.column.check(example, partial(self.source.place, self.split, row))
-            document = example[self.column.name]
-            if document and not self.column.is_text:
-                document = self.vocabulary.without_padding(document, example.get(MASK))
-            if document:
-                self.seen += 1
-                yield document
-
-    def _examples(self, number: int, seed: int) -> Iterator[tuple[int | None, dict[str, Any]]]:
-        """Each with its row, which is not known of a stream."""
-        if isinstance(self.data, datasets.IterableDataset):
-            shuffled = self.data.shuffle(seed=seed + number, buffer_size=STREAM_SHUFFLE_BUFFER)
-            yield from ((None, example) for example in shuffled)
-        else:
-            # A permutation of indices: `Dataset.shuffle` would write a cache file into the user's home.
-            order = np.random.RandomState([seed, number]).permutation(len(self.data))
-            yield from ((int(i), self.data[int(i)]) for i in order)
-
-    def _tokenised(self, texts: list[str]) -> Iterator[list[int]]:
-        tokenizer, eos = self.vocabulary.tokenizer, self.vocabulary.eos
-        assert tokenizer is not None
-        for ids in tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]:
-            document = ids if eos is None else [*ids, eos]
-            self.vocabulary.check(document, self.model)
-            yield document
-
-    def passes(self, seed: int, repeat: bool) -> Iterator[list[int]]:
-        """One pass, or as many as are drawn from it."""
-        for number in itertools.count():
-            document = None
-            for document in self.one_pass(number, seed):
-                yield document
-            if not repeat or document is None:
-                return
-
-
-def _packed(documents: Iterable[list[int]], context_size: int, bos: int | None, have_bos: bool) -> Iterator[list[int]]:
-    """Contexts of documents end to end; a last incomplete context is dropped.
-
-    Args:
-        bos: begins each context; None for nothing.
-        have_bos: documents may begin with BOS themselves: a context that does gets no second one.
-    """
-    buffer: list[int] = []
-    for document in documents:
-        buffer.extend(document)
-        start = 0
-        while True:
-            lead = [] if bos is None or (have_bos and buffer[start : start + 1] == [bos]) else [bos]
-            size = context_size - len(lead)
-            if len(buffer) - start < size:
-                break
-            yield lead + buffer[start : start + size]
-            start += size
-        del buffer[:start]
-
-
-def _as_they_are(rows: Iterable[list[int]], context_size: int, bos: int | None) -> Iterator[list[int]]:
-    """Each row as a context of its own, with PADDING after it where it is short."""
-    for row in rows:
-        context = row if bos is None or row[0] == bos else [bos, *row]
-        if len(context) > context_size:
-            raise UserError(
-                f"model.context_size: {context_size} is less than the {len(context)} tokens of a row of "
-                "dataset.tokens_column; raise it, or set dataset.tokens_are: documents"
-            )
-        yield context + [PADDING] * (context_size - len(context))
-
-
 # ---- preparing ------------------------------------------------------------------------------------------------------
 
 
@@ -260,17 +125,17 @@ def prepare_tokens(sweep: Sweep, directory: Path, report: Progress = lambda what
     if heldout_split == dataset.split:
         raise UserError(f"evaluation.split: {heldout_split!r} is what is trained on (dataset.split); hold out another")
 
-    def documents(split: str, keep: Callable[[str | list[int]], bool], key: str) -> _Documents:
-        return _Documents(source, dataset, vocabulary, model.name, split, keep, key)
+    def documents(split: str, keep: Callable[[str | list[int]], bool], key: str) -> Documents:
+        return Documents(source, dataset, vocabulary, model.name, split, keep, key)
 
-    are_contexts = _are_contexts(dataset, lambda: documents(dataset.split, lambda _: True, "dataset.split"))
-    bos = _bos(dataset, vocabulary, are_contexts)
+    as_contexts = are_contexts(dataset, lambda: documents(dataset.split, lambda _: True, "dataset.split"))
+    bos = _bos(dataset, vocabulary, as_contexts)
     vocabulary.check([] if bos is None else [bos], model.name)
 
     def contexts_of(documents: Iterable[list[int]]) -> Iterator[list[int]]:
-        if are_contexts:
-            return _as_they_are(documents, model.context_size, bos)
-        return _packed(documents, model.context_size, bos, have_bos=not is_text)
+        if as_contexts:
+            return as_they_are(documents, model.context_size, bos)
+        return packed(documents, model.context_size, bos, have_bos=not is_text)
 
     def count(tokens_BT: Tensor) -> int:
         return int(kept_mask(tokens_BT, special_ids, dataset.skip_positions).sum())
@@ -281,7 +146,7 @@ def prepare_tokens(sweep: Sweep, directory: Path, report: Progress = lambda what
         "eos": vocabulary.eos,  # ends each document; not among what the tokenizer's fingerprint covers
         "pad": None if is_text else vocabulary.pad,
         "context_size": model.context_size,
-        "contexts": are_contexts,
+        "contexts": as_contexts,
         "bos": bos,
         "special_ids": special_ids,
         **dataset.model_dump(include={"text_column", "tokens_column", "streaming", "skip_positions"}),
@@ -296,7 +161,7 @@ def prepare_tokens(sweep: Sweep, directory: Path, report: Progress = lambda what
         "held_out": heldout_split or [dataset.split, evaluation.fraction],
     }
 
-    def held_out_whole(reader: _Documents) -> str:
+    def held_out_whole(reader: Documents) -> str:
         """Advice where there are too few documents to hold out some of them."""
         if heldout_split or reader.seen >= FEW_DOCUMENTS:
             return ""
@@ -394,23 +259,6 @@ def _prepared(target: Path, needed: int, make: Callable[[Path], list[int]]) -> _
             target.rename(Path(temporary) / "old")
         made.rename(target)
     return manifest
-
-
-def _are_contexts(dataset: DatasetSettings, documents: Callable[[], _Documents]) -> bool:
-    """Whether each row is a context of its own, rather than a document to be packed.
-
-    Raises:
-        UserError: of token ids it has to be said, and is not.
-    """
-    if dataset.tokens_column is None or dataset.tokens_are is not None:
-        return dataset.tokens_are == "contexts"
-    length = documents().one_length()
-    if length is not None:
-        raise UserError(
-            f"dataset.tokens_are: missing; all rows of {dataset.tokens_column!r} have {length} tokens: say contexts, "
-            "to read each as it is, or documents, to pack them one after the other"
-        )
-    return False
 
 
 def _bos(dataset: DatasetSettings, vocabulary: Vocabulary, are_contexts: bool) -> int | None:

@@ -15,9 +15,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from gsae_ray.activations.contexts import PADDING
 from gsae_ray.activations.norms import limit, square_norms, takes_part
 from gsae_ray.activations.sites import Edit, Site, capture, edited
-from gsae_ray.activations.tokens import PADDING, model_input
+from gsae_ray.activations.tokens import model_input
 from gsae_ray.errors import not_finite
 from gsae_ray.evaluation.metrics import SUMS, Evaluation, from_sums
 from gsae_ray.evaluation.pursuit import gradient_pursuit

@@ -21,8 +21,8 @@ import torch
 from prepared import DOCUMENTS, IDS, TOKENIZER, blocks, complaint, documents_in, stream, sweep, write_jsonl
 from rich.console import Console
 
-from gsae_ray.activations import documents as documents_module
-from gsae_ray.activations.documents import find_data
+from gsae_ray.activations import local_data
+from gsae_ray.activations.documents import Column, find_data
 from gsae_ray.activations.tokens import TokenStore, prepare_tokens
 from gsae_ray.display import Display
 from gsae_ray.errors import DataEndedError, UserError
@@ -100,6 +100,9 @@ def test_other_names_are_given_by_patterns(tmp_path: Path) -> None:
     for pattern in ("ald/*", "o**d/*", "../c/old/*"):
         message = complaint(sweep(tmp_path / "c", dataset_data_files={"train": pattern}), tmp_path / "a")
         assert message.startswith("dataset.data_files.train: ") and repr(pattern) in message
+    for name in (tmp_path / "c" / "old" / "1.jsonl", "builtin"):
+        message = complaint(sweep(name, dataset_data_files=given), tmp_path / "a")
+        assert message.startswith("dataset.data_files: ") and repr(str(name)) in message
     message = complaint(sweep(tmp_path / "c", dataset_data_files={"train": "**", "test": "new/*"}), tmp_path / "a")
     assert message.startswith("dataset.data_files: ") and "new/1.jsonl" in message
 
@@ -158,7 +161,7 @@ def test_a_file_rewritten_with_its_time_stamp_kept_is_read_anew(name: str, tmp_p
                 prepare_tokens(sweep(given, **fraction), tmp_path / "out")
         else:
             stores.append(prepare_tokens(sweep(given, **fraction), tmp_path / "out"))
-        read = find_data(sweep(given).dataset).load("train", documents_module.Column("text", None), "dataset.split")
+        read = find_data(sweep(given).dataset).load("train", Column("text", None), "dataset.split")
         assert all(version in row["text"] for row in read)
     if stores:
         assert stores[0].fingerprint != stores[1].fingerprint and blocks(stores[0]) != blocks(stores[1])
@@ -283,7 +286,7 @@ def test_a_name_is_not_empty() -> None:
 
 
 def test_more_files_than_any_data_set_has_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(documents_module, "MOST_FILES", 3)
+    monkeypatch.setattr(local_data, "MOST_FILES", 3)
     for index in range(3):
         write(tmp_path / "c" / f"{index}.jsonl", DOCUMENTS)
     assert trained_on(prepare_tokens(sweep(tmp_path / "c"), tmp_path / "a")) <= set(IDS)

@@ -17,11 +17,12 @@ import torch
 from prepared import CONTEXT, DOCUMENTS, EOS, IDS, complaint, stream, sweep, write_jsonl
 from tokenizers.processors import TemplateProcessing
 
+from gsae_ray.activations.contexts import PADDING
 from gsae_ray.activations.layout import Layout
 from gsae_ray.activations.models import load_model, load_tokenizer
 from gsae_ray.activations.producer import Producer, ProducerSpec
 from gsae_ray.activations.sites import Site, capture
-from gsae_ray.activations.tokens import PADDING, TokenStore, prepare_tokens
+from gsae_ray.activations.tokens import TokenStore, prepare_tokens
 from gsae_ray.builtin import MODEL_DIR
 from gsae_ray.errors import NoTokenizerError, UserError
 from gsae_ray.sweep import ModelSettings, Sweep

@@ -34,8 +34,9 @@ from servers import serving
 from tokenizers.processors import TemplateProcessing
 from torch import Tensor
 
+from gsae_ray.activations.contexts import held_out_by_hash
 from gsae_ray.activations.models import load_tokenizer
-from gsae_ray.activations.tokens import TokenStore, held_out_by_hash, kept_mask, prepare_tokens
+from gsae_ray.activations.tokens import TokenStore, kept_mask, prepare_tokens
 from gsae_ray.builtin import MODEL_DIR
 from gsae_ray.errors import DataEndedError, UserError
 from gsae_ray.sweep import ModelSettings

@@ -12,8 +12,9 @@ import torch
 from torch import Tensor, nn
 from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
 
+from gsae_ray.activations.contexts import PADDING
 from gsae_ray.activations.sites import Site
-from gsae_ray.activations.tokens import PADDING, kept_mask
+from gsae_ray.activations.tokens import kept_mask
 from gsae_ray.errors import NumericError
 from gsae_ray.evaluation import evaluator as evaluator_module
 from gsae_ray.evaluation.evaluator import Evaluator
