@@ -200,7 +200,7 @@ def _describe_driver(driver: _DriverState) -> str:
 
 
 def _runs(driver: _DriverState) -> bool:
-    return not driver["ended"] and time.time() - driver["heartbeat"] < LOCK_STALE_S and _alive(driver)
+    return not driver["ended"] and abs(time.time() - driver["heartbeat"]) < LOCK_STALE_S and _alive(driver)
 
 
 def _alive(driver: _DriverState) -> bool:

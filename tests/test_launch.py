@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import os
 import shutil
@@ -18,6 +19,7 @@ import pandas as pd
 import pytest
 import ray
 import torch
+from damage import flip
 from faults import Home, on_nodes, processes, wait_until
 from mlflow.tracking import MlflowClient
 from ray.actor import ActorHandle
@@ -421,6 +423,35 @@ def test_resume_finds_the_launch_and_refuses_a_changed_sweep(launched: launch.Sw
         run({**ONE_PRODUCER, "training": {**SWEEP["training"], "batch_size": 256}}, home, resume=True)
     resumed = run({**ONE_PRODUCER, "evaluation": {"tokens": sweep["evaluation"]["tokens"]}}, home, resume=True)
     assert resumed.launch_id == newest
+
+
+def test_finished_work_that_is_damaged_is_made_again_as_it_was_and_nothing_else_is(
+    launched: launch.SweepResult, plan: Plan, home: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(home / "runs", tmp_path / "runs")
+    whole, flipped, unmeasured, gone = (tmp_path / "runs/golden/trials" / t.directory_name for t in plan.trials)
+    flip(flipped / "sae/sae_weights.safetensors")
+    for path in (unmeasured / "evaluations").iterdir():
+        path.write_text("{}")
+    shutil.rmtree(gone / "sae")
+    block = f"tokens/{plan.tokens.blocks_directory.name}/block-00001.safetensors"
+    flip(tmp_path / "runs" / block)
+    told = io.StringIO()
+    sweep, uri = Sweep.model_validate(ONE_PRODUCER), f"sqlite:///{tmp_path}/mlflow.db"
+    result = launch.run(
+        sweep, storage=tmp_path / "runs", tracking_uri=uri, console=Console(file=told, width=1000), resume=False
+    )
+    assert result.failures == {}
+    assert "1 of 4 trials are done already" in told.getvalue()
+    for path in (flipped / "sae/sae_weights.safetensors", gone / "sae/cfg.json"):
+        assert f"{path}: this file is damaged; the same command trains this SAE again\n" in told.getvalue()
+    for folder in (whole, flipped, unmeasured, gone):
+        name = "sae/sae_weights.safetensors"
+        assert (folder / name).read_bytes() == (home / "runs/golden/trials" / folder.name / name).read_bytes()
+        assert TrialDirectory(folder).newest_attempt == (1 if folder in (whole, unmeasured) else 2)
+    assert (tmp_path / "runs" / block).read_bytes() == (home / "runs" / block).read_bytes()
+    columns = ["trial", "l0", "loss_recovered", "gamma"]
+    pd.testing.assert_frame_equal(result.frontier()[columns], launched.frontier()[columns])
 
 
 def test_a_trial_in_nan_is_failed_and_the_sweep_goes_on(launched: launch.SweepResult, home: Path) -> None:

@@ -93,8 +93,9 @@ def test_a_driver_whose_process_belongs_to_another_user_is_alive(tmp_path: Path)
 
 
 @pytest.mark.parametrize("host", ["another", socket.gethostname()])
-def test_a_driver_whose_heartbeat_is_stale_is_replaced(tmp_path: Path, host: str) -> None:
-    driver_file(tmp_path, 3, host=host, pid=os.getpid(), heartbeat=time.time() - LOCK_STALE_S - 1)
+@pytest.mark.parametrize("beat_s", [-LOCK_STALE_S - 1, 1e9], ids=["stale", "of a damaged file"])
+def test_a_driver_whose_heartbeat_is_not_of_now_is_replaced(tmp_path: Path, host: str, beat_s: float) -> None:
+    driver_file(tmp_path, 3, host=host, pid=os.getpid(), heartbeat=time.time() + beat_s)
     with driver_lock(tmp_path) as driver:
         assert driver.session == 4
 
@@ -223,7 +224,18 @@ def test_of_drivers_that_begin_at_the_same_time_one_runs_and_the_others_are_refu
     assert sorted(outcomes) == ["refused"] * (racers - 1) + ["session 6"]
 
 
-DAMAGED = ["", '{"host": "ano', "null", "[]", "{}", '{"host": "another", "pid": 7}', "\x00" * 40, '{"ended": "', "7"]
+DAMAGED = [
+    '{"host": "another", "pid": 1e99, "ended": false, "heartbeat": 1e999}',
+    "",
+    '{"host": "ano',
+    "null",
+    "[]",
+    "{}",
+    '{"host": "another", "pid": 7}',
+    "\x00" * 40,
+    '{"ended": "',
+    "7",
+]
 
 
 @pytest.mark.parametrize("contents", DAMAGED, ids=range(len(DAMAGED)))

@@ -20,6 +20,7 @@ finished SAE by training, an evaluation by evaluating. `DONE` is checked against
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import shutil
 import time
@@ -83,9 +84,8 @@ class _Failed(TypedDict):
 
 _AGAIN = "the same command trains this SAE again"
 ROW = JSONFile(Row, "rows are made again from the checkpoint before", sealed=True)
-ATTEMPT = JSONFile(Attempt, _AGAIN)
+ATTEMPT = JSONFile(Attempt, "it counts as one of no session", sealed=True)
 MANIFEST = JSONFile(_Manifest, "the checkpoint before it is used", sealed=True)
-TRIAL = JSONFile(dict[str, Any], "it is written anew by the trial's next attempt")
 DONE = JSONFile(_Done, _AGAIN, sealed=True)
 FAILED = JSONFile(_Failed, "the same command tries this trial again")
 EVALUATION = JSONFile(_Evaluation, "the same command evaluates this SAE again", sealed=True)
@@ -152,8 +152,8 @@ class TrialDirectory:
     def newest_begun(self) -> Attempt:
         """What `begin_attempt` wrote last."""
         attempt = self.newest_attempt
-        found = ATTEMPT.read_whole(self.path / "attempts" / f"{attempt}.json")
-        return found or {"attempt": attempt, "session": 0}  # it has been claimed only
+        found = ATTEMPT.read_whole(self.path / "attempts" / f"{attempt}.json")  # None: it has been claimed only
+        return found if found and found["attempt"] == attempt else {"attempt": attempt, "session": 0}
 
     @property
     def newest_checkpoint(self) -> int:
@@ -260,7 +260,7 @@ class TrialDirectory:
             except FileExistsError:
                 continue
             ATTEMPT.write(file, cast(Attempt, {"attempt": number, "session": session, **where}))
-            TRIAL.write(self.path / "trial.json", trial.to_json())
+            write_atomically(self.path / "trial.json", json.dumps(trial.to_json(), indent=2).encode())
             self.attempt = number
             return number
 

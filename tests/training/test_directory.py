@@ -6,6 +6,7 @@ import contextlib
 import errno
 import json
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -316,6 +317,29 @@ def test_two_processes_that_begin_at_once_do_not_share_a_number(tmp_path: Path) 
     Suspended.looks = [{"attempt": 1, "session": 0}]
     assert Suspended(first.path).begin_attempt(TRIAL, session=2) == 3
     assert TrialDirectory(first.path).newest_begun == {"attempt": 3, "session": 2}
+
+
+def test_a_damaged_attempt_keeps_nobody_from_beginning_the_next(tmp_path: Path) -> None:
+    """Whatever bit is flipped: a higher session is no driver's, a lower number is no attempt's."""
+    whole = (begin(tmp_path, TRIAL).path / "attempts/1.json").read_bytes()
+    for byte in range(len(whole)):
+        data = bytearray(whole)
+        data[byte] ^= 1 << byte % 4
+        (tmp_path / TRIAL.directory_name / "attempts/1.json").write_bytes(data)
+        directory = TrialDirectory(tmp_path / TRIAL.directory_name)
+        assert directory.begin_attempt(TRIAL) == 2
+        (directory.path / "attempts/2.json").unlink()
+
+
+def test_rows_of_an_attempt_that_is_gone_are_not_those_of_the_next(tmp_path: Path) -> None:
+    for _ in range(3):
+        directory = begin(tmp_path, TRIAL)
+    train(directory, 1, 4)
+    shutil.rmtree(directory.path / "attempts")
+    successor = begin(tmp_path, TRIAL)
+    assert_state(successor.newest_state(), 4 * 64)
+    train(successor, 5, 6)
+    assert steps_of(successor) == [1, 2, 3, 4, 5, 6]
 
 
 def test_an_older_attempt_cannot_cut_the_rows_of_a_newer_one(tmp_path: Path) -> None:
