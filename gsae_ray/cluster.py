@@ -33,7 +33,7 @@ from gsae_ray.connection import keep_token_private
 from gsae_ray.display import Progress
 from gsae_ray.errors import INTERRUPTED, UserError, first_line
 from gsae_ray.ledger import Resume
-from gsae_ray.names import local_path, own_command
+from gsae_ray.names import own_command, refuse_address
 from gsae_ray.nodes import Node
 from gsae_ray.remote import RemoteLaunch
 from gsae_ray.sweep import Sweep
@@ -395,7 +395,7 @@ def submit(
             f"--tracking-uri: {uri!r} is not an MLflow server that the cluster can reach; give its address "
             "(http://HOST:PORT), or set MLFLOW_TRACKING_URI"
         )
-    local_path(storage, "--storage")
+    refuse_address(storage, "--storage")
     if not storage.startswith(("/", "~")):
         raise UserError(f"--storage: {storage!r} is relative; give a path of the cluster, which every node sees")
     client = connect(address)

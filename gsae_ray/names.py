@@ -41,11 +41,10 @@ def check_run_id(run_id: str) -> str:
     return run_id
 
 
-def local_path(path: str | Path, option: str) -> Path:
-    """A folder that was given on the command line.
-
+def refuse_address(path: str | Path, option: str) -> None:
+    """
     Raises:
-        UserError: it is an address (s3://…), which would become a folder of that name here; or empty.
+        UserError: what should be a path is an address (s3://…), which would become a folder of that name; or nothing.
     """
     text = str(path)
     if _SCHEME.match(text):  # a Path has one slash only
@@ -54,7 +53,19 @@ def local_path(path: str | Path, option: str) -> Path:
         )
     if not text or "\0" in text:
         raise UserError(f"{option}: {shown(text)} is no path; give a folder")
-    return Path(path).expanduser()
+
+
+def local_path(path: str | Path, option: str) -> Path:
+    """A path of this machine, as an option gives it.
+
+    Raises:
+        UserError: it is none.
+    """
+    refuse_address(path, option)
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as error:
+        raise UserError(f"{option}: {shown(str(path))}: there is no such home; give a folder") from error
 
 
 def own_command(*words: object) -> str:

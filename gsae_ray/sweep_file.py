@@ -13,10 +13,11 @@ from pydantic import BaseModel
 from gsae_ray import plain_yaml
 from gsae_ray.errors import UserError, shown
 from gsae_ray.explain import explain, models_in
+from gsae_ray.sae_settings import TRAINABLE, SAESettings
 from gsae_ray.saes import REGISTRY
 from gsae_ray.settings import AtMost, bounds_in
 from gsae_ray.site_settings import SiteSettings
-from gsae_ray.sweep import TRAINABLE, SAESettings, Sweep
+from gsae_ray.sweep import Sweep
 
 
 def load_sweep(path: str | Path, overrides: Sequence[str] = ()) -> Sweep:

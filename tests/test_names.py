@@ -141,7 +141,8 @@ def test_an_experiments_artifacts_stay_beside_the_database(tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize(
-    "storage", ["s3://bucket/x", "gs://bucket", "hdfs://a/b", "file:///x", "S3:/bucket/x", "", "a\0b"]
+    "storage",
+    ["s3://bucket/x", "gs://bucket", "file:///x", "S3:/bucket/x", "", "a\0b"],
 )
 def test_a_storage_that_is_no_folder_is_refused_before_anything_starts(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, storage: str
@@ -172,6 +173,8 @@ def test_an_sae_is_not_written_to_an_address(tmp_path: Path, monkeypatch: pytest
 
 def test_a_local_path_may_begin_at_home(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", "/somebody")
+    with pytest.raises(UserError, match="--storage: '~no-such-user/x': there is no such home"):
+        local_path("~no-such-user/x", "--storage")
     assert local_path("~/runs", "--storage") == Path("/somebody/runs")
     assert local_path("a:b/c", "--storage") == Path("a:b/c")
 

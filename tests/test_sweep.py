@@ -17,9 +17,10 @@ from hypothesis import strategies as st
 from gsae_ray import sweep as sweep_module
 from gsae_ray.activations.sites import POINTS, Site
 from gsae_ray.errors import UserError, shown
+from gsae_ray.sae_settings import TRAINABLE
 from gsae_ray.saes import REGISTRY
 from gsae_ray.settings import Settings, expand_grid
-from gsae_ray.sweep import TRAINABLE, Sweep
+from gsae_ray.sweep import Sweep
 from gsae_ray.sweep_file import describe, load_sweep
 from gsae_ray.training.recipe import TrialTraining
 from gsae_ray.trial import TrialSpec

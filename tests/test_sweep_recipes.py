@@ -12,8 +12,9 @@ import pytest
 
 from gsae_ray.activations.sites import Site
 from gsae_ray.errors import UserError
+from gsae_ray.sae_settings import TRAINABLE
 from gsae_ray.saes import REGISTRY, SAEConfig
-from gsae_ray.sweep import TRAINABLE, Sweep
+from gsae_ray.sweep import Sweep
 from gsae_ray.sweep_file import describe, load_sweep
 from gsae_ray.training.recipe import ResamplingSettings, TrainingSettings
 from gsae_ray.trial import MAX_NAME, TrialSpec
