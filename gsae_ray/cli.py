@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 
 import click
 from rich.console import Console
-from rich.table import Table
 
 import gsae_ray
 from gsae_ray.errors import FAILED, INTERRUPTED, REFUSED, SweepStoppedError, UserError
@@ -286,19 +285,21 @@ def list_jobs(address: str | None, as_json: bool) -> None:
 
     from gsae_ray import cluster
     from gsae_ray.display import clock
+    from gsae_ray.tables import print_table
 
     found = cluster.overview(address)
     if as_json:
         click.echo(json.dumps([status.to_json() for status in found], indent=2))
         return
-    table = Table()
-    for column in ("job", "sweep", "state", "time", "trials done"):
-        table.add_column(column, justify="right" if column in ("time", "trials done") else "left")
-    for status in found:
-        trials = status.progress.trials if status.progress else {}
-        done = f"{trials['done']} of {sum(trials.values())}" if trials else ""
-        table.add_row(status.id, status.sweep, status.state, clock(status.seconds), done)
-    _console().print(table)
+    trials = [status.progress.trials if status.progress else {} for status in found]
+    columns = {
+        "job": [status.id for status in found],
+        "sweep": [status.sweep for status in found],
+        "state": [status.state for status in found],
+        "time": [clock(status.seconds) for status in found],
+        "trials done": [f"{of['done']} of {sum(of.values())}" if of else "" for of in trials],
+    }
+    print_table(columns, _console(), texts=("sweep", "state"))
     for message in dict.fromkeys(status.message for status in found if status.state in cluster.LIVE and status.message):
         click.echo(message, err=True)
 
@@ -386,16 +387,18 @@ def _memory(need: Memory) -> str:
 
 def _print_forecast(cost: Forecast) -> None:
     from gsae_ray.forecast import equal_compute
+    from gsae_ray.tables import print_table
 
-    table = Table()
-    columns = ("trials", "architecture", "objective", "d in", "d sae", "parameters", "FLOPs a row")
-    for column in columns:
-        table.add_column(column, justify="left" if column in ("architecture", "objective") else "right")
-    for kind in cost.kinds:
-        name = f"{kind.architecture} {kind.variant}".rstrip()
-        sizes = [f"{n:,}" for n in (kind.d_in, kind.d_sae, kind.parameters, kind.flops_a_row)]
-        table.add_row(str(kind.trials), name, kind.objective, *sizes)
-    _console().print(table)
+    columns = {
+        "trials": [str(kind.trials) for kind in cost.kinds],
+        "architecture": [f"{kind.architecture} {kind.variant}".rstrip() for kind in cost.kinds],
+        "objective": [kind.objective for kind in cost.kinds],
+        "d in": [f"{kind.d_in:,}" for kind in cost.kinds],
+        "d sae": [f"{kind.d_sae:,}" for kind in cost.kinds],
+        "parameters": [f"{kind.parameters:,}" for kind in cost.kinds],
+        "FLOPs a row": [f"{kind.flops_a_row:,}" for kind in cost.kinds],
+    }
+    print_table(columns, _console(), texts=("architecture", "objective"))
     phases = f" in {len(cost.phases)} phases ({' + '.join(map(str, cost.phases))})" if len(cost.phases) > 1 else ""
     gib, block = cost.activation_bytes / 2**30, cost.block_bytes / 2**30
     ratio = f" if all is kept, {cost.forward_ratio_without_budget:.2f} if nothing can be"

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, NullFormatter
 
 from gsae_ray.curves import pareto
-from gsae_ray.results import curve_labels
+from gsae_ray.tables import labels
 
 COLUMNS_A_ROW = 3
 KINDS = ["architecture", "variant", "recipe", "d_sae", "tokens"]
@@ -19,7 +20,7 @@ KINDS = ["architecture", "variant", "recipe", "d_sae", "tokens"]
 def plot_frontier(rows: pd.DataFrame, pursuit: pd.DataFrame | None = None) -> Figure:
     """L0 (log axis) against loss recovered: a panel a site, a line through the Pareto points of each kind of SAE.
 
-    Kinds are as `results.curve_labels` tells them apart. SAEs that another of their kind beats are points alone.
+    Kinds are as `_curves` tells them apart. SAEs that another of their kind beats are points alone.
 
     Args:
         rows: as `results.frontier` returns them.
@@ -28,7 +29,7 @@ def plot_frontier(rows: pd.DataFrame, pursuit: pd.DataFrame | None = None) -> Fi
     everything = rows.assign(pursued=False)
     if pursuit is not None:
         everything = pd.concat([everything, pursuit.assign(pursued=True)], ignore_index=True)
-    everything = everything.assign(label=curve_labels(everything)).sort_values([*KINDS, "l0"])
+    everything = everything.assign(label=_curves(everything)).sort_values([*KINDS, "l0"])
     sites, kinds = sorted(set(everything["site"])), list(everything["label"].unique())
     columns = min(COLUMNS_A_ROW, len(sites))
     height = -(-len(sites) // columns)
@@ -52,6 +53,18 @@ def plot_frontier(rows: pd.DataFrame, pursuit: pd.DataFrame | None = None) -> Fi
         axis.grid(alpha=0.3, which="both")
         axis.legend()
     return figure
+
+
+def _curves(rows: pd.DataFrame) -> pd.Series[Any]:
+    """Which curve each row is on: by its label, and by recipe, width and tokens where they differ."""
+    text = labels(rows)
+    if rows["recipe"].nunique() > 1:
+        text = text + " " + rows["recipe"]
+    if rows.groupby(text)["d_sae"].nunique().gt(1).any():
+        text = text + " w" + rows["d_sae"].astype(str)
+    if rows["tokens"].nunique() > 1:
+        text = text + rows["tokens"].map(" {:,} tokens".format)
+    return text
 
 
 def save_frontier(rows: pd.DataFrame, path: Path, pursuit: pd.DataFrame | None = None) -> None:

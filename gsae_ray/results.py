@@ -57,23 +57,6 @@ FORMATS: dict[str, Callable[[SAE, Path], None]] = {"gsae": lambda sae, directory
 # ---- the frontier ---------------------------------------------------------------------------------------------------
 
 
-def labels(rows: pd.DataFrame) -> pd.Series[Any]:
-    """What each row is: architecture and variant."""
-    return rows["architecture"] + rows["variant"].map(lambda variant: f" {variant}" if variant else "")
-
-
-def curve_labels(rows: pd.DataFrame) -> pd.Series[Any]:
-    """Which curve of a picture each row is on: by its label, and by recipe, width and tokens where they differ."""
-    text = labels(rows)
-    if rows["recipe"].nunique() > 1:
-        text = text + " " + rows["recipe"]
-    if rows.groupby(text)["d_sae"].nunique().gt(1).any():
-        text = text + " w" + rows["d_sae"].astype(str)
-    if rows["tokens"].nunique() > 1:
-        text = text + rows["tokens"].map(" {:,} tokens".format)
-    return text
-
-
 def log_l0_at(rows: pd.DataFrame, loss_recovered: float) -> float:
     """ln L0 of a frontier at a loss recovered (see `curves.log_l0_at`)."""
     return float(curves.log_l0_at(*_curve(rows), np.array(loss_recovered)))

@@ -1,8 +1,8 @@
-"""The frontier as text: a table a site, with every setting in which SAEs differ, that fits the terminal."""
+"""Tables that fit the terminal without cutting anything; of the frontier: one a site, with all in which SAEs differ."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import pandas as pd
@@ -11,7 +11,6 @@ from rich.console import Console
 from rich.measure import Measurement
 from rich.table import Table
 
-from gsae_ray.results import labels
 from gsae_ray.training.recipe import show
 
 SETTINGS = ("recipe", "lr", "seed", "batch_size", "l1_units", "tokens")
@@ -19,12 +18,14 @@ SETTINGS = ("recipe", "lr", "seed", "batch_size", "l1_units", "tokens")
 LAST_RESORT = ("parent", "launch")
 """Shown where nothing else tells two SAEs apart."""
 MEASURED = ("l0", "loss_recovered", "gamma", "fvu", "alive_fraction")
-EXPENDABLE = ("alive_fraction", "fvu", "gamma")
+EXPENDABLE = ("alive fraction", "fvu", "gamma")
 """Measurements that are left out, in this order, where there is no room for them."""
 TEXTS = ("architecture", "recipe", "parent", "launch")
-"""May be broken into lines; numbers may not."""
 NARROW, NARROWEST = 14, 8
-"""Widths of broken texts."""
+"""Widths of texts that are broken into lines."""
+
+Columns = Mapping[str, Sequence[str]]
+"""Head -> cells."""
 
 
 def print_frontier(rows: pd.DataFrame, console: Console, mixed_tokens: bool = False) -> None:
@@ -36,11 +37,19 @@ def print_frontier(rows: pd.DataFrame, console: Console, mixed_tokens: bool = Fa
     """
     shared = mixed_tokens or rows["tokens"].nunique() < 2
     rows = rows.assign(architecture=labels(rows))
-    settings = _settings(rows, ["site"] if shared else ["site", "tokens"])
+    names = [*_settings(rows, ["site"] if shared else ["site", "tokens"]), *MEASURED]
     for (site, *tokens), group in rows.groupby(["site"] if shared else ["site", "tokens"]):
         budget = "".join(f", {n:,} tokens" for n in tokens)
         console.print(f"{site}{budget} (* on the frontier)", style="italic", highlight=False, markup=False)
-        _print_table(group, settings, console)
+        columns = {name.replace("_", " "): [_text(name, value) for value in group[name]] for name in names}
+        columns["*"] = ["*" if on_frontier else "" for on_frontier in group["on_frontier"]]
+        print_table(columns, console, texts=TEXTS, expendable=EXPENDABLE)
+        console.print()
+
+
+def labels(rows: pd.DataFrame) -> pd.Series[Any]:
+    """What each row is: architecture and variant."""
+    return rows["architecture"] + rows["variant"].map(lambda variant: f" {variant}" if variant else "")
 
 
 def _settings(rows: pd.DataFrame, elsewhere: Sequence[str]) -> list[str]:
@@ -53,15 +62,25 @@ def _settings(rows: pd.DataFrame, elsewhere: Sequence[str]) -> list[str]:
     return names
 
 
-def _print_table(rows: pd.DataFrame, settings: Sequence[str], console: Console) -> None:
-    """As much as there is room for. What there is none for at all makes lines too long, and is never cut."""
-    tables = [(_width(table, console), table, left_out) for table, left_out in _tables(rows, settings)]
+def _text(name: str, value: Any) -> str:
+    if name == "tokens":
+        return f"{value:,}"
+    return f"{value:.4g}" if name in MEASURED else show(value)
+
+
+def print_table(columns: Columns, console: Console, texts: Sequence[str] = (), expendable: Sequence[str] = ()) -> None:
+    """As much as there is room for. What there is none for at all makes lines too long, and is never cut.
+
+    Args:
+        texts: columns that may be broken into lines; what is in the others is whole.
+        expendable: columns that may be left out, the first one first; `--json` has to have them.
+    """
+    tables = [(_width(table, console), table, left_out) for table, left_out in _tables(columns, texts, expendable)]
     width, table, left_out = next((found for found in tables if found[0] <= console.width), tables[-1])
     Console(file=console.file, width=max(width, console.width)).print(table)
     if left_out:
-        names = ", ".join(name.replace("_", " ") for name in left_out)
-        console.print(f"no room for {names}: a wider terminal or --json shows them", style="dim", highlight=False)
-    console.print()
+        missing = ", ".join(left_out)
+        console.print(f"no room for {missing}: a wider terminal or --json shows them", style="dim", highlight=False)
 
 
 def _width(table: Table, console: Console) -> int:
@@ -69,35 +88,25 @@ def _width(table: Table, console: Console) -> int:
     return Measurement.get(console, console.options.update_width(10_000), table).maximum
 
 
-def _tables(rows: pd.DataFrame, settings: Sequence[str]) -> Iterator[tuple[Table, Sequence[str]]]:
-    """From the widest to the narrowest: spaces go first, then texts are broken, then measurements left out."""
-    everything = [*settings, *MEASURED, "on_frontier"]
-    yield _table(rows, everything, None, padding=1), ()
-    yield _table(rows, everything, None), ()
-    for count in range(len(EXPENDABLE) + 1):
-        columns = [name for name in everything if name not in EXPENDABLE[:count]]
-        yield _table(rows, columns, NARROW), EXPENDABLE[:count]
-    yield _table(rows, columns, NARROWEST), EXPENDABLE
+def _tables(columns: Columns, texts: Sequence[str], expendable: Sequence[str]) -> Iterator[tuple[Table, Sequence[str]]]:
+    """From the widest to the narrowest: spaces go first, then texts are broken, then columns left out."""
+    yield _table(columns, texts, None, padding=1), ()
+    yield _table(columns, texts, None), ()
+    for count in range(len(expendable) + 1):
+        left = {head: cells for head, cells in columns.items() if head not in expendable[:count]}
+        yield _table(left, texts, NARROW), expendable[:count]
+    yield _table(left, texts, NARROWEST), expendable
 
 
-def _table(rows: pd.DataFrame, columns: Sequence[str], text_width: int | None, padding: int = 0) -> Table:
-    """Every column is as wide as its longest value and the longest word of its head."""
+def _table(columns: Columns, texts: Sequence[str], text_width: int | None, padding: int = 0) -> Table:
+    """Every column is as wide as its longest cell and the longest word of its head."""
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, padding=(0, padding, 0, 0), pad_edge=False)
-    for name in columns:
-        head = "*" if name == "on_frontier" else name.replace("_", " ")
-        width = max(map(len, [*(_text(name, value) for value in rows[name]), *head.split()]))
-        if name in TEXTS:
+    for head, cells in columns.items():
+        width = max(map(len, [*cells, *head.split()]))
+        if head in texts:
             table.add_column(head, width=min(width, text_width or width), overflow="fold")
         else:
             table.add_column(head, width=width, justify="right")
-    for row in rows[[*columns]].itertuples(index=False):
-        table.add_row(*(_text(name, value) for name, value in zip(columns, row, strict=True)))
+    for row in zip(*columns.values(), strict=True):
+        table.add_row(*row)
     return table
-
-
-def _text(name: str, value: Any) -> str:
-    if name == "on_frontier":
-        return "*" if value else ""
-    if name == "tokens":
-        return f"{value:,}"
-    return f"{value:.4g}" if name in MEASURED else show(value)

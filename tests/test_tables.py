@@ -13,7 +13,7 @@ from rich.console import Console
 from trials import SITE_1, SITE_2, expand
 
 from gsae_ray.results import COLUMNS, EVAL_COLUMNS
-from gsae_ray.tables import print_frontier
+from gsae_ray.tables import print_frontier, print_table
 from gsae_ray.tracking import trial_params
 from gsae_ray.training.recipe import TrialTraining
 from gsae_ray.trial import TrialSpec
@@ -143,3 +143,18 @@ def test_a_star_marks_the_frontier_of_each_site() -> None:
 def test_what_has_no_value_is_no_hindrance() -> None:
     lines = printed(rows_of(*expand("standard"), sparsity=math.nan), 80)
     assert "nan" in " ".join(lines)
+
+
+@pytest.mark.parametrize("width", [30, 80, 120])
+def test_no_table_cuts_what_is_to_be_copied_or_told_apart(width: int) -> None:
+    """A job's id is copied; the variants of an architecture differ at their ends."""
+    ids = ["quickstart-20261128-140009-ab12", "quickstart-20261128-140009-cd34"]
+    variants = ["gated auxiliary=frozen,tied=false", "gated auxiliary=unfrozen,tied=false"]
+    console = Console(file=io.StringIO(), width=width)
+    print_table(
+        {"job": ids, "architecture": variants, "parameters": ["4,243,584", "197,504"]}, console, texts=("architecture",)
+    )
+    lines = console.file.getvalue().splitlines()  # type: ignore[attr-defined]
+    assert all(any(text in line for line in lines) for text in (*ids, "4,243,584", "197,504"))
+    *_, first, second = "".join(line[len(ids[0]) :] for line in lines).replace(" ", "").split("gated")
+    assert "unfrozen" not in first and "unfrozen" in second
