@@ -35,6 +35,7 @@ from gsae_ray.errors import INTERRUPTED, UserError, first_line
 from gsae_ray.ledger import Resume
 from gsae_ray.names import own_command, refuse_address
 from gsae_ray.nodes import Node
+from gsae_ray.placement import SWEEP_KEY
 from gsae_ray.remote import RemoteLaunch
 from gsae_ray.sweep import Sweep
 from gsae_ray.sweep_file import load_sweep
@@ -49,7 +50,7 @@ STOP_WAIT_S = 240
 do not end (`launch`), and two last calls of either thread that writes to an MLflow server that hangs (`tracking`)."""
 LIVE = ("pending", "running")
 PATIENCE_S = 30.0
-_SWEEP, _EXPERIMENT, _TRACKING, _STORAGE = "gsae.sweep", "gsae.experiment", "gsae.tracking_uri", "gsae.storage"
+_EXPERIMENT, _TRACKING, _STORAGE = "gsae.experiment", "gsae.tracking_uri", "gsae.storage"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,7 +88,7 @@ class Job:
         """
         self._trusted = trusted
         self.id = job_id
-        self.sweep = metadata[_SWEEP]
+        self.sweep = metadata[SWEEP_KEY]
         self.experiment = metadata[_EXPERIMENT]
         self.tracking_uri = metadata[_TRACKING]
         self.storage = metadata[_STORAGE]
@@ -325,7 +326,7 @@ def _jobs(client: JobSubmissionClient) -> list[tuple[Job, Any]]:
     """With what Ray knows of each, the newest first."""
     with _explained(client.get_address()):
         found = client.list_jobs()
-    ours = [d for d in found if d.submission_id and _SWEEP in (d.metadata or {})]
+    ours = [d for d in found if d.submission_id and SWEEP_KEY in (d.metadata or {})]
     ours.sort(key=lambda details: details.start_time or 0, reverse=True)
     return [(Job(client, details.submission_id, details.metadata), details) for details in ours]
 
@@ -411,7 +412,7 @@ def submit(
     command = ["python", "-m", "gsae_ray", "run", "sweep.yaml", "--storage", storage, "--tracking-uri", uri]
     command += [word for override in overrides for word in ("--set", override)]
     command += {True: ["--resume"], "auto": ["--resume", "auto"], False: []}[resume]
-    metadata = {_SWEEP: sweep.name, _EXPERIMENT: sweep.experiment_name, _TRACKING: uri, _STORAGE: storage}
+    metadata = {SWEEP_KEY: sweep.name, _EXPERIMENT: sweep.experiment_name, _TRACKING: uri, _STORAGE: storage}
     with tempfile.TemporaryDirectory(prefix="gsae-submit-") as temporary:
         folder, package = Path(temporary, "job"), Path(temporary, "gsae_ray")
         folder.mkdir()

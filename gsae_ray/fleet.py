@@ -15,11 +15,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy, Place
 from gsae_ray.activations.actors import ProducerShell, StoreShell
 from gsae_ray.activations.layout import Layout
 from gsae_ray.errors import ProductionError, UserError, reason
-
-ROOM_S = 30.0
-"""Whoever waits longer for its place in the cluster is told of."""
-AGAIN_S = 600.0
-"""And again, so often."""
+from gsae_ray.placement import AGAIN_S, ROOM_S, describe_room
 
 if TYPE_CHECKING:
     from gsae_ray.activations.producer import ProducerSpec
@@ -90,7 +86,7 @@ def _wait_for_room(
         if time.monotonic() > tell:
             tell += AGAIN_S
             share = f", with {gpus:g} GPUs each" if gpus else ""
-            say(f"{waiting} of {len(up)} producers wait for room on the cluster{share}")
+            say(f"{waiting} of {len(up)} producers wait for room on the cluster{share}: {describe_room()}")
 
 
 def _loaded(producers: list[ActorHandle[Any]], timeout_s: float, check: Callable[[], None]) -> list[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import secrets
 import socket
+from collections.abc import Iterator
 from pathlib import Path
 
 import ray
@@ -14,6 +15,12 @@ from gsae_ray import nodes as of_cluster
 from gsae_ray.errors import UserError
 from gsae_ray.nodes import Launcher, Node
 
+SWEEP_KEY = "gsae.sweep"
+"""In the metadata of a job of `cluster.submit`: the sweep's name."""
+ROOM_S = 30.0
+"""Whoever waits longer for its place in the cluster is told of."""
+AGAIN_S = 600.0
+"""And again, so often."""
 LAUNCHER_FILE = "ray_bootstrap_config.yaml"
 """Where `ray up` puts the cluster's file, in the home of the head, on which drivers run. Ray itself does not tell."""
 
@@ -33,6 +40,35 @@ def nodes() -> list[Node]:
 def selector(role: str) -> dict[str, str]:
     """See `gsae_ray.nodes.selector`; of the nodes that are there."""
     return of_cluster.selector(role, nodes())
+
+
+def describe_room() -> str:
+    """`0 of 2 CPUs and 14.0 of 14.0 GiB of memory are free; also on this cluster: sweep a (job a-1)`"""
+    total, free = ray.cluster_resources(), ray.available_resources()
+    parts = [f"{free.get(kind, 0):g} of {total[kind]:g} {kind}s" for kind in ("CPU", "GPU") if total.get(kind)]
+    parts.append(f"{free.get('memory', 0) / 2**30:.1f} of {total.get('memory', 0) / 2**30:.1f} GiB of memory")
+    others = ""
+    with contextlib.suppress(ray.exceptions.RayError):  # the line is of use without them
+        others = ", ".join(_others())
+    and_others = f"; also on this cluster: {others}" if others else ""
+    return f"{', '.join(parts[:-1])}{' and ' if parts[:-1] else ''}{parts[-1]} are free{and_others}"
+
+
+def _others() -> Iterator[str]:
+    """Those whose drivers have joined the cluster, as Ray knows them; not this one."""
+    worker = ray._private.worker.global_worker
+    jobs = worker.gcs_client.get_all_job_info(
+        skip_submission_job_info_field=True, skip_is_running_tasks_field=True, timeout=10
+    )
+    for job_id, job in jobs.items():
+        told = job.config.metadata
+        if job.is_dead or job_id == worker.current_job_id or job.config.ray_namespace.startswith("_ray_internal"):
+            continue
+        if "job_submission_id" in told:
+            sweep = f"sweep {told[SWEEP_KEY]} " if SWEEP_KEY in told else ""
+            yield f"{sweep}(job {told['job_submission_id']})"
+        else:
+            yield f"process {job.driver_pid} on {job.driver_ip_address}"
 
 
 def check_shared(folder: Path, timeout_s: float = 60) -> None:

@@ -25,6 +25,7 @@ from gsae_ray.activations.record import Record
 from gsae_ray.activations.store import Look, ReaderSpec, Wait
 from gsae_ray.errors import ReplacedError, SweepStoppedError, first_line
 from gsae_ray.ledger import RECORD, Driver
+from gsae_ray.placement import AGAIN_S, ROOM_S, describe_room
 from gsae_ray.sweep import TrialSettings
 from gsae_ray.training.directory import TrialDirectory
 from gsae_ray.trial import TrialSpec
@@ -251,6 +252,8 @@ class TrialWatch(tune.Callback):
         self.supervisor = supervisor
         self._without_room: float | None = None
         """Since when no trial has had room, where one waits for it."""
+        self._tell = 0.0
+        """When that is to be told of."""
 
     def __getstate__(self) -> dict[str, Any]:
         return {}  # Tune writes its callbacks down for a restore, which is not used
@@ -261,7 +264,7 @@ class TrialWatch(tune.Callback):
         if tune.experiment.Trial.RUNNING in states or tune.experiment.Trial.PENDING not in states:
             self._without_room = None
         elif self._without_room is None:
-            self._without_room = now
+            self._without_room, self._tell = now, now + ROOM_S
         elif now - self._without_room > self.supervisor.room_timeout_s:
             self.supervisor.stop(
                 SweepStoppedError(
@@ -270,6 +273,9 @@ class TrialWatch(tune.Callback):
                     "with --resume goes on when there is room"
                 )
             )
+        elif now > self._tell:
+            self._tell = now + AGAIN_S
+            self.supervisor.log.say(f"no trial runs: {describe_room()}")
 
     @_guarded
     def on_trial_result(self, trial: Any, result: dict[str, Any]) -> None:

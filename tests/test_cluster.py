@@ -143,7 +143,7 @@ def test_a_sweep_from_the_laptop_to_the_cluster_to_the_notebook(
     assert_saved(user, "quickstart")
 
     # It goes on, as the same launch; is refused a second time; and is followed to its end.
-    again = job_id(user.submit(resume=True))
+    again = job_id(user.submit(resume=True, sets=[]))  # the launch has them
     assert f"is running already, as {again}" in user.submit(code=2)
     assert {job, again} <= set(user.run(*readme("gsae-ray list", user)).split())
     assert again in user.run(*readme("gsae-ray status", user))
@@ -382,11 +382,25 @@ def test_a_login_goes_only_to_the_server_that_it_is_for(tmp_path: Path, monkeypa
         job._launch()
 
 
-def test_paths_of_this_machine_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("key", "path"),
+    [
+        ("dataset.name", "text.jsonl"),
+        ("dataset.name", "*.jsonl"),
+        ("model.name", "models/tiny"),
+        ("model.name", "./models/not-here"),
+        ("model.name", "."),
+        ("model.tokenizer", "../models"),
+    ],
+)
+def test_a_path_that_is_no_path_of_the_cluster_is_refused_by_its_key(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, key: str, path: str
+) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "text.jsonl").write_text('{"text": "a"}\n')
-    with pytest.raises(UserError, match=r"dataset.name: 'text.jsonl' is a path of this machine"):
-        submit(overrides=["dataset.name=text.jsonl"])
+    (tmp_path / "models/tiny").mkdir(parents=True)
+    with pytest.raises(UserError, match=rf"^{key}: {re.escape(repr(path))} is a path of this machine"):
+        submit(overrides=[f"{key}={json.dumps(path)}"])
 
 
 def test_cluster_yaml_is_valid_and_its_commands_work(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import contextlib
 import io
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -26,7 +27,7 @@ from ray.actor import ActorHandle
 from rich.console import Console
 
 import gsae_ray
-from gsae_ray import fleet, launch, placement, results
+from gsae_ray import fleet, launch, placement, results, supervisor
 from gsae_ray.activations.actors import StoreClient, StoreSource
 from gsae_ray.activations.layout import Layout
 from gsae_ray.activations.producer import Producer
@@ -144,9 +145,35 @@ def test_producers_wait_for_room_as_long_as_it_takes(local_ray: None, monkeypatc
 
         looks: list[None] = []
         fleet._wait_for_room([producer], 0, say, lambda: looks.append(None))
-        assert said == ["1 of 1 producers wait for room on the cluster"]
+        (line,) = said
+        assert line.startswith("1 of 1 producers wait for room on the cluster: 0 of 2 CPUs, 1 of 1 GPUs and ")
         assert looks, "it was checked meanwhile"
         ray.kill(producer)
+
+
+OTHER = """
+import sys, time, ray
+told = {"gsae.sweep": "theirs", "job_submission_id": "theirs-1"}
+ray.init(sys.argv[1], job_config=ray.job_config.JobConfig(metadata=told), log_to_driver=False)
+holds = ray.remote(lambda: time.sleep(600)).options(num_cpus=1.5).remote()
+while ray.available_resources().get("CPU", 0) > 0.5:
+    time.sleep(0.1)
+print("holds it", flush=True)
+time.sleep(600)
+"""
+
+
+def test_what_holds_the_room_is_said(local_ray: None) -> None:
+    command = [sys.executable, "-c", OTHER, ray.get_runtime_context().gcs_address]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as other:
+        try:
+            assert other.stdout is not None and other.stdout.readline() == "holds it\n"
+            wait_until(lambda: ray.available_resources()["CPU"] == 0.5)
+            said = placement.describe_room()
+        finally:
+            other.kill()
+    assert said.startswith("0.5 of 2 CPUs, 1 of 1 GPUs and ")
+    assert said.endswith(" GiB of memory are free; also on this cluster: sweep theirs (job theirs-1)")
 
 
 def test_producers_that_do_not_load_the_model_in_time_are_told_of(local_ray: None) -> None:
@@ -201,7 +228,7 @@ def test_a_node_that_does_not_see_the_storage_is_told_of(tmp_path: Path) -> None
 @pytest.mark.slow
 def test_producers_wait_for_room_though_their_node_dies_and_leave_it_to_trials(tmp_path: Path) -> None:
     said = on_nodes("node_waiting.py", Home(tmp_path))
-    assert "\n['1 of 1 producers wait for room on the cluster, with 1 GPUs each'] 2\n" in said
+    assert re.search(r"\n\['1 of 1 producers wait for room on the cluster, with 1 GPUs each: .* are free'\] 2\n", said)
     assert "\n[16.0]\n" in said
 
 
@@ -262,13 +289,18 @@ def test_a_sweep_that_waits_for_room_without_mlflow_ends(
         run({**SWEEP, "producers": {"gpus": 1}}, tmp_path)
 
 
-def test_a_sweep_whose_trials_have_no_room_gives_back_what_it_holds(local_ray: None, tmp_path: Path) -> None:
+def test_a_sweep_whose_trials_have_no_room_says_what_is_free_and_gives_back_what_it_holds(
+    local_ray: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Two of them would wait for each other for ever."""
+    monkeypatch.setattr(supervisor, "ROOM_S", 1.0)
     sweep = Sweep.model_validate(ONE_PRODUCER)
     soon = sweep.model_copy(update={"trials": sweep.trials.model_copy(update={"room_timeout_s": 3})})
     with occupied(num_cpus=2), pytest.raises(SweepStoppedError, match="trials.room_timeout_s = 3 s, so what"):
         run(soon, tmp_path)
     wait_until(lambda: not processes("ProducerShell"))
+    (events,) = tmp_path.glob("runs/golden/launches/*/events.jsonl")
+    assert events.read_text().count("no trial runs: 0 of 2 CPUs, 1 of 1 GPUs") == 1
 
 
 def run(sweep: dict[str, Any] | Sweep, home: Path, **options: Any) -> launch.SweepResult:
@@ -452,6 +484,19 @@ def test_finished_work_that_is_damaged_is_made_again_as_it_was_and_nothing_else_
     assert (tmp_path / "runs" / block).read_bytes() == (home / "runs" / block).read_bytes()
     columns = ["trial", "l0", "loss_recovered", "gamma"]
     pd.testing.assert_frame_equal(result.frontier()[columns], launched.frontier()[columns])
+
+
+def test_resume_keeps_the_overrides_that_the_launch_was_begun_with(
+    launched: launch.SweepResult, home: Path, tmp_path: Path
+) -> None:
+    file = tmp_path / "sweep.yaml"
+    file.write_text(json.dumps({**SWEEP, "training": {**SWEEP["training"], "lr": 5e-4}}))
+    options = {"storage": home / "runs", "tracking_uri": launched.tracking_uri, "console": Console(quiet=True)}
+    begun = launch.run(file, overrides=["training.lr=1e-3"], **options)
+    assert launch.run(file, resume=True, **options).launch_id == begun.launch_id
+    assert launch.run(file, resume=True, overrides=["producers.count=1"], **options).launch_id == begun.launch_id
+    with pytest.raises(UserError, match=f"since launch {begun.launch_id}: training.lr; change it back"):
+        launch.run(file, resume=True, overrides=["training.lr=5e-4"], **options)
 
 
 def test_a_trial_in_nan_is_failed_and_the_sweep_goes_on(launched: launch.SweepResult, home: Path) -> None:
