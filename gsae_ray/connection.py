@@ -6,6 +6,7 @@ import contextlib
 import logging
 import os
 import signal
+import socket
 import tempfile
 import threading
 from collections.abc import Iterator
@@ -17,6 +18,7 @@ from ray._private.authentication.authentication_token_generator import generate_
 
 from gsae_ray.errors import UserError, first_line
 
+PATIENCE_S = 15.0
 FREE_AT_ONCE = {"free_objects_period_milliseconds": 50}
 """Ray collects what nobody refers to for a second before it frees it; a small model has made the next block by then."""
 
@@ -43,6 +45,7 @@ def connected(address: str | None) -> Iterator[None]:
                 _init(where, include_dashboard=False, _system_config=FREE_AT_ONCE)
         else:
             keep_token_private()
+            _check_answers(where)
             _init(where)
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, on_sigterm or signal.SIG_DFL)  # Ray's own ends the process on the spot
@@ -50,6 +53,20 @@ def connected(address: str | None) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+def _check_answers(where: str) -> None:
+    """Whether anybody listens there: Ray itself would try for two minutes.
+
+    Raises:
+        ConnectionError: nobody does.
+    """
+    host, _, port = where.rpartition("://")[2].rpartition(":")
+    if port.isdecimal():  # else Ray knows the address by a name, or that it is none
+        try:
+            socket.create_connection((host.strip("[]"), int(port)), PATIENCE_S).close()
+        except (OSError, OverflowError) as error:
+            raise ConnectionError(f"nobody listens there ({first_line(error)})") from error
 
 
 def _init(where: str, **options: object) -> None:

@@ -37,7 +37,7 @@ from gsae_ray.activations.record import Counters
 from gsae_ray.activations.store import ReaderSpec
 from gsae_ray.connection import connected
 from gsae_ray.display import Display, Observer, clock
-from gsae_ray.errors import StopAskedError, UserError, first_line, reason
+from gsae_ray.errors import StopAskedError, SweepStoppedError, UserError, first_line, reason
 from gsae_ray.evaluation.metrics import Evaluation
 from gsae_ray.evaluation.queue import EvaluationQueue
 from gsae_ray.files import room_needed
@@ -176,7 +176,14 @@ def run(
             for notice in (*notices, *allotment.notices):
                 log.say(notice)
             launch = _Launch(plan, launch_id, folder, driver, trials, pending, readers, allotment, display, log)
-            return launch.run(uri, started)
+            try:
+                with room_needed(folder):
+                    return launch.run(uri, started)
+            except OSError as error:  # not a mistake to mend, as before the launch began
+                raise SweepStoppedError(
+                    f"{error.filename or folder}: {error.strerror or error}; what was saved before is whole: the same "
+                    "command with --resume goes on"
+                ) from error
 
 
 @dataclasses.dataclass(frozen=True)

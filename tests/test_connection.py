@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +12,8 @@ from typing import Any
 
 import pytest
 
-from gsae_ray.connection import keep_token_private
+from gsae_ray.connection import connected, keep_token_private
+from gsae_ray.errors import UserError
 
 LOOK = """
 import json, psutil, ray
@@ -82,20 +84,30 @@ def test_a_token_that_all_can_read_becomes_its_owners(tmp_path: Path, monkeypatc
 
 
 CONNECT = """
+import socket
 from gsae_ray.connection import connected
 from gsae_ray.errors import UserError
-try:
-    with connected("127.0.0.1:1"):
-        pass
-except UserError as error:
-    print(error)
+with socket.create_server(("127.0.0.1", 0)) as server:
+    try:
+        with connected(f"127.0.0.1:{server.getsockname()[1]}"):
+            pass
+    except UserError as error:
+        print(error)
 """
 
 
 def test_a_cluster_without_its_token_is_one_line(tmp_path: Path) -> None:
     done = run(tmp_path, sys.executable, "-c", CONNECT, RAY_AUTH_MODE="token")
-    assert done.stdout.startswith("--address: the cluster at '127.0.0.1:1' wants its token: "), done.stderr
+    assert re.match(r"--address: the cluster at '127.0.0.1:\d+' wants its token: ", done.stdout), done.stderr
     assert len(done.stdout.splitlines()) == 1
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1:1", "ray://127.0.0.1:1", "[::1]:1", "127.0.0.1:999999999"])
+def test_a_cluster_that_is_not_there_is_known_at_once(address: str) -> None:
+    """Ray itself tries for two minutes."""
+    line = rf"^--address: cannot connect to a Ray cluster at '{re.escape(address)}': nobody listens there \("
+    with pytest.raises(UserError, match=line), connected(address):
+        pass
 
 
 def test_a_folder_that_uv_run_cannot_ship_to_a_cluster_is_one_line(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import io
 import json
 import os
@@ -497,6 +498,24 @@ def test_resume_keeps_the_overrides_that_the_launch_was_begun_with(
     assert launch.run(file, resume=True, overrides=["producers.count=1"], **options).launch_id == begun.launch_id
     with pytest.raises(UserError, match=f"since launch {begun.launch_id}: training.lr; change it back"):
         launch.run(file, resume=True, overrides=["training.lr=5e-4"], **options)
+
+
+def test_a_file_system_that_fails_in_mid_launch_is_no_mistake_but_an_interruption(
+    launched: launch.SweepResult, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What starts a command again looks at its exit code."""
+
+    def fail(*_: object) -> None:
+        raise OSError(errno.EIO, "Input/output error", "a file")
+
+    with (
+        monkeypatch.context() as broken,
+        pytest.raises(SweepStoppedError, match="^a file: Input/output error; .*--resume"),
+    ):
+        broken.setattr(launch, "finish_launch", fail)
+        run(SWEEP, home, resume="auto")
+    newest = max(path.name for path in (home / "runs/golden/launches").iterdir())
+    assert run(SWEEP, home, resume="auto").launch_id == newest
 
 
 def test_a_trial_in_nan_is_failed_and_the_sweep_goes_on(launched: launch.SweepResult, home: Path) -> None:
