@@ -43,7 +43,7 @@ def selector(role: str) -> dict[str, str]:
 
 
 def describe_room() -> str:
-    """`0 of 2 CPUs and 14.0 of 14.0 GiB of memory are free; also on this cluster: sweep a (job a-1)`"""
+    """`0 of 2 CPUs, 14.0 of 14.0 GiB of memory are free; also on this cluster: sweep a (job a-1)`"""
     total, free = ray.cluster_resources(), ray.available_resources()
     parts = [f"{free.get(kind, 0):g} of {total[kind]:g} {kind}s" for kind in ("CPU", "GPU") if total.get(kind)]
     parts.append(f"{free.get('memory', 0) / 2**30:.1f} of {total.get('memory', 0) / 2**30:.1f} GiB of memory")
@@ -51,7 +51,7 @@ def describe_room() -> str:
     with contextlib.suppress(ray.exceptions.RayError):  # the line is of use without them
         others = ", ".join(_others())
     and_others = f"; also on this cluster: {others}" if others else ""
-    return f"{', '.join(parts[:-1])}{' and ' if parts[:-1] else ''}{parts[-1]} are free{and_others}"
+    return f"{', '.join(parts)} are free{and_others}"
 
 
 def _others() -> Iterator[str]:

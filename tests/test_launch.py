@@ -147,7 +147,7 @@ def test_producers_wait_for_room_as_long_as_it_takes(local_ray: None, monkeypatc
         looks: list[None] = []
         fleet._wait_for_room([producer], 0, say, lambda: looks.append(None))
         (line,) = said
-        assert line.startswith("1 of 1 producers wait for room on the cluster: 0 of 2 CPUs, 1 of 1 GPUs and ")
+        assert line.startswith("1 of 1 producers wait for room on the cluster: 0 of 2 CPUs, 1 of 1 GPUs, ")
         assert looks, "it was checked meanwhile"
         ray.kill(producer)
 
@@ -173,7 +173,7 @@ def test_what_holds_the_room_is_said(local_ray: None) -> None:
             said = placement.describe_room()
         finally:
             other.kill()
-    assert said.startswith("0.5 of 2 CPUs, 1 of 1 GPUs and ")
+    assert said.startswith("0.5 of 2 CPUs, 1 of 1 GPUs, ")
     assert said.endswith(" GiB of memory are free; also on this cluster: sweep theirs (job theirs-1)")
 
 
