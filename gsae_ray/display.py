@@ -249,7 +249,7 @@ def describe_progress(progress: Progress) -> str:
 
 
 def describe_waits(waits: Sequence[Wait]) -> str:
-    """`2 wait for activations (block 7: it is in production)`: the reason of the one that is furthest behind."""
+    """`2 wait for activations (block 7: 512 of its 4,096 rows are made)`: of the one furthest behind."""
     first = min(waits, key=lambda wait: wait.block)
     return f"{len(waits)} wait{'s' if len(waits) == 1 else ''} for activations (block {first.block}: {first.reason})"
 

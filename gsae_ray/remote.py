@@ -54,10 +54,9 @@ class RemoteLaunch:
 
     @property
     def progress(self) -> Progress | None:
-        """None: the driver has not told yet."""
-        values = self._reported
-        fields = [field.name for field in dataclasses.fields(Progress)]
-        return Progress(**{name: values[name] for name in fields}) if values else None
+        """None: the driver has not told yet, or is of a version that told something else."""
+        values, fields = self._reported, {field.name for field in dataclasses.fields(Progress)}
+        return Progress(**{name: values[name] for name in fields}) if fields <= values.keys() else None
 
     @property
     def forward_ratio(self) -> float | None:

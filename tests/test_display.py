@@ -6,13 +6,17 @@ import dataclasses
 import io
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
+from mlflow.tracking import MlflowClient
 from rich.console import Console
 from trials import FINGERPRINT, evaluation, expand, random_sae
 
 from gsae_ray.activations.store import Wait
 from gsae_ray.display import Display, Observer, Pace, Progress, TrialProgress, describe_progress
+from gsae_ray.remote import RemoteLaunch
+from gsae_ray.tracking import PROGRESS
 from gsae_ray.training.directory import TrialDirectory
 from gsae_ray.trial import TrialSpec
 
@@ -175,9 +179,22 @@ def test_what_trials_wait_for_is_shown_in_rows(tmp_path: Path) -> None:
     console.print(display._render(launch.observer))
     shown = " ".join(console.file.getvalue().split())  # type: ignore[attr-defined]
     assert "waits for block 0: 12,000 of its 50,000 rows are made" in shown
-    assert Progress(**json.loads(json.dumps(dataclasses.asdict(progress)))) == progress, "as `status` reads it"
     display.show_waits([])
     assert display.progress(launch.observer).waits is None
+
+
+def test_status_reads_what_the_driver_tells(tmp_path: Path) -> None:
+    client = MlflowClient(f"sqlite:///{tmp_path}/mlflow.db")
+
+    def reported(values: dict[str, Any]) -> Progress | None:
+        run = client.create_run("0", tags={PROGRESS: json.dumps(values)})
+        return RemoteLaunch(client, run).progress
+
+    progress = dataclasses.replace(Launch(tmp_path).look(), waits="1 waits", seconds_left=3.5)
+    told = {**dataclasses.asdict(progress), "forward_ratio": 1.0}
+    assert reported(told) == progress
+    assert reported({}) is None
+    assert reported({name: value for name, value in told.items() if name != "waits"}) is None, "of another version"
 
 
 @pytest.mark.parametrize("width", [80, 120])
