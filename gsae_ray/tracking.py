@@ -205,7 +205,7 @@ class Mirror:
         if trial.name in self._ended:
             return
         try:
-            content = directory.check_done() if finished else ""
+            content = directory.check_done() if finished else None
         except DamagedError as error:
             self.damaged[trial.name] = str(error)
             self.fail(trial, str(error))
@@ -218,7 +218,7 @@ class Mirror:
             self.client.log_batch(run.id, metrics=batch)
             run.steps.update((metric.key, metric.step) for metric in batch)
         run.cursor = cursor
-        if finished:
+        if content is not None:
             for pursuit_l0, evaluation in evaluations.items():
                 self.client.log_text(run.id, EVALUATION_FILE.encode(evaluation).decode(), sequences_path(pursuit_l0))
             self.client.log_artifacts(run.id, str(directory.path / "sae"), "sae")

@@ -109,32 +109,35 @@ class TrialDirectory:
         """Whether training has finished, by DONE; `check_done` looks at what that vouches for."""
         return DONE.read_whole(self.path / "DONE") is not None
 
-    def check_done(self) -> str:
-        """Looks at all that DONE vouches for. Returns the hash of the SAE (`saes.io.content_hash`).
+    def check_done(self) -> str | None:
+        """Looks at all that DONE vouches for. Returns the hash of the SAE (`saes.io.content_hash`) if it is done.
 
         Raises:
             DamagedError: a file is not as it was when training finished.
         """
-        done = self._done()
+        if (done := DONE.read(self.path / "DONE")) is None:
+            return None
         for name, sha256 in done["files"].items():
             if not is_whole(self.path / name, sha256):
                 raise DamagedError(f"{self.path / name}: this file is damaged; {_AGAIN}")
         return done["sae"]
 
-    def _done(self) -> _Done:
-        path = self.path / "DONE"
-        if (done := DONE.read(path)) is None:
-            raise DamagedError(f"{path}: this file is missing; {_AGAIN}")
-        return done
+    def check_failed(self) -> str | None:
+        """Why training ended for good, if it did.
+
+        Raises:
+            DamagedError: it did, but it is not known why.
+        """
+        failed = FAILED.read(self.path / "FAILED")
+        return None if failed is None else failed["reason"]
 
     @property
     def failure(self) -> str | None:
         """Why training ended for good, if it did."""
         try:
-            failed = FAILED.read(self.path / "FAILED")
-        except DamagedError as error:  # that it failed is known
+            return self.check_failed()
+        except DamagedError as error:
             return str(error)
-        return None if failed is None else failed["reason"]
 
     @property
     def ended(self) -> bool:
@@ -353,28 +356,34 @@ class TrialDirectory:
         path.parent.mkdir(exist_ok=True)
         kind, step = ("eval", tokens) if pursuit_l0 is None else ("pursuit", pursuit_l0)
         metrics = {f"{kind}/{name}": value for name, value in evaluation.metrics.items()}
+        if (done := DONE.read(self.path / "DONE")) is None:
+            raise DamagedError(f"{self.path / 'DONE'}: this file is missing; {_AGAIN}")
         value: _Evaluation = {
             "step": step,
             "timestamp": time.time_ns() // 1_000_000,
             "metrics": metrics,
             "sequences": evaluation.sequences,
-            "sae": self._done()["sae"],
+            "sae": done["sae"],
         }
         EVALUATION.write(path, value)
 
 
 def forget_damaged(directories: Iterable[TrialDirectory]) -> list[str]:
-    """Before a new launch: trials whose DONE vouches for what is damaged are not done. Returns a line about each."""
+    """Before a new launch: a trial is not done where DONE vouches for what is damaged, nor failed by a damaged FAILED.
 
-    def forget(directory: TrialDirectory) -> str | None:
-        done = directory.path / "DONE"
-        try:
-            if done.exists():
-                directory.check_done()
-        except DamagedError as error:
-            done.unlink()
-            return str(error)
-        return None
+    Returns:
+        a line about each.
+    """
+
+    def forget(directory: TrialDirectory) -> list[str]:
+        told = []
+        for name, look in (("DONE", directory.check_done), ("FAILED", directory.check_failed)):
+            try:
+                look()
+            except DamagedError as error:
+                (directory.path / name).unlink()
+                told.append(str(error))
+        return told
 
     with ThreadPoolExecutor() as pool:  # hashing leaves the interpreter to others
-        return [line for line in pool.map(forget, directories) if line is not None]
+        return [line for lines in pool.map(forget, directories) for line in lines]

@@ -8,6 +8,7 @@ import math
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import pytest
@@ -281,6 +282,21 @@ def test_a_damaged_configuration_names_the_key(change: dict[str, Any], named: st
     message = load_error(tmp_path)
     assert named in message
     assert len(message) < 800
+
+
+def test_whatever_bytes_are_changed_one_clear_line_or_an_sae_is_the_answer(tmp_path: Path) -> None:
+    sae, rng = trained("gated"), Random(0)
+    for name in [CONFIG_FILE, WEIGHTS_FILE] * 150:
+        sae.save(tmp_path)
+        data = bytearray((tmp_path / name).read_bytes())
+        for _ in range(rng.randint(1, 4)):
+            data[rng.randrange(min(len(data), 600))] = rng.randrange(256)  # of weights the header, mostly
+        (tmp_path / name).write_bytes(data)
+        try:
+            assert load(tmp_path).not_finite() is None
+        except UserError as error:
+            assert str(error).startswith(f"{tmp_path}: ")
+            assert "\n" not in str(error)
 
 
 def test_what_has_no_format_is_not_an_sae_of_ours(tmp_path: Path) -> None:

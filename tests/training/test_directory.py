@@ -13,12 +13,13 @@ from typing import Any
 
 import pytest
 import torch
+from damage import DAMAGES as OF_JSON
 from trials import FINGERPRINT, begin, evaluation, expand, logged, random_sae, row_metrics
 
 from gsae_ray import saes
 from gsae_ray.errors import ReplacedError, StaleAttemptError, StorageFullError
 from gsae_ray.files import room_needed
-from gsae_ray.training.directory import ROW, TrialDirectory
+from gsae_ray.training.directory import ROW, TrialDirectory, forget_damaged
 from gsae_ray.trial import TrialSpec
 
 (TRIAL,) = expand()
@@ -407,6 +408,20 @@ def test_a_failure_is_kept_until_it_is_forgotten(tmp_path: Path) -> None:
     directory.forget_failure()
     assert directory.failure is None
     directory.forget_failure()  # also where there is none
+
+
+@pytest.mark.parametrize("damage", OF_JSON.values(), ids=OF_JSON)
+def test_a_launch_takes_no_damaged_mark_for_an_end(tmp_path: Path, damage: Callable[[Path], None]) -> None:
+    done, failed, whole = (begin(tmp_path / name, TRIAL) for name in ("done", "failed", "whole"))
+    for directory in (done, whole):
+        directory.finish(random_sae(TRIAL))
+    failed.fail("NaN")
+    damage(done.path / "DONE")
+    damage(failed.path / "FAILED")
+    told = forget_damaged([done, failed, whole])
+    assert (done.ended, failed.ended, whole.done) == (False, False, True)
+    deleted = damage is Path.unlink
+    assert told == [] if deleted else len(told) == 2 and str(done.path / "DONE") in told[0] and "FAILED" in told[1]
 
 
 def test_an_evaluation_is_found_by_the_fingerprint_of_what_it_was_measured_on(tmp_path: Path) -> None:
