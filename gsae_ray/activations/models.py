@@ -112,14 +112,12 @@ def hub_login() -> str:
     return "see that HF_TOKEN is of an account that may have it"
 
 
-def _file(model: ModelSettings, name: str) -> Path | None:
-    """A file of the model's directory, or of the hub by way of its cache."""
-    source = _source(model)
-    path, revision = source["pretrained_model_name_or_path"], source["revision"]
+def _file(source: dict[str, Any], name: str) -> Path | None:
+    """A file of a directory, or of the hub by way of its cache."""
     found = cached_file(
-        path,
+        source["pretrained_model_name_or_path"],
         name,
-        revision=revision,
+        revision=source.get("revision"),
         _raise_exceptions_for_missing_entries=False,
         _raise_exceptions_for_connection_errors=False,  # offline, what is not in the cache
     )
@@ -127,7 +125,7 @@ def _file(model: ModelSettings, name: str) -> Path | None:
 
 
 def _config_file(model: ModelSettings) -> Path | None:
-    return _file(model, "config.json")
+    return _file(_source(model), "config.json")
 
 
 def _transformer_lens_config(model: ModelSettings) -> TransformerLensConfig | None:
@@ -227,15 +225,23 @@ def load_tokenizer(model: ModelSettings) -> PreTrainedTokenizerBase:
     if name is None:
         with _explained(model.name, "tokenizer"):
             lens = _transformer_lens_config(model)
-            if lens is None:
-                return _own_tokenizer(model)
+            if lens is None and (own := _real_tokenizer(_source(model))) is not None:
+                return own
+        if lens is None:
+            raise NoTokenizerError(
+                f"model.tokenizer: missing; {model.name!r} brings no tokenizer: name one, or read token ids "
+                "(dataset.tokens_column)"
+            )
         name = lens.tokenizer_name
         if name is None:
             raise NoTokenizerError(
                 f"model.tokenizer: missing; the TransformerLens checkpoint {model.name!r} names none"
             )
     with _explained(name, "tokenizer", "model.tokenizer"):
-        tokenizer = AutoTokenizer.from_pretrained(str(_local(name) or name), trust_remote_code=model.trust_remote_code)
+        path = {"pretrained_model_name_or_path": str(_local(name) or name)}
+        tokenizer = _real_tokenizer({**path, "trust_remote_code": model.trust_remote_code})
+    if tokenizer is None:
+        raise UserError(f"model.tokenizer: there is no tokenizer in {name!r}")
     vocabulary = load_config(model).get_text_config().vocab_size
     if len(tokenizer) > vocabulary:
         raise UserError(
@@ -244,23 +250,17 @@ def load_tokenizer(model: ModelSettings) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def _own_tokenizer(model: ModelSettings) -> PreTrainedTokenizerBase:
-    """The tokenizer that comes with the model. Where there is none, transformers makes one up from its defaults."""
-    source = _source(model)
-    missing = NoTokenizerError(
-        f"model.tokenizer: missing; {model.name!r} brings no tokenizer: name one, or read token ids "
-        "(dataset.tokens_column)"
-    )
+def _real_tokenizer(source: dict[str, Any]) -> PreTrainedTokenizerBase | None:
+    """None where there are no files of one: transformers would make one up from its defaults."""
     try:
         tokenizer = AutoTokenizer.from_pretrained(**source)
     except ValueError as error:
-        if "instantiate the backend tokenizer" in str(error):  # made up, of a family that has no default
-            raise missing from error
+        if "instantiate the backend tokenizer" in str(error):  # of a family that has no defaults
+            return None
         raise
     names = getattr(tokenizer, "vocab_files_names", {}).values()  # a tokenizer of bytes needs none
-    if names and not any(_file(model, name) for name in ("tokenizer.json", *names)):
-        raise missing
-    return tokenizer
+    there = any(_file(source, name) for name in ("tokenizer.json", *names))
+    return tokenizer if there or not names else None
 
 
 def check_weights(model: ModelSettings) -> None:

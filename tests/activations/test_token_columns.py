@@ -299,6 +299,9 @@ def test_a_tokenizer_that_is_not_there_is_never_made_up(left: tuple[str, ...], t
     write_jsonl(tmp_path / "text.jsonl", DOCUMENTS)
     message = complaint(sweep(tmp_path / "text.jsonl", model_name=name), tmp_path / "out")
     assert message.startswith("model.tokenizer: missing") and "\n" not in message
+    assert complaint(sweep(tmp_path / "text.jsonl", model_tokenizer=name), tmp_path / "out").startswith(
+        "model.tokenizer: there is no tokenizer in "
+    )
     named = sweep(tmp_path / "text.jsonl", model_name=name, model_tokenizer="builtin")
     assert prepare_tokens(named, tmp_path / "out").rows
 
