@@ -97,7 +97,11 @@ def unique(values: tuple[T, ...]) -> tuple[T, ...]:
         raise ValueError("an empty list; give at least one value")
     if len(values) > MAX_GRID:
         raise ValueError(f"{len(values):,} values; a grid has at most {MAX_GRID:,}: each is an SAE")
-    if any(value in values[:i] for i, value in enumerate(values)):  # they need not be hashable
+    try:
+        repeated = len(set(values)) < len(values)
+    except TypeError:  # a list among them, which is no value: said with its place
+        repeated = False
+    if repeated:
         raise ValueError(f"a value stands twice in {shown(list(values))}")
     return values
 

@@ -36,7 +36,9 @@ class SiteSettings(Settings):
     @pydantic.field_validator("points", "modules", mode="before")
     @classmethod
     def _lists(cls, value: object) -> object:
-        return tuple(value) if isinstance(value, list) else value if isinstance(value, (dict, tuple)) else (value,)
+        if isinstance(value, (dict, tuple)):  # a mapping is refused
+            return value
+        return tuple(value) if isinstance(value, list) else (value,)
 
     @pydantic.field_validator("points")
     @classmethod
