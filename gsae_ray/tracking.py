@@ -200,7 +200,8 @@ class Mirror:
     def _sync_trial(self, trial: TrialSpec, directory: TrialDirectory) -> None:
         # Read before the rows: what is final now was written before, so nothing is missed.
         failure = directory.failure
-        finished = directory.done and not directory.missing(self.fingerprint, self.encoders)
+        evaluations = {l0: found for l0 in self.encoders if (found := directory.evaluation(self.fingerprint, l0))}
+        finished = len(evaluations) == len(self.encoders)
         run = self._run(trial)
         if trial.name in self._ended:
             return
@@ -211,10 +212,9 @@ class Mirror:
             self.fail(trial, str(error))
             return
         rows, cursor = directory.rows(run.cursor)
-        encoders = self.encoders if finished else ()
-        evaluations = {l0: found for l0 in encoders if (found := directory.evaluation(self.fingerprint, l0))}
-        # `run.steps` only ever grow.
-        for batch in _batches([*rows, *sorted(evaluations.values(), key=lambda row: row["step"])], run.steps):
+        if finished:
+            rows = [*rows, *sorted(evaluations.values(), key=lambda row: row["step"])]  # `run.steps` only ever grow
+        for batch in _batches(rows, run.steps):
             self.client.log_batch(run.id, metrics=batch)
             run.steps.update((metric.key, metric.step) for metric in batch)
         run.cursor = cursor
