@@ -156,8 +156,11 @@ def run(
         uri = [] if tracking_uri is None else ["--tracking-uri", result.tracking_uri]
         best = ["best", result.experiment, *example_constraint(rows), "--out", "best_sae"]
         click.echo(f"picture:   {_relative(result.picture)}")
-        click.echo(f"look:      {own_command('ui', *uri)}")
-        click.echo(f"best SAE:  {own_command(*best, *uri)}")
+        if result.mirrored:
+            click.echo(f"look:      {own_command('ui', *uri)}")
+            click.echo(f"best SAE:  {own_command(*best, *uri)}")
+        else:
+            click.echo(f"again:     {own_command('frontier', result.experiment, '--storage', result.storage)}")
     for trial, reason in result.failures.items():  # last: `status` shows how a job's output ends
         click.echo(f"failed: {trial}: {reason}", err=True)
     if result.failures:
@@ -430,6 +433,7 @@ def _print_forecast(cost: Forecast) -> None:
 @_launch_option
 @_tokens_option
 @_tracking_option
+@click.option("--storage", metavar="PATH", help="read the storage in MLflow's place: it holds the truth")
 @click.option(
     "--encoder",
     default="own",
@@ -445,6 +449,7 @@ def frontier(
     launch: str | None,
     tokens: str | None,
     tracking_uri: str | None,
+    storage: str | None,
     encoder: str,
     as_json: bool,
 ) -> None:
@@ -452,7 +457,7 @@ def frontier(
     from gsae_ray.results import MIXED
     from gsae_ray.tables import print_frontier
 
-    rows = gsae_ray.frontier(experiment, site, launch, tracking_uri, encoder, tokens)
+    rows = gsae_ray.frontier(experiment, site, launch, tracking_uri, encoder, tokens, storage)
     if as_json:
         click.echo(rows.to_json(orient="records", indent=2, double_precision=15))
         return
@@ -499,8 +504,7 @@ def best(
 @_one_line_errors
 def ui(tracking_uri: str | None, port: int) -> None:
     """Opens the MLflow UI on what `run` recorded (bound to this machine only)."""
-    from gsae_ray.results import open_tracking
-    from gsae_ray.tracking_store import resolve_uri
+    from gsae_ray.tracking_store import open_tracking, resolve_uri
 
     uri = resolve_uri(tracking_uri)
     if uri.startswith(("http://", "https://")):

@@ -400,7 +400,7 @@ def submit(
     if not storage.startswith(("/", "~")):
         raise UserError(f"--storage: {storage!r} is relative; give a path of the cluster, which every node sees")
     client = connect(address)
-    check(uri)
+    check(uri, sweep.experiment_name, writing=False)
     for job, details in _jobs(client):
         if (job.sweep, job.storage) == (sweep.name, storage) and _state(details) in LIVE:
             follow, end = own_command("logs", "-f", job.id), own_command("stop", job.id)

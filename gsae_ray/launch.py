@@ -36,13 +36,14 @@ from gsae_ray.activations.actors import StoreClient
 from gsae_ray.activations.record import Counters
 from gsae_ray.activations.store import ReaderSpec
 from gsae_ray.connection import connected
-from gsae_ray.display import Display, Observer, clock
+from gsae_ray.display import STATES, Display, Observer, clock
 from gsae_ray.errors import StopAskedError, SweepStoppedError, UserError, first_line, reason
 from gsae_ray.evaluation.metrics import Evaluation
 from gsae_ray.evaluation.queue import EvaluationQueue
 from gsae_ray.files import room_needed
 from gsae_ray.fleet import running_producers, start_store
 from gsae_ray.ledger import (
+    EVALUATED,
     RECORD,
     Driver,
     Resume,
@@ -61,8 +62,8 @@ from gsae_ray.supervisor import DEATHS, EventLog, StopWhenAsked, Supervisor, Tri
 from gsae_ray.sweep import Sweep
 from gsae_ray.sweep_file import load_sweep
 from gsae_ray.tracking import JOB_VARIABLE, Mirror, MirrorThread, ReportThread
+from gsae_ray.tracking_store import asking, quick_failure, reserve, resolve_uri
 from gsae_ray.tracking_store import check as check_tracking
-from gsae_ray.tracking_store import quick_failure, resolve_uri
 from gsae_ray.training.directory import TrialDirectory, forget_damaged
 from gsae_ray.training.trainable import SAETrial, TrialContext
 from gsae_ray.trial import TrialSpec
@@ -80,6 +81,9 @@ class SweepResult:
     experiment: str
     launch_id: str
     tracking_uri: str
+    storage: Path
+    mirrored: bool
+    """Whether all has arrived in MLflow; else the frontier is read from storage."""
     picture: Path | None
     """The frontier, if any trial finished."""
     failures: dict[str, str]
@@ -92,7 +96,8 @@ class SweepResult:
 
     def frontier(self, site: str | None = None, encoder: str = "own", tokens: int | str | None = None) -> pd.DataFrame:
         """See `gsae_ray.frontier`."""
-        return results.frontier(self.experiment, site, self.launch_id, self.tracking_uri, encoder, tokens)
+        storage = None if self.mirrored else self.storage
+        return results.frontier(self.experiment, site, self.launch_id, self.tracking_uri, encoder, tokens, storage)
 
     def best(
         self,
@@ -143,7 +148,7 @@ def run(
             overrides = [*recorded, *overrides]
             sweep = load_sweep(file, overrides)
     uri = resolve_uri(tracking_uri)
-    check_tracking(uri)
+    check_tracking(uri, sweep.experiment_name)
     with Display(console or Console(stderr=True)) as display:
         display.phase(f"checking {sweep.name}: model {sweep.model.name}, data {sweep.dataset.name}")
         plan = prepare(sweep, root, display, uri)
@@ -165,12 +170,16 @@ def run(
                 pending = [(t, d) for t, d in pending if d.failure is None]
             readers = {t.name: ReaderSpec(t.site, t.training.trained_tokens) for t, d in pending if not d.done}
             allotment = _Allotment()
+            reserve(uri, sweep.experiment_name)
             if pending:
                 stack.enter_context(connected(address))
                 placement.check_shared(folder)
                 allotment = _check_cluster(plan, readers)
             launch_id, notices = begin_launch(folder, plan.sweep, plan.trials, resume, overrides)
-            log = EventLog(folder / "launches" / launch_id / "events.jsonl", display.phase)
+            own_folder = folder / "launches" / launch_id
+            EVALUATED.write(own_folder / "evaluation.json", {"fingerprint": fingerprint, "encoders": list(encoders)})
+            log = EventLog(own_folder / "events.jsonl", display.phase)
+            stack.enter_context(log.session(f"{len(pending)} of {len(trials)} trials to train or to evaluate"))
             for line in damaged:
                 log.say(line, show=False)
             for notice in (*notices, *allotment.notices):
@@ -285,6 +294,8 @@ class _Launch:
             finally:
                 self.display.stop()
         assert thread is not None
+        states = {state: sum(trial.state == state for trial in observer.update()) for state in STATES}
+        self.log.say(f"trials: {', '.join(f'{count} {state}' for state, count in states.items())}", show=False)
         arrived, mirror = thread.finish(), thread.mirror
         picture = None
         counters = self._counters()
@@ -298,14 +309,17 @@ class _Launch:
         if arrived and not failures:
             finish_launch(self.folder, self.id, self.driver.session)
         if not arrived:
-            self.display.phase(
+            self.log.say(
                 f"MLflow at {uri} is not up to date ({thread.last_error}); nothing is lost: "
                 "the same command with --resume brings it up to date"
             )
+            picture, _ = self._draw_frontier(storage=self.folder.parent)
         return SweepResult(
             experiment=sweep.experiment_name,
             launch_id=self.id,
             tracking_uri=uri,
+            storage=self.folder.parent,
+            mirrored=arrived,
             picture=picture,
             failures=failures,
             forward_ratio=counters.forward_ratio if counters else float("nan"),
@@ -325,9 +339,10 @@ class _Launch:
     def _open_mirror(self, uri: str) -> Mirror:
         sweep = self.plan.sweep
         fingerprint, encoders = self.plan.evaluation_fingerprint, sweep.evaluation.encoders
-        mirror = Mirror(uri, sweep.experiment_name, self.id, fingerprint, encoders)
-        mirror.open_launch(sweep.name, _launch_params(self.plan), os.environ.get(JOB_VARIABLE))
-        mirror.log_launch({}, [self.own_folder / "sweep.yaml", self.own_folder / "versions.json"])
+        with asking(uri):
+            mirror = Mirror(uri, sweep.experiment_name, self.id, fingerprint, encoders)
+            mirror.open_launch(sweep.name, _launch_params(self.plan), os.environ.get(JOB_VARIABLE))
+            mirror.log_launch({}, [self.own_folder / "sweep.yaml", self.own_folder / "versions.json"])
         return mirror
 
     @contextlib.contextmanager
@@ -339,7 +354,7 @@ class _Launch:
         """
         settings, allotment = self.plan.sweep.producers, self.allotment
         count = settings.count
-        self.display.phase(f"starting {count} producer{'s' if count > 1 else ''} and {len(self.pending)} trials")
+        self.log.say(f"starting {count} producer{'s' if count > 1 else ''} and {len(self.pending)} trials")
         spec = producer_spec(self.plan)
         fleet = running_producers(
             count,
@@ -491,32 +506,39 @@ class _Launch:
             )
             return tuner.fit()
 
+    def _draw_frontier(self, **where: Any) -> tuple[Path | None, list[Path]]:
+        """The frontier as a picture and as tables, in storage; no picture where there is none.
+
+        Args:
+            where: `tracking_uri` or `storage`, that it is read from.
+        """
+        folder, experiment = self.own_folder, self.plan.sweep.experiment_name
+        pursuit: pd.DataFrame | None = None
+        try:
+            rows = results.frontier(experiment, launch=self.id, **where)
+            if self.plan.sweep.evaluation.pursuit_l0:
+                pursuit = results.frontier(experiment, launch=self.id, encoder="pursuit", **where)
+        except UserError as error:  # no trial came through
+            self.log.say(str(error))
+            return None, []
+        for note in rows.attrs["notes"]:
+            self.log.say(note)
+        if rows.empty:
+            return None, []
+        from gsae_ray import plots  # here: matplotlib takes a second to load
+
+        picture = folder / "frontier.png"
+        files = [folder / "frontier.csv", picture]
+        rows.to_csv(folder / "frontier.csv", index=False)
+        plots.save_frontier(rows, picture, pursuit)
+        if pursuit is not None:
+            files.append(folder / "pursuit.csv")
+            pursuit.to_csv(files[-1], index=False)
+        return picture, files
+
     def _publish(self, mirror: Mirror, counters: Counters | None, machines: Sequence[str]) -> Path | None:
         """The frontier as table and picture, in storage and on the parent run, which ends."""
-        folder = self.own_folder
-        artifacts: list[Path] = [path for path in (self.log.path,) if path.exists()]
-        picture: Path | None = None
-        pursuit: pd.DataFrame | None = None
-        where = self.plan.sweep.experiment_name, None, self.id, mirror.client.tracking_uri
-        try:
-            rows = results.frontier(*where)
-            if self.plan.sweep.evaluation.pursuit_l0:
-                pursuit = results.frontier(*where, encoder="pursuit")
-        except UserError as error:  # no trial came through
-            self.display.phase(str(error))
-        else:
-            for note in rows.attrs["notes"]:
-                self.display.phase(note)
-            from gsae_ray import plots  # here: matplotlib takes a second to load
-
-            if not rows.empty:
-                picture = folder / "frontier.png"
-                artifacts += [folder / "frontier.csv", picture]
-                rows.to_csv(folder / "frontier.csv", index=False)
-                plots.save_frontier(rows, picture, pursuit)
-                if pursuit is not None:
-                    artifacts.append(folder / "pursuit.csv")
-                    pursuit.to_csv(artifacts[-1], index=False)
+        picture, artifacts = self._draw_frontier(tracking_uri=mirror.client.tracking_uri)
         metrics: dict[str, float] = {}
         if counters is not None:
             metrics = {
@@ -527,7 +549,8 @@ class _Launch:
                 "peak_activation_bytes": counters.peak_bytes,
                 "evaluations": counters.evaluations,
             }
-        mirror.log_launch(metrics, artifacts, machines)
+        log = [self.log.path] if self.log.path.exists() else []
+        mirror.log_launch(metrics, [*log, *artifacts], machines)
         mirror.close("FINISHED")
         return picture
 

@@ -4,6 +4,7 @@ drivers/{session}.json          the newest drivers: the one that runs has a fres
 launches/{id}/launch.json       the sweep, resolved, and its `overrides`; its trials' identities by name, and the
                              `revision` of their numbers
 launches/{id}/sweep.yaml        the same to read; versions.json, frontier.csv, frontier.png, pursuit.csv
+launches/{id}/evaluation.json   on which held-out tokens, by fingerprint, its SAEs are evaluated, and by which encoders
 launches/{id}/record.json       what was produced for it (`activations.record`)
 launches/{id}/events.jsonl      what happened: {"time", "event"} a line
 launches/{id}/DONE              it is finished: every trial is done, and MLflow has all of it
@@ -65,8 +66,14 @@ class _Launch(TypedDict):
     revision: NotRequired[int]
 
 
+class _Evaluated(TypedDict):
+    fingerprint: str
+    encoders: list[int | None]
+
+
 _DRIVER = JSONFile(_DriverState, "it counts as gone when it is old")
 LAUNCH = JSONFile(_Launch, "run without --resume: trials that are done are not trained again")
+EVALUATED = JSONFile(_Evaluated, "the same command with --resume writes it again")
 VERSIONS = JSONFile(list[dict[str, str]], "those of earlier sessions are not known any more")
 RECORD = JSONFile(Record, "what was produced before is not counted", sealed=True)
 
@@ -347,9 +354,12 @@ def _add_versions(launch: Path) -> list[str]:
 
 def trial_folder(folder: Path, trial: TrialSpec) -> Path:
     """Where a trial keeps its state: by identity, since names tell only what differs within one file."""
-    trials = folder / "trials"
-    found = sorted(trials.glob(f"*-{trial.identity[:8]}"))
-    return found[0] if found else trials / trial.directory_name
+    return find_trial(folder, trial.identity) or folder / "trials" / trial.directory_name
+
+
+def find_trial(folder: Path, identity: str) -> Path | None:
+    """Where the trial of that identity keeps its state, if it has begun."""
+    return min((folder / "trials").glob(f"*-{identity[:8]}"), default=None)
 
 
 def _differences(before: Any, now: Any, path: str = "") -> Iterator[str]:

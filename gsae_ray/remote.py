@@ -12,7 +12,7 @@ from mlflow.tracking import MlflowClient
 
 from gsae_ray.display import Progress
 from gsae_ray.tracking import JOB, KIND, LAUNCH, PROGRESS, STOP
-from gsae_ray.tracking_store import connect, quick_failure
+from gsae_ray.tracking_store import asking, connect
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,7 +30,7 @@ class RemoteLaunch:
             UserError: MLflow does not answer.
         """
         client = connect(tracking_uri)
-        with quick_failure():
+        with asking(tracking_uri):
             found = client.get_experiment_by_name(experiment)
             query = f"tags.`{KIND}` = 'launch' and tags.`{JOB}` = '{job}'"
             runs = client.search_runs([found.experiment_id], query) if found is not None else []
@@ -66,12 +66,12 @@ class RemoteLaunch:
 
     def ask_to_stop(self) -> None:
         """The driver reads it within seconds."""
-        with quick_failure():
+        with asking(self.client.tracking_uri):
             self.client.set_tag(self.run.info.run_id, STOP, str(time.time_ns() // 1_000_000))
 
     def close_what_is_open(self) -> None:
         """Ends runs that say still that they run, as KILLED: those of a driver that is no more."""
-        with quick_failure():
+        with asking(self.client.tracking_uri):
             query = f"tags.`{LAUNCH}` = '{self.launch_id}' and attributes.status = 'RUNNING'"
             for run in self.client.search_runs([self.run.info.experiment_id], query):
                 self.client.set_terminated(run.info.run_id, "KILLED")

@@ -1,36 +1,26 @@
-"""What came out of a sweep: the frontier, the best SAE, export. Reads MLflow only; no Ray here."""
+"""What came out of a sweep: the frontier, the best SAE, export. Reads MLflow, or the storage; no Ray here."""
 
 from __future__ import annotations
 
 import math
 import tempfile
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
-from mlflow.entities import Experiment, Run
 from mlflow.exceptions import MlflowException
-from mlflow.tracking import MlflowClient
 
 from gsae_ray import curves
 from gsae_ray.curves import pareto
 from gsae_ray.errors import UserError, first_line, shown, suggest
 from gsae_ray.names import local_path
+from gsae_ray.outcomes import MLflowOutcomes, Outcome, Outcomes, StorageOutcomes
 from gsae_ray.saes import REGISTRY, SAE, load
 from gsae_ray.saes.io import foreign_files, holds
-from gsae_ray.tracking import (
-    CONTENT,
-    EVALUATION,
-    IDENTITY,
-    KIND,
-    LAUNCH,
-    TRIAL,
-    download_sae,
-    download_sequences,
-)
-from gsae_ray.tracking_store import connect, resolve_uri
+from gsae_ray.tracking import CONTENT, EVALUATION, LAUNCH, TRIAL, download_sae, download_sequences
+from gsae_ray.tracking_store import PATIENCE_S, open_tracking, quick_failure
 
 EVAL_COLUMNS = [
     *("l0", "loss_recovered", "gamma", "fvu", "kl"),
@@ -46,6 +36,7 @@ MEANINGFUL_NATS = 0.05
 """Where zero-ablation costs less than this, loss recovered is a ratio of noise."""
 ENCODERS = ("own", "pursuit")
 """Whose features a frontier is of: the SAE's encoder's, or those that gradient pursuit finds with its decoder."""
+SHOWN_FAILURES = 3
 EXAMPLE_L0 = 40
 """An L0 to ask for, where some SAE has it."""
 MIXED = "all"
@@ -116,35 +107,33 @@ def _curve(rows: pd.DataFrame) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, An
     return rows["l0"].to_numpy(), rows["loss_recovered"].to_numpy()
 
 
-def _experiment(client: MlflowClient, name: str) -> Experiment:
-    experiment = client.get_experiment_by_name(name)
-    if experiment is None:
-        known = [e.name for e in client.search_experiments() if e.name != "Default"]
-        hint = suggest(name, known) if known else "nothing has been recorded there"
-        raise UserError(f"experiment: no {name!r} at {client.tracking_uri}; {hint}")
-    return experiment
+def _outcomes(experiment: str, tracking_uri: str | None, storage: str | Path | None) -> Outcomes:
+    return MLflowOutcomes(tracking_uri, experiment) if storage is None else StorageOutcomes(storage, experiment)
 
 
-def _launch_id(client: MlflowClient, experiment: Experiment, launch: str | None) -> str | None:
+def _launch_id(outcomes: Outcomes, experiment: str, launch: str | None) -> str | None:
     """The launch asked for, the newest by default; None for all."""
-    query = f"tags.`{KIND}` = 'launch'"
-    runs = client.search_runs([experiment.experiment_id], query, order_by=["attributes.start_time DESC"])
-    ids = [run.data.tags[LAUNCH] for run in runs]
+    ids = outcomes.launches()
     if not ids:
-        raise UserError(f"experiment: {experiment.name!r} has no runs; `gsae-ray run` a sweep first")
+        raise UserError(f"experiment: {experiment!r} has no runs; `gsae-ray run` a sweep first")
     if launch in (None, *ids):
         return launch or ids[0]
     if launch == "all":
         return None
-    raise UserError(f"launch: no {launch!r} in {experiment.name!r}; {suggest(launch, ids)}")
+    raise UserError(f"launch: no {launch!r} in {experiment!r}; {suggest(launch, ids)}")
 
 
-def _row(run: Run, evaluation: Mapping[str, float]) -> dict[str, Any]:
-    params = run.data.params
+def _row(outcome: Outcome) -> dict[str, Any]:
+    """What a trial is.
+
+    Raises:
+        KeyError, ValueError: a tag or a parameter is missing, or makes no sense.
+    """
+    params = outcome.params
     sparsity_key = next(iter(REGISTRY[params["architecture"]].Hyperparameters.model_fields), None)
     return {
-        "run_id": run.info.run_id,
-        "trial": run.data.tags[TRIAL],
+        "run_id": outcome.run_id,
+        "trial": outcome.tags[TRIAL],
         "site": params["site"],
         "architecture": params["architecture"],
         "recipe": params["recipe"],
@@ -157,24 +146,40 @@ def _row(run: Run, evaluation: Mapping[str, float]) -> dict[str, Any]:
         "tokens": int(params["tokens"]),
         "batch_size": int(params["batch_size"]),
         "parent": params.get("parent", ""),
-        "launch": run.data.tags[LAUNCH],
-        "sink_share": run.data.metrics.get("train/sink_share", float("nan")),
-        **{name: evaluation.get(name, float("nan")) for name in EVAL_COLUMNS},
+        "launch": outcome.tags[LAUNCH],
+        "sink_share": outcome.metrics.get("train/sink_share", float("nan")),
     }
 
 
-def _own_row(run: Run) -> dict[str, Any]:
-    metrics = run.data.metrics
-    return _row(run, {name: metrics[f"eval/{name}"] for name in EVAL_COLUMNS if f"eval/{name}" in metrics})
+def _of_sweeps(outcomes: Iterable[Outcome]) -> tuple[list[tuple[Outcome, dict[str, Any]]], list[str]]:
+    """Outcomes with what each trial is; and, of runs that no launch has made or that are not whole, a note each."""
+    whole, notes = [], []
+    for outcome in outcomes:
+        try:
+            row = _row(outcome)
+            row["fingerprint"] = outcome.tags[EVALUATION]
+        except (KeyError, ValueError) as error:
+            notes.append(f"{outcome.run_id} is left out: no run of a sweep, or not a whole one ({first_line(error)})")
+        else:
+            whole.append((outcome, row))
+    return whole, notes
 
 
-def _pursuit_rows(client: MlflowClient, run: Run) -> list[dict[str, Any]]:
-    """One for each L0 that pursuit aimed at: the step of its metrics."""
-    evaluations: dict[int, dict[str, float]] = {}
-    for name in EVAL_COLUMNS:
-        for point in client.get_metric_history(run.info.run_id, f"pursuit/{name}"):
-            evaluations.setdefault(point.step, {})[name] = point.value
-    return [{**_row(run, values), "pursuit_l0": l0} for l0, values in sorted(evaluations.items())]
+def _own(outcome: Outcome) -> dict[str, float]:
+    """The evaluation of a trial's own encoder."""
+    metrics = outcome.metrics.items()
+    return {name.removeprefix("eval/"): value for name, value in metrics if name.startswith("eval/")}
+
+
+def _evaluated(row: dict[str, Any], evaluation: Mapping[str, float]) -> dict[str, Any]:
+    return row | {name: evaluation.get(name, float("nan")) for name in EVAL_COLUMNS}
+
+
+def _failures(outcomes: Outcomes, failed: Sequence[Outcome]) -> str:
+    """`2 trials failed (a: why; b: why); …`: how many, and why."""
+    shown = "; ".join(outcome.failure[:300] for outcome in failed[:SHOWN_FAILURES])
+    more = f"; and {len(failed) - SHOWN_FAILURES} more" if len(failed) > SHOWN_FAILURES else ""
+    return f"{len(failed)} trial{'s' * (len(failed) > 1)} failed ({shown}{more}); why: {outcomes.failures}"
 
 
 def frontier(
@@ -184,6 +189,7 @@ def frontier(
     tracking_uri: str | None = None,
     encoder: str = "own",
     tokens: int | str | None = None,
+    storage: str | Path | None = None,
 ) -> pd.DataFrame:
     """The evaluated SAEs of a sweep, sorted by site, tokens and L0.
 
@@ -196,6 +202,7 @@ def frontier(
         encoder: "own", or "pursuit": the decoders with gradient pursuit, where the sweep has `evaluation.pursuit_l0`.
         tokens: only SAEs that were trained on so many; "all": of any number, on one frontier; default: of any number,
             each with a frontier of its own.
+        storage: read the sweep's own storage in MLflow's place; `run_id` is then the folder of each trial.
     Returns:
         One row a trial with the columns `COLUMNS`; of pursuit, one row a trial and target, and a column `pursuit_l0`
         more. `on_frontier`: no SAE of its site, and number of tokens unless those are "all", has a lower L0 and a
@@ -208,54 +215,51 @@ def frontier(
     """
     if encoder not in ENCODERS:
         raise UserError(f"--encoder: unknown {encoder!r}; {suggest(encoder, ENCODERS)}")
-    client = open_tracking(tracking_uri)
-    found = _experiment(client, experiment)
-    launch_id = _launch_id(client, found, launch)
-    query = f"tags.`{KIND}` = 'trial' and attributes.status = 'FINISHED'"
-    if launch_id is not None:
-        query += f" and tags.`{LAUNCH}` = '{launch_id}'"
-    runs: list[Run] = []
-    token = None
-    while token != "":
-        page = client.search_runs([found.experiment_id], query, page_token=token)
-        runs.extend(page)
-        token = page.token or ""
-    finished = len(runs)
-    if encoder == "pursuit":
-        runs = [run for run in runs if "pursuit/l0" in run.data.metrics]
+    outcomes = _outcomes(experiment, tracking_uri, storage)
+    launch_id = _launch_id(outcomes, experiment, launch)
+    finished, notes = _of_sweeps(outcomes.finished(launch_id))
+    failed = outcomes.failed(launch_id)
     if launch_id is None:  # a trial that several launches carry counts once
-        runs = list({run.data.tags[IDENTITY]: run for run in reversed(runs)}.values())
-    if len({run.data.tags.get(EVALUATION) for run in runs}) > 1:
-        raise UserError(
-            f"launch: the launches of {experiment!r} were evaluated on different tokens, which cannot share a "
-            "frontier; name one launch"
-        )
+        finished = list({outcome.identity: (outcome, row) for outcome, row in reversed(finished)}.values())
+        done = {outcome.identity for outcome, _ in finished}
+        failed = list({o.identity: o for o in reversed(failed) if o.identity not in done}.values())
+    if failed:
+        notes.append(_failures(outcomes, failed))
     where = f"launch {launch_id}" if launch_id else "any launch"
     if not finished:
-        raise UserError(f"experiment: no trial of {experiment!r} ({where}) has finished yet")
-    if not runs:
+        raise UserError("; ".join([f"experiment: no trial of {experiment!r} ({where}) has finished yet", *notes]))
+    if encoder == "pursuit":
+        found = [
+            _evaluated(row, metrics) | {"pursuit_l0": l0}
+            for outcome, row in finished
+            for l0, metrics in sorted(outcomes.pursuit(outcome).items())
+        ]
+    else:
+        found = [_evaluated(row, _own(outcome)) for outcome, row in finished]
+    if not found:
         raise UserError(
             f"--encoder: no trial of {experiment!r} ({where}) was evaluated by pursuit; give its sweep file "
             "evaluation.pursuit_l0 and run it again: what is trained is not trained again"
         )
-    if encoder == "pursuit":
-        rows = pd.DataFrame([row for run in runs for row in _pursuit_rows(client, run)])
-    else:
-        rows = pd.DataFrame([_own_row(run) for run in runs])
+    rows = pd.DataFrame(found)
+    if rows["fingerprint"].nunique() > 1:
+        raise UserError(
+            f"launch: the launches of {experiment!r} were evaluated on different tokens, which cannot share a "
+            "frontier; name one launch"
+        )
     if site is not None:
         if site not in set(rows["site"]):
             raise UserError(f"site: no {site!r} in {experiment!r}; {suggest(site, sorted(set(rows['site'])))}")
         rows = rows[rows["site"] == site]
-    rows = _of_tokens(rows, tokens)
+    sharing = ["site"] if tokens == MIXED else ["site", "tokens"]
+    rows = _of_tokens(rows, tokens).sort_values([*sharing, "l0", "trial"])
     usable = (rows["l0"] > 0) & np.isfinite(rows[EVAL_COLUMNS]).all(axis=1)
-    notes = [
+    notes += [
         f"{row.trial}{f', pursuit L0 {row.pursuit_l0},' if encoder == 'pursuit' else ''} is left out: "
         f"L0 = {row.l0:g}, loss recovered {row.loss_recovered:g}"
         for row in rows[~usable].itertuples()
     ]
-    rows = rows[usable]
-    sharing = ["site"] if tokens == MIXED else ["site", "tokens"]
-    rows = rows.sort_values([*sharing, "l0"], ignore_index=True)
+    rows = rows[usable].reset_index(drop=True)
     rows["on_frontier"] = False
     recipes = sorted(set(rows["recipe"]))
     if len(recipes) > 1:
@@ -304,7 +308,8 @@ def sequences(
     """
     client = open_tracking(tracking_uri)
     try:
-        found = download_sequences(client, run_id, pursuit_l0)
+        with quick_failure(PATIENCE_S):
+            found = download_sequences(client, run_id, pursuit_l0)
     except (MlflowException, OSError) as error:
         what = f" by pursuit at L0 {pursuit_l0}" if pursuit_l0 is not None else ""
         raise UserError(
@@ -315,22 +320,6 @@ def sequences(
             f"sequences: those of run {run_id} are damaged: what MLflow has is not what was saved; {_RECORD_ANEW}"
         ) from error
     return {name: np.array(values, dtype=np.float64) for name, values in found.items()}
-
-
-def open_tracking(tracking_uri: str | None) -> MlflowClient:
-    """A client of a store that has been recorded to.
-
-    Raises:
-        UserError: nothing has been recorded there, or the server does not answer.
-    """
-    uri = resolve_uri(tracking_uri)
-    path = Path(uri.removeprefix("sqlite:///"))
-    if uri.startswith("sqlite:///") and not path.exists():
-        raise UserError(
-            f"--tracking-uri: nothing has been recorded at {path}; go to the folder where the sweep ran, or give "
-            "--tracking-uri"
-        )
-    return connect(uri)
 
 
 # ---- SAEs -----------------------------------------------------------------------------------------------------------
@@ -415,8 +404,9 @@ def fetch_sae(run_id: str, directory: str | Path, tracking_uri: str | None, key:
     """
     client = open_tracking(tracking_uri)
     try:
-        folder = download_sae(client, run_id, directory)
-        hash_of_saved = client.get_run(run_id).data.tags.get(CONTENT)
+        with quick_failure(PATIENCE_S):
+            folder = download_sae(client, run_id, directory)
+            hash_of_saved = client.get_run(run_id).data.tags.get(CONTENT)
     except (MlflowException, OSError) as error:
         raise UserError(f"{key}: the SAE of run {run_id} cannot be fetched: {first_line(error)}") from error
     if not holds(folder, hash_of_saved):

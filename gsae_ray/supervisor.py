@@ -12,7 +12,7 @@ import signal
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +53,21 @@ class EventLog:
         line = json.dumps({"time": time.strftime("%Y-%m-%dT%H:%M:%S%z"), "event": event})
         with contextlib.suppress(OSError), self.path.open("a", encoding="utf-8") as file:  # not what a sweep ends for
             file.write(line + "\n")
+
+    @contextlib.contextmanager
+    def session(self, what: str) -> Iterator[None]:
+        """From when a launch begins, or goes on, to its end, and how it came to that.
+
+        Args:
+            what: there is to do.
+        """
+        self.say(f"begins: {what}", show=False)
+        try:
+            yield
+        except BaseException as error:
+            self.say(f"ends before it is done: {type(error).__name__}: {first_line(error)}", show=False)
+            raise
+        self.say("ends", show=False)
 
 
 class Supervisor(threading.Thread):

@@ -25,14 +25,13 @@ from mlflow.tracking import MlflowClient
 
 from gsae_ray.activations.sites import Site
 from gsae_ray.errors import DamagedError, first_line
-from gsae_ray.names import folder_name
-from gsae_ray.tracking_store import connect
+from gsae_ray.tracking_store import SWEEP, check_artifacts, connect, open_experiment
 from gsae_ray.training.directory import EVALUATION as EVALUATION_FILE
 from gsae_ray.training.directory import START, Cursor, Row, TrialDirectory
 from gsae_ray.trial import TrialSpec
 
 LAUNCH, TRIAL, KIND, IDENTITY = "gsae.launch", "gsae.trial", "gsae.kind", "gsae.identity"
-EVALUATION, FAILURE, SWEEP = "gsae.evaluation", "gsae.failure", "gsae.sweep"
+EVALUATION, FAILURE = "gsae.evaluation", "gsae.failure"
 CONTENT = "gsae.sae"
 """Of a finished trial's run: the hash of its SAE (`saes.io.content_hash`), by which a damaged artifact is found."""
 JOB, PROGRESS, STOP = "gsae.job", "gsae.progress", "gsae.stop"
@@ -118,27 +117,11 @@ class Mirror:
         self.launch_id = launch_id
         self.fingerprint = evaluation_fingerprint
         self.encoders = encoders
-        found = self.client.get_experiment_by_name(experiment)
-        if found is not None and found.lifecycle_stage == "deleted":
-            self.client.restore_experiment(found.experiment_id)
-        self.experiment_id = found.experiment_id if found else self._create_experiment(experiment)
+        self.experiment_id = open_experiment(self.client, experiment).experiment_id
         self.damaged: dict[str, str] = {}
         """Trial -> which of its files, and what to do: its run has failed, the others' are as they would be."""
         self._runs: dict[str, _Run] = {}
         self._ended: set[str] = set()
-
-    def _create_experiment(self, name: str) -> str:
-        """A new experiment; that of an SQLite store keeps its artifacts beside the file, wherever the driver runs."""
-        location = None
-        if self.client.tracking_uri.startswith("sqlite:///"):
-            database = Path(self.client.tracking_uri.removeprefix("sqlite:///"))
-            location = (database.parent / "mlruns" / folder_name(name)).as_uri()
-        try:
-            return self.client.create_experiment(name, artifact_location=location)
-        except MlflowException:  # by another sweep at the same moment, or by this one and the reply was lost
-            if (found := self.client.get_experiment_by_name(name)) is None:
-                raise
-            return found.experiment_id
 
     def _find(self, **tags: str) -> Run | None:
         """The run with those tags. Of several, only the newest stays.
@@ -162,6 +145,7 @@ class Mirror:
         if run is None:
             tags = {LAUNCH: self.launch_id, KIND: "launch", SWEEP: sweep_name, EVALUATION: self.fingerprint}
             run = self.client.create_run(self.experiment_id, tags=tags, run_name=f"{sweep_name} {self.launch_id}")
+        check_artifacts(self.client.tracking_uri, run.info.artifact_uri)
         self._log_params(run, params)
         for tag in {STOP, PROGRESS} & run.data.tags.keys():  # an earlier session's
             self.client.delete_tag(run.info.run_id, tag)
@@ -261,6 +245,7 @@ class Mirror:
                     self.client.delete_tag(run.info.run_id, FAILURE)
                 if run.data.tags.get("mlflow.parentRunId") != self.parent_id:  # the other was deleted
                     self.client.set_tag(run.info.run_id, "mlflow.parentRunId", self.parent_id)
+            check_artifacts(self.client.tracking_uri, run.info.artifact_uri)
             self._log_params(run, trial_params(trial))
             steps = {metric.key: metric.step for metric in run.data.to_proto().metrics}
             self._runs[trial.name] = _Run(run.info.run_id, steps)

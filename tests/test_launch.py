@@ -9,6 +9,7 @@ import json
 import os
 import re
 import shutil
+import sqlite3
 import subprocess
 import sys
 import time
@@ -45,6 +46,7 @@ from gsae_ray.plan import Plan, prepare, producer_spec
 from gsae_ray.saes import to_bytes
 from gsae_ray.sweep import Sweep
 from gsae_ray.tracking import KIND, PROGRESS, STOP
+from gsae_ray.tracking_store import connect
 from gsae_ray.training.directory import TrialDirectory
 from gsae_ray.training.trainer import Trainer
 
@@ -285,8 +287,8 @@ def test_a_sweep_that_waits_for_room_without_mlflow_ends(
 ) -> None:
     """Nobody would see it, and it could not be asked to stop."""
     monkeypatch.setattr(launch, "OPENING_PAUSE_S", 0.1)
-    (tmp_path / "mlflow.db").write_text("is not a database")
-    with occupied(num_gpus=1), pytest.raises(UserError, match="file is not a database"):
+    store(tmp_path, "runs")  # it could be written to when the sweep was checked
+    with occupied(num_gpus=1), pytest.raises(UserError, match="--tracking-uri: .* cannot be used .*it is full"):
         run({**SWEEP, "producers": {"gpus": 1}}, tmp_path)
 
 
@@ -299,9 +301,21 @@ def test_a_sweep_whose_trials_have_no_room_says_what_is_free_and_gives_back_what
     soon = sweep.model_copy(update={"trials": sweep.trials.model_copy(update={"room_timeout_s": 3})})
     with occupied(num_cpus=2), pytest.raises(SweepStoppedError, match="trials.room_timeout_s = 3 s, so what"):
         run(soon, tmp_path)
+    (log,) = tmp_path.rglob("events.jsonl")
+    assert "ends before it is done: SweepStoppedError: no trial has had room" in log.read_text().splitlines()[-1]
     wait_until(lambda: not processes("ProducerShell"))
     (events,) = tmp_path.glob("runs/golden/launches/*/events.jsonl")
     assert events.read_text().count("no trial runs: 0 of 2 CPUs, 1 of 1 GPUs") == 1
+
+
+def store(home: Path, full: str) -> str:
+    """An MLflow store of which one table takes no rows."""
+    uri = f"sqlite:///{home}/mlflow.db"
+    connect(uri)
+    with contextlib.closing(sqlite3.connect(home / "mlflow.db")) as database:
+        refuse = f"CREATE TRIGGER full BEFORE INSERT ON {full} BEGIN SELECT RAISE(ABORT, 'it is full'); END"
+        database.execute(refuse)
+    return uri
 
 
 def run(sweep: dict[str, Any] | Sweep, home: Path, **options: Any) -> launch.SweepResult:
@@ -398,6 +412,42 @@ def test_law_4_the_store_stays_within_its_budget(local_ray: None, home: Path) ->
     assert 1.0 < metrics["forward_ratio"] <= 1 + (1 - 1 / 5)
 
 
+def test_storage_tells_the_frontier_that_mlflow_tells(launched: launch.SweepResult, home: Path) -> None:
+    theirs, mine = launched.frontier(), results.frontier("golden", storage=home / "runs")
+    assert len(mine) == 4
+    pd.testing.assert_frame_equal(mine.drop(columns="run_id"), theirs.drop(columns="run_id"))
+
+
+def test_a_launch_whose_server_is_down_at_its_end_still_has_its_frontier(
+    launched: launch.SweepResult, home: Path, tmp_path: Path
+) -> None:
+    """MLflow takes its runs, but no metric."""
+    quiet, uri = Console(quiet=True), store(tmp_path, "metrics")
+    result = launch.run(Sweep.model_validate(SWEEP), storage=home / "runs", tracking_uri=uri, console=quiet)
+    assert not result.mirrored
+    assert result.picture is not None and result.picture.exists()
+    columns = ["run_id", "launch"]
+    pd.testing.assert_frame_equal(result.frontier().drop(columns=columns), launched.frontier().drop(columns=columns))
+    shown = pd.read_csv(result.picture.with_name("frontier.csv"))
+    assert shown["l0"].tolist() == result.frontier()["l0"].tolist()
+    assert "is not up to date" in events(home, result)[-2]["event"]
+
+
+def events(home: Path, result: launch.SweepResult) -> list[dict[str, str]]:
+    log = home / "runs" / "golden" / "launches" / result.launch_id / "events.jsonl"
+    return [json.loads(line) for line in log.read_text().splitlines()]
+
+
+def test_what_happened_is_written_down_from_the_launchs_first_moment_to_its_end(
+    launched: launch.SweepResult, home: Path
+) -> None:
+    said = [event["event"] for event in events(home, launched)]
+    assert said[0] == "begins: 4 of 4 trials to train or to evaluate"
+    assert "starting 2 producers and 4 trials" in said
+    assert said[-2:] == ["trials: 0 waiting, 0 running, 4 done, 0 failed", "ends"]
+    assert all(event["time"] for event in events(home, launched))
+
+
 def test_law_6_evaluation_again_gives_the_logged_numbers(launched: launch.SweepResult, plan: Plan) -> None:
     site = "blocks.2.hook_resid_post"
     sae = gsae_ray.best("golden", site=site, max_l0=100, tracking_uri=launched.tracking_uri)
@@ -422,7 +472,7 @@ def test_trials_are_mirrored_once_with_every_row(launched: launch.SweepResult, p
         assert rows[-1]["step"] == trial.training.steps * trial.training.batch_size
         assert client.get_run(row.run_id).data.tags["mlflow.parentRunId"] == parent_run(launched).info.run_id
     artifacts = {item.path for item in client.list_artifacts(parent_run(launched).info.run_id)}
-    assert artifacts == {"sweep.yaml", "versions.json", "frontier.csv", "frontier.png"}
+    assert artifacts == {"sweep.yaml", "versions.json", "frontier.csv", "frontier.png", "events.jsonl"}
 
 
 def test_one_lambda_more_trains_only_its_trials(launched: launch.SweepResult, home: Path) -> None:

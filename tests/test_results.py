@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import subprocess
 import sys
 import tempfile
@@ -19,9 +20,10 @@ import torch
 from damage import COMMON, DAMAGES, Damage, cut, flip
 from hypothesis import given
 from hypothesis import strategies as st
+from mlflow.tracking import MlflowClient
 from trials import FINGERPRINT, SITE_1, SITE_2, begin, evaluation, expand, finish, row_metrics
 
-from gsae_ray import saes
+from gsae_ray import ledger, saes
 from gsae_ray.curves import pareto
 from gsae_ray.errors import UserError
 from gsae_ray.evaluation.metrics import Evaluation
@@ -40,7 +42,7 @@ from gsae_ray.results import (
     sequences,
 )
 from gsae_ray.sweep import Sweep
-from gsae_ray.tracking import Mirror
+from gsae_ray.tracking import EVALUATION, KIND, LAUNCH, TRIAL, Mirror
 from gsae_ray.trial import TrialSpec
 
 # ---- arithmetic -----------------------------------------------------------------------------------------------------
@@ -346,7 +348,9 @@ def test_what_is_left_out_is_said(recorder: Recorder) -> None:
     notes = frontier("sweep").attrs["notes"]
     assert [note for note in notes if GATED_2[1].name in note and "L0 = 0" in note]
     assert [note for note in notes if GATED_2[2].name in note and "loss recovered nan" in note]
-    assert len(notes) == 2
+    failed = f"1 trial failed ({GATED_2[3].name}: NaN); why: the tag gsae.failure of its run"
+    assert failed in notes
+    assert len(notes) == 3
     assert frontier("sweep", launch=OLDER).attrs["notes"] == []
 
 
@@ -448,6 +452,123 @@ def test_the_picture_has_dashed_lines_for_pursuit(recorder: Recorder, tmp_path: 
     assert all("pursuit" not in str(line.get_label()) for line in plot_frontier(frontier("drawn")).axes[0].lines)
 
 
+# ---- what else is in an experiment, and where MLflow is away --------------------------------------------------------
+
+
+def test_runs_that_no_launch_has_made_are_left_out_with_a_note(recorder: Recorder) -> None:
+    """Somebody's own run, a copy without parameters, one without tags, one whose numbers are words."""
+    recorder.record("shared", NEWER, list(zip(GATED_1[:1], ends((10, 0.9)), strict=True)))
+    client = MlflowClient(recorder.uri)
+    experiment = client.get_experiment_by_name("shared").experiment_id
+    (row,) = frontier("shared").itertuples()
+    whole = client.get_run(row.run_id).data
+    tags = {name: value for name, value in whole.tags.items() if name.startswith("gsae.")}
+    others: list[tuple[dict[str, str], dict[str, str], str]] = [
+        ({KIND: "trial"}, {}, ""),
+        (tags, {}, "architecture"),
+        (tags, whole.params | {"architecture": "mine"}, "mine"),
+        (tags, whole.params | {"seed": "none"}, "none"),
+        ({KIND: "trial", LAUNCH: NEWER}, whole.params, TRIAL),
+        ({name: value for name, value in tags.items() if name != EVALUATION}, whole.params, EVALUATION),
+        ({}, {"lr": "1"}, ""),
+        ({KIND: "launch"}, {}, ""),
+    ]
+    notes = {}
+    for number, (its_tags, params, missing) in enumerate(others):
+        run = client.create_run(experiment, tags=its_tags, run_name=f"mine {number}")
+        for name, value in params.items():
+            client.log_param(run.info.run_id, name, value)
+        client.set_terminated(run.info.run_id, "FINISHED")
+        if missing:
+            notes[run.info.run_id] = missing
+    for launch in (None, "all"):
+        rows = frontier("shared", launch=launch)
+        assert rows["run_id"].tolist() == [row.run_id]
+        for run_id, missing in notes.items():
+            (note,) = [note for note in rows.attrs["notes"] if run_id in note]
+            assert "is left out: no run of a sweep, or not a whole one" in note and missing in note
+    assert best("shared", max_l0=40).cfg.metadata["frontier"]["run_id"] == row.run_id
+
+
+def test_failed_trials_are_counted_with_the_reasons_of_some(recorder: Recorder) -> None:
+    ended = [*zip(GATED_1[:1], ends((10, 0.9)), strict=True), *((t, "failed") for t in (*GATED_1[1:], *GATED_2[:2]))]
+    recorder.record("failing", OLDER, ended)
+    (note,) = frontier("failing").attrs["notes"]
+    assert note.startswith("5 trials failed (") and note.count(": NaN") == 3 and "; and 2 more); why: " in note
+    recorder.record("failing", NEWER, list(zip(GATED_1, ends((9, 0.8), (10, 0.9), (11, 0.9), (12, 0.9)), strict=True)))
+    assert frontier("failing").attrs["notes"] == []
+    (note,) = frontier("failing", launch="all").attrs["notes"]
+    assert note.startswith("2 trials failed ("), "those that a newer launch has finished do not count"
+
+
+def test_storage_tells_the_same_as_mlflow(recorder: Recorder) -> None:
+    """The same rows, notes and refusals, but for where each trial is found."""
+    storage, uri = recorder.folder / "runs", f"sqlite:///{recorder.folder}/other.db"
+    pursuit = {4: evaluation(l0=4.0, loss_recovered=0.8), 16: evaluation(l0=15.5, loss_recovered=math.inf)}
+    wide = expand("standard", l1_coefficient=[0.5, 1.0], tokens=2048)
+    values: list[tuple[TrialSpec, End]] = [
+        *zip(GATED_1, ends((40, 0.96), (20, 0.90), (30, 0.89), (30, 0.7)), strict=True),
+        *zip(wide, ends((45, 0.95), (0, 0.5)), strict=True),
+        *zip(GATED_2, [*ends((12, 0.80), (8, math.inf)), "failed", "running"], strict=True),
+    ]
+    directories = {}
+    for trial, end in values:
+        directory = directories[trial.name] = begin(storage / "swept" / "trials", trial, steps=2)
+        if isinstance(end, dict):
+            finish(directory, trial, FINGERPRINT, pursuit, **end)
+        elif end == "failed":
+            directory.fail("NaN")
+    launches = {OLDER: values[:3], NEWER: values}
+    for launch, carried in launches.items():
+        time.sleep(0.002)
+        encoders: list[int | None] = [None] if launch == OLDER else [None, *pursuit]
+        mirror = Mirror(uri, "other experiment", launch, FINGERPRINT, encoders)
+        mirror.open_launch("swept", {})
+        mirror.sync([(trial, directories[trial.name]) for trial, _ in carried])
+        mirror.close("FINISHED")
+        folder = storage / "swept" / "launches" / launch
+        folder.mkdir(parents=True)
+        sweep = {"name": "swept", "experiment": "other experiment"}
+        identities = {trial.name: trial.identity for trial, _ in carried}
+        ledger.LAUNCH.write(folder / "launch.json", {"sweep": sweep, "trials": identities})
+        ledger.EVALUATED.write(folder / "evaluation.json", {"fingerprint": FINGERPRINT, "encoders": encoders})
+    for options in (
+        {},
+        {"launch": "all"},
+        {"launch": OLDER},
+        {"site": SITE_2},
+        {"encoder": "pursuit"},
+        {"tokens": "all"},
+    ):
+        theirs = frontier("other experiment", tracking_uri=uri, **options)  # type: ignore[arg-type]
+        mine = frontier("other experiment", storage=storage, **options)  # type: ignore[arg-type]
+        assert len(mine) > 0
+        pd.testing.assert_frame_equal(mine.drop(columns="run_id"), theirs.drop(columns="run_id"))
+        notes = [n.replace("the tag gsae.failure of its run", "FAILED in its folder") for n in theirs.attrs["notes"]]
+        assert mine.attrs["notes"] == notes
+        assert all(saes.load(Path(folder) / "sae").cfg.d_sae == 16 for folder in mine["run_id"])
+    refusals: list[tuple[dict[str, Any], str]] = [
+        ({"launch": "none"}, f"launch: no 'none' in 'other experiment'; (one of: {NEWER}, {OLDER})"),
+        ({"launch": OLDER, "encoder": "pursuit"}, "--encoder: no trial of 'other experiment'"),
+    ]
+    for options, said in refusals:
+        for where in ({"tracking_uri": uri}, {"storage": storage}):
+            with pytest.raises(UserError, match=re.escape(said)):
+                frontier("other experiment", **options, **where)  # type: ignore[arg-type]
+    with pytest.raises(UserError, match=r"^experiment: no 'swpet' at .*runs; did you mean 'other experiment'|one of"):
+        frontier("swpet", storage=storage)
+    with pytest.raises(UserError, match="^--storage: no launch in .*/nowhere; give the folder that `run` was given"):
+        frontier("other experiment", storage=storage / "nowhere")
+    ledger.EVALUATED.write(folder / "evaluation.json", {"fingerprint": "a" * 64, "encoders": [None]})
+    directories[GATED_1[0].name].save_evaluation("a" * 64, 1024, evaluation(l0=10.0))
+    assert frontier("other experiment", storage=storage)["l0"].tolist() == [10]
+    with pytest.raises(UserError, match="were evaluated on different tokens, which cannot share a frontier"):
+        frontier("other experiment", storage=storage, launch="all")
+    (directories[GATED_1[0].name].path / "trial.json").write_text("{")
+    with pytest.raises(UserError, match="no run of a sweep, or not a whole one"):
+        frontier("other experiment", storage=storage)
+
+
 # ---- errors ---------------------------------------------------------------------------------------------------------
 
 
@@ -468,9 +589,10 @@ def test_an_unknown_launch_names_the_nearest(recorder: Recorder) -> None:
 
 def test_an_experiment_without_runs_or_without_a_finished_trial_says_so(recorder: Recorder) -> None:
     recorder.record("begun", NEWER, [(GATED_1[0], "running"), (GATED_1[1], "failed")])
-    with pytest.raises(UserError, match=rf"^experiment: no trial of 'begun' \(launch {NEWER}\) has finished yet$"):
+    end = re.escape(f" has finished yet; 1 trial failed ({GATED_1[1].name}: NaN); why: the tag gsae.failure of its run")
+    with pytest.raises(UserError, match=rf"^experiment: no trial of 'begun' \(launch {NEWER}\){end}$"):
         frontier("begun")
-    with pytest.raises(UserError, match=r"^experiment: no trial of 'begun' \(any launch\) has finished yet$"):
+    with pytest.raises(UserError, match=rf"^experiment: no trial of 'begun' \(any launch\){end}$"):
         frontier("begun", launch="all")
     Mirror(recorder.uri, "empty", NEWER, FINGERPRINT)
     with pytest.raises(UserError, match=r"^experiment: 'empty' has no runs"):

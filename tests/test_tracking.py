@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import itertools
 import socket
 import time
@@ -27,14 +28,13 @@ from gsae_ray.tracking import (
     IDENTITY,
     KIND,
     LAUNCH,
-    SWEEP,
     TRIAL,
     Mirror,
     MirrorThread,
     download_sae,
     download_sequences,
 )
-from gsae_ray.tracking_store import check, connect, resolve_uri
+from gsae_ray.tracking_store import SWEEP, check, connect, make_experiment, resolve_uri
 from gsae_ray.training.directory import TrialDirectory
 from gsae_ray.trial import TrialSpec
 
@@ -472,7 +472,7 @@ def test_a_trial_that_the_server_refuses_does_not_hold_up_the_others(server: Ser
 
 def test_an_experiment_that_another_sweep_makes_at_the_same_moment_is_shared(server: Server) -> None:
     mirror = server.mirror()
-    assert mirror._create_experiment(server.experiment) == mirror.experiment_id
+    assert make_experiment(mirror.client, server.experiment).experiment_id == mirror.experiment_id
 
 
 def test_the_mirror_survives_a_server_that_is_gone(
@@ -624,7 +624,7 @@ ODD = ("sec#secret", "sec/secret", "sec?secret", "sec@secret", "sec:secret")
     ],
 )
 def test_an_address_with_a_password_is_refused(address: str, remedy: str) -> None:
-    for ask in (check, connect, resolve_uri):
+    for ask in (functools.partial(check, experiment="small"), connect, resolve_uri):
         with pytest.raises(UserError, match="--tracking-uri: there is a password in the address") as error:
             ask(address)
         assert remedy in str(error.value) and "secret" not in str(error.value)

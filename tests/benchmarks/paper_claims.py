@@ -27,6 +27,7 @@ import yaml
 from gsae_ray import intervals, results
 from gsae_ray.evaluation.metrics import RATIOS, Sums
 from gsae_ray.intervals import Interval, Statistic
+from gsae_ray.tracking_store import open_tracking
 
 Test = Callable[[Interval], bool]
 OBJECTIVES = ("paper", "norm_weighted")
@@ -67,7 +68,7 @@ class Launch:
 
 def newest_launches(experiment: str, tracking_uri: str | None) -> dict[int, str]:
     """Data seed -> its newest launch that came to the end."""
-    client = results.open_tracking(tracking_uri)
+    client = open_tracking(tracking_uri)
     found = client.get_experiment_by_name(experiment)
     if found is None:
         raise SystemExit(f"no experiment {experiment!r}; run sweeps/paper_claims.yaml first")
@@ -228,7 +229,7 @@ def main() -> None:
 
 def print_step_times(experiment: str, launches: Sequence[str], tracking_uri: str | None) -> None:
     """Measured step times beside the FLOPs of the convention of equal compute."""
-    client = results.open_tracking(tracking_uri)
+    client = open_tracking(tracking_uri)
     rows = pd.concat(results.frontier(experiment, launch=launch, tracking_uri=tracking_uri) for launch in launches)
     rows["step_ms"] = [client.get_run(run_id).data.metrics["train/step_ms"] for run_id in rows["run_id"]]
     rows["kind"] = rows["recipe"].str.split("/").str[0] + ", " + rows["architecture"] + " " + rows["variant"]
