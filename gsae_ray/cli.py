@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import os
 import signal
+import socket
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -238,7 +239,8 @@ def status(job: str | None, address: str | None, as_json: bool) -> None:
     if found.message:
         click.echo(f"it says:        {found.message}")
     if found.state in ("failed", "stopped"):
-        click.echo("go on:          gsae-ray submit … --resume")
+        what = "go on" if found.launch_id is not None else "again"
+        click.echo(f"{what + ':':<16}gsae-ray submit …, as before")
 
 
 @main.command()
@@ -500,7 +502,7 @@ def best(
 
 @main.command()
 @_tracking_option
-@click.option("--port", default=5000, show_default=True, help="port on this machine")
+@click.option("--port", type=click.IntRange(1, 65535), default=5000, show_default=True, help="port on this machine")
 @_one_line_errors
 def ui(tracking_uri: str | None, port: int) -> None:
     """Opens the MLflow UI on what `run` recorded (bound to this machine only)."""
@@ -511,6 +513,15 @@ def ui(tracking_uri: str | None, port: int) -> None:
         click.echo(f"this MLflow server has its own UI: {uri}")
         return
     open_tracking(uri)
+    with socket.socket() as listener:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # a server's that has just ended is free
+        try:
+            listener.bind(("127.0.0.1", port))
+        except OSError as error:
+            raise UserError(
+                f"--port: {port} cannot be had on this machine ({error.strerror}); end what listens there, or give "
+                f"another: --port {port + 1 if port < 65535 else port - 1}"
+            ) from error
     click.echo(f"MLflow UI on {uri}: http://127.0.0.1:{port} (Ctrl-C ends it)")
     environment = {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
     command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", uri]

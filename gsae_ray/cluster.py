@@ -24,6 +24,7 @@ from urllib.parse import urlsplit
 
 import aiohttp
 import ray
+import requests
 from ray.job_submission import JobSubmissionClient
 
 import gsae_ray
@@ -40,7 +41,7 @@ from gsae_ray.remote import RemoteLaunch
 from gsae_ray.sweep import Sweep
 from gsae_ray.sweep_file import load_sweep
 from gsae_ray.tracking import JOB_VARIABLE
-from gsae_ray.tracking_store import check, has_login
+from gsae_ray.tracking_store import PATIENCE_S, check, has_login
 
 DEFAULT_ADDRESS = "http://127.0.0.1:8265"
 DEFAULT_STORAGE = "~/gsae_runs"
@@ -49,8 +50,10 @@ STOP_WAIT_S = 240
 """What a job has at most between SIGTERM, at which trials save a checkpoint too, and SIGKILL: a minute for trials that
 do not end (`launch`), and two last calls of either thread that writes to an MLflow server that hangs (`tracking`)."""
 LIVE = ("pending", "running")
-PATIENCE_S = 30.0
+BROKEN_S = 30.0
+"""A connection to the cluster that breaks for no longer is waited for."""
 _EXPERIMENT, _TRACKING, _STORAGE = "gsae.experiment", "gsae.tracking_uri", "gsae.storage"
+_METADATA = {SWEEP_KEY, _EXPERIMENT, _TRACKING, _STORAGE}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -192,7 +195,7 @@ class Job:
                     return state
                 heard = time.monotonic()
             except UserError:  # a tunnel may break for a moment
-                if time.monotonic() - heard > PATIENCE_S:
+                if time.monotonic() - heard > BROKEN_S:
                     raise
             if deadline is not None and time.monotonic() > deadline:
                 raise TimeoutError(f"{self.id} has not ended in {timeout_s:g} s")
@@ -267,6 +270,7 @@ def connect(address: str | None = None) -> JobSubmissionClient:
     setup.maybe_enable_token_auth_if_token_available(warn_if_disabled=False)
     keep_token_private()
     with _explained(address):
+        requests.get(f"{address.rstrip('/')}/api/version", timeout=PATIENCE_S).close()  # Ray's client waits for ever
         client = JobSubmissionClient(address)
     theirs = str(client._server_ray_version)
     if theirs.split(".")[:2] != ray.__version__.split(".")[:2]:
@@ -326,7 +330,7 @@ def _jobs(client: JobSubmissionClient) -> list[tuple[Job, Any]]:
     """With what Ray knows of each, the newest first."""
     with _explained(client.get_address()):
         found = client.list_jobs()
-    ours = [d for d in found if d.submission_id and SWEEP_KEY in (d.metadata or {})]
+    ours = [d for d in found if d.submission_id and (d.metadata or {}).keys() >= _METADATA]
     ours.sort(key=lambda details: details.start_time or 0, reverse=True)
     return [(Job(client, details.submission_id, details.metadata), details) for details in ours]
 

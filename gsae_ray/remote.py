@@ -34,7 +34,8 @@ class RemoteLaunch:
             found = client.get_experiment_by_name(experiment)
             query = f"tags.`{KIND}` = 'launch' and tags.`{JOB}` = '{job}'"
             runs = client.search_runs([found.experiment_id], query) if found is not None else []
-        return cls(client, runs[0]) if runs else None
+        ours = [run for run in runs if LAUNCH in run.data.tags]  # another's may be half-made, or no launch
+        return cls(client, ours[0]) if ours else None
 
     @property
     def launch_id(self) -> str:
@@ -49,8 +50,11 @@ class RemoteLaunch:
     @property
     def _reported(self) -> dict[str, Any]:
         """What the driver has written last (`Mirror.report`)."""
-        reported: dict[str, Any] = json.loads(self.run.data.tags.get(PROGRESS, "{}"))
-        return reported
+        try:
+            reported = json.loads(self.run.data.tags.get(PROGRESS, "{}"))
+        except ValueError:
+            return {}
+        return reported if isinstance(reported, dict) else {}
 
     @property
     def progress(self) -> Progress | None:

@@ -18,6 +18,7 @@ from click.testing import CliRunner, Result
 from gsae_ray.cli import main
 from gsae_ray.errors import ProductionError, ReplacedError, StopAskedError, StorageFullError, UserError
 from gsae_ray.launch import SweepResult
+from gsae_ray.tracking_store import connect
 
 QUICKSTART = Path(__file__).parents[1] / "sweeps/quickstart.yaml"
 
@@ -103,6 +104,17 @@ def test_an_unreachable_tracking_server_is_known_before_anything_starts(here: Pa
         line = error_line(invoke("run", QUICKSTART, "--tracking-uri", uri))
     assert "--tracking-uri" in line and uri in line
     assert list(here.iterdir()) == []
+
+
+def test_ui_on_a_port_that_is_taken_does_not_name_somebody_elses_server(here: Path) -> None:
+    connect(f"sqlite:///{here}/mlflow.db")
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        result = invoke("ui", "--port", port)
+    assert f"--port: {port} cannot be had on this machine (Address already in use)" in error_line(result)
+    assert "http://" not in result.output
 
 
 def test_a_storage_that_cannot_be_written_is_one_line(here: Path) -> None:

@@ -7,6 +7,7 @@ import os
 import re
 import shlex
 import shutil
+import socket
 import subprocess
 import sys
 import time
@@ -14,15 +15,18 @@ import warnings
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import ray
 import yaml
+from click.testing import CliRunner
 from mlflow.tracking import MlflowClient
 from servers import MLflowServer, RayHead, http_status, serving
 
 from gsae_ray import cluster
+from gsae_ray.cli import main
 from gsae_ray.errors import UserError
 from gsae_ray.training.directory import TrialDirectory
 
@@ -319,6 +323,45 @@ def test_another_ray_is_told_of_with_what_to_do() -> None:
             UserError, match=rf"runs Ray 2.40.0, and .* pip install .*=={ray.__version__}' on its nodes"
         ):
             cluster.connect(address)
+
+
+@pytest.mark.timeout(60)  # Ray's client waits for ever
+def test_a_dashboard_that_hangs_is_said_to_be_away(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert cluster.PATIENCE_S == 15
+    monkeypatch.setattr(cluster, "PATIENCE_S", 1)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        address = f"http://127.0.0.1:{server.getsockname()[1]}"
+        for ask in (cluster.find, cluster.overview, cluster.nodes):
+            with pytest.raises(UserError, match=f"--address: no Ray dashboard answers at {address}") as error:
+                ask(address=address)
+            assert "timed out" in str(error.value)
+
+
+def test_jobs_that_are_no_whole_ones_of_a_sweep_are_left_out() -> None:
+    """Somebody's own, with one of our words."""
+    whole = {"gsae.sweep": "s", "gsae.experiment": "e", "gsae.tracking_uri": "", "gsae.storage": "~"}
+
+    class Client:
+        """As Ray's answers."""
+
+        def get_address(self) -> str:
+            return "http://host"
+
+        def list_jobs(self) -> list[Any]:
+            metadata = [whole, {"gsae.sweep": "s"}, {}, None]
+            return [SimpleNamespace(submission_id=str(i), metadata=m, start_time=i) for i, m in enumerate(metadata)]
+
+    assert [job.id for job, _ in cluster._jobs(Client())] == ["0"]  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("launch_id", "said"), [(None, "again:"), ("20260101-000000-abcd", "go on:")])
+def test_status_of_a_job_that_never_began_a_launch_does_not_advise_to_resume_one(
+    monkeypatch: pytest.MonkeyPatch, launch_id: str | None, said: str
+) -> None:
+    ended = cluster.JobStatus("s-1", "s", "failed", "no such model", 27.0, launch_id, "http://host", None, None)
+    monkeypatch.setattr(cluster, "find", lambda job, address: SimpleNamespace(status=lambda: ended))
+    line = CliRunner().invoke(main, ["status"]).output.splitlines()[-1]
+    assert line.startswith(said) and "gsae-ray submit …" in line and "--resume" not in line
 
 
 @pytest.mark.parametrize(
