@@ -41,14 +41,12 @@ class Documents:
         source: LocalData | HubData,
         dataset: DatasetSettings,
         vocabulary: Vocabulary,
-        model: str,
         split: str,
         keep: Callable[[str | list[int]], bool],
         key: str,
     ) -> None:
         """
         Args:
-            model: names the model, for messages.
             keep: text or token ids of a document -> whether it belongs here.
             key: where the sweep file names the split.
         """
@@ -57,7 +55,7 @@ class Documents:
         self.data = source.load(split, self.column, key)
         if self.data.column_names is not None and self.column.name not in self.data.column_names:
             raise self.column.missing(self.data.column_names)
-        self.source, self.split, self.model = source, split, model
+        self.source, self.split = source, split
         self.vocabulary = vocabulary
         self.keep = keep
         self.seen = 0
@@ -102,7 +100,7 @@ class Documents:
         assert tokenizer is not None
         for ids in tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]:
             document = ids if eos is None else [*ids, eos]
-            self.vocabulary.check(document, self.model)
+            self.vocabulary.check(document)
             yield document
 
     def passes(self, seed: int, repeat: bool) -> Iterator[list[int]]:

@@ -126,11 +126,11 @@ def prepare_tokens(sweep: Sweep, directory: Path, report: Progress = lambda what
         raise UserError(f"evaluation.split: {heldout_split!r} is what is trained on (dataset.split); hold out another")
 
     def documents(split: str, keep: Callable[[str | list[int]], bool], key: str) -> Documents:
-        return Documents(source, dataset, vocabulary, model.name, split, keep, key)
+        return Documents(source, dataset, vocabulary, split, keep, key)
 
     as_contexts = are_contexts(dataset, lambda: documents(dataset.split, lambda _: True, "dataset.split"))
     bos = _bos(dataset, vocabulary, as_contexts)
-    vocabulary.check([] if bos is None else [bos], model.name)
+    vocabulary.check([] if bos is None else [bos])
 
     def contexts_of(documents: Iterable[list[int]]) -> Iterator[list[int]]:
         if as_contexts:

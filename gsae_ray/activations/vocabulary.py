@@ -18,6 +18,8 @@ from gsae_ray.sweep import ModelSettings
 class Vocabulary:
     """Token ids; None for a special token that there is not."""
 
+    model: str
+    """Names the model, in messages."""
     size: int
     """Rows of the model's embedding: ids are below it."""
     bos: int | None
@@ -43,12 +45,13 @@ class Vocabulary:
         else:
             special_ids = tuple(sorted(tokenizer.all_special_ids))
             bos, eos, pad = tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id
-            return cls(size, bos, eos, pad, special_ids, tokenizer)
+            return cls(model.name, size, bos, eos, pad, special_ids, tokenizer)
         # Several may be EOS. A family's defaults may lie beyond the embedding of this model.
         said = (getattr(config, f"{name}_token_id", None) for name in ("bos", "eos", "pad"))
         found = [[token for token in _listed(ids) if 0 <= token < size] for ids in said]
         bos, eos, pad = (next(iter(ids), None) for ids in found)
-        return cls(size, bos, eos, pad, tuple(sorted({token for ids in found for token in ids})), None)
+        special_ids = tuple(sorted({token for ids in found for token in ids}))
+        return cls(model.name, size, bos, eos, pad, special_ids, None)
 
     def begins_text(self) -> bool:
         """Whether the tokenizer itself begins each text with BOS."""
@@ -77,14 +80,14 @@ class Vocabulary:
         stop += stop < len(ids) and self.pad == self.eos
         return ids[start:stop]
 
-    def check(self, ids: Sequence[int], name: str) -> None:
+    def check(self, ids: Sequence[int]) -> None:
         """
         Raises:
             UserError: the tokenizer gives an id that the model has no embedding for.
         """
         if max(ids, default=0) >= self.size:
             raise UserError(
-                f"model.tokenizer: the tokenizer of {name!r} gives the id {max(ids)}, but the model embeds only "
+                f"model.tokenizer: the tokenizer of {self.model!r} gives the id {max(ids)}, but the model embeds only "
                 f"{self.size} tokens, 0 to {self.size - 1}; name the tokenizer that it was trained with"
             )
 
