@@ -122,8 +122,11 @@ def prepare_tokens(sweep: Sweep, directory: Path, report: Progress = lambda what
     heldout_split = evaluation.split or ("heldout" if dataset.name == "builtin" else None)
     split_key = "evaluation.split" if evaluation.split else "dataset.split"
 
-    if heldout_split == dataset.split:
-        raise UserError(f"evaluation.split: {heldout_split!r} is what is trained on (dataset.split); hold out another")
+    if heldout_split is not None and _overlap(heldout_split, dataset.split):
+        raise UserError(
+            f"evaluation.split: {heldout_split!r} is, or is of, what is trained on (dataset.split: {dataset.split}); "
+            "hold out another"
+        )
 
     def documents(split: str, keep: Callable[[str | list[int]], bool], key: str) -> Documents:
         return Documents(source, dataset, vocabulary, split, keep, key)
@@ -259,6 +262,12 @@ def _prepared(target: Path, needed: int, make: Callable[[Path], list[int]]) -> _
             target.rename(Path(temporary) / "old")
         made.rename(target)
     return manifest
+
+
+def _overlap(split: str, other: str) -> bool:
+    """Whether two splits, perhaps with slices (`train[:90%]+extra`), share documents. Of two slices only if equal."""
+    parts, others = ({part.partition("[")[0]: part for part in name.split("+")} for name in (split, other))
+    return any(name in (parts[name], others[name]) or parts[name] == others[name] for name in parts.keys() & others)
 
 
 def _bos(dataset: DatasetSettings, vocabulary: Vocabulary, are_contexts: bool) -> int | None:

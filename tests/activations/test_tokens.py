@@ -261,6 +261,22 @@ def test_a_split_is_never_both_trained_and_evaluated_on(split: str, out: Path) -
         prepare_tokens(sweep("builtin", 300, 100, dataset_split=split, evaluation_split=split), out)
 
 
+@pytest.mark.parametrize(
+    ("trained", "held_out"), [("train", "train[:10%]"), ("train[:90%]", "test+train"), ("train+test", "test")]
+)
+def test_a_slice_of_what_is_trained_on_is_never_evaluated_on(
+    trained: str, held_out: str, with_splits: str, out: Path
+) -> None:
+    message = complaint(sweep(with_splits, 100, 15, dataset_split=trained, evaluation_split=held_out), out)
+    assert message.startswith("evaluation.split: ") and repr(held_out) in message
+
+
+def test_two_slices_of_a_split_may_be_trained_and_evaluated_on(with_splits: str, out: Path) -> None:
+    store = prepare_tokens(sweep(with_splits, 100, 90, dataset_split="train[:60]", evaluation_split="train[60:]"), out)
+    trained, held_out = documents_in(stream(store)), documents_in(store.heldout().flatten().tolist())
+    assert set(trained) <= set(IDS[:60]) and set(held_out) <= set(IDS[60:80]) and trained and held_out
+
+
 # ---- rows -----------------------------------------------------------------------------------------------------------
 
 
