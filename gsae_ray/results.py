@@ -244,8 +244,8 @@ def frontier(
     rows = pd.DataFrame(found)
     if rows["fingerprint"].nunique() > 1:
         raise UserError(
-            f"launch: the launches of {experiment!r} were evaluated on different tokens, which cannot share a "
-            "frontier; name one launch"
+            f"launch: the launches of {experiment!r} were evaluated on different tokens, or with another "
+            "dataset.max_norm, which cannot share a frontier; name one launch"
         )
     if site is not None:
         if site not in set(rows["site"]):

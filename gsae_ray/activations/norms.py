@@ -1,6 +1,6 @@
 """Norms of rows: on real models a few rows (attention sinks) hold most of E‖x‖². Those above a limit take no part.
 
-The store's process loads this module, so it imports no torch.
+The store's process loads this module, so torch is imported late.
 """
 
 from __future__ import annotations
@@ -88,6 +88,6 @@ class Norms:
         if self.left_out:
             return f"{what}; {self.left_out:,} of {self.rows:,} rows are above dataset.max_norm and take no part"
         return (
-            f"{what}: scale, losses, FVU and gamma are those of these rows; a lower dataset.max_norm (default: 10) "
-            "leaves them out, dataset.skip_positions drops the first positions"
+            f"{what}: scale, losses, FVU and gamma are those of these rows; dataset.max_norm (default: 10) leaves "
+            "them out where it is low enough, dataset.skip_positions drops the first positions"
         )
