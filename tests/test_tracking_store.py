@@ -15,7 +15,8 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner
-from servers import serving
+from mlflow.server import get_app_client
+from servers import MLflowServer, serving
 from trials import FINGERPRINT, begin, expand, finish
 
 from gsae_ray import tracking_store
@@ -249,3 +250,37 @@ def test_a_server_that_refuses_the_experiment_leaves_no_launch_behind(here: Path
         said = refused_run("--tracking-uri", server.uri)
         assert f"{server.uri!r} does not permit that to this login (PERMISSION_DENIED: not you)" in said
         assert "experiment: NAME" in said
+
+
+@pytest.mark.slow
+def test_a_wrong_login_and_a_missing_permission_are_told_before_anything_starts(
+    here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a server as cluster.yaml starts it: whoever has made an experiment writes to it, others read."""
+    users = {"admin": "a-password-of-mlflow-0123456789", "other": "another-password-0123456789"}
+    login = {"MLFLOW_AUTH_ADMIN_USERNAME": "admin", "MLFLOW_AUTH_ADMIN_PASSWORD": users["admin"]}
+    monkeypatch.setenv("HOME", str(here))  # without ~/.mlflow/credentials
+
+    def log_in(name: str, password: str) -> None:
+        monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", name)
+        monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", password)
+
+    server = MLflowServer(here / "server", login | {"MLFLOW_FLASK_SERVER_SECRET_KEY": "f" * 64})
+    try:
+        assert "wants a login; set MLFLOW_TRACKING_USERNAME" in refusal(lambda: connect(server.uri))
+        log_in("admin", "a-wrong-password")
+        for ask in (lambda: connect(server.uri), lambda: frontier("quickstart", tracking_uri=server.uri)):
+            assert f"the MLflow server at '{server.uri}' refuses the login" in refusal(ask)
+        log_in("admin", users["admin"])
+        check(server.uri, "quickstart")
+        reserve(server.uri, "quickstart")
+        check(server.uri, "quickstart")
+        get_app_client("basic-auth", server.uri).create_user("other", users["other"])
+        log_in("other", users["other"])
+        said = refused_run("--tracking-uri", server.uri)
+        assert "does not permit that to this login" in said and "experiment: NAME" in said
+        assert "'quickstart' has no runs" in refusal(lambda: frontier("quickstart", tracking_uri=server.uri))
+        check(server.uri, "another")
+        reserve(server.uri, "another")
+    finally:
+        server.kill()
