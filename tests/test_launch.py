@@ -444,7 +444,7 @@ def test_what_happened_is_written_down_from_the_launchs_first_moment_to_its_end(
     said = [event["event"] for event in events(home, launched)]
     assert said[0] == "begins: 4 of 4 trials to train or to evaluate"
     assert "starting 2 producers and 4 trials" in said
-    assert said[-2:] == ["trials: 0 waiting, 0 running, 4 done, 0 failed", "ends"]
+    assert said[-2:] == ["trials: 0 waiting, 0 running, 0 evaluating, 4 done, 0 failed", "ends"]
     assert all(event["time"] for event in events(home, launched))
 
 
