@@ -152,7 +152,9 @@ def test_the_exit_code_tells_what_starts_the_command_again(
     def run(*_: object, **__: object) -> SweepResult:
         if isinstance(outcome, BaseException):
             raise outcome
-        return SweepResult("quickstart", "id", "sqlite:///mlflow.db", None, outcome, 1.0, 0, 1.0)
+        where = {"experiment": "quickstart", "launch_id": "id", "tracking_uri": "sqlite:///mlflow.db", "storage": here}
+        numbers = {"forward_ratio": 1.0, "repeated_rows": 0, "seconds": 1.0}
+        return SweepResult(**where, **numbers, mirrored=True, picture=None, failures=outcome)  # type: ignore[arg-type]
 
     monkeypatch.setattr("gsae_ray.launch.run", run)
     result = invoke("run", QUICKSTART, "--resume", "auto")
