@@ -154,7 +154,7 @@ class Outcome:
                     for row in directory.rows()[0]
                 ]
         table = frontier(home.experiment, launch="all", tracking_uri=home.uri)
-        return cls(weights, rows, table.drop(columns=["run_id"]).sort_values("trial").to_dict("records"))
+        return cls(weights, rows, table.drop(columns=["run_id", "launch"]).sort_values("trial").to_dict("records"))
 
 
 def assert_undisturbed(home: Home, quiet: Outcome, but_for: Sequence[str] = ()) -> None:
