@@ -89,7 +89,8 @@ def _width(table: Table, console: Console) -> int:
 
 
 def _tables(columns: Columns, texts: Sequence[str], expendable: Sequence[str]) -> Iterator[tuple[Table, Sequence[str]]]:
-    """From the widest to the narrowest: spaces go first, then texts are broken, then columns left out."""
+    """From the widest to the narrowest: heads are broken first, then spaces go, texts are broken, columns left out."""
+    yield _table(columns, texts, None, padding=1, whole_heads=True), ()
     yield _table(columns, texts, None, padding=1), ()
     yield _table(columns, texts, None), ()
     for count in range(len(expendable) + 1):
@@ -98,11 +99,13 @@ def _tables(columns: Columns, texts: Sequence[str], expendable: Sequence[str]) -
     yield _table(left, texts, NARROWEST), expendable
 
 
-def _table(columns: Columns, texts: Sequence[str], text_width: int | None, padding: int = 0) -> Table:
-    """Every column is as wide as its longest cell and the longest word of its head."""
+def _table(
+    columns: Columns, texts: Sequence[str], text_width: int | None, padding: int = 0, whole_heads: bool = False
+) -> Table:
+    """Every column is as wide as its longest cell and its head, or the longest word of that."""
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, padding=(0, padding, 0, 0), pad_edge=False)
     for head, cells in columns.items():
-        width = max(map(len, [*cells, *head.split()]))
+        width = max(map(len, [*cells, *([head] if whole_heads else head.split())]))
         if head in texts:
             table.add_column(head, width=min(width, text_width or width), overflow="fold")
         else:
