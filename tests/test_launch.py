@@ -18,6 +18,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pytest
 import ray
@@ -27,10 +28,12 @@ from faults import Home, on_nodes, processes, wait_until
 from mlflow.tracking import MlflowClient
 from ray.actor import ActorHandle
 from rich.console import Console
+from stores import NORMS
 
 import gsae_ray
 from gsae_ray import fleet, launch, placement, results, supervisor
 from gsae_ray.activations.actors import StoreClient, StoreSource
+from gsae_ray.activations.chunks import SiteStatistics
 from gsae_ray.activations.layout import Layout
 from gsae_ray.activations.producer import Producer
 from gsae_ray.activations.store import ReaderSpec, Wait
@@ -200,12 +203,14 @@ def test_producers_that_do_not_load_the_model_in_time_are_told_of(local_ray: Non
 
 
 def test_the_rows_of_a_block_are_counted_while_it_is_made(local_ray: None, tmp_path: Path) -> None:
+    statistics = SiteStatistics(np.zeros(3, np.float32), 2.5, NORMS)
+
     class Slow:
         def produce(self, block: int, sites: list[str], store: ActorHandle[Any]) -> list[Any]:
             ray.get(store.call.remote("made", block, 5))
             while not (tmp_path / "go on").exists():
                 time.sleep(0.05)
-            return [dict.fromkeys(sites, "statistics"), b""]
+            return [dict.fromkeys(sites, statistics), b""]
 
     store = start_store(Layout((8,), {"site": 3}, "float32", 2**20), 2**20, 60)
     producer = ray.remote(Slow).options(num_cpus=0).remote()
@@ -213,7 +218,7 @@ def test_the_rows_of_a_block_are_counted_while_it_is_made(local_ray: None, tmp_p
     answer = store.call.remote("attach", "t", 1)
     wait_until(lambda: ray.get(store.look.remote()).waits == (Wait("t", 0, "5 of its 8 rows are made"),))
     (tmp_path / "go on").touch()
-    assert ray.get(answer) == "statistics"
+    assert ray.get(answer, timeout=60).mean_square_norm == 2.5
     assert ray.get(store.look.remote()).waits == ()
     for actor in (producer, store):
         ray.kill(actor)
