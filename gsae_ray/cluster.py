@@ -439,6 +439,14 @@ def submit(
     return Job(client, job_id, metadata, trusted=True)
 
 
+def _is_here(name: str) -> bool:
+    """Whether a path or pattern is of something here. What cannot be looked for is no name of the hub either."""
+    try:
+        return any(Path().glob(name))
+    except (OSError, ValueError, NotImplementedError):
+        return True
+
+
 def _check_paths(sweep: Sweep) -> None:
     """What a sweep names by a path must be one of the cluster."""
     names = {
@@ -449,7 +457,7 @@ def _check_paths(sweep: Sweep) -> None:
     for key, name in names.items():
         if name is None or name == "builtin" or name.startswith(("/", "~")):
             continue
-        if name.startswith(".") or any(Path().glob(name)):
+        if name.startswith(".") or _is_here(name):
             raise UserError(
                 f"{key}: {name!r} is a path of this machine; copy it to where all nodes of the cluster see it, and "
                 "give that path, from / on"

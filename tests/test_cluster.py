@@ -434,6 +434,8 @@ def test_a_login_goes_only_to_the_server_that_it_is_for(tmp_path: Path, monkeypa
         ("model.name", "./models/not-here"),
         ("model.name", "."),
         ("model.tokenizer", "../models"),
+        ("dataset.name", "a**b"),
+        ("model.name", "a" * 1000),
     ],
 )
 def test_a_path_that_is_no_path_of_the_cluster_is_refused_by_its_key(

@@ -77,7 +77,16 @@ def _explained(name: str, what: str, key: str = "model.name") -> Iterator[None]:
             yield
     except UserError:
         raise
-    except (OSError, ValueError, ImportError, KeyError, RuntimeError, SafetensorError) as error:
+    except (
+        OSError,
+        ValueError,
+        ImportError,
+        LookupError,
+        TypeError,
+        AttributeError,
+        RuntimeError,
+        SafetensorError,
+    ) as error:
         text = " ".join(str(error).split())
         if "trust_remote_code" in text:
             reason = "it needs its own code; set model.trust_remote_code: true if you trust it"

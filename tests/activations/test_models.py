@@ -358,7 +358,7 @@ def test_a_directory_without_tokenizer_is_said_to_be_so(directory: Path) -> None
     assert "tokenizer" in message and not message.endswith(("of:", "of: "))  # the first line of several says nothing
 
 
-@pytest.mark.parametrize("content", ["", "{", '{"model_type": "no-such-family"}', "{}"])
+@pytest.mark.parametrize("content", ["", "{", '{"model_type": "no-such-family"}', "{}", "null", "[]", "7"])
 def test_a_broken_configuration_is_one_line(content: str, directory: Path) -> None:
     (directory / "config.json").write_text(content)
     for load in (load_config, load_skeleton, load_model):
