@@ -92,11 +92,12 @@ class HubData:
         return folder if folder.is_dir() else None
 
     def fingerprint(self, split: str, key: str) -> str:
-        """Name and commit; of a folder, its contents."""
+        """Name and commit; of a folder, its contents; and what says which of them are read."""
         dataset = self.dataset
         if folder := self._folder:
-            files = sorted(files_below(folder))
-            return digest([[path.relative_to(folder).as_posix(), file_hash(path)] for path in files])
+            files = sorted({*files_below(folder), *folder.glob("README.md")})  # whose `configs` name files of splits
+            contents = [[path.relative_to(folder).as_posix(), file_hash(path)] for path in files]
+            return digest([contents, dataset.subset, dataset.data_files])
         patterns = f"/{digest(dataset.data_files)}" if dataset.data_files else ""
         return f"{dataset.name}/{dataset.subset}@{dataset.revision}{patterns}"
 

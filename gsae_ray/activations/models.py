@@ -34,6 +34,8 @@ from gsae_ray.sweep import ModelSettings
 
 ADAPTER = "adapter_config.json"
 """peft's configuration of an adapter."""
+VOCABULARIES = ("tokenizer.json", "tokenizer.model", "tekken.json", "tiktoken.model")
+"""Files that transformers makes a tokenizer from, whatever its class calls its own."""
 
 
 def _local(name: str) -> Path | None:
@@ -268,7 +270,7 @@ def _real_tokenizer(source: dict[str, Any]) -> PreTrainedTokenizerBase | None:
             return None
         raise
     names = getattr(tokenizer, "vocab_files_names", {}).values()  # a tokenizer of bytes needs none
-    there = any(_file(source, name) for name in ("tokenizer.json", *names))
+    there = any(_file(source, name) for name in (*VOCABULARIES, *names))
     return tokenizer if there or not names else None
 
 
@@ -330,7 +332,7 @@ def load_model(model: ModelSettings, device_map: str = "cpu") -> PreTrainedModel
 
 
 def _content_hash(directory: Path) -> str:
-    kinds = ("*.json", "*.safetensors", "*.model", "*.txt", WEIGHTS)
+    kinds = ("*.json", "*.safetensors", "*.model", "*.txt", "*.py", WEIGHTS)  # .py: with trust_remote_code
     files = sorted(path for path in directory.iterdir() if any(path.match(kind) for kind in kinds))
     return digest([[path.name, file_hash(path)] for path in files if path.name != "card.json"])
 

@@ -36,8 +36,8 @@ class Gathering:
         norms = Norms.of(norms_R, position_R, max_norm)
         sum_n, square = self._sum_n, self._square
         if norms.left_out:  # the limit is known only now: float64 has the digits to take off again what is above it
-            out_R = ~takes_part(norms_R, norms.limit)
-            sum_n = sum_n - x_Rn[place_R[out_R]].sum(0, dtype=torch.float64)
-            square -= norms_R[out_R].sum().item()
+            part_R = takes_part(norms_R, norms.limit)
+            sum_n = sum_n - x_Rn[place_R[~part_R]].sum(0, dtype=torch.float64)
+            square = norms_R[part_R].sum().item()  # of squares it has not
         taking_part = norms.rows - norms.left_out
         return SiteStatistics((sum_n / taking_part).float().numpy(), square / taking_part, norms)

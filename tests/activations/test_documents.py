@@ -168,6 +168,26 @@ def test_a_file_rewritten_with_its_time_stamp_kept_is_read_anew(name: str, tmp_p
         assert "new" in TOKENIZER.decode(stream(stores[1])) and "old" not in TOKENIZER.decode(stream(stores[1]))
 
 
+@pytest.mark.parametrize("by", ["data_files", "README.md"])
+def test_other_files_of_a_folder_of_another_format_are_other_data(by: str, tmp_path: Path) -> None:
+    folder = tmp_path / "c"
+    folder.mkdir()
+    for name in ("old", "new"):
+        texts = [f"{name} document {i:03d}: self import x y z" for i in range(100)]
+        datasets.Dataset.from_dict({"text": texts}).to_csv(folder / f"{name}.csv")
+    stores = []
+    for name in ("old", "new"):
+        given = sweep(folder)
+        if by == "data_files":
+            given = sweep(folder, dataset_data_files={"train": [f"{name}.csv"]})
+        else:
+            (folder / by).write_text(f"---\nconfigs:\n- config_name: default\n  data_files: {name}.csv\n---\n")
+        stores.append(prepare_tokens(given, tmp_path / "out"))
+        assert name in TOKENIZER.decode(stream(stores[-1]))
+    assert stores[0].fingerprint != stores[1].fingerprint
+    assert stores[0].heldout_fingerprint != stores[1].heldout_fingerprint
+
+
 def test_a_split_that_is_not_used_changes_nothing(tmp_path: Path) -> None:
     write(tmp_path / "c" / "train.jsonl", TRAIN)
     write(tmp_path / "c" / "test.jsonl", TEST)

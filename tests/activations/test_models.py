@@ -242,6 +242,13 @@ def test_a_fingerprint_differs_by_the_configuration(saved: Path, directory: Path
     assert model_fingerprint(settings(directory)) != model_fingerprint(settings(saved))
 
 
+def test_a_fingerprint_differs_by_the_code_that_comes_with_a_model(directory: Path) -> None:
+    (directory / "modeling_own.py").write_text("SCALE = 1\n")
+    before = model_fingerprint(settings(directory))
+    (directory / "modeling_own.py").write_text("SCALE = 2\n")
+    assert model_fingerprint(settings(directory)) != before
+
+
 def test_a_fingerprint_is_of_what_is_there_now(directory: Path) -> None:
     before = model_fingerprint(settings(directory))
     edit_weights(directory, lambda weights: weights["model.norm.weight"][3].add_(1e-6))

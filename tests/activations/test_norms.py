@@ -23,6 +23,7 @@ from gsae_ray.activations.norms import Norms, square_norms
 from gsae_ray.activations.producer import Producer
 from gsae_ray.activations.record import Record
 from gsae_ray.activations.sites import Site, capture
+from gsae_ray.activations.statistics import Gathering
 from gsae_ray.display import Display
 from gsae_ray.plan import Plan, prepare, producer_spec
 from gsae_ray.saes import to_bytes
@@ -145,6 +146,18 @@ def test_where_most_rows_are_zero_the_others_take_part() -> None:
     squares_R = torch.zeros(100, dtype=torch.float64)
     squares_R[:7] = 1
     assert Norms.of(squares_R, torch.arange(100), 10.0).left_out == 0
+
+
+@pytest.mark.parametrize("norm", [1e3, 1e9, 1e12])
+def test_a_row_of_any_norm_leaves_nothing_in_the_scale(norm: float) -> None:
+    x_Rn = torch.randn(1000, 4, generator=torch.Generator().manual_seed(0))
+    expected = x_Rn[1:].double().square().sum(1).mean().item()
+    x_Rn[0] = norm
+    gathering = Gathering(4)
+    gathering.add(x_Rn)
+    statistics = gathering.statistics(x_Rn, torch.arange(1000), torch.arange(1000), 10.0)
+    assert statistics.norms.left_out == 1
+    assert statistics.mean_square_norm == pytest.approx(expected, rel=1e-12)
 
 
 def test_norms_are_taken_in_float64() -> None:

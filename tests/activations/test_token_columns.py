@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import shutil
 from collections.abc import Iterable
@@ -304,6 +305,16 @@ def test_a_tokenizer_that_is_not_there_is_never_made_up(left: tuple[str, ...], t
     )
     named = sweep(tmp_path / "text.jsonl", model_name=name, model_tokenizer="builtin")
     assert prepare_tokens(named, tmp_path / "out").rows
+
+
+def test_a_tokenizer_of_mistrals_own_format_is_one(tmp_path: Path) -> None:
+    name = model_with(tmp_path / "m", tokenizer=False, model_type="mistral")
+    letters = [{"rank": i, "token_bytes": base64.b64encode(bytes([i])).decode(), "token_str": None} for i in range(256)]
+    special = [{"rank": i, "token_str": text, "is_control": True} for i, text in enumerate(("<unk>", "<s>", "</s>"))]
+    config = {"pattern": r"\p{L}+|\p{N}|\s+", "default_vocab_size": 259, "default_num_special_tokens": 3}
+    tekken = {"config": {**config, "version": "v3"}, "vocab": letters, "special_tokens": special}
+    (tmp_path / "m" / "tekken.json").write_text(json.dumps(tekken))
+    assert load_tokenizer(ModelSettings(name=name)).tokenize("ab") == ["a", "b"]
 
 
 def test_token_columns_need_no_tokenizer_and_take_special_ids_from_the_config(tmp_path: Path) -> None:
