@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import os
 import signal
@@ -151,12 +152,16 @@ def run(
         )
         sys.exit(INTERRUPTED)
     click.echo(describe_end(result))
-    if result.picture is not None:
-        rows = result.frontier()
+    if (picture := result.picture) is not None:
+        try:
+            rows = result.frontier()
+        except UserError:  # MLflow has gone this moment; storage tells the same
+            result = dataclasses.replace(result, mirrored=False)
+            rows = result.frontier()
         print_frontier(rows, _console())
         uri = [] if tracking_uri is None else ["--tracking-uri", result.tracking_uri]
         best = ["best", result.experiment, *example_constraint(rows), "--out", "best_sae"]
-        click.echo(f"picture:   {_relative(result.picture)}")
+        click.echo(f"picture:   {_relative(picture)}")
         if result.mirrored:
             click.echo(f"look:      {own_command('ui', *uri)}")
             click.echo(f"best SAE:  {own_command(*best, *uri)}")

@@ -73,7 +73,7 @@ class _Evaluated(TypedDict):
 
 _DRIVER = JSONFile(_DriverState, "it counts as gone when it is old")
 LAUNCH = JSONFile(_Launch, "run without --resume: trials that are done are not trained again")
-EVALUATED = JSONFile(_Evaluated, "the same command with --resume writes it again")
+EVALUATED = JSONFile(_Evaluated, "the same command with --resume writes it again", sealed=True)
 VERSIONS = JSONFile(list[dict[str, str]], "those of earlier sessions are not known any more")
 RECORD = JSONFile(Record, "what was produced before is not counted", sealed=True)
 
@@ -248,7 +248,7 @@ def begin_launch(
         launch = earlier[-1]
         try:
             before = _read(launch)
-            changed, back = _changed(before, description, identities, launch.name)
+            changed, remedy = _changed(before, description, identities, launch.name)
         except DamagedError as error:
             if resume != "auto":
                 raise
@@ -258,7 +258,7 @@ def begin_launch(
             _write_sweep(launch, before["sweep"])  # to read, and to be mirrored: it may be gone
             return launch.name, [*_add_versions(launch), *_damaged_record(launch)]
         if resume != "auto":
-            raise UserError(f"--resume: {changed}; {back}run without --resume (trials that are done are kept)")
+            raise UserError(f"--resume: {changed}; {remedy}")
         notices = notices or [f"{changed}; this is another launch, and trials that are done are not trained again"]
     # In UTC, since the newest is found by name, from machines anywhere.
     launch_id = f"{time.strftime('%Y%m%d-%H%M%S', time.gmtime())}-{secrets.token_hex(2)}"
@@ -307,12 +307,14 @@ def _revision(launch: _Launch) -> int:
 def _changed(
     before: _Launch, description: dict[str, Any], identities: dict[str, str], launch_id: str
 ) -> tuple[str, str]:
-    """What is another than in an earlier launch, and what else could be done; both empty where it is the same."""
+    """What is another than in an earlier launch, and what to do; both empty where it is the same."""
+    anew = "run without --resume"
     if _revision(before) != REVISION:
-        return f"launch {launch_id} was begun by another version of gsae-ray: {WHY}", ""
+        return f"launch {launch_id} was begun by another version of gsae-ray: {WHY}", anew
+    anew += " (trials that are done are kept)"
     keys = sorted(set(_differences(before["sweep"], description)) - OPERATIONAL)
     if keys:
-        return f"the sweep file has changed since launch {launch_id}: {', '.join(keys)}", "change it back, or "
+        return f"the sweep file has changed since launch {launch_id}: {', '.join(keys)}", f"change it back, or {anew}"
     if before["trials"] == identities:
         return "", ""
     others = [name for name, identity in identities.items() if before["trials"].get(name) != identity]
@@ -320,7 +322,7 @@ def _changed(
         f"the model, the data or a parent SAE has changed since launch {launch_id}, though not in the sweep file "
         f"({len(others)} of {len(identities)} trials would be other ones, as "
         f"{others[0] if others else 'those that are gone'})",
-        "bring it back, or ",
+        f"bring it back, or {anew}",
     )
 
 

@@ -7,11 +7,12 @@ import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 from mlflow.entities import Run
 
-from gsae_ray.errors import UserError, suggest
+from gsae_ray.errors import DamagedError, UserError, suggest
+from gsae_ray.files import JSONFile
 from gsae_ray.ledger import EVALUATED, find_trial
 from gsae_ray.ledger import LAUNCH as LAUNCH_FILE
 from gsae_ray.names import local_path
@@ -19,6 +20,8 @@ from gsae_ray.tracking import EVALUATION, FAILURE, IDENTITY, KIND, LAUNCH, TRIAL
 from gsae_ray.tracking_store import asking, open_tracking
 from gsae_ray.training.directory import TrialDirectory
 from gsae_ray.trial import TrialSpec
+
+T = TypeVar("T")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,6 +51,10 @@ class Outcomes(Protocol):
     failures: str
     """Where each failure's reason is."""
 
+    @property
+    def notes(self) -> Sequence[str]:
+        """What could not be read, of what has been asked for so far."""
+
     def launches(self) -> list[str]:
         """Ids, the newest first."""
 
@@ -65,6 +72,7 @@ class MLflowOutcomes:
     """Those that MLflow has."""
 
     failures = "the tag gsae.failure of its run"
+    notes: Sequence[str] = ()
 
     def __init__(self, tracking_uri: str | None, experiment: str) -> None:
         """
@@ -129,17 +137,20 @@ class StorageOutcomes:
         files = sorted(root.glob("*/launches/*/launch.json"), key=lambda file: file.parent.name, reverse=True)
         if not files:
             raise UserError(f"--storage: no launch in {root}; give the folder that `run` was given")
+        self.notes: list[str] = []
         self._launches: dict[str, tuple[Path, dict[str, str]]] = {}
         """Folder, and trials' identities by name."""
+        self._outcomes: dict[str, list[Outcome]] = {}
+        """By launch: evaluations are large, and are read once."""
         others: set[str] = set()
         for file in files:
-            if (found := LAUNCH_FILE.read_whole(file)) is not None:
+            if (found := self._read(LAUNCH_FILE, file)) is not None:
                 name = found["sweep"].get("experiment") or found["sweep"].get("name")
                 others.add(str(name))
                 if name == experiment:
                     self._launches[file.parent.name] = file.parent, found["trials"]
         if not self._launches:
-            raise _unknown(experiment, str(root), sorted(others))
+            raise UserError("; ".join([str(_unknown(experiment, str(root), sorted(others))), *self.notes]))
 
     def launches(self) -> list[str]:
         return list(self._launches)
@@ -153,42 +164,55 @@ class StorageOutcomes:
         return [outcome for outcome in self._trials(launch) if FAILURE in outcome.tags]
 
     def pursuit(self, outcome: Outcome) -> dict[int, dict[str, float]]:
-        folder, _ = self._launches[outcome.tags[LAUNCH]]
-        fingerprint, encoders = _evaluated(folder)
-        directory = TrialDirectory(Path(outcome.run_id))
+        directory, fingerprint = TrialDirectory(Path(outcome.run_id)), outcome.tags[EVALUATION]
         return {
             l0: {name.removeprefix("pursuit/"): value for name, value in _metrics(directory, fingerprint, l0).items()}
-            for l0 in encoders
+            for l0 in self._evaluated(outcome.tags[LAUNCH])[1]
             if l0 is not None
         }
 
     def _trials(self, launch: str | None) -> Iterator[Outcome]:
         """Of a launch, or of all, those that have begun; `EVALUATION` is a tag of those that are finished."""
         for launch_id in [launch] if launch is not None else self.launches():
-            folder, identities = self._launches[launch_id]
-            fingerprint, encoders = _evaluated(folder)
-            for name, identity in identities.items():
-                path = find_trial(folder.parent.parent, identity)
-                if path is None:
-                    continue
-                directory = TrialDirectory(path)
-                tags = {TRIAL: name, IDENTITY: identity, LAUNCH: launch_id}
-                metrics: dict[str, float] = {}
-                if fingerprint and not directory.missing(fingerprint, encoders):
-                    tags[EVALUATION] = fingerprint
-                    for row in directory.rows()[0]:
-                        metrics |= _finite(row["metrics"])
-                    for l0 in encoders:
-                        metrics |= _metrics(directory, fingerprint, l0)
-                elif (failure := directory.failure) is not None:
-                    tags[FAILURE] = failure
-                yield Outcome(str(path), tags, _params(path), metrics)
+            if launch_id not in self._outcomes:
+                self._outcomes[launch_id] = list(self._trials_of(launch_id))
+            yield from self._outcomes[launch_id]
 
+    def _trials_of(self, launch_id: str) -> Iterator[Outcome]:
+        folder, identities = self._launches[launch_id]
+        fingerprint, encoders = self._evaluated(launch_id)
+        for name, identity in identities.items():
+            path = find_trial(folder.parent.parent, identity)
+            if path is None:
+                continue
+            directory = TrialDirectory(path)
+            tags = {TRIAL: name, IDENTITY: identity, LAUNCH: launch_id}
+            metrics: dict[str, float] = {}
+            evaluations = [found for l0 in encoders if (found := directory.evaluation(fingerprint, l0))]
+            if evaluations and len(evaluations) == len(encoders):
+                tags[EVALUATION] = fingerprint
+                for row in (*directory.rows()[0], *evaluations):
+                    metrics |= _finite(row["metrics"])
+            elif (failure := directory.failure) is not None:
+                tags[FAILURE] = failure
+            yield Outcome(str(path), tags, _params(path), metrics)
 
-def _evaluated(launch: Path) -> tuple[str, list[int | None]]:
-    """On which tokens, and by which encoders, a launch evaluates; an empty word where that is not known."""
-    found = EVALUATED.read_whole(launch / "evaluation.json")
-    return (found["fingerprint"], found["encoders"]) if found is not None else ("", [])
+    def _evaluated(self, launch_id: str) -> tuple[str, list[int | None]]:
+        """On which tokens, and by which encoders, a launch evaluates; by none where that is not known."""
+        file = self._launches[launch_id][0] / "evaluation.json"
+        if (found := self._read(EVALUATED, file)) is not None:
+            return found["fingerprint"], found["encoders"]
+        if not file.exists():
+            self.notes.append(f"launch {launch_id} does not say how it evaluates ({file} is missing); run it again")
+        return "", []
+
+    def _read(self, kind: JSONFile[T], file: Path) -> T | None:
+        """A file of a launch; with a note about a damaged one, which stops no other from being read."""
+        try:
+            return kind.read(file)
+        except DamagedError as error:
+            self.notes.append(str(error))
+            return None
 
 
 def _metrics(directory: TrialDirectory, fingerprint: str, pursuit_l0: int | None) -> dict[str, float]:

@@ -20,7 +20,7 @@ from gsae_ray.outcomes import MLflowOutcomes, Outcome, Outcomes, StorageOutcomes
 from gsae_ray.saes import REGISTRY, SAE, load
 from gsae_ray.saes.io import foreign_files, holds
 from gsae_ray.tracking import CONTENT, EVALUATION, LAUNCH, TRIAL, download_sae, download_sequences
-from gsae_ray.tracking_store import PATIENCE_S, open_tracking, quick_failure
+from gsae_ray.tracking_store import open_tracking, quick_failure
 
 EVAL_COLUMNS = [
     *("l0", "loss_recovered", "gamma", "fvu", "kl"),
@@ -39,6 +39,8 @@ ENCODERS = ("own", "pursuit")
 SHOWN_FAILURES = 3
 EXAMPLE_L0 = 40
 """An L0 to ask for, where some SAE has it."""
+TRANSFER_S = 120
+"""Without a byte of a file for so long a server is said to be away: it may have to fetch that from elsewhere first."""
 MIXED = "all"
 """In place of a number of tokens: SAEs of any number, together."""
 FORMATS: dict[str, Callable[[SAE, Path], None]] = {"gsae": lambda sae, directory: sae.save(directory)}
@@ -219,6 +221,7 @@ def frontier(
     launch_id = _launch_id(outcomes, experiment, launch)
     finished, notes = _of_sweeps(outcomes.finished(launch_id))
     failed = outcomes.failed(launch_id)
+    notes = [*outcomes.notes, *notes]
     if launch_id is None:  # a trial that several launches carry counts once
         finished = list({outcome.identity: (outcome, row) for outcome, row in reversed(finished)}.values())
         done = {outcome.identity for outcome, _ in finished}
@@ -308,7 +311,7 @@ def sequences(
     """
     client = open_tracking(tracking_uri)
     try:
-        with quick_failure(PATIENCE_S):
+        with quick_failure(TRANSFER_S):
             found = download_sequences(client, run_id, pursuit_l0)
     except (MlflowException, OSError) as error:
         what = f" by pursuit at L0 {pursuit_l0}" if pursuit_l0 is not None else ""
@@ -404,7 +407,7 @@ def fetch_sae(run_id: str, directory: str | Path, tracking_uri: str | None, key:
     """
     client = open_tracking(tracking_uri)
     try:
-        with quick_failure(PATIENCE_S):
+        with quick_failure(TRANSFER_S):
             folder = download_sae(client, run_id, directory)
             hash_of_saved = client.get_run(run_id).data.tags.get(CONTENT)
     except (MlflowException, OSError) as error:

@@ -290,7 +290,8 @@ class TrialWatch(tune.Callback):
             )
         elif now > self._tell:
             self._tell = now + AGAIN_S
-            self.supervisor.log.say(f"no trial runs: {describe_room()}")
+            with contextlib.suppress(Exception):  # Ray may not tell; an error here would end the sweep
+                self.supervisor.log.say(f"no trial runs: {describe_room()}")
 
     @_guarded
     def on_trial_result(self, trial: Any, result: dict[str, Any]) -> None:

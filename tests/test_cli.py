@@ -14,7 +14,9 @@ from pathlib import Path
 import pytest
 import yaml
 from click.testing import CliRunner, Result
+from trials import FINGERPRINT, begin, expand, finish
 
+from gsae_ray import ledger
 from gsae_ray.cli import main
 from gsae_ray.errors import ProductionError, ReplacedError, StopAskedError, StorageFullError, UserError
 from gsae_ray.launch import SweepResult
@@ -160,6 +162,30 @@ def test_the_exit_code_tells_what_starts_the_command_again(
     result = invoke("run", QUICKSTART, "--resume", "auto")
     assert result.exit_code == code, result.output
     assert "Traceback" not in result.output
+
+
+def test_mlflow_that_goes_when_all_is_done_takes_neither_table_nor_exit_code(
+    here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Storage has the table; whatever starts the command again would take 2 for a sweep that was refused."""
+    (trial,) = expand("gated", l1_coefficient=[1.0])
+    finish(begin(here / "runs/swept/trials", trial, steps=2), trial, FINGERPRINT)
+    launch = here / "runs/swept/launches/20260101-000000-beef"
+    launch.mkdir(parents=True)
+    ledger.LAUNCH.write(launch / "launch.json", {"sweep": {"name": "swept"}, "trials": {trial.name: trial.identity}})
+    ledger.EVALUATED.write(launch / "evaluation.json", {"fingerprint": FINGERPRINT, "encoders": [None]})
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        nowhere = f"http://127.0.0.1:{listener.getsockname()[1]}"
+    where = {"experiment": "swept", "launch_id": launch.name, "tracking_uri": nowhere, "storage": here / "runs"}
+    numbers = {"forward_ratio": 1.0, "repeated_rows": 0, "seconds": 1.0}
+    what = {"mirrored": True, "picture": here / "a.png", "failures": {"b": "NaN"}}
+    end = SweepResult(**where, **numbers, **what)  # type: ignore[arg-type]
+    monkeypatch.setattr("gsae_ray.launch.run", lambda *_, **__: end)
+    result = invoke("run", QUICKSTART)
+    assert result.exit_code == 3, result.output
+    assert "(* on the frontier)" in result.stdout
+    assert f"again:     gsae-ray frontier swept --storage {here}" in result.stdout
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -27,6 +28,7 @@ from damage import flip
 from faults import Home, on_nodes, processes, wait_until
 from mlflow.tracking import MlflowClient
 from ray.actor import ActorHandle
+from ray.tune.experiment import Trial
 from rich.console import Console
 from stores import NORMS
 
@@ -47,6 +49,7 @@ from gsae_ray.intervals import interval, of
 from gsae_ray.ledger import driver_lock
 from gsae_ray.plan import Plan, prepare, producer_spec
 from gsae_ray.saes import to_bytes
+from gsae_ray.supervisor import TrialWatch
 from gsae_ray.sweep import Sweep
 from gsae_ray.tracking import KIND, PROGRESS, STOP
 from gsae_ray.tracking_store import connect
@@ -167,6 +170,22 @@ while ray.available_resources().get("CPU", 0) > 0.5:
 print("holds it", flush=True)
 time.sleep(600)
 """
+
+
+def test_what_holds_the_room_may_stay_unsaid(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An error of a callback would end the sweep, whose trials only wait."""
+
+    def unsaid() -> str:
+        raise RuntimeError("the cluster does not answer")
+
+    monkeypatch.setattr(supervisor, "describe_room", unsaid)
+    monkeypatch.setattr(supervisor, "ROOM_S", -1.0)
+    asked: list[str] = []
+    log = SimpleNamespace(say=asked.append)
+    watch = TrialWatch(SimpleNamespace(room_timeout_s=60, log=log))  # type: ignore[arg-type]
+    for step in range(2):
+        watch.on_step_end(step, [SimpleNamespace(status=Trial.PENDING)])
+    assert asked == []
 
 
 def test_what_holds_the_room_is_said(local_ray: None) -> None:

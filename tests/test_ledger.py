@@ -369,7 +369,7 @@ def test_what_was_computed_wrongly_is_not_reused_and_the_launch_says_why(
         begin_launch(tmp_path, sweep_of(), old, resume=False)
     assert {t.name for t in trials()} == {t.name for t in old}
     assert {t.identity for t in trials()}.isdisjoint(t.identity for t in old)
-    with pytest.raises(UserError, match=f"--resume: .*{re.escape(WHY)}; run without --resume"):
+    with pytest.raises(UserError, match=f"--resume: .*{re.escape(WHY)}; run without --resume$"):
         begin_launch(tmp_path, sweep_of(), trials(), resume=True)
     monkeypatch.setattr("time.strftime", lambda format, when=None: "99990101-000000")
     assert begin_launch(tmp_path, sweep_of(), trials(), resume=False)[1] == [f"every trial is trained anew: {WHY}"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import re
 import subprocess
 import sys
@@ -23,7 +24,7 @@ from hypothesis import strategies as st
 from mlflow.tracking import MlflowClient
 from trials import FINGERPRINT, SITE_1, SITE_2, begin, evaluation, expand, finish, row_metrics
 
-from gsae_ray import ledger, saes
+from gsae_ray import ledger, results, saes
 from gsae_ray.curves import pareto
 from gsae_ray.errors import UserError
 from gsae_ray.evaluation.metrics import Evaluation
@@ -567,6 +568,48 @@ def test_storage_tells_the_same_as_mlflow(recorder: Recorder) -> None:
     (directories[GATED_1[0].name].path / "trial.json").write_text("{")
     with pytest.raises(UserError, match="no run of a sweep, or not a whole one"):
         frontier("other experiment", storage=storage)
+
+
+@pytest.mark.parametrize("damage", COMMON.values(), ids=COMMON)
+def test_the_frontier_of_a_damaged_storage_names_the_file_and_shows_the_rest(tmp_path: Path, damage: Damage) -> None:
+    """ "No trial has finished" would be wrong, and an older launch in the newest one's place a surprise."""
+    finish(begin(tmp_path / "swept/trials", GATED_1[0], steps=2), GATED_1[0], FINGERPRINT)
+    for launch in (OLDER, NEWER):
+        folder = tmp_path / "swept/launches" / launch
+        folder.mkdir(parents=True)
+        identities = {GATED_1[0].name: GATED_1[0].identity}
+        ledger.LAUNCH.write(folder / "launch.json", {"sweep": {"name": "swept"}, "trials": identities})
+        ledger.EVALUATED.write(folder / "evaluation.json", {"fingerprint": FINGERPRINT, "encoders": [None]})
+    damage(folder / "evaluation.json")
+    with pytest.raises(UserError, match=rf"^experiment: no trial .*{NEWER}/evaluation.json"):
+        frontier("swept", storage=tmp_path)
+    rows = frontier("swept", storage=tmp_path, launch="all")
+    assert rows["launch"].tolist() == [OLDER]
+    (note,) = rows.attrs["notes"]
+    assert f"{NEWER}/evaluation.json" in note
+    cut(folder / "launch.json")
+    rows = frontier("swept", storage=tmp_path)
+    assert rows["launch"].tolist() == [OLDER]
+    (note,) = rows.attrs["notes"]
+    assert f"{NEWER}/launch.json: this file is damaged" in note
+
+
+def test_files_may_take_longer_than_answers(recorder: Recorder, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A server that keeps them elsewhere fetches a whole SAE before it sends the first byte."""
+    waits = []
+
+    def download(*_: object) -> None:
+        waits.append(int(os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"]))
+        raise OSError("that is all")
+
+    monkeypatch.setattr(results, "download_sae", download)
+    monkeypatch.setattr(results, "download_sequences", download)
+    (row, *_) = frontier("sweep").itertuples()
+    with pytest.raises(UserError, match="that is all"):
+        best("sweep", site=SITE_1, max_l0=1000)
+    with pytest.raises(UserError, match="that is all"):
+        sequences(row.run_id)
+    assert min(waits) >= 120, "as MLflow itself has it"
 
 
 # ---- errors ---------------------------------------------------------------------------------------------------------
