@@ -150,7 +150,7 @@ class Observer:
             left = len(directory.missing(self.fingerprint, self.encoders))
             pace.evaluations += progress.evaluations_left - left
             progress.evaluations_left, progress.tokens = left, progress.total_tokens
-            progress.state = "evaluating" if left else "done"
+            progress.state = "done" if not left else "evaluating" if directory.failure is None else "failed"
         elif directory.failure is not None:
             progress.state = "failed"
         elif directory.newest_attempt > self._attempts[index]:

@@ -305,7 +305,9 @@ class _Launch:
         except Exception as error:  # an MLflow server that is gone at the end loses nothing: storage has it
             logging.getLogger(__name__).debug("publishing failed", exc_info=True)
             arrived, thread.last_error = False, first_line(error)
-        failures = {t.name: d.failure for t, d in self.trials if d.failure is not None} | mirror.damaged
+        seen = zip(self.trials, observer.progress, strict=True)  # a FAILED may be of an evaluation on other text
+        failures = {t.name: d.failure for (t, d), now in seen if now.state == "failed" and d.failure is not None}
+        failures |= mirror.damaged
         if arrived and not failures:
             finish_launch(self.folder, self.id, self.driver.session)
         if not arrived:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, Protocol
 
 from gsae_ray.activations.chunks import SiteStatistics
-from gsae_ray.errors import ProductionError, first_line
+from gsae_ray.errors import NumericError, ProductionError, first_line
 from gsae_ray.errors import reason as reason_of
 from gsae_ray.evaluation.metrics import Evaluation
 
@@ -87,6 +87,7 @@ class Crew:
 
         Raises:
             ProducerDied: it did not live to answer, or not in time; another may be asked.
+            NumericError: so it raised; it would be so again.
             ProductionError: it raised; another would too.
         """
         try:
@@ -99,6 +100,8 @@ class Crew:
             raise
         except Exception as error:
             self._idle.append(producer)
+            if isinstance(error, NumericError):
+                raise NumericError(reason_of(error)) from error
             raise ProductionError(f"{method} failed on a producer: {reason_of(error)}") from error
         self._idle.append(producer)
         return answer

@@ -25,7 +25,7 @@ from gsae_ray.activations.chunks import SiteStatistics
 from gsae_ray.activations.crew import Crew, ProducerClient, ProducerDied, Ref
 from gsae_ray.activations.layout import WINDOW, Layout
 from gsae_ray.activations.record import Record
-from gsae_ray.errors import ProductionError, StaleAttemptError
+from gsae_ray.errors import NumericError, ProductionError, StaleAttemptError
 from gsae_ray.evaluation.metrics import Evaluation
 
 LAPSE_S = 10.0
@@ -508,18 +508,18 @@ class ActivationStore:
                 self._answer(request, ProductionError(given_up))
             else:
                 self._requests.insert(0, request)
-        except ProductionError as error:
+        except (NumericError, ProductionError) as error:
             self._answer(request, error)
         else:
             self._record.evaluations += 1
             self._answer(request, evaluation)
         self._advance()
 
-    def _answer(self, request: _Request, answer: Evaluation | ProductionError) -> None:
+    def _answer(self, request: _Request, answer: Evaluation | NumericError | ProductionError) -> None:
         self._failing.pop(request, None)
         if request.answer.done():
             return
-        if isinstance(answer, ProductionError):
+        if isinstance(answer, Exception):
             request.answer.set_exception(answer)
         else:
             request.answer.set_result(answer)

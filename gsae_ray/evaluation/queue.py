@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 
-from gsae_ray.errors import ProductionError, StorageFullError, reason
+from gsae_ray.errors import NumericError, ProductionError, StorageFullError, reason
 from gsae_ray.evaluation.metrics import Evaluation
 from gsae_ray.files import room_needed
 from gsae_ray.saes.io import CONFIG_FILE, WEIGHTS_FILE
@@ -24,7 +24,10 @@ PATIENCE_S = 120.0
 
 
 class EvaluationQueue(threading.Thread):
-    """Watches trial directories: what is DONE gets the evaluations of this fingerprint that it lacks."""
+    """Watches trial directories: what is DONE gets the evaluations of this fingerprint that it lacks.
+
+    Where the language model's numbers are not finite on the held-out text, the trial has failed for good.
+    """
 
     def __init__(
         self,
@@ -86,8 +89,13 @@ class EvaluationQueue(threading.Thread):
             trial, directory, pursuit_l0, request = running
             self._running.remove(running)
             with self._kept_for_finish(), room_needed(directory.path):
-                tokens = trial.training.trained_tokens
-                directory.save_evaluation(self.fingerprint, tokens, request.result(), pursuit_l0)
+                try:
+                    evaluation = request.result()
+                except NumericError as error:
+                    directory.fail_evaluation(reason(error))
+                else:
+                    tokens = trial.training.trained_tokens
+                    directory.save_evaluation(self.fingerprint, tokens, evaluation, pursuit_l0)
 
     @contextlib.contextmanager
     def _kept_for_finish(self) -> Iterator[None]:

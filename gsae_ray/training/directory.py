@@ -8,7 +8,7 @@ metrics-{attempt}.jsonl      {"step": tokens, "timestamp": ms, "metrics": {name:
 checkpoints/{tokens}/        state.safetensors, then manifest.json with its hash; the last two are kept
 sae/                         the finished SAE
 DONE                         training has finished; hashes of what it vouches for, sae/ and the metric rows
-FAILED                       {"reason": …}: training ended for good, e.g. in NaN
+FAILED                       {"reason": …}: training ended for good, e.g. in NaN; beside DONE: the evaluation did
 evaluations/{fingerprint}.json   the finished SAE on the held-out contexts of that fingerprint: {"step", "timestamp",
                              "metrics": {name: value}, "sequences": {sum: [of each context]}, "sae": its hash}
 evaluations/{fingerprint}-pursuit-{l0}.json   the same with gradient pursuit in its encoder's place; step is its L0
@@ -342,6 +342,10 @@ class TrialDirectory:
     def fail(self, reason: str) -> None:
         """Marks the trial as failed for good."""
         self._check_attempt()
+        FAILED.write(self.path / "FAILED", {"reason": reason})
+
+    def fail_evaluation(self, reason: str) -> None:
+        """Marks a finished SAE as one that cannot be measured; as an evaluation, any process may write it."""
         FAILED.write(self.path / "FAILED", {"reason": reason})
 
     def forget_failure(self) -> None:

@@ -91,7 +91,7 @@ class SAETrial(tune.Trainable):
             with room_needed(self.directory.path):
                 yield
         except NumericError as error:
-            self.failure = str(error)
+            self.failure = reason(error)
         except SweepStoppedError as error:
             self.stopped = reason(error)
 

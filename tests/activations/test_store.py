@@ -31,7 +31,7 @@ from stores import (
 )
 
 from gsae_ray.activations.store import ReaderSpec
-from gsae_ray.errors import ProductionError, StaleAttemptError
+from gsae_ray.errors import NumericError, ProductionError, StaleAttemptError
 from gsae_ray.evaluation.metrics import Evaluation
 
 # ---- one forward ----------------------------------------------------------------------------------------------------
@@ -324,6 +324,17 @@ def test_an_evaluation_that_fails_is_its_own_callers_error_and_trials_go_on(faul
             await evaluation
 
     play(work())
+
+
+def test_numbers_that_are_not_finite_are_told_from_a_producer_that_fails() -> None:
+    layout = layout_of(5, 6, 7)
+
+    async def overflow() -> None:
+        raise NumericError("activations at left are not finite")
+
+    store = Store(layout, [Failing(layout, evaluate=[overflow])], readers_of(layout, 1))
+    with pytest.raises(NumericError, match=r"^activations at left are not finite$"):
+        play(store.evaluate("left", "cfg", "weights"))
 
 
 # ---- evaluation -----------------------------------------------------------------------------------------------------

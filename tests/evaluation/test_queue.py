@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 from trials import FINGERPRINT, begin, evaluation, expand, logged, random_sae
 
-from gsae_ray.errors import ProductionError
+from gsae_ray.display import Observer
+from gsae_ray.errors import ProductionError, not_finite
 from gsae_ray.evaluation import queue
 from gsae_ray.evaluation.metrics import Evaluation
 from gsae_ray.evaluation.queue import EvaluationQueue
@@ -44,6 +45,33 @@ def test_an_sae_that_cannot_be_read_is_told_and_the_others_are_evaluated(tmp_pat
     assert trials[0][1].evaluation(FINGERPRINT) is None
     found = trials[1][1].evaluation(FINGERPRINT)
     assert found is not None and found["metrics"] == logged(evaluation(l0=20))
+
+
+def test_an_sae_that_cannot_be_measured_has_failed_for_good_and_the_others_are_evaluated(tmp_path: Path) -> None:
+    trials = [(trial, begin(tmp_path, trial)) for trial in expand(widths=[16, 32])]
+    for trial, directory in trials:
+        directory.finish(random_sae(trial))
+    why = not_finite("activations at here", "the held-out text", "float16")
+    answers = iter([why, evaluation()])
+
+    def evaluate(site: str, cfg: str, weights: bytes, encoders: Sequence[int | None]) -> list[Future[Evaluation]]:
+        future: Future[Evaluation] = Future()
+        answer = next(answers)
+        if isinstance(answer, Evaluation):
+            future.set_result(answer)
+        else:
+            future.set_exception(answer)
+        return [future]
+
+    queue = EvaluationQueue(trials, FINGERPRINT, (None,), evaluate, interval_s=0.01)
+    queue.start()
+    queue.finish()
+    (failed, done) = (directory for _, directory in trials)
+    assert failed.failure == str(why) and failed.evaluation(FINGERPRINT) is None
+    assert done.failure is None and done.evaluation(FINGERPRINT) is not None
+    assert [trial.state for trial in Observer(trials, FINGERPRINT, (None,)).update()] == ["failed", "done"]
+    failed.save_evaluation(FINGERPRINT, 1, evaluation())  # on other text it can be
+    assert [trial.state for trial in Observer(trials, FINGERPRINT, (None,)).update()] == ["done", "done"]
 
 
 @pytest.mark.parametrize("patience_s", [120.0, 0.05])
