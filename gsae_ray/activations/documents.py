@@ -9,7 +9,7 @@ from typing import Any
 
 import datasets
 from huggingface_hub import HfApi
-from huggingface_hub.errors import HfHubHTTPError
+from huggingface_hub.errors import HTTPError  # type: ignore[attr-defined]
 
 from gsae_ray.activations.local_data import LocalData, cache_of, files_below, local_data
 from gsae_ray.activations.models import hub_login, quiet_hub
@@ -158,6 +158,6 @@ def pinned_data(dataset: DatasetSettings) -> DatasetSettings:
     try:
         with quiet_hub():
             commit = HfApi().dataset_info(dataset.name, revision=dataset.revision).sha
-    except (OSError, ValueError, HfHubHTTPError):
+    except (OSError, ValueError, HTTPError):  # the last of a hub that does not answer
         return dataset  # what is wrong with it, `HubData.load` says better
     return dataset.model_copy(update={"revision": commit})

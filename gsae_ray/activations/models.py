@@ -13,7 +13,11 @@ from typing import Any
 import torch
 import transformers
 from huggingface_hub import HfApi, get_token
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+from huggingface_hub.errors import (  # type: ignore[attr-defined]
+    HfHubHTTPError,
+    HFValidationError,
+    HTTPError,
+)
 from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import cached_file
@@ -88,11 +92,12 @@ def _explained(name: str, what: str, key: str = "model.name") -> Iterator[None]:
         AttributeError,
         RuntimeError,
         SafetensorError,
+        HTTPError,  # of a hub that does not answer
     ) as error:
         text = " ".join(str(error).split())
         if "trust_remote_code" in text:
             reason = "it needs its own code; set model.trust_remote_code: true if you trust it"
-        elif _local(name) or not isinstance(error, (OSError, HFValidationError)):
+        elif _local(name) or not isinstance(error, (OSError, HTTPError, HFValidationError)):
             reason = text[:300] or type(error).__name__
         elif Path(name).expanduser().is_absolute() or name.startswith("."):
             raise UserError(f"{key}: there is no directory {name!r}") from error

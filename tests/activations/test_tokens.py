@@ -35,11 +35,12 @@ from tokenizers.processors import TemplateProcessing
 from torch import Tensor
 
 from gsae_ray.activations.contexts import held_out_by_hash
+from gsae_ray.activations.documents import pinned_data
 from gsae_ray.activations.models import load_tokenizer
 from gsae_ray.activations.tokens import TokenStore, kept_mask, prepare_tokens
 from gsae_ray.builtin import MODEL_DIR
 from gsae_ray.errors import DataEndedError, UserError
-from gsae_ray.sweep import ModelSettings
+from gsae_ray.sweep import DatasetSettings, ModelSettings
 
 
 @pytest.fixture
@@ -548,6 +549,13 @@ def test_a_data_set_of_the_hub_without_a_network_is_one_line(out: Path, monkeypa
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     message = complaint(sweep("lab/no-such-corpus"), out)
     assert message.startswith("dataset.name: ") and "'lab/no-such-corpus'" in message and "network" in message
+
+
+def test_a_folder_that_is_not_there_is_one_line_where_the_hub_does_not_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
+    dataset = DatasetSettings(name="data/no-such-folder")
+    assert pinned_data(dataset) == dataset  # and loading it is refused, as without a network
 
 
 def test_a_bos_that_the_tokenizer_lacks_is_named(text: Path, tmp_path: Path, out: Path) -> None:

@@ -22,6 +22,7 @@ from servers import serving
 from torch import Tensor
 from trials import random_sae
 
+from gsae_ray.activations import models
 from gsae_ray.activations.models import (
     load_config,
     load_model,
@@ -187,6 +188,18 @@ def test_a_cached_checkpoint_of_the_hub_needs_no_network(
     assert model.revision == commit
     assert model_fingerprint(model) == model_fingerprint(settings("lab/gelu"))
     assert torch.equal(load_model(model).lm_head.bias, random_weights()["unembed.b_U"])
+
+
+def test_the_files_of_a_checkpoint_that_the_hub_cannot_be_asked_for_are_one_line(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def list_files(model: ModelSettings) -> None:
+        with models._explained(model.name, "weights"):
+            huggingface_hub.HfApi().list_repo_files(model.name)
+
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", "http://127.0.0.1:9")
+    assert complaint(list_files, settings("lab/gelu")).endswith("cannot be reached")
 
 
 @pytest.fixture
