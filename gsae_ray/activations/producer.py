@@ -50,8 +50,10 @@ class Producer:
         where = "cpu" if spec.gpus == 0 else "cuda" if spec.gpus <= 1 else "balanced"
         self.model = load_model(spec.model, where)
         self.device = self.model.device  # of the embedding, where tokens go; other layers may be on other GPUs
-        context_T = spec.tokens.block(0)[0]
-        check_predictions(spec.model.name, self.model, context_T[context_T != PADDING].to(self.device))
+        tokens_ST = spec.tokens.block(0)
+        real_ST = tokens_ST != PADDING
+        longest = real_ST.sum(1).argmax()  # of a token or two nothing could be told
+        check_predictions(spec.model.name, self.model, tokens_ST[longest, real_ST[longest]].to(self.device))
         self._evaluator: Evaluator | None = None
 
     def produce(

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from checkpoints import complaint
+from prepared import write_jsonl
 from rich.console import Console
 from transformers import (
     AutoModelForCausalLM,
@@ -25,6 +27,7 @@ from transformers import (
 )
 
 from gsae_ray.activations.causal import check_predictions
+from gsae_ray.activations.contexts import PADDING
 from gsae_ray.activations.models import load_config, load_skeleton
 from gsae_ray.activations.producer import Producer
 from gsae_ray.builtin import MODEL_DIR
@@ -110,21 +113,28 @@ def test_a_model_whose_predictions_hang_on_what_comes_after_is_refused(config: P
         check_predictions("it", random(config), TOKENS_T)
 
 
-def test_a_producer_does_not_come_up_with_a_model_that_is_not_causal(tmp_path: Path) -> None:
+@pytest.mark.parametrize("contexts", [False, True])
+def test_a_producer_does_not_come_up_with_a_model_that_is_not_causal(contexts: bool, tmp_path: Path) -> None:
     """Where nothing but what it computes tells: code of its own, or attention that does not say which way it looks."""
+    dataset: dict[str, Any] = {"name": "builtin"}
+    if contexts:  # the first of two tokens, of which nothing can be told
+        rows = [[row + 3 + token for token in range(2 + 28 * (row % 4 == 0))] for row in range(400)]
+        write_jsonl(tmp_path / "a.jsonl", rows, "input_ids")
+        dataset = {"name": str(tmp_path / "a.jsonl"), "tokens_column": "input_ids", "tokens_are": "contexts"}
     random(RemBertConfig(**SIZE)).save_pretrained(tmp_path)
     AutoTokenizer.from_pretrained(MODEL_DIR).save_pretrained(tmp_path)
     sweep = Sweep.model_validate(
         {
             "name": "encoder",
             "model": {"name": str(tmp_path), "context_size": 32},
-            "dataset": {"name": "builtin"},
+            "dataset": dataset,
             "sites": {"modules": [{"module": "rembert.encoder.layer.0"}]},
             "saes": [{"architecture": "gated", "widths": [16], "l1_coefficient": 1.0}],
             "training": {"tokens": 1024, "batch_size": 64, "lr": 1e-3},
-            "evaluation": {"tokens": 256},
+            "evaluation": {"tokens": 256, "fraction": 0.3},
         }
     )
     plan = prepare(sweep, tmp_path / "storage", Display(Console(quiet=True)))
+    assert not contexts or (plan.tokens.block(0)[0] != PADDING).sum() == 2
     with pytest.raises(UserError, match="no causal language model"):
         Producer(producer_spec(plan))
