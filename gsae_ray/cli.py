@@ -66,7 +66,7 @@ class _SchemaCommand(click.Command):
         from gsae_ray.sweep_file import describe
 
         formatter.write("".join(f"  {line}\n" if line else "\n" for line in (self.epilog or "").splitlines()))
-        formatter.write("\nThe sweep file (YAML; [default]; a list is a grid):\n\n")
+        formatter.write("\nThe sweep file (YAML; [default]; [auto]: leave it out, or null; a list is a grid):\n\n")
         formatter.write("".join(f"  {line}\n" for line in describe().splitlines()))
         formatter.write(
             "\n  A grid may also be {log_range: [1, 16], n: 5} or {log_uniform: [1, 16], n: 8, seed: 0}.\n"

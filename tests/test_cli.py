@@ -128,6 +128,7 @@ def test_help_teaches_the_sweep_file(here: Path) -> None:
     text = invoke("run", "--help").output
     for word in ("l1_coefficient", "shuffle_tokens", "log_range", "resid_post", "--set", "--resume", "evaluation:"):
         assert word in text
+    assert "split: [auto]" in text and "[auto]: leave it out, or null" in text  # no split is called auto
 
 
 def test_help_tells_the_exit_codes(here: Path) -> None:
