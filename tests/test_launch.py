@@ -597,7 +597,7 @@ def test_a_trial_in_nan_is_failed_and_the_sweep_goes_on(launched: launch.SweepRe
     result = run({**sweep, "sites": {"layers": [1], "points": ["resid_post"]}}, home)
     assert len(result.frontier()) == 1
     ((name, reason),) = result.failures.items()
-    assert "lr1e-30" in name and "not finite" in reason
+    assert "lr1e30" in name and "not finite" in reason
     client = MlflowClient(result.tracking_uri)
     experiment = client.get_experiment_by_name("nan").experiment_id
     failed = client.search_runs([experiment], "attributes.status = 'FAILED'")
