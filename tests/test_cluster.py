@@ -251,7 +251,7 @@ def test_two_sweeps_at_once_and_one_of_them_fails(head: RayHead, mlflow_server: 
     assert re.match(r"failed: \S+: .*(nan|NaN|finite)", failed["message"]), failed["message"]
     assert failed["progress"]["trials"]["failed"] == 4
     done = user.wait(good, "succeeded")
-    assert done["progress"]["trials"] == {"waiting": 0, "running": 0, "done": 4, "failed": 0}
+    assert done["progress"]["trials"] == {"waiting": 0, "running": 0, "evaluating": 0, "done": 4, "failed": 0}
     assert done["forward_ratio"] == 1.0
 
 
