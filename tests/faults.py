@@ -182,10 +182,12 @@ def assert_undisturbed(home: Home, quiet: Outcome, but_for: Sequence[str] = ()) 
         rows = home.trials[name].rows()[0]
         for key in {key for row in rows for key in row["metrics"]}:
             history = client.get_metric_history(run.info.run_id, key)
-            assert [metric.step for metric in history] == [r["step"] for r in rows if key in r["metrics"]], key
+            with_key = [row for row in rows if key in row["metrics"]]
+            assert [metric.step for metric in history] == [row["step"] for row in with_key], f"{name}: {key}"
             # What a dead attempt sent stays, and its successor came to the same numbers, wall-clock ones aside.
             if key not in WALL_CLOCK:
-                assert [metric.value for metric in history] == [row["metrics"][key] for row in rows], f"{name}: {key}"
+                values = [row["metrics"][key] for row in with_key]
+                assert [metric.value for metric in history] == values, f"{name}: {key}"
         for key in ("eval/l0", "eval/loss_recovered"):
             assert len(client.get_metric_history(run.info.run_id, key)) == 1
         saved = {item.path for item in client.list_artifacts(run.info.run_id, "sae")}
