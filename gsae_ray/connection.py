@@ -12,10 +12,11 @@ import threading
 from collections.abc import Iterator
 
 import ray
-from ray._private import ray_constants
+from ray._private import ray_constants, services
 from ray._private.authentication import authentication_token_setup as authentication
 from ray._private.authentication.authentication_token_generator import generate_new_authentication_token
 
+from gsae_ray.addresses import refuse_password
 from gsae_ray.errors import UserError, first_line
 
 PATIENCE_S = 15.0
@@ -37,6 +38,7 @@ def connected(address: str | None) -> Iterator[None]:
         return
     # Without an address Ray would join any cluster of this machine's user; a sweep starts its own.
     where = address or os.environ.get("RAY_ADDRESS") or "local"
+    refuse_password(where, "--address")
     on_sigterm = signal.getsignal(signal.SIGTERM)
     with _explained(where):
         if where == "local":
@@ -61,6 +63,8 @@ def _check_answers(where: str) -> None:
     Raises:
         ConnectionError: nobody does.
     """
+    if where == "auto":  # what Ray takes for it may be long gone
+        where = services.canonicalize_bootstrap_address(where) or where
     host, _, port = where.rpartition("://")[2].rpartition(":")
     if port.isdecimal():  # else Ray knows the address by a name, or that it is none
         try:

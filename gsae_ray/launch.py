@@ -48,6 +48,7 @@ from gsae_ray.ledger import (
     Driver,
     Resume,
     begin_launch,
+    check_resume,
     driver_lock,
     finish_launch,
     recorded_overrides,
@@ -170,6 +171,7 @@ def run(
                 pending = [(t, d) for t, d in pending if d.failure is None]
             readers = {t.name: ReaderSpec(t.site, t.training.trained_tokens) for t, d in pending if not d.done}
             allotment = _Allotment()
+            check_resume(folder, plan.sweep, plan.trials, resume)
             reserve(uri, sweep.experiment_name)
             if pending:
                 stack.enter_context(connected(address))

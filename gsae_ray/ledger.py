@@ -235,31 +235,13 @@ def begin_launch(
     Raises:
         UserError: there is nothing to resume, or it has changed (not with `auto`).
     """
-    description = json.loads(sweep.model_dump_json())
-    identities = {trial.name: trial.identity for trial in trials}
-    earlier = _launches(folder)
-    newest = LAUNCH.read_whole(earlier[-1] / "launch.json") if earlier else None
-    notices = [f"every trial is trained anew: {WHY}"] if newest and _revision(newest) != REVISION else []
-    if resume == "auto":
-        earlier = [launch for launch in earlier if not (launch / DONE).exists()]
-    elif resume and not earlier:
-        raise UserError(f"--resume: no launch of {sweep.name!r} in {folder.parent}; run it without --resume")
-    if resume and earlier:
-        launch = earlier[-1]
-        try:
-            before = _read(launch)
-            changed, remedy = _changed(before, description, identities, launch.name)
-        except DamagedError as error:
-            if resume != "auto":
-                raise
-            changed = str(error)
-        if not changed:
-            (launch / DONE).unlink(missing_ok=True)
-            _write_sweep(launch, before["sweep"])  # to read, and to be mirrored: it may be gone
-            return launch.name, [*_add_versions(launch), *_damaged_record(launch)]
-        if resume != "auto":
-            raise UserError(f"--resume: {changed}; {remedy}")
-        notices = notices or [f"{changed}; this is another launch, and trials that are done are not trained again"]
+    description, identities = json.loads(sweep.model_dump_json()), {trial.name: trial.identity for trial in trials}
+    found, notices = _to_go_on_with(folder, description, identities, resume)
+    if found is not None:
+        launch, before = found
+        (launch / DONE).unlink(missing_ok=True)
+        _write_sweep(launch, before["sweep"])  # to read, and to be mirrored: it may be gone
+        return launch.name, [*_add_versions(launch), *_damaged_record(launch)]
     # In UTC, since the newest is found by name, from machines anywhere.
     launch_id = f"{time.strftime('%Y%m%d-%H%M%S', time.gmtime())}-{secrets.token_hex(2)}"
     target = folder / "launches" / launch_id
@@ -271,6 +253,45 @@ def begin_launch(
         {"sweep": description, "overrides": list(overrides), "trials": identities, "revision": REVISION},
     )
     return launch_id, notices
+
+
+def check_resume(folder: Path, sweep: Sweep, trials: Sequence[TrialSpec], resume: Resume) -> None:
+    """What `begin_launch` refuses, before anything is started.
+
+    Raises:
+        UserError: as there.
+    """
+    _to_go_on_with(
+        folder, json.loads(sweep.model_dump_json()), {trial.name: trial.identity for trial in trials}, resume
+    )
+
+
+def _to_go_on_with(
+    folder: Path, description: dict[str, Any], identities: dict[str, str], resume: Resume
+) -> tuple[tuple[Path, _Launch] | None, list[str]]:
+    """The launch to go on with, None for a new one; and what the user should know of a new one."""
+    earlier = _launches(folder)
+    newest = LAUNCH.read_whole(earlier[-1] / "launch.json") if earlier else None
+    notices = [f"every trial is trained anew: {WHY}"] if newest and _revision(newest) != REVISION else []
+    if resume == "auto":
+        earlier = [launch for launch in earlier if not (launch / DONE).exists()]
+    elif resume and not earlier:
+        raise UserError(f"--resume: no launch of {folder.name!r} in {folder.parent}; run it without --resume")
+    if not resume or not earlier:
+        return None, notices
+    launch = earlier[-1]
+    try:
+        before = _read(launch)
+        changed, remedy = _changed(before, description, identities, launch.name)
+    except DamagedError as error:
+        if resume != "auto":
+            raise
+        changed = str(error)
+    if not changed:
+        return (launch, before), []
+    if resume != "auto":
+        raise UserError(f"--resume: {changed}; {remedy}")
+    return None, notices or [f"{changed}; this is another launch, and trials that are done are not trained again"]
 
 
 def finish_launch(folder: Path, launch_id: str, session: int) -> None:

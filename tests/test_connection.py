@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from gsae_ray import connection
 from gsae_ray.connection import connected, keep_token_private
 from gsae_ray.errors import UserError
 
@@ -108,6 +109,23 @@ def test_a_cluster_that_is_not_there_is_known_at_once(address: str) -> None:
     line = rf"^--address: cannot connect to a Ray cluster at '{re.escape(address)}': nobody listens there \("
     with pytest.raises(UserError, match=line), connected(address):
         pass
+
+
+def test_what_ray_takes_for_auto_and_is_no_more_is_known_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its file of the last cluster stays when that has gone."""
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr("ray._private.services.find_gcs_addresses", list)
+    monkeypatch.setattr("ray._private.services.find_bootstrap_address", lambda folder: "127.0.0.1:1")
+    monkeypatch.setattr(connection, "_init", lambda where: pytest.fail("Ray itself tries for two minutes"))
+    with pytest.raises(UserError, match="^--address: .* 'auto': nobody listens there"), connected("auto"):
+        pass
+
+
+def test_a_password_in_an_address_is_not_repeated() -> None:
+    with pytest.raises(UserError, match="^--address: there is a password in the address") as refused:  # noqa: SIM117
+        with connected("ray://me:hunter2@127.0.0.1:1"):
+            pass
+    assert "hunter2" not in str(refused.value)
 
 
 def test_a_folder_that_uv_run_cannot_ship_to_a_cluster_is_one_line(tmp_path: Path) -> None:

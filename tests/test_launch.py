@@ -172,6 +172,13 @@ time.sleep(600)
 """
 
 
+def test_what_resume_refuses_is_refused_before_ray_is_started(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(launch, "connected", lambda address: pytest.fail("Ray is started"))
+    with pytest.raises(UserError, match="^--resume: no launch of 'golden' in "):
+        run(SWEEP, tmp_path, resume=True)
+    assert not list(tmp_path.glob("runs/golden")), "nothing stays"
+
+
 def test_what_holds_the_room_may_stay_unsaid(monkeypatch: pytest.MonkeyPatch) -> None:
     """An error of a callback would end the sweep, whose trials only wait."""
 
