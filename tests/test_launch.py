@@ -594,7 +594,7 @@ def test_a_file_system_that_fails_in_mid_launch_is_no_mistake_but_an_interruptio
         pytest.raises(SweepStoppedError, match="^a file: Input/output error; .*--resume"),
     ):
         broken.setattr(launch, "finish_launch", fail)
-        run(SWEEP, home, resume="auto")
+        run(SWEEP, home)
     newest = max(path.name for path in (home / "runs/golden/launches").iterdir())
     assert run(SWEEP, home, resume="auto").launch_id == newest
 
