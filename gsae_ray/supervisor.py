@@ -61,7 +61,10 @@ class EventLog:
         Args:
             what: there is to do.
         """
-        self.say(f"begins: {what}", show=False)
+        if self.path.exists():
+            self.say(f"launch {self.path.parent.name} goes on: {what}")
+        else:
+            self.say(f"begins: {what}", show=False)
         try:
             yield
         except BaseException as error:

@@ -625,6 +625,17 @@ def test_a_trial_that_failed_for_good_is_left_by_auto_and_tried_again_by_resume(
     assert third.launch_id == first.launch_id and TrialDirectory(path).newest_attempt == attempts + 1
 
 
+def test_a_launch_that_goes_on_says_so(tmp_path: Path) -> None:
+    shown: list[str] = []
+    log = supervisor.EventLog(tmp_path / "events.jsonl", shown.append)
+    for left in (4, 1):
+        with log.session(f"{left} of 4 trials to train"):
+            pass
+    assert shown == [f"launch {tmp_path.name} goes on: 1 of 4 trials to train"]
+    events = [json.loads(line)["event"] for line in log.path.read_text().splitlines()]
+    assert events == ["begins: 4 of 4 trials to train", "ends", *shown, "ends"]
+
+
 def test_auto_begins_another_launch_where_the_newest_is_finished(launched: launch.SweepResult, home: Path) -> None:
     result = run({**SWEEP, "name": "golden"}, home, resume="auto")
     assert result.launch_id > launched.launch_id and len(result.frontier()) == 4
