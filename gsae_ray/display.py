@@ -175,7 +175,8 @@ class Display:
 
     def phase(self, text: str) -> None:
         """A line about what is going on before trials run."""
-        self.console.print(Text(text, style="dim"), highlight=False)
+        # Where there is no terminal a line stays whole, however long.
+        self.console.print(Text(text, style="dim"), highlight=False, soft_wrap=True)
 
     def follow(self, observer: Observer) -> None:
         """Shows the trials until `stop`."""
@@ -209,7 +210,7 @@ class Display:
             if self._live is not None:
                 self._live.update(self._render(observer), refresh=True)
             else:
-                self.console.print(describe_progress(self.progress(observer)), highlight=False)
+                self.console.print(describe_progress(self.progress(observer)), highlight=False, soft_wrap=True)
 
     def progress(self, observer: Observer) -> Progress:
         """What the observer saw last."""

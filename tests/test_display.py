@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from faults import wait_until
 from mlflow.tracking import MlflowClient
 from rich.console import Console
 from trials import FINGERPRINT, evaluation, expand, random_sae
@@ -215,3 +216,16 @@ def test_when_a_launch_has_ended_nothing_of_it_runs() -> None:
     ended = Pace(tokens=50, trial_s=1.0).of(trials, "1 waits").ended
     assert ended.trials == {"waiting": 3, "running": 0, "evaluating": 0, "done": 1, "failed": 1}
     assert describe_progress(ended) == "trials: 3 waiting, 0 running, 0 evaluating, 1 done, 1 failed"
+
+
+def test_a_line_stays_whole_where_there_is_no_terminal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gsae_ray.display.PLAIN_INTERVAL_S", 0.01)
+    out = io.StringIO()
+    display = Display(Console(file=out, width=80))
+    notice = "a notice of more than eighty characters" * 5
+    display.phase(notice)
+    display.follow(Launch(tmp_path).observer)
+    wait_until(lambda: out.getvalue().count("trials: ") > 1)
+    display.stop()
+    first, *progress = out.getvalue().splitlines()
+    assert first == notice and len(set(progress)) == 1, progress
