@@ -84,8 +84,8 @@ class SAE(nn.Module, ABC):
     def __init__(self, cfg: SAEConfig) -> None:
         super().__init__()
         self.cfg = cfg
-        self.W_enc = nn.Parameter(torch.empty(cfg.d_in, cfg.d_sae))
-        self.W_dec = nn.Parameter(torch.empty(cfg.d_sae, cfg.d_in))
+        self.W_enc = nn.Parameter(torch.zeros(cfg.d_in, cfg.d_sae))
+        self.W_dec = nn.Parameter(torch.zeros(cfg.d_sae, cfg.d_in))
         self.b_dec = nn.Parameter(torch.zeros(cfg.d_in))
 
     @torch.no_grad()

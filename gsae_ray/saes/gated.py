@@ -67,7 +67,7 @@ class GatedSAE(SAE):
             learned = cfg.hyperparameters.get("learn_r_mag", True)
             self.r_mag = nn.Parameter(torch.zeros(cfg.d_sae), requires_grad=learned)
         else:
-            self.W_mag = nn.Parameter(torch.empty(cfg.d_in, cfg.d_sae))
+            self.W_mag = nn.Parameter(torch.zeros(cfg.d_in, cfg.d_sae))
 
     @property
     def sparsity_coefficient(self) -> float:

@@ -21,7 +21,7 @@ DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 
 def build(cfg: SAEConfig) -> SAE:
-    """An SAE with uninitialised weights."""
+    """An SAE whose weights are all zero."""
     if cfg.architecture not in REGISTRY:
         raise UserError(f"architecture: unknown {shown(cfg.architecture)}; {suggest(cfg.architecture, REGISTRY)}")
     return REGISTRY[cfg.architecture](cfg)
