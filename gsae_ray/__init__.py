@@ -14,13 +14,13 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from gsae_ray.cluster import Job, submit
+    from gsae_ray.config.load import load_sweep
+    from gsae_ray.config.sweep import Sweep
+    from gsae_ray.driver.launch import SweepResult, run
     from gsae_ray.errors import UserError
-    from gsae_ray.launch import SweepResult, run
-    from gsae_ray.results import best, export, frontier
+    from gsae_ray.jobs.job import Job, submit
+    from gsae_ray.results.frontier import best, export, frontier
     from gsae_ray.saes import SAE, load
-    from gsae_ray.sweep import Sweep
-    from gsae_ray.sweep_file import load_sweep
 
 __version__ = "0.1.0"
 __all__ = [

@@ -11,8 +11,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from gsae_ray.config.sweep import ModelSettings
 from gsae_ray.errors import UserError
-from gsae_ray.sweep import ModelSettings
 
 PUBLISHED: dict[str, Any] = {
     "n_layers": 2,

@@ -21,10 +21,10 @@ from mlflow.tracking import MlflowClient
 from ray.cluster_utils import Cluster
 from rich.console import Console
 
-from gsae_ray import launch
+from gsae_ray.config.sweep import Sweep
+from gsae_ray.driver import launch
 from gsae_ray.results import frontier
-from gsae_ray.sweep import Sweep
-from gsae_ray.training.directory import TrialDirectory
+from gsae_ray.storage.trial_directory import TrialDirectory
 
 SWEEP: dict[str, Any] = {
     "name": "faults",
@@ -93,7 +93,7 @@ class Home:
         file = self.path / "sweep.yaml"
         file.write_text(yaml.safe_dump(self.sweep))
         own = [sys.executable, "-c", "import signal; signal.signal(signal.SIGINT, signal.default_int_handler);"]
-        own[-1] += "from gsae_ray.cli import main; main(prog_name='gsae-ray')"
+        own[-1] += "from gsae_ray.cli.main import main; main(prog_name='gsae-ray')"
         options = ["--storage", str(self.storage), "--tracking-uri", self.uri]
         output = (self.path / f"output-{time.time_ns()}.txt").open("w")
         return subprocess.Popen(

@@ -29,12 +29,12 @@ from typing import Any
 import click
 import yaml
 
-from gsae_ray import plain_yaml
+from gsae_ray.config import plain_yaml
+from gsae_ray.config.explain import MAX_LINES
+from gsae_ray.config.load import load_sweep
+from gsae_ray.config.sweep import Sweep
 from gsae_ray.errors import UserError
-from gsae_ray.explain import MAX_LINES
 from gsae_ray.saes import SAEConfig
-from gsae_ray.sweep import Sweep
-from gsae_ray.sweep_file import load_sweep
 
 SWEEPS = Path(__file__).parents[1] / "sweeps"
 TIMEOUT_S = 20.0

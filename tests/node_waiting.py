@@ -17,8 +17,10 @@ from ray.cluster_utils import Cluster
 from ray.util.placement_group import placement_group, placement_group_table, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from gsae_ray import fleet, placement, room
-from gsae_ray.sweep import Sweep
+from gsae_ray.capacity import fit as room
+from gsae_ray.config.sweep import Sweep
+from gsae_ray.driver import cluster_nodes as placement
+from gsae_ray.driver import start_actors as fleet
 
 
 class Slow:

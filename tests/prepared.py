@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
-from gsae_ray.activations.models import load_tokenizer
-from gsae_ray.activations.tokens import TokenStore, prepare_tokens
+from gsae_ray.config.sweep import ModelSettings, Sweep
+from gsae_ray.data.tokens import TokenStore, prepare_tokens
 from gsae_ray.errors import UserError
-from gsae_ray.sweep import ModelSettings, Sweep
+from gsae_ray.language_model.loading import load_tokenizer
 
 CONTEXT, EOS = 16, 0
 TOKENIZER = load_tokenizer(ModelSettings(name="builtin"))

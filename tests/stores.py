@@ -16,10 +16,10 @@ from unittest import mock
 import numpy as np
 
 from gsae_ray.activations.chunks import SiteStatistics
-from gsae_ray.activations.crew import ProducerDied
 from gsae_ray.activations.layout import Layout
 from gsae_ray.activations.norms import Norms
-from gsae_ray.activations.record import Counters, Record
+from gsae_ray.activations.producer_pool import ProducerDied
+from gsae_ray.activations.production_log import Counters, Record
 from gsae_ray.activations.store import ActivationStore, ReaderSpec
 from gsae_ray.evaluation.metrics import Evaluation
 

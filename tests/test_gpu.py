@@ -16,9 +16,9 @@ import pytest
 import ray
 import torch
 from faults import SWEEP, Home, Outcome, assert_undisturbed, disturbed, position, processes, seed, send
-from test_memory import MIB, trainer_mib, training, trial_of
+from footprint import MIB, trainer_mib, training, trial_of
 
-from gsae_ray.memory import CUDA_CONTEXT, of_trial
+from gsae_ray.capacity.memory import CUDA_CONTEXT, of_trial
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")]
 ON_GPU: dict[str, Any] = copy.deepcopy(SWEEP)

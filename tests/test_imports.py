@@ -9,20 +9,20 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).parents[1] / "gsae_ray"
-SHELLS = {"gsae_ray.activations.actors", "gsae_ray.training.trainable"}
+SHELLS = {"gsae_ray.actors.store_actor", "gsae_ray.actors.trial_actor"}
 CORE = sorted(
     name
     for folder in ("saes", "activations", "training", "evaluation")
     for path in (PACKAGE / folder).glob("*.py")
     if (name := ".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts)) not in SHELLS
 ) + [
-    "gsae_ray.curves",
-    "gsae_ray.intervals",
-    "gsae_ray.results",
-    "gsae_ray.plots",
-    "gsae_ray.sweep",
-    "gsae_ray.tracking",
-    "gsae_ray.tracking_store",
+    "gsae_ray.results.curves",
+    "gsae_ray.results.intervals",
+    "gsae_ray.results.frontier",
+    "gsae_ray.results.plots",
+    "gsae_ray.config.sweep",
+    "gsae_ray.tracking.mirror",
+    "gsae_ray.tracking.connection",
 ]
 
 
@@ -48,5 +48,5 @@ def test_loading_an_sae_needs_neither_ray_nor_mlflow(tmp_path: Path) -> None:
 
 def test_the_stores_process_does_without_torch() -> None:
     """What torch takes would be over the store's budget."""
-    code = "import sys; sys.modules['torch'] = sys.modules['transformers'] = None\nimport gsae_ray.activations.actors"
+    code = "import sys; sys.modules['torch'] = sys.modules['transformers'] = None\nimport gsae_ray.actors.store_actor"
     subprocess.run([sys.executable, "-c", code], check=True, timeout=120)

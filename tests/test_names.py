@@ -12,13 +12,13 @@ from hypothesis import strategies as st
 from mlflow.tracking import MlflowClient
 
 import gsae_ray
-from gsae_ray.activations.sites import Site
-from gsae_ray.cli import main
+from gsae_ray.cli.main import main
+from gsae_ray.config.load import load_sweep
+from gsae_ray.config.sweep import Sweep
 from gsae_ray.errors import UserError
+from gsae_ray.language_model.hooks import Site
 from gsae_ray.names import check_run_id, folder_name, local_path, own_command
-from gsae_ray.sweep import Sweep
-from gsae_ray.sweep_file import load_sweep
-from gsae_ray.tracking import Mirror
+from gsae_ray.tracking.mirror import Mirror
 
 QUICKSTART = Path(__file__).parents[1] / "sweeps/quickstart.yaml"
 CASES = settings(max_examples=200, deadline=None, database=None)

@@ -13,12 +13,12 @@ from torch import Tensor
 
 from gsae_ray.activations.chunks import SiteStatistics
 from gsae_ray.activations.layout import DTYPE_BYTES, Layout
+from gsae_ray.activations.reader import RowStream
 from gsae_ray.activations.statistics import Gathering
-from gsae_ray.activations.stream import RowStream
+from gsae_ray.config.recipe import TrainingSettings
+from gsae_ray.config.trial import TrialSpec
 from gsae_ray.saes import SAE
-from gsae_ray.training.recipe import TrainingSettings
 from gsae_ray.training.trainer import Trainer
-from gsae_ray.trial import TrialSpec
 
 SITE = "blocks.1.hook_resid_post"
 N, M, BATCH, ROWS = 12, 32, 64, 6000

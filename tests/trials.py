@@ -8,13 +8,13 @@ from typing import Any
 
 import torch
 
-from gsae_ray.activations.sites import Site
+from gsae_ray.config.sweep import Sweep
+from gsae_ray.config.trial import TrialSpec
 from gsae_ray.evaluation.metrics import Evaluation
+from gsae_ray.language_model.hooks import Site
 from gsae_ray.saes import SAE, SAEConfig
 from gsae_ray.saes.io import build
-from gsae_ray.sweep import Sweep
-from gsae_ray.training.directory import TrialDirectory
-from gsae_ray.trial import TrialSpec
+from gsae_ray.storage.trial_directory import TrialDirectory
 
 FINGERPRINT = "f" * 64
 SITE_1, SITE_2 = "blocks.1.hook_resid_post", "blocks.2.hook_resid_post"

@@ -22,9 +22,9 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from gsae_ray.activations.chunks import SiteStatistics
-from gsae_ray.activations.crew import Crew, ProducerClient, ProducerDied, Ref
 from gsae_ray.activations.layout import WINDOW, Layout
-from gsae_ray.activations.record import Record
+from gsae_ray.activations.producer_pool import Crew, ProducerClient, ProducerDied, Ref
+from gsae_ray.activations.production_log import Record
 from gsae_ray.errors import NumericError, ProductionError, StaleAttemptError
 from gsae_ray.evaluation.metrics import Evaluation
 

@@ -9,10 +9,10 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
+from gsae_ray.config.fields import Finite32
 from gsae_ray.errors import UserError
 from gsae_ray.saes.base import SAE, Losses, Objective, SAEConfig, register
 from gsae_ray.saes.jumprelu import JumpReLUSAE
-from gsae_ray.settings import Finite32
 
 Auxiliary = Literal["frozen", "unfrozen", "none"]
 DEFAULT_AUXILIARY: dict[Objective, Auxiliary] = {"paper": "frozen", "norm_weighted": "unfrozen"}

@@ -9,10 +9,10 @@ import torch
 from pydantic import AfterValidator, Field, model_validator
 from torch import Tensor
 
+from gsae_ray.config.fields import Finite32
 from gsae_ray.names import check_run_id
 from gsae_ray.saes.base import SAE, Losses, Objective, SAEConfig, register
 from gsae_ray.saes.gated import GatedSAE
-from gsae_ray.settings import Finite32
 
 
 @register("rescale_shift")

@@ -6,8 +6,8 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from gsae_ray.config.fields import Finite32
 from gsae_ray.saes.base import SAE, Losses, Objective, SAEConfig, register
-from gsae_ray.settings import Finite32
 
 
 @register("standard")

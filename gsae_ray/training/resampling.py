@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from gsae_ray.config.recipe import Resampling
 from gsae_ray.files import digest
 from gsae_ray.saes import SAE
 from gsae_ray.saes.base import Objective
-from gsae_ray.training.recipe import Resampling
 
 ENCODER_NORM = 0.2
 """Norm of a new encoder row ÷ the mean of those of alive features."""

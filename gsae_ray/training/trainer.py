@@ -10,14 +10,14 @@ import torch
 from torch import Tensor
 
 from gsae_ray.activations.norms import square_norms, takes_part
-from gsae_ray.activations.stream import RowStream
+from gsae_ray.activations.reader import RowStream
+from gsae_ray.config.trial import TrialSpec
 from gsae_ray.errors import NumericError, not_finite
 from gsae_ray.saes import SAE, SAEConfig
 from gsae_ray.saes.io import build
 from gsae_ray.training.l1_units import UNITS, Scale
 from gsae_ray.training.resampling import Resampler
 from gsae_ray.training.schedules import lr_factor, sparsity_factor
-from gsae_ray.trial import TrialSpec
 
 EXPLODED = 1e4
 """A mean reconstruction loss of this many times E‖x‖², that of reconstructing nothing, will not come down again."""

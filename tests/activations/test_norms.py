@@ -21,13 +21,13 @@ from gsae_ray.activations.chunks import SiteStatistics
 from gsae_ray.activations.layout import Layout
 from gsae_ray.activations.norms import Norms, square_norms
 from gsae_ray.activations.producer import Producer
-from gsae_ray.activations.record import Record
-from gsae_ray.activations.sites import Site, capture
+from gsae_ray.activations.production_log import Record
 from gsae_ray.activations.statistics import Gathering
-from gsae_ray.display import Display
-from gsae_ray.plan import Plan, prepare, producer_spec
+from gsae_ray.config.sweep import Sweep
+from gsae_ray.driver.display import Display
+from gsae_ray.driver.prepare import Plan, prepare, producer_spec
+from gsae_ray.language_model.hooks import Site, capture
 from gsae_ray.saes import to_bytes
-from gsae_ray.sweep import Sweep
 
 RESIDUAL, MLP = "blocks.1.hook_resid_post", "blocks.1.hook_mlp_out"
 

@@ -17,16 +17,16 @@ import torch
 from rich.console import Console
 from trials import random_sae
 
-from gsae_ray.activations import actors
-from gsae_ray.activations.actors import ProducerShell
-from gsae_ray.activations.models import load_model
 from gsae_ray.activations.producer import Producer
-from gsae_ray.activations.sites import POINTS, Site
-from gsae_ray.display import Display
+from gsae_ray.actors import store_actor as actors
+from gsae_ray.actors.store_actor import ProducerShell
+from gsae_ray.config.sweep import Sweep
+from gsae_ray.driver.display import Display
+from gsae_ray.driver.prepare import Plan, prepare, producer_spec
 from gsae_ray.evaluation.evaluator import Evaluator
-from gsae_ray.plan import Plan, prepare, producer_spec
+from gsae_ray.language_model.hooks import POINTS, Site
+from gsae_ray.language_model.loading import load_model
 from gsae_ray.saes import SAE
-from gsae_ray.sweep import Sweep
 
 SITES = [Site.of_point(layer, point).name for layer in (1, 2) for point in POINTS]
 

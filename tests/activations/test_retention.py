@@ -21,10 +21,10 @@ from stores import NORMS
 
 from gsae_ray.activations.chunks import SiteStatistics
 from gsae_ray.activations.layout import WINDOW, Layout
-from gsae_ray.activations.record import Counters
+from gsae_ray.activations.production_log import Counters
 from gsae_ray.activations.store import ActivationStore, ReaderSpec
+from gsae_ray.capacity.forecast import forward_ratio
 from gsae_ray.evaluation.metrics import Evaluation
-from gsae_ray.forecast import forward_ratio
 
 BLOCKS = 8
 ROWS = 4  # of a block

@@ -44,8 +44,8 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from faults import SWEEP, Home, disturbed, processes, wait_until
 
-from gsae_ray.connection import FREE_AT_ONCE
-from gsae_ray.ledger import versions
+from gsae_ray.driver.ray_session import FREE_AT_ONCE
+from gsae_ray.storage.launch_directory import versions
 
 TIGHT_GIB, ROOMY_GIB = 0.5, 2.0
 """Budgets: a block is 15 % of the one; of the other the store's process, imports and all, is a few per cent."""

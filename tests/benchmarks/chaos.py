@@ -48,9 +48,9 @@ from ray.cluster_utils import Cluster
 from servers import MLflowServer
 
 import gsae_ray
+from gsae_ray.driver.supervisor import DEATHS
 from gsae_ray.errors import INTERRUPTED
-from gsae_ray.ledger import versions
-from gsae_ray.supervisor import DEATHS
+from gsae_ray.storage.launch_directory import versions
 
 CHAOS_SWEEP: dict[str, Any] = {
     **SWEEP,

@@ -24,7 +24,7 @@ from mlflow.tracking import MlflowClient
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from servers import MLflowServer, RayHead
 
-from gsae_ray import cluster
+from gsae_ray.jobs import job as cluster
 
 SWEEP = Path(__file__).parents[2] / "sweeps" / "quickstart.yaml"
 TOKEN = "a-token-of-this-cluster-0123456789"

@@ -22,14 +22,14 @@ from torch.utils.flop_counter import FlopCounterMode
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from trainers import SITE, ArraySource
 
-from gsae_ray.accelerators import gpu_of
 from gsae_ray.activations.layout import Layout
 from gsae_ray.activations.producer import Producer
-from gsae_ray.activations.stream import RowStream
-from gsae_ray.display import Display
-from gsae_ray.forecast import flops_a_row
-from gsae_ray.plan import prepare, producer_spec
-from gsae_ray.sweep import Sweep
+from gsae_ray.activations.reader import RowStream
+from gsae_ray.capacity.forecast import flops_a_row
+from gsae_ray.capacity.gpus import gpu_of
+from gsae_ray.config.sweep import Sweep
+from gsae_ray.driver.display import Display
+from gsae_ray.driver.prepare import prepare, producer_spec
 from gsae_ray.training.trainer import Trainer
 
 SHAPES = [(768, 24_576, 4096), (2304, 16_384, 4096)]

@@ -31,20 +31,20 @@ import torch
 from rich.console import Console
 
 from gsae_ray.activations.chunks import Array, SiteStatistics
-from gsae_ray.activations.models import model_fingerprint
 from gsae_ray.activations.producer import Producer
-from gsae_ray.activations.sites import Site
-from gsae_ray.activations.stream import LocalSource, RowStream
-from gsae_ray.display import Display
+from gsae_ray.activations.reader import LocalSource, RowStream
+from gsae_ray.config.load import load_sweep
+from gsae_ray.config.trial import TrialSpec
+from gsae_ray.driver.display import Display
+from gsae_ray.driver.prepare import Plan, prepare, producer_spec
 from gsae_ray.evaluation.evaluator import Evaluator
 from gsae_ray.evaluation.metrics import RATIOS
 from gsae_ray.files import digest
-from gsae_ray.plan import Plan, prepare, producer_spec
+from gsae_ray.language_model.hooks import Site
+from gsae_ray.language_model.loading import model_fingerprint
 from gsae_ray.saes import SAE, SAEConfig
 from gsae_ray.saes.io import build
-from gsae_ray.sweep_file import load_sweep
 from gsae_ray.training.trainer import Trainer
-from gsae_ray.trial import TrialSpec
 
 HERE = Path(__file__).parent
 REQUIREMENTS = ["sae-lens==6.54.12", "dictionary-learning==0.1.0", "torch>=2.11,<2.14"]

@@ -35,16 +35,16 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from gsae_ray.activations.chunks import Array, SiteStatistics
 from gsae_ray.activations.producer import Producer
-from gsae_ray.activations.sites import Site
+from gsae_ray.activations.reader import RowStream
 from gsae_ray.activations.statistics import Gathering
-from gsae_ray.activations.stream import RowStream
-from gsae_ray.display import Display
+from gsae_ray.config.sweep import Sweep
+from gsae_ray.config.trial import TrialSpec
+from gsae_ray.driver.display import Display
+from gsae_ray.driver.prepare import Plan, prepare, producer_spec
 from gsae_ray.evaluation.evaluator import Evaluator
-from gsae_ray.plan import Plan, prepare, producer_spec
+from gsae_ray.language_model.hooks import Site
 from gsae_ray.saes import SAE
-from gsae_ray.sweep import Sweep
 from gsae_ray.training.trainer import Trainer
-from gsae_ray.trial import TrialSpec
 
 MAX_NORM = 10.0
 NAMES = ("fvu", "gamma", "l0", "loss_recovered")

@@ -24,10 +24,11 @@ import numpy as np
 import pandas as pd
 import yaml
 
-from gsae_ray import intervals, results
 from gsae_ray.evaluation.metrics import RATIOS, Sums
-from gsae_ray.intervals import Interval, Statistic
-from gsae_ray.tracking_store import open_tracking
+from gsae_ray.results import frontier as results
+from gsae_ray.results import intervals
+from gsae_ray.results.intervals import Interval, Statistic
+from gsae_ray.tracking.connection import open_tracking
 
 Test = Callable[[Interval], bool]
 OBJECTIVES = ("paper", "norm_weighted")

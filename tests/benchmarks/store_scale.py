@@ -218,9 +218,9 @@ def measure(
 ) -> dict[str, Any]:
     """A row of the table: one store's life."""
     # Imported here, so that the processes of producers, which need this module, do not load torch.
-    from gsae_ray.activations.actors import BEAT_S
     from gsae_ray.activations.store import ReaderSpec
-    from gsae_ray.fleet import start_store
+    from gsae_ray.actors.store_actor import BEAT_S
+    from gsae_ray.driver.start_actors import start_store
 
     sites = [f"blocks.{i}.hook_resid_post" for i in range(SITES)]
     layout = Layout((ROWS,) * BLOCKS, dict.fromkeys(sites, WIDTH), "bfloat16", chunk_bytes=ROWS * WIDTH * 2 // CHUNKS)

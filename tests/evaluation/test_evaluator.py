@@ -12,14 +12,14 @@ import torch
 from torch import Tensor, nn
 from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
 
-from gsae_ray.activations.contexts import PADDING
-from gsae_ray.activations.sites import Site
-from gsae_ray.activations.tokens import kept_mask
+from gsae_ray.data.contexts import PADDING
+from gsae_ray.data.tokens import kept_mask
 from gsae_ray.errors import NumericError
 from gsae_ray.evaluation import evaluator as evaluator_module
 from gsae_ray.evaluation.evaluator import Evaluator
+from gsae_ray.evaluation.gradient_pursuit import gradient_pursuit
 from gsae_ray.evaluation.metrics import METRICS, RATIOS, SUMS
-from gsae_ray.evaluation.pursuit import gradient_pursuit
+from gsae_ray.language_model.hooks import Site
 from gsae_ray.saes import SAE, SAEConfig
 from gsae_ray.saes.io import build
 

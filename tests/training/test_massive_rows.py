@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 import torch
-from test_trainable import begun
 from torch import Tensor
 from trainers import BATCH, BLOCKS, M, N, make, run, same, sparse_rows, through_files, weights
+from tune_trials import begun
 
 from gsae_ray.saes import Objective
 from gsae_ray.training.trainer import NumericError, Trainer

@@ -1,0 +1,1 @@
+"""Tokens to shared chunks of activations."""

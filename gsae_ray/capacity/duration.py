@@ -1,0 +1,94 @@
+"""How long a sweep will take, from its FLOPs: a rough figure, whose assumptions are told with it."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Sequence
+
+import torch
+
+from gsae_ray.capacity.gpus import gpu_of
+from gsae_ray.capacity.nodes import PRODUCER, TRAINER, Node, nodes_for
+from gsae_ray.config.sweep import Sweep
+
+EFFICIENCY = 0.3
+"""FLOP/s of training and forward passes ÷ those of a GPU's data sheet, or of a large product on a core. Training on an
+H100 had 0.55 alone and 0.4 with twelve trials on the GPU (`tests/benchmarks/gpu.py`, 2026-11-26)."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Pace:
+    """Seconds at work, without starting up."""
+
+    trials_s: float
+    """Of all waves of trials."""
+    model_s: float
+    """Of the producers, which work beside them: blocks and evaluations."""
+    gpu_hours: float
+    assumed: str
+
+    @property
+    def seconds(self) -> float:
+        return max(self.trials_s, self.model_s)
+
+
+def pace(
+    sweep: Sweep,
+    nodes: Sequence[Node] | None,
+    waves_flops: Sequence[Sequence[float]],
+    model_flops: float,
+    slots: int,
+    gpus_a_trial: float,
+) -> Pace | None:
+    """None where it is not known which GPUs there are.
+
+    Args:
+        nodes: of the cluster; None for this machine.
+        waves_flops: of each trial of each wave.
+        model_flops: of everything that producers do.
+        gpus_a_trial: see `room.shares`.
+    """
+    producers, trials = sweep.producers, sweep.trials
+    core = _core_flops() if not (producers.gpus and gpus_a_trial) else 0.0
+    a_trial = EFFICIENCY * trials.cpus * core
+    a_producer = EFFICIENCY * producers.cpus * core
+    share = 1.0  # of a GPU, or of its cores
+    if gpus_a_trial:
+        found = [gpu_of(node.resources) for node in nodes_for(TRAINER, nodes or ()) if node.resources.get("GPU")]
+        known = [gpu.float32 for gpu in found if gpu is not None]
+        if not known:
+            return None
+        a_trial, share = EFFICIENCY * min(known) * 1e12, min(gpus_a_trial, 1)  # a trial uses one GPU
+    if producers.gpus:
+        found = [gpu_of(node.resources) for node in nodes_for(PRODUCER, nodes or ()) if node.resources.get("GPU")]
+        known = [gpu.float32 if sweep.model.dtype == "float32" else gpu.bfloat16 for gpu in found if gpu is not None]
+        if not known:
+            return None
+        a_producer = EFFICIENCY * min(producers.gpus, 1) * min(known) * 1e12  # layers on several GPUs work in turn
+    # A GPU works for the trials that it has: alone the longest has all of it, all together share what there is.
+    waves = [max(*wave, sum(wave) / max(1, slots * share)) for wave in waves_flops]
+    trials_s, model_s = sum(waves) / a_trial, model_flops / (producers.count * a_producer)
+    gpus = producers.count * producers.gpus + slots * gpus_a_trial
+    cores = f", cores as fast as this machine's ({core / 1e9:.0f} GFLOP/s)" if core else ""
+    return Pace(
+        trials_s=trials_s,
+        model_s=model_s,
+        gpu_hours=gpus * max(trials_s, model_s) / 3600,
+        assumed=f"{EFFICIENCY:.0%} of the FLOP/s of data sheets and of large products{cores}; start-up is not counted",
+    )
+
+
+def _core_flops(seconds: float = 0.2) -> float:
+    """FLOP/s of a product on one core of this machine."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        a, b = torch.ones(256, 1024), torch.ones(1024, 1024)
+        products, started = 0, time.perf_counter()
+        while time.perf_counter() - started < seconds:
+            a @ b
+            products += 1
+        return 2 * a.numel() * b.shape[1] * products / (time.perf_counter() - started)
+    finally:
+        torch.set_num_threads(threads)

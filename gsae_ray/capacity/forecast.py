@@ -1,0 +1,280 @@
+"""What a sweep will cost, before anything runs: from the sweep file and the model's configuration alone.
+
+Neither weights nor data are read, so rows are counted as all positions of a context, but for the first where that is
+skipped: special tokens make real blocks a little smaller, and perhaps one more of them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from gsae_ray.activations.layout import DTYPE_BYTES, WINDOW
+from gsae_ray.capacity import fit as room
+from gsae_ray.capacity import memory
+from gsae_ray.capacity.duration import Pace, pace
+from gsae_ray.capacity.memory import FLOAT, STORE_PROCESS, Memory
+from gsae_ray.capacity.nodes import Node
+from gsae_ray.config.sweep import EQUAL_COMPUTE, Sweep
+from gsae_ray.config.trial import TrialSpec
+from gsae_ray.driver.prepare import check_pursuit, fetch_parents, parent_configs
+from gsae_ray.errors import UserError, first_line
+from gsae_ray.language_model.hooks import capture, site_widths
+from gsae_ray.language_model.loading import layer_count, load_skeleton
+from gsae_ray.saes import REGISTRY
+
+
+@dataclasses.dataclass(frozen=True)
+class Kind:
+    """Trials that cost the same: one architecture, variant, objective and width at sites of one width."""
+
+    architecture: str
+    variant: str
+    objective: str
+    d_in: int
+    d_sae: int
+    parameters: int
+    products: int
+    """Dense products of a training step."""
+    flops_a_row: int
+    """Of a training step: 2nM a product."""
+    trials: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Forecast:
+    """What `gsae-ray plan` prints."""
+
+    trials: int
+    phases: tuple[int, ...]
+    """Trials that start at once, and those that start from the finished SAEs of the first."""
+    slots: int
+    """Trials at a time."""
+    waves: int
+    rows: int
+    """Rows of the stream that the longest trial reads."""
+    blocks: int
+    """That these rows span; each is made whole."""
+    kept_blocks: int
+    """That stay for late trials, with the budget; without one, all."""
+    activation_bytes: int
+    """Of all blocks at all sites."""
+    block_bytes: int
+    """Of one block at all sites: a producer makes it in memory, and the store holds it and, if it can, the next."""
+    budget_bytes: int | None
+    forward_ratio: float
+    """With the budget; without one, if everything is kept."""
+    forward_ratio_without_budget: float
+    """If nothing could be kept."""
+    model_flops: float
+    """Of all forward passes, to the deepest site."""
+    evaluation_flops: float
+    """Of the model's passes over the held-out tokens."""
+    training_flops: float
+    """Of the SAEs' dense products."""
+    trial: Memory
+    """Of the trial that needs most."""
+    producer: Memory
+    store_bytes: int
+    """The store's process, and in the object store the activations that it keeps at most."""
+    disk_bytes: int
+    """Checkpoints of the trials that run, finished SAEs here and in MLflow, tokens."""
+    pace: Pace | None
+    """None where it is not known which GPUs there are."""
+    kinds: tuple[Kind, ...]
+    notices: tuple[str, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
+
+
+def kept_blocks(blocks: int, budget: int) -> int:
+    """How many of a stream's blocks stay for trials that start late: all if they fit, else all but the window."""
+    return blocks if blocks <= budget else max(0, budget - WINDOW)
+
+
+def forward_ratio(waves: Sequence[int], budget: int) -> float:
+    """Blocks through the model ÷ distinct blocks (law 3): every wave computes what was not kept.
+
+    Beyond the budget a prefix of the stream is kept. The window passes over the rest and ends on the last blocks: the
+    last wave finds these too, since it gives up the prefix behind it instead. So for W > 1 waves of N blocks and
+    4 <= budget < N the ratio is 1 + (W − 1)(1 − (budget − 2) ÷ N) − 2 ÷ N.
+
+    It is less where a budget is one block short (each wave finds one more), where later waves are shorter, and where
+    all trials of a site end before others start: blocks that are made after that are smaller.
+
+    Args:
+        waves: blocks that the longest trial of each wave reads.
+        budget: whole blocks that the store can hold, at all sites.
+    """
+    computed = distinct = before = 0
+    for number, blocks in enumerate(waves, start=1):
+        held = kept_blocks(distinct, budget)
+        if held < distinct and number == len(waves) and blocks >= before:
+            held += min(held, WINDOW)  # behind a prefix of one block there is room for one
+        computed += max(0, blocks - held)
+        distinct, before = max(distinct, blocks), blocks
+    return computed / distinct
+
+
+def default_slots(sweep: Sweep) -> int:
+    """Trials at a time on this machine."""
+    cpus = max(1, (os.cpu_count() or 1) // sweep.trials.cpus)
+    gpus = sweep.trials.gpus
+    gpus = 1 if gpus == "auto" else gpus  # what a GPU holds is known where its name is: on a cluster
+    free = torch.cuda.device_count() - sweep.producers.gpus * sweep.producers.count
+    fitting = min(cpus, int(free / gpus)) if gpus else cpus
+    return max(1, min(fitting, sweep.trials.max_concurrent or fitting))
+
+
+def forecast(
+    sweep: Sweep,
+    storage: Path,
+    slots: int | None = None,
+    tracking_uri: str | None = None,
+    nodes: Sequence[Node] | None = None,
+) -> Forecast:
+    """What the sweep will cost.
+
+    Args:
+        storage: where parents that a sweep names by run are kept.
+        slots: trials at a time; default: as many as the cluster holds, or this machine.
+        nodes: of the cluster that it is to run on.
+    Raises:
+        UserError: the model's configuration cannot be loaded, or something does not fit together, or the cluster.
+    """
+    skeleton = load_skeleton(sweep.model)
+    sweep = sweep.of_model(layer_count(skeleton))
+    counter, whole = FlopCounterMode(display=False), FlopCounterMode(display=False)
+    tokens_BT = torch.zeros(1, sweep.model.context_size, dtype=torch.long, device="meta")
+    try:
+        d_in = site_widths(skeleton, sweep.used_sites)
+        with counter:
+            capture(skeleton, tokens_BT, sweep.used_sites, use_cache=True)
+        with whole:
+            skeleton(tokens_BT)
+    except (RuntimeError, NotImplementedError) as error:  # some kinds of layers need their weights
+        raise UserError(
+            f"model.name: {sweep.model.name!r} cannot be forecast, since it does not run without its weights "
+            f"({first_line(error)})"
+        ) from error
+    parents = parent_configs(fetch_parents(sweep, storage / sweep.name / "parents", tracking_uri))
+    trials = sweep.expand(d_in, {}, parents)
+    check_pursuit(sweep, trials)
+    rows_a_block = sweep.block_contexts * sweep.rows_a_context
+    block_bytes = rows_a_block * DTYPE_BYTES[sweep.model.dtype] * sum(d_in.values())
+    widths = {site.name: width for site, width in d_in.items()}
+    producer = memory.of_producer(sweep, skeleton, widths, block_bytes, trials)
+    gpus_a_trial = 1.0 if sweep.trials.gpus == "auto" else sweep.trials.gpus
+    notices = sweep.notices()
+    if nodes is not None:
+        notices += room.check_producers(sweep, nodes, producer)
+        gpus_a_trial = max(room.shares(sweep, nodes, trials).values())
+        bytes_a_trial = max(room.host_memory(sweep, nodes, trials).values())
+        fitting = room.slots(sweep, nodes, gpus_a_trial, bytes_a_trial, room.producer_memory(sweep, nodes, producer))
+        if fitting is None and slots is None:
+            raise UserError(
+                "--slots: the cluster has no node for trials yet; give how many trials it is to hold at a time, or the "
+                "file of its launcher as --cluster beside --address"
+            )
+        slots = slots or fitting
+    slots = slots or default_slots(sweep)
+    phases = [[t for t in trials if t.follows == follow] for follow in (False, True)]
+    # Of each wave, the blocks that its longest trial reads.
+    in_waves = [phase[start : start + slots] for phase in phases for start in range(0, len(phase), slots)]
+    waves = [math.ceil(max(t.training.trained_tokens for t in wave) / rows_a_block) for wave in in_waves]
+    blocks = max(waves)
+    budget = None if sweep.producers.budget_gib is None else int(sweep.producers.budget_gib * 2**30)
+    if nodes is not None and not all(node.to_come for node in nodes):  # a description has no object stores
+        budget = room.budget(sweep, nodes, block_bytes, blocks * block_bytes, len(d_in))
+    budget_blocks = blocks if budget is None else budget // block_bytes
+    ratio = forward_ratio(waves, budget_blocks)
+    contexts = blocks * sweep.block_contexts
+
+    parameters = {trial.name: memory.parameter_count(trial) for trial in trials}
+    flops = {trial.name: flops_a_row(trial) * trial.training.trained_tokens for trial in trials}
+    heldout = sweep.evaluation.tokens / sweep.rows_a_context
+    a_site = 1 if sweep.dataset.max_norm is None else 2  # ablated; before that for the norms of its rows
+    passes = len(trials) * len(sweep.evaluation.encoders) + a_site * len(d_in) + 1  # and the model as it is
+    model_flops = counter.get_total_flops() * contexts * ratio
+    evaluation_flops = whole.get_total_flops() * heldout * passes
+    largest = sorted(parameters.values())[-slots:]
+    return Forecast(
+        trials=len(trials),
+        phases=tuple(len(phase) for phase in phases if phase),
+        slots=slots,
+        waves=len(waves),
+        rows=max(trial.training.trained_tokens for trial in trials),
+        blocks=blocks,
+        kept_blocks=kept_blocks(blocks, budget_blocks),
+        activation_bytes=blocks * block_bytes,
+        block_bytes=block_bytes,
+        budget_bytes=budget,
+        forward_ratio=ratio,
+        forward_ratio_without_budget=forward_ratio(waves, 0),
+        model_flops=model_flops,
+        evaluation_flops=evaluation_flops,
+        training_flops=float(sum(flops.values())),
+        pace=pace(
+            sweep,
+            nodes,
+            [[float(flops[t.name]) for t in wave] for wave in in_waves],
+            model_flops + evaluation_flops,
+            slots,
+            gpus_a_trial,
+        ),
+        trial=max((memory.of_trial(t, sweep.trials.gpus != 0) for t in trials), key=lambda m: (m.gpu, m.host)),
+        producer=producer,
+        store_bytes=STORE_PROCESS + (blocks * block_bytes if budget is None else budget),
+        # A checkpoint has the weights and two moments; two are kept, a third is being written. MLflow copies the SAEs.
+        disk_bytes=FLOAT * (9 * sum(largest) + 2 * sum(parameters.values())) + 4 * contexts * sweep.model.context_size,
+        kinds=_kinds(trials, parameters),
+        notices=tuple(notices),
+    )
+
+
+def _products(trial: TrialSpec) -> int:
+    return REGISTRY[trial.architecture].training_products(trial.hyperparameters, trial.training.objective)
+
+
+def flops_a_row(trial: TrialSpec) -> int:
+    return 2 * trial.d_in * trial.d_sae * _products(trial)
+
+
+def _kinds(trials: list[TrialSpec], parameters: dict[str, int]) -> tuple[Kind, ...]:
+    kinds: dict[Kind, int] = {}
+    for trial in trials:
+        kind = Kind(
+            architecture=trial.architecture,
+            variant=trial.variant,
+            objective=trial.training.objective,
+            d_in=trial.d_in,
+            d_sae=trial.d_sae,
+            parameters=parameters[trial.name],
+            products=_products(trial),
+            flops_a_row=flops_a_row(trial),
+        )
+        kinds[kind] = kinds.get(kind, 0) + 1
+    return tuple(dataclasses.replace(kind, trials=count) for kind, count in kinds.items())
+
+
+def equal_compute(kinds: Sequence[Kind]) -> list[str]:
+    """What the convention of 1.5 × the width comes to, for each objective that both architectures are trained with."""
+    lines = []
+    for objective in dict.fromkeys(kind.objective for kind in kinds):
+        products = {k.architecture: k.products for k in kinds if k.objective == objective and not k.variant}
+        if {"gated", "standard"} <= set(products):
+            ratio = products["gated"] / products["standard"]
+            lines.append(
+                f"equal compute ({objective}): at equal width a gated step has {ratio:.2f} x the dense FLOPs of a "
+                f"standard one; the convention of {EQUAL_COMPUTE} x the width gives the standard SAE "
+                f"{EQUAL_COMPUTE / ratio:.2f} x the FLOPs of the gated (train/step_ms of the trials: what was measured)"
+            )
+    return lines

@@ -1,0 +1,98 @@
+"""How much memory a trial and a producer will take, from shapes alone (`tests/capacity/test_memory.py` measures it)."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING
+
+import torch
+
+from gsae_ray.activations.layout import DTYPE_BYTES
+from gsae_ray.config.sweep import Sweep
+from gsae_ray.config.trial import TrialSpec
+from gsae_ray.evaluation.evaluator import CLEAN_CACHE_BYTES
+from gsae_ray.saes import REGISTRY, SAE, SAEConfig
+from gsae_ray.saes.io import build
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+FLOAT = 4  # bytes: SAEs are trained in float32
+PROCESS = 2**29
+"""A process with torch, Ray and our libraries."""
+CUDA_CONTEXT = 704 * 2**20
+"""What a process takes on a GPU before it has a tensor there: 681 MiB on an H100 with CUDA 13."""
+SURELY = 0.8
+"""A prediction may be wrong by a fifth: nothing is refused that might run, and no GPU is filled further than surely
+fits."""
+STORE_PROCESS = 2**27
+"""The store's process, which holds no activations itself."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Memory:
+    """Of a process, in bytes; what lies in Ray's object store is not in it."""
+
+    host: int
+    gpu: int = 0
+    """On its GPUs; 0 where it has none."""
+
+
+def skeleton(trial: TrialSpec) -> SAE:
+    """A trial's SAE without its weights."""
+    with torch.device("meta"):
+        return build(
+            SAEConfig(
+                architecture=trial.architecture,
+                d_in=trial.d_in,
+                d_sae=trial.d_sae,
+                hyperparameters=trial.hyperparameters,
+            )
+        )
+
+
+def parameter_count(trial: TrialSpec) -> int:
+    """How many numbers a trial's SAE is made of."""
+    return sum(p.numel() for p in skeleton(trial).parameters())
+
+
+def of_trial(trial: TrialSpec, on_gpu: bool) -> Memory:
+    """A trial at its largest: within a training step, or on the CPU perhaps while a checkpoint is copied."""
+    parameters = list(skeleton(trial).parameters())
+    weights = FLOAT * sum(p.numel() for p in parameters)
+    learnt = FLOAT * sum(p.numel() for p in parameters if p.requires_grad)
+    arrays = REGISTRY[trial.architecture].training_arrays
+    batch = FLOAT * trial.training.batch_size * (4 * trial.d_in + arrays * trial.d_sae)
+    step = weights + 3 * learnt + batch  # gradients, two moments
+    copies = weights + 2 * learnt  # of a checkpoint, when the gradients are gone
+    if on_gpu:
+        return Memory(host=PROCESS + copies, gpu=CUDA_CONTEXT + step)
+    return Memory(host=PROCESS + max(step, 2 * copies))
+
+
+def of_producer(
+    sweep: Sweep, model: PreTrainedModel, widths: Mapping[str, int], block_bytes: int, trials: Iterable[TrialSpec]
+) -> Memory:
+    """A producer at its largest: while it makes a block, or evaluates one of `trials`.
+
+    Args:
+        model: the language model, without weights if need be.
+        widths: of the activations at each site.
+        block_bytes: of a block at all sites, which is made in the host's memory.
+    """
+    size, context = DTYPE_BYTES[sweep.model.dtype], sweep.model.context_size
+    weights = size * sum(p.numel() for p in model.parameters())
+    forward = 2 * size * sweep.producers.batch * context * sum(widths.values())
+    a_context = FLOAT * context * model.config.get_text_config().vocab_size
+    logits = sweep.evaluation.batch * a_context
+    clean = a_context * -(-sweep.evaluation.tokens // sweep.rows_a_context)
+    rows, trials = sweep.evaluation.batch * context, list(trials)
+    sae = FLOAT * max(map(parameter_count, trials), default=0)
+    features = max((REGISTRY[t.architecture].training_arrays * t.d_sae for t in trials), default=0)
+    evaluation = max(4 * logits, FLOAT * rows * features) + (clean if clean <= CLEAN_CACHE_BYTES else logits)
+    if sweep.producers.gpus:
+        gpu = CUDA_CONTEXT + weights + max(forward, evaluation + sae)
+        return Memory(host=PROCESS + max(block_bytes, 2 * sae), gpu=gpu)
+    # An SAE is here twice: as it was sent, and as it is used.
+    return Memory(host=PROCESS + weights + max(block_bytes + forward, evaluation + 2 * sae))

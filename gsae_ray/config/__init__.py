@@ -1,0 +1,1 @@
+"""A sweep file, and the trials that it expands to."""

@@ -1,0 +1,137 @@
+"""Which SAEs are trained, as a sweep file says it."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+import pydantic
+from pydantic import ConfigDict, Field
+
+from gsae_ray.config.explain import Key, refusal
+from gsae_ray.config.fields import AtMost, Grid, Positive, Settings, expand_grid, unique
+from gsae_ray.config.recipe import TrainingSettings
+from gsae_ray.config.site_settings import SiteSettings
+from gsae_ray.errors import UserError, shown, suggest
+from gsae_ray.language_model.hooks import Site
+from gsae_ray.saes import REGISTRY
+
+TRAINABLE = tuple(name for name in REGISTRY if REGISTRY[name].trainable)
+MAX_TRIALS = 10_000
+MAX_WIDTH = 10**9
+Width = Annotated[Positive, AtMost(MAX_WIDTH, "an SAE's weights are in memory")]
+Factor = Annotated[float, Field(gt=0), AtMost(1e6, "an SAE's weights are in memory")]
+
+
+def check_count(trials: int) -> None:
+    """
+    Raises:
+        ValueError: a sweep cannot have so many.
+    """
+    if trials > MAX_TRIALS:
+        raise ValueError(f"{trials:,} trials; a sweep has at most {MAX_TRIALS:,}, each with files and a run of its own")
+
+
+class SAESettings(Settings):
+    """One family of SAEs: architecture x widths x sparsity. Fields of `training` may be overridden here."""
+
+    model_config = ConfigDict(extra="allow", frozen=True, strict=True)
+
+    architecture: str = Field(description=f"one of: {', '.join(TRAINABLE)}")
+    widths: Grid[Width] | None = Field(
+        None,
+        description="numbers of features (d_sae); a list is a grid; {equal_compute_with: gated}: 1.5 x the widths of "
+        "this sweep's gated SAEs, the paper's convention for a standard SAE of equal training compute",
+    )
+    expansion_factors: Grid[Factor] | None = Field(
+        None, description="instead of widths: multiples of the site's own width"
+    )
+    equal_compute_with: Literal["gated"] | None = Field(None, description="as widths: {equal_compute_with: gated}")
+    sites: SiteSettings | None = Field(None, description="a filter: only these layers, points or modules of `sites`")
+
+    @pydantic.model_validator(mode="before")
+    @classmethod
+    def _split(cls, value: object) -> object:
+        """Sorts the architecture's own hyperparameters and training overrides from the rest, and checks their names."""
+        if not isinstance(value, Mapping) or not isinstance(value.get("architecture"), str):
+            return value
+        architecture = value["architecture"]
+        if architecture not in TRAINABLE:
+            what = "unknown architecture" if architecture not in REGISTRY else "no sweep can train the architecture"
+            raise refusal([(("architecture",), f"{what} {shown(architecture)}; {suggest(architecture, TRAINABLE)}")])
+        own = REGISTRY[architecture].Hyperparameters.model_fields
+        known = {**cls.model_fields, **own, **TrainingSettings.model_fields}
+        unknown = [key for key in value if key not in known]
+        missing = [key for key, field in own.items() if field.is_required() and key not in value]
+        found: list[tuple[Key, str]] = [((key,), f"unknown key; {suggest(key, known)}") for key in unknown]
+        if not unknown:  # one of them may be what is missing, misspelt
+            found = [((key,), f"missing; a {architecture} SAE needs it: {own[key].description}") for key in missing]
+        if found:
+            raise refusal(found)
+        widths = value.get("widths")
+        if isinstance(widths, Mapping) and set(widths) == {"equal_compute_with"}:
+            value = {**value, "widths": None, **widths}
+        return value
+
+    @pydantic.model_validator(mode="after")
+    def _checked(self) -> SAESettings:
+        if sum(value is not None for value in (self.widths, self.expansion_factors, self.equal_compute_with)) != 1:
+            raise ValueError("give either widths or expansion_factors")
+        if self.equal_compute_with and self.architecture != "standard":
+            raise ValueError(f"widths.equal_compute_with: for standard SAEs, this entry's are {self.architecture}")
+        self.hyperparameters()
+        return self
+
+    def selects(self, site: Site) -> bool:
+        return self.sites is None or self.sites.selects(site)
+
+    def of_model(self, n_layers: int, key: str, layers: tuple[int, ...]) -> SAESettings:
+        """With the layers of a model; of a range, those among `layers`, which the sweep has.
+
+        Raises:
+            UserError: a layer is not there, or none is left; the line begins with `key`.
+        """
+        if self.sites is None:
+            return self
+        sites = self.sites.of_model(n_layers, key)
+        if isinstance(self.sites.layers, dict):
+            sites = sites.model_copy(update={"layers": tuple(n for n in sites.numbers if n in layers)})
+            if not sites.layers:
+                raise UserError(f"{key}: this filter leaves none of the sweep's sites")
+        return self.model_copy(update={"sites": sites})
+
+    def own_widths(self, site: Site, d_in: int) -> tuple[int, ...]:
+        """The widths that the entry itself says."""
+        if self.widths is not None:
+            return self.widths
+        for factor in self.expansion_factors or ():
+            if not 1 <= round(factor * d_in) <= MAX_WIDTH:
+                raise UserError(
+                    f"saes: expansion_factors: {factor:g} times the {d_in} of {site} is a width of "
+                    f"{round(factor * d_in)}; it should be 1 to {MAX_WIDTH:,}"
+                )
+        return tuple(round(factor * d_in) for factor in self.expansion_factors or ())
+
+    def hyperparameters(self) -> list[dict[str, Any]]:
+        """Every combination of the architecture's own hyperparameters."""
+        model = REGISTRY[self.architecture].Hyperparameters
+        extra = self.model_extra or {}
+        grids: dict[str, tuple[Any, ...]] = {}
+        for key in (key for key in model.model_fields if key in extra):
+            try:
+                grid: Any = expand_grid(extra[key])
+                grids[key] = unique(grid)
+            except ValueError as error:
+                raise refusal([((key,), str(error))]) from error
+        check_count(math.prod(map(len, grids.values())))
+        return [
+            model.model_validate(dict(zip(grids, values, strict=True))).model_dump()
+            for values in itertools.product(*grids.values())
+        ]
+
+    def training(self, base: TrainingSettings) -> TrainingSettings:
+        overrides = {k: v for k, v in (self.model_extra or {}).items() if k in TrainingSettings.model_fields}
+        merged = {key: getattr(base, key) for key in base.model_fields_set} | overrides
+        return TrainingSettings.model_validate(merged)

@@ -1,0 +1,81 @@
+"""Where SAEs are trained, as a sweep file says it."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import pydantic
+from pydantic import Field
+
+from gsae_ray.config.fields import MAX_GRID, Settings
+from gsae_ray.config.layers import Layers, depend_on_model, numbered
+from gsae_ray.errors import shown, suggest
+from gsae_ray.language_model.hooks import POINTS, Site
+
+
+class ModuleSite(Settings):
+    """Any module of the model, by path."""
+
+    module: str = Field(description="as in `model.named_modules()`, e.g. model.layers.3.mlp")
+    io: Literal["input", "output"] = Field("output", description="which side of it")
+
+
+class SiteSettings(Settings):
+    """Where SAEs are trained: every point of every layer, and modules by path."""
+
+    layers: Layers = Field(
+        (),
+        description="layers, from 0; negative ones count from the end; or {from: 0, to: 31, step: 2} with both ends; "
+        "or all",
+    )
+    points: tuple[str, ...] = Field((), description=f"points of a layer: {', '.join(POINTS)}")
+    modules: tuple[ModuleSite, ...] = Field(
+        (), max_length=MAX_GRID, description="further sites, as {module: path, io: input|output}"
+    )
+
+    @pydantic.field_validator("points", "modules", mode="before")
+    @classmethod
+    def _lists(cls, value: object) -> object:
+        if isinstance(value, (dict, tuple)):  # a mapping is refused
+            return value
+        return tuple(value) if isinstance(value, list) else (value,)
+
+    @pydantic.field_validator("points")
+    @classmethod
+    def _known_points(cls, points: tuple[str, ...]) -> tuple[str, ...]:
+        for point in points:
+            if point not in POINTS:
+                raise ValueError(f"unknown point {shown(point)}; {suggest(point, POINTS)}")
+        return tuple(dict.fromkeys(points))
+
+    @property
+    def depends_on_model(self) -> bool:
+        """Whether it takes the model's number of layers to tell which ones are meant."""
+        return depend_on_model(self.layers)
+
+    @property
+    def numbers(self) -> tuple[int, ...]:
+        """The layers, from 0, where they do not depend on the model."""
+        if isinstance(self.layers, dict) or self.depends_on_model:
+            raise RuntimeError(f"layers {self.layers}: which ones these are depends on the model; see Sweep.of_model")
+        return self.layers
+
+    def of_model(self, n_layers: int, key: str) -> SiteSettings:
+        """With the layers of a model that has `n_layers`.
+
+        Raises:
+            UserError: one is not there; the line begins with `key`.
+        """
+        return self.model_copy(update={"layers": numbered(self.layers, n_layers, key)})
+
+    def sites(self) -> tuple[Site, ...]:
+        named = [Site.of_point(layer, point) for layer in self.numbers for point in self.points]
+        return tuple(dict.fromkeys([*named, *(Site.of_module(m.module, m.io) for m in self.modules)]))
+
+    def selects(self, site: Site) -> bool:
+        """As a filter: an absent list lets everything through."""
+        if site.layer is None:
+            return site in self.sites() if self.modules else not (self.layers or self.points)
+        if self.modules and not (self.layers or self.points):
+            return False
+        return (not self.layers or site.layer in self.numbers) and (not self.points or site.point in self.points)

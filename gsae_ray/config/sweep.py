@@ -1,0 +1,452 @@
+"""The sweep file: its schema, and how a sweep expands to its trials.
+
+Every field's description is the documentation: `gsae-ray run --help` prints these models.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Mapping
+from typing import Annotated, Literal
+
+import pydantic
+from pydantic import Field
+
+from gsae_ray.config.explain import Key, listed, problems, refusal
+from gsae_ray.config.fields import (
+    AtMost,
+    Count,
+    Finite32,
+    Grid,
+    InMemory,
+    Positive,
+    Processes,
+    Seconds,
+    Seed,
+    Settings,
+)
+from gsae_ray.config.recipe import TrainingSettings
+from gsae_ray.config.sae_settings import SAESettings, check_count
+from gsae_ray.config.site_settings import SiteSettings
+from gsae_ray.config.trial import TrialSpec, with_parent
+from gsae_ray.errors import UserError, shown
+from gsae_ray.language_model.hooks import Site
+from gsae_ray.names import MAX_COMPONENT, folder_name
+from gsae_ray.saes import REGISTRY, SAEConfig
+
+EQUAL_COMPUTE = 1.5
+"""Width of a standard SAE ÷ width of the gated one that it is compared with: the paper's convention.
+
+A gated step has 7 dense products (8 with norm_weighted) where a standard one has 5 (see `training_products`), so that
+1.4 (1.6) would be exact.
+"""
+
+
+# ---- the parts of a sweep file --------------------------------------------------------------------------------------
+
+
+class ModelSettings(Settings):
+    """The language model."""
+
+    name: str = Field(
+        min_length=1,
+        description="`builtin`, a local directory, or a model of the Hugging Face hub; TransformerLens checkpoints too",
+    )
+    revision: str | None = Field(None, description="branch, tag or commit on the hub")
+    tokenizer: str | None = Field(
+        None,
+        description="tokenizer, where the model does not bring one: `builtin`, a directory or a hub name; default: the "
+        "model's own, or the one that a TransformerLens checkpoint names",
+    )
+    context_size: InMemory = Field(128, ge=3, description="tokens of a context; documents are packed to it")
+    dtype: Literal["float32", "bfloat16", "float16"] = Field(
+        "float32", description="of the weights, the forward pass and the activations that trials receive"
+    )
+    attn_implementation: Literal["sdpa", "eager"] | None = Field(
+        None, description="attention kernel of transformers; default: sdpa where the model has it, else eager"
+    )
+    trust_remote_code: bool = Field(False, description="run code that comes with the model or its tokenizer")
+
+
+class DatasetSettings(Settings):
+    """The text, and the rows that are made of it."""
+
+    name: str = Field(
+        min_length=1,
+        description="`builtin`, a data set of the hub, or local: a .txt/.jsonl/.json/.parquet path or glob (.gz, .bz2, "
+        ".xz or .zst too), or a folder, also of `save_to_disk` (relative to the working directory)",
+    )
+    data_files: Mapping[str, Grid[str]] | None = Field(
+        None,
+        description="split -> patterns of its files within the folder or hub data set; default: Hugging Face's "
+        "convention, train, validation or test in the name of a file or folder",
+    )
+    subset: str | None = Field(None, description="the hub data set's configuration; like revision, for the hub only")
+    split: str = Field("train", description="the split to train on")
+    revision: str | None = Field(None, description="branch, tag or commit on the hub")
+    streaming: bool = Field(False, description="read from the hub while tokenising, without downloading it whole")
+    text_column: str = Field("text", description="the column that holds a document's text")
+    tokens_column: str | None = Field(
+        None,
+        description="pre-tokenised data: the column of token ids, instead of text; an attention_mask column beside it "
+        "is honoured, and a model without a tokenizer will do",
+    )
+    tokens_are: Literal["contexts", "documents"] | None = Field(
+        None,
+        description="what a row of tokens_column is: a context as it is to be read, or a document to be packed with "
+        "others; default: documents, but where rows have one length it has to be said",
+    )
+    seed: Seed = Field(0, description="order of documents and of rows; the same for every trial of the sweep")
+    shuffle_tokens: Count | None = Field(
+        None, description="rows of a block, within which rows are shuffled; default min(1e6, training.tokens / 4)"
+    )
+    repeat: bool = Field(False, description="start again when the data ends, instead of refusing")
+    prepend_bos: bool | None = Field(
+        None,
+        description="begin each context with the BOS token, unless it does; default: as the tokenizer itself does, but "
+        "not where tokens_are: contexts",
+    )
+    skip_positions: Annotated[int, Field(ge=0)] = Field(
+        1, description="drop so many positions at the start of every context from the rows: attention sinks"
+    )
+    skip_special_tokens: bool = Field(True, description="drop the positions of special tokens from the rows")
+    max_norm: Annotated[Finite32, Field(ge=1)] | None = Field(
+        10.0,
+        description="rows of more than so many times the median norm (at their site: of block 0, in evaluation of the "
+        "held-out rows) take no part: they count as tokens, but neither training nor a metric sees them, and they keep "
+        "their activations where an SAE is spliced in; null: all rows take part",
+    )
+
+    @pydantic.model_validator(mode="before")
+    @classmethod
+    def _renamed(cls, value: object) -> object:
+        if isinstance(value, Mapping) and "skip_first_position" in value:
+            raise ValueError("skip_first_position is now skip_positions: 1 for true, 0 for false")
+        return value
+
+    @pydantic.model_validator(mode="after")
+    def _tokens(self) -> DatasetSettings:
+        if self.tokens_are and self.tokens_column is None:
+            raise ValueError(f"tokens_are: {self.tokens_are} needs tokens_column, the column of token ids")
+        return self
+
+
+class EvaluationSettings(Settings):
+    """What every SAE of a site is measured on: the same held-out tokens."""
+
+    tokens: Count = Field(1_000_000, description="rows to evaluate on")
+    split: str | None = Field(
+        None, description="the data set's held-out split; default: `heldout` of the built-in text, else `fraction`"
+    )
+    fraction: Annotated[float, Field(gt=0, lt=1)] = Field(
+        0.01, description="without a split: the share of documents, chosen by hash, that is held out of training"
+    )
+    every_tokens: Count | None = Field(None, description="evaluate during training too, every so many rows")
+    batch: InMemory = Field(
+        8, description="contexts of a forward pass; small, since all logits of a pass are in memory"
+    )
+    pursuit_l0: Grid[Count] | None = Field(
+        None,
+        description="evaluate each finished SAE again with gradient pursuit in its encoder's place, at these L0s "
+        "(`frontier --encoder pursuit`); default: not",
+    )
+
+    @property
+    def encoders(self) -> tuple[int | None, ...]:
+        """What each finished SAE is evaluated with: None for its own encoder, then the L0s of gradient pursuit."""
+        return (None, *(self.pursuit_l0 or ()))
+
+
+def _whole_or_part(gpus: float) -> float:
+    if gpus > 1 and not float(gpus).is_integer():
+        raise ValueError(f"{gpus:g} GPUs; give a fraction up to 1, or a whole number")
+    return gpus
+
+
+def _number_or_auto(value: object) -> object:
+    if value == "auto":
+        return value
+    if type(value) not in (int, float) or not 0 <= value <= _GPUS.limit:  # type: ignore[operator]
+        raise ValueError(f"{shown(value)}; give a number of GPUs, {_GPUS}; or auto")
+    return _whole_or_part(value)  # type: ignore[arg-type]
+
+
+_GPUS = AtMost(10_000, "one cluster has no more")
+GPUs = Annotated[float, Field(ge=0), _GPUS, pydantic.AfterValidator(_whole_or_part)]
+
+
+class ProducerSettings(Settings):
+    """The actors that run the language model."""
+
+    count: Processes = Field(1, description="how many producers, each with a copy of the model")
+    cpus: Processes = Field(1, description="threads of a producer; fixed, since the last bits of a sum depend on it")
+    gpus: GPUs = Field(
+        0.0, description="GPUs of a producer: 0 runs it on the CPU, several share the layers of one model"
+    )
+    batch: InMemory = Field(32, description="contexts of a forward pass; fixed for the same reason")
+    chunk_mib: Annotated[Positive, AtMost(100_000, "they are in memory at once")] = Field(
+        32, description="size of the chunks in which activations travel"
+    )
+    budget_gib: Annotated[float, Field(gt=0), AtMost(10**9, "no cluster has more memory")] | None = Field(
+        None,
+        description="for activations: two blocks that are being read, the rest kept for late trials; default: all, if "
+        "60 % of the object store holds them",
+    )
+    timeout_s: Annotated[Seconds, Field(gt=0)] = Field(
+        600, description="a block or an evaluation that takes longer means that the producer hangs, and is killed"
+    )
+
+
+class TrialSettings(Settings):
+    """The processes that train SAEs, one SAE each."""
+
+    cpus: Processes = Field(1, description="cores, and threads, of a trial")
+    gpus: Annotated[float | Literal["auto"], pydantic.BeforeValidator(_number_or_auto)] = Field(
+        0.0,
+        description="GPUs, or a fraction of one, of a trial; auto: as many on a GPU as by prediction fit into its "
+        "memory; 0: CPU",
+    )
+    max_concurrent: Processes | None = Field(None, description="trials at a time; default: as many as fit")
+    hang_timeout_s: Annotated[Seconds, Field(ge=10)] = Field(
+        120, description="a trial whose process is silent for longer is killed and goes on from its last checkpoint"
+    )
+    room_timeout_s: Annotated[Seconds, Field(ge=60)] = Field(
+        3600,
+        description="the sweep stops, and gives back what its producers hold, when no trial has had room on the "
+        "cluster for longer",
+    )
+
+
+class Sweep(Settings):
+    """A sweep file."""
+
+    name: str = Field(description="names the sweep and its folder in storage: letters, digits, _, . and -")
+    experiment: str | None = Field(
+        None, min_length=1, max_length=250, description="the MLflow experiment; default: the sweep's name"
+    )
+    model: ModelSettings
+    dataset: DatasetSettings
+    sites: SiteSettings
+    saes: tuple[SAESettings, ...] = Field(description="the SAEs to train at each site; a list of entries")
+    training: TrainingSettings
+    evaluation: EvaluationSettings = EvaluationSettings()
+    producers: ProducerSettings = ProducerSettings()
+    trials: TrialSettings = TrialSettings()
+
+    @pydantic.field_validator("name")
+    @classmethod
+    def _fit_for_a_folder(cls, name: str) -> str:
+        if folder_name(name) != name or not name[:1].isalnum():
+            raise ValueError(
+                f"{shown(name)} should be letters, digits, _, . and -, the first a letter or digit, and at most "
+                f"{MAX_COMPONENT} long"
+            )
+        return name
+
+    @pydantic.field_validator("saes", mode="before")
+    @classmethod
+    def _list(cls, value: object) -> object:
+        return tuple(value) if isinstance(value, list) else value
+
+    @pydantic.model_validator(mode="after")
+    def _complete(self) -> Sweep:
+        found: list[tuple[Key, str]] = []
+        if self.rows_a_context < 2:  # of the last position no next token is known
+            skipped, context = self.dataset.skip_positions, self.model.context_size
+            found.append(
+                (
+                    ("dataset", "skip_positions"),
+                    f"{skipped} leaves nothing to evaluate of a context of {context}; at most {context - 2}",
+                )
+            )
+        if not self.saes:
+            found.append((("saes",), "an empty list; give at least one entry"))
+        for index, entry in enumerate(self.saes):
+            try:
+                entry.training(self.training)
+            except pydantic.ValidationError as error:
+                found += [(("saes", index, *key), text) for key, text in problems(error, TrainingSettings)]
+        by_layer = bool(self.sites.layers), bool(self.sites.points)
+        if not all(by_layer) and not self.sites.modules:
+            found.append((("sites",), "no site; give layers and points, or modules"))
+        elif by_layer[0] != by_layer[1]:
+            found.append((("sites",), "layers and points go together; one of them is missing"))
+        elif not self.depends_on_model:
+            found += self._site_problems()
+        if found:
+            raise refusal(found)
+        return self
+
+    def _site_problems(self) -> list[tuple[Key, str]]:
+        """What is wrong between the sites and the entries' filters, as soon as it is known which layers are meant."""
+        found: list[tuple[Key, str]] = []
+        for index, entry in enumerate(self.saes):
+            if not any(entry.selects(site) for site in self.sites.sites()):
+                found.append((("saes", index, "sites"), "this filter leaves none of the sweep's sites"))
+            elif entry.sites is not None:
+                for key in ("layers", "points", "modules"):
+                    missing = [value for value in getattr(entry.sites, key) if value not in getattr(self.sites, key)]
+                    found += [
+                        (("saes", index, "sites", key), f"{shown(value)} is not among the sweep's own sites")
+                        for value in missing
+                    ]
+        return found
+
+    @property
+    def depends_on_model(self) -> bool:
+        """Whether it takes the model's number of layers to tell its sites."""
+        return any(sites.depends_on_model for sites in (self.sites, *(e.sites for e in self.saes)) if sites is not None)
+
+    def of_model(self, n_layers: int | None) -> Sweep:
+        """With the layers of a model that has `n_layers`, from 0; None where that is not known.
+
+        Raises:
+            UserError: a layer is not there, or a filter leaves no site.
+        """
+        if not self.depends_on_model:
+            return self
+        if n_layers is None:
+            raise UserError("sites.layers: this model does not say how many layers it has; give numbers from 0")
+        own = self.sites.of_model(n_layers, "sites.layers")
+        saes = tuple(
+            entry.of_model(n_layers, f"saes.{index}.sites.layers", own.numbers) for index, entry in enumerate(self.saes)
+        )
+        sweep = self.model_copy(update={"sites": own, "saes": saes})
+        if found := sweep._site_problems():
+            raise UserError(listed(found))
+        return sweep
+
+    @property
+    def experiment_name(self) -> str:
+        return self.experiment or self.name
+
+    @property
+    def shuffle_tokens(self) -> int:
+        """Rows of a block, about. From the file's own `training.tokens`, never from what other trials need."""
+        return self.dataset.shuffle_tokens or max(1, min(1_000_000, self.training.tokens // 4))
+
+    @property
+    def block_contexts(self) -> int:
+        """Contexts of a block."""
+        return math.ceil(self.shuffle_tokens / self.rows_a_context)
+
+    @property
+    def rows_a_context(self) -> int:
+        """Rows of a context without special tokens."""
+        return self.model.context_size - self.dataset.skip_positions
+
+    @property
+    def used_sites(self) -> tuple[Site, ...]:
+        """The sites that some entry of `saes` trains at, in the file's order."""
+        return tuple(site for site in self.sites.sites() if any(entry.selects(site) for entry in self.saes))
+
+    def max_tokens(self, site: Site) -> int:
+        """Rows of the longest trial at `site`."""
+        entries = [entry for entry in self.saes if entry.selects(site)]
+        return max(entry.training(self.training).tokens for entry in entries)
+
+    def notices(self) -> list[str]:
+        """What of the recipes does not fit into the runs, a line each."""
+        lines: list[str] = []
+        for entry in self.saes:
+            is_child = REGISTRY[entry.architecture].parent_architecture is not None  # which resamples nothing
+            lines += entry.training(self.training).notices(resamples=not is_child)
+        return list(dict.fromkeys(lines))
+
+    def widths(self, entry: SAESettings, site: Site, d_in: Mapping[Site, int]) -> tuple[int, ...]:
+        """Widths of an entry's SAEs at a site.
+
+        Raises:
+            UserError: a width of 0, or no SAE to compute as much as.
+        """
+        if entry.equal_compute_with is None:
+            return entry.own_widths(site, d_in[site])
+        others = [e for e in self.saes if e.architecture == entry.equal_compute_with and e.selects(site)]
+        widths = sorted({round(EQUAL_COMPUTE * width) for e in others for width in e.own_widths(site, d_in[site])})
+        if not widths:
+            raise UserError(
+                f"saes.{self.saes.index(entry)}: widths.equal_compute_with: no entry of saes is "
+                f"{entry.equal_compute_with} at {site}"
+            )
+        return tuple(widths)
+
+    def _check_size(self, d_in: Mapping[Site, int]) -> None:
+        """
+        Raises:
+            UserError: there are more trials than a sweep can have.
+        """
+        total = 0
+        for entry, site in itertools.product(self.saes, self.used_sites):
+            if entry.selects(site):
+                settings = entry.training(self.training)
+                grids = settings.objective, settings.schedule, settings.lr, settings.seeds
+                trials = len(self.widths(entry, site, d_in)) * len(entry.hyperparameters())
+                total += trials * math.prod(map(len, grids))
+        try:
+            check_count(total)
+        except ValueError as error:
+            raise UserError(f"saes: {error}") from error
+
+    def expand(
+        self,
+        d_in: Mapping[Site, int],
+        provenance: Mapping[str, str],
+        parents: Mapping[str, tuple[SAEConfig, str]] | None = None,
+    ) -> list[TrialSpec]:
+        """The trials, in a fixed order: by entry, site, width, hyperparameters, recipe, lr, seed.
+
+        Args:
+            d_in: width of the activations at each of `used_sites`.
+            provenance: what besides the file decides a trial's weights (fingerprints of model and tokens).
+            parents: of each run that a hyperparameter `parent` names, the SAE's configuration and a hash of it.
+        Raises:
+            UserError: two entries describe the same trial, or a trial has no parent, or one that does not fit.
+        """
+        forward = {"batch": self.producers.batch, "threads": self.producers.cpus, "gpu": self.producers.gpus > 0}
+        process = {"threads": self.trials.cpus, "gpu": self.trials.gpus != 0}
+        identity = {**provenance, "forward": forward, "process": process, "max_norm": self.dataset.max_norm}
+        trials: list[TrialSpec] = []
+        children: dict[int, str] = {}
+        self._check_size(d_in)
+        for (index, entry), site in itertools.product(enumerate(self.saes), self.used_sites):
+            if not entry.selects(site):
+                continue
+            settings = entry.training(self.training)
+            unnamed = {"lr", "seeds", "objective", "schedule", "log_every_tokens", "checkpoint_every_tokens"}
+            overrides = {k: v for k, v in settings if k not in unnamed and v != getattr(self.training, k)}
+            for d_sae, hyperparameters, objective, schedule, lr, seed in itertools.product(
+                self.widths(entry, site, d_in),
+                entry.hyperparameters(),
+                settings.objective,
+                settings.schedule,
+                settings.lr,
+                settings.seeds,
+            ):
+                architecture = REGISTRY[entry.architecture]
+                if architecture.parent_architecture is not None:
+                    children[len(trials)] = f"saes.{index}"
+                trials.append(
+                    TrialSpec.make(
+                        site=site.name,
+                        architecture=entry.architecture,
+                        d_in=d_in[site],
+                        d_sae=d_sae,
+                        hyperparameters=architecture.canonical(hyperparameters, objective),
+                        training=settings.resolve(lr, seed, objective, schedule),
+                        overrides=overrides,
+                        identity=identity,
+                    )
+                )
+        roots = [trial for i, trial in enumerate(trials) if i not in children]
+        for place, where in children.items():
+            trials[place] = with_parent(trials[place], where, roots, parents or {}, self.model.name)
+        seen: dict[str, str] = {}
+        for trial in trials:
+            # The same name in one folder, or the same SAE under two names: either way one of them is too much.
+            same = next((seen[key] for key in (trial.name, trial.identity) if key in seen), None)
+            if same is not None:
+                also = "" if same == trial.name else f" (also as {same})"
+                raise UserError(f"saes: two entries describe the trial {trial.name}{also}")
+            seen |= {trial.name: trial.name, trial.identity: trial.name}
+        return trials

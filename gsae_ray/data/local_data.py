@@ -1,0 +1,312 @@
+"""Local files of a data set: which they are, of which split, and what is in them.
+
+They go by Hugging Face's convention: `train`, `validation` or `test` in the name of a file or folder is its split (see
+`datasets.data_files`), unless `dataset.data_files` says which are.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+import itertools
+import json
+import os
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import datasets
+import fsspec
+import pyarrow.parquet
+from datasets.data_files import FILES_TO_IGNORE, _get_data_files_patterns
+from datasets.packaged_modules import _EXTENSION_TO_MODULE
+from fsspec.utils import glob_translate
+
+from gsae_ray.builtin import TEXT_FILES
+from gsae_ray.config.sweep import DatasetSettings
+from gsae_ray.errors import UserError, first_line, suggest
+from gsae_ray.files import digest, file_hash
+
+if TYPE_CHECKING:
+    from gsae_ray.data.documents import Column
+
+LOCAL_FORMATS = {".txt": "text", ".jsonl": "json", ".json": "json", ".parquet": "parquet"}
+COMPRESSIONS = (".gz", ".bz2", ".xz", ".zst")
+SUFFIXES = {*_EXTENSION_TO_MODULE, *COMPRESSIONS}
+"""Of files that `datasets` makes sense of."""
+MOST_FILES = 1_000_000
+"""Looked at below a folder, which takes seconds; more are a slip, such as the whole disk."""
+
+
+@dataclasses.dataclass(frozen=True)
+class LocalData:
+    """Files that lie here, by split; told apart by their contents, not by place or time stamp."""
+
+    name: str
+    kind: str
+    """A value of LOCAL_FORMATS, or `saved`: by `save_to_disk`."""
+    splits: Mapping[str, tuple[Path, ...]]
+    left_out: tuple[Path, ...] = ()
+    """Files of no split."""
+    _hashes: dict[Path, str] = dataclasses.field(default_factory=dict, compare=False)
+
+    def files(self, split: str, key: str) -> tuple[Path, ...]:
+        """
+        Raises:
+            UserError: there is no such split; `key` is where the sweep file names it.
+        """
+        if split not in self.splits:
+            what = "the built-in text" if self.name == "builtin" else repr(self.name)
+            raise UserError(f"{key}: {what} has no split {split!r}; {suggest(split, self.splits)}")
+        return self.splits[split]
+
+    def fingerprint(self, split: str, key: str) -> str:
+        """Of what is in the files of a split, in their order."""
+        files = self.files(split, key)
+        for path in files:
+            if path not in self._hashes:
+                self._hashes[path] = file_hash(path)
+        return digest([self._hashes[path] for path in files])
+
+    def load(self, split: str, column: Column, key: str) -> datasets.Dataset | datasets.IterableDataset:
+        """The documents of a split, file after file.
+
+        Raises:
+            UserError: there is no such split, or it cannot be read.
+        """
+        datasets.disable_progress_bars()
+        try:
+            return self._read(split, column, key)
+        except (datasets.exceptions.DatasetGenerationError, OSError, ValueError, StopIteration) as error:
+            if isinstance(error.__cause__, UserError):
+                raise error.__cause__ from None
+            reason = (str(error.__cause__ or error).strip() or "it is empty").splitlines()[0]
+            raise UserError(f"dataset.name: {self.name!r} cannot be read: {reason}") from error
+
+    def _read(self, split: str, column: Column, key: str) -> datasets.Dataset:
+        paths = [str(path) for path in self.files(split, key)]
+        contents = digest([self.kind, *dataclasses.astuple(column), self.fingerprint(split, key)])
+        cache = cache_of(contents)
+        # Not load_dataset, which sends a request to count the use of its reader.
+        if self.kind == "text":  # one document is one file, not one line
+            if column.name != "text":
+                raise column.missing(["text"])
+            return datasets.Dataset.from_text(paths, sample_by="document", cache_dir=cache)
+        if self.kind == "json":
+            value = datasets.Value("string") if column.is_text else datasets.List(datasets.Value("int64"))
+            features = datasets.Features(dict.fromkeys(column.wanted, value))
+            rows = partial(_json_rows, self.splits[split], column)
+            return datasets.Dataset.from_generator(rows, features, cache_dir=cache, fingerprint=contents)
+        if self.kind == "parquet":
+            return datasets.Dataset.from_parquet(paths, columns=_parquet_columns(paths, column), cache_dir=cache)
+        try:
+            saved = datasets.load_from_disk(str(Path(paths[0]).parent))
+        except (KeyError, TypeError, AttributeError):
+            raise ValueError("its state.json or dataset_info.json is not as save_to_disk writes it") from None
+        return saved.with_format(None)  # it may have been saved as one that hands out tensors, or some of its columns
+
+    def place(self, split: str, row: int | None) -> str:
+        """File and row, from 0, of a row of a split."""
+        files = self.splits[split]
+        assert row is not None  # what lies here is not streamed
+        for path in files if self.kind == "parquet" else ():
+            rows = pyarrow.parquet.read_metadata(path).num_rows
+            if row < rows:
+                return f"{path.name}, row {row}"
+            row -= rows
+        return f"{files[0].name}, row {row}" if len(files) == 1 else f"row {row}"
+
+    def notice(self, split: str) -> str | None:
+        """What is taken, where that is a choice among files."""
+        files = self.splits.get(split, ())
+        others = [f"{name} ({len(paths)})" for name, paths in self.splits.items() if name != split]
+        if self.name == "builtin" or len(files) + len(others) + len(self.left_out) < 2:
+            return None
+        line = f"dataset: trains on split {split!r}, {_named(files)}"
+        if others:
+            line += f"; other splits (files), for evaluation.split: {', '.join(others)}"
+        return line + (f"; of no split: {_named(self.left_out)}" if self.left_out else "")
+
+
+def _named(files: Sequence[Path]) -> str:
+    names = ", ".join(path.name for path in files[:3])
+    return f"{len(files)} file{'s' if len(files) != 1 else ''} ({names}{', …' if len(files) > 3 else ''})"
+
+
+def cache_of(contents: str) -> str:
+    """A folder for what `datasets` makes of these contents: its own cache goes by paths and time stamps."""
+    return str(Path(datasets.config.HF_DATASETS_CACHE) / "by_contents" / contents[:32])
+
+
+def _kind(path: Path) -> str | None:
+    name = Path(path.stem) if path.suffix in COMPRESSIONS else path
+    kind = LOCAL_FORMATS.get(name.suffix)
+    return None if kind == "parquet" and name != path else kind  # which is compressed within
+
+
+def local_data(dataset: DatasetSettings) -> LocalData | None:
+    """The data set, if it is files that we read."""
+    name = dataset.name
+
+    def whole(kind: str, splits: Mapping[str, tuple[Path, ...]]) -> LocalData:
+        if dataset.data_files:
+            raise UserError(f"dataset.data_files: patterns are for a folder of files or the hub; {name!r} is neither")
+        return LocalData(name, kind, splits)
+
+    if name == "builtin":
+        return whole("parquet", {split: (path,) for split, path in TEXT_FILES.items()})
+    path = Path(name).expanduser()
+    if any(c in name for c in "*?["):
+        base, files = _matching(path)
+    elif path.is_dir():
+        if saved := _saved(path):
+            return whole("saved", saved)
+        found = list(files_below(path))
+        if not found:
+            raise UserError(f"dataset.name: there are no files of data in the folder {name!r}")
+        base, files = path, [file for file in found if _kind(file)]
+    else:
+        base, files = path.parent, [path] if path.is_file() else []
+    if not files:
+        if not path.is_dir() and (name.startswith((".", "/", "~")) or base != path.parent or _kind(path)):
+            raise UserError(f"dataset.name: no file matches {name!r} (from {Path.cwd()})")
+        return None
+    kinds = {_kind(file) for file in files}
+    if len(kinds) != 1 or None in kinds:
+        raise UserError(f"dataset.name: {name!r} should be files of one kind; known: {', '.join(LOCAL_FORMATS)}")
+    if any(file.suffix == ".zst" for file in files) and importlib.util.find_spec("zstandard") is None:
+        raise UserError(f"dataset.name: files of {name!r} are read with the package zstandard: pip install zstandard")
+    if files == [path]:
+        return whole(str(kinds.pop()), {"train": (path,)})
+    splits = _by_split(base, sorted(files), dataset.data_files)
+    taken = {file for paths in splits.values() for file in paths}
+    return LocalData(name, str(kinds.pop()), splits, tuple(sorted(set(files) - taken)))
+
+
+def files_below(folder: Path) -> Iterator[Path]:
+    """The files of data below a folder. Hidden ones and those that describe a data set are none, as for `datasets`."""
+    if folder.resolve() == folder.resolve().parent:
+        raise UserError(f"dataset.name: {str(folder)!r} is the whole disk; name a folder of data")
+    seen = 0
+    for directory, folders, names in os.walk(folder):
+        folders[:] = [name for name in folders if not name.startswith((".", "__"))]
+        seen += len(folders) + len(names)
+        if seen > MOST_FILES:
+            raise UserError(f"dataset.name: there are over {MOST_FILES:,} files below {str(folder)!r}; narrow it")
+        paths = (Path(directory, name) for name in names if name[0] != "." and name not in FILES_TO_IGNORE)
+        yield from (path for path in paths if path.suffix in SUFFIXES and path.is_file())  # a pipe never ends
+
+
+def _matching(pattern: Path) -> tuple[Path, list[Path]]:
+    """The folder that a glob is of, and the files that it matches."""
+    first = next(i for i, part in enumerate(pattern.parts) if any(c in part for c in "*?["))
+    base, rest = Path(*pattern.parts[:first]), pattern.parts[first:]
+    if "**" in rest and base.resolve() == base.resolve().parent:
+        raise UserError(f"dataset.name: {str(pattern)!r} is the whole disk; name a folder of data")
+    return base, [path for path in base.glob("/".join(rest)) if path.is_file()]
+
+
+def _by_split(
+    base: Path, files: Sequence[Path], patterns: Mapping[str, Sequence[str]] | None
+) -> dict[str, tuple[Path, ...]]:
+    """Split -> its files, by their names below `base`.
+
+    Args:
+        patterns: of each split; None for Hugging Face's convention.
+    Raises:
+        UserError: a pattern matches nothing, or a file is of two splits.
+    """
+    names = {file.relative_to(base).as_posix(): file for file in files}
+
+    def resolve(pattern: str) -> list[str]:
+        matching = re.compile(glob_translate(pattern)).match
+        found = [name for name in names if matching(name)]
+        if not found:
+            raise FileNotFoundError(pattern)
+        return found
+
+    splits: dict[str, tuple[Path, ...]] = {}
+    of: dict[str, str] = {}
+    for split, wanted in (patterns or _get_data_files_patterns(resolve)).items():
+        found: set[str] = set()
+        for pattern in wanted:
+            try:
+                found.update(resolve(pattern))
+            except (FileNotFoundError, ValueError):  # ** within a name
+                if patterns:
+                    raise UserError(
+                        f"dataset.data_files.{split}: no file matches {pattern!r} in {str(base)!r}"
+                    ) from None
+        for name in sorted(found):
+            if of.setdefault(name, split) != split:
+                raise UserError(
+                    f"dataset.data_files: {name} would be of two splits, {of[name]} and {split}; give the files of each"
+                )
+        splits[split] = tuple(file for name, file in names.items() if name in found)
+    return splits
+
+
+def _saved(folder: Path) -> dict[str, tuple[Path, ...]]:
+    """Split -> its files, of what `save_to_disk` wrote; empty for any other folder."""
+
+    def arrow(folder: Path) -> tuple[Path, ...]:
+        return tuple(sorted(path for path in folder.glob("*.arrow") if not path.name.startswith("cache-")))
+
+    if (folder / "dataset_dict.json").is_file():
+        return {path.name: arrow(path) for path in sorted(folder.iterdir()) if (path / "state.json").is_file()}
+    return {"train": arrow(folder)} if (folder / "state.json").is_file() and arrow(folder) else {}
+
+
+def _parquet_columns(paths: Sequence[str], column: Column) -> list[str]:
+    """Those of the wanted columns that are there."""
+    schemas = [pyarrow.parquet.read_schema(path) for path in paths]
+    for path, schema in zip(paths, schemas, strict=True):
+        if column.name not in schema.names:
+            raise column.missing(schema.names)
+        first, own = (s.field(column.name).type for s in (schemas[0], schema))
+        if _is_ids(first) and not _is_ids(own):  # and would be cast: booleans, say, to 0 and 1
+            raise UserError(f"{column.key}: {column.name!r} is {own} in {Path(path).name}, not a list of token ids")
+    return [name for name in column.wanted if name in schemas[0].names]
+
+
+def _is_ids(kind: pyarrow.DataType) -> bool:
+    return hasattr(kind, "value_type") and pyarrow.types.is_integer(kind.value_type)
+
+
+def _json_rows(files: Sequence[Path], column: Column) -> Iterator[dict[str, Any]]:
+    """The wanted columns alone: the others may differ from file to file, and from row to row."""
+    first: Mapping[str, Any] = {}
+    found = False
+    for path in files:
+        for row, example in enumerate(_json_values(path)):
+            where = f"{path.name}, row {row}"
+            if not isinstance(example, dict):
+                example = {"text": example}  # a list of strings is one of documents
+            column.check(example, lambda where=where: where)  # type: ignore[misc]
+            first, found = first or example, found or column.name in example
+            yield {name: example.get(name) for name in column.wanted}
+    if not first:
+        raise UserError(f"dataset.name: there is nothing in {_named(files)}")
+    if not found:
+        raise column.missing(first)
+
+
+def _json_values(path: Path) -> Iterator[Any]:
+    """The lines of a JSONL file, or the items of a JSON list."""
+    row = 0
+    try:
+        with fsspec.open(str(path), "rt", compression="infer", encoding="utf-8-sig") as file:
+            start = file.read(1)
+            while start.isspace():
+                start = file.read(1)
+            if start == "[":
+                yield from json.loads(start + file.read())
+                return
+            for line in itertools.chain([start + file.readline()], file):
+                if line.strip():
+                    yield json.loads(line)
+                    row += 1
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"dataset.name: {path.name}, row {row} is no JSON: {first_line(error)}") from error

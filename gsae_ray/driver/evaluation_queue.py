@@ -1,0 +1,128 @@
+"""Has finished SAEs evaluated while others train: a trial's slot is free as soon as its SAE is saved."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future
+
+from gsae_ray.config.trial import TrialSpec
+from gsae_ray.errors import NumericError, ProductionError, StorageFullError, reason
+from gsae_ray.evaluation.metrics import Evaluation
+from gsae_ray.files import room_needed
+from gsae_ray.saes.io import CONFIG_FILE, WEIGHTS_FILE
+from gsae_ray.storage.trial_directory import TrialDirectory
+
+Evaluate = Callable[[str, str, bytes, Sequence[int | None]], Sequence["Future[Evaluation]"]]
+"""(site, cfg.json, weights as saved, encoders) -> the evaluation with each encoder, in time."""
+
+
+PATIENCE_S = 120.0
+"""Storage that cannot be looked at for longer ends the evaluations."""
+
+
+class EvaluationQueue(threading.Thread):
+    """Watches trial directories: what is DONE gets the evaluations of this fingerprint that it lacks.
+
+    Where the language model's numbers are not finite on the held-out text, the trial has failed for good.
+    """
+
+    def __init__(
+        self,
+        trials: Sequence[tuple[TrialSpec, TrialDirectory]],
+        fingerprint: str,
+        encoders: Sequence[int | None],
+        evaluate: Evaluate,
+        at_a_time: int = 2,
+        interval_s: float = 0.3,
+    ) -> None:
+        """
+        Args:
+            encoders: as `EvaluationSettings.encoders`.
+            at_a_time: SAEs whose weights are in memory for their evaluations.
+        """
+        super().__init__(name="evaluations", daemon=True)
+        self.fingerprint = fingerprint
+        self.encoders = encoders
+        self.evaluate = evaluate
+        self.at_a_time = at_a_time
+        self.interval_s = interval_s
+        self._waiting = list(trials)
+        self._running: list[tuple[TrialSpec, TrialDirectory, int | None, Future[Evaluation]]] = []
+        self._error: Exception | None = None
+        self._training_over = threading.Event()
+        self._stop_asked = False
+
+    def run(self) -> None:
+        since: float | None = None
+        while not self._stop_asked:
+            last = self._training_over.is_set()  # before the look: what is DONE now is then seen
+            try:
+                self._look()
+                if last and not self._running and not any(directory.done for _, directory in self._waiting):
+                    return
+            except OSError as error:  # a hiccup of storage, or what stays: then it is the end
+                since = since or time.monotonic()
+                if time.monotonic() - since > PATIENCE_S:
+                    self._error = self._error or error
+                    return
+            else:
+                since = None
+            time.sleep(self.interval_s)
+
+    def _look(self) -> None:
+        for item in [item for item in self._waiting if item[1].done]:
+            if len({directory.path for _, directory, *_ in self._running}) >= self.at_a_time:
+                break
+            trial, directory = item
+            self._waiting.remove(item)
+            with self._kept_for_finish():
+                directory.check_done()
+                folder = directory.path / "sae"
+                cfg, weights = (folder / CONFIG_FILE).read_text("utf-8"), (folder / WEIGHTS_FILE).read_bytes()
+                missing = directory.missing(self.fingerprint, self.encoders)
+                requests = self.evaluate(trial.site, cfg, weights, missing)
+                self._running += [(trial, directory, l0, r) for l0, r in zip(missing, requests, strict=True)]
+        for running in [r for r in self._running if r[3].done()]:
+            trial, directory, pursuit_l0, request = running
+            self._running.remove(running)
+            with self._kept_for_finish(), room_needed(directory.path):
+                try:
+                    evaluation = request.result()
+                except NumericError as error:
+                    directory.fail_evaluation(reason(error))
+                else:
+                    tokens = trial.training.trained_tokens
+                    directory.save_evaluation(self.fingerprint, tokens, evaluation, pursuit_l0)
+
+    @contextlib.contextmanager
+    def _kept_for_finish(self) -> Iterator[None]:
+        """What goes wrong with one SAE is told by `finish`; the other SAEs get their evaluations."""
+        try:
+            yield
+        except Exception as error:
+            self._error = self._error or error
+
+    def stop(self) -> None:
+        """Ends the thread without waiting for anything."""
+        self._stop_asked = True
+
+    def finish(self, check: Callable[[], None] = lambda: None) -> None:
+        """Waits until everything that is DONE is evaluated.
+
+        Args:
+            check: called all the while; what it raises ends the wait.
+        Raises:
+            ProductionError: a producer could not evaluate some SAE.
+            StorageFullError: there was no room for an evaluation.
+        """
+        self._training_over.set()
+        while self.is_alive():
+            check()
+            self.join(self.interval_s)
+        if self._error is not None:
+            if isinstance(self._error, StorageFullError):
+                raise self._error
+            raise ProductionError(reason(self._error)) from self._error

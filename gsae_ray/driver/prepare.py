@@ -1,0 +1,171 @@
+"""A sweep, checked against its model and its data: tokens, layout, trials. No Ray here, and nothing is started."""
+
+from __future__ import annotations
+
+import dataclasses
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from gsae_ray.activations.layout import Layout
+from gsae_ray.activations.producer import ProducerSpec
+from gsae_ray.capacity.memory import Memory, of_producer
+from gsae_ray.config.sweep import Sweep
+from gsae_ray.config.trial import TrialSpec
+from gsae_ray.data.documents import find_data, pinned_data
+from gsae_ray.data.tokens import TokenStore, prepare_tokens
+from gsae_ray.driver.display import Display
+from gsae_ray.errors import UserError
+from gsae_ray.files import JSONFile, digest, file_hash
+from gsae_ray.language_model.hooks import site_widths
+from gsae_ray.language_model.loading import (
+    check_weights,
+    layer_count,
+    load_model,
+    load_skeleton,
+    model_fingerprint,
+    pinned,
+)
+from gsae_ray.saes import SAEConfig, load
+from gsae_ray.saes.io import WEIGHTS_FILE, content_hash, holds
+
+_PARENT = JSONFile(str, "it is fetched again")
+"""The hash of a parent that was fetched (`saes.io.content_hash`)."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """A sweep, checked against its model and data; nothing has been started."""
+
+    sweep: Sweep
+    tokens: TokenStore
+    layout: Layout
+    trials: list[TrialSpec]
+    evaluation_fingerprint: str
+    producer: Memory
+    """What each producer needs."""
+    parents: dict[str, Path]
+    """Folders of finished SAEs of other sweeps that trials start from, by `TrialSpec.parent`."""
+
+
+def prepare(sweep: Sweep, storage: Path, display: Display, tracking_uri: str | None = None) -> Plan:
+    """Checks a sweep against its model and data, and tokenises.
+
+    Args:
+        tracking_uri: where the parents that a sweep names by run are fetched from.
+    Raises:
+        UserError: what the sweep names is not there, or does not fit together.
+    """
+    taken = find_data(sweep.dataset).notice(sweep.dataset.split)
+    for notice in (*sweep.notices(), *([taken] if taken else [])):
+        display.phase(notice)
+    skeleton = load_skeleton(sweep.model)
+    sweep = sweep.of_model(layer_count(skeleton))
+    check_weights(sweep.model)
+    sweep = sweep.model_copy(update={"model": pinned(sweep.model), "dataset": pinned_data(sweep.dataset)})
+    try:
+        widths = site_widths(skeleton, sweep.used_sites)
+    except (RuntimeError, NotImplementedError):  # a few kinds of layers cannot run without weights
+        widths = site_widths(load_model(sweep.model), sweep.used_sites)
+    parents = fetch_parents(sweep, storage / sweep.name / "parents", tracking_uri)
+    configs = parent_configs(parents)
+    check_pursuit(sweep, sweep.expand(widths, {}, configs))  # what does not fit is told before tokens are prepared
+    tokens = prepare_tokens(sweep, storage / "tokens", _every_few_seconds(display))
+    model = model_fingerprint(sweep.model)
+    evaluation = [model, tokens.heldout_fingerprint, sweep.dataset.max_norm]
+    layout = Layout(
+        rows=tokens.rows,
+        widths={site.name: width for site, width in widths.items()},
+        dtype=sweep.model.dtype,
+        chunk_bytes=sweep.producers.chunk_mib * 2**20,
+    )
+    trials = sweep.expand(widths, {"model": model, "tokens": tokens.fingerprint}, configs)
+    block_bytes = max(layout.nbytes(block, tuple(layout.widths)) for block in range(len(layout.rows)))
+    return Plan(
+        sweep=sweep,
+        tokens=tokens,
+        layout=layout,
+        trials=trials,
+        producer=of_producer(sweep, skeleton, layout.widths, block_bytes, trials),
+        evaluation_fingerprint=digest(evaluation),
+        parents={f"run:{run_id}": folder for run_id, folder in parents.items()},
+    )
+
+
+def fetch_parents(sweep: Sweep, folder: Path, tracking_uri: str | None) -> dict[str, Path]:
+    """The finished SAEs that entries name by run: run id -> folder. What is there already, and whole,
+    is not fetched again.
+
+    Raises:
+        UserError: there is no such run, or it has no SAE.
+    """
+    settings = [values for entry in sweep.saes for values in entry.hyperparameters()]
+    run_ids = dict.fromkeys(str(values["parent"]) for values in settings if values.get("parent") is not None)
+    parents = {run_id: folder / run_id / "sae" for run_id in run_ids}
+    for run_id, target in parents.items():
+        if not holds(target, _PARENT.read_whole(target.parent / "sae.json")):
+            _fetch_parent(run_id, target, tracking_uri)
+    return parents
+
+
+def _fetch_parent(run_id: str, target: Path, tracking_uri: str | None) -> None:
+    """Fetches a finished SAE to `target`, in place of a damaged one, and writes its hash beside it."""
+    from gsae_ray.results.frontier import fetch_sae  # here: MLflow takes seconds to import
+
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=target.parent) as temporary:
+        fetched = fetch_sae(run_id, temporary, tracking_uri, "parent")
+        content = content_hash(fetched)
+        if not holds(target, content):  # another driver may have been quicker
+            if target.exists():
+                target.rename(Path(temporary) / "damaged")
+            fetched.rename(target)
+        _PARENT.write(target.parent / "sae.json", content)
+
+
+def parent_configs(parents: dict[str, Path]) -> dict[str, tuple[SAEConfig, str]]:
+    """Run id -> the configuration of its SAE, and a hash of the SAE."""
+    return {run: (load(folder).cfg, file_hash(folder / WEIGHTS_FILE)) for run, folder in parents.items()}
+
+
+def check_pursuit(sweep: Sweep, trials: list[TrialSpec]) -> None:
+    """Whether every SAE has the features that gradient pursuit may use.
+
+    Raises:
+        UserError: an SAE is narrower than a target.
+    """
+    narrowest = min(trials, key=lambda trial: trial.d_sae)
+    for l0 in sweep.evaluation.pursuit_l0 or ():
+        if l0 > narrowest.d_sae:
+            raise UserError(
+                f"evaluation.pursuit_l0: {l0} features a row, but {narrowest.name} has only {narrowest.d_sae}; lower it"
+            )
+
+
+def _every_few_seconds(display: Display, interval_s: float = 5) -> Callable[[str, int, int], None]:
+    """Progress lines, but none for what is done at once."""
+    last = time.monotonic()
+
+    def report(what: str, done: int, needed: int) -> None:
+        nonlocal last
+        if time.monotonic() - last >= interval_s:
+            last = time.monotonic()
+            display.phase(f"{what}: {done:,} of {needed:,} rows")
+
+    return report
+
+
+def producer_spec(plan: Plan) -> ProducerSpec:
+    """What every producer of this plan is made from."""
+    producers = plan.sweep.producers
+    return ProducerSpec(
+        model=plan.sweep.model,
+        tokens=plan.tokens,
+        layout=plan.layout,
+        batch=producers.batch,
+        evaluation_batch=plan.sweep.evaluation.batch,
+        threads=producers.cpus,
+        gpus=producers.gpus,
+        max_norm=plan.sweep.dataset.max_norm,
+    )

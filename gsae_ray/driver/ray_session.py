@@ -1,0 +1,134 @@
+"""The connection to Ray that a launch has: a Ray of its own that only this machine's user reaches, or a cluster's."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import signal
+import socket
+import tempfile
+import threading
+from collections.abc import Iterator
+
+import ray
+from ray._private import ray_constants, services
+from ray._private.authentication import authentication_token_setup as authentication
+from ray._private.authentication.authentication_token_generator import generate_new_authentication_token
+
+from gsae_ray.errors import UserError, first_line
+from gsae_ray.tracking.addresses import refuse_password
+
+PATIENCE_S = 15.0
+FREE_AT_ONCE = {"free_objects_period_milliseconds": 50}
+"""Ray collects what nobody refers to for a second before it frees it; a small model has made the next block by then."""
+
+
+@contextlib.contextmanager
+def connected(address: str | None) -> Iterator[None]:
+    """A connection to Ray for the length of a launch; one that was there before is left as it was.
+
+    Args:
+        address: of a cluster; default: RAY_ADDRESS, or a Ray of its own.
+    Raises:
+        UserError: there is no cluster, or it does not let us in.
+    """
+    if ray.is_initialized():
+        yield
+        return
+    # Without an address Ray would join any cluster of this machine's user; a sweep starts its own.
+    where = address or os.environ.get("RAY_ADDRESS") or "local"
+    refuse_password(where, "--address")
+    on_sigterm = signal.getsignal(signal.SIGTERM)
+    with _explained(where):
+        if where == "local":
+            keep_token_private(make=True)
+            with _of_this_machine_only():
+                _init(where, include_dashboard=False, _system_config=FREE_AT_ONCE)
+        else:
+            keep_token_private()
+            _check_answers(where)
+            _init(where)
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, on_sigterm or signal.SIG_DFL)  # Ray's own ends the process on the spot
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def _check_answers(where: str) -> None:
+    """Whether anybody listens there: Ray itself would try for two minutes.
+
+    Raises:
+        ConnectionError: nobody does.
+    """
+    if where == "auto":  # what Ray takes for it may be long gone
+        where = services.canonicalize_bootstrap_address(where) or where
+    host, _, port = where.rpartition("://")[2].rpartition(":")
+    if port.isdecimal():  # else Ray knows the address by a name, or that it is none
+        try:
+            socket.create_connection((host.strip("[]"), int(port)), PATIENCE_S).close()
+        except (OSError, OverflowError) as error:
+            raise ConnectionError(f"nobody listens there ({first_line(error)})") from error
+
+
+def _init(where: str, **options: object) -> None:
+    ray.init(address=where, log_to_driver=False, logging_level=logging.ERROR, **options)
+
+
+@contextlib.contextmanager
+def _of_this_machine_only() -> Iterator[None]:
+    """A Ray that is started within the context listens on the loopback interface, and its workers are as the driver is.
+
+    By switches that Ray reads from the environment when it is imported, which may have been before: one that it has for
+    systems whose firewalls ask (all its servers listen on the address that it then takes for the node's), and one that
+    has `uv run` ship the working folder to every worker (`gsae_runs` too, and no more than 512 MiB).
+    """
+    before = ray_constants.ENABLE_RAY_CLUSTER, ray_constants.RAY_ENABLE_UV_RUN_RUNTIME_ENV
+    ray_constants.ENABLE_RAY_CLUSTER = ray_constants.RAY_ENABLE_UV_RUN_RUNTIME_ENV = False
+    try:
+        yield
+    finally:
+        ray_constants.ENABLE_RAY_CLUSTER, ray_constants.RAY_ENABLE_UV_RUN_RUNTIME_ENV = before
+
+
+@contextlib.contextmanager
+def _explained(where: str) -> Iterator[None]:
+    """Errors of `ray.init`, as a line that says what to do."""
+    try:
+        yield
+    except ray.exceptions.AuthenticationError as error:
+        raise UserError(
+            f"--address: the cluster at {where!r} wants its token: put it into ~/.ray/auth_token, or set "
+            "RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH"
+        ) from error
+    except (ConnectionError, RuntimeError, ValueError, ray.exceptions.RuntimeEnvSetupError) as error:
+        if "working_dir" in str(error):
+            lines = " ".join(str(error).splitlines())
+            raise UserError(
+                "--address: under `uv run` Ray ships the working folder to the cluster, and cannot: set "
+                f"RAY_ENABLE_UV_RUN_RUNTIME_ENV=0 to have the nodes' own Python ({lines[:200]})"
+            ) from error
+        raise UserError(f"--address: cannot connect to a Ray cluster at {where!r}: {first_line(error)}") from error
+
+
+def keep_token_private(make: bool = False) -> None:
+    """Has the file of Ray's token readable for its owner only.
+
+    Args:
+        make: where Ray would make one now, which all could read.
+    """
+    token = authentication._get_default_token_path()
+    with contextlib.suppress(OSError):  # another process was quicker, or the file is somebody else's to look after
+        wanted = os.environ.get(authentication.AUTH_MODE_ENV_VAR, "token").lower() == "token"
+        loader = authentication.AuthenticationTokenLoader.instance()
+        if make and wanted and not loader.has_token(ignore_auth_mode=True):
+            token.parent.mkdir(parents=True, exist_ok=True)
+            with tempfile.NamedTemporaryFile("w", dir=token.parent) as file:  # the owner's only
+                file.write(generate_new_authentication_token())
+                file.flush()
+                token.hardlink_to(file.name)
+            loader.reset_cache()
+        if token.stat().st_mode & 0o077:
+            token.chmod(0o600)

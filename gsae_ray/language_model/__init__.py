@@ -1,0 +1,1 @@
+"""Loading language models, and reading and editing their activations."""

@@ -1,0 +1,250 @@
+"""Sites: where activations are read and spliced, in every supported decoder family.
+
+Points are named as TransformerLens names them; what stands for them in each family is in `families`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from gsae_ray.errors import UserError, suggest
+from gsae_ray.language_model.families import FAMILIES, IO
+
+POINTS = {
+    "resid_pre": "hook_resid_pre",
+    "resid_post": "hook_resid_post",
+    "attn_out": "hook_attn_out",
+    "mlp_out": "hook_mlp_out",
+    "mlp_post": "mlp.hook_post",
+    "attn_z": "attn.hook_z",
+}
+"""Point -> the rest of its TransformerLens name. `mlp_post`: the MLP's neurons; `attn_z`: the heads before W_O."""
+
+
+@dataclasses.dataclass(frozen=True, order=True)
+class Site:
+    """One place in a language model: a point of a layer, or any module by path."""
+
+    name: str
+    """`blocks.{L}.hook_resid_post` and the like, or `{module path}:{input|output}`."""
+
+    @classmethod
+    def of_point(cls, layer: int, point: str) -> Site:
+        return cls(f"blocks.{layer}.{POINTS[point]}")
+
+    @classmethod
+    def of_module(cls, module: str, io: IO) -> Site:
+        return cls(f"{module}:{io}")
+
+    @property
+    def layer(self) -> int | None:
+        """The layer of a named point; None for a module."""
+        match = re.fullmatch(r"blocks\.(\d+)\.(.+)", self.name)
+        return int(match[1]) if match and match[2] in POINTS.values() else None
+
+    @property
+    def point(self) -> str:
+        """The key of `POINTS`, or `input`/`output` for a module."""
+        if self.layer is None:
+            return self.name.rpartition(":")[2]
+        suffix = self.name.split(".", 2)[2]
+        return next(point for point, name in POINTS.items() if name == suffix)
+
+    def __str__(self) -> str:
+        return self.name
+
+
+def _submodule(model: nn.Module, path: str) -> nn.Module | None:
+    for name in path.split(".") if path else ():
+        model = getattr(model, name, None)  # type: ignore[assignment]
+        if not isinstance(model, nn.Module):
+            return None
+    return model
+
+
+def _without_attention(model: nn.Module, layer: int) -> str | None:
+    """The parts of a layer that has no attention (a state-space block, say), in words; None for any other layer.
+
+    For families outside of the table too, hybrids among them: told by how classes and modules are called.
+    """
+    n_layers = getattr(model.config.get_text_config(), "num_hidden_layers", None)  # type: ignore[operator, union-attr]
+    lists = (module for module in model.modules() if isinstance(module, nn.ModuleList) and len(module) == n_layers)
+    layers = next(lists, None)
+    if layers is None or not 0 <= layer < len(layers):
+        return None
+    for path, module in layers[layer].named_modules():
+        called = path.rpartition(".")[2]  # a linear_attn is no attention with heads
+        if "attention" in type(module).__name__.lower() or called in ("attn", "self_attn", "attention"):
+            return None
+    return ", ".join(name for name, _ in layers[layer].named_children())
+
+
+def locate(model: nn.Module, site: Site) -> tuple[nn.Module, IO]:
+    """The module that `site` hooks and on which side.
+
+    Raises:
+        UserError: the family is not known, the layer is out of range, or there is no such module.
+    """
+    if site.layer is None:
+        path, _, io = site.name.rpartition(":")
+        if not path or io not in ("input", "output"):
+            raise UserError(
+                f"sites: {site.name!r} is neither a point of a layer (blocks.0.{POINTS['resid_post']}) nor a module "
+                "with its side (model.layers.0.mlp:output)"
+            )
+        module = _submodule(model, path)
+        if module is None:
+            paths = [name for name, _ in model.named_modules() if name and name.count(".") == path.count(".")]
+            raise UserError(f"sites.modules: no module {path!r} in this model; {suggest(path, paths[:40])}")
+        return module, "input" if io == "input" else "output"
+    model_type = str(model.config.model_type)  # type: ignore[union-attr]
+    if site.point in ("attn_z", "attn_out") and (parts := _without_attention(model, site.layer)):
+        raise UserError(
+            f"sites.points: no {site.name} in this {model_type} model: layer {site.layer} has no attention, so no "
+            f"attention output matrix W_O (it has {parts}); choose other layers for {site.point}"
+        )
+    if model_type not in FAMILIES:
+        raise UserError(
+            f"sites.points: the points of model family {model_type!r} are not known; "
+            f"{suggest(model_type, FAMILIES)}; any model's modules can be named by path: sites.modules"
+        )
+    family = FAMILIES[model_type]
+    layers = next(found for path in family.layers if (found := _submodule(model, path)) is not None)
+    n_layers = len(layers)  # type: ignore[arg-type]
+    if not 0 <= site.layer < n_layers:
+        raise UserError(f"sites.layers: {site.layer} is out of range; this model has layers 0 to {n_layers - 1}")
+    path, io = family.points[site.point]
+    module = _submodule(layers[site.layer], path)  # type: ignore[index]
+    if module is None and site.point == "mlp_post" and _submodule(layers[site.layer], "mlp.experts"):  # type: ignore[index]
+        raise UserError(
+            f"sites.points: no {site.name} in this {model_type} model: layer {site.layer} is a mixture of experts, "
+            "which has no MLP neurons that all tokens share; choose mlp_out, or other layers"
+        )
+    if module is None:
+        raise UserError(f"sites.points: {site.point} is not available in this {model_type} model (no {path!r})")
+    return module, io
+
+
+Edit = Callable[[Tensor], Tensor | None]
+"""Sees a site's activations [B, T, n] during a forward; what it returns, if anything, replaces them.
+
+It leaves its argument as it is, and keeps no reference to it: models go on writing to tensors that they have passed on
+(Falcon adds the attention's output to the MLP's, in place).
+"""
+
+
+def _hook(module: nn.Module, io: IO, edit: Edit) -> Iterator[torch.utils.hooks.RemovableHandle]:
+    """Calls `edit` with the module's (first) input or output. Tuples keep their other members."""
+    if io == "output":
+
+        def after(_module: nn.Module, _args: Any, output: Any) -> Any:
+            is_tuple = isinstance(output, tuple)
+            new = edit(output[0] if is_tuple else output)
+            return None if new is None else ((new, *output[1:]) if is_tuple else new)
+
+        yield module.register_forward_hook(after)
+        return
+    replaced: list[tuple[Tensor, Tensor, int]] = []
+
+    def before(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        first = next(iter(kwargs), "")  # the hidden states come first in every family's signature
+        old: Any = args[0] if args else kwargs.get(first)
+        new = edit(old)
+        if new is None:
+            return None
+        replaced.append((old, new, new._version))
+        return ((new, *args[1:]), kwargs) if args else (args, {**kwargs, first: new})
+
+    def written(_module: nn.Module, _args: Any, _output: Any) -> None:
+        """What the module has written into its input, it passes on by it."""
+        for old, new, version in replaced:
+            if new._version != version:
+                old.copy_(new)
+        replaced.clear()
+
+    yield module.register_forward_pre_hook(before, with_kwargs=True)
+    yield module.register_forward_hook(written)
+
+
+@contextmanager
+def edited(model: nn.Module, edits: Mapping[Site, Edit]) -> Iterator[None]:
+    """Within the context, every forward of `model` passes each site's activations through its edit."""
+    with ExitStack() as stack:
+        for site, edit in edits.items():
+            for handle in _hook(*locate(model, site), edit):
+                stack.callback(handle.remove)
+        yield
+
+
+class _AllCaptured(Exception):
+    """Ends a forward pass early; never leaves `capture`."""
+
+
+@torch.no_grad()
+def capture(
+    model: nn.Module, tokens_BT: Tensor, sites: Sequence[Site], kept_BT: Tensor | None = None, use_cache: bool = False
+) -> dict[Site, Tensor]:
+    """The activations of all `sites` in one forward that stops at the deepest of them.
+
+    Args:
+        tokens_BT: token ids [B, T], on the model's device.
+        kept_BT: the positions to take; default: all of them.
+    Returns:
+        site -> [R, n], the rows of the kept positions, context by context; without `kept_BT` [B, T, n]. In the model's
+        dtype, on its device.
+    """
+    captured: dict[Site, Tensor] = {}
+
+    def keep(site: Site, x_BTn: Tensor) -> None:
+        captured[site] = x_BTn.clone() if kept_BT is None else x_BTn[kept_BT.to(x_BTn.device)]  # copies, see `Edit`
+        if len(captured) == len(sites):
+            raise _AllCaptured
+
+    edits: dict[Site, Edit] = {site: (lambda x, site=site: keep(site, x)) for site in sites}  # type: ignore[misc]
+    with edited(model, edits), suppress(_AllCaptured):
+        model(tokens_BT, use_cache=use_cache)
+    missing = [site.name for site in sites if site not in captured]
+    if missing:
+        raise UserError(f"sites: {missing[0]} is not reached by this model's forward pass on text")
+    return captured
+
+
+@torch.no_grad()
+def site_widths(model: nn.Module, sites: Sequence[Site]) -> dict[Site, int]:
+    """n, the number of coordinates of an activation, at each site. Works on a model on the meta device: no weights.
+
+    Raises:
+        UserError: as `locate`; or a forward pass does not come to the site just once (a module that a looped model or
+            several layers share is called more often), or what it carries is not one vector a position.
+    """
+    tokens = torch.zeros(1, 2, dtype=torch.long, device=next(model.parameters()).device)
+    carried: dict[Site, list[Any]] = {site: [] for site in sites}
+
+    def record(site: Site, x: Any) -> None:
+        carried[site].append(list(x.shape) if isinstance(x, Tensor) else type(x).__name__)
+
+    edits: dict[Site, Edit] = {site: (lambda x, site=site: record(site, x)) for site in sites}  # type: ignore[misc]
+    with edited(model, edits):  # the whole forward: calls beyond the deepest site count too
+        # With a cache transformers skips a look at the data for packed sequences, which the meta device has not.
+        model(tokens, use_cache=True)
+    for site, shapes in carried.items():
+        if not shapes:
+            raise UserError(f"sites: {site.name} is not reached by this model's forward pass on text")
+        if len(shapes) > 1:
+            raise UserError(
+                f"sites: {site.name} is called {len(shapes)} times in a forward pass of this model, so its activations "
+                "are not those of one place; name a module that is called once (sites.modules)"
+            )
+        shape = shapes[0]
+        if not isinstance(shape, list) or len(shape) != 3 or shape[:2] != [1, 2]:
+            raise UserError(
+                f"sites: {site.name} carries {shape} for tokens [1, 2]; a site needs [batch, position, width]"
+            )
+    return {site: shapes[0][2] for site, shapes in carried.items()}

@@ -1,0 +1,121 @@
+"""How sure a number is: bootstrap intervals over the held-out contexts, paired between SAEs. numpy only.
+
+    rows = gsae_ray.frontier("quickstart", site="blocks.2.hook_resid_post")
+    saes = [results.sequences(run_id) for run_id in rows["run_id"]]
+    gated = [i for i, name in enumerate(rows["architecture"]) if name == "gated"]
+    standard = [i for i, name in enumerate(rows["architecture"]) if name == "standard"]
+
+    interval(of("loss_recovered", 0), [saes])                      # of the first SAE
+    interval(l0_ratio(gated, standard), [saes])                    # L0 of gated ÷ L0 of standard SAEs
+    interval(l0_ratio(gated, standard), [saes, saes_of_seed_1])    # over replicates too
+
+Contexts are drawn with replacement, as many as there are, the same ones for all SAEs that were evaluated on them: what
+makes a context hard is common to the SAEs and cancels where they are compared. A percentile interval is read from the
+statistic of each draw (Efron & Tibshirani 1993, chapter 13).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from gsae_ray.errors import UserError, suggest
+from gsae_ray.evaluation.metrics import RATIOS, Sums
+from gsae_ray.results import curves
+
+Array = NDArray[np.float64]
+Sequences = Mapping[str, ArrayLike]
+"""An SAE's `Evaluation.sequences`: each sum, of every held-out context."""
+Statistic = Callable[[Sequence[Sums]], Any]
+"""The sums of each SAE over some choice of contexts, for many choices at once [draws] -> the number [draws]."""
+
+SAME = 1e-3
+"""Relative difference up to which two losses of the clean model are those of one context (on other hardware)."""
+
+
+class Interval(NamedTuple):
+    value: float
+    """Of all contexts, each once."""
+    low: float
+    high: float
+
+
+def of(metric: str, sae: int = 0) -> Statistic:
+    """One of `evaluation.metrics.RATIOS` (l0, loss_recovered, gamma, …) of one SAE, by its position.
+
+    Raises:
+        UserError: there is no such metric.
+    """
+    if metric not in RATIOS:
+        raise UserError(f"metric: unknown {metric!r}; {suggest(metric, RATIOS)}")
+    return lambda saes: RATIOS[metric](saes[sae])
+
+
+def l0_ratio(better: Sequence[int], base: Sequence[int]) -> Statistic:
+    """`curves.l0_ratio` at equal loss recovered, of two groups of SAEs, given by their positions."""
+
+    def ratio(saes: Sequence[Sums]) -> Array:
+        l0, quality = (np.stack([RATIOS[name](sums) for sums in saes]) for name in ("l0", "loss_recovered"))
+
+        def curve(group: Sequence[int], draw: int) -> tuple[Array, Array]:
+            return l0[list(group), draw], quality[list(group), draw]
+
+        draws = range(l0.shape[1])
+        return np.array([curves.l0_ratio(curve(better, draw), curve(base, draw)) for draw in draws])
+
+    return ratio
+
+
+def interval(
+    statistic: Statistic,
+    replicates: Sequence[Sequence[Sequences]],
+    *,
+    level: float = 0.95,
+    draws: int = 1000,
+    seed: int = 0,
+) -> Interval:
+    """A percentile bootstrap interval of a statistic of SAEs.
+
+    Args:
+        replicates: usually one: the SAEs of a site. Of several (other seeds, say), each with SAEs in the same order,
+            the statistic is the mean over them, and each draw draws among them too.
+        level: the share of draws that the interval covers.
+        draws: how many; each needs 8 bytes a context of memory.
+        seed: of the draws; the same seed draws the same contexts.
+    Returns:
+        Draws for which the statistic is NaN are left out; where it always is, so is the interval.
+    Raises:
+        UserError: SAEs of one replicate were evaluated on different contexts.
+    """
+    random = np.random.RandomState(seed)  # its streams are frozen by numpy's compatibility policy
+    held_out: list[tuple[Array, Array]] = []  # of each set of contexts: a loss of each, and how often each is drawn
+    values = np.stack([statistic(_drawn(saes, held_out, draws, random)) for saes in replicates])
+    chosen = random.randint(len(values), size=(draws, len(values)))
+    means = values[chosen, np.arange(1, draws + 1)[:, None]].mean(1)
+    means = means[np.isfinite(means)]
+    tail = 50 * (1 - level)
+    low, high = np.percentile(means, [tail, 100 - tail]) if len(means) else (np.nan, np.nan)
+    return Interval(float(values[:, 0].mean()), float(low), float(high))
+
+
+def _drawn(
+    saes: Sequence[Sequences], held_out: list[tuple[Array, Array]], draws: int, random: np.random.RandomState
+) -> list[Sums]:
+    """The sums of each SAE: over all contexts, then over each draw of them [1 + draws]."""
+    loss = np.asarray(saes[0]["nll_clean"], np.float64)
+    if not all(_same(loss, np.asarray(sae["nll_clean"], np.float64)) for sae in saes):
+        raise UserError("interval: these SAEs were evaluated on different contexts; compare those of one frontier")
+    counts = next((counts for other, counts in held_out if _same(loss, other)), None)
+    if counts is None:
+        n = len(loss)
+        counts = np.concatenate([np.ones((1, n)), random.multinomial(n, np.full(n, 1 / n), size=draws)])
+        held_out.append((loss, counts))
+    return [dict(zip(sae, (counts @ np.array(list(sae.values()), np.float64).T).T, strict=True)) for sae in saes]
+
+
+def _same(loss: Array, other: Array) -> bool:
+    """Whether two evaluations are of the same contexts: the clean model's losses tell."""
+    return loss.shape == other.shape and np.allclose(loss, other, rtol=SAME)

@@ -1,0 +1,240 @@
+"""What the trials of an experiment came to: told by MLflow, or by the storage that it mirrors. Both tell the same."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Protocol, TypeVar
+
+from mlflow.entities import Run
+
+from gsae_ray.config.trial import TrialSpec
+from gsae_ray.errors import DamagedError, UserError, suggest
+from gsae_ray.files import JSONFile
+from gsae_ray.names import local_path
+from gsae_ray.storage.launch_directory import EVALUATED, find_trial
+from gsae_ray.storage.launch_directory import LAUNCH as LAUNCH_FILE
+from gsae_ray.storage.trial_directory import TrialDirectory
+from gsae_ray.tracking.connection import asking, open_tracking
+from gsae_ray.tracking.mirror import EVALUATION, FAILURE, IDENTITY, KIND, LAUNCH, TRIAL, trial_params
+
+T = TypeVar("T")
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+    """A trial that has finished or failed, as its run in MLflow has it."""
+
+    run_id: str
+    """Of storage: the trial's folder."""
+    tags: Mapping[str, str]
+    params: Mapping[str, str]
+    metrics: Mapping[str, float]
+    """The last of each; those that are finite."""
+
+    @property
+    def identity(self) -> str:
+        return self.tags.get(IDENTITY, self.run_id)
+
+    @property
+    def failure(self) -> str:
+        """`TRIAL: why`"""
+        return f"{self.tags.get(TRIAL, self.run_id)}: {self.tags.get(FAILURE, 'it does not say why')}"
+
+
+class Outcomes(Protocol):
+    """Where the outcomes of an experiment are read."""
+
+    failures: str
+    """Where each failure's reason is."""
+
+    @property
+    def notes(self) -> Sequence[str]:
+        """What could not be read, of what has been asked for so far."""
+
+    def launches(self) -> list[str]:
+        """Ids, the newest first."""
+
+    def finished(self, launch: str | None) -> list[Outcome]:
+        """Trials of a launch, or of all, that are evaluated; those of newer launches first."""
+
+    def failed(self, launch: str | None) -> list[Outcome]:
+        """Those that failed for good."""
+
+    def pursuit(self, outcome: Outcome) -> dict[int, dict[str, float]]:
+        """The metrics of a finished trial by gradient pursuit, by target L0; none where it was not asked for."""
+
+
+class MLflowOutcomes:
+    """Those that MLflow has."""
+
+    failures = "the tag gsae.failure of its run"
+    notes: Sequence[str] = ()
+
+    def __init__(self, tracking_uri: str | None, experiment: str) -> None:
+        """
+        Raises:
+            UserError: there is no such experiment, or MLflow does not answer.
+        """
+        self.client = open_tracking(tracking_uri)
+        self._uri = self.client.tracking_uri
+        with asking(self._uri):
+            found = self.client.get_experiment_by_name(experiment)
+            known = [] if found else [e.name for e in self.client.search_experiments() if e.name != "Default"]
+        if found is None:
+            raise _unknown(experiment, self._uri, known)
+        self._experiment_id = found.experiment_id
+
+    def launches(self) -> list[str]:
+        return [run.data.tags[LAUNCH] for run in self._runs(f"tags.`{KIND}` = 'launch'") if LAUNCH in run.data.tags]
+
+    def finished(self, launch: str | None) -> list[Outcome]:
+        return self._trials(launch, "FINISHED")
+
+    def failed(self, launch: str | None) -> list[Outcome]:
+        return self._trials(launch, "FAILED")
+
+    def pursuit(self, outcome: Outcome) -> dict[int, dict[str, float]]:
+        evaluations: dict[int, dict[str, float]] = {}
+        for name in [name for name in outcome.metrics if name.startswith("pursuit/")]:
+            with asking(self._uri):
+                points = self.client.get_metric_history(outcome.run_id, name)
+            for point in points:
+                evaluations.setdefault(point.step, {})[name.removeprefix("pursuit/")] = point.value
+        return evaluations
+
+    def _trials(self, launch: str | None, status: str) -> list[Outcome]:
+        query = f"tags.`{KIND}` = 'trial' and attributes.status = '{status}'"
+        query += "" if launch is None else f" and tags.`{LAUNCH}` = '{launch}'"
+        return [Outcome(run.info.run_id, run.data.tags, run.data.params, run.data.metrics) for run in self._runs(query)]
+
+    def _runs(self, query: str) -> list[Run]:
+        runs: list[Run] = []
+        token: str | None = None
+        while token != "":
+            with asking(self._uri):
+                order = ["attributes.start_time DESC"]
+                page = self.client.search_runs([self._experiment_id], query, order_by=order, page_token=token)
+            runs.extend(page)
+            token = page.token or ""
+        return runs
+
+
+class StorageOutcomes:
+    """Those that a storage has, whether or not MLflow can be asked."""
+
+    failures = "FAILED in its folder"
+
+    def __init__(self, storage: str | Path, experiment: str) -> None:
+        """
+        Raises:
+            UserError: there is no such experiment in it.
+        """
+        root = local_path(storage, "--storage").absolute()
+        files = sorted(root.glob("*/launches/*/launch.json"), key=lambda file: file.parent.name, reverse=True)
+        if not files:
+            raise UserError(f"--storage: no launch in {root}; give the folder that `run` was given")
+        self.notes: list[str] = []
+        self._launches: dict[str, tuple[Path, dict[str, str]]] = {}
+        """Folder, and trials' identities by name."""
+        self._outcomes: dict[str, list[Outcome]] = {}
+        """By launch: evaluations are large, and are read once."""
+        others: set[str] = set()
+        for file in files:
+            if (found := self._read(LAUNCH_FILE, file)) is not None:
+                name = found["sweep"].get("experiment") or found["sweep"].get("name")
+                others.add(str(name))
+                if name == experiment:
+                    self._launches[file.parent.name] = file.parent, found["trials"]
+        if not self._launches:
+            raise UserError("; ".join([str(_unknown(experiment, str(root), sorted(others))), *self.notes]))
+
+    def launches(self) -> list[str]:
+        return list(self._launches)
+
+    def finished(self, launch: str | None) -> list[Outcome]:
+        return [
+            outcome for outcome in self._trials(launch) if FAILURE not in outcome.tags and EVALUATION in outcome.tags
+        ]
+
+    def failed(self, launch: str | None) -> list[Outcome]:
+        return [outcome for outcome in self._trials(launch) if FAILURE in outcome.tags]
+
+    def pursuit(self, outcome: Outcome) -> dict[int, dict[str, float]]:
+        directory, fingerprint = TrialDirectory(Path(outcome.run_id)), outcome.tags[EVALUATION]
+        return {
+            l0: {name.removeprefix("pursuit/"): value for name, value in _metrics(directory, fingerprint, l0).items()}
+            for l0 in self._evaluated(outcome.tags[LAUNCH])[1]
+            if l0 is not None
+        }
+
+    def _trials(self, launch: str | None) -> Iterator[Outcome]:
+        """Of a launch, or of all, those that have begun; `EVALUATION` is a tag of those that are finished."""
+        for launch_id in [launch] if launch is not None else self.launches():
+            if launch_id not in self._outcomes:
+                self._outcomes[launch_id] = list(self._trials_of(launch_id))
+            yield from self._outcomes[launch_id]
+
+    def _trials_of(self, launch_id: str) -> Iterator[Outcome]:
+        folder, identities = self._launches[launch_id]
+        fingerprint, encoders = self._evaluated(launch_id)
+        for name, identity in identities.items():
+            path = find_trial(folder.parent.parent, identity)
+            if path is None:
+                continue
+            directory = TrialDirectory(path)
+            tags = {TRIAL: name, IDENTITY: identity, LAUNCH: launch_id}
+            metrics: dict[str, float] = {}
+            evaluations = [found for l0 in encoders if (found := directory.evaluation(fingerprint, l0))]
+            if evaluations and len(evaluations) == len(encoders):
+                tags[EVALUATION] = fingerprint
+                for row in (*directory.rows()[0], *evaluations):
+                    metrics |= _finite(row["metrics"])
+            elif (failure := directory.failure) is not None:
+                tags[FAILURE] = failure
+            yield Outcome(str(path), tags, _params(path), metrics)
+
+    def _evaluated(self, launch_id: str) -> tuple[str, list[int | None]]:
+        """On which tokens, and by which encoders, a launch evaluates; by none where that is not known."""
+        file = self._launches[launch_id][0] / "evaluation.json"
+        if (found := self._read(EVALUATED, file)) is not None:
+            return found["fingerprint"], found["encoders"]
+        if not file.exists():
+            self.notes.append(f"launch {launch_id} does not say how it evaluates ({file} is missing); run it again")
+        return "", []
+
+    def _read(self, kind: JSONFile[T], file: Path) -> T | None:
+        """A file of a launch; with a note about a damaged one, which stops no other from being read."""
+        try:
+            return kind.read(file)
+        except DamagedError as error:
+            self.notes.append(str(error))
+            return None
+
+
+def _metrics(directory: TrialDirectory, fingerprint: str, pursuit_l0: int | None) -> dict[str, float]:
+    """Of an evaluation, as MLflow has them."""
+    found = directory.evaluation(fingerprint, pursuit_l0)
+    return _finite(found["metrics"]) if found is not None else {}
+
+
+def _finite(metrics: Mapping[str, float]) -> dict[str, float]:
+    """Others are not sent to MLflow."""
+    return {name: value for name, value in metrics.items() if math.isfinite(value)}
+
+
+def _params(path: Path) -> dict[str, str]:
+    """As MLflow has them; none where the trial's description is damaged."""
+    try:
+        trial = TrialSpec.from_json(json.loads((path / "trial.json").read_bytes()))
+        return {key: str(value) for key, value in trial_params(trial).items()}
+    except (OSError, ValueError, TypeError, KeyError):
+        return {}
+
+
+def _unknown(experiment: str, where: str, known: Sequence[str]) -> UserError:
+    hint = suggest(experiment, known) if known else "nothing has been recorded there"
+    return UserError(f"experiment: no {experiment!r} at {where}; {hint}")

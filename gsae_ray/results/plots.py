@@ -1,0 +1,72 @@
+"""The frontier as a picture."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, NullFormatter
+
+from gsae_ray.results.curves import pareto
+from gsae_ray.results.tables import labels
+
+COLUMNS_A_ROW = 3
+KINDS = ["architecture", "variant", "recipe", "d_sae", "tokens"]
+"""The order of curves."""
+
+
+def plot_frontier(rows: pd.DataFrame, pursuit: pd.DataFrame | None = None) -> Figure:
+    """L0 (log axis) against loss recovered: a panel a site, a line through the Pareto points of each kind of SAE.
+
+    Kinds are as `_curves` tells them apart. SAEs that another of their kind beats are points alone.
+
+    Args:
+        rows: as `results.frontier` returns them.
+        pursuit: the same of gradient pursuit, as dashed lines.
+    """
+    everything = rows.assign(pursued=False)
+    if pursuit is not None:
+        everything = pd.concat([everything, pursuit.assign(pursued=True)], ignore_index=True)
+    everything = everything.assign(label=_curves(everything)).sort_values([*KINDS, "l0"])
+    sites, kinds = sorted(set(everything["site"])), list(everything["label"].unique())
+    columns = min(COLUMNS_A_ROW, len(sites))
+    height = -(-len(sites) // columns)
+    figure = Figure(figsize=(5.2 * columns, 4.2 * height), layout="constrained")
+    axes = list(figure.subplots(height, columns, squeeze=False).flat)
+    for axis in axes[len(sites) :]:
+        axis.remove()
+    for axis, site in zip(axes[: len(sites)], sites, strict=True):
+        here = everything[everything["site"] == site]
+        for (kind, pursued), group in here.groupby(["label", "pursued"], sort=False):
+            front = pareto(group["l0"].to_numpy(), group["loss_recovered"].to_numpy())
+            style = {"color": f"C{kinds.index(kind)}", "marker": "s" if pursued else "o"}
+            line = {"linestyle": "--" if pursued else "-", "label": f"{kind}, pursuit" if pursued else kind}
+            points = {"linestyle": "none", "markerfacecolor": "none", "alpha": 0.35}
+            for part, how in ((group[front], line), (group[~front], points)):
+                axis.plot(part["l0"], part["loss_recovered"], **how, **style)
+        axis.set_xscale("log")
+        axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        axis.xaxis.set_minor_formatter(NullFormatter())
+        axis.set(title=site, xlabel="L0 (active features a token)", ylabel="loss recovered")
+        axis.grid(alpha=0.3, which="both")
+        axis.legend()
+    return figure
+
+
+def _curves(rows: pd.DataFrame) -> pd.Series[Any]:
+    """Which curve each row is on: by its label, and by recipe, width and tokens where they differ."""
+    text = labels(rows)
+    if rows["recipe"].nunique() > 1:
+        text = text + " " + rows["recipe"]
+    if rows.groupby(text)["d_sae"].nunique().gt(1).any():
+        text = text + " w" + rows["d_sae"].astype(str)
+    if rows["tokens"].nunique() > 1:
+        text = text + rows["tokens"].map(" {:,} tokens".format)
+    return text
+
+
+def save_frontier(rows: pd.DataFrame, path: Path, pursuit: pd.DataFrame | None = None) -> None:
+    """Writes the picture as PNG."""
+    plot_frontier(rows, pursuit).savefig(path, dpi=130)

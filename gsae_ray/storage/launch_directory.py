@@ -1,0 +1,405 @@
+"""A sweep's folder in storage: one driver at a time, and what each launch was.
+
+drivers/{session}.json          the newest drivers: the one that runs has a fresh heartbeat
+launches/{id}/launch.json       the sweep, resolved, and its `overrides`; its trials' identities by name, and the
+                             `revision` of their numbers
+launches/{id}/sweep.yaml        the same to read; versions.json, frontier.csv, frontier.png, pursuit.csv
+launches/{id}/evaluation.json   on which held-out tokens, by fingerprint, its SAEs are evaluated, and by which encoders
+launches/{id}/record.json       what was produced for it (`activations.record`)
+launches/{id}/events.jsonl      what happened: {"time", "event"} a line
+launches/{id}/DONE              it is finished: every trial is done, and MLflow has all of it
+trials/{name}-{identity}/       see `training.directory`
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.metadata
+import json
+import os
+import platform
+import secrets
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, FiniteFloat
+from typing_extensions import NotRequired, TypedDict
+
+import gsae_ray
+from gsae_ray.activations.production_log import Record
+from gsae_ray.config import plain_yaml
+from gsae_ray.config.sweep import Sweep
+from gsae_ray.config.trial import TrialSpec
+from gsae_ray.errors import DamagedError, ReplacedError, UserError
+from gsae_ray.files import JSONFile, write_atomically
+from gsae_ray.hardware import machine
+from gsae_ray.revision import REVISION, WHY
+
+DONE = "DONE"
+LOCK_HEARTBEAT_S = 5.0
+LOCK_STALE_S = 30.0
+OPERATIONAL = {
+    *("producers.count", "producers.budget_gib", "producers.chunk_mib", "producers.timeout_s"),
+    *("trials.max_concurrent", "trials.hang_timeout_s", "trials.room_timeout_s"),
+}
+"""Keys that may differ when a launch is resumed: they change no result."""
+Resume = bool | Literal["auto"]
+"""Whether to go on with the newest launch; `auto`: with the newest that is not finished, where there is one and the
+sweep is the same."""
+
+
+class _DriverState(TypedDict):
+    host: str
+    pid: Annotated[int, Field(ge=0, lt=2**31)]
+    ended: bool
+    heartbeat: FiniteFloat
+
+
+class _Launch(TypedDict):
+    sweep: dict[str, Any]
+    trials: dict[str, str]
+    overrides: NotRequired[list[str]]
+    revision: NotRequired[int]
+
+
+class _Evaluated(TypedDict):
+    fingerprint: str
+    encoders: list[int | None]
+
+
+_DRIVER = JSONFile(_DriverState, "it counts as gone when it is old")
+LAUNCH = JSONFile(_Launch, "run without --resume: trials that are done are not trained again")
+EVALUATED = JSONFile(_Evaluated, "the same command with --resume writes it again", sealed=True)
+VERSIONS = JSONFile(list[dict[str, str]], "those of earlier sessions are not known any more")
+RECORD = JSONFile(Record, "what was produced before is not counted", sealed=True)
+
+
+class Driver:
+    """A driver's hold on a sweep's folder.
+
+    Sessions are numbered: the file of the next number can be made once only, and who finds a higher one than its own
+    has been replaced (it was suspended, or cut off from storage).
+    """
+
+    def __init__(self, folder: Path, session: int) -> None:
+        self.folder = folder
+        self.session = session
+        self._path = folder / f"{session}.json"
+        self._path.touch(exist_ok=False)
+        try:
+            self.beat()
+        except OSError:  # on a full disk; nobody is to take the file for a driver's
+            self._path.unlink()
+            raise
+
+    def beat(self, ended: bool = False) -> None:
+        """Says that the driver lives, or that it has come to its end."""
+        mine = _DriverState(host=socket.gethostname(), pid=os.getpid(), ended=ended, heartbeat=time.time())
+        _DRIVER.write(self._path, mine)
+
+    def end(self) -> None:
+        """Says that the driver has come to its end; on a full disk by a file that is empty and old."""
+        try:
+            self.beat(ended=True)
+        except OSError:
+            os.truncate(self._path, 0)
+            os.utime(self._path, (0, 0))
+
+    def leave(self) -> None:
+        """Takes the driver's file away, and the folders that are empty then."""
+        self._path.unlink()
+        self.folder.rmdir()
+        self.folder.parent.rmdir()
+
+    @property
+    def replaced_by(self) -> str | None:
+        """Who has taken the sweep over, if anybody has."""
+        newest, other = _newest_driver(self.folder)
+        return None if other is None or newest <= self.session else _describe_driver(other)
+
+    def check(self) -> None:
+        """
+        Raises:
+            ReplacedError: another driver has taken the sweep over.
+        """
+        if (other := self.replaced_by) is not None:
+            raise ReplacedError(f"this driver was not heard of, and another one ({other}) has taken the sweep over")
+
+
+@contextlib.contextmanager
+def driver_lock(folder: Path, wait: Callable[[str], None] | None = None) -> Iterator[Driver]:
+    """One driver at a time for a sweep's folder; a heartbeat tells a live one from a dead one's remains.
+
+    Args:
+        wait: is told of another driver whose end cannot be seen from here (its machine was lost, say), which is then
+            waited for: until it is heard of, or counts as gone. Without this it is refused at once.
+    Raises:
+        UserError: another driver runs the sweep.
+    """
+    drivers = folder / "drivers"
+    drivers.mkdir(parents=True, exist_ok=True)
+    newest, other = _newest_driver(drivers)
+    refused = (
+        f"{folder}: another driver ({{}}) runs this sweep; wait for it or stop it (one that was killed on another "
+        f"machine counts as gone after {LOCK_STALE_S:g} s), or give this sweep another name or --storage"
+    )
+    if other is not None and wait is not None and _runs(other):
+        wait(f"{_describe_driver(other)} ran this sweep a moment ago; waiting until it is heard of, or counts as gone")
+        heard = other["heartbeat"]
+        while other is not None and other["heartbeat"] == heard and _runs(other):
+            time.sleep(1)
+            newest, other = _newest_driver(drivers)
+    if other is not None and _runs(other):
+        raise UserError(refused.format(_describe_driver(other)))
+    try:
+        driver = Driver(drivers, newest + 1)
+    except FileExistsError:
+        raise UserError(refused.format("it has begun this moment")) from None
+    for session, old in _driver_files(drivers).items():
+        if session < newest:
+            old.unlink(missing_ok=True)
+    done = threading.Event()
+
+    def beat() -> None:
+        while not done.wait(LOCK_HEARTBEAT_S):
+            with contextlib.suppress(OSError):
+                driver.beat()
+
+    thread = threading.Thread(target=beat, name="driver-lock", daemon=True)
+    thread.start()
+    try:
+        yield driver
+    finally:
+        done.set()
+        thread.join()
+        with contextlib.suppress(OSError):
+            if (folder / "launches").exists():
+                driver.end()
+            else:  # a sweep that has not begun leaves nothing behind; what others have put there stays
+                driver.leave()
+
+
+def _driver_files(drivers: Path) -> dict[int, Path]:
+    """By session."""
+    return {int(path.stem): path for path in drivers.glob("*.json") if path.stem.isdecimal()}
+
+
+def _newest_driver(drivers: Path) -> tuple[int, _DriverState | None]:
+    """Session and description of the last driver that began; 0 and None before the first."""
+    session, path = max(_driver_files(drivers).items(), default=(0, None))
+    if path is None:
+        return 0, None
+    try:
+        written = path.stat().st_mtime
+    except FileNotFoundError:  # a newer one has just cleared it away
+        return session, None
+    # A damaged one is being written, or its driver's machine crashed then.
+    unknown = _DriverState(host="?", pid=0, ended=False, heartbeat=written)
+    return session, _DRIVER.read_whole(path) or unknown
+
+
+def _describe_driver(driver: _DriverState) -> str:
+    return f"process {driver['pid'] or '?'} on {driver['host']}"
+
+
+def _runs(driver: _DriverState) -> bool:
+    return not driver["ended"] and abs(time.time() - driver["heartbeat"]) < LOCK_STALE_S and _alive(driver)
+
+
+def _alive(driver: _DriverState) -> bool:
+    """Whether a driver's process is there; on another host only its heartbeat can tell."""
+    if driver["host"] != socket.gethostname():
+        return True
+    try:
+        os.kill(driver["pid"], 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return True
+
+
+def begin_launch(
+    folder: Path, sweep: Sweep, trials: Sequence[TrialSpec], resume: Resume, overrides: Sequence[str] = ()
+) -> tuple[str, list[str]]:
+    """Writes down a new launch, or finds the one to go on with.
+
+    Args:
+        overrides: those of the sweep file, for whoever resumes without them (`recorded_overrides`).
+    Returns:
+        its id, and what the user should know: how this session differs from those before.
+    Raises:
+        UserError: there is nothing to resume, or it has changed (not with `auto`).
+    """
+    description, identities = json.loads(sweep.model_dump_json()), {trial.name: trial.identity for trial in trials}
+    found, notices = _to_go_on_with(folder, description, identities, resume)
+    if found is not None:
+        launch, before = found
+        (launch / DONE).unlink(missing_ok=True)
+        _write_sweep(launch, before["sweep"])  # to read, and to be mirrored: it may be gone
+        return launch.name, [*_add_versions(launch), *_damaged_record(launch)]
+    # In UTC, since the newest is found by name, from machines anywhere.
+    launch_id = f"{time.strftime('%Y%m%d-%H%M%S', time.gmtime())}-{secrets.token_hex(2)}"
+    target = folder / "launches" / launch_id
+    target.mkdir(parents=True)
+    _add_versions(target)
+    _write_sweep(target, description)
+    LAUNCH.write(
+        target / "launch.json",
+        {"sweep": description, "overrides": list(overrides), "trials": identities, "revision": REVISION},
+    )
+    return launch_id, notices
+
+
+def check_resume(folder: Path, sweep: Sweep, trials: Sequence[TrialSpec], resume: Resume) -> None:
+    """What `begin_launch` refuses, before anything is started.
+
+    Raises:
+        UserError: as there.
+    """
+    _to_go_on_with(
+        folder, json.loads(sweep.model_dump_json()), {trial.name: trial.identity for trial in trials}, resume
+    )
+
+
+def _to_go_on_with(
+    folder: Path, description: dict[str, Any], identities: dict[str, str], resume: Resume
+) -> tuple[tuple[Path, _Launch] | None, list[str]]:
+    """The launch to go on with, None for a new one; and what the user should know of a new one."""
+    earlier = _launches(folder)
+    newest = LAUNCH.read_whole(earlier[-1] / "launch.json") if earlier else None
+    notices = [f"every trial is trained anew: {WHY}"] if newest and _revision(newest) != REVISION else []
+    if resume == "auto":
+        earlier = [launch for launch in earlier if not (launch / DONE).exists()]
+    elif resume and not earlier:
+        raise UserError(f"--resume: no launch of {folder.name!r} in {folder.parent}; run it without --resume")
+    if not resume or not earlier:
+        return None, notices
+    launch = earlier[-1]
+    try:
+        before = _read(launch)
+        changed, remedy = _changed(before, description, identities, launch.name)
+    except DamagedError as error:
+        if resume != "auto":
+            raise
+        changed = str(error)
+    if not changed:
+        return (launch, before), []
+    if resume != "auto":
+        raise UserError(f"--resume: {changed}; {remedy}")
+    return None, notices or [f"{changed}; this is another launch, and trials that are done are not trained again"]
+
+
+def finish_launch(folder: Path, launch_id: str, session: int) -> None:
+    """Marks a launch as one that `auto` does not go on with: every trial is done, and MLflow has all of it."""
+    write_atomically(folder / "launches" / launch_id / DONE, json.dumps({"session": session}).encode())
+
+
+def recorded_overrides(folder: Path) -> list[str]:
+    """Those that the sweep file had in the newest launch.
+
+    Raises:
+        DamagedError: it cannot be read.
+    """
+    earlier = _launches(folder)
+    return _read(earlier[-1]).get("overrides", []) if earlier else []
+
+
+def _launches(folder: Path) -> list[Path]:
+    """Folders of those that are written down whole, the newest last."""
+    return sorted(path.parent for path in (folder / "launches").glob("*/launch.json"))
+
+
+def _read(launch: Path) -> _Launch:
+    found = LAUNCH.read(launch / "launch.json")
+    assert found is not None, "that is how it was found"
+    return found
+
+
+def _revision(launch: _Launch) -> int:
+    """Launches of before there were any do not name theirs."""
+    return launch.get("revision", 1)
+
+
+def _changed(
+    before: _Launch, description: dict[str, Any], identities: dict[str, str], launch_id: str
+) -> tuple[str, str]:
+    """What is another than in an earlier launch, and what to do; both empty where it is the same."""
+    anew = "run without --resume"
+    if _revision(before) != REVISION:
+        return f"launch {launch_id} was begun by another version of gsae-ray: {WHY}", anew
+    anew += " (trials that are done are kept)"
+    keys = sorted(set(_differences(before["sweep"], description)) - OPERATIONAL)
+    if keys:
+        return f"the sweep file has changed since launch {launch_id}: {', '.join(keys)}", f"change it back, or {anew}"
+    if before["trials"] == identities:
+        return "", ""
+    others = [name for name, identity in identities.items() if before["trials"].get(name) != identity]
+    return (
+        f"the model, the data or a parent SAE has changed since launch {launch_id}, though not in the sweep file "
+        f"({len(others)} of {len(identities)} trials would be other ones, as "
+        f"{others[0] if others else 'those that are gone'})",
+        f"bring it back, or {anew}",
+    )
+
+
+def _write_sweep(launch: Path, description: dict[str, Any]) -> None:
+    write_atomically(launch / "sweep.yaml", plain_yaml.dump(description).encode())
+
+
+def _damaged_record(launch: Path) -> list[str]:
+    """A notice where it is not known any more what was produced before."""
+    try:
+        RECORD.read(launch / "record.json")
+    except DamagedError as error:
+        return [str(error)]
+    return []
+
+
+def _add_versions(launch: Path) -> list[str]:
+    """Adds this session's versions to the launch's, with a notice where they differ from the last one's."""
+    path, mine = launch / "versions.json", versions()
+    try:
+        before = VERSIONS.read(path) or []
+    except DamagedError as error:
+        VERSIONS.write(path, [mine])
+        return [str(error)]
+    VERSIONS.write(path, [*before, mine])
+    changed = [key for key in mine if before and before[-1].get(key) != mine[key]]
+    changes = "; ".join(f"{key}: {before[-1].get(key)} before, {mine[key]} now" for key in changed)
+    notice = f"the launch goes on elsewhere; the last bits of SAEs that are not done may depend on that: {changes}"
+    return [notice] if changed else []
+
+
+def trial_folder(folder: Path, trial: TrialSpec) -> Path:
+    """Where a trial keeps its state: by identity, since names tell only what differs within one file."""
+    return find_trial(folder, trial.identity) or folder / "trials" / trial.directory_name
+
+
+def find_trial(folder: Path, identity: str) -> Path | None:
+    """Where the trial of that identity keeps its state, if it has begun."""
+    return min((folder / "trials").glob(f"*-{identity[:8]}"), default=None)
+
+
+def _differences(before: Any, now: Any, path: str = "") -> Iterator[str]:
+    """Dotted keys at which two JSON values differ."""
+    if isinstance(before, dict) and isinstance(now, dict):
+        for key in before.keys() | now.keys():
+            yield from _differences(before.get(key), now.get(key), f"{path}.{key}" if path else key)
+    elif before != now:
+        yield path
+
+
+def versions() -> dict[str, str]:
+    """What the numbers of a launch depend on besides its settings."""
+    names = ("torch", "transformers", "ray", "mlflow", "datasets", "numpy")
+    return {
+        "gsae-ray": gsae_ray.__version__,
+        "python": platform.python_version(),
+        "machine": machine(),
+        **{name: importlib.metadata.version(name) for name in names},
+    }

@@ -1,0 +1,393 @@
+"""A trial's directory in storage: the truth about it. Safetensors and JSON only.
+
+trial.json                   the TrialSpec
+attempts/{number}.json       an attempt: number, session (`ledger`) of its driver, where it runs; what an older one than
+                             the newest still writes is refused, and a new one of an older session
+metrics-{attempt}.jsonl      {"step": tokens, "timestamp": ms, "metrics": {name: value}} and its hash a line; the newest
+                             file counts
+checkpoints/{tokens}/        state.safetensors, then manifest.json with its hash; the last two are kept
+sae/                         the finished SAE
+DONE                         training has finished; hashes of what it vouches for, sae/ and the metric rows
+FAILED                       {"reason": …}: training ended for good, e.g. in NaN; beside DONE: the evaluation did
+evaluations/{fingerprint}.json   the finished SAE on the held-out contexts of that fingerprint: {"step", "timestamp",
+                             "metrics": {name: value}, "sequences": {sum: [of each context]}, "sae": its hash}
+evaluations/{fingerprint}-pursuit-{l0}.json   the same with gradient pursuit in its encoder's place; step is its L0
+
+What is damaged is as if it were not there, and is made again: rows and checkpoints from the checkpoint before, the
+finished SAE by training, an evaluation by evaluating. `DONE` is checked against all that it vouches for once a launch.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, cast
+
+import safetensors.torch
+from torch import Tensor
+from typing_extensions import NotRequired, TypedDict
+
+from gsae_ray.config.trial import TrialSpec
+from gsae_ray.errors import DamagedError, ReplacedError, StaleAttemptError
+from gsae_ray.evaluation.metrics import Evaluation
+from gsae_ray.files import JSONFile, file_hash, is_whole, write_atomically
+from gsae_ray.saes import SAE
+from gsae_ray.saes.io import content_hash
+
+KEPT_CHECKPOINTS = 2
+
+
+class Row(TypedDict):
+    """A line of metrics."""
+
+    step: int
+    timestamp: int
+    metrics: dict[str, float]
+
+
+class _Evaluation(Row):
+    sequences: dict[str, list[float]]
+    sae: str
+
+
+class Attempt(TypedDict):
+    """What `begin_attempt` wrote: the number, the session of its driver, and where it runs."""
+
+    attempt: int
+    session: int
+    pid: NotRequired[int]
+    node: NotRequired[str]
+    host: NotRequired[str]
+    machine: NotRequired[str]
+
+
+class _Manifest(TypedDict):
+    tensors: str
+    state: dict[str, Any]
+
+
+class _Done(TypedDict):
+    attempt: int
+    sae: str
+    files: dict[str, str]
+
+
+class _Failed(TypedDict):
+    reason: str
+
+
+_AGAIN = "the same command trains this SAE again"
+ROW = JSONFile(Row, "rows are made again from the checkpoint before", sealed=True)
+ATTEMPT = JSONFile(Attempt, "it counts as one of no session", sealed=True)
+MANIFEST = JSONFile(_Manifest, "the checkpoint before it is used", sealed=True)
+DONE = JSONFile(_Done, _AGAIN, sealed=True)
+FAILED = JSONFile(_Failed, "the same command tries this trial again")
+EVALUATION = JSONFile(_Evaluation, "the same command evaluates this SAE again", sealed=True)
+
+Cursor = tuple[int, int]
+"""A place in a file of rows: (attempt, byte)."""
+START: Cursor = (0, 0)
+
+
+class TrialDirectory:
+    """Reading is free; writing needs `begin_attempt` first."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.attempt = 0
+
+    # ---- reading ----
+
+    @property
+    def done(self) -> bool:
+        """Whether training has finished, by DONE; `check_done` looks at what that vouches for."""
+        return DONE.read_whole(self.path / "DONE") is not None
+
+    def check_done(self) -> str | None:
+        """Looks at all that DONE vouches for. Returns the hash of the SAE (`saes.io.content_hash`) if it is done.
+
+        Raises:
+            DamagedError: a file is not as it was when training finished.
+        """
+        if (done := DONE.read(self.path / "DONE")) is None:
+            return None
+        for name, sha256 in done["files"].items():
+            if not is_whole(self.path / name, sha256):
+                raise DamagedError(f"{self.path / name}: this file is damaged; {_AGAIN}")
+        return done["sae"]
+
+    def check_failed(self) -> str | None:
+        """Why training ended for good, if it did.
+
+        Raises:
+            DamagedError: it did, but it is not known why.
+        """
+        failed = FAILED.read(self.path / "FAILED")
+        return None if failed is None else failed["reason"]
+
+    @property
+    def failure(self) -> str | None:
+        """Why training ended for good, if it did."""
+        try:
+            return self.check_failed()
+        except DamagedError as error:
+            return str(error)
+
+    @property
+    def ended(self) -> bool:
+        """Whether there is nothing left to train: it is done, or failed for good."""
+        return self.done or self.failure is not None
+
+    @property
+    def newest_attempt(self) -> int:
+        """Number of the newest attempt; 0 before the first."""
+        files = (self.path / "attempts").glob("*.json")
+        begun = [int(path.stem) for path in files if path.stem.isdecimal()]
+        return max([*begun, *self._rows_files()], default=0)
+
+    @property
+    def newest_begun(self) -> Attempt:
+        """What `begin_attempt` wrote last."""
+        attempt = self.newest_attempt
+        found = ATTEMPT.read_whole(self.path / "attempts" / f"{attempt}.json")  # None: it has been claimed only
+        return found if found and found["attempt"] == attempt else {"attempt": attempt, "session": 0}
+
+    @property
+    def newest_checkpoint(self) -> int:
+        """Tokens of the newest checkpoint, whole or not; 0 where there is none."""
+        return max((int(path.name) for path in self._checkpoints()), default=0)
+
+    def rows(self, cursor: Cursor = START) -> tuple[list[Row], Cursor]:
+        """Whole metric rows from a cursor on, up to a damaged one, and the cursor after them.
+
+        A new attempt has a file of its own, with the rows that it keeps; a cursor into an older one begins again at
+        the first row.
+        """
+        files = self._rows_files()
+        if not files:
+            return [], START
+        attempt, path = max(files.items())
+        offset = cursor[1] if cursor[0] == attempt else 0
+        try:
+            with path.open("rb") as file:
+                file.seek(offset)
+                data = file.read()
+        except FileNotFoundError:  # a newer attempt has just taken it away
+            return [], START
+        rows = []
+        with contextlib.suppress(ValueError):
+            for line in data[: data.rfind(b"\n") + 1].splitlines(keepends=True):
+                rows.append(ROW.decode(line))
+                offset += len(line)
+        return rows, (attempt, offset)
+
+    def _rows_files(self) -> dict[int, Path]:
+        """Of each attempt that has one, by number."""
+        files = {path.stem.removeprefix("metrics-"): path for path in self.path.glob("metrics-*.jsonl")}
+        return {int(attempt): path for attempt, path in files.items() if attempt.isdecimal()}
+
+    def evaluation(self, fingerprint: str, pursuit_l0: int | None = None) -> _Evaluation | None:
+        """Of the finished SAE, if it was evaluated on those contexts.
+
+        Args:
+            pursuit_l0: by gradient pursuit with that target, instead of its own encoder.
+        """
+        done, found = DONE.read_whole(self.path / "DONE"), self._evaluation_path(fingerprint, pursuit_l0)
+        evaluation = EVALUATION.read_whole(found)
+        return evaluation if done and evaluation and evaluation["sae"] == done["sae"] else None
+
+    def missing(self, fingerprint: str, encoders: Sequence[int | None]) -> list[int | None]:
+        """Those of the evaluations asked for that the SAE does not have (`EvaluationSettings.encoders`)."""
+        return [l0 for l0 in encoders if self.evaluation(fingerprint, l0) is None]
+
+    def _evaluation_path(self, fingerprint: str, pursuit_l0: int | None) -> Path:
+        pursuit = "" if pursuit_l0 is None else f"-pursuit-{pursuit_l0}"
+        return self.path / "evaluations" / f"{fingerprint[:16]}{pursuit}.json"
+
+    def newest_state(self) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
+        """The newest checkpoint that is whole: (tensors, the rest). The metric rows after it are not kept.
+
+        Without one, no row is. An attempt calls this before it writes anything else.
+        """
+        rows, _ = self.rows()
+        for checkpoint in reversed(list(self._checkpoints())):
+            if (state := self._state_of(checkpoint, rows)) is not None:
+                self._keep_rows(rows, int(checkpoint.name))
+                return state
+            shutil.rmtree(checkpoint, ignore_errors=True)  # half-written or damaged: the one before is used
+        self._keep_rows(rows, 0)
+        return None
+
+    def _state_of(self, checkpoint: Path, rows: list[Row]) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
+        """What a checkpoint holds; None where it is not whole."""
+        # Before a checkpoint its row was written, which a crash of the whole machine may have lost still.
+        if not any(row["step"] == int(checkpoint.name) for row in rows):
+            return None
+        manifest, tensors = MANIFEST.read_whole(checkpoint / "manifest.json"), checkpoint / "state.safetensors"
+        with contextlib.suppress(FileNotFoundError):  # other errors of a file system may pass
+            if manifest is not None and file_hash(tensors) == manifest["tensors"]:
+                return safetensors.torch.load_file(tensors), manifest["state"]
+        return None
+
+    def _checkpoints(self) -> Iterator[Path]:
+        folder = self.path / "checkpoints"
+        numbered = [p for p in folder.iterdir() if p.name.isdecimal()] if folder.exists() else []
+        return iter(sorted(numbered, key=lambda p: int(p.name)))
+
+    # ---- writing ----
+
+    def begin_attempt(self, trial: TrialSpec, session: int = 0, **where: Any) -> int:
+        """Makes this the attempt that may write. Returns its number, from 1.
+
+        Args:
+            session: number of the driver's session, which a later one supersedes.
+            where: what is to be known of the process, as JSON values.
+        Raises:
+            ReplacedError: a later session has begun an attempt.
+        """
+        (self.path / "attempts").mkdir(parents=True, exist_ok=True)
+        while True:
+            before = self.newest_begun
+            if before["session"] > session:
+                raise ReplacedError(f"{self.path.name}: another driver has taken the sweep over from this one")
+            number = before["attempt"] + 1
+            file = self.path / "attempts" / f"{number}.json"
+            try:
+                file.touch(exist_ok=False)  # a number belongs to one process, whoever is suspended halfway
+            except FileExistsError:
+                continue
+            ATTEMPT.write(file, cast(Attempt, {"attempt": number, "session": session, **where}))
+            write_atomically(self.path / "trial.json", json.dumps(trial.to_json(), indent=2).encode())
+            self.attempt = number
+            return number
+
+    def _check_attempt(self) -> None:
+        if self.newest_attempt != self.attempt:
+            raise StaleAttemptError(
+                f"{self.path.name}: attempt {self.attempt} writes after {self.newest_attempt} began"
+            )
+
+    def append(self, tokens: int, metrics: dict[str, float]) -> None:
+        """Adds a metric row."""
+        self._check_attempt()
+        row: Row = {"step": tokens, "timestamp": time.time_ns() // 1_000_000, "metrics": metrics}
+        with self._rows_path.open("ab") as file:
+            file.write(ROW.encode(row))
+
+    def _keep_rows(self, rows: list[Row], tokens: int) -> None:
+        """Begins this attempt's rows with those up to `tokens`; what an older one still writes is not among them."""
+        self._check_attempt()
+        kept = b"".join(ROW.encode(row) for row in rows if row["step"] <= tokens)
+        write_atomically(self._rows_path, kept)
+        for attempt, path in self._rows_files().items():
+            if attempt < self.attempt:
+                path.unlink(missing_ok=True)
+
+    @property
+    def _rows_path(self) -> Path:
+        return self._rows_of(self.attempt)
+
+    def _rows_of(self, attempt: int) -> Path:
+        return self.path / f"metrics-{attempt}.jsonl"
+
+    def checkpoint(self, tokens: int, tensors: dict[str, Tensor], state: dict[str, Any]) -> None:
+        """Saves a training state; older ones than the last two go."""
+        self._check_attempt()
+        target = self.path / "checkpoints" / str(tokens)
+        shutil.rmtree(target, ignore_errors=True)
+        target.mkdir(parents=True)
+        write_atomically(target / "state.safetensors", safetensors.torch.save(tensors))
+        self._check_attempt()  # again: that took a while
+        manifest: _Manifest = {"tensors": file_hash(target / "state.safetensors"), "state": state}
+        MANIFEST.write(target / "manifest.json", manifest)
+        for old in list(self._checkpoints())[:-KEPT_CHECKPOINTS]:
+            shutil.rmtree(old, ignore_errors=True)
+
+    def finish(self, sae: SAE) -> None:
+        """Saves the finished SAE and marks the trial as done; its checkpoints are needed no more."""
+        self._check_attempt()
+        temporary = self.path / f".sae-{self.attempt}"
+        sae.save(temporary)
+        self._check_attempt()  # again: that took a while
+        shutil.rmtree(self.path / "sae", ignore_errors=True)
+        temporary.rename(self.path / "sae")
+        self._sync_rows()
+        files = [*sorted((self.path / "sae").iterdir()), self._rows_path]
+        hashes = {str(path.relative_to(self.path)): file_hash(path) for path in files}
+        done: _Done = {"attempt": self.attempt, "sae": content_hash(self.path / "sae"), "files": hashes}
+        DONE.write(self.path / "DONE", done)
+        for left in (self.path / "checkpoints", *self.path.glob(".sae-*")):
+            shutil.rmtree(left, ignore_errors=True)
+
+    def _sync_rows(self) -> None:
+        """Has this attempt's metric rows on disk.
+
+        Raises:
+            DamagedError: they are not whole.
+        """
+        path = self._rows_path
+        path.touch()
+        _, (_, end) = self.rows()
+        if end != path.stat().st_size:
+            raise DamagedError(f"{path}: this file is damaged; {ROW.remedy}")
+        with path.open("rb") as file:
+            os.fsync(file.fileno())
+
+    def fail(self, reason: str) -> None:
+        """Marks the trial as failed for good."""
+        self._check_attempt()
+        FAILED.write(self.path / "FAILED", {"reason": reason})
+
+    def fail_evaluation(self, reason: str) -> None:
+        """Marks a finished SAE as one that cannot be measured; as an evaluation, any process may write it."""
+        FAILED.write(self.path / "FAILED", {"reason": reason})
+
+    def forget_failure(self) -> None:
+        """Before a new launch tries again."""
+        (self.path / "FAILED").unlink(missing_ok=True)
+
+    def save_evaluation(
+        self, fingerprint: str, tokens: int, evaluation: Evaluation, pursuit_l0: int | None = None
+    ) -> None:
+        """Of the finished SAE: whoever evaluates it comes to the same numbers, so any process may write them."""
+        path = self._evaluation_path(fingerprint, pursuit_l0)
+        path.parent.mkdir(exist_ok=True)
+        kind, step = ("eval", tokens) if pursuit_l0 is None else ("pursuit", pursuit_l0)
+        metrics = {f"{kind}/{name}": value for name, value in evaluation.metrics.items()}
+        if (done := DONE.read(self.path / "DONE")) is None:
+            raise DamagedError(f"{self.path / 'DONE'}: this file is missing; {_AGAIN}")
+        value: _Evaluation = {
+            "step": step,
+            "timestamp": time.time_ns() // 1_000_000,
+            "metrics": metrics,
+            "sequences": evaluation.sequences,
+            "sae": done["sae"],
+        }
+        EVALUATION.write(path, value)
+
+
+def forget_damaged(directories: Iterable[TrialDirectory]) -> list[str]:
+    """Before a new launch: a trial is not done where DONE vouches for what is damaged, nor failed by a damaged FAILED.
+
+    Returns:
+        a line about each.
+    """
+
+    def forget(directory: TrialDirectory) -> list[str]:
+        told = []
+        for name, look in (("DONE", directory.check_done), ("FAILED", directory.check_failed)):
+            try:
+                look()
+            except DamagedError as error:
+                (directory.path / name).unlink()
+                told.append(str(error))
+        return told
+
+    with ThreadPoolExecutor() as pool:  # hashing leaves the interpreter to others
+        return [line for lines in pool.map(forget, directories) for line in lines]

@@ -1,0 +1,393 @@
+"""MLflow as the mirror of storage: what trial directories hold is sent there, again and again until it has arrived.
+
+One experiment a sweep, one parent run a launch, the trials nested under it. Everything is found by tags before it is
+made, and a run is asked what it has before rows are sent, so that mirroring twice changes nothing. After an error it is
+asked again: what was sent may have arrived although no reply came.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+import math
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import mlflow
+from mlflow.entities import Metric, Param, Run, RunTag
+from mlflow.exceptions import MlflowException
+from mlflow.tracking import MlflowClient
+
+from gsae_ray.config.trial import TrialSpec
+from gsae_ray.errors import DamagedError, first_line
+from gsae_ray.language_model.hooks import Site
+from gsae_ray.storage.trial_directory import EVALUATION as EVALUATION_FILE
+from gsae_ray.storage.trial_directory import START, Cursor, Row, TrialDirectory
+from gsae_ray.tracking.connection import SWEEP, check_artifacts, connect, open_experiment
+
+LAUNCH, TRIAL, KIND, IDENTITY = "gsae.launch", "gsae.trial", "gsae.kind", "gsae.identity"
+EVALUATION, FAILURE = "gsae.evaluation", "gsae.failure"
+CONTENT = "gsae.sae"
+"""Of a finished trial's run: the hash of its SAE (`saes.io.content_hash`), by which a damaged artifact is found."""
+JOB, PROGRESS, STOP = "gsae.job", "gsae.progress", "gsae.stop"
+"""Of a launch's run: the job that it is, how far it is (JSON), and that somebody wants it to stop (`remote`)."""
+
+JOB_VARIABLE = "GSAE_JOB"
+"""Tells a driver which job of a cluster it is."""
+
+_LOG = logging.getLogger(__name__)
+_BATCH = 900  # metrics a call; MLflow takes 1000
+
+
+@dataclasses.dataclass
+class _Run:
+    """A trial's run, and what the server has confirmed that it has."""
+
+    id: str
+    steps: dict[str, int]
+    """The last one of each metric."""
+    cursor: Cursor = START
+
+
+def _metrics(row: Row, steps: dict[str, int]) -> list[Metric]:
+    """Those of a row that lie after `steps`: rows that were cut back and written again do not go twice.
+
+    Non-finite values are left out: MLflow stores infinities as huge numbers, which wreck its charts.
+    """
+    return [
+        Metric(name, value, row["timestamp"], row["step"])
+        for name, value in row["metrics"].items()
+        if math.isfinite(value) and row["step"] > steps.get(name, -1)
+    ]
+
+
+def _batches(rows: list[Row], steps: dict[str, int]) -> Iterator[list[Metric]]:
+    """Metrics of whole rows, as many as fit a call: a row arrives whole or not at all."""
+    batch: list[Metric] = []
+    for row in rows:
+        metrics = _metrics(row, steps)
+        if batch and len(batch) + len(metrics) > _BATCH:
+            yield batch
+            batch = []
+        batch += metrics
+    if batch:
+        yield batch
+
+
+def trial_params(trial: TrialSpec) -> dict[str, Any]:
+    """Flat parameters of a trial's run."""
+    site = Site(trial.site)
+    training = trial.to_json()["training"]
+    return {
+        "architecture": trial.architecture,
+        "recipe": trial.recipe,
+        "variant": trial.variant,
+        "d_in": trial.d_in,
+        "d_sae": trial.d_sae,
+        "site": trial.site,
+        "layer": "" if site.layer is None else site.layer,
+        "point": site.point,
+        **{key: value for key, value in trial.hyperparameters.items() if value is not None},
+        **training,
+        **({} if trial.parent is None else {"parent": trial.parent}),
+    }
+
+
+class Mirror:
+    """Brings an MLflow server up to date with the trial directories of one launch."""
+
+    def __init__(
+        self,
+        tracking_uri: str,
+        experiment: str,
+        launch_id: str,
+        evaluation_fingerprint: str,
+        encoders: Sequence[int | None] = (None,),
+    ) -> None:
+        """
+        Args:
+            encoders: the evaluations that a trial needs to be finished, as `EvaluationSettings.encoders`.
+        """
+        self.client = connect(tracking_uri)
+        self.launch_id = launch_id
+        self.fingerprint = evaluation_fingerprint
+        self.encoders = encoders
+        self.experiment_id = open_experiment(self.client, experiment).experiment_id
+        self.damaged: dict[str, str] = {}
+        """Trial -> which of its files, and what to do: its run has failed, the others' are as they would be."""
+        self._runs: dict[str, _Run] = {}
+        self._ended: set[str] = set()
+
+    def _find(self, **tags: str) -> Run | None:
+        """The run with those tags. Of several, only the newest stays.
+
+        There are several where a server carried out late what had been given up, and asked for anew.
+        """
+        names = {"launch": LAUNCH, "trial": TRIAL, "kind": KIND}
+        query = " and ".join(f"tags.`{names[key]}` = '{value}'" for key, value in tags.items())
+        runs = self.client.search_runs([self.experiment_id], query, order_by=["attributes.start_time DESC"])
+        for run in runs[1:]:
+            self.client.delete_run(run.info.run_id)
+        return runs[0] if runs else None
+
+    def open_launch(self, sweep_name: str, params: dict[str, Any], job: str | None = None) -> str:
+        """The parent run, found or made, and running. Returns its id.
+
+        Args:
+            job: of the cluster, that the launch is run by.
+        """
+        run = self._find(launch=self.launch_id, kind="launch")
+        if run is None:
+            tags = {LAUNCH: self.launch_id, KIND: "launch", SWEEP: sweep_name, EVALUATION: self.fingerprint}
+            run = self.client.create_run(self.experiment_id, tags=tags, run_name=f"{sweep_name} {self.launch_id}")
+        check_artifacts(self.client.tracking_uri, run.info.artifact_uri)
+        self._log_params(run, params)
+        for tag in {STOP, PROGRESS} & run.data.tags.keys():  # an earlier session's
+            self.client.delete_tag(run.info.run_id, tag)
+        if job is not None:
+            self.client.set_tag(run.info.run_id, JOB, job)
+        self.client.update_run(run.info.run_id, status="RUNNING")
+        self.parent_id: str = run.info.run_id
+        return self.parent_id
+
+    def _log_params(self, run: Run, params: dict[str, Any]) -> None:
+        """Those that are missing: whoever made the run may have died before it had them all."""
+        missing = [Param(key, str(value)) for key, value in params.items() if key not in run.data.params]
+        if missing:
+            self.client.log_batch(run.info.run_id, params=missing)
+
+    def sync(self, trials: Sequence[tuple[TrialSpec, TrialDirectory]]) -> None:
+        """Sends what is new in the directories of trials that have begun.
+
+        Raises:
+            Exception: the first one that a trial met, after all the others had their turn; at once if the server
+                does not answer.
+        """
+        first: Exception | None = None
+        for trial, directory in trials:
+            if trial.name not in self._ended and directory.path.exists():
+                try:
+                    self._sync_trial(trial, directory)
+                except Exception as error:
+                    self._runs.pop(trial.name, None)  # what arrived of it is the server's to say
+                    first = first or error
+                    if isinstance(error, MlflowException) and error.get_http_status_code() >= 500:
+                        break  # not this trial's fault: the others would wait as long
+        if first is not None:
+            raise first
+
+    def _sync_trial(self, trial: TrialSpec, directory: TrialDirectory) -> None:
+        # Read before the rows: what is final now was written before, so nothing is missed.
+        failure = directory.failure
+        evaluations = {l0: found for l0 in self.encoders if (found := directory.evaluation(self.fingerprint, l0))}
+        finished = len(evaluations) == len(self.encoders)
+        run = self._run(trial)
+        if trial.name in self._ended:
+            return
+        try:
+            content = directory.check_done() if finished else None
+        except DamagedError as error:
+            self.damaged[trial.name] = str(error)
+            self.fail(trial, str(error))
+            return
+        rows, cursor = directory.rows(run.cursor)
+        if finished:
+            rows = [*rows, *sorted(evaluations.values(), key=lambda row: row["step"])]  # `run.steps` only ever grow
+        for batch in _batches(rows, run.steps):
+            self.client.log_batch(run.id, metrics=batch)
+            run.steps.update((metric.key, metric.step) for metric in batch)
+        run.cursor = cursor
+        if content is not None:
+            for pursuit_l0, evaluation in evaluations.items():
+                self.client.log_text(run.id, EVALUATION_FILE.encode(evaluation).decode(), sequences_path(pursuit_l0))
+            self.client.log_artifacts(run.id, str(directory.path / "sae"), "sae")
+            self.client.set_tag(run.id, CONTENT, content)
+            self._end(trial, run.id, "FINISHED")
+        elif failure is not None:
+            self.fail(trial, failure)
+
+    def fail(self, trial: TrialSpec, reason: str) -> None:
+        """Marks a trial's run as failed."""
+        run_id = self._run(trial).id
+        self.client.set_tag(run_id, FAILURE, reason[:5000])
+        self._end(trial, run_id, "FAILED")
+
+    def _end(self, trial: TrialSpec, run_id: str, status: str) -> None:
+        self._find(launch=self.launch_id, trial=trial.name)  # a second run, made late, would be there by now: it goes
+        self.client.set_terminated(run_id, status)
+        self._ended.add(trial.name)
+
+    def _run(self, trial: TrialSpec) -> _Run:
+        """The trial's run, found or made."""
+        if trial.name not in self._runs:
+            run = self._find(launch=self.launch_id, trial=trial.name)
+            if run is None:
+                tags = {
+                    LAUNCH: self.launch_id,
+                    KIND: "trial",
+                    TRIAL: trial.name,
+                    IDENTITY: trial.identity,
+                    EVALUATION: self.fingerprint,
+                    "mlflow.parentRunId": self.parent_id,
+                }
+                run = self.client.create_run(self.experiment_id, tags=tags, run_name=trial.name)
+            else:
+                if run.info.status == "FINISHED":  # said last, so everything is there
+                    self._ended.add(trial.name)
+                else:
+                    self.client.update_run(run.info.run_id, status="RUNNING")
+                if FAILURE in run.data.tags:
+                    self.client.delete_tag(run.info.run_id, FAILURE)
+                if run.data.tags.get("mlflow.parentRunId") != self.parent_id:  # the other was deleted
+                    self.client.set_tag(run.info.run_id, "mlflow.parentRunId", self.parent_id)
+            check_artifacts(self.client.tracking_uri, run.info.artifact_uri)
+            self._log_params(run, trial_params(trial))
+            steps = {metric.key: metric.step for metric in run.data.to_proto().metrics}
+            self._runs[trial.name] = _Run(run.info.run_id, steps)
+        return self._runs[trial.name]
+
+    def log_launch(
+        self, metrics: dict[str, float], artifacts: Sequence[Path] = (), machines: Sequence[str] = ()
+    ) -> None:
+        """Metrics, files and kinds of machines of the parent run."""
+        now = time.time_ns() // 1_000_000
+        tags = [RunTag("gsae.updated", str(now)), *(RunTag(f"gsae.machine.{i}", m) for i, m in enumerate(machines))]
+        points = [Metric(name, value, now, 0) for name, value in metrics.items() if math.isfinite(value)]
+        self.client.log_batch(self.parent_id, metrics=points, tags=tags)
+        for path in artifacts:
+            self.client.log_artifact(self.parent_id, str(path))
+
+    def report(self, progress: dict[str, Any]) -> bool:
+        """Writes how far the launch is to its run. Returns whether somebody has asked there for its stop."""
+        self.client.set_tag(self.parent_id, PROGRESS, json.dumps(progress))
+        return STOP in self.client.get_run(self.parent_id).data.tags
+
+    def close(self, status: str) -> None:
+        """Ends the parent run; where the launch was killed, the runs of its unfinished trials too."""
+        if status != "FINISHED":
+            for name, run in self._runs.items():
+                if name not in self._ended:
+                    self.client.set_terminated(run.id, status)
+        self.client.set_terminated(self.parent_id, status)
+
+
+def sequences_path(pursuit_l0: int | None) -> str:
+    """The artifact of a trial's run that holds an evaluation, with its sums of each held-out context."""
+    return f"evaluation/sequences{'' if pursuit_l0 is None else f'-pursuit-{pursuit_l0}'}.json"
+
+
+class _Rounds(threading.Thread):
+    """Calls `attempt` every few seconds beside the sweep, until `finish`."""
+
+    def __init__(self, name: str, interval_s: float, allowed: Callable[[], bool]) -> None:
+        super().__init__(name=name, daemon=True)
+        self.interval_s = interval_s
+        self.allowed = allowed
+        self.last_error: str | None = None
+        self._stop_asked = threading.Event()
+
+    def run(self) -> None:
+        while not self._stop_asked.wait(self.interval_s):
+            self.attempt()
+
+    def attempt(self) -> bool:
+        """One round; whether everything arrived."""
+        try:
+            if self.allowed():
+                self.round()
+                self.last_error = None
+            else:
+                self.last_error = "another driver has taken the sweep over"
+        except Exception as error:  # whatever it is, it must not touch the sweep: storage has everything
+            self.last_error = first_line(error)
+            _LOG.debug("%s: writing to MLflow failed; trying again", self.name, exc_info=True)
+        return self.last_error is None
+
+    def round(self) -> None:
+        raise NotImplementedError
+
+    def finish(self) -> bool:
+        """Stops the thread, then a last round; whether everything arrived.
+
+        A server that works is waited for. One that hangs holds this up for two calls: the one that the thread is in,
+        and the first of the last round, each as long as `quick_failure` says.
+        """
+        self._stop_asked.set()
+        self.join()
+        return self.attempt()
+
+
+class MirrorThread(_Rounds):
+    """Runs `Mirror.sync` every few seconds beside the sweep, outliving whatever the server does."""
+
+    def __init__(
+        self,
+        mirror: Mirror,
+        trials: Sequence[tuple[TrialSpec, TrialDirectory]],
+        interval_s: float = 2,
+        allowed: Callable[[], bool] = lambda: True,
+    ) -> None:
+        """
+        Args:
+            allowed: asked before each round; not when another driver mirrors these trials now.
+        """
+        super().__init__("mlflow-mirror", interval_s, allowed)
+        self.mirror = mirror
+        self.trials = trials
+
+    def round(self) -> None:
+        self.mirror.sync(self.trials)
+
+
+class ReportThread(_Rounds):
+    """Tells MLflow every few seconds how far a launch is, and hears there whether it is to stop.
+
+    Not within `MirrorThread`'s rounds: one that uploads SAEs may take minutes.
+    """
+
+    def __init__(
+        self,
+        report: Callable[[dict[str, Any]], bool],
+        progress: Callable[[], dict[str, Any]],
+        stop: Callable[[], None],
+        interval_s: float = 2,
+        allowed: Callable[[], bool] = lambda: True,
+    ) -> None:
+        """
+        Args:
+            report: as `Mirror.report`; it may wait for a mirror that is still to be opened.
+            stop: called when somebody has asked for it.
+            allowed: as for `MirrorThread`.
+        """
+        super().__init__("mlflow-report", interval_s, allowed)
+        self.report = report
+        self.progress = progress
+        self.stop = stop
+
+    def round(self) -> None:
+        if self.report(self.progress()):
+            self.stop()
+
+
+def download_sequences(client: MlflowClient, run_id: str, pursuit_l0: int | None) -> dict[str, list[float]]:
+    """What a trial's evaluation summed over each held-out context.
+
+    Raises:
+        ValueError: the artifact is damaged.
+    """
+    uri = f"runs:/{run_id}/{sequences_path(pursuit_l0)}"
+    with tempfile.TemporaryDirectory(prefix="gsae-") as folder:
+        path = mlflow.artifacts.download_artifacts(uri, dst_path=folder, tracking_uri=client.tracking_uri)
+        return EVALUATION_FILE.decode(Path(path).read_bytes())["sequences"]
+
+
+def download_sae(client: MlflowClient, run_id: str, directory: str | Path) -> Path:
+    """Fetches a trial's SAE to a folder in `directory`."""
+    uri = client.tracking_uri
+    mlflow.artifacts.download_artifacts(run_id=run_id, artifact_path="sae", dst_path=str(directory), tracking_uri=uri)
+    return Path(directory) / "sae"

@@ -1,0 +1,82 @@
+"""Predicted memory against that of real trainers and producers, each in a process of its own: within 20 %.
+
+The part that every process has (`PROCESS`) is left out of both: it would hide the rest.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from footprint import MIB, measured, trainer_mib, training, trial_of, values
+from trials import random_sae
+
+from gsae_ray.capacity.memory import PROCESS, of_producer, of_trial
+from gsae_ray.config.sweep import Sweep
+from gsae_ray.saes import to_bytes
+
+pytestmark = pytest.mark.slow
+PRODUCER = """
+from pathlib import Path
+from rich.console import Console
+from gsae_ray.activations.producer import Producer
+from gsae_ray.driver.display import Display
+from gsae_ray.driver.prepare import prepare, producer_spec
+from gsae_ray.config.sweep import Sweep
+plan = prepare(Sweep.model_validate({values!r}), Path({folder!r}), Display(Console(quiet=True)))
+sites = sorted(plan.layout.widths)
+before = rss()
+producer = Producer(producer_spec(plan))
+if {what!r} == "produce":
+    made = producer.produce(0, sites)
+else:
+    cfg, weights = (Path({folder!r}, name).read_bytes() for name in ("cfg", "weights"))
+    producer.evaluate(plan.trials[0].site, cfg.decode(), weights)
+peak_mib(before)
+"""
+
+
+@pytest.mark.parametrize("architecture", ["gated", "standard"])
+@pytest.mark.parametrize(("n", "width", "batch"), [(256, 65_536, 128), (256, 16_384, 4096)])
+def test_a_trial(architecture: str, n: int, width: int, batch: int, tmp_path: Path) -> None:
+    given = training(architecture, width, batch)
+    found = trainer_mib(given, n, tmp_path)
+    predicted = (of_trial(trial_of(given, n), on_gpu=False).host - PROCESS) / MIB
+    assert predicted == pytest.approx(found, rel=0.2)
+
+
+@pytest.mark.parametrize("what", ["produce", "evaluate", "evaluate the weights"])
+def test_a_producer(what: str, tmp_path: Path) -> None:
+    from gsae_ray.language_model.hooks import site_widths
+    from gsae_ray.language_model.loading import load_skeleton
+
+    sections: dict[str, Any] = {
+        "produce": {
+            "sites": {"layers": [0, 1, 2, 3], "points": ["mlp_post"]},
+            "dataset": {"name": "builtin", "shuffle_tokens": 65_000},
+            "training": {"tokens": 65_000, "batch_size": 10},
+        },
+        "evaluate": {
+            "saes": [{"architecture": "gated", "widths": [32_768], "l1_coefficient": [1]}],
+            "evaluation": {"tokens": 4096, "batch": 8},
+        },
+        "evaluate the weights": {  # which take more than the features of a batch
+            "sites": {"layers": [1], "points": ["mlp_post"]},
+            "saes": [{"architecture": "gated", "widths": [65_536], "l1_coefficient": [1]}],
+            "evaluation": {"tokens": 1024, "batch": 1},
+        },
+    }[what]
+    given = values(**sections)
+    sweep = Sweep.model_validate(given)
+    skeleton = load_skeleton(sweep.model)
+    widths = {site.name: width for site, width in site_widths(skeleton, sweep.used_sites).items()}
+    block = 65_000 * 4 * sum(widths.values()) if what == "produce" else 0
+    trials = [] if what == "produce" else sweep.expand(site_widths(skeleton, sweep.used_sites), {})
+    for trial in trials:
+        cfg, weights = to_bytes(random_sae(trial))
+        (tmp_path / "cfg").write_text(cfg)
+        (tmp_path / "weights").write_bytes(weights)
+    predicted = (of_producer(sweep, skeleton, widths, block, trials).host - PROCESS) / MIB
+    found = measured(PRODUCER.format(values=given, folder=str(tmp_path), what=what))
+    assert predicted == pytest.approx(found, rel=0.2)

@@ -1,0 +1,143 @@
+"""Finished SAEs are evaluated while others train; what goes wrong with one is told, and is not the others' trouble."""
+
+from __future__ import annotations
+
+import errno
+import time
+from collections.abc import Sequence
+from concurrent.futures import Future
+from pathlib import Path
+
+import pytest
+from trials import FINGERPRINT, begin, evaluation, expand, logged, random_sae
+
+from gsae_ray.driver import evaluation_queue as queue
+from gsae_ray.driver.display import Observer
+from gsae_ray.driver.evaluation_queue import EvaluationQueue
+from gsae_ray.errors import ProductionError, not_finite
+from gsae_ray.evaluation.metrics import Evaluation
+from gsae_ray.storage.trial_directory import TrialDirectory
+
+
+class Evaluator:
+    """Answers at once: L0 is 20, or what pursuit is asked for. Remembers the requests."""
+
+    def __init__(self) -> None:
+        self.asked: list[int | None] = []
+
+    def __call__(self, site: str, cfg: str, weights: bytes, encoders: Sequence[int | None]) -> list[Future[Evaluation]]:
+        self.asked += encoders
+        futures: list[Future[Evaluation]] = [Future() for _ in encoders]
+        for future, pursuit_l0 in zip(futures, encoders, strict=True):
+            future.set_result(evaluation(l0=20 if pursuit_l0 is None else pursuit_l0))
+        return futures
+
+
+def test_an_sae_that_cannot_be_read_is_told_and_the_others_are_evaluated(tmp_path: Path) -> None:
+    trials = [(trial, begin(tmp_path, trial)) for trial in expand(widths=[16, 32])]
+    for trial, directory in trials:
+        directory.finish(random_sae(trial))
+    (trials[0][1].path / "sae/cfg.json").unlink()
+    queue = EvaluationQueue(trials, FINGERPRINT, (None,), Evaluator(), interval_s=0.01)
+    queue.start()
+    with pytest.raises(ProductionError, match="cfg.json"):
+        queue.finish()
+    assert trials[0][1].evaluation(FINGERPRINT) is None
+    found = trials[1][1].evaluation(FINGERPRINT)
+    assert found is not None and found["metrics"] == logged(evaluation(l0=20))
+
+
+def test_an_sae_that_cannot_be_measured_has_failed_for_good_and_the_others_are_evaluated(tmp_path: Path) -> None:
+    trials = [(trial, begin(tmp_path, trial)) for trial in expand(widths=[16, 32])]
+    for trial, directory in trials:
+        directory.finish(random_sae(trial))
+    why = not_finite("activations at here", "the held-out text", "float16")
+    answers = iter([why, evaluation()])
+
+    def evaluate(site: str, cfg: str, weights: bytes, encoders: Sequence[int | None]) -> list[Future[Evaluation]]:
+        future: Future[Evaluation] = Future()
+        answer = next(answers)
+        if isinstance(answer, Evaluation):
+            future.set_result(answer)
+        else:
+            future.set_exception(answer)
+        return [future]
+
+    queue = EvaluationQueue(trials, FINGERPRINT, (None,), evaluate, interval_s=0.01)
+    queue.start()
+    queue.finish()
+    (failed, done) = (directory for _, directory in trials)
+    assert failed.failure == str(why) and failed.evaluation(FINGERPRINT) is None
+    assert done.failure is None and done.evaluation(FINGERPRINT) is not None
+    assert [trial.state for trial in Observer(trials, FINGERPRINT, (None,)).update()] == ["failed", "done"]
+    failed.save_evaluation(FINGERPRINT, 1, evaluation())  # on other text it can be
+    assert [trial.state for trial in Observer(trials, FINGERPRINT, (None,)).update()] == ["done", "done"]
+
+
+@pytest.mark.parametrize("patience_s", [120.0, 0.05])
+def test_storage_may_hiccup_but_not_for_long(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, patience_s: float
+) -> None:
+    monkeypatch.setattr(queue, "PATIENCE_S", patience_s)
+    (trial,) = expand()
+    directory = begin(tmp_path, trial)
+    directory.finish(random_sae(trial))
+    back_at = time.monotonic() + 0.3
+
+    class Away(TrialDirectory):
+        @property
+        def done(self) -> bool:
+            if time.monotonic() < back_at:
+                raise OSError(errno.ESTALE, "Stale file handle")
+            return super().done
+
+    evaluations = EvaluationQueue([(trial, Away(directory.path))], FINGERPRINT, (None,), Evaluator(), interval_s=0.01)
+    evaluations.start()
+    if patience_s > 1:
+        evaluations.finish()
+        assert directory.evaluation(FINGERPRINT) is not None
+    else:
+        with pytest.raises(ProductionError, match="Stale file handle"):
+            evaluations.finish()
+
+
+def test_only_the_evaluations_that_are_missing_are_made(tmp_path: Path) -> None:
+    (trial,) = expand()
+    directory = begin(tmp_path, trial)
+    directory.finish(random_sae(trial))
+    for encoders, new in [((None, 4), [None, 4]), ((None, 4, 8), [8]), ((None, 8), [])]:
+        evaluator = Evaluator()
+        queue = EvaluationQueue([(trial, directory)], FINGERPRINT, encoders, evaluator, interval_s=0.01)
+        queue.start()
+        queue.finish()
+        assert evaluator.asked == new
+    own, pursuit = directory.evaluation(FINGERPRINT), directory.evaluation(FINGERPRINT, 8)
+    assert own is not None and own["metrics"]["eval/l0"] == 20
+    assert pursuit is not None and pursuit["metrics"]["pursuit/l0"] == 8
+
+
+def test_only_a_few_saes_are_in_memory_at_a_time(tmp_path: Path) -> None:
+    trials = [(trial, begin(tmp_path, trial)) for trial in expand(widths=[16, 24, 32, 40, 48])]
+    for trial, directory in trials:
+        directory.finish(random_sae(trial))
+    open_requests: list[Future[Evaluation]] = []
+    most = 0
+
+    def evaluate(site: str, cfg: str, weights: bytes, encoders: Sequence[int | None]) -> list[Future[Evaluation]]:
+        nonlocal most
+        open_requests.extend(futures := [Future() for _ in encoders])
+        most = max(most, len(open_requests))
+        if len(open_requests) == 2 * len(encoders):  # as many as may be: the oldest gets its answers
+            for _ in encoders:
+                open_requests.pop(0).set_result(evaluation())
+        return futures
+
+    queue = EvaluationQueue(trials, FINGERPRINT, (None, 4), evaluate, at_a_time=2, interval_s=0.01)
+    queue.start()
+    while any(directory.missing(FINGERPRINT, (None, 4)) for _, directory in trials[:-1]):
+        assert queue.is_alive()
+    for request in open_requests:
+        request.set_result(evaluation())
+    queue.finish()
+    assert most == 4
+    assert all(not directory.missing(FINGERPRINT, (None, 4)) for _, directory in trials)

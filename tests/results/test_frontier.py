@@ -1,0 +1,806 @@
+"""What a user gets out of a sweep: the frontier's arithmetic, and frontier, best and export on a real MLflow store."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import re
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from damage import COMMON, DAMAGES, Damage, cut, flip
+from hypothesis import given
+from hypothesis import strategies as st
+from mlflow.tracking import MlflowClient
+from trials import FINGERPRINT, SITE_1, SITE_2, begin, evaluation, expand, finish, row_metrics
+
+from gsae_ray import saes
+from gsae_ray.config.sweep import Sweep
+from gsae_ray.config.trial import TrialSpec
+from gsae_ray.driver.prepare import fetch_parents
+from gsae_ray.errors import UserError
+from gsae_ray.evaluation.metrics import Evaluation
+from gsae_ray.results import frontier as results
+from gsae_ray.results.curves import pareto
+from gsae_ray.results.frontier import (
+    COLUMNS,
+    best,
+    check_export,
+    choose,
+    example_constraint,
+    export,
+    frontier,
+    l0_ratio,
+    log_l0_at,
+    sequences,
+)
+from gsae_ray.results.plots import plot_frontier
+from gsae_ray.storage import launch_directory as ledger
+from gsae_ray.tracking.mirror import EVALUATION, KIND, LAUNCH, TRIAL, Mirror
+
+# ---- arithmetic -----------------------------------------------------------------------------------------------------
+
+points = st.lists(st.tuples(st.integers(1, 6), st.integers(0, 6)), min_size=1, max_size=12)
+
+
+@given(points)
+def test_pareto_keeps_the_points_that_no_other_beats(values: list[tuple[int, int]]) -> None:
+    def beaten(l0: int, quality: int) -> bool:
+        return any(a <= l0 and q >= quality and (a, q) != (l0, quality) for a, q in values)
+
+    l0, quality = np.array(values, dtype=float).T
+    assert pareto(l0, quality).tolist() == [not beaten(*point) for point in values]
+
+
+@given(points)
+def test_along_a_frontier_both_l0_and_quality_rise(values: list[tuple[int, int]]) -> None:
+    l0, quality = np.array(values, dtype=float).T
+    kept = pareto(l0, quality)
+    distinct = sorted(set(zip(l0[kept], quality[kept], strict=True)))
+    assert all(a[0] < b[0] and a[1] < b[1] for a, b in zip(distinct, distinct[1:], strict=False))
+
+
+def curve(*values: tuple[float, float]) -> pd.DataFrame:
+    return pd.DataFrame(values, columns=["l0", "loss_recovered"]).assign(recipe="norm_weighted/modern", tokens=1024)
+
+
+def test_log_l0_is_interpolated_between_frontier_points() -> None:
+    rows = curve((40, 0.95), (10, 0.90), (160, 0.97), (100, 0.91))  # the last is beaten
+    assert log_l0_at(rows, 0.90) == pytest.approx(math.log(10))
+    assert log_l0_at(rows, 0.925) == pytest.approx(math.log(20))
+    assert log_l0_at(rows, 0.96) == pytest.approx(math.log(80))
+    assert log_l0_at(rows, 0.97) == pytest.approx(math.log(160))
+
+
+@pytest.mark.parametrize("loss_recovered", [0.89, 0.98])
+def test_log_l0_is_not_extrapolated(loss_recovered: float) -> None:
+    assert math.isnan(log_l0_at(curve((10, 0.90), (40, 0.97)), loss_recovered))
+    assert math.isnan(log_l0_at(curve((10, loss_recovered)), loss_recovered)), "one point is no curve"
+
+
+def test_l0_ratio_is_the_mean_ratio_at_equal_loss_recovered() -> None:
+    base = curve((20, 0.90), (80, 0.98))
+    assert l0_ratio(curve((10, 0.90), (40, 0.98)), base) == pytest.approx(0.5)
+    assert l0_ratio(base, base) == pytest.approx(1.0)
+    # ln ratio goes linearly from -ln 2 to -ln 8 over the common range 0.90 … 0.98: its mean is -ln 4
+    assert l0_ratio(curve((10, 0.90), (10.0001, 0.98)), base) == pytest.approx(0.25, rel=1e-4)
+    assert l0_ratio(base, curve((10, 0.90), (40, 0.98))) == pytest.approx(2.0)
+
+
+def test_l0_ratio_covers_only_what_both_frontiers_cover() -> None:
+    base = curve((20, 0.90), (40, 0.92), (80, 0.98))
+    better = curve((5, 0.5), (10, 0.90), (20, 0.92), (21, 0.915))  # the last is beaten
+    assert l0_ratio(better, base) == pytest.approx(0.5)
+
+
+def test_l0_ratio_refuses_to_mix_recipes_unless_told_to() -> None:
+    base = curve((20, 0.90), (80, 0.98))
+    better = curve((10, 0.90), (40, 0.98)).assign(recipe="paper/modern")
+    with pytest.raises(UserError, match="2 recipes.*norm_weighted/modern, paper/modern"):
+        l0_ratio(better, base)
+    with pytest.raises(UserError, match="2 recipes"):
+        l0_ratio(pd.concat([better, base]), pd.concat([better, base]))
+    assert l0_ratio(better, base, mixed_recipes=True) == pytest.approx(0.5)
+
+
+def test_l0_ratio_refuses_to_mix_numbers_of_tokens_unless_told_to() -> None:
+    base, better = curve((20, 0.90), (80, 0.98)), curve((10, 0.90), (40, 0.98)).assign(tokens=2048)
+    with pytest.raises(UserError, match="^tokens: these SAEs were trained on 1,024 and 2,048 tokens; .*--tokens 2048"):
+        l0_ratio(better, base)
+    assert l0_ratio(better, base, mixed_tokens=True) == pytest.approx(0.5)
+
+
+def test_l0_ratio_of_frontiers_that_share_no_range_is_nan() -> None:
+    assert math.isnan(l0_ratio(curve((1, 0.1), (2, 0.2)), curve((1, 0.3), (2, 0.4))))
+    assert math.isnan(l0_ratio(curve((1, 0.1)), curve((1, 0.1))))
+
+
+# ---- choosing -------------------------------------------------------------------------------------------------------
+
+ROWS = pd.DataFrame(
+    [("a", 10.0, 0.90), ("b", 38.0, 0.97), ("c", 40.0, 0.96), ("d", 90.0, 0.99)],
+    columns=["trial", "l0", "loss_recovered"],
+).assign(site=SITE_1, tokens=1024)
+
+
+@pytest.mark.parametrize(
+    ("constraint", "trial"),
+    [
+        ({"max_l0": 40}, "b"),
+        ({"max_l0": 10}, "a"),
+        ({"max_l0": 1e9}, "d"),
+        ({"min_loss_recovered": 0.95}, "b"),
+        ({"min_loss_recovered": 0.98}, "d"),
+        ({"min_loss_recovered": 0.90}, "a"),
+        ({"min_loss_recovered": 0.0}, "a"),
+    ],
+)
+def test_the_best_is_the_highest_quality_or_the_lowest_l0_within_the_constraint(
+    constraint: dict[str, float], trial: str
+) -> None:
+    assert choose(ROWS, **constraint)["trial"] == trial
+
+
+def test_of_several_sites_one_must_be_named() -> None:
+    rows = pd.concat([ROWS, ROWS.assign(site=SITE_2)], ignore_index=True)
+    with pytest.raises(UserError, match=rf"^site: this sweep has 2, name one \(one of: {SITE_1}, {SITE_2}\)$"):
+        choose(rows, max_l0=40)
+
+
+def test_of_several_numbers_of_tokens_one_must_be_named_or_all() -> None:
+    rows = pd.concat([ROWS, ROWS.assign(tokens=2048, l0=ROWS["l0"] / 3, trial="long")], ignore_index=True)
+    with pytest.raises(UserError, match=r"^tokens: these SAEs were trained on 1,024 and 2,048 tokens; .*--tokens all"):
+        choose(rows, max_l0=40)
+    assert choose(rows, max_l0=40, mixed_tokens=True)["trial"] == "long"
+
+
+@pytest.mark.parametrize("lowest", [0.3, 12, 39.99, 40, 47.9, 48, 1234.5])
+def test_the_command_that_is_printed_finds_an_sae_of_this_frontier(lowest: float) -> None:
+    rows = ROWS.assign(l0=ROWS["l0"] + lowest - 10)
+    rows = pd.concat([ROWS, rows.assign(site=SITE_2)], ignore_index=True)
+    rows = pd.concat([rows, rows.assign(tokens=2048, l0=rows["l0"] * 2)], ignore_index=True)
+    named = example_constraint(rows)
+    options = dict(zip(named[::2], named[1::2], strict=True))
+    assert options.keys() == {"--site", "--tokens", "--max-l0"}
+    chosen = rows[(rows["site"] == options["--site"]) & (rows["tokens"] == int(options["--tokens"]))]
+    assert choose(chosen, max_l0=float(options["--max-l0"]))["l0"] <= float(options["--max-l0"])
+
+
+@pytest.mark.parametrize("constraint", [{}, {"max_l0": 40, "min_loss_recovered": 0.9}])
+def test_the_best_needs_exactly_one_constraint(constraint: dict[str, float]) -> None:
+    with pytest.raises(UserError, match=r"either max_l0 \(e\.g\. 40\) or min_loss_recovered"):
+        choose(ROWS, **constraint)
+
+
+@pytest.mark.parametrize(
+    ("constraint", "message"),
+    [
+        ({"max_l0": 9}, "max_l0: no SAE has L0 <= 9; the lowest is 10"),
+        ({"min_loss_recovered": 0.995}, "min_loss_recovered: no SAE recovers 0.995; the highest is 0.9900"),
+    ],
+)
+def test_where_nothing_meets_the_constraint_the_best_there_is_is_named(
+    constraint: dict[str, float], message: str
+) -> None:
+    with pytest.raises(UserError) as error:
+        choose(ROWS, **constraint)
+    assert str(error.value) == message
+
+
+@pytest.mark.parametrize("constraint", [{"max_l0": 9}, {"min_loss_recovered": 0.9}])
+def test_where_no_sae_is_usable_nothing_is_said_to_be_the_best(constraint: dict[str, float]) -> None:
+    with pytest.raises(UserError) as error:
+        choose(ROWS[:0], **constraint)
+    assert "nan" not in str(error.value)
+
+
+# ---- a store that has been recorded to ------------------------------------------------------------------------------
+
+L1 = [1.0, 2.0, 4.0, 8.0]
+GATED_1, GATED_2 = expand("gated", l1_coefficient=L1), expand("gated", layers=(2,), l1_coefficient=L1)
+STANDARD_1 = expand("standard", l1_coefficient=[0.5], seeds=[7], lr=5e-4)
+OLDER, NEWER = "20260101-100000-aaaa", "20260102-100000-bbbb"
+
+End = dict[str, float] | str
+"""A trial's evaluation, "failed" or "running"."""
+
+
+class Recorder:
+    """Records launches as a driver does."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.uri = f"sqlite:///{folder / 'mlflow.db'}"
+
+    def record(
+        self,
+        experiment: str,
+        launch: str,
+        trials: Sequence[tuple[TrialSpec, End]],
+        fingerprint: str = FINGERPRINT,
+        pursuit: Mapping[int, Evaluation] | None = None,
+    ) -> None:
+        time.sleep(0.002)  # launches are told apart by when they started, in milliseconds
+        mirror = Mirror(self.uri, experiment, launch, fingerprint, (None, *(pursuit or ())))
+        mirror.open_launch("small", {})
+        pairs = []
+        for trial, end in trials:
+            directory = begin(self.folder / experiment / launch, trial)
+            directory.append(64, row_metrics(64) | {"train/sink_share": 0.25})
+            if isinstance(end, dict):
+                finish(directory, trial, fingerprint, pursuit, **end)
+            elif end == "failed":
+                directory.fail("NaN")
+            pairs.append((trial, directory))
+        mirror.sync(pairs)
+        mirror.close("FINISHED")
+
+    def saved(self, experiment: str, launch: str, trial: TrialSpec) -> saes.SAE:
+        return saes.load(self.folder / experiment / launch / trial.directory_name / "sae")
+
+
+def ends(*values: tuple[float, float], **metrics: float) -> list[End]:
+    return [{"l0": l0, "loss_recovered": loss_recovered, **metrics} for l0, loss_recovered in values]
+
+
+@pytest.fixture(scope="module")
+def recorder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Recorder]:
+    """An older launch of two trials, and a newer one of all kinds."""
+    recorder = Recorder(tmp_path_factory.mktemp("results"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(recorder.folder)  # MLflow puts the artifacts of an SQLite store into the working directory
+        patch.setenv("MLFLOW_TRACKING_URI", recorder.uri)
+        recorder.record("sweep", OLDER, list(zip(GATED_1[:3], ends((9, 0.85), (19, 0.86), (29, 0.87)), strict=True)))
+        recorder.record(
+            "sweep",
+            NEWER,
+            [
+                *zip(GATED_1[1:], ends((40, 0.96), (20, 0.90), (30, 0.89)), strict=True),
+                *zip(STANDARD_1, ends((45, 0.95)), strict=True),
+                *zip(GATED_2, [*ends((12, 0.80), (0, 0.5), (8, math.nan)), "failed"], strict=True),
+                (GATED_1[0], "running"),
+            ],
+        )
+        yield recorder
+
+
+def trials_of(rows: pd.DataFrame) -> list[str]:
+    return rows["trial"].tolist()
+
+
+def test_the_newest_launch_is_the_default_and_its_rows_are_whole_and_sorted(recorder: Recorder) -> None:
+    rows = frontier("sweep")
+    assert rows.columns.tolist() == COLUMNS
+    expected = [GATED_1[2], GATED_1[3], GATED_1[1], STANDARD_1[0], GATED_2[0]]
+    assert trials_of(rows) == [trial.name for trial in expected]
+    assert rows["l0"].tolist() == [20, 30, 40, 45, 12]
+    assert rows["on_frontier"].tolist() == [True, False, True, False, True]
+    row = rows.iloc[3].to_dict()
+    expected_row = {"site": SITE_1, "architecture": "standard", "recipe": "norm_weighted/modern", "variant": ""}
+    expected_row |= {"d_sae": 16, "sparsity": 0.5, "sink_share": 0.25}
+    expected_row |= {"lr": 5e-4, "seed": 7, "tokens": 1024, "l0": 45.0, "loss_recovered": 0.95, "gamma": 1.0}
+    expected_row |= {"fvu": 0.1, "kl": 0.2, "ce_clean": 3.0, "ce_spliced": 3.4, "ce_zero": 7.0, "alive_fraction": 0.5}
+    assert expected_row.items() <= row.items()
+
+
+def test_the_store_may_be_named_instead(recorder: Recorder, monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = frontier("sweep")
+    monkeypatch.delenv("MLFLOW_TRACKING_URI")
+    pd.testing.assert_frame_equal(frontier("sweep", tracking_uri=recorder.uri), expected)
+    monkeypatch.chdir(recorder.folder)
+    pd.testing.assert_frame_equal(frontier("sweep"), expected)
+
+
+def test_a_launch_is_chosen_by_its_id(recorder: Recorder) -> None:
+    rows = frontier("sweep", launch=OLDER)
+    assert rows["l0"].tolist() == [9, 19, 29]
+    pd.testing.assert_frame_equal(frontier("sweep", launch=NEWER), frontier("sweep"))
+
+
+def test_of_all_launches_a_trial_counts_once_with_its_newest_result(recorder: Recorder) -> None:
+    rows = frontier("sweep", site=SITE_1, launch="all")
+    assert trials_of(rows) == [t.name for t in (GATED_1[0], GATED_1[2], GATED_1[3], GATED_1[1], STANDARD_1[0])]
+    assert rows["l0"].tolist() == [9, 20, 30, 40, 45]
+
+
+def test_of_all_launches_trials_of_one_name_and_other_settings_are_two(recorder: Recorder) -> None:
+    (short,), (long,) = expand(tokens=1024), expand(tokens=2048)
+    assert short.name == long.name
+    assert short.identity != long.identity
+    recorder.record("longer", OLDER, list(zip([short], ends((10, 0.8)), strict=True)))
+    recorder.record("longer", NEWER, list(zip([long], ends((20, 0.9)), strict=True)))
+    assert frontier("longer", launch="all")["tokens"].tolist() == [1024, 2048]
+
+
+def test_different_numbers_of_tokens_never_share_a_frontier_without_being_asked(recorder: Recorder) -> None:
+    short, long = expand(tokens=1024, l1_coefficient=L1[:3]), expand(tokens=2048, l1_coefficient=L1[:2])
+    recorder.record("budgets", OLDER, list(zip(short, ends((30, 0.90), (10, 0.80), (20, 0.79)), strict=True)))
+    recorder.record("budgets", NEWER, list(zip(long, ends((25, 0.95), (9, 0.85)), strict=True)))
+    rows = frontier("budgets", launch="all")
+    assert rows[["tokens", "l0"]].to_numpy().tolist() == [[1024, 10], [1024, 20], [1024, 30], [2048, 9], [2048, 25]]
+    assert rows["on_frontier"].tolist() == [True, False, True, True, True], "of each number of tokens"
+    (note,) = rows.attrs["notes"]
+    assert "1,024 and 2,048 tokens" in note and "--tokens all" in note
+    assert set(rows["launch"]) == {OLDER, NEWER}
+
+    mixed = frontier("budgets", launch="all", tokens="all")
+    assert mixed["l0"].tolist() == [9, 10, 20, 25, 30]
+    assert mixed["on_frontier"].tolist() == [True, False, False, True, False]
+    for tokens in (1024, "1024", "1_024"):
+        assert frontier("budgets", launch="all", tokens=tokens)["l0"].tolist() == [10, 20, 30]
+    with pytest.raises(UserError, match=r"^tokens: no SAE was trained on 512; .*1024, 2048, all"):
+        frontier("budgets", launch="all", tokens=512)
+
+    with pytest.raises(UserError, match=r"^tokens: .* 1,024 and 2,048 tokens"):
+        best("budgets", launch="all", max_l0=40)
+    for tokens, l0 in ((1024, 30), (2048, 25), ("all", 25)):
+        assert best("budgets", launch="all", max_l0=40, tokens=tokens).cfg.metadata["frontier"]["l0"] == l0
+
+
+def test_what_is_left_out_is_said(recorder: Recorder) -> None:
+    notes = frontier("sweep").attrs["notes"]
+    assert [note for note in notes if GATED_2[1].name in note and "L0 = 0" in note]
+    assert [note for note in notes if GATED_2[2].name in note and "loss recovered nan" in note]
+    failed = f"1 trial failed ({GATED_2[3].name}: NaN); why: the tag gsae.failure of its run"
+    assert failed in notes
+    assert len(notes) == 3
+    assert frontier("sweep", launch=OLDER).attrs["notes"] == []
+
+
+def test_a_site_is_chosen_by_its_name(recorder: Recorder) -> None:
+    rows = frontier("sweep", site=SITE_2)
+    assert trials_of(rows) == [GATED_2[0].name]
+    assert rows["on_frontier"].tolist() == [True]
+
+
+def test_where_zero_ablation_costs_nothing_the_frontier_says_so(recorder: Recorder) -> None:
+    usual, cheap = ends((10, 0.9)), ends((10, 0.9), ce_clean=3.0, ce_zero=3.049)
+    recorder.record("cheap", NEWER, [*zip(GATED_1, usual, strict=False), *zip(GATED_2, cheap, strict=False)])
+    (note,) = frontier("cheap").attrs["notes"]
+    assert note.startswith(f"{SITE_2}: zero-ablation costs only 0.049 nats")
+
+
+def test_law_6_different_evaluation_fingerprints_never_share_a_frontier(recorder: Recorder) -> None:
+    recorder.record("retokenised", OLDER, list(zip(GATED_1[:1], ends((10, 0.9)), strict=True)), "a" * 64)
+    recorder.record("retokenised", NEWER, list(zip(GATED_1[1:2], ends((20, 0.9)), strict=True)), "b" * 64)
+    with pytest.raises(UserError, match=r"launch: the launches of 'retokenised' were evaluated on different tokens"):
+        frontier("retokenised", launch="all")
+    assert frontier("retokenised")["l0"].tolist() == [20]
+    assert frontier("retokenised", launch=OLDER)["l0"].tolist() == [10]
+
+
+def test_a_sweep_of_which_nothing_is_usable_has_an_empty_frontier(recorder: Recorder) -> None:
+    recorder.record("dead", NEWER, [*zip(GATED_1, ends((0, 0.5)), strict=False)])
+    rows = frontier("dead")
+    assert rows.empty
+    assert rows.columns.tolist() == COLUMNS
+    assert len(rows.attrs["notes"]) == 1
+    pd.testing.assert_frame_equal(frontier("dead", site=SITE_1), rows)
+    with pytest.raises(UserError):
+        best("dead", max_l0=40)
+
+
+# ---- gradient pursuit and sums of each context ----------------------------------------------------------------------
+
+
+def test_pursuit_has_a_frontier_of_its_own_with_a_row_for_each_target(recorder: Recorder) -> None:
+    pursuit = {4: evaluation(l0=4.0, loss_recovered=0.8), 16: evaluation(l0=15.5, loss_recovered=0.95)}
+    recorder.record("pursued", NEWER, list(zip(GATED_1[:2], ends((9, 0.85), (19, 0.9)), strict=True)), pursuit=pursuit)
+    own, rows = frontier("pursued"), frontier("pursued", encoder="pursuit")
+    assert own.columns.tolist() == COLUMNS
+    assert own["l0"].tolist() == [9, 19]
+    assert rows.columns.tolist() == [*COLUMNS, "pursuit_l0"]
+    assert rows["pursuit_l0"].tolist() == [4, 4, 16, 16]
+    assert rows["l0"].tolist() == [4, 4, 15.5, 15.5]
+    assert rows["loss_recovered"].tolist() == [0.8, 0.8, 0.95, 0.95]
+    assert sorted(set(rows["trial"])) == sorted(trial.name for trial in GATED_1[:2])
+    assert rows["on_frontier"].all()
+    assert frontier("pursued", encoder="pursuit", launch="all")["l0"].tolist() == rows["l0"].tolist()
+
+
+def test_where_pursuit_was_not_asked_for_its_frontier_says_how_to_get_it(recorder: Recorder) -> None:
+    with pytest.raises(UserError, match=r"^--encoder: no trial of 'sweep' \(launch .*\) .* evaluation.pursuit_l0"):
+        frontier("sweep", encoder="pursuit")
+    with pytest.raises(UserError, match=r"^--encoder: unknown 'pursut'; did you mean 'pursuit'"):
+        frontier("sweep", encoder="pursut")
+
+
+def test_what_pursuit_leaves_out_is_said_with_its_target(recorder: Recorder) -> None:
+    pursuit = {4: evaluation(l0=0.0), 8: evaluation(l0=8.0, loss_recovered=math.nan), 16: evaluation(l0=15.5)}
+    recorder.record("half", NEWER, list(zip(GATED_1[:1], ends((9, 0.85)), strict=True)), pursuit=pursuit)
+    rows = frontier("half", encoder="pursuit")
+    assert rows["pursuit_l0"].tolist() == [16]
+    assert [note for note in rows.attrs["notes"] if "pursuit L0 4," in note and "L0 = 0" in note]
+    assert [note for note in rows.attrs["notes"] if "pursuit L0 8," in note and "nan" in note]
+
+
+def test_the_sums_of_each_context_are_fetched_for_a_row(recorder: Recorder) -> None:
+    pursuit = {4: evaluation(l0=3.5)}
+    recorder.record("sums", NEWER, list(zip(GATED_1[:1], ends((9, 0.85)), strict=True)), pursuit=pursuit)
+    run_id = frontier("sums")["run_id"][0]
+    for found, expected in ((sequences(run_id), evaluation(l0=9)), (sequences(run_id, pursuit_l0=4), pursuit[4])):
+        assert {name: values.tolist() for name, values in found.items()} == expected.sequences
+        assert all(values.dtype == np.float64 for values in found.values())
+    with pytest.raises(UserError, match=rf"^sequences: run {run_id} has no sums of each context by pursuit at L0 5"):
+        sequences(run_id, pursuit_l0=5)
+    with pytest.raises(UserError, match=r"^sequences: run nothing has no"):
+        sequences("nothing")
+
+
+def test_the_picture_has_dashed_lines_for_pursuit(recorder: Recorder, tmp_path: Path) -> None:
+    pursuit = {4: evaluation(l0=4.0, loss_recovered=0.8), 16: evaluation(l0=15.5, loss_recovered=0.95)}
+    trials = [
+        *zip(GATED_1[:2], ends((9, 0.85), (19, 0.9)), strict=True),
+        *zip(GATED_2[:1], ends((8, 0.8)), strict=True),
+    ]
+    recorder.record("drawn", NEWER, trials, pursuit=pursuit)
+    figure = plot_frontier(frontier("drawn"), frontier("drawn", encoder="pursuit"))
+    assert len(figure.axes) == 2
+    solid, dashed = (
+        next(line for line in figure.axes[0].lines if line.get_label() == label)
+        for label in ("gated", "gated, pursuit")
+    )
+    assert solid.get_linestyle() == "-" and sorted(solid.get_xdata()) == [9, 19]
+    assert dashed.get_linestyle() == "--" and sorted(set(dashed.get_xdata())) == [4, 15.5]
+    assert all("pursuit" not in str(line.get_label()) for line in plot_frontier(frontier("drawn")).axes[0].lines)
+
+
+# ---- what else is in an experiment, and where MLflow is away --------------------------------------------------------
+
+
+def test_runs_that_no_launch_has_made_are_left_out_with_a_note(recorder: Recorder) -> None:
+    """Somebody's own run, a copy without parameters, one without tags, one whose numbers are words."""
+    recorder.record("shared", NEWER, list(zip(GATED_1[:1], ends((10, 0.9)), strict=True)))
+    client = MlflowClient(recorder.uri)
+    experiment = client.get_experiment_by_name("shared").experiment_id
+    (row,) = frontier("shared").itertuples()
+    whole = client.get_run(row.run_id).data
+    tags = {name: value for name, value in whole.tags.items() if name.startswith("gsae.")}
+    others: list[tuple[dict[str, str], dict[str, str], str]] = [
+        ({KIND: "trial"}, {}, ""),
+        (tags, {}, "architecture"),
+        (tags, whole.params | {"architecture": "mine"}, "mine"),
+        (tags, whole.params | {"seed": "none"}, "none"),
+        ({KIND: "trial", LAUNCH: NEWER}, whole.params, TRIAL),
+        ({name: value for name, value in tags.items() if name != EVALUATION}, whole.params, EVALUATION),
+        ({}, {"lr": "1"}, ""),
+        ({KIND: "launch"}, {}, ""),
+    ]
+    notes = {}
+    for number, (its_tags, params, missing) in enumerate(others):
+        run = client.create_run(experiment, tags=its_tags, run_name=f"mine {number}")
+        for name, value in params.items():
+            client.log_param(run.info.run_id, name, value)
+        client.set_terminated(run.info.run_id, "FINISHED")
+        if missing:
+            notes[run.info.run_id] = missing
+    for launch in (None, "all"):
+        rows = frontier("shared", launch=launch)
+        assert rows["run_id"].tolist() == [row.run_id]
+        for run_id, missing in notes.items():
+            (note,) = [note for note in rows.attrs["notes"] if run_id in note]
+            assert "is left out: no run of a sweep, or not a whole one" in note and missing in note
+    assert best("shared", max_l0=40).cfg.metadata["frontier"]["run_id"] == row.run_id
+
+
+def test_failed_trials_are_counted_with_the_reasons_of_some(recorder: Recorder) -> None:
+    ended = [*zip(GATED_1[:1], ends((10, 0.9)), strict=True), *((t, "failed") for t in (*GATED_1[1:], *GATED_2[:2]))]
+    recorder.record("failing", OLDER, ended)
+    (note,) = frontier("failing").attrs["notes"]
+    assert note.startswith("5 trials failed (") and note.count(": NaN") == 3 and "; and 2 more); why: " in note
+    recorder.record("failing", NEWER, list(zip(GATED_1, ends((9, 0.8), (10, 0.9), (11, 0.9), (12, 0.9)), strict=True)))
+    assert frontier("failing").attrs["notes"] == []
+    (note,) = frontier("failing", launch="all").attrs["notes"]
+    assert note.startswith("2 trials failed ("), "those that a newer launch has finished do not count"
+
+
+def test_storage_tells_the_same_as_mlflow(recorder: Recorder) -> None:
+    """The same rows, notes and refusals, but for where each trial is found."""
+    storage, uri = recorder.folder / "runs", f"sqlite:///{recorder.folder}/other.db"
+    pursuit = {4: evaluation(l0=4.0, loss_recovered=0.8), 16: evaluation(l0=15.5, loss_recovered=math.inf)}
+    wide = expand("standard", l1_coefficient=[0.5, 1.0], tokens=2048)
+    values: list[tuple[TrialSpec, End]] = [
+        *zip(GATED_1, ends((40, 0.96), (20, 0.90), (30, 0.89), (30, 0.7)), strict=True),
+        *zip(wide, ends((45, 0.95), (0, 0.5)), strict=True),
+        *zip(GATED_2, [*ends((12, 0.80), (8, math.inf)), "failed", "running"], strict=True),
+    ]
+    directories = {}
+    for trial, end in values:
+        directory = directories[trial.name] = begin(storage / "swept" / "trials", trial, steps=2)
+        if isinstance(end, dict):
+            finish(directory, trial, FINGERPRINT, pursuit, **end)
+        elif end == "failed":
+            directory.fail("NaN")
+    launches = {OLDER: values[:3], NEWER: values}
+    for launch, carried in launches.items():
+        time.sleep(0.002)
+        encoders: list[int | None] = [None] if launch == OLDER else [None, *pursuit]
+        mirror = Mirror(uri, "other experiment", launch, FINGERPRINT, encoders)
+        mirror.open_launch("swept", {})
+        mirror.sync([(trial, directories[trial.name]) for trial, _ in carried])
+        mirror.close("FINISHED")
+        folder = storage / "swept" / "launches" / launch
+        folder.mkdir(parents=True)
+        sweep = {"name": "swept", "experiment": "other experiment"}
+        identities = {trial.name: trial.identity for trial, _ in carried}
+        ledger.LAUNCH.write(folder / "launch.json", {"sweep": sweep, "trials": identities})
+        ledger.EVALUATED.write(folder / "evaluation.json", {"fingerprint": FINGERPRINT, "encoders": encoders})
+    for options in (
+        {},
+        {"launch": "all"},
+        {"launch": OLDER},
+        {"site": SITE_2},
+        {"encoder": "pursuit"},
+        {"tokens": "all"},
+    ):
+        theirs = frontier("other experiment", tracking_uri=uri, **options)  # type: ignore[arg-type]
+        mine = frontier("other experiment", storage=storage, **options)  # type: ignore[arg-type]
+        assert len(mine) > 0
+        pd.testing.assert_frame_equal(mine.drop(columns="run_id"), theirs.drop(columns="run_id"))
+        notes = [n.replace("the tag gsae.failure of its run", "FAILED in its folder") for n in theirs.attrs["notes"]]
+        assert mine.attrs["notes"] == notes
+        assert all(saes.load(Path(folder) / "sae").cfg.d_sae == 16 for folder in mine["run_id"])
+    refusals: list[tuple[dict[str, Any], str]] = [
+        ({"launch": "none"}, f"launch: no 'none' in 'other experiment'; (one of: {NEWER}, {OLDER})"),
+        ({"launch": OLDER, "encoder": "pursuit"}, "--encoder: no trial of 'other experiment'"),
+    ]
+    for options, said in refusals:
+        for where in ({"tracking_uri": uri}, {"storage": storage}):
+            with pytest.raises(UserError, match=re.escape(said)):
+                frontier("other experiment", **options, **where)  # type: ignore[arg-type]
+    with pytest.raises(UserError, match=r"^experiment: no 'swpet' at .*runs; did you mean 'other experiment'|one of"):
+        frontier("swpet", storage=storage)
+    with pytest.raises(UserError, match="^--storage: no launch in .*/nowhere; give the folder that `run` was given"):
+        frontier("other experiment", storage=storage / "nowhere")
+    ledger.EVALUATED.write(folder / "evaluation.json", {"fingerprint": "a" * 64, "encoders": [None]})
+    directories[GATED_1[0].name].save_evaluation("a" * 64, 1024, evaluation(l0=10.0))
+    assert frontier("other experiment", storage=storage)["l0"].tolist() == [10]
+    with pytest.raises(UserError, match="were evaluated on different tokens"):
+        frontier("other experiment", storage=storage, launch="all")
+    (directories[GATED_1[0].name].path / "trial.json").write_text("{")
+    with pytest.raises(UserError, match="no run of a sweep, or not a whole one"):
+        frontier("other experiment", storage=storage)
+
+
+@pytest.mark.parametrize("damage", COMMON.values(), ids=COMMON)
+def test_the_frontier_of_a_damaged_storage_names_the_file_and_shows_the_rest(tmp_path: Path, damage: Damage) -> None:
+    """ "No trial has finished" would be wrong, and an older launch in the newest one's place a surprise."""
+    finish(begin(tmp_path / "swept/trials", GATED_1[0], steps=2), GATED_1[0], FINGERPRINT)
+    for launch in (OLDER, NEWER):
+        folder = tmp_path / "swept/launches" / launch
+        folder.mkdir(parents=True)
+        identities = {GATED_1[0].name: GATED_1[0].identity}
+        ledger.LAUNCH.write(folder / "launch.json", {"sweep": {"name": "swept"}, "trials": identities})
+        ledger.EVALUATED.write(folder / "evaluation.json", {"fingerprint": FINGERPRINT, "encoders": [None]})
+    damage(folder / "evaluation.json")
+    with pytest.raises(UserError, match=rf"^experiment: no trial .*{NEWER}/evaluation.json"):
+        frontier("swept", storage=tmp_path)
+    rows = frontier("swept", storage=tmp_path, launch="all")
+    assert rows["launch"].tolist() == [OLDER]
+    (note,) = rows.attrs["notes"]
+    assert f"{NEWER}/evaluation.json" in note
+    cut(folder / "launch.json")
+    rows = frontier("swept", storage=tmp_path)
+    assert rows["launch"].tolist() == [OLDER]
+    (note,) = rows.attrs["notes"]
+    assert f"{NEWER}/launch.json: this file is damaged" in note
+
+
+def test_files_may_take_longer_than_answers(recorder: Recorder, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A server that keeps them elsewhere fetches a whole SAE before it sends the first byte."""
+    waits = []
+
+    def download(*_: object) -> None:
+        waits.append(int(os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"]))
+        raise OSError("that is all")
+
+    monkeypatch.setattr(results, "download_sae", download)
+    monkeypatch.setattr(results, "download_sequences", download)
+    (row, *_) = frontier("sweep").itertuples()
+    with pytest.raises(UserError, match="that is all"):
+        best("sweep", site=SITE_1, max_l0=1000)
+    with pytest.raises(UserError, match="that is all"):
+        sequences(row.run_id)
+    assert min(waits) >= 120, "as MLflow itself has it"
+
+
+# ---- errors ---------------------------------------------------------------------------------------------------------
+
+
+def test_an_unknown_experiment_names_the_nearest(recorder: Recorder) -> None:
+    with pytest.raises(UserError, match=r"^experiment: no 'sweeep' at .*; did you mean 'sweep'\? \(one of: .*sweep"):
+        frontier("sweeep")
+
+
+def test_an_unknown_site_names_the_nearest(recorder: Recorder) -> None:
+    with pytest.raises(UserError, match=rf"^site: no 'blocks.1.resid_post' in 'sweep'; did you mean '{SITE_1}'"):
+        frontier("sweep", site="blocks.1.resid_post")
+
+
+def test_an_unknown_launch_names_the_nearest(recorder: Recorder) -> None:
+    with pytest.raises(UserError, match=rf"^launch: no '{OLDER[:-1]}' in 'sweep'; did you mean '{OLDER}'"):
+        frontier("sweep", launch=OLDER[:-1])
+
+
+def test_an_experiment_without_runs_or_without_a_finished_trial_says_so(recorder: Recorder) -> None:
+    recorder.record("begun", NEWER, [(GATED_1[0], "running"), (GATED_1[1], "failed")])
+    end = re.escape(f" has finished yet; 1 trial failed ({GATED_1[1].name}: NaN); why: the tag gsae.failure of its run")
+    with pytest.raises(UserError, match=rf"^experiment: no trial of 'begun' \(launch {NEWER}\){end}$"):
+        frontier("begun")
+    with pytest.raises(UserError, match=rf"^experiment: no trial of 'begun' \(any launch\){end}$"):
+        frontier("begun", launch="all")
+    Mirror(recorder.uri, "empty", NEWER, FINGERPRINT)
+    with pytest.raises(UserError, match=r"^experiment: 'empty' has no runs"):
+        frontier("empty")
+
+
+def test_where_nothing_was_recorded_is_said_and_nothing_is_made(
+    recorder: Recorder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI")
+    with pytest.raises(UserError, match=rf"^--tracking-uri: nothing has been recorded at {tmp_path}/mlflow.db"):
+        frontier("sweep")
+    assert list(tmp_path.iterdir()) == []
+
+
+# ---- the SAE --------------------------------------------------------------------------------------------------------
+
+
+def assert_same_weights(one: saes.SAE, other: saes.SAE) -> None:
+    weights, expected = one.state_dict(), other.state_dict()
+    assert weights.keys() == expected.keys()
+    assert all(torch.equal(weights[name], expected[name]) for name in weights)
+
+
+@pytest.mark.parametrize(
+    ("constraint", "launch", "trial"),
+    [
+        ({"max_l0": 40}, NEWER, GATED_1[1]),
+        ({"max_l0": 35}, NEWER, GATED_1[2]),
+        ({"min_loss_recovered": 0.9}, NEWER, GATED_1[2]),
+        ({"max_l0": 20, "launch": OLDER}, OLDER, GATED_1[1]),
+    ],
+)
+def test_best_is_the_sae_that_was_saved(
+    recorder: Recorder, constraint: dict[str, Any], launch: str, trial: TrialSpec
+) -> None:
+    sae = best("sweep", site=SITE_1, **constraint)
+    assert_same_weights(sae, recorder.saved("sweep", launch, trial))
+    record = sae.cfg.metadata["frontier"]
+    assert (record["trial"], record["site"]) == (trial.name, sae.cfg.site)
+    x_BD = torch.randn(5, trial.d_in)
+    assert sae.decode(sae.encode(x_BD)).shape == x_BD.shape
+
+
+def test_best_of_several_sites_asks_for_one(recorder: Recorder) -> None:
+    with pytest.raises(UserError, match=rf"^site: this sweep has 2, name one \(one of: {SITE_1}, {SITE_2}\)$"):
+        best("sweep", max_l0=40)
+
+
+def test_best_says_when_the_sae_cannot_be_fetched(recorder: Recorder) -> None:
+    recorder.record("lost", NEWER, list(zip(GATED_1[:1], ends((10, 0.9)), strict=True)))
+    for weights in (recorder.folder / "mlruns").rglob("sae_weights.safetensors"):
+        if frontier("lost")["run_id"][0] in weights.parts:
+            weights.unlink()
+    with pytest.raises(UserError):
+        best("lost", max_l0=40)
+
+
+@pytest.mark.parametrize("name", ["sae_weights.safetensors", "cfg.json"])
+@pytest.mark.parametrize("damage", [flip, cut, Path.unlink])
+def test_best_never_hands_out_an_sae_that_is_not_the_one_that_was_measured(
+    recorder: Recorder, damage: Damage, name: str
+) -> None:
+    experiment = f"damaged {name} {damage.__name__}"
+    recorder.record(experiment, OLDER, list(zip(GATED_1[:1], ends((10, 0.9)), strict=True)))
+    run_id = frontier(experiment)["run_id"][0]
+    for file in (recorder.folder / "mlruns").rglob(name):
+        if run_id in file.parts:
+            damage(file)
+    with pytest.raises(UserError, match=f"^best: the SAE of run {run_id} is damaged: .*without --resume"):
+        best(experiment, max_l0=40)
+    recorder.record(experiment, NEWER, list(zip(GATED_1[:1], ends((10, 0.9)), strict=True)))
+    assert best(experiment, max_l0=40).cfg.metadata["frontier"]["l0"] == 10, "as the line says"
+
+
+@pytest.mark.parametrize("name", ["truncated", "one bit", "deleted", "{}", "no UTF-8"])
+def test_sums_that_are_not_those_that_were_measured_are_never_handed_out(recorder: Recorder, name: str) -> None:
+    experiment = f"sums {name}"
+    recorder.record(experiment, OLDER, list(zip(GATED_1[:1], ends((10, 0.9)), strict=True)))
+    run_id = frontier(experiment)["run_id"][0]
+    assert sequences(run_id)["rows"].tolist() == [7, 6]
+    for file in (recorder.folder / "mlruns").rglob("sequences.json"):
+        if run_id in file.parts:
+            DAMAGES[name](file)
+    with pytest.raises(UserError, match=f"^sequences: .*run {run_id} ") as found:
+        sequences(run_id)
+    assert "\n" not in str(found.value)
+
+
+def test_a_parent_that_was_fetched_and_is_damaged_is_fetched_again(recorder: Recorder, tmp_path: Path) -> None:
+    recorder.record("parents", OLDER, list(zip(STANDARD_1, ends((10, 0.9)), strict=True)))
+    run_id = frontier("parents")["run_id"][0]
+    sweep = Sweep.model_validate(
+        {
+            "name": "child",
+            "model": {"name": "builtin"},
+            "dataset": {"name": "builtin"},
+            "sites": {"layers": [1], "points": ["resid_post"]},
+            "saes": [{"architecture": "rescale_shift", "widths": [16], "parent": run_id}],
+            "training": {"tokens": 1024, "batch_size": 64, "lr": 1e-3},
+        }
+    )
+    for damage in COMMON.values():
+        for name in ("sae/cfg.json", "sae/sae_weights.safetensors", "sae.json"):
+            parents = fetch_parents(sweep, tmp_path, recorder.uri)
+            assert_same_weights(saes.load(parents[run_id]), recorder.saved("parents", OLDER, STANDARD_1[0]))
+            damage(parents[run_id].parent / name)
+    fetch_parents(sweep, tmp_path, recorder.uri)
+    recorder_is_gone = f"sqlite:///{tmp_path / 'nothing.db'}"
+    assert fetch_parents(sweep, tmp_path, recorder_is_gone) == parents, "what is whole is not fetched again"
+
+
+def test_best_leaves_no_temporary_files(recorder: Recorder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    best("sweep", site=SITE_1, max_l0=40)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_export_writes_what_load_reads_with_where_it_came_from(recorder: Recorder, tmp_path: Path) -> None:
+    sae = best("sweep", site=SITE_1, max_l0=40)
+    export(sae, tmp_path / "new" / "folder")
+    loaded = saes.load(tmp_path / "new" / "folder")
+    assert_same_weights(loaded, sae)
+    assert loaded.cfg == sae.cfg
+    assert loaded.cfg.metadata["frontier"]["l0"] == 40
+
+
+def test_export_checks_the_format_and_the_folder(recorder: Recorder, tmp_path: Path) -> None:
+    sae = recorder.saved("sweep", NEWER, GATED_1[1])
+    with pytest.raises(UserError, match=r"^--format: unknown 'gase'; did you mean 'gsae'"):
+        export(sae, tmp_path, "gase")
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match=r"^--out: .*file is a file; give a folder$"):
+        export(sae, tmp_path / "file")
+    assert check_export(tmp_path / "new", "gsae") == tmp_path / "new"
+    assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize("name", ["cfg.json", "sae_weights.safetensors", "sparsity.safetensors", "notes.txt"])
+def test_export_overwrites_no_file_that_is_not_ours(recorder: Recorder, tmp_path: Path, name: str) -> None:
+    sae = recorder.saved("sweep", NEWER, GATED_1[1])
+    (tmp_path / name).write_text('{"architecture": "standard", "d_in": 8, "d_sae": 16}')
+    with pytest.raises(UserError, match=rf"^--out: .* \({name}\); nothing is overwritten: give a new folder, or "):
+        export(sae, tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+
+
+def test_export_replaces_an_sae_of_ours_as_a_whole(recorder: Recorder, tmp_path: Path) -> None:
+    recorder.saved("sweep", NEWER, STANDARD_1[0]).save(tmp_path)
+    (tmp_path / ".gitignore").write_text("")
+    export(recorder.saved("sweep", NEWER, GATED_1[1]), tmp_path)
+    assert saes.load(tmp_path).cfg.architecture == "gated"
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".gitignore", "cfg.json", "sae_weights.safetensors"]
+
+
+def test_results_import_nothing_of_ray(recorder: Recorder, tmp_path: Path) -> None:
+    script = f"""
+import sys, json, gsae_ray
+rows = gsae_ray.frontier("sweep")
+gsae_ray.export(gsae_ray.best("sweep", {SITE_1!r}, max_l0=40), {str(tmp_path / "out")!r})
+print(json.dumps([len(rows), [name for name in sys.modules if name.split(".")[0] == "ray"]]))
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert json.loads(done.stdout) == [5, []]
+    assert_same_weights(saes.load(tmp_path / "out"), recorder.saved("sweep", NEWER, GATED_1[1]))

@@ -1,0 +1,87 @@
+"""The picture of the frontier, as matplotlib's own objects hold it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from matplotlib.axes import Axes
+from matplotlib.lines import Line2D
+
+from gsae_ray.results.plots import plot_frontier, save_frontier
+
+
+def rows_of(*points: tuple[float, float], sites: int = 1, **columns: Any) -> pd.DataFrame:
+    """SAEs of one kind, the same at each site."""
+    kind = {"architecture": "gated", "variant": "", "recipe": "norm_weighted/modern", "d_sae": 16, "tokens": 1024}
+    rows = [
+        {**kind, "site": f"blocks.{site}.mlp", "l0": l0, "loss_recovered": quality, **columns}
+        for site in range(sites)
+        for l0, quality in points
+    ]
+    return pd.DataFrame(rows)
+
+
+def curves(axis: Axes) -> dict[str, Line2D]:
+    """By the name in the legend."""
+    return {str(line.get_label()): line for line in axis.lines if not str(line.get_label()).startswith("_")}
+
+
+def data(line: Line2D) -> list[list[float]]:
+    return [[float(value) for value in pair] for pair in np.column_stack([line.get_xdata(), line.get_ydata()])]
+
+
+@pytest.mark.parametrize("sites", range(1, 10))
+def test_every_site_has_its_panel_and_no_panel_is_empty(sites: int) -> None:
+    figure = plot_frontier(rows_of((1, 0.5), (2, 0.6), sites=sites))
+    assert [axis.get_title() for axis in figure.axes] == [f"blocks.{site}.mlp" for site in range(sites)]
+    assert all(axis.get_visible() and data(curves(axis)["gated"]) == [[1, 0.5], [2, 0.6]] for axis in figure.axes)
+
+
+def test_a_line_joins_the_frontier_in_order_of_l0_and_beaten_saes_are_points_alone() -> None:
+    (axis,) = plot_frontier(rows_of((8, 0.9), (4, 0.5), (1, 0.6), (2, 0.8), (9, 0.7))).axes
+    joined, points = axis.lines
+    assert data(joined) == [[1, 0.6], [2, 0.8], [8, 0.9]]
+    assert joined.get_linestyle() == "-"
+    assert data(points) == [[4, 0.5], [9, 0.7]]
+    assert points.get_linestyle() == "None" and points.get_marker() == "o"
+    assert points.get_color() == joined.get_color()
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "names"),
+    [
+        ({"d_sae": 512}, {"d_sae": 1024}, ["gated w512", "gated w1024"]),
+        ({"tokens": 60_000}, {"tokens": 200_000}, ["gated 60,000 tokens", "gated 200,000 tokens"]),
+        ({"recipe": "paper/modern"}, {"recipe": "paper/paper"}, ["gated paper/modern", "gated paper/paper"]),
+        ({"variant": ""}, {"variant": "tied=false"}, ["gated", "gated tied=false"]),
+        ({"d_sae": 512}, {"d_sae": 768, "architecture": "standard"}, ["gated", "standard"]),
+    ],
+)
+def test_saes_of_different_kinds_are_different_curves(
+    one: dict[str, Any], other: dict[str, Any], names: list[str]
+) -> None:
+    """Though all SAEs of the one are better than those of the other."""
+    rows = pd.concat([rows_of((1, 0.5), (2, 0.6), **one), rows_of((1, 0.7), (2, 0.8), **other)], ignore_index=True)
+    (axis,) = plot_frontier(rows).axes
+    found = curves(axis)
+    assert list(found) == names
+    assert [data(line) for line in found.values()] == [[[1, 0.5], [2, 0.6]], [[1, 0.7], [2, 0.8]]]
+    assert len({line.get_color() for line in found.values()}) == 2
+
+
+def test_pursuit_has_the_colour_of_its_saes_though_only_some_were_pursued() -> None:
+    narrow, wide = rows_of((1, 0.5), (2, 0.6), d_sae=512), rows_of((1, 0.7), (2, 0.8), d_sae=1024)
+    (axis,) = plot_frontier(pd.concat([narrow, wide], ignore_index=True), wide.assign(pursuit_l0=4)).axes
+    found = curves(axis)
+    assert list(found) == ["gated w512", "gated w1024", "gated w1024, pursuit"]
+    assert found["gated w1024"].get_color() == found["gated w1024, pursuit"].get_color()
+    assert found["gated w1024, pursuit"].get_linestyle() == "--"
+
+
+def test_the_picture_is_written(tmp_path: Path) -> None:
+    save_frontier(rows_of((1, 0.5), (2, 0.6), sites=4), tmp_path / "frontier.png")
+    assert (tmp_path / "frontier.png").read_bytes().startswith(b"\x89PNG")
