@@ -13,6 +13,8 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from gsae_ray.version import __version__
+
 if TYPE_CHECKING:
     from gsae_ray.config.load import load_sweep
     from gsae_ray.config.sweep import Sweep
@@ -22,13 +24,13 @@ if TYPE_CHECKING:
     from gsae_ray.results.frontier import best, export, frontier
     from gsae_ray.saes import SAE, load
 
-__version__ = "0.1.0"
 __all__ = [
     "Job",
     "SAE",
     "Sweep",
     "SweepResult",
     "UserError",
+    "__version__",
     "best",
     "export",
     "frontier",
@@ -39,18 +41,18 @@ __all__ = [
 ]
 
 _MODULES = {
-    "Job": "cluster",
+    "Job": "jobs.job",
     "SAE": "saes",
-    "Sweep": "sweep",
-    "SweepResult": "launch",
+    "Sweep": "config.sweep",
+    "SweepResult": "driver.launch",
     "UserError": "errors",
-    "best": "results",
-    "export": "results",
-    "frontier": "results",
+    "best": "results.frontier",
+    "export": "results.frontier",
+    "frontier": "results.frontier",
     "load": "saes",
-    "load_sweep": "sweep_file",
-    "run": "launch",
-    "submit": "cluster",
+    "load_sweep": "config.load",
+    "run": "driver.launch",
+    "submit": "jobs.job",
 }
 
 

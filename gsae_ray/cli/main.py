@@ -18,6 +18,7 @@ from rich.console import Console
 import gsae_ray
 from gsae_ray.errors import FAILED, INTERRUPTED, REFUSED, SweepStoppedError, UserError
 from gsae_ray.names import local_path, own_command
+from gsae_ray.version import __version__
 
 if TYPE_CHECKING:
     from gsae_ray.capacity.duration import Pace
@@ -104,7 +105,7 @@ _tokens_option = click.option(
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
-@click.version_option(gsae_ray.__version__)
+@click.version_option(__version__)
 def main() -> None:
     """Sweeps of sparse autoencoders that share one pass over the language model."""
 

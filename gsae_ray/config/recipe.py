@@ -14,8 +14,8 @@ from typing import Annotated, Any, Literal
 import pydantic
 from pydantic import AfterValidator, BeforeValidator, Field
 
-from gsae_ray.config.fields import AtMost, Count, Finite32, Fraction, Grid, InMemory, Seed, Settings, unique
 from gsae_ray.errors import shown
+from gsae_ray.fields import AtMost, Count, Finite32, Fraction, Grid, InMemory, Seed, Settings, unique
 from gsae_ray.saes import Objective
 
 Schedule = Literal["paper", "modern"]

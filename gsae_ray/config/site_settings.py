@@ -7,9 +7,9 @@ from typing import Literal
 import pydantic
 from pydantic import Field
 
-from gsae_ray.config.fields import MAX_GRID, Settings
 from gsae_ray.config.layers import Layers, depend_on_model, numbered
 from gsae_ray.errors import shown, suggest
+from gsae_ray.fields import MAX_GRID, Settings
 from gsae_ray.language_model.hooks import POINTS, Site
 
 

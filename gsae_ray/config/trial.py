@@ -11,8 +11,8 @@ from typing import Any
 from gsae_ray.config.recipe import TrialTraining, show
 from gsae_ray.errors import UserError
 from gsae_ray.files import digest
-from gsae_ray.revision import REVISION
 from gsae_ray.saes import REGISTRY, SAEConfig
+from gsae_ray.version import REVISION
 
 MAX_NAME = 200
 _PLAIN_SITE = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.\-]*(:input|:output)?")

@@ -26,7 +26,7 @@ from gsae_ray.data.documents import find_data
 from gsae_ray.data.vocabulary import Vocabulary
 from gsae_ray.errors import DamagedError, DataEndedError, UserError
 from gsae_ray.files import JSONFile, digest, file_hash, is_whole, write_atomically
-from gsae_ray.revision import REVISION
+from gsae_ray.version import REVISION
 
 FEW_DOCUMENTS = 10  # of so few no share can be held out
 

@@ -9,8 +9,8 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from gsae_ray.config.fields import Finite32
 from gsae_ray.errors import UserError
+from gsae_ray.fields import Finite32
 from gsae_ray.saes.base import SAE, Losses, Objective, SAEConfig, register
 from gsae_ray.saes.jumprelu import JumpReLUSAE
 

@@ -9,7 +9,7 @@ import torch
 from pydantic import AfterValidator, Field, model_validator
 from torch import Tensor
 
-from gsae_ray.config.fields import Finite32
+from gsae_ray.fields import Finite32
 from gsae_ray.names import check_run_id
 from gsae_ray.saes.base import SAE, Losses, Objective, SAEConfig, register
 from gsae_ray.saes.gated import GatedSAE

@@ -6,7 +6,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from gsae_ray.config.fields import Finite32
+from gsae_ray.fields import Finite32
 from gsae_ray.saes.base import SAE, Losses, Objective, SAEConfig, register
 
 

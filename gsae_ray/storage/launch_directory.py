@@ -29,7 +29,6 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, FiniteFloat
 from typing_extensions import NotRequired, TypedDict
 
-import gsae_ray
 from gsae_ray.activations.production_log import Record
 from gsae_ray.config import plain_yaml
 from gsae_ray.config.sweep import Sweep
@@ -37,7 +36,7 @@ from gsae_ray.config.trial import TrialSpec
 from gsae_ray.errors import DamagedError, ReplacedError, UserError
 from gsae_ray.files import JSONFile, write_atomically
 from gsae_ray.hardware import machine
-from gsae_ray.revision import REVISION, WHY
+from gsae_ray.version import REVISION, WHY, __version__
 
 DONE = "DONE"
 LOCK_HEARTBEAT_S = 5.0
@@ -398,7 +397,7 @@ def versions() -> dict[str, str]:
     """What the numbers of a launch depend on besides its settings."""
     names = ("torch", "transformers", "ray", "mlflow", "datasets", "numpy")
     return {
-        "gsae-ray": gsae_ray.__version__,
+        "gsae-ray": __version__,
         "python": platform.python_version(),
         "machine": machine(),
         **{name: importlib.metadata.version(name) for name in names},

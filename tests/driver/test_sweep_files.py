@@ -99,7 +99,7 @@ def cut_down(file: str, checkpoints: dict[str, Path]) -> list[str]:
 
 
 def entry_values(grid: object) -> list[float]:
-    from gsae_ray.config.fields import expand_grid
+    from gsae_ray.fields import expand_grid
 
     values = expand_grid(grid)
     assert isinstance(values, tuple)

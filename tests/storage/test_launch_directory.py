@@ -23,7 +23,6 @@ from gsae_ray.config.sweep import Sweep
 from gsae_ray.config.trial import TrialSpec
 from gsae_ray.errors import ReplacedError, UserError
 from gsae_ray.language_model.hooks import Site
-from gsae_ray.revision import REVISION, WHY
 from gsae_ray.storage import launch_directory as ledger
 from gsae_ray.storage.launch_directory import (
     LOCK_STALE_S,
@@ -33,6 +32,7 @@ from gsae_ray.storage.launch_directory import (
     driver_lock,
     finish_launch,
 )
+from gsae_ray.version import REVISION, WHY
 
 # ---- one driver at a time -------------------------------------------------------------------------------------------
 

@@ -1,4 +1,9 @@
-"""The revision of how numbers are computed: part of every identity, so that what another computed is not reused."""
+"""The version of the package, and the revision of how numbers are computed.
+
+The revision is part of every identity, so that what another computed is not reused.
+"""
+
+__version__ = "0.1.0"
 
 REVISION = 2
 """Raised when the same sweep file comes to other numbers than before, with the reason in `WHY`."""
