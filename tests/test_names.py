@@ -14,9 +14,9 @@ from mlflow.tracking import MlflowClient
 import gsae_ray
 from gsae_ray.cli.main import main
 from gsae_ray.config.load import load_sweep
+from gsae_ray.config.site import Site
 from gsae_ray.config.sweep import Sweep
 from gsae_ray.errors import UserError
-from gsae_ray.language_model.hooks import Site
 from gsae_ray.names import check_run_id, folder_name, local_path, own_command
 from gsae_ray.tracking.mirror import Mirror
 

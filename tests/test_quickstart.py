@@ -12,9 +12,9 @@ import torch
 from rich.console import Console
 
 import gsae_ray
+from gsae_ray.config.site import Site
 from gsae_ray.driver.launch import run
 from gsae_ray.hardware import machine
-from gsae_ray.language_model.hooks import Site
 
 GOLDEN = {  # (layer, architecture, λ) -> hash of the weights, L0, loss recovered, γ; at revision 040857e, 2026-11-28
     (1, "gated", 1.0): ("ae6296c3b975a081", 46.16, 0.9800, 0.9981),

@@ -11,13 +11,14 @@ import torch
 from gsae_ray.activations.chunks import Array, SiteStatistics, to_array
 from gsae_ray.activations.layout import Layout
 from gsae_ray.activations.statistics import Gathering
+from gsae_ray.config.site import Site
 from gsae_ray.config.sweep import ModelSettings
 from gsae_ray.data.contexts import PADDING
 from gsae_ray.data.tokens import TokenStore, model_input
 from gsae_ray.evaluation.evaluator import Evaluator
 from gsae_ray.evaluation.metrics import Evaluation
 from gsae_ray.language_model.causal import check_predictions
-from gsae_ray.language_model.hooks import Site, capture
+from gsae_ray.language_model.hooks import capture
 from gsae_ray.language_model.loading import load_model
 from gsae_ray.saes import from_bytes
 

@@ -13,7 +13,7 @@ from pydantic import BaseModel
 from gsae_ray.config import plain_yaml
 from gsae_ray.config.explain import explain, models_in
 from gsae_ray.config.sae_settings import TRAINABLE, SAESettings
-from gsae_ray.config.site_settings import SiteSettings
+from gsae_ray.config.site import SiteSettings
 from gsae_ray.config.sweep import Sweep
 from gsae_ray.errors import UserError, shown
 from gsae_ray.fields import AtMost, bounds_in

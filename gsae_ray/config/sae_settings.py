@@ -12,10 +12,9 @@ from pydantic import ConfigDict, Field
 
 from gsae_ray.config.explain import Key, refusal
 from gsae_ray.config.recipe import TrainingSettings
-from gsae_ray.config.site_settings import SiteSettings
+from gsae_ray.config.site import Site, SiteSettings
 from gsae_ray.errors import UserError, shown, suggest
 from gsae_ray.fields import AtMost, Grid, Positive, Settings, expand_grid, unique
-from gsae_ray.language_model.hooks import Site
 from gsae_ray.saes import REGISTRY
 
 TRAINABLE = tuple(name for name in REGISTRY if REGISTRY[name].trainable)

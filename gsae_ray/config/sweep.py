@@ -16,7 +16,7 @@ from pydantic import Field
 from gsae_ray.config.explain import Key, listed, problems, refusal
 from gsae_ray.config.recipe import TrainingSettings
 from gsae_ray.config.sae_settings import SAESettings, check_count
-from gsae_ray.config.site_settings import SiteSettings
+from gsae_ray.config.site import Site, SiteSettings
 from gsae_ray.config.trial import TrialSpec, with_parent
 from gsae_ray.errors import UserError, shown
 from gsae_ray.fields import (
@@ -31,7 +31,6 @@ from gsae_ray.fields import (
     Seed,
     Settings,
 )
-from gsae_ray.language_model.hooks import Site
 from gsae_ray.names import MAX_COMPONENT, folder_name
 from gsae_ray.saes import REGISTRY, SAEConfig
 

@@ -16,12 +16,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gsae_ray.activations.norms import limit, square_norms, takes_part
+from gsae_ray.config.site import Site
 from gsae_ray.data.contexts import PADDING
 from gsae_ray.data.tokens import model_input
 from gsae_ray.errors import not_finite
 from gsae_ray.evaluation.gradient_pursuit import gradient_pursuit
 from gsae_ray.evaluation.metrics import SUMS, Evaluation, from_sums
-from gsae_ray.language_model.hooks import Edit, Site, capture, edited
+from gsae_ray.language_model.hooks import Edit, capture, edited
 from gsae_ray.saes import SAE
 
 CLEAN_CACHE_BYTES = 2**30

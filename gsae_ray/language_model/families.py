@@ -9,9 +9,8 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Literal
 
-IO = Literal["input", "output"]
+from gsae_ray.config.site import IO
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,12 +1,10 @@
-"""Sites: where activations are read and spliced, in every supported decoder family.
+"""Reading and splicing the activations of sites in a model, for every supported decoder family.
 
 Points are named as TransformerLens names them; what stands for them in each family is in `families`.
 """
 
 from __future__ import annotations
 
-import dataclasses
-import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from typing import Any
@@ -14,51 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from gsae_ray.config.site import IO, POINTS, Site
 from gsae_ray.errors import UserError, suggest
-from gsae_ray.language_model.families import FAMILIES, IO
-
-POINTS = {
-    "resid_pre": "hook_resid_pre",
-    "resid_post": "hook_resid_post",
-    "attn_out": "hook_attn_out",
-    "mlp_out": "hook_mlp_out",
-    "mlp_post": "mlp.hook_post",
-    "attn_z": "attn.hook_z",
-}
-"""Point -> the rest of its TransformerLens name. `mlp_post`: the MLP's neurons; `attn_z`: the heads before W_O."""
-
-
-@dataclasses.dataclass(frozen=True, order=True)
-class Site:
-    """One place in a language model: a point of a layer, or any module by path."""
-
-    name: str
-    """`blocks.{L}.hook_resid_post` and the like, or `{module path}:{input|output}`."""
-
-    @classmethod
-    def of_point(cls, layer: int, point: str) -> Site:
-        return cls(f"blocks.{layer}.{POINTS[point]}")
-
-    @classmethod
-    def of_module(cls, module: str, io: IO) -> Site:
-        return cls(f"{module}:{io}")
-
-    @property
-    def layer(self) -> int | None:
-        """The layer of a named point; None for a module."""
-        match = re.fullmatch(r"blocks\.(\d+)\.(.+)", self.name)
-        return int(match[1]) if match and match[2] in POINTS.values() else None
-
-    @property
-    def point(self) -> str:
-        """The key of `POINTS`, or `input`/`output` for a module."""
-        if self.layer is None:
-            return self.name.rpartition(":")[2]
-        suffix = self.name.split(".", 2)[2]
-        return next(point for point, name in POINTS.items() if name == suffix)
-
-    def __str__(self) -> str:
-        return self.name
+from gsae_ray.language_model.families import FAMILIES
 
 
 def _submodule(model: nn.Module, path: str) -> nn.Module | None:

@@ -23,9 +23,9 @@ from mlflow.entities import Metric, Param, Run, RunTag
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
+from gsae_ray.config.site import Site
 from gsae_ray.config.trial import TrialSpec
 from gsae_ray.errors import DamagedError, first_line
-from gsae_ray.language_model.hooks import Site
 from gsae_ray.storage.trial_directory import EVALUATION as EVALUATION_FILE
 from gsae_ray.storage.trial_directory import START, Cursor, Row, TrialDirectory
 from gsae_ray.tracking.connection import SWEEP, check_artifacts, connect, open_experiment

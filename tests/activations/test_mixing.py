@@ -18,10 +18,11 @@ from torch import Tensor
 
 from gsae_ray.activations.producer import Producer
 from gsae_ray.activations.reader import LocalSource, RowStream
+from gsae_ray.config.site import Site
 from gsae_ray.config.sweep import Sweep
 from gsae_ray.driver.display import Display
 from gsae_ray.driver.prepare import prepare, producer_spec
-from gsae_ray.language_model.hooks import Site, capture
+from gsae_ray.language_model.hooks import capture
 
 SITE = Site.of_point(2, "resid_post")  # deep: a row depends on all tokens before it
 UNKNOWN = -1

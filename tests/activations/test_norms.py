@@ -23,10 +23,11 @@ from gsae_ray.activations.norms import Norms, square_norms
 from gsae_ray.activations.producer import Producer
 from gsae_ray.activations.production_log import Record
 from gsae_ray.activations.statistics import Gathering
+from gsae_ray.config.site import Site
 from gsae_ray.config.sweep import Sweep
 from gsae_ray.driver.display import Display
 from gsae_ray.driver.prepare import Plan, prepare, producer_spec
-from gsae_ray.language_model.hooks import Site, capture
+from gsae_ray.language_model.hooks import capture
 from gsae_ray.saes import to_bytes
 
 RESIDUAL, MLP = "blocks.1.hook_resid_post", "blocks.1.hook_mlp_out"

@@ -20,11 +20,11 @@ from trials import random_sae
 from gsae_ray.activations.producer import Producer
 from gsae_ray.actors import store_actor as actors
 from gsae_ray.actors.store_actor import ProducerShell
+from gsae_ray.config.site import POINTS, Site
 from gsae_ray.config.sweep import Sweep
 from gsae_ray.driver.display import Display
 from gsae_ray.driver.prepare import Plan, prepare, producer_spec
 from gsae_ray.evaluation.evaluator import Evaluator
-from gsae_ray.language_model.hooks import POINTS, Site
 from gsae_ray.language_model.loading import load_model
 from gsae_ray.saes import SAE
 

@@ -34,13 +34,13 @@ from gsae_ray.activations.chunks import Array, SiteStatistics
 from gsae_ray.activations.producer import Producer
 from gsae_ray.activations.reader import LocalSource, RowStream
 from gsae_ray.config.load import load_sweep
+from gsae_ray.config.site import Site
 from gsae_ray.config.trial import TrialSpec
 from gsae_ray.driver.display import Display
 from gsae_ray.driver.prepare import Plan, prepare, producer_spec
 from gsae_ray.evaluation.evaluator import Evaluator
 from gsae_ray.evaluation.metrics import RATIOS
 from gsae_ray.files import digest
-from gsae_ray.language_model.hooks import Site
 from gsae_ray.language_model.loading import model_fingerprint
 from gsae_ray.saes import SAE, SAEConfig
 from gsae_ray.saes.io import build

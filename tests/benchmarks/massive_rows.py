@@ -37,12 +37,12 @@ from gsae_ray.activations.chunks import Array, SiteStatistics
 from gsae_ray.activations.producer import Producer
 from gsae_ray.activations.reader import RowStream
 from gsae_ray.activations.statistics import Gathering
+from gsae_ray.config.site import Site
 from gsae_ray.config.sweep import Sweep
 from gsae_ray.config.trial import TrialSpec
 from gsae_ray.driver.display import Display
 from gsae_ray.driver.prepare import Plan, prepare, producer_spec
 from gsae_ray.evaluation.evaluator import Evaluator
-from gsae_ray.language_model.hooks import Site
 from gsae_ray.saes import SAE
 from gsae_ray.training.trainer import Trainer
 

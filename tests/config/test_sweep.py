@@ -18,11 +18,11 @@ from gsae_ray.config import sweep as sweep_module
 from gsae_ray.config.load import describe, load_sweep
 from gsae_ray.config.recipe import TrialTraining
 from gsae_ray.config.sae_settings import TRAINABLE
+from gsae_ray.config.site import POINTS, Site
 from gsae_ray.config.sweep import Sweep
 from gsae_ray.config.trial import TrialSpec
 from gsae_ray.errors import UserError, shown
 from gsae_ray.fields import Settings, expand_grid
-from gsae_ray.language_model.hooks import POINTS, Site
 from gsae_ray.saes import REGISTRY
 
 CASES = settings(max_examples=100, deadline=None, database=None)

@@ -13,10 +13,10 @@ import pytest
 from gsae_ray.config.load import describe, load_sweep
 from gsae_ray.config.recipe import ResamplingSettings, TrainingSettings
 from gsae_ray.config.sae_settings import TRAINABLE
+from gsae_ray.config.site import Site
 from gsae_ray.config.sweep import Sweep
 from gsae_ray.config.trial import MAX_NAME, TrialSpec
 from gsae_ray.errors import UserError
-from gsae_ray.language_model.hooks import Site
 from gsae_ray.saes import REGISTRY, SAEConfig
 
 HEAD = """\

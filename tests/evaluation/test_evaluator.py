@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
 
+from gsae_ray.config.site import Site
 from gsae_ray.data.contexts import PADDING
 from gsae_ray.data.tokens import kept_mask
 from gsae_ray.errors import NumericError
@@ -19,7 +20,6 @@ from gsae_ray.evaluation import evaluator as evaluator_module
 from gsae_ray.evaluation.evaluator import Evaluator
 from gsae_ray.evaluation.gradient_pursuit import gradient_pursuit
 from gsae_ray.evaluation.metrics import METRICS, RATIOS, SUMS
-from gsae_ray.language_model.hooks import Site
 from gsae_ray.saes import SAE, SAEConfig
 from gsae_ray.saes.io import build
 

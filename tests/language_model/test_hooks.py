@@ -44,9 +44,10 @@ from transformers import (
     StableLmConfig,
 )
 
+from gsae_ray.config.site import POINTS, Site
 from gsae_ray.errors import UserError
 from gsae_ray.language_model.families import FAMILIES
-from gsae_ray.language_model.hooks import POINTS, Site, capture, edited, locate, site_widths
+from gsae_ray.language_model.hooks import capture, edited, locate, site_widths
 
 D, LAYERS, MLP = 32, 3, 48
 SIZE = {

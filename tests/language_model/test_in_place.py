@@ -15,10 +15,11 @@ from transformers import AutoTokenizer, FalconConfig, FalconForCausalLM
 
 from gsae_ray.activations.producer import Producer
 from gsae_ray.builtin import MODEL_DIR
+from gsae_ray.config.site import Site
 from gsae_ray.config.sweep import Sweep
 from gsae_ray.driver.display import Display
 from gsae_ray.driver.prepare import Plan, prepare, producer_spec
-from gsae_ray.language_model.hooks import Site, capture, edited
+from gsae_ray.language_model.hooks import capture, edited
 
 N = 4
 TOKENS_BT = torch.arange(10).reshape(2, 5)

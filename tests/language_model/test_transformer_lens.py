@@ -23,12 +23,13 @@ from torch import Tensor
 from trials import random_sae
 
 from gsae_ray.activations.producer import Producer
+from gsae_ray.config.site import POINTS, Site
 from gsae_ray.config.sweep import ModelSettings, Sweep
 from gsae_ray.driver.display import Display
 from gsae_ray.driver.prepare import prepare, producer_spec
 from gsae_ray.evaluation.metrics import METRICS
 from gsae_ray.language_model import loading as models
-from gsae_ray.language_model.hooks import POINTS, Site, capture, site_widths
+from gsae_ray.language_model.hooks import capture, site_widths
 from gsae_ray.language_model.loading import (
     load_config,
     load_model,

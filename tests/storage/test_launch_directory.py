@@ -19,10 +19,10 @@ import pytest
 import yaml
 
 from gsae_ray.config import trial
+from gsae_ray.config.site import Site
 from gsae_ray.config.sweep import Sweep
 from gsae_ray.config.trial import TrialSpec
 from gsae_ray.errors import ReplacedError, UserError
-from gsae_ray.language_model.hooks import Site
 from gsae_ray.storage import launch_directory as ledger
 from gsae_ray.storage.launch_directory import (
     LOCK_STALE_S,

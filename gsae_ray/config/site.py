@@ -1,7 +1,9 @@
-"""Where SAEs are trained, as a sweep file says it."""
+"""Sites, the places of a language model where SAEs are trained, and how a sweep file names them."""
 
 from __future__ import annotations
 
+import dataclasses
+import re
 from typing import Literal
 
 import pydantic
@@ -10,14 +12,58 @@ from pydantic import Field
 from gsae_ray.config.layers import Layers, depend_on_model, numbered
 from gsae_ray.errors import shown, suggest
 from gsae_ray.fields import MAX_GRID, Settings
-from gsae_ray.language_model.hooks import POINTS, Site
+
+IO = Literal["input", "output"]
+"""The side of a module."""
+POINTS = {
+    "resid_pre": "hook_resid_pre",
+    "resid_post": "hook_resid_post",
+    "attn_out": "hook_attn_out",
+    "mlp_out": "hook_mlp_out",
+    "mlp_post": "mlp.hook_post",
+    "attn_z": "attn.hook_z",
+}
+"""Point -> the rest of its TransformerLens name. `mlp_post`: the MLP's neurons; `attn_z`: the heads before W_O."""
+
+
+@dataclasses.dataclass(frozen=True, order=True)
+class Site:
+    """One place in a language model: a point of a layer, or any module by path."""
+
+    name: str
+    """`blocks.{L}.hook_resid_post` and the like, or `{module path}:{input|output}`."""
+
+    @classmethod
+    def of_point(cls, layer: int, point: str) -> Site:
+        return cls(f"blocks.{layer}.{POINTS[point]}")
+
+    @classmethod
+    def of_module(cls, module: str, io: IO) -> Site:
+        return cls(f"{module}:{io}")
+
+    @property
+    def layer(self) -> int | None:
+        """The layer of a named point; None for a module."""
+        match = re.fullmatch(r"blocks\.(\d+)\.(.+)", self.name)
+        return int(match[1]) if match and match[2] in POINTS.values() else None
+
+    @property
+    def point(self) -> str:
+        """The key of `POINTS`, or `input`/`output` for a module."""
+        if self.layer is None:
+            return self.name.rpartition(":")[2]
+        suffix = self.name.split(".", 2)[2]
+        return next(point for point, name in POINTS.items() if name == suffix)
+
+    def __str__(self) -> str:
+        return self.name
 
 
 class ModuleSite(Settings):
     """Any module of the model, by path."""
 
     module: str = Field(description="as in `model.named_modules()`, e.g. model.layers.3.mlp")
-    io: Literal["input", "output"] = Field("output", description="which side of it")
+    io: IO = Field("output", description="which side of it")
 
 
 class SiteSettings(Settings):
