@@ -1,4 +1,4 @@
-"""Run by test_launch, as root: nodes that do not see the storage, one from the start, then one that comes later."""
+"""Run by test_waiting, as root: nodes that do not see the storage, one from the start, then one that comes later."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Run by test_launch: producers wait for a node with room, which comes, and dies while their processes start.
+"""Run by test_waiting: producers wait for a node with room, which comes, and dies while their processes start.
 
 Then: Ray puts them where trials do not need the room, if it is told to; and they hold their GPUs when a node dies.
 """

@@ -1,0 +1,39 @@
+"""A local Ray for the tests of a file, and the golden sweep launched in it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import ray
+from golden import SWEEP, run
+from rich.console import Console
+
+from gsae_ray.config.sweep import Sweep
+from gsae_ray.driver import launch
+from gsae_ray.driver.display import Display
+from gsae_ray.driver.prepare import Plan, prepare
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("launch")
+
+
+@pytest.fixture(scope="module")
+def local_ray() -> Iterator[None]:
+    # The GPU is a number for Ray to count: nothing that runs uses it.
+    ray.init(address="local", num_cpus=2, num_gpus=1, include_dashboard=False, log_to_driver=False)
+    yield
+    ray.shutdown()
+
+
+@pytest.fixture(scope="module")
+def plan(home: Path) -> Plan:
+    return prepare(Sweep.model_validate(SWEEP), home / "runs", Display(Console(quiet=True)))
+
+
+@pytest.fixture(scope="module")
+def launched(home: Path, local_ray: None, plan: Plan) -> launch.SweepResult:
+    return run(SWEEP, home)

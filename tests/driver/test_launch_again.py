@@ -1,0 +1,198 @@
+"""The same sweep again: what is done stays, what was added, damaged or interrupted is made."""
+
+from __future__ import annotations
+
+import errno
+import io
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+from damage import flip
+from golden import ONE_PRODUCER, SWEEP, parent_run, run
+from mlflow.tracking import MlflowClient
+from rich.console import Console
+
+import gsae_ray
+from gsae_ray.config.sweep import Sweep
+from gsae_ray.driver import launch, supervisor
+from gsae_ray.driver.prepare import Plan
+from gsae_ray.errors import SweepStoppedError, UserError
+from gsae_ray.results import frontier as results
+from gsae_ray.storage.launch_directory import driver_lock
+from gsae_ray.storage.trial_directory import TrialDirectory
+
+
+def test_what_resume_refuses_is_refused_before_ray_is_started(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(launch, "connected", lambda address: pytest.fail("Ray is started"))
+    with pytest.raises(UserError, match="^--resume: no launch of 'golden' in "):
+        run(SWEEP, tmp_path, resume=True)
+    assert not list(tmp_path.glob("runs/golden")), "nothing stays"
+
+
+def test_a_launch_that_goes_on_says_so(tmp_path: Path) -> None:
+    shown: list[str] = []
+    log = supervisor.EventLog(tmp_path / "events.jsonl", shown.append)
+    for left in (4, 1):
+        with log.session(f"{left} of 4 trials to train"):
+            pass
+    assert shown == [f"launch {tmp_path.name} goes on: 1 of 4 trials to train"]
+    events = [json.loads(line)["event"] for line in log.path.read_text().splitlines()]
+    assert events == ["begins: 4 of 4 trials to train", "ends", *shown, "ends"]
+
+
+def test_one_lambda_more_trains_only_its_trials(launched: launch.SweepResult, home: Path) -> None:
+    sweep = json.loads(json.dumps(ONE_PRODUCER))
+    sweep["saes"][0]["l1_coefficient"] = [4, 8]
+    before = {p: p.stat().st_mtime_ns for p in (home / "runs/golden/trials").glob("*/DONE")}
+    again = run(sweep, home)
+    trials = sorted((home / "runs/golden/trials").iterdir())
+    assert len(trials) == 6
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+    attempts = {TrialDirectory(path).newest_attempt for path in trials}
+    assert attempts == {1}
+    rows = gsae_ray.frontier("golden", tracking_uri=again.tracking_uri)
+    assert len(rows) == 6
+    merged = rows.merge(launched.frontier(), on="trial")
+    assert list(merged["loss_recovered_x"]) == list(merged["loss_recovered_y"])
+
+
+def test_other_held_out_tokens_cost_an_evaluation_not_a_training(launched: launch.SweepResult, home: Path) -> None:
+    result = run({**ONE_PRODUCER, "evaluation": {"tokens": 4096}}, home)
+    assert len(result.frontier()) == 4
+    assert result.forward_ratio != result.forward_ratio  # nothing was produced
+    with pytest.raises(UserError, match="different tokens"):
+        gsae_ray.frontier("golden", launch="all", tracking_uri=result.tracking_uri)
+
+
+def test_resume_finds_the_launch_and_refuses_a_changed_sweep(launched: launch.SweepResult, home: Path) -> None:
+    newest = sorted((home / "runs/golden/launches").iterdir())[-1].name
+    sweep = json.loads((home / "runs/golden/launches" / newest / "launch.json").read_text())["sweep"]
+    with pytest.raises(UserError, match="training.batch_size"):
+        run({**ONE_PRODUCER, "training": {**SWEEP["training"], "batch_size": 256}}, home, resume=True)
+    resumed = run({**ONE_PRODUCER, "evaluation": {"tokens": sweep["evaluation"]["tokens"]}}, home, resume=True)
+    assert resumed.launch_id == newest
+
+
+def test_finished_work_that_is_damaged_is_made_again_as_it_was_and_nothing_else_is(
+    launched: launch.SweepResult, plan: Plan, home: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(home / "runs", tmp_path / "runs")
+    whole, flipped, unmeasured, gone = (tmp_path / "runs/golden/trials" / t.directory_name for t in plan.trials)
+    flip(flipped / "sae/sae_weights.safetensors")
+    for path in (unmeasured / "evaluations").iterdir():
+        path.write_text("{}")
+    shutil.rmtree(gone / "sae")
+    block = f"tokens/{plan.tokens.blocks_directory.name}/block-00001.safetensors"
+    flip(tmp_path / "runs" / block)
+    told = io.StringIO()
+    sweep, uri = Sweep.model_validate(ONE_PRODUCER), f"sqlite:///{tmp_path}/mlflow.db"
+    result = launch.run(
+        sweep, storage=tmp_path / "runs", tracking_uri=uri, console=Console(file=told, width=1000), resume=False
+    )
+    assert result.failures == {}
+    assert "1 of 4 trials are done already" in told.getvalue()
+    for path in (flipped / "sae/sae_weights.safetensors", gone / "sae/cfg.json"):
+        assert f"{path}: this file is damaged; the same command trains this SAE again\n" in told.getvalue()
+    for folder in (whole, flipped, unmeasured, gone):
+        name = "sae/sae_weights.safetensors"
+        assert (folder / name).read_bytes() == (home / "runs/golden/trials" / folder.name / name).read_bytes()
+        assert TrialDirectory(folder).newest_attempt == (1 if folder in (whole, unmeasured) else 2)
+    assert (tmp_path / "runs" / block).read_bytes() == (home / "runs" / block).read_bytes()
+    columns = ["trial", "l0", "loss_recovered", "gamma"]
+    pd.testing.assert_frame_equal(result.frontier()[columns], launched.frontier()[columns])
+
+
+def test_resume_keeps_the_overrides_that_the_launch_was_begun_with(
+    launched: launch.SweepResult, home: Path, tmp_path: Path
+) -> None:
+    file = tmp_path / "sweep.yaml"
+    file.write_text(json.dumps({**SWEEP, "training": {**SWEEP["training"], "lr": 5e-4}}))
+    options = {"storage": home / "runs", "tracking_uri": launched.tracking_uri, "console": Console(quiet=True)}
+    begun = launch.run(file, overrides=["training.lr=1e-3"], **options)
+    assert launch.run(file, resume=True, **options).launch_id == begun.launch_id
+    assert launch.run(file, resume=True, overrides=["producers.count=1"], **options).launch_id == begun.launch_id
+    with pytest.raises(UserError, match=f"since launch {begun.launch_id}: training.lr; change it back"):
+        launch.run(file, resume=True, overrides=["training.lr=5e-4"], **options)
+
+
+def test_a_file_system_that_fails_in_mid_launch_is_no_mistake_but_an_interruption(
+    launched: launch.SweepResult, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What starts a command again looks at its exit code."""
+
+    def fail(*_: object) -> None:
+        raise OSError(errno.EIO, "Input/output error", "a file")
+
+    with (
+        monkeypatch.context() as broken,
+        pytest.raises(SweepStoppedError, match="^a file: Input/output error; .*--resume"),
+    ):
+        broken.setattr(launch, "finish_launch", fail)
+        run(SWEEP, home)
+    newest = max(path.name for path in (home / "runs/golden/launches").iterdir())
+    assert run(SWEEP, home, resume="auto").launch_id == newest
+
+
+def test_auto_begins_another_launch_where_the_newest_is_finished(launched: launch.SweepResult, home: Path) -> None:
+    result = run({**SWEEP, "name": "golden"}, home, resume="auto")
+    assert result.launch_id > launched.launch_id and len(result.frontier()) == 4
+    assert result.forward_ratio != result.forward_ratio, "nothing was produced"
+
+
+def test_a_second_driver_of_the_same_sweep_is_refused(launched: launch.SweepResult, home: Path) -> None:
+    with driver_lock(home / "runs/golden"), pytest.raises(UserError, match=f"process {os.getpid()}"):
+        run(SWEEP, home)
+
+
+def test_pursuit_and_one_target_more_cost_only_their_evaluations(launched: launch.SweepResult, home: Path) -> None:
+    def pursued(*targets: int, **options: Any) -> launch.SweepResult:
+        return run(
+            {**ONE_PRODUCER, "evaluation": {**SWEEP["evaluation"], "pursuit_l0": list(targets)}}, home, **options
+        )
+
+    trained = {p: p.stat().st_mtime_ns for p in (home / "runs/golden/trials").glob("*/DONE")}
+    first = pursued(8)
+    files = {p: p.stat().st_mtime_ns for p in (home / "runs/golden/trials").glob("*/evaluations/*")}
+    second = pursued(8, 32)
+    assert parent_run(first).data.metrics["evaluations"] == parent_run(second).data.metrics["evaluations"] == 4
+    assert {path: path.stat().st_mtime_ns for path in trained | files} == trained | files
+    resumed = pursued(8, 32, resume=True)
+    assert resumed.launch_id == second.launch_id
+    own, rows = resumed.frontier(), resumed.frontier(encoder="pursuit")
+    pd.testing.assert_frame_equal(own[results.EVAL_COLUMNS], launched.frontier()[results.EVAL_COLUMNS])
+    assert sorted(rows["pursuit_l0"]) == [8] * 4 + [32] * 4
+    assert (rows["l0"] <= rows["pursuit_l0"]).all() and (rows["l0"] > 0.9 * rows["pursuit_l0"]).all()
+    assert rows["loss_recovered"].between(0.5, 1.01).all()
+    client = MlflowClient(resumed.tracking_uri)
+    for run_id in own["run_id"]:
+        assert [m.step for m in client.get_metric_history(run_id, "pursuit/kl")] == [8, 32]
+    assert "pursuit.csv" in {item.path for item in client.list_artifacts(parent_run(resumed).info.run_id)}
+
+
+def test_rescale_and_shift_takes_the_sae_of_a_run_as_its_parent(
+    launched: launch.SweepResult, local_ray: None, home: Path
+) -> None:
+    rows = launched.frontier()
+    site = "blocks.1.hook_resid_post"
+    of_site = rows[rows["site"] == site].set_index("architecture")
+    parent = of_site.loc["standard"]
+    entry = {"architecture": "rescale_shift", "widths": [384], "parent": parent["run_id"], "tokens": 20_000}
+    sweep = {**ONE_PRODUCER, "name": "adopted", "saes": [entry], "sites": {"layers": [1], "points": ["resid_post"]}}
+    result = run(sweep, home)
+    (row,) = result.frontier().to_dict("records")
+    assert row["sparsity"] == parent["sparsity"] and row["gamma"] > parent["gamma"]
+
+    for change, message in [
+        ({"widths": [256]}, "saes.0.parent: .* has d_sae 384; this rescale_shift trial needs 256"),
+        ({"parent": of_site.loc["gated"]["run_id"]}, "saes.0.parent: .* has architecture gated; .* needs standard"),
+        ({"parent": "0" * 32}, "parent: the SAE of run 0+ cannot be fetched"),
+    ]:
+        with pytest.raises(UserError, match=message):
+            run({**sweep, "saes": [{**entry, **change}]}, home)
+    with pytest.raises(UserError, match="has site blocks.1.hook_resid_post; .* needs blocks.2.hook_resid_post"):
+        run({**sweep, "sites": {"layers": [2], "points": ["resid_post"]}}, home)
