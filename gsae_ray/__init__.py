@@ -21,8 +21,9 @@ if TYPE_CHECKING:
     from gsae_ray.driver.launch import SweepResult, run
     from gsae_ray.errors import UserError
     from gsae_ray.jobs.job import Job, submit
-    from gsae_ray.results.frontier import best, export, frontier
+    from gsae_ray.results.frontier import best, frontier
     from gsae_ray.saes import SAE, load
+    from gsae_ray.saes.export import export
 
 __all__ = [
     "Job",
@@ -47,7 +48,7 @@ _MODULES = {
     "SweepResult": "driver.launch",
     "UserError": "errors",
     "best": "results.frontier",
-    "export": "results.frontier",
+    "export": "saes.export",
     "frontier": "results.frontier",
     "load": "saes",
     "load_sweep": "config.load",

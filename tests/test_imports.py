@@ -29,7 +29,7 @@ def test_the_core_imports_without_ray_and_all_but_results_without_mlflow(without
 def test_loading_an_sae_needs_neither_ray_nor_mlflow(tmp_path: Path) -> None:
     code = (
         "import sys; sys.modules['ray'] = sys.modules['mlflow'] = None\n"
-        "import gsae_ray\nfrom gsae_ray.saes import SAEConfig\nfrom gsae_ray.saes.io import build\n"
+        "import gsae_ray\nfrom gsae_ray.saes import SAEConfig, build\n"
         "sae = build(SAEConfig(architecture='gated', d_in=4, d_sae=8, hyperparameters={'l1_coefficient': 1.0}))\n"
         f"sae.save({str(tmp_path)!r}); gsae_ray.load({str(tmp_path)!r})\n"
     )

@@ -12,8 +12,7 @@ from gsae_ray.config.site import Site
 from gsae_ray.config.sweep import Sweep
 from gsae_ray.config.trial import TrialSpec
 from gsae_ray.evaluation.metrics import Evaluation
-from gsae_ray.saes import SAE, SAEConfig
-from gsae_ray.saes.io import build
+from gsae_ray.saes import SAE, SAEConfig, build
 from gsae_ray.storage.trial_directory import TrialDirectory
 
 FINGERPRINT = "f" * 64

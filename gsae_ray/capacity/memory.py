@@ -12,8 +12,7 @@ from gsae_ray.activations.layout import DTYPE_BYTES
 from gsae_ray.config.sweep import Sweep
 from gsae_ray.config.trial import TrialSpec
 from gsae_ray.evaluation.evaluator import CLEAN_CACHE_BYTES
-from gsae_ray.saes import REGISTRY, SAE, SAEConfig
-from gsae_ray.saes.io import build
+from gsae_ray.saes import REGISTRY, SAE, SAEConfig, build
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

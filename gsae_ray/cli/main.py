@@ -497,7 +497,7 @@ def best(
     tracking_uri: str | None,
 ) -> None:
     """Fetches the best SAE of a sweep under one constraint."""
-    from gsae_ray.results.frontier import check_export
+    from gsae_ray.saes.export import check_export
 
     check_export(out, format_)
     sae = gsae_ray.best(experiment, site, max_l0, min_loss_recovered, launch, tracking_uri, tokens)

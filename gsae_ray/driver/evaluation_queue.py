@@ -12,7 +12,7 @@ from gsae_ray.config.trial import TrialSpec
 from gsae_ray.errors import NumericError, ProductionError, StorageFullError, reason
 from gsae_ray.evaluation.metrics import Evaluation
 from gsae_ray.files import room_needed
-from gsae_ray.saes.io import CONFIG_FILE, WEIGHTS_FILE
+from gsae_ray.saes.base import CONFIG_FILE, WEIGHTS_FILE
 from gsae_ray.storage.trial_directory import TrialDirectory
 
 Evaluate = Callable[[str, str, bytes, Sequence[int | None]], Sequence["Future[Evaluation]"]]

@@ -28,10 +28,11 @@ from gsae_ray.language_model.loading import (
     pinned,
 )
 from gsae_ray.saes import SAEConfig, load
-from gsae_ray.saes.io import WEIGHTS_FILE, content_hash, holds
+from gsae_ray.saes.base import WEIGHTS_FILE
+from gsae_ray.saes.files import content_hash, holds
 
 _PARENT = JSONFile(str, "it is fetched again")
-"""The hash of a parent that was fetched (`saes.io.content_hash`)."""
+"""The hash of a parent that was fetched (`saes.files.content_hash`)."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,10 +1,10 @@
-"""What came out of a sweep: the frontier, the best SAE, export. Reads MLflow, or the storage; no Ray here."""
+"""What came out of a sweep: the frontier, the best SAE. Reads MLflow, or the storage; no Ray here."""
 
 from __future__ import annotations
 
 import math
 import tempfile
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +12,12 @@ import numpy as np
 import pandas as pd
 from mlflow.exceptions import MlflowException
 
-from gsae_ray.errors import UserError, first_line, shown, suggest
-from gsae_ray.names import local_path
+from gsae_ray.errors import UserError, first_line, suggest
 from gsae_ray.results import curves
 from gsae_ray.results.curves import pareto
 from gsae_ray.results.outcomes import MLflowOutcomes, Outcome, Outcomes, StorageOutcomes
 from gsae_ray.saes import REGISTRY, SAE, load
-from gsae_ray.saes.io import foreign_files, holds
+from gsae_ray.saes.files import holds
 from gsae_ray.tracking.connection import open_tracking, quick_failure
 from gsae_ray.tracking.mirror import CONTENT, EVALUATION, LAUNCH, TRIAL, download_sae, download_sequences
 
@@ -43,8 +42,6 @@ TRANSFER_S = 120
 """Without a byte of a file for so long a server is said to be away: it may have to fetch that from elsewhere first."""
 MIXED = "all"
 """In place of a number of tokens: SAEs of any number, together."""
-FORMATS: dict[str, Callable[[SAE, Path], None]] = {"gsae": lambda sae, directory: sae.save(directory)}
-"""Export formats by name."""
 
 
 # ---- the frontier ---------------------------------------------------------------------------------------------------
@@ -417,32 +414,3 @@ def fetch_sae(run_id: str, directory: str | Path, tracking_uri: str | None, key:
             f"{key}: the SAE of run {run_id} is damaged: what MLflow has is not what was saved; {_RECORD_ANEW}"
         )
     return folder
-
-
-def check_export(directory: str | Path, format: str) -> Path:
-    """Whether `export` can write there, before anything is fetched.
-
-    Raises:
-        UserError: unknown format, or the directory is a file, or holds others' files.
-    """
-    if format not in FORMATS:
-        raise UserError(f"--format: unknown {format!r}; {suggest(format, FORMATS)}")
-    directory = local_path(directory, "--out")
-    if directory.exists() and not directory.is_dir():
-        raise UserError(f"--out: {directory} is a file; give a folder")
-    if directory.exists() and (foreign := ", ".join(foreign_files(directory))):
-        raise UserError(
-            f"--out: {directory} has files that are not of an SAE saved there before ({shown(foreign, quoted=False)}); "
-            "nothing is overwritten: give a new folder, or remove them"
-        )
-    return directory
-
-
-def export(sae: SAE, directory: str | Path, format: str = "gsae") -> None:
-    """Writes an SAE in one of `FORMATS`.
-
-    Raises:
-        UserError: as `check_export`.
-    """
-    directory = check_export(directory, format)
-    FORMATS[format](sae, directory)

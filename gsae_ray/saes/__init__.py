@@ -1,9 +1,10 @@
 """Sparse autoencoders: one file an architecture, a registry, and their files on disk. No Ray here."""
 
-from gsae_ray.saes.base import REGISTRY, SAE, Losses, Objective, SAEConfig, register
+from gsae_ray.saes.base import SAE, Losses, Objective, SAEConfig, to_bytes
+from gsae_ray.saes.files import from_bytes, load
 from gsae_ray.saes.gated import GatedSAE
-from gsae_ray.saes.io import from_bytes, load, save, to_bytes
 from gsae_ray.saes.jumprelu import JumpReLUSAE
+from gsae_ray.saes.registry import REGISTRY, build, register
 from gsae_ray.saes.rescale_shift import RescaleShiftSAE
 from gsae_ray.saes.standard import StandardSAE
 
@@ -17,9 +18,9 @@ __all__ = [
     "RescaleShiftSAE",
     "SAEConfig",
     "StandardSAE",
+    "build",
     "from_bytes",
     "load",
     "register",
-    "save",
     "to_bytes",
 ]

@@ -1,21 +1,21 @@
-"""What every SAE has: its configuration, its decoder, encode and decode, and the two training objectives.
-
-A new architecture is one new file in this folder: a subclass of `SAE` with its equations in the docstring, its
-`Hyperparameters`, `encode` and `losses`, registered by `@register("name")`.
-"""
+"""What every SAE has: its configuration, its decoder, encode and decode, and the two training objectives."""
 
 from __future__ import annotations
 
-import importlib
-import pkgutil
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, ClassVar, Literal, NamedTuple, TypeVar
+from typing import Any, ClassVar, Literal, NamedTuple
 
+import safetensors.torch
 import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
+
+from gsae_ray.files import write_together
+
+CONFIG_FILE = "cfg.json"
+WEIGHTS_FILE = "sae_weights.safetensors"
 
 Objective = Literal["paper", "norm_weighted"]
 """What training minimises, beyond the architecture's own terms.
@@ -208,52 +208,15 @@ class SAE(nn.Module, ABC):
             gradient.sub_((gradient * self.W_dec).sum(dim=1, keepdim=True) * self.W_dec)
 
     def save(self, directory: str | Path) -> None:
-        """Writes `cfg.json` and `sae_weights.safetensors`."""
-        from gsae_ray.saes.io import save
+        """Writes `cfg.json` and `sae_weights.safetensors` to `directory`, which is made if need be.
 
-        save(self, directory)
-
-
-SAEType = TypeVar("SAEType", bound=type[SAE])
-
-
-class _Registry(dict[str, type[SAE]]):
-    """Architectures by name. Every module of this package is imported at the first look, so that a file is enough."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._complete = False
-
-    def _fill(self) -> None:
-        if not self._complete:
-            self._complete = True
-            package = importlib.import_module("gsae_ray.saes")
-            for module in pkgutil.iter_modules(package.__path__):
-                importlib.import_module(f"gsae_ray.saes.{module.name}")
-
-    def __contains__(self, name: object) -> bool:
-        self._fill()
-        return super().__contains__(name)
-
-    def __getitem__(self, name: str) -> type[SAE]:
-        self._fill()
-        return super().__getitem__(name)
-
-    def __iter__(self) -> Iterator[str]:
-        self._fill()
-        return super().__iter__()
+        An SAE that is there already is replaced; a save that fails halfway never leaves its files beside new ones.
+        """
+        cfg, weights = to_bytes(self)
+        write_together(Path(directory), {WEIGHTS_FILE: weights, CONFIG_FILE: (cfg + "\n").encode()})
 
 
-REGISTRY = _Registry()
-"""Architecture -> its class."""
-
-
-def register(name: str) -> Callable[[SAEType], SAEType]:
-    """Class decorator: makes an architecture known to sweep files, `load` and the frontier."""
-
-    def add(sae: SAEType) -> SAEType:
-        sae.architecture = name
-        REGISTRY[name] = sae
-        return sae
-
-    return add
+def to_bytes(sae: SAE) -> tuple[str, bytes]:
+    """(cfg.json, sae_weights.safetensors) as they would be saved."""
+    weights = {name: tensor.detach().cpu().contiguous() for name, tensor in sae.state_dict().items()}
+    return sae.cfg.model_dump_json(indent=2), safetensors.torch.save(weights)

@@ -11,8 +11,9 @@ from torch import Tensor, nn
 
 from gsae_ray.errors import UserError
 from gsae_ray.fields import Finite32
-from gsae_ray.saes.base import SAE, Losses, Objective, SAEConfig, register
+from gsae_ray.saes.base import SAE, Losses, Objective, SAEConfig
 from gsae_ray.saes.jumprelu import JumpReLUSAE
+from gsae_ray.saes.registry import register
 
 Auxiliary = Literal["frozen", "unfrozen", "none"]
 DEFAULT_AUXILIARY: dict[Objective, Auxiliary] = {"paper": "frozen", "norm_weighted": "unfrozen"}

@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from gsae_ray.saes.base import SAE, Losses, Objective, SAEConfig, register
+from gsae_ray.saes.base import SAE, Losses, Objective, SAEConfig
+from gsae_ray.saes.registry import register
 
 
 @register("jumprelu")

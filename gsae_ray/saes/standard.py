@@ -7,7 +7,8 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from gsae_ray.fields import Finite32
-from gsae_ray.saes.base import SAE, Losses, Objective, SAEConfig, register
+from gsae_ray.saes.base import SAE, Losses, Objective, SAEConfig
+from gsae_ray.saes.registry import register
 
 
 @register("standard")

@@ -38,7 +38,7 @@ from gsae_ray.errors import DamagedError, ReplacedError, StaleAttemptError
 from gsae_ray.evaluation.metrics import Evaluation
 from gsae_ray.files import JSONFile, file_hash, is_whole, write_atomically
 from gsae_ray.saes import SAE
-from gsae_ray.saes.io import content_hash
+from gsae_ray.saes.files import content_hash
 
 KEPT_CHECKPOINTS = 2
 
@@ -110,7 +110,7 @@ class TrialDirectory:
         return DONE.read_whole(self.path / "DONE") is not None
 
     def check_done(self) -> str | None:
-        """Looks at all that DONE vouches for. Returns the hash of the SAE (`saes.io.content_hash`) if it is done.
+        """Looks at all that DONE vouches for. Returns the hash of the SAE (`saes.files.content_hash`) if it is done.
 
         Raises:
             DamagedError: a file is not as it was when training finished.

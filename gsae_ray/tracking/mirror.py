@@ -33,7 +33,7 @@ from gsae_ray.tracking.connection import SWEEP, check_artifacts, connect, open_e
 LAUNCH, TRIAL, KIND, IDENTITY = "gsae.launch", "gsae.trial", "gsae.kind", "gsae.identity"
 EVALUATION, FAILURE = "gsae.evaluation", "gsae.failure"
 CONTENT = "gsae.sae"
-"""Of a finished trial's run: the hash of its SAE (`saes.io.content_hash`), by which a damaged artifact is found."""
+"""Of a finished trial's run: the hash of its SAE (`saes.files.content_hash`), by which a damaged artifact is found."""
 JOB, PROGRESS, STOP = "gsae.job", "gsae.progress", "gsae.stop"
 """Of a launch's run: the job that it is, how far it is (JSON), and that somebody wants it to stop (`remote`)."""
 

@@ -42,8 +42,7 @@ from gsae_ray.evaluation.evaluator import Evaluator
 from gsae_ray.evaluation.metrics import RATIOS
 from gsae_ray.files import digest
 from gsae_ray.language_model.loading import model_fingerprint
-from gsae_ray.saes import SAE, SAEConfig
-from gsae_ray.saes.io import build
+from gsae_ray.saes import SAE, SAEConfig, build
 from gsae_ray.training.trainer import Trainer
 
 HERE = Path(__file__).parent

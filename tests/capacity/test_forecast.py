@@ -16,8 +16,7 @@ from gsae_ray.capacity.forecast import Forecast, equal_compute, forecast, forwar
 from gsae_ray.cli.main import main
 from gsae_ray.config.sweep import Sweep
 from gsae_ray.errors import UserError
-from gsae_ray.saes import Objective, SAEConfig
-from gsae_ray.saes.io import build
+from gsae_ray.saes import Objective, SAEConfig, build
 
 QUICKSTART = Path(__file__).parents[2] / "sweeps/quickstart.yaml"
 ENTRIES: list[dict[str, Any]] = [

@@ -20,8 +20,7 @@ from gsae_ray.evaluation import evaluator as evaluator_module
 from gsae_ray.evaluation.evaluator import Evaluator
 from gsae_ray.evaluation.gradient_pursuit import gradient_pursuit
 from gsae_ray.evaluation.metrics import METRICS, RATIOS, SUMS
-from gsae_ray.saes import SAE, SAEConfig
-from gsae_ray.saes.io import build
+from gsae_ray.saes import SAE, SAEConfig, build
 
 N, VOCABULARY, CONTEXTS, LENGTH = 16, 64, 10, 12
 SPECIAL = 5

@@ -35,16 +35,15 @@ from gsae_ray.results.curves import pareto
 from gsae_ray.results.frontier import (
     COLUMNS,
     best,
-    check_export,
     choose,
     example_constraint,
-    export,
     frontier,
     l0_ratio,
     log_l0_at,
     sequences,
 )
 from gsae_ray.results.plots import plot_frontier
+from gsae_ray.saes.export import check_export, export
 from gsae_ray.storage import launch_directory as ledger
 from gsae_ray.tracking.mirror import EVALUATION, KIND, LAUNCH, TRIAL, Mirror
 

@@ -12,9 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gsae_ray.errors import UserError
-from gsae_ray.saes import SAE, SAEConfig, load, to_bytes
+from gsae_ray.saes import SAE, SAEConfig, build, load, to_bytes
 from gsae_ray.saes.gated import GatedSAE
-from gsae_ray.saes.io import build
 from gsae_ray.saes.jumprelu import JumpReLUSAE
 
 N, M = 6, 20

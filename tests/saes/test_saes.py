@@ -18,8 +18,20 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
 from gsae_ray.errors import UserError
-from gsae_ray.saes import REGISTRY, SAE, GatedSAE, Losses, Objective, SAEConfig, from_bytes, load, register, to_bytes
-from gsae_ray.saes.io import CONFIG_FILE, WEIGHTS_FILE, build
+from gsae_ray.saes import (
+    REGISTRY,
+    SAE,
+    GatedSAE,
+    Losses,
+    Objective,
+    SAEConfig,
+    build,
+    from_bytes,
+    load,
+    register,
+    to_bytes,
+)
+from gsae_ray.saes.base import CONFIG_FILE, WEIGHTS_FILE
 
 ARCHITECTURES = ("standard", "gated")
 architectures = pytest.mark.parametrize("architecture", ARCHITECTURES)

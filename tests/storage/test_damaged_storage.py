@@ -21,7 +21,7 @@ from gsae_ray.config.sweep import Sweep
 from gsae_ray.driver.evaluation_queue import EvaluationQueue
 from gsae_ray.errors import UserError
 from gsae_ray.evaluation.metrics import Evaluation
-from gsae_ray.saes.io import WEIGHTS_FILE
+from gsae_ray.saes.base import WEIGHTS_FILE
 from gsae_ray.storage.launch_directory import RECORD, begin_launch, driver_lock, finish_launch, trial_folder
 from gsae_ray.storage.trial_directory import TrialDirectory, forget_damaged
 from gsae_ray.training.trainer import Trainer

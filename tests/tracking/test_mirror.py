@@ -19,7 +19,7 @@ from trials import FINGERPRINT, SITE_1, begin, evaluation, expand, finish, logge
 
 from gsae_ray import saes
 from gsae_ray.errors import UserError
-from gsae_ray.saes.io import content_hash
+from gsae_ray.saes.files import content_hash
 from gsae_ray.storage.trial_directory import TrialDirectory
 from gsae_ray.tracking.addresses import refuse_password
 from gsae_ray.tracking.connection import SWEEP, check, connect, make_experiment, resolve_uri

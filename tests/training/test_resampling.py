@@ -11,8 +11,7 @@ from torch import Tensor
 from trainers import BATCH, M, make, run, same, sparse_rows, through_files, weights
 
 from gsae_ray.config.recipe import Resampling
-from gsae_ray.saes import SAE, Objective, SAEConfig
-from gsae_ray.saes.io import build
+from gsae_ray.saes import SAE, Objective, SAEConfig, build
 from gsae_ray.training.resampling import Resampler
 from gsae_ray.training.trainer import Trainer
 

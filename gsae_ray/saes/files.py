@@ -1,4 +1,4 @@
-"""SAEs on disk and over the wire: JSON and safetensors, nothing that could run code."""
+"""Reading SAEs, from disk and over the wire: JSON and safetensors, nothing that could run code."""
 
 from __future__ import annotations
 
@@ -10,27 +10,13 @@ import safetensors
 import safetensors.torch
 import torch
 
-from gsae_ray.errors import UserError, first_line, shown, suggest
-from gsae_ray.files import digest, file_hash, write_together
-from gsae_ray.saes.base import REGISTRY, SAE, SAEConfig
+from gsae_ray.errors import UserError, first_line, shown
+from gsae_ray.files import digest, file_hash
+from gsae_ray.saes.base import CONFIG_FILE, SAE, WEIGHTS_FILE, SAEConfig
+from gsae_ray.saes.registry import REGISTRY, build
 
-CONFIG_FILE = "cfg.json"
-WEIGHTS_FILE = "sae_weights.safetensors"
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 """Of saved weights; they are loaded as float32."""
-
-
-def build(cfg: SAEConfig) -> SAE:
-    """An SAE whose weights are all zero."""
-    if cfg.architecture not in REGISTRY:
-        raise UserError(f"architecture: unknown {shown(cfg.architecture)}; {suggest(cfg.architecture, REGISTRY)}")
-    return REGISTRY[cfg.architecture](cfg)
-
-
-def to_bytes(sae: SAE) -> tuple[str, bytes]:
-    """(cfg.json, sae_weights.safetensors) as they would be saved."""
-    weights = {name: tensor.detach().cpu().contiguous() for name, tensor in sae.state_dict().items()}
-    return sae.cfg.model_dump_json(indent=2), safetensors.torch.save(weights)
 
 
 def from_bytes(cfg: str | bytes, weights: bytes) -> SAE:
@@ -83,15 +69,6 @@ def _read_config(text: str | bytes) -> SAEConfig:
         key = ".".join(str(part) for part in (*where, *first["loc"]))
         raise ValueError(f"{shown(key, quoted=False)}: {shown(first['input'])}: {first['msg']}") from error
     return cfg
-
-
-def save(sae: SAE, directory: str | Path) -> None:
-    """Writes `cfg.json` and `sae_weights.safetensors` to `directory`, which is made if need be.
-
-    An SAE that is there already is replaced; a save that fails halfway never leaves its files beside new ones.
-    """
-    cfg, weights = to_bytes(sae)
-    write_together(Path(directory), {WEIGHTS_FILE: weights, CONFIG_FILE: (cfg + "\n").encode()})
 
 
 def content_hash(directory: str | Path) -> str:

@@ -1,0 +1,66 @@
+"""The registry of architectures.
+
+A new architecture is one new file in this folder: a subclass of `SAE` with its equations in the docstring, its
+`Hyperparameters`, `encode` and `losses`, registered by `@register("name")`.
+"""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from collections.abc import Callable, Iterator
+from typing import TypeVar
+
+from gsae_ray.errors import UserError, shown, suggest
+from gsae_ray.saes.base import SAE, SAEConfig
+
+SAEType = TypeVar("SAEType", bound=type[SAE])
+
+
+class _Registry(dict[str, type[SAE]]):
+    """Architectures by name. Every module of this package is imported at the first look, so that a file is enough."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._complete = False
+
+    def _fill(self) -> None:
+        if not self._complete:
+            self._complete = True
+            package = importlib.import_module("gsae_ray.saes")
+            for module in pkgutil.iter_modules(package.__path__):
+                importlib.import_module(f"gsae_ray.saes.{module.name}")
+
+    def __contains__(self, name: object) -> bool:
+        self._fill()
+        return super().__contains__(name)
+
+    def __getitem__(self, name: str) -> type[SAE]:
+        self._fill()
+        return super().__getitem__(name)
+
+    def __iter__(self) -> Iterator[str]:
+        self._fill()
+        return super().__iter__()
+
+
+REGISTRY = _Registry()
+"""Architecture -> its class."""
+
+
+def register(name: str) -> Callable[[SAEType], SAEType]:
+    """Class decorator: makes an architecture known to sweep files, `load` and the frontier."""
+
+    def add(sae: SAEType) -> SAEType:
+        sae.architecture = name
+        REGISTRY[name] = sae
+        return sae
+
+    return add
+
+
+def build(cfg: SAEConfig) -> SAE:
+    """An SAE whose weights are all zero."""
+    if cfg.architecture not in REGISTRY:
+        raise UserError(f"architecture: unknown {shown(cfg.architecture)}; {suggest(cfg.architecture, REGISTRY)}")
+    return REGISTRY[cfg.architecture](cfg)
