@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from gsae_ray.config.sweep import ModelSettings
+from gsae_ray.config.sections import ModelSettings
 from gsae_ray.errors import UserError
 
 PUBLISHED: dict[str, Any] = {

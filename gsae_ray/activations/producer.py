@@ -11,8 +11,8 @@ import torch
 from gsae_ray.activations.chunks import Array, SiteStatistics, to_array
 from gsae_ray.activations.layout import Layout
 from gsae_ray.activations.statistics import Gathering
+from gsae_ray.config.sections import ModelSettings
 from gsae_ray.config.site import Site
-from gsae_ray.config.sweep import ModelSettings
 from gsae_ray.data.contexts import PADDING
 from gsae_ray.data.tokens import TokenStore, model_input
 from gsae_ray.evaluation.evaluator import Evaluator

@@ -9,8 +9,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import os
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -24,11 +23,10 @@ from gsae_ray.capacity.memory import FLOAT, STORE_PROCESS, Memory
 from gsae_ray.capacity.nodes import Node
 from gsae_ray.config.sweep import EQUAL_COMPUTE, Sweep
 from gsae_ray.config.trial import TrialSpec
-from gsae_ray.driver.prepare import check_pursuit, fetch_parents, parent_configs
 from gsae_ray.errors import UserError, first_line
 from gsae_ray.language_model.hooks import capture, site_widths
 from gsae_ray.language_model.loading import layer_count, load_skeleton
-from gsae_ray.saes import REGISTRY
+from gsae_ray.saes import REGISTRY, SAEConfig
 
 
 @dataclasses.dataclass(frozen=True)
@@ -136,17 +134,16 @@ def default_slots(sweep: Sweep) -> int:
 
 def forecast(
     sweep: Sweep,
-    storage: Path,
     slots: int | None = None,
-    tracking_uri: str | None = None,
     nodes: Sequence[Node] | None = None,
+    parents: Mapping[str, tuple[SAEConfig, str]] | None = None,
 ) -> Forecast:
-    """What the sweep will cost.
+    """Predicts what the sweep will cost.
 
     Args:
-        storage: where parents that a sweep names by run are kept.
         slots: trials at a time; default: as many as the cluster holds, or this machine.
-        nodes: of the cluster that it is to run on.
+        nodes: those of the cluster that it is to run on.
+        parents: see `Sweep.expand`.
     Raises:
         UserError: the model's configuration cannot be loaded, or something does not fit together, or the cluster.
     """
@@ -165,9 +162,7 @@ def forecast(
             f"model.name: {sweep.model.name!r} cannot be forecast, since it does not run without its weights "
             f"({first_line(error)})"
         ) from error
-    parents = parent_configs(fetch_parents(sweep, storage / sweep.name / "parents", tracking_uri))
     trials = sweep.expand(d_in, {}, parents)
-    check_pursuit(sweep, trials)
     rows_a_block = sweep.block_contexts * sweep.rows_a_context
     block_bytes = rows_a_block * DTYPE_BYTES[sweep.model.dtype] * sum(d_in.values())
     widths = {site.name: width for site, width in d_in.items()}

@@ -362,6 +362,7 @@ def plan(
     from gsae_ray.capacity.forecast import forecast
     from gsae_ray.capacity.nodes import Launcher
     from gsae_ray.config.load import load_sweep
+    from gsae_ray.driver.prepare import fetch_parents, parent_configs
 
     root = local_path("gsae_runs" if storage is None else storage, "--storage")
     launcher = None if cluster_file is None else Launcher.read(cluster_file)
@@ -374,7 +375,9 @@ def plan(
         if nodes is not None and not launcher.started(nodes):
             raise UserError(f"--cluster: no node at {address} is of a type of {cluster_file}: leave one of them out")
         nodes = launcher.at_largest(nodes or ())
-    cost = forecast(load_sweep(sweep, overrides), root, slots, tracking_uri, nodes)
+    loaded = load_sweep(sweep, overrides)
+    parents = parent_configs(fetch_parents(loaded, root / loaded.name / "parents", tracking_uri))
+    cost = forecast(loaded, slots, nodes, parents)
     if as_json:
         click.echo(json.dumps(cost.to_json(), indent=2))
         return

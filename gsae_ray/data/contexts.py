@@ -11,7 +11,7 @@ from typing import Any
 import datasets
 import numpy as np
 
-from gsae_ray.config.sweep import DatasetSettings
+from gsae_ray.config.sections import DatasetSettings
 from gsae_ray.data.documents import MASK, Column, HubData
 from gsae_ray.data.local_data import LocalData
 from gsae_ray.data.vocabulary import Vocabulary

@@ -11,11 +11,11 @@ import datasets
 from huggingface_hub import HfApi
 from huggingface_hub.errors import HTTPError  # type: ignore[attr-defined]
 
-from gsae_ray.config.sweep import DatasetSettings
+from gsae_ray.config.sections import DatasetSettings
 from gsae_ray.data.local_data import LocalData, cache_of, files_below, local_data
 from gsae_ray.errors import UserError, first_line, suggest
 from gsae_ray.files import digest, file_hash
-from gsae_ray.language_model.loading import hub_login, quiet_hub
+from gsae_ray.language_model.hub import hub_login, quiet_hub
 
 MASK = "attention_mask"
 """The column beside token ids that is 0 where they are padding."""

@@ -25,7 +25,7 @@ from datasets.packaged_modules import _EXTENSION_TO_MODULE
 from fsspec.utils import glob_translate
 
 from gsae_ray.builtin import TEXT_FILES
-from gsae_ray.config.sweep import DatasetSettings
+from gsae_ray.config.sections import DatasetSettings
 from gsae_ray.errors import UserError, first_line, suggest
 from gsae_ray.files import digest, file_hash
 

@@ -20,7 +20,8 @@ import torch
 from torch import Tensor
 from typing_extensions import TypedDict
 
-from gsae_ray.config.sweep import DatasetSettings, Sweep
+from gsae_ray.config.sections import DatasetSettings
+from gsae_ray.config.sweep import Sweep
 from gsae_ray.data.contexts import PADDING, Documents, are_contexts, as_they_are, held_out_by_hash, packed
 from gsae_ray.data.documents import find_data
 from gsae_ray.data.vocabulary import Vocabulary

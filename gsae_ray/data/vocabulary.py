@@ -8,7 +8,7 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from gsae_ray.config.sweep import ModelSettings
+from gsae_ray.config.sections import ModelSettings
 from gsae_ray.errors import NoTokenizerError, UserError
 from gsae_ray.files import digest
 from gsae_ray.language_model.loading import load_config, load_tokenizer

@@ -16,7 +16,6 @@ from gsae_ray.config.trial import TrialSpec
 from gsae_ray.data.documents import find_data, pinned_data
 from gsae_ray.data.tokens import TokenStore, prepare_tokens
 from gsae_ray.driver.display import Display
-from gsae_ray.errors import UserError
 from gsae_ray.files import JSONFile, digest, file_hash
 from gsae_ray.language_model.hooks import site_widths
 from gsae_ray.language_model.loading import (
@@ -71,7 +70,7 @@ def prepare(sweep: Sweep, storage: Path, display: Display, tracking_uri: str | N
         widths = site_widths(load_model(sweep.model), sweep.used_sites)
     parents = fetch_parents(sweep, storage / sweep.name / "parents", tracking_uri)
     configs = parent_configs(parents)
-    check_pursuit(sweep, sweep.expand(widths, {}, configs))  # what does not fit is told before tokens are prepared
+    sweep.expand(widths, {}, configs)  # what does not fit is told before tokens are prepared
     tokens = prepare_tokens(sweep, storage / "tokens", _every_few_seconds(display))
     model = model_fingerprint(sweep.model)
     evaluation = [model, tokens.heldout_fingerprint, sweep.dataset.max_norm]
@@ -128,20 +127,6 @@ def _fetch_parent(run_id: str, target: Path, tracking_uri: str | None) -> None:
 def parent_configs(parents: dict[str, Path]) -> dict[str, tuple[SAEConfig, str]]:
     """Run id -> the configuration of its SAE, and a hash of the SAE."""
     return {run: (load(folder).cfg, file_hash(folder / WEIGHTS_FILE)) for run, folder in parents.items()}
-
-
-def check_pursuit(sweep: Sweep, trials: list[TrialSpec]) -> None:
-    """Whether every SAE has the features that gradient pursuit may use.
-
-    Raises:
-        UserError: an SAE is narrower than a target.
-    """
-    narrowest = min(trials, key=lambda trial: trial.d_sae)
-    for l0 in sweep.evaluation.pursuit_l0 or ():
-        if l0 > narrowest.d_sae:
-            raise UserError(
-                f"evaluation.pursuit_l0: {l0} features a row, but {narrowest.name} has only {narrowest.d_sae}; lower it"
-            )
 
 
 def _every_few_seconds(display: Display, interval_s: float = 5) -> Callable[[str, int, int], None]:

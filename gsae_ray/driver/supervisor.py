@@ -23,7 +23,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from gsae_ray.activations.production_log import Record
 from gsae_ray.activations.store import Look, ReaderSpec, Wait
-from gsae_ray.config.sweep import TrialSettings
+from gsae_ray.config.sections import TrialSettings
 from gsae_ray.config.trial import TrialSpec
 from gsae_ray.driver.cluster_nodes import AGAIN_S, ROOM_S, describe_room
 from gsae_ray.errors import ReplacedError, SweepStoppedError, first_line

@@ -2,31 +2,22 @@
 
 from __future__ import annotations
 
-import contextlib
 import fnmatch
 import json
-import logging
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
-from huggingface_hub import HfApi, get_token
-from huggingface_hub.errors import (  # type: ignore[attr-defined]
-    HfHubHTTPError,
-    HFValidationError,
-    HTTPError,
-)
-from safetensors import SafetensorError
+from huggingface_hub import HfApi
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import cached_file
 
-from gsae_ray.builtin import MODEL_DIR
-from gsae_ray.config.sweep import ModelSettings
+from gsae_ray.config.sections import ModelSettings
 from gsae_ray.errors import NoTokenizerError, UserError
 from gsae_ray.files import digest, file_hash
 from gsae_ray.language_model.causal import check_attention, check_kind
+from gsae_ray.language_model.hub import explained, find_file, local_directory
 from gsae_ray.language_model.transformer_lens import (
     WEIGHTS,
     TransformerLensConfig,
@@ -42,106 +33,17 @@ VOCABULARIES = ("tokenizer.json", "tokenizer.model", "tekken.json", "tiktoken.mo
 """Files that transformers makes a tokenizer from, whatever its class calls its own."""
 
 
-def _local(name: str) -> Path | None:
-    """The directory that `name` is, if it is one."""
-    try:
-        directory = MODEL_DIR if name == "builtin" else Path(name).expanduser()
-        return directory if directory.is_dir() else None
-    except (OSError, ValueError, RuntimeError):  # too long a name, no such ~
-        return None
-
-
 def _source(model: ModelSettings) -> dict[str, Any]:
     """Arguments that every `from_pretrained` of this model takes."""
     return {
-        "pretrained_model_name_or_path": str(_local(model.name) or model.name),
+        "pretrained_model_name_or_path": str(local_directory(model.name) or model.name),
         "revision": model.revision or "main",
         "trust_remote_code": model.trust_remote_code,
     }
 
 
-@contextlib.contextmanager
-def quiet_hub() -> Iterator[None]:
-    """Without the lines that the hub's client and transformers print while they try and retry."""
-    transformers.utils.logging.disable_progress_bar()
-    hub_log = logging.getLogger("huggingface_hub")
-    level, verbosity = hub_log.level, transformers.utils.logging.get_verbosity()
-    hub_log.setLevel(logging.ERROR)
-    transformers.utils.logging.set_verbosity_error()  # reports of many lines on weights that do not fit
-    try:
-        yield
-    finally:
-        hub_log.setLevel(level)
-        transformers.utils.logging.set_verbosity(verbosity)
-
-
-@contextlib.contextmanager
-def _explained(name: str, what: str, key: str = "model.name") -> Iterator[None]:
-    """Turns the hub's many exceptions into one line. `key`: where the sweep file gives `name`."""
-    try:
-        with quiet_hub():
-            yield
-    except UserError:
-        raise
-    except (
-        OSError,
-        ValueError,
-        ImportError,
-        LookupError,
-        TypeError,
-        AttributeError,
-        RuntimeError,
-        SafetensorError,
-        HTTPError,  # of a hub that does not answer
-    ) as error:
-        text = " ".join(str(error).split())
-        if "trust_remote_code" in text:
-            reason = "it needs its own code; set model.trust_remote_code: true if you trust it"
-        elif _local(name) or not isinstance(error, (OSError, HTTPError, HFValidationError)):
-            reason = text[:300] or type(error).__name__
-        elif Path(name).expanduser().is_absolute() or name.startswith("."):
-            raise UserError(f"{key}: there is no directory {name!r}") from error
-        elif "gated repo" in text or "401" in text or "403" in text:
-            reason = (
-                f"it is gated or private{_said_by_the_hub(error)}; accept its licence on the hub, and {hub_login()}"
-            )
-        else:
-            reason = (
-                f"it is neither 'builtin' nor a local directory, and the hub has no such {what} or cannot be reached"
-            )
-        raise UserError(f"{key}: cannot load the {what} of {name!r}: {reason}") from error
-
-
-def _said_by_the_hub(error: BaseException | None) -> str:
-    """The hub's own words, which name the page to visit; it sends them with its refusal."""
-    while error is not None:
-        if isinstance(error, HfHubHTTPError) and error.server_message:
-            return f" ({' '.join(error.server_message.split())[:300]})"
-        error = error.__cause__ or error.__context__
-    return ""
-
-
-def hub_login() -> str:
-    """What is to be done about the hub's token."""
-    if get_token() is None:
-        return "set HF_TOKEN"
-    return "see that HF_TOKEN is of an account that may have it"
-
-
-def _file(source: dict[str, Any], name: str) -> Path | None:
-    """A file of a directory, or of the hub by way of its cache."""
-    found = cached_file(
-        source["pretrained_model_name_or_path"],
-        name,
-        revision=source.get("revision"),
-        _raise_exceptions_for_missing_entries=False,
-        _raise_exceptions_for_connection_errors=False,  # offline, what is not in the cache
-    )
-    return Path(found) if found else None
-
-
 def _config_file(model: ModelSettings) -> Path | None:
-    return _file(_source(model), "config.json")
+    return find_file(_source(model), "config.json")
 
 
 def _transformer_lens_config(model: ModelSettings) -> TransformerLensConfig | None:
@@ -157,7 +59,7 @@ def _transformer_lens_weights(model: ModelSettings) -> Path:
     """The checkpoint's one file of weights. On the hub its name differs from model to model: listed, if not cached."""
     config = _config_file(model)
     found = sorted(config.parent.glob(WEIGHTS)) if config else []
-    if not found and not _local(model.name):
+    if not found and not local_directory(model.name):
         names = HfApi().list_repo_files(model.name, revision=model.revision)
         # Top level only: the checkpoints of training are in folders.
         wanted = [name for name in names if "/" not in name and fnmatch.fnmatch(name, WEIGHTS)]
@@ -194,7 +96,7 @@ def load_config(model: ModelSettings) -> transformers.PretrainedConfig:
     Raises:
         UserError: it cannot be loaded, it is not that of a causal language model, or contexts are too long for it.
     """
-    with _explained(model.name, "configuration"):
+    with explained(model.name, "configuration"):
         _refuse_adapter(model)
         config = _transformer_lens_config(model) or AutoConfig.from_pretrained(**_source(model))
     if not isinstance(config, TransformerLensConfig):
@@ -216,7 +118,7 @@ def load_skeleton(model: ModelSettings) -> PreTrainedModel:
     """
     config = load_config(model)
     config._experts_implementation = "batched_mm"  # the one that runs without weights
-    with _explained(model.name, "configuration"), torch.device("meta"):
+    with explained(model.name, "configuration"), torch.device("meta"):
         if isinstance(config, TransformerLensConfig):
             return TransformerLensModel(config).eval()
         skeleton = AutoModelForCausalLM.from_config(config, trust_remote_code=model.trust_remote_code)
@@ -239,7 +141,7 @@ def load_tokenizer(model: ModelSettings) -> PreTrainedTokenizerBase:
     """
     name = model.tokenizer
     if name is None:
-        with _explained(model.name, "tokenizer"):
+        with explained(model.name, "tokenizer"):
             lens = _transformer_lens_config(model)
             if lens is None and (own := _real_tokenizer(_source(model))) is not None:
                 return own
@@ -253,8 +155,8 @@ def load_tokenizer(model: ModelSettings) -> PreTrainedTokenizerBase:
             raise NoTokenizerError(
                 f"model.tokenizer: missing; the TransformerLens checkpoint {model.name!r} names none"
             )
-    with _explained(name, "tokenizer", "model.tokenizer"):
-        path = {"pretrained_model_name_or_path": str(_local(name) or name)}
+    with explained(name, "tokenizer", "model.tokenizer"):
+        path = {"pretrained_model_name_or_path": str(local_directory(name) or name)}
         tokenizer = _real_tokenizer({**path, "trust_remote_code": model.trust_remote_code})
     if tokenizer is None:
         raise UserError(f"model.tokenizer: there is no tokenizer in {name!r}")
@@ -275,7 +177,7 @@ def _real_tokenizer(source: dict[str, Any]) -> PreTrainedTokenizerBase | None:
             return None
         raise
     names = getattr(tokenizer, "vocab_files_names", {}).values()  # a tokenizer of bytes needs none
-    there = any(_file(source, name) for name in (*VOCABULARIES, *names))
+    there = any(find_file(source, name) for name in (*VOCABULARIES, *names))
     return tokenizer if there or not names else None
 
 
@@ -288,7 +190,7 @@ def check_weights(model: ModelSettings) -> None:
     Raises:
         UserError: as `load_model`.
     """
-    if _local(model.name):
+    if local_directory(model.name):
         load_model(model, "meta")
 
 
@@ -304,7 +206,7 @@ def load_model(model: ModelSettings, device_map: str = "cpu") -> PreTrainedModel
         f"producers.gpus: too few; {model.name} in {model.dtype} does not fit into the memory of a producer's GPUs"
     )
     config = load_config(model)
-    with _explained(model.name, "weights"):
+    with explained(model.name, "weights"):
         options: dict[str, Any] = {
             "config": config,
             "dtype": getattr(torch, model.dtype),
@@ -344,15 +246,15 @@ def _content_hash(directory: Path) -> str:
 
 def pinned(model: ModelSettings) -> ModelSettings:
     """With the commit that a hub model's revision stands for now: every process loads that one."""
-    if _local(model.name):
+    if local_directory(model.name):
         return model
-    with _explained(model.name, "configuration"):
+    with explained(model.name, "configuration"):
         path = cached_file(model.name, "config.json", revision=model.revision or "main")
     return model.model_copy(update={"revision": Path(path).parent.name})  # snapshots/{commit}/config.json
 
 
 def model_fingerprint(model: ModelSettings) -> str:
     """Which weights these are: a hash of the files of a local model, the commit of one from the hub."""
-    where = _local(model.name)
+    where = local_directory(model.name)
     identity = _content_hash(where) if where else f"{model.name}@{pinned(model).revision}"
     return digest([identity, model.dtype, model.attn_implementation])

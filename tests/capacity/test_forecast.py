@@ -42,7 +42,7 @@ def sweep(entries: list[dict[str, Any]] | None = None, model: str | Path = "buil
 
 
 def cost(tmp_path: Path, *args: Any, slots: int | None = 4, **sections: Any) -> Forecast:
-    return forecast(sweep(*args, **sections), tmp_path, slots)
+    return forecast(sweep(*args, **sections), slots)
 
 
 # ---- what is counted ------------------------------------------------------------------------------------------------

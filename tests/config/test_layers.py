@@ -92,7 +92,7 @@ def test_a_sweep_of_all_layers_is_the_one_that_spells_them_out(tmp_path: Path) -
     assert given.sweep == spelt.sweep
     written = json.loads(given.sweep.model_dump_json())
     assert (written["sites"]["layers"], written["saes"][0]["sites"]["layers"]) == ([0, 1, 2, 3], [1, 3])
-    cost = [forecast(load(tmp_path, layers), tmp_path) for layers in ("all", "[0, 1, 2, 3]")]
+    cost = [forecast(load(tmp_path, layers)) for layers in ("all", "[0, 1, 2, 3]")]
     assert (cost[0].trials, cost[0].model_flops) == (cost[1].trials, cost[1].model_flops)
     assert cost[0].trials == 8
 

@@ -21,8 +21,9 @@ from tokenizers.processors import TemplateProcessing
 from gsae_ray.activations.layout import Layout
 from gsae_ray.activations.producer import Producer, ProducerSpec
 from gsae_ray.builtin import MODEL_DIR
+from gsae_ray.config.sections import ModelSettings
 from gsae_ray.config.site import Site
-from gsae_ray.config.sweep import ModelSettings, Sweep
+from gsae_ray.config.sweep import Sweep
 from gsae_ray.data.contexts import PADDING
 from gsae_ray.data.tokens import TokenStore, prepare_tokens
 from gsae_ray.errors import NoTokenizerError, UserError

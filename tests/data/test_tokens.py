@@ -35,7 +35,7 @@ from tokenizers.processors import TemplateProcessing
 from torch import Tensor
 
 from gsae_ray.builtin import MODEL_DIR
-from gsae_ray.config.sweep import DatasetSettings, ModelSettings
+from gsae_ray.config.sections import DatasetSettings, ModelSettings
 from gsae_ray.data.contexts import held_out_by_hash
 from gsae_ray.data.documents import pinned_data
 from gsae_ray.data.tokens import TokenStore, kept_mask, prepare_tokens

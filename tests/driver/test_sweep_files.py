@@ -16,7 +16,8 @@ from rich.console import Console
 
 from gsae_ray.cli.main import main as cli
 from gsae_ray.config.load import load_sweep
-from gsae_ray.config.sweep import ModelSettings, Sweep
+from gsae_ray.config.sections import ModelSettings
+from gsae_ray.config.sweep import Sweep
 from gsae_ray.driver import launch
 from gsae_ray.language_model.loading import load_tokenizer
 

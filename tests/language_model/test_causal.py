@@ -28,7 +28,8 @@ from transformers import (
 
 from gsae_ray.activations.producer import Producer
 from gsae_ray.builtin import MODEL_DIR
-from gsae_ray.config.sweep import ModelSettings, Sweep
+from gsae_ray.config.sections import ModelSettings
+from gsae_ray.config.sweep import Sweep
 from gsae_ray.data.contexts import PADDING
 from gsae_ray.driver.display import Display
 from gsae_ray.driver.prepare import prepare, producer_spec

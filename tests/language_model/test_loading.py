@@ -28,8 +28,8 @@ from transformers import (
 )
 
 from gsae_ray.builtin import MODEL_DIR
+from gsae_ray.config.sections import ModelSettings
 from gsae_ray.config.site import Site
-from gsae_ray.config.sweep import ModelSettings
 from gsae_ray.language_model.hooks import capture, site_widths
 from gsae_ray.language_model.loading import (
     check_weights,

@@ -23,13 +23,14 @@ from torch import Tensor
 from trials import random_sae
 
 from gsae_ray.activations.producer import Producer
+from gsae_ray.config.sections import ModelSettings
 from gsae_ray.config.site import POINTS, Site
-from gsae_ray.config.sweep import ModelSettings, Sweep
+from gsae_ray.config.sweep import Sweep
 from gsae_ray.driver.display import Display
 from gsae_ray.driver.prepare import prepare, producer_spec
 from gsae_ray.evaluation.metrics import METRICS
-from gsae_ray.language_model import loading as models
 from gsae_ray.language_model.hooks import capture, site_widths
+from gsae_ray.language_model.hub import explained
 from gsae_ray.language_model.loading import (
     load_config,
     load_model,
@@ -195,7 +196,7 @@ def test_the_files_of_a_checkpoint_that_the_hub_cannot_be_asked_for_are_one_line
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def list_files(model: ModelSettings) -> None:
-        with models._explained(model.name, "weights"):
+        with explained(model.name, "weights"):
             huggingface_hub.HfApi().list_repo_files(model.name)
 
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)

@@ -1,0 +1,92 @@
+"""The finished SAE that a trial starts from, where its architecture needs one: a trial of the same sweep, or a run."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from gsae_ray.config.recipe import show
+from gsae_ray.config.trial import RUN, TrialSpec
+from gsae_ray.errors import UserError
+from gsae_ray.files import digest
+from gsae_ray.saes import REGISTRY, SAEConfig
+
+
+def with_parent(
+    trial: TrialSpec,
+    where: str,
+    candidates: Sequence[TrialSpec],
+    runs: Mapping[str, tuple[SAEConfig, str]],
+    model: str,
+) -> TrialSpec:
+    """The trial, with the finished SAE that it starts from.
+
+    Raises:
+        UserError: there is none, there are several, or it is of another model, site, architecture, shape or objective.
+    """
+    architecture = REGISTRY[trial.architecture].parent_architecture
+    run_id: str | None = trial.hyperparameters.get("parent")
+    if run_id is not None:
+        cfg, fingerprint = runs[run_id]
+        wanted = {"architecture": architecture, "site": trial.site, "d_in": trial.d_in, "d_sae": trial.d_sae}
+        for key, value in wanted.items():
+            if getattr(cfg, key) != value:
+                raise UserError(
+                    f"{where}.parent: the SAE of run {run_id} has {key} {getattr(cfg, key)}; this "
+                    f"{trial.architecture} trial needs {value}"
+                )
+        parent = RUN + run_id
+        of_model = _part(cfg, "model").get("name", model)
+        if of_model != model:
+            raise UserError(f"{where}.parent: the SAE of run {run_id} is of model {of_model!r}, not of {model!r}")
+        training = _part(cfg, "training")
+        objective, recipe = training.get("objective", trial.training.objective), training.get("recipe")
+        l1_coefficient = float(cfg.hyperparameters["l1_coefficient"])
+        l1_units = training.get("l1_units", trial.training.l1_units)
+        trial = dataclasses.replace(
+            trial,
+            hyperparameters={**trial.hyperparameters, "l1_coefficient": l1_coefficient},
+            training=trial.training.model_copy(update={"l1_units": l1_units}),
+        )
+    else:
+        found = _parents_in_sweep(trial, candidates)
+        if len(found) != 1:
+            what = "no" if not found else f"{len(found)}"
+            raise UserError(
+                f"{where}: {what} {architecture} trial{'s' if len(found) > 1 else ''} of the same site ({trial.site}), "
+                f"width ({trial.d_sae}), l1_coefficient ({show(trial.hyperparameters['l1_coefficient'])}, in "
+                f"l1_units {trial.training.l1_units}) and seed ({trial.training.seed}) to be the parent of a "
+                f"{trial.architecture} trial; there must be exactly one in the sweep, or name a run: parent"
+            )
+        parent, fingerprint = found[0].name, found[0].identity
+        objective, recipe = found[0].training.objective, found[0].recipe
+    if objective != trial.training.objective:
+        raise UserError(
+            f"{where}: the parent {parent} was trained with objective {objective}, this {trial.architecture} trial "
+            f"says {trial.training.objective}; give both the same"
+        )
+    identity = digest([trial.identity, fingerprint])[:16]
+    return dataclasses.replace(trial, parent=parent, parent_recipe=recipe, identity=identity)
+
+
+def _part(cfg: SAEConfig, key: str) -> dict[str, Any]:
+    """Of an SAE's metadata, which is anything in one that was not saved by a sweep."""
+    part = cfg.metadata.get(key)
+    return part if isinstance(part, dict) else {}
+
+
+def _parents_in_sweep(trial: TrialSpec, candidates: Sequence[TrialSpec]) -> list[TrialSpec]:
+    """Those that may be the trial's parent: the nearest, where several are of the same site, width, λ and seed."""
+
+    def same(spec: TrialSpec) -> tuple[Any, ...]:
+        l1 = (spec.hyperparameters.get("l1_coefficient"), spec.training.l1_units)
+        return (spec.site, spec.d_sae, l1, spec.training.seed)
+
+    architecture = REGISTRY[trial.architecture].parent_architecture
+    found = [c for c in candidates if c.architecture == architecture and same(c) == same(trial)]
+    for setting in ("objective", "schedule", "lr", "tokens"):
+        if len(found) > 1:
+            nearer = [c for c in found if getattr(c.training, setting) == getattr(trial.training, setting)]
+            found = nearer or found
+    return found

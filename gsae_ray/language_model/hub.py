@@ -1,0 +1,111 @@
+"""The Hugging Face hub, as its client and transformers present it: quietly, and with one line for each failure."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import transformers
+from huggingface_hub import get_token
+from huggingface_hub.errors import (  # type: ignore[attr-defined]
+    HfHubHTTPError,
+    HFValidationError,
+    HTTPError,
+)
+from safetensors import SafetensorError
+from transformers.utils import cached_file
+
+from gsae_ray.builtin import MODEL_DIR
+from gsae_ray.errors import UserError
+
+
+def local_directory(name: str) -> Path | None:
+    """The directory that `name` is, if it is one."""
+    try:
+        directory = MODEL_DIR if name == "builtin" else Path(name).expanduser()
+        return directory if directory.is_dir() else None
+    except (OSError, ValueError, RuntimeError):  # too long a name, no such ~
+        return None
+
+
+@contextlib.contextmanager
+def quiet_hub() -> Iterator[None]:
+    """Without the lines that the hub's client and transformers print while they try and retry."""
+    transformers.utils.logging.disable_progress_bar()
+    hub_log = logging.getLogger("huggingface_hub")
+    level, verbosity = hub_log.level, transformers.utils.logging.get_verbosity()
+    hub_log.setLevel(logging.ERROR)
+    transformers.utils.logging.set_verbosity_error()  # reports of many lines on weights that do not fit
+    try:
+        yield
+    finally:
+        hub_log.setLevel(level)
+        transformers.utils.logging.set_verbosity(verbosity)
+
+
+@contextlib.contextmanager
+def explained(name: str, what: str, key: str = "model.name") -> Iterator[None]:
+    """Turns the hub's many exceptions into one line. `key`: where the sweep file gives `name`."""
+    try:
+        with quiet_hub():
+            yield
+    except UserError:
+        raise
+    except (
+        OSError,
+        ValueError,
+        ImportError,
+        LookupError,
+        TypeError,
+        AttributeError,
+        RuntimeError,
+        SafetensorError,
+        HTTPError,  # of a hub that does not answer
+    ) as error:
+        text = " ".join(str(error).split())
+        if "trust_remote_code" in text:
+            reason = "it needs its own code; set model.trust_remote_code: true if you trust it"
+        elif local_directory(name) or not isinstance(error, (OSError, HTTPError, HFValidationError)):
+            reason = text[:300] or type(error).__name__
+        elif Path(name).expanduser().is_absolute() or name.startswith("."):
+            raise UserError(f"{key}: there is no directory {name!r}") from error
+        elif "gated repo" in text or "401" in text or "403" in text:
+            reason = (
+                f"it is gated or private{_said_by_the_hub(error)}; accept its licence on the hub, and {hub_login()}"
+            )
+        else:
+            reason = (
+                f"it is neither 'builtin' nor a local directory, and the hub has no such {what} or cannot be reached"
+            )
+        raise UserError(f"{key}: cannot load the {what} of {name!r}: {reason}") from error
+
+
+def _said_by_the_hub(error: BaseException | None) -> str:
+    """The hub's own words, which name the page to visit; it sends them with its refusal."""
+    while error is not None:
+        if isinstance(error, HfHubHTTPError) and error.server_message:
+            return f" ({' '.join(error.server_message.split())[:300]})"
+        error = error.__cause__ or error.__context__
+    return ""
+
+
+def hub_login() -> str:
+    """What is to be done about the hub's token."""
+    if get_token() is None:
+        return "set HF_TOKEN"
+    return "see that HF_TOKEN is of an account that may have it"
+
+
+def find_file(source: dict[str, Any], name: str) -> Path | None:
+    """A file of a directory, or of the hub by way of its cache."""
+    found = cached_file(
+        source["pretrained_model_name_or_path"],
+        name,
+        revision=source.get("revision"),
+        _raise_exceptions_for_missing_entries=False,
+        _raise_exceptions_for_connection_errors=False,  # offline, what is not in the cache
+    )
+    return Path(found) if found else None
