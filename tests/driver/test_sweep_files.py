@@ -14,7 +14,7 @@ from checkpoints import save_transformer_lens
 from click.testing import CliRunner
 from rich.console import Console
 
-from gsae_ray.cli.main import main as cli
+from gsae_ray.cli.main import main
 from gsae_ray.config.load import load_sweep
 from gsae_ray.config.sections import ModelSettings
 from gsae_ray.config.sweep import Sweep
@@ -152,7 +152,7 @@ def test_plan_answers_for_the_whole_file(file: str, checkpoints: dict[str, Path]
         configurations("real")[model].save_pretrained(tmp_path / "model")
     if model is not None:
         arguments += ["--set", f"model.name={tmp_path / 'model'}"]
-    answer = CliRunner().invoke(cli.main, arguments)
+    answer = CliRunner().invoke(main, arguments)
     assert answer.exit_code == 0, answer.output
     cost = json.loads(answer.stdout)
     sweep = load_sweep(SWEEPS / file)
