@@ -12,7 +12,7 @@ from mlflow.tracking import MlflowClient
 from trials import FINGERPRINT, begin, expand, row_metrics
 
 from gsae_ray.config.trial import TrialSpec
-from gsae_ray.storage.trial_directory import TrialDirectory
+from gsae_ray.storage.trial_directory import EvaluationRequest, Trial, TrialDirectory
 from gsae_ray.tracking.mirror import (
     KIND,
     Mirror,
@@ -33,7 +33,7 @@ class Server:
         self.client = MlflowClient(uri)
 
     def mirror(self, launch_id: str = LAUNCH_ID, encoders: Sequence[int | None] = (None,)) -> Mirror:
-        mirror = Mirror(self.uri, self.experiment, launch_id, FINGERPRINT, encoders)
+        mirror = Mirror(self.uri, self.experiment, launch_id, EvaluationRequest(FINGERPRINT, tuple(encoders)))
         mirror.open_launch("small", {"model": "builtin", "trials": len(TRIALS)})
         return mirror
 
@@ -71,11 +71,8 @@ class Server:
         }
 
 
-Pair = tuple[TrialSpec, TrialDirectory]
-
-
-def pair(root: Path, steps: int = 0, trial: TrialSpec = ONE) -> Pair:
-    return trial, begin(root, trial, steps)
+def pair(root: Path, steps: int = 0, trial: TrialSpec = ONE) -> Trial:
+    return Trial(trial, begin(root, trial, steps))
 
 
 def append(directory: TrialDirectory, *steps: int, **metrics: float) -> None:

@@ -18,6 +18,7 @@ from gsae_ray.config.site import Site
 from gsae_ray.config.sweep import Sweep
 from gsae_ray.errors import UserError
 from gsae_ray.names import check_run_id, folder_name, local_path, own_command
+from gsae_ray.storage.trial_directory import EvaluationRequest
 from gsae_ray.tracking.mirror import Mirror
 
 QUICKSTART = Path(__file__).parents[1] / "sweeps/quickstart.yaml"
@@ -129,7 +130,7 @@ def test_an_experiments_artifacts_stay_beside_the_database(tmp_path: Path) -> No
     (tmp_path / "note.txt").write_text("here")
     experiments = ["/Shared/team/sae", "../../outside", "a b", "..", "ä/ö?x=1#y", "%2Fb", "plain"]
     for experiment in experiments:
-        mirror = Mirror(uri, experiment, "20260101-000000-abcd", "fingerprint")
+        mirror = Mirror(uri, experiment, "20260101-000000-abcd", EvaluationRequest("fingerprint", (None,)))
         mirror.open_launch("sweep", {})
         mirror.log_launch({}, [tmp_path / "note.txt"])
         assert len(list((home / "mlruns" / folder_name(experiment)).glob("*/artifacts/note.txt"))) == 1

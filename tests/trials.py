@@ -13,9 +13,11 @@ from gsae_ray.config.sweep import Sweep
 from gsae_ray.config.trial import TrialSpec
 from gsae_ray.evaluation.metrics import Evaluation
 from gsae_ray.saes import SAE, SAEConfig, build
-from gsae_ray.storage.trial_directory import TrialDirectory
+from gsae_ray.storage.trial_directory import EvaluationRequest, TrialDirectory
 
 FINGERPRINT = "f" * 64
+REQUEST = EvaluationRequest(FINGERPRINT, (None,))
+"""One evaluation, with the SAE's own encoder."""
 SITE_1, SITE_2 = "blocks.1.hook_resid_post", "blocks.2.hook_resid_post"
 D_IN = 8
 

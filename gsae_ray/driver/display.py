@@ -14,8 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from gsae_ray.activations.store import Wait
-from gsae_ray.config.trial import TrialSpec
-from gsae_ray.storage.trial_directory import START, TrialDirectory
+from gsae_ray.storage.trial_directory import START, EvaluationRequest, Trial
 
 PLAIN_INTERVAL_S = 10.0
 LIVE_INTERVAL_S = 0.5
@@ -105,22 +104,22 @@ class Observer:
 
     def __init__(
         self,
-        trials: Sequence[tuple[TrialSpec, TrialDirectory]],
-        fingerprint: str,
-        encoders: Sequence[int | None],
+        trials: Sequence[Trial],
+        evaluation: EvaluationRequest,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.trials = trials
-        self.fingerprint = fingerprint
-        self.encoders = encoders
-        self.progress = [TrialProgress(t.name, t.training.trained_tokens, len(encoders)) for t, _ in trials]
+        self.evaluation = evaluation
+        self.progress = [
+            TrialProgress(trial.name, trial.spec.training.trained_tokens, len(evaluation.encoders)) for trial in trials
+        ]
         self.pace = Pace()
         self._clock = clock
         self._looked: float | None = None
         self._cursors = [START] * len(trials)
         self._reached = [0] * len(trials)
         """Tokens of the furthest row of each; a trial that goes back writes some again."""
-        self._attempts = [directory.newest_attempt for _, directory in trials]
+        self._attempts = [trial.directory.newest_attempt for trial in trials]
         self._lock = threading.Lock()
 
     def update(self) -> list[TrialProgress]:
@@ -135,7 +134,7 @@ class Observer:
             return self.progress
 
     def _update(self, index: int, pace: Pace) -> None:
-        progress, (_, directory) = self.progress[index], self.trials[index]
+        progress, directory = self.progress[index], self.trials[index].directory
         if progress.state in ("done", "failed"):
             return
         rows, self._cursors[index] = directory.rows(self._cursors[index])
@@ -146,13 +145,16 @@ class Observer:
                 pace.tokens += gained
                 pace.trial_s += gained / rate
             self._reached[index] = max(self._reached[index], row["step"])
-        if directory.done:
-            left = len(directory.missing(self.fingerprint, self.encoders))
-            pace.evaluations += progress.evaluations_left - left
-            progress.evaluations_left, progress.tokens = left, progress.total_tokens
-            progress.state = "done" if not left else "evaluating" if directory.failure is None else "failed"
-        elif directory.failure is not None:
+        status = directory.status(self.evaluation)
+        if status.trained:
+            pace.evaluations += progress.evaluations_left - len(status.missing)
+            progress.evaluations_left, progress.tokens = len(status.missing), progress.total_tokens
+        if status.done:
+            progress.state = "done"
+        elif status.failure is not None:
             progress.state = "failed"
+        elif status.trained:
+            progress.state = "evaluating"
         elif directory.newest_attempt > self._attempts[index]:
             progress.state = "running"
 

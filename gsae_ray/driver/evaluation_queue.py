@@ -8,12 +8,11 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 
-from gsae_ray.config.trial import TrialSpec
 from gsae_ray.errors import NumericError, ProductionError, StorageFullError, reason
 from gsae_ray.evaluation.metrics import Evaluation
 from gsae_ray.files import room_needed
 from gsae_ray.saes.base import CONFIG_FILE, WEIGHTS_FILE
-from gsae_ray.storage.trial_directory import TrialDirectory
+from gsae_ray.storage.trial_directory import EvaluationRequest, Trial
 
 Evaluate = Callable[[str, str, bytes, Sequence[int | None]], Sequence["Future[Evaluation]"]]
 """(site, cfg.json, weights as saved, encoders) -> the evaluation with each encoder, in time."""
@@ -31,26 +30,24 @@ class EvaluationQueue(threading.Thread):
 
     def __init__(
         self,
-        trials: Sequence[tuple[TrialSpec, TrialDirectory]],
-        fingerprint: str,
-        encoders: Sequence[int | None],
+        trials: Sequence[Trial],
+        evaluation: EvaluationRequest,
         evaluate: Evaluate,
         at_a_time: int = 2,
         interval_s: float = 0.3,
     ) -> None:
         """
         Args:
-            encoders: as `EvaluationSettings.encoders`.
+            evaluation: what every SAE is to get.
             at_a_time: SAEs whose weights are in memory for their evaluations.
         """
         super().__init__(name="evaluations", daemon=True)
-        self.fingerprint = fingerprint
-        self.encoders = encoders
+        self.evaluation = evaluation
         self.evaluate = evaluate
         self.at_a_time = at_a_time
         self.interval_s = interval_s
         self._waiting = list(trials)
-        self._running: list[tuple[TrialSpec, TrialDirectory, int | None, Future[Evaluation]]] = []
+        self._running: list[tuple[Trial, int | None, Future[Evaluation]]] = []
         self._error: Exception | None = None
         self._training_over = threading.Event()
         self._stop_asked = False
@@ -61,7 +58,7 @@ class EvaluationQueue(threading.Thread):
             last = self._training_over.is_set()  # before the look: what is DONE now is then seen
             try:
                 self._look()
-                if last and not self._running and not any(directory.done for _, directory in self._waiting):
+                if last and not self._running and not any(trial.directory.done for trial in self._waiting):
                     return
             except OSError as error:  # a hiccup of storage, or what stays: then it is the end
                 since = since or time.monotonic()
@@ -73,20 +70,21 @@ class EvaluationQueue(threading.Thread):
             time.sleep(self.interval_s)
 
     def _look(self) -> None:
-        for item in [item for item in self._waiting if item[1].done]:
-            if len({directory.path for _, directory, *_ in self._running}) >= self.at_a_time:
+        for trial in [trial for trial in self._waiting if trial.directory.done]:
+            if len({running.name for running, *_ in self._running}) >= self.at_a_time:
                 break
-            trial, directory = item
-            self._waiting.remove(item)
+            directory = trial.directory
+            self._waiting.remove(trial)
             with self._kept_for_finish():
                 directory.check_done()
                 folder = directory.path / "sae"
                 cfg, weights = (folder / CONFIG_FILE).read_text("utf-8"), (folder / WEIGHTS_FILE).read_bytes()
-                missing = directory.missing(self.fingerprint, self.encoders)
-                requests = self.evaluate(trial.site, cfg, weights, missing)
-                self._running += [(trial, directory, l0, r) for l0, r in zip(missing, requests, strict=True)]
-        for running in [r for r in self._running if r[3].done()]:
-            trial, directory, pursuit_l0, request = running
+                missing = directory.status(self.evaluation).missing
+                requests = self.evaluate(trial.spec.site, cfg, weights, missing)
+                self._running += [(trial, l0, request) for l0, request in zip(missing, requests, strict=True)]
+        for running in [r for r in self._running if r[2].done()]:
+            trial, pursuit_l0, request = running
+            directory = trial.directory
             self._running.remove(running)
             with self._kept_for_finish(), room_needed(directory.path):
                 try:
@@ -94,8 +92,8 @@ class EvaluationQueue(threading.Thread):
                 except NumericError as error:
                     directory.fail_evaluation(reason(error))
                 else:
-                    tokens = trial.training.trained_tokens
-                    directory.save_evaluation(self.fingerprint, tokens, evaluation, pursuit_l0)
+                    tokens = trial.spec.training.trained_tokens
+                    directory.save_evaluation(self.evaluation.fingerprint, tokens, evaluation, pursuit_l0)
 
     @contextlib.contextmanager
     def _kept_for_finish(self) -> Iterator[None]:

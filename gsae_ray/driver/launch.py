@@ -66,7 +66,7 @@ from gsae_ray.storage.launch_directory import (
     trial_folder,
     versions,
 )
-from gsae_ray.storage.trial_directory import TrialDirectory, forget_damaged
+from gsae_ray.storage.trial_directory import Trial, TrialDirectory, forget_damaged
 from gsae_ray.tracking.connection import asking, quick_failure, reserve, resolve_uri
 from gsae_ray.tracking.connection import check as check_tracking
 from gsae_ray.tracking.mirror import JOB_VARIABLE, Mirror, MirrorThread, ReportThread
@@ -74,7 +74,7 @@ from gsae_ray.tracking.mirror import JOB_VARIABLE, Mirror, MirrorThread, ReportT
 OPENINGS, OPENING_PAUSE_S = 5, 5.0
 """How often MLflow is tried at the start, and the time between."""
 
-Trials = list[tuple[TrialSpec, TrialDirectory]]
+Trials = list[Trial]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -160,18 +160,22 @@ def run(
             stack.enter_context(room_needed(folder))
             stack.enter_context(quick_failure())
             driver = stack.enter_context(driver_lock(folder, display.phase if resume == "auto" else None))
-            trials = [(t, TrialDirectory(trial_folder(folder, t))) for t in plan.trials]
-            damaged = forget_damaged(directory for _, directory in trials)
+            trials = [Trial(t, TrialDirectory(trial_folder(folder, t))) for t in plan.trials]
+            damaged = forget_damaged(trial.directory for trial in trials)
             for line in damaged:
                 display.phase(line)
-            fingerprint, encoders = plan.evaluation_fingerprint, plan.sweep.evaluation.encoders
-            pending = [(t, d) for t, d in trials if not d.done or d.missing(fingerprint, encoders)]
+            status = {trial.name: trial.directory.status(plan.evaluation) for trial in trials}
+            pending = [trial for trial in trials if not status[trial.name].done]
             if len(pending) < len(trials):
                 display.phase(f"{len(trials) - len(pending)} of {len(trials)} trials are done already")
-            if resume == "auto" and (failed := sum(d.failure is not None for _, d in pending)):
+            if resume == "auto" and (failed := sum(status[t.name].failure is not None for t in pending)):
                 display.phase(f"{failed} of {len(trials)} trials failed for good before; --resume tries them again")
-                pending = [(t, d) for t, d in pending if d.failure is None]
-            readers = {t.name: ReaderSpec(t.site, t.training.trained_tokens) for t, d in pending if not d.done}
+                pending = [trial for trial in pending if status[trial.name].failure is None]
+            readers = {
+                t.name: ReaderSpec(t.spec.site, t.spec.training.trained_tokens)
+                for t in pending
+                if not status[t.name].trained
+            }
             allotment = _Allotment()
             check_resume(folder, plan.sweep, plan.trials, resume)
             reserve(uri, sweep.experiment_name)
@@ -181,6 +185,7 @@ def run(
                 allotment = _check_cluster(plan, readers)
             launch_id, notices = begin_launch(folder, plan.sweep, plan.trials, resume, overrides)
             own_folder = folder / "launches" / launch_id
+            fingerprint, encoders = plan.evaluation
             EVALUATED.write(own_folder / "evaluation.json", {"fingerprint": fingerprint, "encoders": list(encoders)})
             log = EventLog(own_folder / "events.jsonl", display.phase)
             stack.enter_context(log.session(f"{len(pending)} of {len(trials)} trials to train or to evaluate"))
@@ -239,9 +244,9 @@ class _Launch:
     def run(self, uri: str, started: float) -> SweepResult:
         """Trains and evaluates what is pending, and publishes the frontier."""
         sweep = self.plan.sweep
-        for _, directory in self.pending:
-            directory.forget_failure()
-        observer = Observer(self.trials, self.plan.evaluation_fingerprint, sweep.evaluation.encoders)
+        for trial in self.pending:
+            trial.directory.forget_failure()
+        observer = Observer(self.trials, self.plan.evaluation)
         supervisor: Supervisor | None = None
         give_up, asked = threading.Event(), threading.Event()
 
@@ -309,8 +314,8 @@ class _Launch:
         except Exception as error:  # an MLflow server that is gone at the end loses nothing: storage has it
             logging.getLogger(__name__).debug("publishing failed", exc_info=True)
             arrived, thread.last_error = False, first_line(error)
-        seen = zip(self.trials, observer.progress, strict=True)  # a FAILED may be of an evaluation on other text
-        failures = {t.name: d.failure for (t, d), now in seen if now.state == "failed" and d.failure is not None}
+        status = {trial.name: trial.directory.status(self.plan.evaluation) for trial in self.trials}
+        failures = {name: found.failure for name, found in status.items() if found.failure is not None}
         failures |= mirror.damaged
         if arrived and not failures:
             finish_launch(self.folder, self.id, self.driver.session)
@@ -344,9 +349,8 @@ class _Launch:
 
     def _open_mirror(self, uri: str) -> Mirror:
         sweep = self.plan.sweep
-        fingerprint, encoders = self.plan.evaluation_fingerprint, sweep.evaluation.encoders
         with asking(uri):
-            mirror = Mirror(uri, sweep.experiment_name, self.id, fingerprint, encoders)
+            mirror = Mirror(uri, sweep.experiment_name, self.id, self.plan.evaluation)
             mirror.open_launch(sweep.name, _launch_params(self.plan), os.environ.get(JOB_VARIABLE))
             mirror.log_launch({}, [self.own_folder / "sweep.yaml", self.own_folder / "versions.json"])
         return mirror
@@ -378,7 +382,7 @@ class _Launch:
                 store,
                 producers,
                 self.readers,
-                {trial.name: directory for trial, directory in self.trials},
+                {trial.name: trial.directory for trial in self.trials},
                 self.driver,
                 self.own_folder / "record.json",
                 self.plan.sweep.trials,
@@ -409,15 +413,14 @@ class _Launch:
         sweep = self.plan.sweep
         queue = EvaluationQueue(
             self.pending,
-            self.plan.evaluation_fingerprint,
-            sweep.evaluation.encoders,
+            self.plan.evaluation,
             evaluate,
             at_a_time=sweep.producers.count + 1,
         )
         queue.start()
         try:
             for follow in (False, True):  # those that start from another's SAE come when all the others are finished
-                phase = [(t, d) for t, d in self.pending if not d.done and t.follows == follow]
+                phase = [t for t in self.pending if not t.directory.done and t.spec.follows == follow]
                 phase = self._with_parents(phase, store)
                 self._to_the_end(supervisor, phase)
             queue.finish(check=supervisor.check)
@@ -433,46 +436,46 @@ class _Launch:
         """
         errors: dict[str, str] = {}
         for _ in range(DEATHS):  # Tune gives a trial up whose process dies while it is made ready for it
-            trials = [(trial, directory) for trial, directory in trials if not directory.ended]
+            trials = [trial for trial in trials if not trial.directory.ended]
             if not trials:
                 return
             results = self._tune(supervisor, trials)
             supervisor.check()
             errors = {(r.config or {})["trial"]["name"]: reason(r.error) for r in results if r.error is not None}
-        for trial, directory in trials:
-            if not directory.ended:
-                self._fail(trial, directory, errors.get(trial.name, "it did not end"))
+        for trial in trials:
+            if not trial.directory.ended:
+                self._fail(trial, errors.get(trial.name, "it did not end"))
 
-    def _parent(self, trial: TrialSpec) -> Path | None:
+    def _parent(self, spec: TrialSpec) -> Path | None:
         """The folder of the finished SAE that a trial starts from; None where there is none."""
-        if trial.parent in self.plan.parents:
-            return self.plan.parents[trial.parent]
-        found = [directory for other, directory in self.trials if other.name == trial.parent and directory.done]
+        if spec.parent in self.plan.parents:
+            return self.plan.parents[spec.parent]
+        found = [trial.directory for trial in self.trials if trial.name == spec.parent and trial.directory.done]
         return found[0].path / "sae" if found else None
 
     def _with_parents(self, trials: Trials, store: StoreClient) -> Trials:
         """The trials without those whose parent has failed; they fail too."""
         going: Trials = []
-        for trial, directory in trials:
-            if trial.parent is None or self._parent(trial) is not None:
-                going.append((trial, directory))
+        for trial in trials:
+            if trial.spec.parent is None or self._parent(trial.spec) is not None:
+                going.append(trial)
             else:
-                self._fail(trial, directory, "skipped: parent failed")
+                self._fail(trial, "skipped: parent failed")
                 store.call("abandon", trial.name)
         return going
 
-    def _fail(self, trial: TrialSpec, directory: TrialDirectory, why: str) -> None:
+    def _fail(self, trial: Trial, why: str) -> None:
         """Has a trial that does not run fail for good."""
-        directory.begin_attempt(trial, self.driver.session)
-        directory.fail(why)
+        trial.directory.begin_attempt(trial.spec, self.driver.session)
+        trial.directory.fail(why)
 
     def _tune(self, supervisor: Supervisor, trials: Trials) -> tune.ResultGrid:
         plan, sweep = self.plan, self.plan.sweep
         context = TrialContext(
             launch=self.own_folder,
             session=self.driver.session,
-            directories={trial.name: directory.path for trial, directory in trials},
-            parents={trial.name: parent for trial, _ in trials if (parent := self._parent(trial)) is not None},
+            directories={trial.name: trial.directory.path for trial in trials},
+            parents={t.name: parent for t in trials if (parent := self._parent(t.spec)) is not None},
             layout=plan.layout,
             threads=sweep.trials.cpus,
             gpu=sweep.trials.gpus != 0,
@@ -497,7 +500,7 @@ class _Launch:
                     tune.with_parameters(SAETrial, store=supervisor.store, context=context),
                     resources,
                 ),
-                param_space={"trial": tune.grid_search([trial.to_json() for trial, _ in trials])},
+                param_space={"trial": tune.grid_search([trial.spec.to_json() for trial in trials])},
                 tune_config=tune.TuneConfig(
                     reuse_actors=sweep.trials.gpus == 0, max_concurrent_trials=sweep.trials.max_concurrent
                 ),

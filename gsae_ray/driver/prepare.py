@@ -29,6 +29,7 @@ from gsae_ray.language_model.loading import (
 from gsae_ray.saes import SAEConfig, load
 from gsae_ray.saes.base import WEIGHTS_FILE
 from gsae_ray.saes.files import content_hash, holds
+from gsae_ray.storage.trial_directory import EvaluationRequest
 
 _PARENT = JSONFile(str, "it is fetched again")
 """The hash of a parent that was fetched (`saes.files.content_hash`)."""
@@ -42,7 +43,8 @@ class Plan:
     tokens: TokenStore
     layout: Layout
     trials: list[TrialSpec]
-    evaluation_fingerprint: str
+    evaluation: EvaluationRequest
+    """What every SAE is evaluated on, and with which encoders."""
     producer: Memory
     """What each producer needs."""
     parents: dict[str, Path]
@@ -88,7 +90,7 @@ def prepare(sweep: Sweep, storage: Path, display: Display, tracking_uri: str | N
         layout=layout,
         trials=trials,
         producer=of_producer(sweep, skeleton, layout.widths, block_bytes, trials),
-        evaluation_fingerprint=digest(evaluation),
+        evaluation=EvaluationRequest(digest(evaluation), sweep.evaluation.encoders),
         parents={f"run:{run_id}": folder for run_id, folder in parents.items()},
     )
 

@@ -17,7 +17,7 @@ from gsae_ray.files import JSONFile
 from gsae_ray.names import local_path
 from gsae_ray.storage.launch_directory import EVALUATED, find_trial
 from gsae_ray.storage.launch_directory import LAUNCH as LAUNCH_FILE
-from gsae_ray.storage.trial_directory import TrialDirectory
+from gsae_ray.storage.trial_directory import EvaluationRequest, TrialDirectory
 from gsae_ray.tracking.connection import asking, open_tracking
 from gsae_ray.tracking.mirror import EVALUATION, FAILURE, IDENTITY, KIND, LAUNCH, TRIAL, trial_params
 
@@ -164,11 +164,11 @@ class StorageOutcomes:
         return [outcome for outcome in self._trials(launch) if FAILURE in outcome.tags]
 
     def pursuit(self, outcome: Outcome) -> dict[int, dict[str, float]]:
-        directory, fingerprint = TrialDirectory(Path(outcome.run_id)), outcome.tags[EVALUATION]
+        directory, request = TrialDirectory(Path(outcome.run_id)), self._evaluated(outcome.tags[LAUNCH])
+        found = {l0: _metrics(directory, request.fingerprint, l0) for l0 in request.encoders if l0 is not None}
         return {
-            l0: {name.removeprefix("pursuit/"): value for name, value in _metrics(directory, fingerprint, l0).items()}
-            for l0 in self._evaluated(outcome.tags[LAUNCH])[1]
-            if l0 is not None
+            l0: {name.removeprefix("pursuit/"): value for name, value in metrics.items()}
+            for l0, metrics in found.items()
         }
 
     def _trials(self, launch: str | None) -> Iterator[Outcome]:
@@ -180,7 +180,7 @@ class StorageOutcomes:
 
     def _trials_of(self, launch_id: str) -> Iterator[Outcome]:
         folder, identities = self._launches[launch_id]
-        fingerprint, encoders = self._evaluated(launch_id)
+        request = self._evaluated(launch_id)
         for name, identity in identities.items():
             path = find_trial(folder.parent.parent, identity)
             if path is None:
@@ -188,23 +188,25 @@ class StorageOutcomes:
             directory = TrialDirectory(path)
             tags = {TRIAL: name, IDENTITY: identity, LAUNCH: launch_id}
             metrics: dict[str, float] = {}
-            evaluations = [found for l0 in encoders if (found := directory.evaluation(fingerprint, l0))]
-            if evaluations and len(evaluations) == len(encoders):
-                tags[EVALUATION] = fingerprint
-                for row in (*directory.rows()[0], *evaluations):
+            status = directory.status(request)
+            if request.encoders and status.done:
+                tags[EVALUATION] = request.fingerprint
+                for row in directory.rows()[0]:
                     metrics |= _finite(row["metrics"])
-            elif (failure := directory.failure) is not None:
-                tags[FAILURE] = failure
+                for l0 in request.encoders:
+                    metrics |= _metrics(directory, request.fingerprint, l0)
+            elif status.failure is not None:
+                tags[FAILURE] = status.failure
             yield Outcome(str(path), tags, _params(path), metrics)
 
-    def _evaluated(self, launch_id: str) -> tuple[str, list[int | None]]:
+    def _evaluated(self, launch_id: str) -> EvaluationRequest:
         """On which tokens, and by which encoders, a launch evaluates; by none where that is not known."""
         file = self._launches[launch_id][0] / "evaluation.json"
         if (found := self._read(EVALUATED, file)) is not None:
-            return found["fingerprint"], found["encoders"]
+            return EvaluationRequest(found["fingerprint"], tuple(found["encoders"]))
         if not file.exists():
             self.notes.append(f"launch {launch_id} does not say how it evaluates ({file} is missing); run it again")
-        return "", []
+        return EvaluationRequest("", ())
 
     def _read(self, kind: JSONFile[T], file: Path) -> T | None:
         """A file of a launch; with a note about a damaged one, which stops no other from being read."""

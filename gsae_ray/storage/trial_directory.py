@@ -20,14 +20,15 @@ finished SAE by training, an evaluation by evaluating. `DONE` is checked against
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import os
 import shutil
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import safetensors.torch
 from torch import Tensor
@@ -93,6 +94,32 @@ EVALUATION = JSONFile(_Evaluation, "the same command evaluates this SAE again", 
 Cursor = tuple[int, int]
 """A place in a file of rows: (attempt, byte)."""
 START: Cursor = (0, 0)
+
+
+class EvaluationRequest(NamedTuple):
+    """What a launch asks of every finished SAE."""
+
+    fingerprint: str
+    """Of the held-out contexts."""
+    encoders: tuple[int | None, ...]
+    """None: an evaluation with the SAE's own encoder; a number: one by gradient pursuit with that target L0."""
+
+
+@dataclasses.dataclass(frozen=True)
+class TrialStatus:
+    """Where a trial stands, for a launch that asks for certain evaluations."""
+
+    trained: bool
+    """Whether its SAE is finished."""
+    missing: tuple[int | None, ...]
+    """The encoders asked for that the SAE was not evaluated with; all of them before it is trained."""
+    failure: str | None
+    """Why training, or an evaluation that is missing, failed for good; None where it did not."""
+
+    @property
+    def done(self) -> bool:
+        """Whether there is nothing left to train or to evaluate."""
+        return self.trained and not self.missing
 
 
 class TrialDirectory:
@@ -202,9 +229,12 @@ class TrialDirectory:
         evaluation = EVALUATION.read_whole(found)
         return evaluation if done and evaluation and evaluation["sae"] == done["sae"] else None
 
-    def missing(self, fingerprint: str, encoders: Sequence[int | None]) -> list[int | None]:
-        """Those of the evaluations asked for that the SAE does not have (`EvaluationSettings.encoders`)."""
-        return [l0 for l0 in encoders if self.evaluation(fingerprint, l0) is None]
+    def status(self, request: EvaluationRequest) -> TrialStatus:
+        """Where the trial stands, for a launch that asks for those evaluations."""
+        trained, (fingerprint, encoders) = self.done, request
+        missing = tuple(l0 for l0 in encoders if not trained or self.evaluation(fingerprint, l0) is None)
+        # Beside an SAE that has them all, FAILED is of an evaluation on other text.
+        return TrialStatus(trained, missing, None if trained and not missing else self.failure)
 
     def _evaluation_path(self, fingerprint: str, pursuit_l0: int | None) -> Path:
         pursuit = "" if pursuit_l0 is None else f"-pursuit-{pursuit_l0}"
@@ -370,6 +400,18 @@ class TrialDirectory:
             "sae": done["sae"],
         }
         EVALUATION.write(path, value)
+
+
+class Trial(NamedTuple):
+    """A trial of a launch: what it is, and where it lies."""
+
+    spec: TrialSpec
+    directory: TrialDirectory
+
+    @property
+    def name(self) -> str:
+        """Readable and unique within a sweep."""
+        return self.spec.name
 
 
 def forget_damaged(directories: Iterable[TrialDirectory]) -> list[str]:

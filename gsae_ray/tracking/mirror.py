@@ -27,7 +27,7 @@ from gsae_ray.config.site import Site
 from gsae_ray.config.trial import TrialSpec
 from gsae_ray.errors import DamagedError, first_line
 from gsae_ray.storage.trial_directory import EVALUATION as EVALUATION_FILE
-from gsae_ray.storage.trial_directory import START, Cursor, Row, TrialDirectory
+from gsae_ray.storage.trial_directory import START, Cursor, EvaluationRequest, Row, Trial
 from gsae_ray.tracking.connection import SWEEP, check_artifacts, connect, open_experiment
 
 LAUNCH, TRIAL, KIND, IDENTITY = "gsae.launch", "gsae.trial", "gsae.kind", "gsae.identity"
@@ -106,17 +106,15 @@ class Mirror:
         tracking_uri: str,
         experiment: str,
         launch_id: str,
-        evaluation_fingerprint: str,
-        encoders: Sequence[int | None] = (None,),
+        evaluation: EvaluationRequest,
     ) -> None:
         """
         Args:
-            encoders: the evaluations that a trial needs to be finished, as `EvaluationSettings.encoders`.
+            evaluation: what a trial needs to be finished.
         """
         self.client = connect(tracking_uri)
         self.launch_id = launch_id
-        self.fingerprint = evaluation_fingerprint
-        self.encoders = encoders
+        self.evaluation = evaluation
         self.experiment_id = open_experiment(self.client, experiment).experiment_id
         self.damaged: dict[str, str] = {}
         """Trial -> which of its files, and what to do: its run has failed, the others' are as they would be."""
@@ -143,7 +141,7 @@ class Mirror:
         """
         run = self._find(launch=self.launch_id, kind="launch")
         if run is None:
-            tags = {LAUNCH: self.launch_id, KIND: "launch", SWEEP: sweep_name, EVALUATION: self.fingerprint}
+            tags = {LAUNCH: self.launch_id, KIND: "launch", SWEEP: sweep_name, EVALUATION: self.evaluation.fingerprint}
             run = self.client.create_run(self.experiment_id, tags=tags, run_name=f"{sweep_name} {self.launch_id}")
         check_artifacts(self.client.tracking_uri, run.info.artifact_uri)
         self._log_params(run, params)
@@ -161,7 +159,7 @@ class Mirror:
         if missing:
             self.client.log_batch(run.info.run_id, params=missing)
 
-    def sync(self, trials: Sequence[tuple[TrialSpec, TrialDirectory]]) -> None:
+    def sync(self, trials: Sequence[Trial]) -> None:
         """Sends what is new in the directories of trials that have begun.
 
         Raises:
@@ -169,10 +167,10 @@ class Mirror:
                 does not answer.
         """
         first: Exception | None = None
-        for trial, directory in trials:
-            if trial.name not in self._ended and directory.path.exists():
+        for trial in trials:
+            if trial.name not in self._ended and trial.directory.path.exists():
                 try:
-                    self._sync_trial(trial, directory)
+                    self._sync_trial(trial)
                 except Exception as error:
                     self._runs.pop(trial.name, None)  # what arrived of it is the server's to say
                     first = first or error
@@ -181,22 +179,22 @@ class Mirror:
         if first is not None:
             raise first
 
-    def _sync_trial(self, trial: TrialSpec, directory: TrialDirectory) -> None:
+    def _sync_trial(self, trial: Trial) -> None:
+        directory, (fingerprint, encoders) = trial.directory, self.evaluation
         # Read before the rows: what is final now was written before, so nothing is missed.
-        failure = directory.failure
-        evaluations = {l0: found for l0 in self.encoders if (found := directory.evaluation(self.fingerprint, l0))}
-        finished = len(evaluations) == len(self.encoders)
-        run = self._run(trial)
+        status = directory.status(self.evaluation)
+        run = self._run(trial.spec)
         if trial.name in self._ended:
             return
         try:
-            content = directory.check_done() if finished else None
+            content = directory.check_done() if status.done else None
         except DamagedError as error:
             self.damaged[trial.name] = str(error)
-            self.fail(trial, str(error))
+            self.fail(trial.spec, str(error))
             return
         rows, cursor = directory.rows(run.cursor)
-        if finished:
+        evaluations = {l0: found for l0 in encoders if (found := directory.evaluation(fingerprint, l0))}
+        if status.done:
             rows = [*rows, *sorted(evaluations.values(), key=lambda row: row["step"])]  # `run.steps` only ever grow
         for batch in _batches(rows, run.steps):
             self.client.log_batch(run.id, metrics=batch)
@@ -207,9 +205,9 @@ class Mirror:
                 self.client.log_text(run.id, EVALUATION_FILE.encode(evaluation).decode(), sequences_path(pursuit_l0))
             self.client.log_artifacts(run.id, str(directory.path / "sae"), "sae")
             self.client.set_tag(run.id, CONTENT, content)
-            self._end(trial, run.id, "FINISHED")
-        elif failure is not None:
-            self.fail(trial, failure)
+            self._end(trial.spec, run.id, "FINISHED")
+        elif status.failure is not None:
+            self.fail(trial.spec, status.failure)
 
     def fail(self, trial: TrialSpec, reason: str) -> None:
         """Marks a trial's run as failed."""
@@ -232,7 +230,7 @@ class Mirror:
                     KIND: "trial",
                     TRIAL: trial.name,
                     IDENTITY: trial.identity,
-                    EVALUATION: self.fingerprint,
+                    EVALUATION: self.evaluation.fingerprint,
                     "mlflow.parentRunId": self.parent_id,
                 }
                 run = self.client.create_run(self.experiment_id, tags=tags, run_name=trial.name)
@@ -328,7 +326,7 @@ class MirrorThread(_Rounds):
     def __init__(
         self,
         mirror: Mirror,
-        trials: Sequence[tuple[TrialSpec, TrialDirectory]],
+        trials: Sequence[Trial],
         interval_s: float = 2,
         allowed: Callable[[], bool] = lambda: True,
     ) -> None:

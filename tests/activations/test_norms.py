@@ -186,9 +186,9 @@ def test_producers_evaluate_without_the_rows_of_massive_norm_of_each_site(
 def test_max_norm_is_part_of_a_trials_identity_and_of_the_evaluations(plan: Plan, tmp_path: Path) -> None:
     others = [plan_of(tmp_path, max_norm=max_norm) for max_norm in (10.0, 20.0, None)]
     assert others[0].trials == plan.trials
-    assert others[0].evaluation_fingerprint == plan.evaluation_fingerprint
+    assert others[0].evaluation.fingerprint == plan.evaluation.fingerprint
     assert len({p.trials[0].identity for p in others}) == 3
-    assert len({p.evaluation_fingerprint for p in others}) == 3
+    assert len({p.evaluation.fingerprint for p in others}) == 3
     assert len({p.tokens.fingerprint for p in others}) == 1, "the same tokens"
 
 

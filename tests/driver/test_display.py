@@ -18,7 +18,7 @@ from gsae_ray.activations.store import Wait
 from gsae_ray.config.trial import TrialSpec
 from gsae_ray.driver.display import Display, Observer, Pace, Progress, TrialProgress, describe_progress
 from gsae_ray.jobs.remote_launch import RemoteLaunch
-from gsae_ray.storage.trial_directory import TrialDirectory
+from gsae_ray.storage.trial_directory import EvaluationRequest, Trial, TrialDirectory
 from gsae_ray.tracking.mirror import PROGRESS
 
 TOTAL = 1024
@@ -35,9 +35,9 @@ class Launch:
         self.directories = [TrialDirectory(root / trial.directory_name) for trial in trials]
         self.trials = trials
         self.encoders = encoders
-        self.observer = Observer(
-            list(zip(trials, self.directories, strict=True)), FINGERPRINT, encoders, clock=lambda: self.now
-        )
+        pairs = map(Trial, trials, self.directories)
+        request = EvaluationRequest(FINGERPRINT, encoders)
+        self.observer = Observer(list(pairs), request, clock=lambda: self.now)
         self.observer.update()
 
     def begin(self, *indices: int) -> None:

@@ -9,14 +9,14 @@ from concurrent.futures import Future
 from pathlib import Path
 
 import pytest
-from trials import FINGERPRINT, begin, evaluation, expand, logged, random_sae
+from trials import FINGERPRINT, REQUEST, begin, evaluation, expand, logged, random_sae
 
 from gsae_ray.driver import evaluation_queue as queue
 from gsae_ray.driver.display import Observer
 from gsae_ray.driver.evaluation_queue import EvaluationQueue
 from gsae_ray.errors import ProductionError, not_finite
 from gsae_ray.evaluation.metrics import Evaluation
-from gsae_ray.storage.trial_directory import TrialDirectory
+from gsae_ray.storage.trial_directory import EvaluationRequest, Trial, TrialDirectory
 
 
 class Evaluator:
@@ -34,11 +34,11 @@ class Evaluator:
 
 
 def test_an_sae_that_cannot_be_read_is_told_and_the_others_are_evaluated(tmp_path: Path) -> None:
-    trials = [(trial, begin(tmp_path, trial)) for trial in expand(widths=[16, 32])]
+    trials = [Trial(trial, begin(tmp_path, trial)) for trial in expand(widths=[16, 32])]
     for trial, directory in trials:
         directory.finish(random_sae(trial))
     (trials[0][1].path / "sae/cfg.json").unlink()
-    queue = EvaluationQueue(trials, FINGERPRINT, (None,), Evaluator(), interval_s=0.01)
+    queue = EvaluationQueue(trials, REQUEST, Evaluator(), interval_s=0.01)
     queue.start()
     with pytest.raises(ProductionError, match="cfg.json"):
         queue.finish()
@@ -48,7 +48,7 @@ def test_an_sae_that_cannot_be_read_is_told_and_the_others_are_evaluated(tmp_pat
 
 
 def test_an_sae_that_cannot_be_measured_has_failed_for_good_and_the_others_are_evaluated(tmp_path: Path) -> None:
-    trials = [(trial, begin(tmp_path, trial)) for trial in expand(widths=[16, 32])]
+    trials = [Trial(trial, begin(tmp_path, trial)) for trial in expand(widths=[16, 32])]
     for trial, directory in trials:
         directory.finish(random_sae(trial))
     why = not_finite("activations at here", "the held-out text", "float16")
@@ -63,15 +63,15 @@ def test_an_sae_that_cannot_be_measured_has_failed_for_good_and_the_others_are_e
             future.set_exception(answer)
         return [future]
 
-    queue = EvaluationQueue(trials, FINGERPRINT, (None,), evaluate, interval_s=0.01)
+    queue = EvaluationQueue(trials, REQUEST, evaluate, interval_s=0.01)
     queue.start()
     queue.finish()
     (failed, done) = (directory for _, directory in trials)
     assert failed.failure == str(why) and failed.evaluation(FINGERPRINT) is None
     assert done.failure is None and done.evaluation(FINGERPRINT) is not None
-    assert [trial.state for trial in Observer(trials, FINGERPRINT, (None,)).update()] == ["failed", "done"]
+    assert [trial.state for trial in Observer(trials, REQUEST).update()] == ["failed", "done"]
     failed.save_evaluation(FINGERPRINT, 1, evaluation())  # on other text it can be
-    assert [trial.state for trial in Observer(trials, FINGERPRINT, (None,)).update()] == ["done", "done"]
+    assert [trial.state for trial in Observer(trials, REQUEST).update()] == ["done", "done"]
 
 
 @pytest.mark.parametrize("patience_s", [120.0, 0.05])
@@ -91,7 +91,7 @@ def test_storage_may_hiccup_but_not_for_long(
                 raise OSError(errno.ESTALE, "Stale file handle")
             return super().done
 
-    evaluations = EvaluationQueue([(trial, Away(directory.path))], FINGERPRINT, (None,), Evaluator(), interval_s=0.01)
+    evaluations = EvaluationQueue([Trial(trial, Away(directory.path))], REQUEST, Evaluator(), interval_s=0.01)
     evaluations.start()
     if patience_s > 1:
         evaluations.finish()
@@ -107,7 +107,8 @@ def test_only_the_evaluations_that_are_missing_are_made(tmp_path: Path) -> None:
     directory.finish(random_sae(trial))
     for encoders, new in [((None, 4), [None, 4]), ((None, 4, 8), [8]), ((None, 8), [])]:
         evaluator = Evaluator()
-        queue = EvaluationQueue([(trial, directory)], FINGERPRINT, encoders, evaluator, interval_s=0.01)
+        request = EvaluationRequest(FINGERPRINT, encoders)
+        queue = EvaluationQueue([Trial(trial, directory)], request, evaluator, interval_s=0.01)
         queue.start()
         queue.finish()
         assert evaluator.asked == new
@@ -117,7 +118,7 @@ def test_only_the_evaluations_that_are_missing_are_made(tmp_path: Path) -> None:
 
 
 def test_only_a_few_saes_are_in_memory_at_a_time(tmp_path: Path) -> None:
-    trials = [(trial, begin(tmp_path, trial)) for trial in expand(widths=[16, 24, 32, 40, 48])]
+    trials = [Trial(trial, begin(tmp_path, trial)) for trial in expand(widths=[16, 24, 32, 40, 48])]
     for trial, directory in trials:
         directory.finish(random_sae(trial))
     open_requests: list[Future[Evaluation]] = []
@@ -132,12 +133,13 @@ def test_only_a_few_saes_are_in_memory_at_a_time(tmp_path: Path) -> None:
                 open_requests.pop(0).set_result(evaluation())
         return futures
 
-    queue = EvaluationQueue(trials, FINGERPRINT, (None, 4), evaluate, at_a_time=2, interval_s=0.01)
+    both = EvaluationRequest(FINGERPRINT, (None, 4))
+    queue = EvaluationQueue(trials, both, evaluate, at_a_time=2, interval_s=0.01)
     queue.start()
-    while any(directory.missing(FINGERPRINT, (None, 4)) for _, directory in trials[:-1]):
+    while any(directory.status(both).missing for _, directory in trials[:-1]):
         assert queue.is_alive()
     for request in open_requests:
         request.set_result(evaluation())
     queue.finish()
     assert most == 4
-    assert all(not directory.missing(FINGERPRINT, (None, 4)) for _, directory in trials)
+    assert all(not directory.status(both).missing for _, directory in trials)

@@ -22,7 +22,7 @@ from damage import COMMON, DAMAGES, Damage, cut, flip
 from hypothesis import given
 from hypothesis import strategies as st
 from mlflow.tracking import MlflowClient
-from trials import FINGERPRINT, SITE_1, SITE_2, begin, evaluation, expand, finish, row_metrics
+from trials import FINGERPRINT, REQUEST, SITE_1, SITE_2, begin, evaluation, expand, finish, row_metrics
 
 from gsae_ray import saes
 from gsae_ray.config.sweep import Sweep
@@ -45,6 +45,7 @@ from gsae_ray.results.frontier import (
 from gsae_ray.results.plots import plot_frontier
 from gsae_ray.saes.export import check_export, export
 from gsae_ray.storage import launch_directory as ledger
+from gsae_ray.storage.trial_directory import EvaluationRequest, Trial
 from gsae_ray.tracking.mirror import EVALUATION, KIND, LAUNCH, TRIAL, Mirror
 
 # ---- arithmetic -----------------------------------------------------------------------------------------------------
@@ -230,7 +231,7 @@ class Recorder:
         pursuit: Mapping[int, Evaluation] | None = None,
     ) -> None:
         time.sleep(0.002)  # launches are told apart by when they started, in milliseconds
-        mirror = Mirror(self.uri, experiment, launch, fingerprint, (None, *(pursuit or ())))
+        mirror = Mirror(self.uri, experiment, launch, EvaluationRequest(fingerprint, (None, *(pursuit or ()))))
         mirror.open_launch("small", {})
         pairs = []
         for trial, end in trials:
@@ -240,7 +241,7 @@ class Recorder:
                 finish(directory, trial, fingerprint, pursuit, **end)
             elif end == "failed":
                 directory.fail("NaN")
-            pairs.append((trial, directory))
+            pairs.append(Trial(trial, directory))
         mirror.sync(pairs)
         mirror.close("FINISHED")
 
@@ -524,9 +525,9 @@ def test_storage_tells_the_same_as_mlflow(recorder: Recorder) -> None:
     for launch, carried in launches.items():
         time.sleep(0.002)
         encoders: list[int | None] = [None] if launch == OLDER else [None, *pursuit]
-        mirror = Mirror(uri, "other experiment", launch, FINGERPRINT, encoders)
+        mirror = Mirror(uri, "other experiment", launch, EvaluationRequest(FINGERPRINT, tuple(encoders)))
         mirror.open_launch("swept", {})
-        mirror.sync([(trial, directories[trial.name]) for trial, _ in carried])
+        mirror.sync([Trial(trial, directories[trial.name]) for trial, _ in carried])
         mirror.close("FINISHED")
         folder = storage / "swept" / "launches" / launch
         folder.mkdir(parents=True)
@@ -638,7 +639,7 @@ def test_an_experiment_without_runs_or_without_a_finished_trial_says_so(recorder
         frontier("begun")
     with pytest.raises(UserError, match=rf"^experiment: no trial of 'begun' \(any launch\){end}$"):
         frontier("begun", launch="all")
-    Mirror(recorder.uri, "empty", NEWER, FINGERPRINT)
+    Mirror(recorder.uri, "empty", NEWER, REQUEST)
     with pytest.raises(UserError, match=r"^experiment: 'empty' has no runs"):
         frontier("empty")
 

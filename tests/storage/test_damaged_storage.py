@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from damage import COMMON, Damage
 from trainers import WALL_CLOCK, make
-from trials import FINGERPRINT, evaluation
+from trials import FINGERPRINT, REQUEST, evaluation
 
 from gsae_ray.activations.production_log import Record
 from gsae_ray.actors.trial_actor import SAETrial
@@ -23,7 +23,7 @@ from gsae_ray.errors import UserError
 from gsae_ray.evaluation.metrics import Evaluation
 from gsae_ray.saes.base import WEIGHTS_FILE
 from gsae_ray.storage.launch_directory import RECORD, begin_launch, driver_lock, finish_launch, trial_folder
-from gsae_ray.storage.trial_directory import TrialDirectory, forget_damaged
+from gsae_ray.storage.trial_directory import Trial, TrialDirectory, forget_damaged
 from gsae_ray.training.trainer import Trainer
 
 EVERY = 64 * 4
@@ -65,7 +65,7 @@ def launch(folder: Path, resume: bool = False, steps: int | None = None) -> list
             if not directory.done:
                 directory.forget_failure()
                 train(trainer, directory, driver.session, steps)
-        queue = EvaluationQueue([(t.trial, d) for t, d in work], FINGERPRINT, (None,), evaluate, interval_s=0.001)
+        queue = EvaluationQueue([Trial(t.trial, d) for t, d in work], REQUEST, evaluate, interval_s=0.001)
         queue.start()
         queue.finish()
         if all(directory.done for _, directory in work):

@@ -20,7 +20,7 @@ from gsae_ray import saes
 from gsae_ray.config.trial import TrialSpec
 from gsae_ray.errors import ReplacedError, StaleAttemptError, StorageFullError
 from gsae_ray.files import room_needed
-from gsae_ray.storage.trial_directory import ROW, TrialDirectory, forget_damaged
+from gsae_ray.storage.trial_directory import ROW, EvaluationRequest, TrialDirectory, TrialStatus, forget_damaged
 
 (TRIAL,) = expand()
 
@@ -440,11 +440,12 @@ def test_an_evaluation_is_found_by_the_fingerprint_of_what_it_was_measured_on(tm
 def test_evaluations_by_pursuit_are_kept_apart_so_that_one_target_more_costs_only_itself(tmp_path: Path) -> None:
     directory = begin(tmp_path, TRIAL)
     directory.finish(random_sae(TRIAL))
-    assert directory.missing(FINGERPRINT, (None, 4, 8)) == [None, 4, 8]
+    request = EvaluationRequest(FINGERPRINT, (None, 4, 8))
+    assert directory.status(request).missing == (None, 4, 8)
     directory.save_evaluation(FINGERPRINT, 1024, evaluation(l0=20))
     directory.save_evaluation(FINGERPRINT, 1024, evaluation(l0=3.9), pursuit_l0=4)
-    assert directory.missing(FINGERPRINT, (None, 4, 8)) == [8]
-    assert directory.missing("e" * 64, (None, 4)) == [None, 4]
+    assert directory.status(request).missing == (8,)
+    assert directory.status(EvaluationRequest("e" * 64, (None, 4))).missing == (None, 4)
     own, pursuit = directory.evaluation(FINGERPRINT), directory.evaluation(FINGERPRINT, 4)
     assert own is not None and pursuit is not None
     assert own["metrics"] == logged(evaluation(l0=20))
@@ -473,3 +474,21 @@ def test_law_7_nothing_but_json_and_safetensors_is_written(tmp_path: Path) -> No
     for path in directory.path.rglob("*.json"):
         json.loads(path.read_text())
     assert json.loads((directory.path / "DONE").read_text())["attempt"] == 1
+
+
+def test_a_status_says_what_is_left_to_train_and_to_evaluate_and_what_failed_for_good(tmp_path: Path) -> None:
+    request = EvaluationRequest(FINGERPRINT, (None, 4))
+    directory = begin(tmp_path, TRIAL)
+    assert directory.status(request) == TrialStatus(trained=False, missing=(None, 4), failure=None)
+    directory.fail("NaN")
+    assert directory.status(request) == TrialStatus(trained=False, missing=(None, 4), failure="NaN")
+    directory.forget_failure()
+    directory.finish(random_sae(TRIAL))
+    directory.save_evaluation(FINGERPRINT, 1024, evaluation())
+    directory.fail_evaluation("no number")
+    assert directory.status(request) == TrialStatus(trained=True, missing=(4,), failure="no number")
+    assert not directory.status(request).done
+    # For a launch that has all it asks for, the failure is of another one's evaluations.
+    own = directory.status(EvaluationRequest(FINGERPRINT, (None,)))
+    assert own == TrialStatus(trained=True, missing=(), failure=None)
+    assert own.done

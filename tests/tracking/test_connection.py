@@ -18,12 +18,13 @@ import pytest
 from click.testing import CliRunner
 from mlflow.server import get_app_client
 from servers import MLflowServer, serving
-from trials import FINGERPRINT, begin, expand, finish
+from trials import REQUEST, begin, expand, finish
 
 from gsae_ray.cli.main import main
 from gsae_ray.errors import UserError
 from gsae_ray.jobs.remote_launch import RemoteLaunch
 from gsae_ray.results.frontier import best, frontier
+from gsae_ray.storage.trial_directory import Trial
 from gsae_ray.tracking import connection as tracking_store
 from gsae_ray.tracking.connection import PATIENCE_S, check, connect, reserve
 from gsae_ray.tracking.mirror import Mirror
@@ -79,12 +80,12 @@ def own_folder() -> Iterator[Path]:
 def record(folder: Path) -> str:
     """A store with a finished trial."""
     uri = f"sqlite:///{folder}/mlflow.db"
-    mirror = Mirror(uri, "small", "20260101-000000-abcd", FINGERPRINT)
+    mirror = Mirror(uri, "small", "20260101-000000-abcd", REQUEST)
     mirror.open_launch("small", {})
     (trial,) = expand(l1_coefficient=1.0)
     directory = begin(folder / "trials", trial, 2)
     finish(directory, trial)
-    mirror.sync([(trial, directory)])
+    mirror.sync([Trial(trial, directory)])
     return uri
 
 
@@ -150,7 +151,7 @@ def test_a_name_that_mlflow_has_no_room_for_is_refused_before_anything_starts(he
     longest = "é" * 250
     check(uri, longest)
     assert list(here.iterdir()) == [], "nothing is made"
-    Mirror(uri, longest, "20260101-000000-abcd", FINGERPRINT).open_launch("small", {})
+    Mirror(uri, longest, "20260101-000000-abcd", REQUEST).open_launch("small", {})
     check(uri, longest)
 
 
@@ -242,7 +243,7 @@ def test_a_server_does_not_choose_a_path_of_this_machine(here: Path, location: s
     fine = (200, {"experiment": EXPERIMENT | {"artifact_location": "mlflow-artifacts:/1"}})
     answers = {"get-by-name": fine, "runs/search": (200, {}), "runs/create": (200, {"run": run})}
     with impostor(answers) as server:  # or for a single run
-        mirror = Mirror(server.uri, "quickstart", "20260101-000000-abcd", FINGERPRINT)
+        mirror = Mirror(server.uri, "quickstart", "20260101-000000-abcd", REQUEST)
         assert "wants artifacts written to" in refusal(lambda: mirror.open_launch("quickstart", {}))
     assert [path.name for path in here.rglob("*")] == ["etc"]
 

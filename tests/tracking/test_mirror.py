@@ -15,12 +15,12 @@ import pytest
 from damage import DAMAGES, flip
 from mirrors import LAUNCH_ID, ONE, TRIALS, Server, append, pair
 from mlflow.tracking import MlflowClient
-from trials import FINGERPRINT, SITE_1, begin, evaluation, expand, finish, logged, random_sae
+from trials import FINGERPRINT, REQUEST, SITE_1, begin, evaluation, expand, finish, logged, random_sae
 
 from gsae_ray import saes
 from gsae_ray.errors import UserError
 from gsae_ray.saes.files import content_hash
-from gsae_ray.storage.trial_directory import TrialDirectory
+from gsae_ray.storage.trial_directory import Trial, TrialDirectory
 from gsae_ray.tracking.addresses import refuse_password
 from gsae_ray.tracking.connection import SWEEP, check, connect, make_experiment, resolve_uri
 from gsae_ray.tracking.mirror import (
@@ -78,22 +78,22 @@ def test_syncing_again_or_by_another_mirror_changes_nothing(server: Server, tmp_
 def test_a_run_that_has_ended_keeps_its_end_when_a_launch_is_resumed(server: Server, tmp_path: Path) -> None:
     trial, directory = pair(tmp_path, 2)
     finish(directory, trial)
-    server.mirror().sync([(trial, directory)])
+    server.mirror().sync([Trial(trial, directory)])
     ended = server.run().info.end_time
     time.sleep(0.01)
-    server.mirror().sync([(trial, directory)])
+    server.mirror().sync([Trial(trial, directory)])
     assert server.run().info.end_time == ended
 
 
 def test_every_metric_row_arrives_once_with_its_own_time(server: Server, tmp_path: Path) -> None:
     trial, directory = pair(tmp_path, 3)
     mirror = server.mirror()
-    mirror.sync([(trial, directory)])
+    mirror.sync([Trial(trial, directory)])
     append(directory, 4, 5)
-    mirror.sync([(trial, directory)])
-    server.mirror().sync([(trial, directory)])
+    mirror.sync([Trial(trial, directory)])
+    server.mirror().sync([Trial(trial, directory)])
     append(directory, 6)
-    mirror.sync([(trial, directory)])
+    mirror.sync([Trial(trial, directory)])
     rows, _ = directory.rows()
     for name in ("train/loss", "train/l0"):
         expected = [(row["step"], row["timestamp"], row["metrics"][name]) for row in rows]
@@ -104,7 +104,7 @@ def test_every_metric_row_arrives_once_with_its_own_time(server: Server, tmp_pat
 def test_more_metrics_than_fit_a_call_arrive_once(server: Server, tmp_path: Path) -> None:
     trial, directory = pair(tmp_path)
     append(directory, *range(1, 161), **{f"train/{i}": float(i) for i in range(10)})
-    server.mirror().sync([(trial, directory)])
+    server.mirror().sync([Trial(trial, directory)])
     run = server.run()
     assert len(run.data.metrics) == 12
     for name in run.data.metrics:
@@ -117,16 +117,16 @@ def test_rows_cut_back_and_written_again_are_not_doubled(server: Server, tmp_pat
     directory.checkpoint(128, {}, {})
     append(directory, 3, 4, 5)
     mirror = server.mirror()
-    mirror.sync([(trial, directory)])
+    mirror.sync([Trial(trial, directory)])
     successor = begin(tmp_path, trial)
     successor.newest_state()
     if again == "another mirror":
         mirror = server.mirror()
-    mirror.sync([(trial, successor)])
+    mirror.sync([Trial(trial, successor)])
     for step in range(3, 8):
         time.sleep(0.002)  # rows have another timestamp than the first time
         append(successor, step)
-        mirror.sync([(trial, successor)])
+        mirror.sync([Trial(trial, successor)])
     assert server.steps() == [64 * step for step in range(1, 8)]
     assert server.steps("train/l0") == server.steps()
 
@@ -136,12 +136,12 @@ def test_a_row_whose_loss_was_not_finite_is_not_doubled_when_it_is_written_again
 ) -> None:
     trial, directory = pair(tmp_path, 2)
     append(directory, 3, **{"train/loss": float("nan")})
-    server.mirror().sync([(trial, directory)])
+    server.mirror().sync([Trial(trial, directory)])
     successor = begin(tmp_path, trial)
     successor.newest_state()
     time.sleep(0.002)
     append(successor, 1, 2, 3)
-    server.mirror().sync([(trial, successor)])
+    server.mirror().sync([Trial(trial, successor)])
     assert server.steps("train/l0") == server.steps("train/loss") == [64, 128, 192]
 
 
@@ -152,11 +152,11 @@ def test_rows_cut_back_and_written_again_between_two_syncs_are_not_lost_or_doubl
     trial, directory = pair(tmp_path)
     append(directory, *range(1, 6), **{"train/tokens_per_s": 1.0})
     mirror = server.mirror()
-    mirror.sync([(trial, directory)])
+    mirror.sync([Trial(trial, directory)])
     successor = begin(tmp_path, trial)
     successor.newest_state()
     append(successor, *range(1, 9), **{"train/tokens_per_s": value})
-    mirror.sync([(trial, successor)])
+    mirror.sync([Trial(trial, successor)])
     assert server.steps() == [64 * step for step in range(1, 9)]
 
 
@@ -164,7 +164,7 @@ def test_rows_that_are_shorter_when_written_again_are_not_lost(server: Server, t
     trial, directory = pair(tmp_path)
     append(directory, *range(1, 6), **{"train/tokens_per_s": 1.234567890123456789})
     mirror = server.mirror()
-    mirror.sync([(trial, directory)])
+    mirror.sync([Trial(trial, directory)])
     size = (directory.path / "metrics-1.jsonl").stat().st_size
     successor = begin(tmp_path, trial)
     successor.newest_state()
@@ -172,7 +172,7 @@ def test_rows_that_are_shorter_when_written_again_are_not_lost(server: Server, t
     while (successor.path / "metrics-2.jsonl").stat().st_size <= size:
         append(successor, last := next(steps), **{"train/tokens_per_s": 1.0})
     assert last > 5
-    mirror.sync([(trial, successor)])
+    mirror.sync([Trial(trial, successor)])
     assert server.steps() == [64 * step for step in range(1, last + 1)]
 
 
@@ -204,15 +204,15 @@ def test_runs_carry_flat_params_and_tags_and_nest_under_their_launch(server: Ser
 def test_a_trial_is_finished_when_it_is_evaluated_and_its_sae_is_there(server: Server, tmp_path: Path) -> None:
     trial, directory = pair(tmp_path, 2)
     mirror = server.mirror()
-    mirror.sync([(trial, directory)])
+    mirror.sync([Trial(trial, directory)])
     directory.finish(random_sae(trial))
-    mirror.sync([(trial, directory)])
+    mirror.sync([Trial(trial, directory)])
     assert server.run().info.status == "RUNNING"
     directory.save_evaluation("e" * 64, 1024, evaluation(l0=99))  # on other tokens than this launch's
-    mirror.sync([(trial, directory)])
+    mirror.sync([Trial(trial, directory)])
     assert server.run().info.status == "RUNNING"
     directory.save_evaluation(FINGERPRINT, 1024, evaluation(l0=20))
-    mirror.sync([(trial, directory)])
+    mirror.sync([Trial(trial, directory)])
     run = server.run()
     assert run.info.status == "FINISHED"
     assert logged(evaluation(l0=20)).items() <= run.data.metrics.items()
@@ -227,7 +227,7 @@ def test_the_sums_of_each_context_go_with_the_sae(server: Server, tmp_path: Path
     trial, directory = pair(tmp_path, 2)
     finish(directory, trial, pursuit={4: evaluation(l0=3.5)})
     mirror = server.mirror(encoders=(None, 4))
-    mirror.sync([(trial, directory)])
+    mirror.sync([Trial(trial, directory)])
     run_id = server.run().info.run_id
     assert download_sequences(mirror.client, run_id, None) == evaluation().sequences
     assert download_sequences(mirror.client, run_id, 4) == evaluation(l0=3.5).sequences
@@ -238,16 +238,16 @@ def test_pursuit_is_a_curve_of_its_own_over_target_l0_and_arrives_once(server: S
     finish(directory, trial, pursuit={4: evaluation(l0=3.5, loss_recovered=0.7)})
     encoders = (None, 4, 16)
     first = server.mirror(encoders=encoders)
-    first.sync([(trial, directory)])
+    first.sync([Trial(trial, directory)])
     assert server.run().info.status == "RUNNING", "one of the evaluations is still to come"
     directory.save_evaluation(FINGERPRINT, 1024, evaluation(l0=15, loss_recovered=0.9), 16)
     killed = server.mirror(encoders=encoders)
     killed.client.set_terminated = fail_in_call(killed.client.set_terminated, 1)  # everything sent, and not yet said
     with pytest.raises(ConnectionError):
-        killed.sync([(trial, directory)])
+        killed.sync([Trial(trial, directory)])
     for _ in range(2):
         resumed = server.mirror(encoders=encoders)
-        resumed.sync([(trial, directory)])
+        resumed.sync([Trial(trial, directory)])
     run = server.run()
     assert run.info.status == "FINISHED"
     values = {name: [(step, value) for step, _, value in server.history(run, name)] for name in run.data.metrics}
@@ -274,17 +274,17 @@ def test_a_failed_trial_has_status_failed_and_the_reason(server: Server, tmp_pat
 def test_a_trial_that_failed_and_then_finished_says_nothing_of_its_failure(server: Server, tmp_path: Path) -> None:
     trial, directory = pair(tmp_path, 2)
     directory.fail("NaN")
-    server.mirror().sync([(trial, directory)])
+    server.mirror().sync([Trial(trial, directory)])
     directory.forget_failure()
     finish(directory, trial)
-    server.mirror().sync([(trial, directory)])
+    server.mirror().sync([Trial(trial, directory)])
     run = server.run()
     assert run.info.status == "FINISHED"
     assert FAILURE not in run.data.tags
 
 
 def test_a_trial_that_has_not_begun_has_no_run(server: Server, tmp_path: Path) -> None:
-    server.mirror().sync([(ONE, TrialDirectory(tmp_path / "nothing"))])
+    server.mirror().sync([Trial(ONE, TrialDirectory(tmp_path / "nothing"))])
     assert server.runs() == []
 
 
@@ -292,7 +292,7 @@ def test_metrics_that_are_not_finite_are_left_out(server: Server, tmp_path: Path
     trial, directory = pair(tmp_path)
     append(directory, 1, 2, **{"train/nan": float("nan"), "train/inf": float("inf"), "train/minus": -float("inf")})
     mirror = server.mirror()
-    mirror.sync([(trial, directory)])
+    mirror.sync([Trial(trial, directory)])
     mirror.log_launch({"forward_ratio": float("nan"), "evaluations": 3.0})
     assert server.run().data.metrics.keys() == {"train/loss", "train/l0"}
     assert server.runs("launch")[0].data.metrics == {"evaluations": 3.0}
@@ -322,7 +322,7 @@ def test_a_launch_carries_its_files_and_ends_with_its_unfinished_trials(server: 
 def test_launches_of_an_experiment_have_runs_of_their_own(server: Server, tmp_path: Path) -> None:
     trial, directory = pair(tmp_path, 2)
     for launch_id in ("first", "second"):
-        server.mirror(launch_id).sync([(trial, directory)])
+        server.mirror(launch_id).sync([Trial(trial, directory)])
     assert len(server.runs("launch")) == len(server.runs()) == 2
     assert all(len(server.history(run, "train/loss")) == 2 for run in server.runs())
 
@@ -399,7 +399,7 @@ def test_of_two_runs_of_a_trial_one_stays_and_has_everything(server: Server, tmp
 def test_a_trial_that_the_server_refuses_does_not_hold_up_the_others(server: Server, tmp_path: Path) -> None:
     pairs = [pair(tmp_path, 2, trial) for trial in TRIALS[:2]]
     refused = dataclasses.replace(TRIALS[0], hyperparameters={"no name for MLflow: *": 1})
-    thread = MirrorThread(server.mirror(), [(refused, pairs[0][1]), pairs[1]])
+    thread = MirrorThread(server.mirror(), [Trial(refused, pairs[0][1]), pairs[1]])
     assert not thread.attempt()
     assert thread.last_error
     assert 128 in [point.step for run in server.runs() for point in run.data.to_proto().metrics]
@@ -447,7 +447,7 @@ def test_a_run_is_whole_after_a_failure_in_any_call(
 
 
 def test_a_launch_is_whole_after_a_failure_when_it_began(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
-    mirror = Mirror(server.uri, server.experiment, LAUNCH_ID, FINGERPRINT)
+    mirror = Mirror(server.uri, server.experiment, LAUNCH_ID, REQUEST)
     monkeypatch.setattr(mirror.client, "log_batch", fail_in_call(mirror.client.log_batch, 1))
     with pytest.raises(ConnectionError):
         mirror.open_launch("small", {"model": "builtin", "trials": 3})
@@ -617,7 +617,7 @@ def test_an_address_from_the_environment_is_looked_at_too(monkeypatch: pytest.Mo
 def test_a_run_carries_the_hash_of_its_sae(server: Server, tmp_path: Path) -> None:
     trial, directory = pair(tmp_path)
     finish(directory, trial)
-    server.mirror().sync([(trial, directory)])
+    server.mirror().sync([Trial(trial, directory)])
     run = server.run()
     folder = download_sae(server.client, run.info.run_id, tmp_path)
     assert content_hash(folder) == content_hash(directory.path / "sae") == run.data.tags[CONTENT]
@@ -650,11 +650,11 @@ def test_a_damaged_evaluation_is_made_again_and_never_nan_for_good(server: Serve
     mirror = server.mirror()
     for damage in DAMAGES.values():
         damage(path)
-        assert directory.missing(FINGERPRINT, (None,)) == [None]
-        mirror.sync([(trial, directory)])
+        assert directory.status(REQUEST).missing == (None,)
+        mirror.sync([Trial(trial, directory)])
         assert server.run().info.status == "RUNNING"
         directory.save_evaluation(FINGERPRINT, trial.training.tokens, evaluation(l0=21))
-    mirror.sync([(trial, directory)])
+    mirror.sync([Trial(trial, directory)])
     assert server.run().info.status == "FINISHED"
     assert server.run().data.metrics["eval/l0"] == 21
 
@@ -663,5 +663,5 @@ def test_a_trial_whose_description_is_gone_is_mirrored(server: Server, tmp_path:
     trial, directory = pair(tmp_path)
     finish(directory, trial)
     (directory.path / "trial.json").unlink()
-    server.mirror().sync([(trial, directory)])
+    server.mirror().sync([Trial(trial, directory)])
     assert server.run().info.status == "FINISHED"

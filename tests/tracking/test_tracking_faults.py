@@ -14,14 +14,14 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
-from mirrors import TRIALS, Pair, Server, append, pair
+from mirrors import TRIALS, Server, append, pair
 from mlflow.exceptions import MlflowException
 from servers import MLflowServer, serving
 from trials import begin, evaluation, finish, logged
 
 from gsae_ray.config.trial import TrialSpec
 from gsae_ray.errors import UserError
-from gsae_ray.storage.trial_directory import TrialDirectory
+from gsae_ray.storage.trial_directory import Trial, TrialDirectory
 from gsae_ray.tracking.connection import quick_failure
 from gsae_ray.tracking.mirror import TRIAL, Mirror, MirrorThread
 
@@ -60,7 +60,7 @@ def process(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MLflowServer]:
 
 
 @contextlib.contextmanager
-def mirroring(server: Server, pairs: list[Pair]) -> Iterator[MirrorThread]:
+def mirroring(server: Server, pairs: list[Trial]) -> Iterator[MirrorThread]:
     """A thread that hurries. Each trial has its first rows in MLflow already."""
     thread = MirrorThread(server.mirror(), pairs, interval_s=0.02)
     thread.start()
@@ -100,7 +100,7 @@ def older_in_mlflow(server: Server, trial: TrialSpec, directory: TrialDirectory)
     return sum(timestamp < written[step] for step, timestamp in times(server, trial).items())
 
 
-def check_all_is_there_once(server: Server, pairs: list[Pair]) -> None:
+def check_all_is_there_once(server: Server, pairs: list[Trial]) -> None:
     (parent,) = server.runs("launch")
     runs = {run.data.tags[TRIAL]: run for run in server.runs()}
     assert len(server.runs()) == len(runs) == len(pairs)
@@ -191,7 +191,7 @@ def test_a_server_that_hangs_at_the_end_costs_two_timeouts_and_is_brought_up_to_
             assert not thread.finish()
             assert 3 < time.monotonic() - started < 2 * 3 + 5
             assert "timeout" in (thread.last_error or "")
-        server.mirror().sync([(trial, directory)])
+        server.mirror().sync([Trial(trial, directory)])
     check_all_is_there_once(server, [(trial, directory)])
 
 
@@ -208,7 +208,7 @@ def test_a_server_that_is_gone_at_the_end_costs_no_time_and_is_brought_up_to_dat
         assert not thread.finish()
         assert time.monotonic() - started < 10
         process.start()
-        server.mirror().sync([(trial, directory)])
+        server.mirror().sync([Trial(trial, directory)])
     check_all_is_there_once(server, [(trial, directory)])
 
 
@@ -310,7 +310,7 @@ def test_all_is_there_once_whichever_request_goes_wrong(wire: Wire, tmp_path: Pa
         for part in range(3):
             try:
                 mirror = mirror or server.mirror()
-                mirror.sync([(trial, directory)])
+                mirror.sync([Trial(trial, directory)])
             except (MlflowException, UserError):
                 assert wire.broken
                 if mirror is None:
