@@ -12,7 +12,8 @@ import pytest
 
 from gsae_ray.config.sections import ModelSettings
 from gsae_ray.config.sweep import Sweep
-from gsae_ray.data.tokens import TokenStore, prepare_tokens
+from gsae_ray.data.prepare import prepare_tokens
+from gsae_ray.data.tokens import TokenStore
 from gsae_ray.errors import UserError
 from gsae_ray.language_model.loading import load_tokenizer
 

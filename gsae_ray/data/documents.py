@@ -1,141 +1,26 @@
-"""Where a data set's documents, text or token ids, are read from: local files, or the hub."""
+"""The documents of a data set: where they are read from, and their token ids in a seeded order."""
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Callable, Iterable, Mapping
-from pathlib import Path
+import hashlib
+import itertools
+from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import datasets
-from huggingface_hub import HfApi
-from huggingface_hub.errors import HTTPError  # type: ignore[attr-defined]
+import numpy as np
 
 from gsae_ray.config.sections import DatasetSettings
-from gsae_ray.data.local_data import LocalData, cache_of, files_below, local_data
-from gsae_ray.errors import UserError, first_line, suggest
-from gsae_ray.files import digest, file_hash
-from gsae_ray.language_model.hub import hub_login, quiet_hub
+from gsae_ray.data.column import MASK, Column
+from gsae_ray.data.hub_data import HubData
+from gsae_ray.data.local_data import LocalData, find_local_data
+from gsae_ray.data.vocabulary import Vocabulary
+from gsae_ray.errors import UserError, first_line
 
-MASK = "attention_mask"
-"""The column beside token ids that is 0 where they are padding."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Column:
-    """The column that holds the documents: text, or lists of token ids."""
-
-    name: str
-    vocabulary: int | None
-    """Token ids are below it; None where the column is text."""
-
-    @property
-    def is_text(self) -> bool:
-        return self.vocabulary is None
-
-    @property
-    def key(self) -> str:
-        """Where the sweep file names it."""
-        return "dataset.text_column" if self.is_text else "dataset.tokens_column"
-
-    @property
-    def wanted(self) -> tuple[str, ...]:
-        """The columns to read, if they are there."""
-        return (self.name,) if self.is_text else (self.name, MASK)
-
-    def missing(self, columns: Iterable[str]) -> UserError:
-        return UserError(f"{self.key}: no column {self.name!r}; {suggest(self.name, columns)}")
-
-    def check(self, example: Mapping[str, Any], where: Callable[[], str]) -> None:
-        """Whether an example's document is one.
-
-        Args:
-            where: file and row, for the message.
-        Raises:
-            UserError: it is no text, or not all are token ids of this model, or the mask does not fit them.
-        """
-        document = example.get(self.name)
-        if document is None:
-            return
-        if not isinstance(document, str if self.is_text else list):
-            what = "text" if self.is_text else "a list of token ids"
-            raise UserError(f"{self.key}: {self.name!r} holds {_shown(document)} ({where()}), not {what}")
-        if self.vocabulary is None:
-            return
-        for position, value in enumerate(document):
-            if type(value) is not int or not 0 <= value < self.vocabulary:  # a bool is an int too
-                raise UserError(
-                    f"{self.key}: {self.name!r} holds {_shown(value)} ({where()}, position {position}); token ids of "
-                    f"this model are 0 to {self.vocabulary - 1}"
-                )
-        mask = example.get(MASK)
-        if mask is not None and (
-            not isinstance(mask, list) or len(mask) != len(document) or any(m not in (0, 1) for m in mask)
-        ):
-            raise UserError(f"{self.key}: {MASK} is not a 0 or 1 for each of the ids of {self.name!r} ({where()})")
-
-
-def _shown(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= 40 else f"{text[:37]}..."
-
-
-@dataclasses.dataclass(frozen=True)
-class HubData:
-    """A data set of the hub; or a local folder in a format that is left to `datasets`."""
-
-    dataset: DatasetSettings
-
-    @property
-    def _folder(self) -> Path | None:
-        folder = Path(self.dataset.name).expanduser()
-        return folder if folder.is_dir() else None
-
-    def fingerprint(self, split: str, key: str) -> str:
-        """Name and commit; of a folder, its contents; and what says which of them are read."""
-        dataset = self.dataset
-        if folder := self._folder:
-            files = sorted({*files_below(folder), *folder.glob("README.md")})  # whose `configs` name files of splits
-            contents = [[path.relative_to(folder).as_posix(), file_hash(path)] for path in files]
-            return digest([contents, dataset.subset, dataset.data_files])
-        patterns = f"/{digest(dataset.data_files)}" if dataset.data_files else ""
-        return f"{dataset.name}/{dataset.subset}@{dataset.revision}{patterns}"
-
-    def load(self, split: str, column: Column, key: str) -> datasets.Dataset | datasets.IterableDataset:
-        """The documents of a split, in the data set's own order."""
-        datasets.disable_progress_bars()
-        dataset = self.dataset
-        options: dict[str, Any] = {}
-        if dataset.data_files:
-            options["data_files"] = {name: list(patterns) for name, patterns in dataset.data_files.items()}
-        if self._folder:
-            options["cache_dir"] = cache_of(self.fingerprint(split, key))
-        try:
-            with quiet_hub():
-                return datasets.load_dataset(
-                    str(self._folder or dataset.name),
-                    dataset.subset,
-                    split=split,
-                    revision=dataset.revision,
-                    streaming=dataset.streaming,
-                    **options,
-                )
-        except (datasets.exceptions.DatasetsError, OSError, ValueError) as error:
-            reason = first_line(error)
-            if "split" in reason:
-                raise UserError(f"{key}: {dataset.name!r} has no split {split!r}: {reason}") from error
-            if "gated" in reason:
-                raise UserError(f"dataset.name: cannot load {dataset.name!r}: {reason}; and {hub_login()}") from error
-            raise UserError(
-                f"dataset.name: cannot load {dataset.name!r} (split {split!r}): {reason}; "
-                "it may be 'builtin', local files, or a data set of the hub (which needs a network)"
-            ) from error
-
-    def place(self, split: str, row: int | None) -> str:
-        return "a row of the stream" if row is None else f"row {row} of split {split!r}"
-
-    def notice(self, split: str) -> str | None:
-        return None
+TOKENIZE_BATCH = 64  # documents; small enough that little is read beyond what is needed
+STREAM_SHUFFLE_BUFFER = 10_000  # documents
+LOOKED_AT = 1_000  # rows of token ids, whether all have one length
 
 
 def find_data(dataset: DatasetSettings) -> LocalData | HubData:
@@ -145,19 +30,102 @@ def find_data(dataset: DatasetSettings) -> LocalData | HubData:
         UserError: no file matches, files are of several kinds, or a file is of two splits.
     """
     try:
-        return local_data(dataset) or HubData(dataset)
+        return find_local_data(dataset) or HubData(dataset)
     except (OSError, ValueError, RuntimeError) as error:  # no right to look, too long, ** within a name, no such ~
         reason = error.strerror if isinstance(error, OSError) else first_line(error)
         raise UserError(f"dataset.name: cannot look for {dataset.name[:100]!r}: {reason}") from error
 
 
 def pinned_data(dataset: DatasetSettings) -> DatasetSettings:
-    """With the commit that a hub data set's revision stands for now; offline as it is."""
-    if isinstance(find_data(dataset), LocalData) or Path(dataset.name).expanduser().is_dir():
-        return dataset
-    try:
-        with quiet_hub():
-            commit = HfApi().dataset_info(dataset.name, revision=dataset.revision).sha
-    except (OSError, ValueError, HTTPError):  # the last of a hub that does not answer
-        return dataset  # what is wrong with it, `HubData.load` says better
-    return dataset.model_copy(update={"revision": commit})
+    """The settings with the commit that a hub data set's revision stands for now; offline, and of files, unchanged."""
+    source = find_data(dataset)
+    return source.pinned() if isinstance(source, HubData) else dataset
+
+
+def held_out_by_hash(document: str | list[int], fraction: float) -> bool:
+    """Whether a document belongs to the held-out share: by its content, so wherever it stands."""
+    data = document.encode() if isinstance(document, str) else np.asarray(document, np.int64).tobytes()
+    return int.from_bytes(hashlib.sha256(data).digest()[:8], "big") < fraction * 2**64
+
+
+class Documents:
+    """The token ids of the documents of one split, in a seeded order.
+
+    Text ends with the end-of-text token if there is one. Token ids are real ones: padding is gone, nothing is added.
+    """
+
+    def __init__(
+        self,
+        source: LocalData | HubData,
+        dataset: DatasetSettings,
+        vocabulary: Vocabulary,
+        split: str,
+        keep: Callable[[str | list[int]], bool],
+        key: str,
+    ) -> None:
+        """
+        Args:
+            keep: text or token ids of a document -> whether it belongs here.
+            key: where the sweep file names the split.
+        """
+        is_text = dataset.tokens_column is None
+        self.column = Column(dataset.tokens_column or dataset.text_column, None if is_text else vocabulary.size)
+        self.data = source.load(split, self.column, key)
+        if self.data.column_names is not None and self.column.name not in self.data.column_names:
+            raise self.column.missing(self.data.column_names)
+        self.source, self.split = source, split
+        self.vocabulary = vocabulary
+        self.keep = keep
+        self.seen = 0
+        """Documents so far, those that do not belong here too."""
+
+    def one_length(self) -> int | None:
+        """The length of all rows of token ids, as far as they are looked at, if there are several and it is one."""
+        rows = [row.get(self.column.name) for row in itertools.islice(self.data, LOOKED_AT)]
+        lengths = {len(row) for row in rows if isinstance(row, list)}
+        return lengths.pop() if len(lengths) == 1 and len(rows) > 1 else None
+
+    def one_pass(self, number: int, seed: int) -> Iterator[list[int]]:
+        """Each document once, in the order of (seed, pass number)."""
+        documents = (d for d in self._read(number, seed) if self.keep(d))
+        while batch := list(itertools.islice(documents, TOKENIZE_BATCH)):
+            yield from self._tokenised(batch) if self.column.is_text else batch
+
+    def _read(self, number: int, seed: int) -> Iterator[Any]:
+        for row, example in self._examples(number, seed):
+            if self.column.name not in example:  # a stream's columns are known only now
+                raise self.column.missing(example)
+            self.column.check(example, partial(self.source.place, self.split, row))
+            document = example[self.column.name]
+            if document and not self.column.is_text:
+                document = self.vocabulary.without_padding(document, example.get(MASK))
+            if document:
+                self.seen += 1
+                yield document
+
+    def _examples(self, number: int, seed: int) -> Iterator[tuple[int | None, dict[str, Any]]]:
+        """Each with its row, which is not known of a stream."""
+        if isinstance(self.data, datasets.IterableDataset):
+            shuffled = self.data.shuffle(seed=seed + number, buffer_size=STREAM_SHUFFLE_BUFFER)
+            yield from ((None, example) for example in shuffled)
+        else:
+            # A permutation of indices: `Dataset.shuffle` would write a cache file into the user's home.
+            order = np.random.RandomState([seed, number]).permutation(len(self.data))
+            yield from ((int(i), self.data[int(i)]) for i in order)
+
+    def _tokenised(self, texts: list[str]) -> Iterator[list[int]]:
+        tokenizer, eos = self.vocabulary.tokenizer, self.vocabulary.eos
+        assert tokenizer is not None
+        for ids in tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]:
+            document = ids if eos is None else [*ids, eos]
+            self.vocabulary.check(document)
+            yield document
+
+    def passes(self, seed: int, repeat: bool) -> Iterator[list[int]]:
+        """One pass, or as many as are drawn from it."""
+        for number in itertools.count():
+            document = None
+            for document in self.one_pass(number, seed):
+                yield document
+            if not repeat or document is None:
+                return

@@ -1,8 +1,4 @@
-"""Local files of a data set: which they are, of which split, and what is in them.
-
-They go by Hugging Face's convention: `train`, `validation` or `test` in the name of a file or folder is its split (see
-`datasets.data_files`), unless `dataset.data_files` says which are.
-"""
+"""A data set of local files: its fingerprints, and its documents, in each format that we read."""
 
 from __future__ import annotations
 
@@ -10,34 +6,21 @@ import dataclasses
 import importlib.util
 import itertools
 import json
-import os
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import datasets
 import fsspec
 import pyarrow.parquet
-from datasets.data_files import FILES_TO_IGNORE, _get_data_files_patterns
-from datasets.packaged_modules import _EXTENSION_TO_MODULE
-from fsspec.utils import glob_translate
 
 from gsae_ray.builtin import TEXT_FILES
 from gsae_ray.config.sections import DatasetSettings
+from gsae_ray.data.column import Column
+from gsae_ray.data.local_files import LOCAL_FORMATS, by_split, files_below, format_of, matching, named, saved_splits
 from gsae_ray.errors import UserError, first_line, suggest
 from gsae_ray.files import digest, file_hash
-
-if TYPE_CHECKING:
-    from gsae_ray.data.documents import Column
-
-LOCAL_FORMATS = {".txt": "text", ".jsonl": "json", ".json": "json", ".parquet": "parquet"}
-COMPRESSIONS = (".gz", ".bz2", ".xz", ".zst")
-SUFFIXES = {*_EXTENSION_TO_MODULE, *COMPRESSIONS}
-"""Of files that `datasets` makes sense of."""
-MOST_FILES = 1_000_000
-"""Looked at below a folder, which takes seconds; more are a slip, such as the whole disk."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -124,15 +107,10 @@ class LocalData:
         others = [f"{name} ({len(paths)})" for name, paths in self.splits.items() if name != split]
         if self.name == "builtin" or len(files) + len(others) + len(self.left_out) < 2:
             return None
-        line = f"dataset: trains on split {split!r}, {_named(files)}"
+        line = f"dataset: trains on split {split!r}, {named(files)}"
         if others:
             line += f"; other splits (files), for evaluation.split: {', '.join(others)}"
-        return line + (f"; of no split: {_named(self.left_out)}" if self.left_out else "")
-
-
-def _named(files: Sequence[Path]) -> str:
-    names = ", ".join(path.name for path in files[:3])
-    return f"{len(files)} file{'s' if len(files) != 1 else ''} ({names}{', …' if len(files) > 3 else ''})"
+        return line + (f"; of no split: {named(self.left_out)}" if self.left_out else "")
 
 
 def cache_of(contents: str) -> str:
@@ -140,13 +118,7 @@ def cache_of(contents: str) -> str:
     return str(Path(datasets.config.HF_DATASETS_CACHE) / "by_contents" / contents[:32])
 
 
-def _kind(path: Path) -> str | None:
-    name = Path(path.stem) if path.suffix in COMPRESSIONS else path
-    kind = LOCAL_FORMATS.get(name.suffix)
-    return None if kind == "parquet" and name != path else kind  # which is compressed within
-
-
-def local_data(dataset: DatasetSettings) -> LocalData | None:
+def find_local_data(dataset: DatasetSettings) -> LocalData | None:
     """The data set, if it is files that we read."""
     name = dataset.name
 
@@ -159,104 +131,30 @@ def local_data(dataset: DatasetSettings) -> LocalData | None:
         return whole("parquet", {split: (path,) for split, path in TEXT_FILES.items()})
     path = Path(name).expanduser()
     if any(c in name for c in "*?["):
-        base, files = _matching(path)
+        base, files = matching(path)
     elif path.is_dir():
-        if saved := _saved(path):
+        if saved := saved_splits(path):
             return whole("saved", saved)
         found = list(files_below(path))
         if not found:
             raise UserError(f"dataset.name: there are no files of data in the folder {name!r}")
-        base, files = path, [file for file in found if _kind(file)]
+        base, files = path, [file for file in found if format_of(file)]
     else:
         base, files = path.parent, [path] if path.is_file() else []
     if not files:
-        if not path.is_dir() and (name.startswith((".", "/", "~")) or base != path.parent or _kind(path)):
+        if not path.is_dir() and (name.startswith((".", "/", "~")) or base != path.parent or format_of(path)):
             raise UserError(f"dataset.name: no file matches {name!r} (from {Path.cwd()})")
         return None
-    kinds = {_kind(file) for file in files}
+    kinds = {format_of(file) for file in files}
     if len(kinds) != 1 or None in kinds:
         raise UserError(f"dataset.name: {name!r} should be files of one kind; known: {', '.join(LOCAL_FORMATS)}")
     if any(file.suffix == ".zst" for file in files) and importlib.util.find_spec("zstandard") is None:
         raise UserError(f"dataset.name: files of {name!r} are read with the package zstandard: pip install zstandard")
     if files == [path]:
         return whole(str(kinds.pop()), {"train": (path,)})
-    splits = _by_split(base, sorted(files), dataset.data_files)
+    splits = by_split(base, sorted(files), dataset.data_files)
     taken = {file for paths in splits.values() for file in paths}
     return LocalData(name, str(kinds.pop()), splits, tuple(sorted(set(files) - taken)))
-
-
-def files_below(folder: Path) -> Iterator[Path]:
-    """The files of data below a folder. Hidden ones and those that describe a data set are none, as for `datasets`."""
-    if folder.resolve() == folder.resolve().parent:
-        raise UserError(f"dataset.name: {str(folder)!r} is the whole disk; name a folder of data")
-    seen = 0
-    for directory, folders, names in os.walk(folder):
-        folders[:] = [name for name in folders if not name.startswith((".", "__"))]
-        seen += len(folders) + len(names)
-        if seen > MOST_FILES:
-            raise UserError(f"dataset.name: there are over {MOST_FILES:,} files below {str(folder)!r}; narrow it")
-        paths = (Path(directory, name) for name in names if name[0] != "." and name not in FILES_TO_IGNORE)
-        yield from (path for path in paths if path.suffix in SUFFIXES and path.is_file())  # a pipe never ends
-
-
-def _matching(pattern: Path) -> tuple[Path, list[Path]]:
-    """The folder that a glob is of, and the files that it matches."""
-    first = next(i for i, part in enumerate(pattern.parts) if any(c in part for c in "*?["))
-    base, rest = Path(*pattern.parts[:first]), pattern.parts[first:]
-    if "**" in rest and base.resolve() == base.resolve().parent:
-        raise UserError(f"dataset.name: {str(pattern)!r} is the whole disk; name a folder of data")
-    return base, [path for path in base.glob("/".join(rest)) if path.is_file()]
-
-
-def _by_split(
-    base: Path, files: Sequence[Path], patterns: Mapping[str, Sequence[str]] | None
-) -> dict[str, tuple[Path, ...]]:
-    """Split -> its files, by their names below `base`.
-
-    Args:
-        patterns: of each split; None for Hugging Face's convention.
-    Raises:
-        UserError: a pattern matches nothing, or a file is of two splits.
-    """
-    names = {file.relative_to(base).as_posix(): file for file in files}
-
-    def resolve(pattern: str) -> list[str]:
-        matching = re.compile(glob_translate(pattern)).match
-        found = [name for name in names if matching(name)]
-        if not found:
-            raise FileNotFoundError(pattern)
-        return found
-
-    splits: dict[str, tuple[Path, ...]] = {}
-    of: dict[str, str] = {}
-    for split, wanted in (patterns or _get_data_files_patterns(resolve)).items():
-        found: set[str] = set()
-        for pattern in wanted:
-            try:
-                found.update(resolve(pattern))
-            except (FileNotFoundError, ValueError):  # ** within a name
-                if patterns:
-                    raise UserError(
-                        f"dataset.data_files.{split}: no file matches {pattern!r} in {str(base)!r}"
-                    ) from None
-        for name in sorted(found):
-            if of.setdefault(name, split) != split:
-                raise UserError(
-                    f"dataset.data_files: {name} would be of two splits, {of[name]} and {split}; give the files of each"
-                )
-        splits[split] = tuple(file for name, file in names.items() if name in found)
-    return splits
-
-
-def _saved(folder: Path) -> dict[str, tuple[Path, ...]]:
-    """Split -> its files, of what `save_to_disk` wrote; empty for any other folder."""
-
-    def arrow(folder: Path) -> tuple[Path, ...]:
-        return tuple(sorted(path for path in folder.glob("*.arrow") if not path.name.startswith("cache-")))
-
-    if (folder / "dataset_dict.json").is_file():
-        return {path.name: arrow(path) for path in sorted(folder.iterdir()) if (path / "state.json").is_file()}
-    return {"train": arrow(folder)} if (folder / "state.json").is_file() and arrow(folder) else {}
 
 
 def _parquet_columns(paths: Sequence[str], column: Column) -> list[str]:
@@ -288,7 +186,7 @@ def _json_rows(files: Sequence[Path], column: Column) -> Iterator[dict[str, Any]
             first, found = first or example, found or column.name in example
             yield {name: example.get(name) for name in column.wanted}
     if not first:
-        raise UserError(f"dataset.name: there is nothing in {_named(files)}")
+        raise UserError(f"dataset.name: there is nothing in {named(files)}")
     if not found:
         raise column.missing(first)
 

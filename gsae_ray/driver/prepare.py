@@ -14,7 +14,8 @@ from gsae_ray.capacity.memory import Memory, of_producer
 from gsae_ray.config.sweep import Sweep
 from gsae_ray.config.trial import TrialSpec
 from gsae_ray.data.documents import find_data, pinned_data
-from gsae_ray.data.tokens import TokenStore, prepare_tokens
+from gsae_ray.data.prepare import prepare_tokens
+from gsae_ray.data.tokens import TokenStore
 from gsae_ray.driver.display import Display
 from gsae_ray.files import JSONFile, digest, file_hash
 from gsae_ray.language_model.hooks import site_widths

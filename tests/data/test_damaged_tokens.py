@@ -8,7 +8,8 @@ import pytest
 from damage import COMMON, Damage
 from prepared import DOCUMENTS, blocks, sweep, write_jsonl
 
-from gsae_ray.data.tokens import TokenStore, prepare_tokens
+from gsae_ray.data.prepare import prepare_tokens
+from gsae_ray.data.tokens import TokenStore
 from gsae_ray.errors import DamagedError
 
 FILES = ["train-*/manifest.json", "train-*/block-00000.safetensors", "heldout-*/*.safetensors", "heldout-*/*.json"]

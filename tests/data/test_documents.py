@@ -21,9 +21,11 @@ import torch
 from prepared import DOCUMENTS, IDS, TOKENIZER, blocks, complaint, documents_in, stream, sweep, write_jsonl
 from rich.console import Console
 
-from gsae_ray.data import local_data
-from gsae_ray.data.documents import Column, find_data
-from gsae_ray.data.tokens import TokenStore, prepare_tokens
+from gsae_ray.data import local_files
+from gsae_ray.data.column import Column
+from gsae_ray.data.documents import find_data
+from gsae_ray.data.prepare import prepare_tokens
+from gsae_ray.data.tokens import TokenStore
 from gsae_ray.driver.display import Display
 from gsae_ray.driver.prepare import prepare
 from gsae_ray.errors import DataEndedError, UserError
@@ -306,7 +308,7 @@ def test_a_name_is_not_empty() -> None:
 
 
 def test_more_files_than_any_data_set_has_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(local_data, "MOST_FILES", 3)
+    monkeypatch.setattr(local_files, "MOST_FILES", 3)
     for index in range(3):
         write(tmp_path / "c" / f"{index}.jsonl", DOCUMENTS)
     assert trained_on(prepare_tokens(sweep(tmp_path / "c"), tmp_path / "a")) <= set(IDS)

@@ -36,9 +36,9 @@ from torch import Tensor
 
 from gsae_ray.builtin import MODEL_DIR
 from gsae_ray.config.sections import DatasetSettings, ModelSettings
-from gsae_ray.data.contexts import held_out_by_hash
-from gsae_ray.data.documents import pinned_data
-from gsae_ray.data.tokens import TokenStore, kept_mask, prepare_tokens
+from gsae_ray.data.documents import held_out_by_hash, pinned_data
+from gsae_ray.data.prepare import prepare_tokens
+from gsae_ray.data.tokens import TokenStore, kept_mask
 from gsae_ray.errors import DataEndedError, UserError
 from gsae_ray.language_model.loading import load_tokenizer
 
@@ -61,7 +61,7 @@ def test_documents_are_packed_end_to_end_each_once(text: Path, out: Path) -> Non
     documents = documents_in(stream(store))
     assert set(documents) <= set(IDS) and max(Counter(documents).values()) == 1
     assert all(len(context) == CONTEXT for block in blocks(store) for context in block)
-    assert store.block(0).dtype == torch.int64 and store.context_size == CONTEXT
+    assert store.block(0).dtype == torch.int64 and store.block(0).shape[1] == CONTEXT
 
 
 def test_text_json_and_parquet_of_the_same_documents_give_the_same_tokens(tmp_path: Path) -> None:
