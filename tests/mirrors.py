@@ -13,10 +13,8 @@ from trials import FINGERPRINT, begin, expand, row_metrics
 
 from gsae_ray.config.trial import TrialSpec
 from gsae_ray.storage.trial_directory import EvaluationRequest, Trial, TrialDirectory
-from gsae_ray.tracking.mirror import (
-    KIND,
-    Mirror,
-)
+from gsae_ray.tracking.mirror import Mirror
+from gsae_ray.tracking.tags import KIND
 
 TRIALS = expand(l1_coefficient=[1.0, 2.0, 4.0])
 (ONE, *_) = TRIALS

@@ -362,7 +362,7 @@ def plan(
     from gsae_ray.capacity.forecast import forecast
     from gsae_ray.capacity.nodes import Launcher
     from gsae_ray.config.load import load_sweep
-    from gsae_ray.driver.prepare import fetch_parents, parent_configs
+    from gsae_ray.tracking.parents import fetch_parents, parent_configs
 
     root = local_path("gsae_runs" if storage is None else storage, "--storage")
     launcher = None if cluster_file is None else Launcher.read(cluster_file)

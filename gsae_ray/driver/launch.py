@@ -67,9 +67,12 @@ from gsae_ray.storage.launch_directory import (
     versions,
 )
 from gsae_ray.storage.trial_directory import Trial, TrialDirectory, forget_damaged
-from gsae_ray.tracking.connection import asking, quick_failure, reserve, resolve_uri
-from gsae_ray.tracking.connection import check as check_tracking
-from gsae_ray.tracking.mirror import JOB_VARIABLE, Mirror, MirrorThread, ReportThread
+from gsae_ray.tracking.background import MirrorThread, ReportThread
+from gsae_ray.tracking.connection import asking, quick_failure, resolve_uri
+from gsae_ray.tracking.experiment import check as check_tracking
+from gsae_ray.tracking.experiment import reserve
+from gsae_ray.tracking.mirror import Mirror
+from gsae_ray.tracking.tags import JOB_VARIABLE
 
 OPENINGS, OPENING_PAUSE_S = 5, 5.0
 """How often MLflow is tried at the start, and the time between."""

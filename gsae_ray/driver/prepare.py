@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -17,7 +16,7 @@ from gsae_ray.data.documents import find_data, pinned_data
 from gsae_ray.data.prepare import prepare_tokens
 from gsae_ray.data.tokens import TokenStore
 from gsae_ray.driver.display import Display
-from gsae_ray.files import JSONFile, digest, file_hash
+from gsae_ray.files import digest
 from gsae_ray.language_model.hooks import site_widths
 from gsae_ray.language_model.loading import (
     check_weights,
@@ -27,13 +26,8 @@ from gsae_ray.language_model.loading import (
     model_fingerprint,
     pinned,
 )
-from gsae_ray.saes import SAEConfig, load
-from gsae_ray.saes.base import WEIGHTS_FILE
-from gsae_ray.saes.files import content_hash, holds
 from gsae_ray.storage.trial_directory import EvaluationRequest
-
-_PARENT = JSONFile(str, "it is fetched again")
-"""The hash of a parent that was fetched (`saes.files.content_hash`)."""
+from gsae_ray.tracking.parents import fetch_parents, parent_configs
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,42 +88,6 @@ def prepare(sweep: Sweep, storage: Path, display: Display, tracking_uri: str | N
         evaluation=EvaluationRequest(digest(evaluation), sweep.evaluation.encoders),
         parents={f"run:{run_id}": folder for run_id, folder in parents.items()},
     )
-
-
-def fetch_parents(sweep: Sweep, folder: Path, tracking_uri: str | None) -> dict[str, Path]:
-    """The finished SAEs that entries name by run: run id -> folder. What is there already, and whole,
-    is not fetched again.
-
-    Raises:
-        UserError: there is no such run, or it has no SAE.
-    """
-    settings = [values for entry in sweep.saes for values in entry.hyperparameters()]
-    run_ids = dict.fromkeys(str(values["parent"]) for values in settings if values.get("parent") is not None)
-    parents = {run_id: folder / run_id / "sae" for run_id in run_ids}
-    for run_id, target in parents.items():
-        if not holds(target, _PARENT.read_whole(target.parent / "sae.json")):
-            _fetch_parent(run_id, target, tracking_uri)
-    return parents
-
-
-def _fetch_parent(run_id: str, target: Path, tracking_uri: str | None) -> None:
-    """Fetches a finished SAE to `target`, in place of a damaged one, and writes its hash beside it."""
-    from gsae_ray.results.frontier import fetch_sae  # here: MLflow takes seconds to import
-
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=target.parent) as temporary:
-        fetched = fetch_sae(run_id, temporary, tracking_uri, "parent")
-        content = content_hash(fetched)
-        if not holds(target, content):  # another driver may have been quicker
-            if target.exists():
-                target.rename(Path(temporary) / "damaged")
-            fetched.rename(target)
-        _PARENT.write(target.parent / "sae.json", content)
-
-
-def parent_configs(parents: dict[str, Path]) -> dict[str, tuple[SAEConfig, str]]:
-    """Run id -> the configuration of its SAE, and a hash of the SAE."""
-    return {run: (load(folder).cfg, file_hash(folder / WEIGHTS_FILE)) for run, folder in parents.items()}
 
 
 def _every_few_seconds(display: Display, interval_s: float = 5) -> Callable[[str, int, int], None]:

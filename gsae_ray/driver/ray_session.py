@@ -17,7 +17,7 @@ from ray._private.authentication import authentication_token_setup as authentica
 from ray._private.authentication.authentication_token_generator import generate_new_authentication_token
 
 from gsae_ray.errors import UserError, first_line
-from gsae_ray.tracking.addresses import refuse_password
+from gsae_ray.tracking.credentials import refuse_password
 
 PATIENCE_S = 15.0
 FREE_AT_ONCE = {"free_objects_period_milliseconds": 50}

@@ -39,9 +39,10 @@ from gsae_ray.errors import INTERRUPTED, UserError, first_line
 from gsae_ray.jobs.remote_launch import RemoteLaunch
 from gsae_ray.names import own_command, refuse_address
 from gsae_ray.storage.launch_directory import Resume
-from gsae_ray.tracking.addresses import refuse_password
-from gsae_ray.tracking.connection import PATIENCE_S, check, has_login
-from gsae_ray.tracking.mirror import JOB_VARIABLE
+from gsae_ray.tracking.connection import PATIENCE_S
+from gsae_ray.tracking.credentials import has_login, refuse_password
+from gsae_ray.tracking.experiment import check
+from gsae_ray.tracking.tags import JOB_VARIABLE
 
 DEFAULT_ADDRESS = "http://127.0.0.1:8265"
 DEFAULT_STORAGE = "~/gsae_runs"

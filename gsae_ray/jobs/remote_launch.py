@@ -12,7 +12,7 @@ from mlflow.tracking import MlflowClient
 
 from gsae_ray.driver.display import Progress
 from gsae_ray.tracking.connection import asking, connect
-from gsae_ray.tracking.mirror import JOB, KIND, LAUNCH, PROGRESS, STOP
+from gsae_ray.tracking.tags import JOB, KIND, LAUNCH, PROGRESS, STOP
 
 
 @dataclasses.dataclass(frozen=True)

@@ -10,16 +10,14 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from mlflow.exceptions import MlflowException
 
 from gsae_ray.errors import UserError, first_line, suggest
 from gsae_ray.results import curves
 from gsae_ray.results.curves import pareto
 from gsae_ray.results.outcomes import MLflowOutcomes, Outcome, Outcomes, StorageOutcomes
 from gsae_ray.saes import REGISTRY, SAE, load
-from gsae_ray.saes.files import holds
-from gsae_ray.tracking.connection import open_tracking, quick_failure
-from gsae_ray.tracking.mirror import CONTENT, EVALUATION, LAUNCH, TRIAL, download_sae, download_sequences
+from gsae_ray.tracking.artifacts import fetch_sae, fetch_sequences
+from gsae_ray.tracking.tags import EVALUATION, LAUNCH, TRIAL
 
 EVAL_COLUMNS = [
     *("l0", "loss_recovered", "gamma", "fvu", "kl"),
@@ -30,7 +28,6 @@ COLUMNS = [
     *EVAL_COLUMNS,
     *("on_frontier", "variant", "sink_share", "l1_units", "batch_size", "parent", "launch"),
 ]
-_RECORD_ANEW = "run its sweep without --resume, which records anew what is trained"
 MEANINGFUL_NATS = 0.05
 """Where zero-ablation costs less than this, loss recovered is a ratio of noise."""
 ENCODERS = ("own", "pursuit")
@@ -38,8 +35,6 @@ ENCODERS = ("own", "pursuit")
 SHOWN_FAILURES = 3
 EXAMPLE_L0 = 40
 """An L0 to ask for, where some SAE has it."""
-TRANSFER_S = 120
-"""Without a byte of a file for so long a server is said to be away: it may have to fetch that from elsewhere first."""
 MIXED = "all"
 """In place of a number of tokens: SAEs of any number, together."""
 
@@ -306,19 +301,7 @@ def sequences(
     Raises:
         UserError: that run has none.
     """
-    client = open_tracking(tracking_uri)
-    try:
-        with quick_failure(TRANSFER_S):
-            found = download_sequences(client, run_id, pursuit_l0)
-    except (MlflowException, OSError) as error:
-        what = f" by pursuit at L0 {pursuit_l0}" if pursuit_l0 is not None else ""
-        raise UserError(
-            f"sequences: run {run_id} has no sums of each context{what} that can be fetched: {first_line(error)}"
-        ) from error
-    except ValueError as error:
-        raise UserError(
-            f"sequences: those of run {run_id} are damaged: what MLflow has is not what was saved; {_RECORD_ANEW}"
-        ) from error
+    found = fetch_sequences(run_id, tracking_uri, pursuit_l0)
     return {name: np.array(values, dtype=np.float64) for name, values in found.items()}
 
 
@@ -394,23 +377,3 @@ def best(
     record = {name: value.item() if isinstance(value, np.generic) else value for name, value in row.items()}
     sae.cfg = sae.cfg.model_copy(update={"metadata": {**sae.cfg.metadata, "frontier": record}})
     return sae
-
-
-def fetch_sae(run_id: str, directory: str | Path, tracking_uri: str | None, key: str) -> Path:
-    """Downloads the SAE of a run to a folder in `directory`.
-
-    Raises:
-        UserError: it cannot be had, or is not as it was saved; the line begins with `key`.
-    """
-    client = open_tracking(tracking_uri)
-    try:
-        with quick_failure(TRANSFER_S):
-            folder = download_sae(client, run_id, directory)
-            hash_of_saved = client.get_run(run_id).data.tags.get(CONTENT)
-    except (MlflowException, OSError) as error:
-        raise UserError(f"{key}: the SAE of run {run_id} cannot be fetched: {first_line(error)}") from error
-    if not holds(folder, hash_of_saved):
-        raise UserError(
-            f"{key}: the SAE of run {run_id} is damaged: what MLflow has is not what was saved; {_RECORD_ANEW}"
-        )
-    return folder

@@ -9,17 +9,15 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol, TypeVar
 
-from mlflow.entities import Run
-
 from gsae_ray.config.trial import TrialSpec
-from gsae_ray.errors import DamagedError, UserError, suggest
+from gsae_ray.errors import DamagedError, UserError
 from gsae_ray.files import JSONFile
 from gsae_ray.names import local_path
 from gsae_ray.storage.launch_directory import EVALUATED, find_trial
 from gsae_ray.storage.launch_directory import LAUNCH as LAUNCH_FILE
 from gsae_ray.storage.trial_directory import EvaluationRequest, TrialDirectory
-from gsae_ray.tracking.connection import asking, open_tracking
-from gsae_ray.tracking.mirror import EVALUATION, FAILURE, IDENTITY, KIND, LAUNCH, TRIAL, trial_params
+from gsae_ray.tracking.runs import RecordedExperiment, unknown_experiment
+from gsae_ray.tracking.tags import EVALUATION, FAILURE, IDENTITY, LAUNCH, TRIAL, trial_params
 
 T = TypeVar("T")
 
@@ -75,21 +73,15 @@ class MLflowOutcomes:
     notes: Sequence[str] = ()
 
     def __init__(self, tracking_uri: str | None, experiment: str) -> None:
-        """
+        """Looks the experiment up.
+
         Raises:
             UserError: there is no such experiment, or MLflow does not answer.
         """
-        self.client = open_tracking(tracking_uri)
-        self._uri = self.client.tracking_uri
-        with asking(self._uri):
-            found = self.client.get_experiment_by_name(experiment)
-            known = [] if found else [e.name for e in self.client.search_experiments() if e.name != "Default"]
-        if found is None:
-            raise _unknown(experiment, self._uri, known)
-        self._experiment_id = found.experiment_id
+        self._experiment = RecordedExperiment(tracking_uri, experiment)
 
     def launches(self) -> list[str]:
-        return [run.data.tags[LAUNCH] for run in self._runs(f"tags.`{KIND}` = 'launch'") if LAUNCH in run.data.tags]
+        return [run.tags[LAUNCH] for run in self._experiment.runs("launch") if LAUNCH in run.tags]
 
     def finished(self, launch: str | None) -> list[Outcome]:
         return self._trials(launch, "FINISHED")
@@ -100,27 +92,13 @@ class MLflowOutcomes:
     def pursuit(self, outcome: Outcome) -> dict[int, dict[str, float]]:
         evaluations: dict[int, dict[str, float]] = {}
         for name in [name for name in outcome.metrics if name.startswith("pursuit/")]:
-            with asking(self._uri):
-                points = self.client.get_metric_history(outcome.run_id, name)
-            for point in points:
-                evaluations.setdefault(point.step, {})[name.removeprefix("pursuit/")] = point.value
+            for step, value in self._experiment.history(outcome.run_id, name):
+                evaluations.setdefault(step, {})[name.removeprefix("pursuit/")] = value
         return evaluations
 
     def _trials(self, launch: str | None, status: str) -> list[Outcome]:
-        query = f"tags.`{KIND}` = 'trial' and attributes.status = '{status}'"
-        query += "" if launch is None else f" and tags.`{LAUNCH}` = '{launch}'"
-        return [Outcome(run.info.run_id, run.data.tags, run.data.params, run.data.metrics) for run in self._runs(query)]
-
-    def _runs(self, query: str) -> list[Run]:
-        runs: list[Run] = []
-        token: str | None = None
-        while token != "":
-            with asking(self._uri):
-                order = ["attributes.start_time DESC"]
-                page = self.client.search_runs([self._experiment_id], query, order_by=order, page_token=token)
-            runs.extend(page)
-            token = page.token or ""
-        return runs
+        runs = self._experiment.runs("trial", launch, status)
+        return [Outcome(run.id, run.tags, run.params, run.metrics) for run in runs]
 
 
 class StorageOutcomes:
@@ -129,7 +107,8 @@ class StorageOutcomes:
     failures = "FAILED in its folder"
 
     def __init__(self, storage: str | Path, experiment: str) -> None:
-        """
+        """Looks for launches of the experiment.
+
         Raises:
             UserError: there is no such experiment in it.
         """
@@ -150,7 +129,7 @@ class StorageOutcomes:
                 if name == experiment:
                     self._launches[file.parent.name] = file.parent, found["trials"]
         if not self._launches:
-            raise UserError("; ".join([str(_unknown(experiment, str(root), sorted(others))), *self.notes]))
+            raise UserError("; ".join([str(unknown_experiment(experiment, str(root), sorted(others))), *self.notes]))
 
     def launches(self) -> list[str]:
         return list(self._launches)
@@ -235,8 +214,3 @@ def _params(path: Path) -> dict[str, str]:
         return {key: str(value) for key, value in trial_params(trial).items()}
     except (OSError, ValueError, TypeError, KeyError):
         return {}
-
-
-def _unknown(experiment: str, where: str, known: Sequence[str]) -> UserError:
-    hint = suggest(experiment, known) if known else "nothing has been recorded there"
-    return UserError(f"experiment: no {experiment!r} at {where}; {hint}")

@@ -9,38 +9,37 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import logging
 import math
-import tempfile
-import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import mlflow
 from mlflow.entities import Metric, Param, Run, RunTag
 from mlflow.exceptions import MlflowException
-from mlflow.tracking import MlflowClient
 
-from gsae_ray.config.site import Site
 from gsae_ray.config.trial import TrialSpec
-from gsae_ray.errors import DamagedError, first_line
+from gsae_ray.errors import DamagedError
 from gsae_ray.storage.trial_directory import EVALUATION as EVALUATION_FILE
 from gsae_ray.storage.trial_directory import START, Cursor, EvaluationRequest, Row, Trial
-from gsae_ray.tracking.connection import SWEEP, check_artifacts, connect, open_experiment
+from gsae_ray.tracking.artifacts import sequences_path
+from gsae_ray.tracking.connection import connect
+from gsae_ray.tracking.experiment import check_artifacts, open_experiment
+from gsae_ray.tracking.tags import (
+    CONTENT,
+    EVALUATION,
+    FAILURE,
+    IDENTITY,
+    JOB,
+    KIND,
+    LAUNCH,
+    PROGRESS,
+    STOP,
+    SWEEP,
+    TRIAL,
+    trial_params,
+)
 
-LAUNCH, TRIAL, KIND, IDENTITY = "gsae.launch", "gsae.trial", "gsae.kind", "gsae.identity"
-EVALUATION, FAILURE = "gsae.evaluation", "gsae.failure"
-CONTENT = "gsae.sae"
-"""Of a finished trial's run: the hash of its SAE (`saes.files.content_hash`), by which a damaged artifact is found."""
-JOB, PROGRESS, STOP = "gsae.job", "gsae.progress", "gsae.stop"
-"""Of a launch's run: the job that it is, how far it is (JSON), and that somebody wants it to stop (`remote`)."""
-
-JOB_VARIABLE = "GSAE_JOB"
-"""Tells a driver which job of a cluster it is."""
-
-_LOG = logging.getLogger(__name__)
 _BATCH = 900  # metrics a call; MLflow takes 1000
 
 
@@ -77,25 +76,6 @@ def _batches(rows: list[Row], steps: dict[str, int]) -> Iterator[list[Metric]]:
         batch += metrics
     if batch:
         yield batch
-
-
-def trial_params(trial: TrialSpec) -> dict[str, Any]:
-    """Flat parameters of a trial's run."""
-    site = Site(trial.site)
-    training = trial.to_json()["training"]
-    return {
-        "architecture": trial.architecture,
-        "recipe": trial.recipe,
-        "variant": trial.variant,
-        "d_in": trial.d_in,
-        "d_sae": trial.d_sae,
-        "site": trial.site,
-        "layer": "" if site.layer is None else site.layer,
-        "point": site.point,
-        **{key: value for key, value in trial.hyperparameters.items() if value is not None},
-        **training,
-        **({} if trial.parent is None else {"parent": trial.parent}),
-    }
 
 
 class Mirror:
@@ -272,120 +252,3 @@ class Mirror:
                 if name not in self._ended:
                     self.client.set_terminated(run.id, status)
         self.client.set_terminated(self.parent_id, status)
-
-
-def sequences_path(pursuit_l0: int | None) -> str:
-    """The artifact of a trial's run that holds an evaluation, with its sums of each held-out context."""
-    return f"evaluation/sequences{'' if pursuit_l0 is None else f'-pursuit-{pursuit_l0}'}.json"
-
-
-class _Rounds(threading.Thread):
-    """Calls `attempt` every few seconds beside the sweep, until `finish`."""
-
-    def __init__(self, name: str, interval_s: float, allowed: Callable[[], bool]) -> None:
-        super().__init__(name=name, daemon=True)
-        self.interval_s = interval_s
-        self.allowed = allowed
-        self.last_error: str | None = None
-        self._stop_asked = threading.Event()
-
-    def run(self) -> None:
-        while not self._stop_asked.wait(self.interval_s):
-            self.attempt()
-
-    def attempt(self) -> bool:
-        """One round; whether everything arrived."""
-        try:
-            if self.allowed():
-                self.round()
-                self.last_error = None
-            else:
-                self.last_error = "another driver has taken the sweep over"
-        except Exception as error:  # whatever it is, it must not touch the sweep: storage has everything
-            self.last_error = first_line(error)
-            _LOG.debug("%s: writing to MLflow failed; trying again", self.name, exc_info=True)
-        return self.last_error is None
-
-    def round(self) -> None:
-        raise NotImplementedError
-
-    def finish(self) -> bool:
-        """Stops the thread, then a last round; whether everything arrived.
-
-        A server that works is waited for. One that hangs holds this up for two calls: the one that the thread is in,
-        and the first of the last round, each as long as `quick_failure` says.
-        """
-        self._stop_asked.set()
-        self.join()
-        return self.attempt()
-
-
-class MirrorThread(_Rounds):
-    """Runs `Mirror.sync` every few seconds beside the sweep, outliving whatever the server does."""
-
-    def __init__(
-        self,
-        mirror: Mirror,
-        trials: Sequence[Trial],
-        interval_s: float = 2,
-        allowed: Callable[[], bool] = lambda: True,
-    ) -> None:
-        """
-        Args:
-            allowed: asked before each round; not when another driver mirrors these trials now.
-        """
-        super().__init__("mlflow-mirror", interval_s, allowed)
-        self.mirror = mirror
-        self.trials = trials
-
-    def round(self) -> None:
-        self.mirror.sync(self.trials)
-
-
-class ReportThread(_Rounds):
-    """Tells MLflow every few seconds how far a launch is, and hears there whether it is to stop.
-
-    Not within `MirrorThread`'s rounds: one that uploads SAEs may take minutes.
-    """
-
-    def __init__(
-        self,
-        report: Callable[[dict[str, Any]], bool],
-        progress: Callable[[], dict[str, Any]],
-        stop: Callable[[], None],
-        interval_s: float = 2,
-        allowed: Callable[[], bool] = lambda: True,
-    ) -> None:
-        """
-        Args:
-            report: as `Mirror.report`; it may wait for a mirror that is still to be opened.
-            stop: called when somebody has asked for it.
-            allowed: as for `MirrorThread`.
-        """
-        super().__init__("mlflow-report", interval_s, allowed)
-        self.report = report
-        self.progress = progress
-        self.stop = stop
-
-    def round(self) -> None:
-        if self.report(self.progress()):
-            self.stop()
-
-
-def download_sequences(client: MlflowClient, run_id: str, pursuit_l0: int | None) -> dict[str, list[float]]:
-    """What a trial's evaluation summed over each held-out context.
-
-    Raises:
-        ValueError: the artifact is damaged.
-    """
-    uri = f"runs:/{run_id}/{sequences_path(pursuit_l0)}"
-    with tempfile.TemporaryDirectory(prefix="gsae-") as folder:
-        path = mlflow.artifacts.download_artifacts(uri, dst_path=folder, tracking_uri=client.tracking_uri)
-        return EVALUATION_FILE.decode(Path(path).read_bytes())["sequences"]
-
-
-def download_sae(client: MlflowClient, run_id: str, directory: str | Path) -> Path:
-    """Fetches a trial's SAE to a folder in `directory`."""
-    uri = client.tracking_uri
-    mlflow.artifacts.download_artifacts(run_id=run_id, artifact_path="sae", dst_path=str(directory), tracking_uri=uri)
-    return Path(directory) / "sae"

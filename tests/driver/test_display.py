@@ -19,7 +19,7 @@ from gsae_ray.config.trial import TrialSpec
 from gsae_ray.driver.display import Display, Observer, Pace, Progress, TrialProgress, describe_progress
 from gsae_ray.jobs.remote_launch import RemoteLaunch
 from gsae_ray.storage.trial_directory import EvaluationRequest, Trial, TrialDirectory
-from gsae_ray.tracking.mirror import PROGRESS
+from gsae_ray.tracking.tags import PROGRESS
 
 TOTAL = 1024
 TRIALS = expand(l1_coefficient=[1.0, 2.0, 4.0, 8.0])

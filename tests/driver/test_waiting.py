@@ -34,7 +34,7 @@ from gsae_ray.driver.start_actors import start_store
 from gsae_ray.driver.supervisor import TrialWatch
 from gsae_ray.errors import ProductionError, ReplacedError, StopAskedError, SweepStoppedError, UserError
 from gsae_ray.files import write_atomically
-from gsae_ray.tracking.mirror import KIND, PROGRESS, STOP
+from gsae_ray.tracking.tags import KIND, PROGRESS, STOP
 
 LAUNCHED = """
 head_node_type: head

@@ -27,10 +27,8 @@ from trials import FINGERPRINT, REQUEST, SITE_1, SITE_2, begin, evaluation, expa
 from gsae_ray import saes
 from gsae_ray.config.sweep import Sweep
 from gsae_ray.config.trial import TrialSpec
-from gsae_ray.driver.prepare import fetch_parents
 from gsae_ray.errors import UserError
 from gsae_ray.evaluation.metrics import Evaluation
-from gsae_ray.results import frontier as results
 from gsae_ray.results.curves import pareto
 from gsae_ray.results.frontier import (
     COLUMNS,
@@ -46,7 +44,10 @@ from gsae_ray.results.plots import plot_frontier
 from gsae_ray.saes.export import check_export, export
 from gsae_ray.storage import launch_directory as ledger
 from gsae_ray.storage.trial_directory import EvaluationRequest, Trial
-from gsae_ray.tracking.mirror import EVALUATION, KIND, LAUNCH, TRIAL, Mirror
+from gsae_ray.tracking import artifacts
+from gsae_ray.tracking.mirror import Mirror
+from gsae_ray.tracking.parents import fetch_parents
+from gsae_ray.tracking.tags import EVALUATION, KIND, LAUNCH, TRIAL
 
 # ---- arithmetic -----------------------------------------------------------------------------------------------------
 
@@ -604,8 +605,8 @@ def test_files_may_take_longer_than_answers(recorder: Recorder, monkeypatch: pyt
         waits.append(int(os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"]))
         raise OSError("that is all")
 
-    monkeypatch.setattr(results, "download_sae", download)
-    monkeypatch.setattr(results, "download_sequences", download)
+    monkeypatch.setattr(artifacts, "download_sae", download)
+    monkeypatch.setattr(artifacts, "download_sequences", download)
     (row, *_) = frontier("sweep").itertuples()
     with pytest.raises(UserError, match="that is all"):
         best("sweep", site=SITE_1, max_l0=1000)

@@ -16,7 +16,7 @@ from gsae_ray.config.recipe import TrialTraining
 from gsae_ray.config.trial import TrialSpec
 from gsae_ray.results.frontier import COLUMNS, EVAL_COLUMNS
 from gsae_ray.results.tables import print_frontier, print_table
-from gsae_ray.tracking.mirror import trial_params
+from gsae_ray.tracking.tags import trial_params
 
 LAMBDA = 0.000123457
 RECIPE_KEYS = {

@@ -26,7 +26,8 @@ from gsae_ray.jobs.remote_launch import RemoteLaunch
 from gsae_ray.results.frontier import best, frontier
 from gsae_ray.storage.trial_directory import Trial
 from gsae_ray.tracking import connection as tracking_store
-from gsae_ray.tracking.connection import PATIENCE_S, check, connect, reserve
+from gsae_ray.tracking.connection import PATIENCE_S, connect
+from gsae_ray.tracking.experiment import check, reserve
 from gsae_ray.tracking.mirror import Mirror
 
 QUICKSTART = Path(__file__).parents[2] / "sweeps/quickstart.yaml"

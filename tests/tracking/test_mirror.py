@@ -21,21 +21,13 @@ from gsae_ray import saes
 from gsae_ray.errors import UserError
 from gsae_ray.saes.files import content_hash
 from gsae_ray.storage.trial_directory import Trial, TrialDirectory
-from gsae_ray.tracking.addresses import refuse_password
-from gsae_ray.tracking.connection import SWEEP, check, connect, make_experiment, resolve_uri
-from gsae_ray.tracking.mirror import (
-    CONTENT,
-    EVALUATION,
-    FAILURE,
-    IDENTITY,
-    KIND,
-    LAUNCH,
-    TRIAL,
-    Mirror,
-    MirrorThread,
-    download_sae,
-    download_sequences,
-)
+from gsae_ray.tracking.artifacts import download_sae, download_sequences
+from gsae_ray.tracking.background import MirrorThread
+from gsae_ray.tracking.connection import connect, resolve_uri
+from gsae_ray.tracking.credentials import refuse_password
+from gsae_ray.tracking.experiment import check, make_experiment
+from gsae_ray.tracking.mirror import Mirror
+from gsae_ray.tracking.tags import CONTENT, EVALUATION, FAILURE, IDENTITY, KIND, LAUNCH, SWEEP, TRIAL
 
 
 @pytest.fixture(scope="module")

@@ -22,8 +22,10 @@ from trials import begin, evaluation, finish, logged
 from gsae_ray.config.trial import TrialSpec
 from gsae_ray.errors import UserError
 from gsae_ray.storage.trial_directory import Trial, TrialDirectory
+from gsae_ray.tracking.background import MirrorThread
 from gsae_ray.tracking.connection import quick_failure
-from gsae_ray.tracking.mirror import TRIAL, Mirror, MirrorThread
+from gsae_ray.tracking.mirror import Mirror
+from gsae_ray.tracking.tags import TRIAL
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 

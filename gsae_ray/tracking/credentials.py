@@ -1,8 +1,10 @@
-"""Addresses of servers: no password in them, since they are printed and written down."""
+"""Passwords: refused in the addresses of servers, which are printed and written down; kept in the environment."""
 
 from __future__ import annotations
 
+import configparser
 import contextlib
+import os
 import re
 from urllib.parse import parse_qsl, urlsplit
 
@@ -57,3 +59,20 @@ def _has_password(address: str) -> bool:
         found |= _AFTER_A_NAME.search(rest) is not None
     values = parse_qsl(rest.partition("?")[2])
     return found or any(_SECRET_KEY.search(key) or _ODBC_SECRET.search(value) for key, value in values)
+
+
+def has_login() -> bool:
+    """Whether MLflow would log in: with a token, or a password of the environment or of ~/.mlflow/credentials.
+
+    Raises:
+        UserError: that file cannot be read.
+    """
+    from mlflow.utils.credentials import read_mlflow_creds  # here: MLflow takes seconds to import
+
+    try:
+        return bool(os.environ.get("MLFLOW_TRACKING_TOKEN") or read_mlflow_creds().password)
+    except (configparser.Error, UnicodeDecodeError):  # it is not told: it quotes the file
+        raise UserError(
+            "~/.mlflow/credentials cannot be read: it has a line [mlflow], then mlflow_tracking_username = … and "
+            "mlflow_tracking_password = …, with %% for a %"
+        ) from None

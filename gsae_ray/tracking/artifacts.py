@@ -1,0 +1,86 @@
+"""Artifacts of runs: trials' SAEs and evaluations, fetched and compared with what was saved."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+
+import mlflow
+from mlflow.exceptions import MlflowException
+from mlflow.tracking import MlflowClient
+
+from gsae_ray.errors import UserError, first_line
+from gsae_ray.saes.files import holds
+from gsae_ray.storage.trial_directory import EVALUATION as EVALUATION_FILE
+from gsae_ray.tracking.connection import open_tracking, quick_failure
+from gsae_ray.tracking.tags import CONTENT
+
+TRANSFER_S = 120
+"""Without a byte of a file for so long a server is said to be away: it may have to fetch that from elsewhere first."""
+_RECORD_ANEW = "run its sweep without --resume, which records anew what is trained"
+
+
+def sequences_path(pursuit_l0: int | None) -> str:
+    """The artifact of a trial's run that holds an evaluation, with its sums of each held-out context."""
+    return f"evaluation/sequences{'' if pursuit_l0 is None else f'-pursuit-{pursuit_l0}'}.json"
+
+
+def download_sequences(client: MlflowClient, run_id: str, pursuit_l0: int | None) -> dict[str, list[float]]:
+    """What a trial's evaluation summed over each held-out context.
+
+    Raises:
+        ValueError: the artifact is damaged.
+    """
+    uri = f"runs:/{run_id}/{sequences_path(pursuit_l0)}"
+    with tempfile.TemporaryDirectory(prefix="gsae-") as folder:
+        path = mlflow.artifacts.download_artifacts(uri, dst_path=folder, tracking_uri=client.tracking_uri)
+        return EVALUATION_FILE.decode(Path(path).read_bytes())["sequences"]
+
+
+def download_sae(client: MlflowClient, run_id: str, directory: str | Path) -> Path:
+    """Fetches a trial's SAE to a folder in `directory`."""
+    uri = client.tracking_uri
+    mlflow.artifacts.download_artifacts(run_id=run_id, artifact_path="sae", dst_path=str(directory), tracking_uri=uri)
+    return Path(directory) / "sae"
+
+
+def fetch_sequences(run_id: str, tracking_uri: str | None, pursuit_l0: int | None) -> dict[str, list[float]]:
+    """Downloads what a trial's evaluation summed over each held-out context.
+
+    Raises:
+        UserError: that run has none, or they are not as they were saved.
+    """
+    client = open_tracking(tracking_uri)
+    try:
+        with quick_failure(TRANSFER_S):
+            found = download_sequences(client, run_id, pursuit_l0)
+    except (MlflowException, OSError) as error:
+        what = f" by pursuit at L0 {pursuit_l0}" if pursuit_l0 is not None else ""
+        raise UserError(
+            f"sequences: run {run_id} has no sums of each context{what} that can be fetched: {first_line(error)}"
+        ) from error
+    except ValueError as error:
+        raise UserError(
+            f"sequences: those of run {run_id} are damaged: what MLflow has is not what was saved; {_RECORD_ANEW}"
+        ) from error
+    return found
+
+
+def fetch_sae(run_id: str, directory: str | Path, tracking_uri: str | None, key: str) -> Path:
+    """Downloads the SAE of a run to a folder in `directory`.
+
+    Raises:
+        UserError: it cannot be had, or is not as it was saved; the line begins with `key`.
+    """
+    client = open_tracking(tracking_uri)
+    try:
+        with quick_failure(TRANSFER_S):
+            folder = download_sae(client, run_id, directory)
+            hash_of_saved = client.get_run(run_id).data.tags.get(CONTENT)
+    except (MlflowException, OSError) as error:
+        raise UserError(f"{key}: the SAE of run {run_id} cannot be fetched: {first_line(error)}") from error
+    if not holds(folder, hash_of_saved):
+        raise UserError(
+            f"{key}: the SAE of run {run_id} is damaged: what MLflow has is not what was saved; {_RECORD_ANEW}"
+        )
+    return folder

@@ -1,0 +1,107 @@
+"""Threads that bring MLflow up to date beside a sweep, and outlive whatever its server does."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from gsae_ray.errors import first_line
+from gsae_ray.storage.trial_directory import Trial
+from gsae_ray.tracking.mirror import Mirror
+
+_LOG = logging.getLogger(__name__)
+
+
+class _Rounds(threading.Thread):
+    """Calls `attempt` every few seconds beside the sweep, until `finish`."""
+
+    def __init__(self, name: str, interval_s: float, allowed: Callable[[], bool]) -> None:
+        super().__init__(name=name, daemon=True)
+        self.interval_s = interval_s
+        self.allowed = allowed
+        self.last_error: str | None = None
+        self._stop_asked = threading.Event()
+
+    def run(self) -> None:
+        while not self._stop_asked.wait(self.interval_s):
+            self.attempt()
+
+    def attempt(self) -> bool:
+        """One round; whether everything arrived."""
+        try:
+            if self.allowed():
+                self.round()
+                self.last_error = None
+            else:
+                self.last_error = "another driver has taken the sweep over"
+        except Exception as error:  # whatever it is, it must not touch the sweep: storage has everything
+            self.last_error = first_line(error)
+            _LOG.debug("%s: writing to MLflow failed; trying again", self.name, exc_info=True)
+        return self.last_error is None
+
+    def round(self) -> None:
+        raise NotImplementedError
+
+    def finish(self) -> bool:
+        """Stops the thread, then a last round; whether everything arrived.
+
+        A server that works is waited for. One that hangs holds this up for two calls: the one that the thread is in,
+        and the first of the last round, each as long as `quick_failure` says.
+        """
+        self._stop_asked.set()
+        self.join()
+        return self.attempt()
+
+
+class MirrorThread(_Rounds):
+    """Runs `Mirror.sync` every few seconds beside the sweep, outliving whatever the server does."""
+
+    def __init__(
+        self,
+        mirror: Mirror,
+        trials: Sequence[Trial],
+        interval_s: float = 2,
+        allowed: Callable[[], bool] = lambda: True,
+    ) -> None:
+        """
+        Args:
+            allowed: asked before each round; not when another driver mirrors these trials now.
+        """
+        super().__init__("mlflow-mirror", interval_s, allowed)
+        self.mirror = mirror
+        self.trials = trials
+
+    def round(self) -> None:
+        self.mirror.sync(self.trials)
+
+
+class ReportThread(_Rounds):
+    """Tells MLflow every few seconds how far a launch is, and hears there whether it is to stop.
+
+    Not within `MirrorThread`'s rounds: one that uploads SAEs may take minutes.
+    """
+
+    def __init__(
+        self,
+        report: Callable[[dict[str, Any]], bool],
+        progress: Callable[[], dict[str, Any]],
+        stop: Callable[[], None],
+        interval_s: float = 2,
+        allowed: Callable[[], bool] = lambda: True,
+    ) -> None:
+        """
+        Args:
+            report: as `Mirror.report`; it may wait for a mirror that is still to be opened.
+            stop: called when somebody has asked for it.
+            allowed: as for `MirrorThread`.
+        """
+        super().__init__("mlflow-report", interval_s, allowed)
+        self.report = report
+        self.progress = progress
+        self.stop = stop
+
+    def round(self) -> None:
+        if self.report(self.progress()):
+            self.stop()

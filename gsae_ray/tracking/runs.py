@@ -1,0 +1,81 @@
+"""The runs of an experiment, as MLflow has them, for whoever reads what was recorded."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+
+from mlflow.entities import Run
+
+from gsae_ray.errors import UserError, suggest
+from gsae_ray.tracking.connection import asking, open_tracking
+from gsae_ray.tracking.tags import KIND, LAUNCH
+
+
+@dataclasses.dataclass(frozen=True)
+class RecordedRun:
+    """What MLflow has of a run, but its artifacts."""
+
+    id: str
+    tags: Mapping[str, str]
+    params: Mapping[str, str]
+    metrics: Mapping[str, float]
+    """The last value of each."""
+
+
+class RecordedExperiment:
+    """An experiment that has been recorded to."""
+
+    def __init__(self, tracking_uri: str | None, name: str) -> None:
+        """Looks it up.
+
+        Raises:
+            UserError: there is no such experiment, or MLflow does not answer.
+        """
+        self._client = open_tracking(tracking_uri)
+        self._uri = self._client.tracking_uri
+        with asking(self._uri):
+            found = self._client.get_experiment_by_name(name)
+            known = [] if found else [e.name for e in self._client.search_experiments() if e.name != "Default"]
+        if found is None:
+            raise unknown_experiment(name, self._uri, known)
+        self._id = found.experiment_id
+
+    def runs(self, kind: str, launch: str | None = None, status: str | None = None) -> list[RecordedRun]:
+        """Its runs, the newest first.
+
+        Args:
+            kind: "launch" or "trial".
+            launch: only those of this launch.
+            status: only those that MLflow says are in it ("FINISHED", "FAILED", …).
+        Raises:
+            UserError: MLflow does not answer.
+        """
+        conditions = [f"tags.`{KIND}` = '{kind}'"]
+        conditions += [] if status is None else [f"attributes.status = '{status}'"]
+        conditions += [] if launch is None else [f"tags.`{LAUNCH}` = '{launch}'"]
+        query, order = " and ".join(conditions), ["attributes.start_time DESC"]
+        runs: list[Run] = []
+        token: str | None = None
+        while token != "":
+            with asking(self._uri):
+                page = self._client.search_runs([self._id], query, order_by=order, page_token=token)
+            runs.extend(page)
+            token = page.token or ""
+        return [RecordedRun(run.info.run_id, run.data.tags, run.data.params, run.data.metrics) for run in runs]
+
+    def history(self, run_id: str, metric: str) -> list[tuple[int, float]]:
+        """(step, value) of each time that a run's metric was logged.
+
+        Raises:
+            UserError: MLflow does not answer.
+        """
+        with asking(self._uri):
+            points = self._client.get_metric_history(run_id, metric)
+        return [(point.step, point.value) for point in points]
+
+
+def unknown_experiment(name: str, where: str, known: Sequence[str]) -> UserError:
+    """The error of an experiment that is not there, with the nearest one of those `known`."""
+    hint = suggest(name, known) if known else "nothing has been recorded there"
+    return UserError(f"experiment: no {name!r} at {where}; {hint}")

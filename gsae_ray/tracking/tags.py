@@ -1,0 +1,39 @@
+"""Tags and parameters by which runs in MLflow are found and told apart. Knows nothing of MLflow itself."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from gsae_ray.config.site import Site
+from gsae_ray.config.trial import TrialSpec
+
+SWEEP = "gsae.sweep"
+"""The tag of an experiment and of a launch's run: the sweep's name."""
+LAUNCH, TRIAL, KIND, IDENTITY = "gsae.launch", "gsae.trial", "gsae.kind", "gsae.identity"
+EVALUATION, FAILURE = "gsae.evaluation", "gsae.failure"
+CONTENT = "gsae.sae"
+"""Of a finished trial's run: the hash of its SAE (`saes.files.content_hash`), by which a damaged artifact is found."""
+JOB, PROGRESS, STOP = "gsae.job", "gsae.progress", "gsae.stop"
+"""Of a launch's run: the job that it is, how far it is (JSON), and that somebody wants it to stop (`remote`)."""
+
+JOB_VARIABLE = "GSAE_JOB"
+"""Tells a driver which job of a cluster it is."""
+
+
+def trial_params(trial: TrialSpec) -> dict[str, Any]:
+    """Flat parameters of a trial's run."""
+    site = Site(trial.site)
+    training = trial.to_json()["training"]
+    return {
+        "architecture": trial.architecture,
+        "recipe": trial.recipe,
+        "variant": trial.variant,
+        "d_in": trial.d_in,
+        "d_sae": trial.d_sae,
+        "site": trial.site,
+        "layer": "" if site.layer is None else site.layer,
+        "point": site.point,
+        **{key: value for key, value in trial.hyperparameters.items() if value is not None},
+        **training,
+        **({} if trial.parent is None else {"parent": trial.parent}),
+    }
