@@ -41,18 +41,19 @@ from gsae_ray.config.load import load_sweep
 from gsae_ray.config.sweep import Sweep
 from gsae_ray.config.trial import TrialSpec
 from gsae_ray.driver import cluster_nodes as placement
-from gsae_ray.driver.display import STATES, Display, Observer, clock
+from gsae_ray.driver.display import Display, clock
 from gsae_ray.driver.evaluation_queue import EvaluationQueue
 from gsae_ray.driver.prepare import Plan, prepare, producer_spec
 from gsae_ray.driver.ray_session import connected
 from gsae_ray.driver.start_actors import running_producers, start_store
-from gsae_ray.driver.supervisor import DEATHS, EventLog, StopWhenAsked, Supervisor, TrialWatch
+from gsae_ray.driver.supervisor import DEATHS, StopWhenAsked, Supervisor, TrialWatch
 from gsae_ray.errors import StopAskedError, SweepStoppedError, UserError, first_line, reason
 from gsae_ray.evaluation.metrics import Evaluation
 from gsae_ray.files import room_needed
 from gsae_ray.names import local_path
 from gsae_ray.results import frontier as results
 from gsae_ray.saes import SAE
+from gsae_ray.storage.event_log import EventLog
 from gsae_ray.storage.launch_directory import (
     EVALUATED,
     RECORD,
@@ -66,6 +67,7 @@ from gsae_ray.storage.launch_directory import (
     trial_folder,
     versions,
 )
+from gsae_ray.storage.progress import STATES, ProgressReader
 from gsae_ray.storage.trial_directory import Trial, TrialDirectory, forget_damaged
 from gsae_ray.tracking.background import MirrorThread, ReportThread
 from gsae_ray.tracking.connection import asking, quick_failure, resolve_uri
@@ -249,15 +251,15 @@ class _Launch:
         sweep = self.plan.sweep
         for trial in self.pending:
             trial.directory.forget_failure()
-        observer = Observer(self.trials, self.plan.evaluation)
+        reader = ProgressReader(self.trials, self.plan.evaluation)
         supervisor: Supervisor | None = None
         give_up, asked = threading.Event(), threading.Event()
 
         def progress() -> dict[str, Any]:
-            observer.update()
+            reader.update()
             counters = self._counters() if supervisor is None else Counters.of(supervisor.record, self.plan.layout)
             ratio = counters.forward_ratio if counters is not None and counters.rows_distinct else None
-            return {**dataclasses.asdict(self.display.progress(observer)), "forward_ratio": ratio}
+            return {**dataclasses.asdict(self.display.progress(reader)), "forward_ratio": ratio}
 
         def stop() -> None:
             asked.set()
@@ -293,7 +295,7 @@ class _Launch:
                     thread = MirrorThread(opening.result(), self.trials, allowed=self._leads)
                     thread.start()
                     if supervisor is not None:
-                        self.display.follow(observer)
+                        self.display.follow(reader)
                         with _stopped_by_sigterm(supervisor):
                             self._train(supervisor)
             except BaseException:
@@ -306,7 +308,7 @@ class _Launch:
             finally:
                 self.display.stop()
         assert thread is not None
-        states = {state: sum(trial.state == state for trial in observer.update()) for state in STATES}
+        states = {state: sum(trial.state == state for trial in reader.update()) for state in STATES}
         self.log.say(f"trials: {', '.join(f'{count} {state}' for state, count in states.items())}", show=False)
         arrived, mirror = thread.finish(), thread.mirror
         picture = None

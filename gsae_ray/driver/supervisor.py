@@ -5,14 +5,13 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
-import json
 import logging
 import os
 import signal
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +26,7 @@ from gsae_ray.config.sections import TrialSettings
 from gsae_ray.config.trial import TrialSpec
 from gsae_ray.driver.cluster_nodes import AGAIN_S, ROOM_S, describe_room
 from gsae_ray.errors import ReplacedError, SweepStoppedError, first_line
+from gsae_ray.storage.event_log import EventLog
 from gsae_ray.storage.launch_directory import RECORD, Driver
 from gsae_ray.storage.trial_directory import TrialDirectory
 
@@ -38,39 +38,6 @@ STORE_PATIENCE_S = 120.0
 LOOKS_BEFORE_KILL = 5
 LONG_WAIT_S = 30.0
 """A wait for activations that takes longer goes to the log."""
-
-
-class EventLog:
-    """What happens in a launch, on the display and as lines of a file: {"time", "event"}."""
-
-    def __init__(self, path: Path, show: Callable[[str], None]) -> None:
-        self.path = path
-        self.show = show
-
-    def say(self, event: str, show: bool = True) -> None:
-        if show:
-            self.show(event)
-        line = json.dumps({"time": time.strftime("%Y-%m-%dT%H:%M:%S%z"), "event": event})
-        with contextlib.suppress(OSError), self.path.open("a", encoding="utf-8") as file:  # not what a sweep ends for
-            file.write(line + "\n")
-
-    @contextlib.contextmanager
-    def session(self, what: str) -> Iterator[None]:
-        """From when a launch begins, or goes on, to its end, and how it came to that.
-
-        Args:
-            what: there is to do.
-        """
-        if self.path.exists():
-            self.say(f"launch {self.path.parent.name} goes on: {what}")
-        else:
-            self.say(f"begins: {what}", show=False)
-        try:
-            yield
-        except BaseException as error:
-            self.say(f"ends before it is done: {type(error).__name__}: {first_line(error)}", show=False)
-            raise
-        self.say("ends", show=False)
 
 
 class Supervisor(threading.Thread):

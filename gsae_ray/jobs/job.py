@@ -33,12 +33,12 @@ from gsae_ray.config import plain_yaml
 from gsae_ray.config.load import load_sweep
 from gsae_ray.config.sweep import Sweep
 from gsae_ray.driver.cluster_nodes import SWEEP_KEY
-from gsae_ray.driver.display import Progress
 from gsae_ray.driver.ray_session import keep_token_private
 from gsae_ray.errors import INTERRUPTED, UserError, first_line
 from gsae_ray.jobs.remote_launch import RemoteLaunch
 from gsae_ray.names import own_command, refuse_address
 from gsae_ray.storage.launch_directory import Resume
+from gsae_ray.storage.progress import Progress
 from gsae_ray.tracking.connection import PATIENCE_S
 from gsae_ray.tracking.credentials import has_login, refuse_password
 from gsae_ray.tracking.experiment import check

@@ -10,7 +10,7 @@ from typing import Any
 from mlflow.entities import Run
 from mlflow.tracking import MlflowClient
 
-from gsae_ray.driver.display import Progress
+from gsae_ray.storage.progress import Progress
 from gsae_ray.tracking.connection import asking, connect
 from gsae_ray.tracking.tags import JOB, KIND, LAUNCH, PROGRESS, STOP
 

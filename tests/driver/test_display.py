@@ -16,8 +16,9 @@ from trials import FINGERPRINT, evaluation, expand, random_sae
 
 from gsae_ray.activations.store import Wait
 from gsae_ray.config.trial import TrialSpec
-from gsae_ray.driver.display import Display, Observer, Pace, Progress, TrialProgress, describe_progress
+from gsae_ray.driver.display import Display, describe_progress
 from gsae_ray.jobs.remote_launch import RemoteLaunch
+from gsae_ray.storage.progress import Pace, Progress, ProgressReader, TrialProgress
 from gsae_ray.storage.trial_directory import EvaluationRequest, Trial, TrialDirectory
 from gsae_ray.tracking.tags import PROGRESS
 
@@ -37,8 +38,8 @@ class Launch:
         self.encoders = encoders
         pairs = map(Trial, trials, self.directories)
         request = EvaluationRequest(FINGERPRINT, encoders)
-        self.observer = Observer(list(pairs), request, clock=lambda: self.now)
-        self.observer.update()
+        self.reader = ProgressReader(list(pairs), request, clock=lambda: self.now)
+        self.reader.update()
 
     def begin(self, *indices: int) -> None:
         for index in indices:
@@ -59,8 +60,8 @@ class Launch:
     def look(self, seconds: float = 0.0) -> Progress:
         """So much later."""
         self.now += seconds
-        self.observer.update()
-        return Display(Console(quiet=True)).progress(self.observer)
+        self.reader.update()
+        return Display(Console(quiet=True)).progress(self.reader)
 
 
 def test_evaluating_is_a_state_of_its_own(tmp_path: Path) -> None:
@@ -108,7 +109,7 @@ def test_evaluations_of_trained_saes_go_on_beside_training_and_those_of_the_last
     launch.train(1, TOTAL // 2, rate=64)
     left = (TOTAL // 2 + 2 * TOTAL) / 64
     assert launch.look().seconds_left == left + 10
-    launch.observer.pace = dataclasses.replace(launch.observer.pace, evaluating_s=100.0)
+    launch.reader.pace = dataclasses.replace(launch.reader.pace, evaluating_s=100.0)
     assert launch.look().seconds_left == 3 * 100, "evaluations are what takes longest"
 
 
@@ -174,14 +175,14 @@ def test_what_trials_wait_for_is_shown_in_rows(tmp_path: Path) -> None:
     display = Display(console)
     display.show_waits([WAIT])
     launch.look()
-    progress = display.progress(launch.observer)
+    progress = display.progress(launch.reader)
     assert progress.waits == "1 waits for activations (block 0: 12,000 of its 50,000 rows are made)"
     assert describe_progress(progress).endswith(progress.waits)
-    console.print(display._render(launch.observer))
+    console.print(display._render(launch.reader))
     shown = " ".join(console.file.getvalue().split())  # type: ignore[attr-defined]
     assert "waits for block 0: 12,000 of its 50,000 rows are made" in shown
     display.show_waits([])
-    assert display.progress(launch.observer).waits is None
+    assert display.progress(launch.reader).waits is None
 
 
 def test_status_reads_what_the_driver_tells(tmp_path: Path) -> None:
@@ -206,14 +207,14 @@ def test_the_display_tells_trials_apart(tmp_path: Path, width: int) -> None:
     launch.begin(*range(4))
     launch.look()
     console = Console(file=io.StringIO(), width=width)
-    console.print(Display(console)._render(launch.observer))
+    console.print(Display(console)._render(launch.reader))
     text = console.file.getvalue().replace("\n", "")  # type: ignore[attr-defined]
     assert all(trial.name in text for trial in trials)
 
 
 def test_when_a_launch_has_ended_nothing_of_it_runs() -> None:
     trials = [TrialProgress("t", 100, 1, state) for state in ("running", "evaluating", "waiting", "done", "failed")]
-    ended = Pace(tokens=50, trial_s=1.0).of(trials, "1 waits").ended
+    ended = Pace(tokens=50, trial_s=1.0).progress(trials, "1 waits").ended
     assert ended.trials == {"waiting": 3, "running": 0, "evaluating": 0, "done": 1, "failed": 1}
     assert describe_progress(ended) == "trials: 3 waiting, 0 running, 0 evaluating, 1 done, 1 failed"
 
@@ -224,7 +225,7 @@ def test_a_line_stays_whole_where_there_is_no_terminal(tmp_path: Path, monkeypat
     display = Display(Console(file=out, width=80))
     notice = "a notice of more than eighty characters" * 5
     display.phase(notice)
-    display.follow(Launch(tmp_path).observer)
+    display.follow(Launch(tmp_path).reader)
     wait_until(lambda: out.getvalue().count("trials: ") > 1)
     display.stop()
     first, *progress = out.getvalue().splitlines()

@@ -12,10 +12,10 @@ import pytest
 from trials import FINGERPRINT, REQUEST, begin, evaluation, expand, logged, random_sae
 
 from gsae_ray.driver import evaluation_queue as queue
-from gsae_ray.driver.display import Observer
 from gsae_ray.driver.evaluation_queue import EvaluationQueue
 from gsae_ray.errors import ProductionError, not_finite
 from gsae_ray.evaluation.metrics import Evaluation
+from gsae_ray.storage.progress import ProgressReader
 from gsae_ray.storage.trial_directory import EvaluationRequest, Trial, TrialDirectory
 
 
@@ -69,9 +69,9 @@ def test_an_sae_that_cannot_be_measured_has_failed_for_good_and_the_others_are_e
     (failed, done) = (directory for _, directory in trials)
     assert failed.failure == str(why) and failed.evaluation(FINGERPRINT) is None
     assert done.failure is None and done.evaluation(FINGERPRINT) is not None
-    assert [trial.state for trial in Observer(trials, REQUEST).update()] == ["failed", "done"]
+    assert [trial.state for trial in ProgressReader(trials, REQUEST).update()] == ["failed", "done"]
     failed.save_evaluation(FINGERPRINT, 1, evaluation())  # on other text it can be
-    assert [trial.state for trial in Observer(trials, REQUEST).update()] == ["done", "done"]
+    assert [trial.state for trial in ProgressReader(trials, REQUEST).update()] == ["done", "done"]
 
 
 @pytest.mark.parametrize("patience_s", [120.0, 0.05])

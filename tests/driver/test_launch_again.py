@@ -19,10 +19,11 @@ from rich.console import Console
 
 import gsae_ray
 from gsae_ray.config.sweep import Sweep
-from gsae_ray.driver import launch, supervisor
+from gsae_ray.driver import launch
 from gsae_ray.driver.prepare import Plan
 from gsae_ray.errors import SweepStoppedError, UserError
 from gsae_ray.results import frontier as results
+from gsae_ray.storage.event_log import EventLog
 from gsae_ray.storage.launch_directory import driver_lock
 from gsae_ray.storage.trial_directory import TrialDirectory
 
@@ -36,7 +37,7 @@ def test_what_resume_refuses_is_refused_before_ray_is_started(tmp_path: Path, mo
 
 def test_a_launch_that_goes_on_says_so(tmp_path: Path) -> None:
     shown: list[str] = []
-    log = supervisor.EventLog(tmp_path / "events.jsonl", shown.append)
+    log = EventLog(tmp_path / "events.jsonl", shown.append)
     for left in (4, 1):
         with log.session(f"{left} of 4 trials to train"):
             pass
