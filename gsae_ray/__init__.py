@@ -15,31 +15,19 @@ from typing import TYPE_CHECKING, Any
 
 from gsae_ray.version import __version__
 
-if TYPE_CHECKING:
-    from gsae_ray.config.load import load_sweep
-    from gsae_ray.config.sweep import Sweep
-    from gsae_ray.driver.launch import SweepResult, run
-    from gsae_ray.errors import UserError
-    from gsae_ray.jobs.job import Job, submit
-    from gsae_ray.results.frontier import best, frontier
-    from gsae_ray.saes import SAE, load
-    from gsae_ray.saes.export import export
-
-__all__ = [
-    "Job",
-    "SAE",
-    "Sweep",
-    "SweepResult",
-    "UserError",
-    "__version__",
-    "best",
-    "export",
-    "frontier",
-    "load",
-    "load_sweep",
-    "run",
-    "submit",
-]
+if TYPE_CHECKING:  # for type checkers and editors, what `_MODULES` says
+    from gsae_ray.config.load import load_sweep as load_sweep
+    from gsae_ray.config.sweep import Sweep as Sweep
+    from gsae_ray.driver.launch import SweepResult as SweepResult
+    from gsae_ray.driver.launch import run as run
+    from gsae_ray.errors import UserError as UserError
+    from gsae_ray.jobs.job import Job as Job
+    from gsae_ray.jobs.submit import submit as submit
+    from gsae_ray.results.frontier import best as best
+    from gsae_ray.results.frontier import frontier as frontier
+    from gsae_ray.saes import SAE as SAE
+    from gsae_ray.saes import load as load
+    from gsae_ray.saes.export import export as export
 
 _MODULES = {
     "Job": "jobs.job",
@@ -53,8 +41,11 @@ _MODULES = {
     "load": "saes",
     "load_sweep": "config.load",
     "run": "driver.launch",
-    "submit": "jobs.job",
+    "submit": "jobs.submit",
 }
+"""Public name -> the module that has it."""
+
+__all__ = ["__version__", *_MODULES]
 
 
 def __getattr__(name: str) -> Any:

@@ -20,6 +20,8 @@ from gsae_ray.errors import UserError, first_line
 from gsae_ray.tracking.credentials import refuse_password
 
 PATIENCE_S = 15.0
+GIVE_TOKEN = "put it into ~/.ray/auth_token, or set RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH"
+"""What to do about a cluster that wants its token."""
 FREE_AT_ONCE = {"free_objects_period_milliseconds": 50}
 """Ray collects what nobody refers to for a second before it frees it; a small model has made the next block by then."""
 
@@ -99,10 +101,7 @@ def _explained(where: str) -> Iterator[None]:
     try:
         yield
     except ray.exceptions.AuthenticationError as error:
-        raise UserError(
-            f"--address: the cluster at {where!r} wants its token: put it into ~/.ray/auth_token, or set "
-            "RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH"
-        ) from error
+        raise UserError(f"--address: the cluster at {where!r} wants its token: {GIVE_TOKEN}") from error
     except (ConnectionError, RuntimeError, ValueError, ray.exceptions.RuntimeEnvSetupError) as error:
         if "working_dir" in str(error):
             lines = " ".join(str(error).splitlines())

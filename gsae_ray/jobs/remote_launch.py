@@ -1,10 +1,9 @@
-"""A launch seen through MLflow by those who did not start it: how far it is, and that it is to stop."""
+"""A launch that runs elsewhere, as its run in MLflow shows it: how far it is, and where to look at it."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
-import time
 from typing import Any
 
 from mlflow.entities import Run
@@ -12,7 +11,7 @@ from mlflow.tracking import MlflowClient
 
 from gsae_ray.storage.progress import Progress
 from gsae_ray.tracking.connection import asking, connect
-from gsae_ray.tracking.tags import JOB, KIND, LAUNCH, PROGRESS, STOP
+from gsae_ray.tracking.tags import JOB, KIND, LAUNCH, PROGRESS
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,7 +23,7 @@ class RemoteLaunch:
 
     @classmethod
     def find(cls, tracking_uri: str, experiment: str, job: str) -> RemoteLaunch | None:
-        """The launch that a job runs; None before it has begun.
+        """The launch that a job runs; None before that has begun.
 
         Raises:
             UserError: MLflow does not answer.
@@ -43,13 +42,13 @@ class RemoteLaunch:
 
     @property
     def link(self) -> str:
-        """Of its page in the MLflow UI."""
+        """The address of its page in the MLflow UI."""
         info = self.run.info
         return f"{self.client.tracking_uri.rstrip('/')}/#/experiments/{info.experiment_id}/runs/{info.run_id}"
 
     @property
     def _reported(self) -> dict[str, Any]:
-        """What the driver has written last (`Mirror.report`)."""
+        """What the driver wrote last of its progress (`Mirror.report`)."""
         try:
             reported = json.loads(self.run.data.tags.get(PROGRESS, "{}"))
         except ValueError:
@@ -58,23 +57,18 @@ class RemoteLaunch:
 
     @property
     def progress(self) -> Progress | None:
-        """None: the driver has not told yet, or is of a version that told something else."""
+        """How far it is; None before the driver has said so, and where one of another version has said other things."""
         values, fields = self._reported, {field.name for field in dataclasses.fields(Progress)}
         return Progress(**{name: values[name] for name in fields}) if fields <= values.keys() else None
 
     @property
     def forward_ratio(self) -> float | None:
-        """So far; None before the first block."""
+        """Rows that went through the language model ÷ distinct rows, so far; None before the first block."""
         ratio: float | None = self._reported.get("forward_ratio")
         return ratio
 
-    def ask_to_stop(self) -> None:
-        """The driver reads it within seconds."""
-        with asking(self.client.tracking_uri):
-            self.client.set_tag(self.run.info.run_id, STOP, str(time.time_ns() // 1_000_000))
-
     def close_what_is_open(self) -> None:
-        """Ends runs that say still that they run, as KILLED: those of a driver that is no more."""
+        """Ends, as KILLED, the runs of a driver that is gone and could not end them itself."""
         with asking(self.client.tracking_uri):
             query = f"tags.`{LAUNCH}` = '{self.launch_id}' and attributes.status = 'RUNNING'"
             for run in self.client.search_runs([self.run.info.experiment_id], query):

@@ -24,7 +24,7 @@ from mlflow.tracking import MlflowClient
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from servers import MLflowServer, RayHead
 
-from gsae_ray.jobs import job as cluster
+from gsae_ray.jobs.job import find, overview
 
 SWEEP = Path(__file__).parents[2] / "sweeps" / "quickstart.yaml"
 TOKEN = "a-token-of-this-cluster-0123456789"
@@ -43,8 +43,8 @@ def once(address: str, client: MlflowClient, storage: Path, number: int) -> floa
         assert time.time() < started + 300
         time.sleep(0.2)
     there = time.time()
-    (job,) = [job for job in cluster.overview(address) if job.sweep == name]
-    driver = cluster.find(job.id, address)._details().start_time / 1000
+    (job,) = [job for job in overview(address) if job.sweep == name]
+    driver = find(job.id, address)._details().start_time / 1000
     (launch,) = runs_of(client, experiment.experiment_id, "launch")
     times = {
         "submit returns": submitted,
@@ -54,7 +54,7 @@ def once(address: str, client: MlflowClient, storage: Path, number: int) -> floa
         "it has a metric": there,
     }
     print(f"{there - started:5.1f} s", {what: round(at - started, 1) for what, at in times.items()}, flush=True)
-    cluster.find(job.id, address).stop()
+    find(job.id, address).stop()
     return there - started
 
 

@@ -1,0 +1,82 @@
+"""`gsae-ray frontier` and `best`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+import gsae_ray
+from gsae_ray.cli.options import launch_option, one_line_errors, site_option, tokens_option, tracking_option
+
+
+@click.command()
+@click.argument("experiment")
+@site_option
+@launch_option
+@tokens_option
+@tracking_option
+@click.option("--storage", metavar="PATH", help="read the storage in MLflow's place: it holds the truth")
+@click.option(
+    "--encoder",
+    default="own",
+    show_default=True,
+    metavar="E",
+    help="own, or pursuit: the decoders with gradient pursuit (evaluation.pursuit_l0), a row for each target L0",
+)
+@click.option("--json", "as_json", is_flag=True, help="a list of objects, one a row")
+@one_line_errors
+def frontier(
+    experiment: str,
+    site: str | None,
+    launch: str | None,
+    tokens: str | None,
+    tracking_uri: str | None,
+    storage: str | None,
+    encoder: str,
+    as_json: bool,
+) -> None:
+    """Shows what came out of a sweep: L0 and fidelity of each SAE; a star marks the Pareto frontier."""
+    from gsae_ray.cli.tables import console
+    from gsae_ray.results.frontier import MIXED
+    from gsae_ray.results.tables import print_frontier
+
+    rows = gsae_ray.frontier(experiment, site, launch, tracking_uri, encoder, tokens, storage)
+    if as_json:
+        click.echo(rows.to_json(orient="records", indent=2, double_precision=15))
+        return
+    print_frontier(rows, console(), mixed_tokens=tokens == MIXED)
+    for note in rows.attrs["notes"]:
+        click.echo(note, err=True)
+
+
+@click.command()
+@click.argument("experiment")
+@site_option
+@click.option("--max-l0", type=float, metavar="L0", help="the highest loss recovered with at most this L0")
+@click.option("--min-loss-recovered", type=float, metavar="R", help="the lowest L0 that recovers at least this")
+@click.option("--out", required=True, type=click.Path(path_type=Path), help="folder to write the SAE to")
+@click.option("--format", "format_", default="gsae", show_default=True, help="file format of the SAE")
+@launch_option
+@tokens_option
+@tracking_option
+@one_line_errors
+def best(
+    experiment: str,
+    site: str | None,
+    max_l0: float | None,
+    min_loss_recovered: float | None,
+    out: Path,
+    format_: str,
+    launch: str | None,
+    tokens: str | None,
+    tracking_uri: str | None,
+) -> None:
+    """Fetches the best SAE of a sweep under one constraint."""
+    from gsae_ray.saes.export import check_export
+
+    check_export(out, format_)
+    sae = gsae_ray.best(experiment, site, max_l0, min_loss_recovered, launch, tracking_uri, tokens)
+    gsae_ray.export(sae, out, format_)
+    row = sae.cfg.metadata["frontier"]
+    click.echo(f"{row['trial']}: L0 {row['l0']:.2f}, loss recovered {row['loss_recovered']:.4f}, written to {out}")
