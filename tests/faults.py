@@ -231,7 +231,7 @@ def on_nodes(script: str, home: Home, *arguments: str) -> str:
 
 
 def processes(kind: str, of: int | None = None) -> list[psutil.Process]:
-    """Ray's workers of a kind (`ProducerShell`, `StoreShell`) under a driver; default: this process."""
+    """Ray's workers of a kind (`ProducerActor`, `StoreActor`) under a driver; default: this process."""
     found = []
     for process in psutil.Process(of or os.getpid()).children(recursive=True):
         with contextlib.suppress(psutil.Error):

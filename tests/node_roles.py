@@ -29,7 +29,7 @@ def main(folder: Path) -> None:
         second = add_node(cluster, "trainer")
         wait_until(lambda: second.node_id in where(home))
         raylet = producer.all_processes["raylet"][0].process.pid
-        shells = processes("ProducerShell")
+        shells = processes("ProducerActor")
         assert len(shells) == 2
         assert {psutil.Process(shell.pid).ppid() for shell in shells} == {raylet}, "a producer runs elsewhere"
         cluster.remove_node(first, allow_graceful=False)

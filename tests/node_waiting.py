@@ -55,7 +55,7 @@ def hold_their_gpus(cluster: Cluster) -> None:
 
     first = add()
     wait_until(lambda: gpus() == 3)  # with two that producers may not take
-    fleet.ProducerShell = Shell  # type: ignore[assignment, misc]
+    fleet.ProducerActor = Shell  # type: ignore[assignment, misc]
     with fleet.running_producers(1, 1, 2**30, labels, None, 60) as ((producer,), (where,)):  # type: ignore[arg-type]
         assert where == first.node_id
         wait_until(lambda: gpus() == 2)

@@ -15,11 +15,10 @@ from unittest import mock
 
 import numpy as np
 
-from gsae_ray.activations.chunks import SiteStatistics
 from gsae_ray.activations.layout import Layout
-from gsae_ray.activations.norms import Norms
 from gsae_ray.activations.producer_pool import ProducerDied
-from gsae_ray.activations.production_log import Counters, Record
+from gsae_ray.activations.production_log import Counters, ProductionLog
+from gsae_ray.activations.statistics import Norms, SiteStatistics
 from gsae_ray.activations.store import ActivationStore, ReaderSpec
 from gsae_ray.evaluation.metrics import Evaluation
 
@@ -114,7 +113,7 @@ class Store(ActivationStore):
         readers: dict[str, ReaderSpec],
         budget: int | None = None,
         timeout_s: float = TIMEOUT_S,
-        record: Record | None = None,
+        record: ProductionLog | None = None,
     ) -> None:
         budget = total_bytes(layout) if budget is None else budget
         super().__init__(layout, producers, readers, budget, timeout_s, record, clock=lambda: time.monotonic())

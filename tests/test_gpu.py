@@ -70,7 +70,7 @@ def test_sigkill_of_a_trial(tmp_path: Path, quiet: Outcome, rng: random.Random) 
 def test_sigkill_of_all_producers(tmp_path: Path, quiet: Outcome) -> None:
     """They get their part of the GPU back."""
     home = Home(tmp_path, ON_GPU)
-    with disturbed(home, 0.03, lambda _: send(signal.SIGKILL, processes("ProducerShell"))):
+    with disturbed(home, 0.03, lambda _: send(signal.SIGKILL, processes("ProducerActor"))):
         result = home.run()
     assert "producer 2 of 2 is gone" in home.events and result.forward_ratio == 1.0
     assert_undisturbed(home, quiet)

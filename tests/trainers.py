@@ -11,10 +11,10 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from gsae_ray.activations.chunks import SiteStatistics
+from gsae_ray.activations.accumulator import StatisticsAccumulator
 from gsae_ray.activations.layout import DTYPE_BYTES, Layout
 from gsae_ray.activations.reader import RowStream
-from gsae_ray.activations.statistics import Gathering
+from gsae_ray.activations.statistics import SiteStatistics
 from gsae_ray.config.recipe import TrainingSettings
 from gsae_ray.config.trial import TrialSpec
 from gsae_ray.saes import SAE
@@ -48,7 +48,7 @@ class ArraySource:
 
     def statistics(self) -> SiteStatistics:
         first = torch.tensor(self.array[: self.layout.rows[0]])
-        gathering, order = Gathering(N), torch.arange(len(first))
+        gathering, order = StatisticsAccumulator(N), torch.arange(len(first))
         gathering.add(first)
         statistics = gathering.statistics(first, order, torch.ones_like(order), self.max_norm)
         statistics.mean.flags.writeable = False

@@ -8,8 +8,6 @@ import itertools
 from functools import cached_property
 
 DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
-WINDOW = 2
-"""Blocks that running trials need at once: the one that they read and the next, which is made meanwhile."""
 
 
 @dataclasses.dataclass(frozen=True)

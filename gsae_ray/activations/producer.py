@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
-from gsae_ray.activations.chunks import Array, SiteStatistics, to_array
+from gsae_ray.activations.accumulator import StatisticsAccumulator
 from gsae_ray.activations.layout import Layout
-from gsae_ray.activations.statistics import Gathering
+from gsae_ray.activations.reader import to_array
+from gsae_ray.activations.statistics import SiteStatistics
 from gsae_ray.config.sections import ModelSettings
 from gsae_ray.config.site import Site
 from gsae_ray.data.contexts import PADDING
@@ -59,7 +62,7 @@ class Producer:
 
     def produce(
         self, block: int, sites: Sequence[str], made: Callable[[int], None] = lambda rows: None
-    ) -> tuple[dict[str, SiteStatistics], list[Array]]:
+    ) -> tuple[dict[str, SiteStatistics], list[NDArray[Any]]]:
         """A block's rows at `sites`, permuted by (data seed, block), from one forward pass over its contexts.
 
         Args:
@@ -77,7 +80,7 @@ class Producer:
         destination = torch.from_numpy(_inverse_permutation(n_rows, spec.tokens.seed, block))
         dtype = getattr(torch, layout.dtype)
         rows = {site: torch.empty(n_rows, layout.widths[site], dtype=dtype) for site in sites}
-        gathered = {site: Gathering(layout.widths[site]) for site in sites if block == 0}
+        gathered = {site: StatisticsAccumulator(layout.widths[site]) for site in sites if block == 0}
         done = 0
         for tokens_BT, kept_BT in zip(tokens_ST.split(spec.batch), kept_ST.split(spec.batch), strict=True):
             read_BT = model_input(tokens_BT).to(self.device)
@@ -107,7 +110,32 @@ class Producer:
         return self._evaluator.evaluate(Site(site), from_bytes(cfg, weights).to(self.device), pursuit_l0)
 
 
-def _inverse_permutation(rows: int, seed: int, block: int) -> Array:
+class LocalBlockReader:
+    """A `BlockReader` of one site from a producer in this process: a trial alone, without Ray."""
+
+    def __init__(self, producer: Producer, site: str) -> None:
+        self.producer = producer
+        self.site = site
+        self._block = -1
+        self._chunks: Sequence[NDArray[Any]] = ()
+        self._statistics: dict[str, SiteStatistics] = {}
+
+    def statistics(self) -> SiteStatistics:
+        if not self._statistics:
+            self.open(0)
+        return self._statistics[self.site]
+
+    def open(self, block: int) -> None:
+        if block != self._block:
+            statistics, self._chunks = self.producer.produce(block, [self.site])
+            self._statistics = self._statistics or statistics
+            self._block = block
+
+    def chunk(self, index: int) -> NDArray[Any]:
+        return self._chunks[index]
+
+
+def _inverse_permutation(rows: int, seed: int, block: int) -> NDArray[Any]:
     """Where in the block each row, in the order of the tokens, goes."""
     # RandomState's streams are frozen by numpy's compatibility policy; Generator's are not.
     return np.random.RandomState([seed, block]).permutation(rows)

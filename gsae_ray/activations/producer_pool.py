@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, Protocol
 
-from gsae_ray.activations.chunks import SiteStatistics
+from gsae_ray.activations.statistics import SiteStatistics
 from gsae_ray.errors import NumericError, ProductionError, first_line
 from gsae_ray.errors import reason as reason_of
 from gsae_ray.evaluation.metrics import Evaluation
@@ -42,7 +42,7 @@ class ProducerClient(Protocol):
         """Ends the process, also one that hangs; another takes its place."""
 
 
-class Crew:
+class ProducerPool:
     """Producers on one event loop. What happens to them is in `events`, one line each."""
 
     def __init__(self, producers: Sequence[ProducerClient], timeout_s: float, changed: Callable[[], None]) -> None:

@@ -5,12 +5,15 @@ from __future__ import annotations
 import copy
 import dataclasses
 from collections.abc import Mapping
+from pathlib import Path
 
 from gsae_ray.activations.layout import Layout
+from gsae_ray.errors import DamagedError
+from gsae_ray.files import JSONFile
 
 
 @dataclasses.dataclass
-class Record:
+class ProductionLog:
     """Completed productions, and what was held when it was written."""
 
     produced: dict[int, int] = dataclasses.field(default_factory=dict)
@@ -31,8 +34,21 @@ class Record:
         times = self.repeated if again else self.produced
         times[block] = times.get(block, 0) + 1
 
-    def copy(self) -> Record:
+    def copy(self) -> ProductionLog:
         return copy.deepcopy(self)
+
+
+PRODUCTION_LOG = JSONFile(ProductionLog, "what was produced before is not counted", sealed=True)
+"""A launch's `record.json`."""
+
+
+def damage_of_log(path: Path) -> list[str]:
+    """Returns a line where a launch's log is damaged, so that earlier productions are not counted any more."""
+    try:
+        PRODUCTION_LOG.read(path)
+    except DamagedError as error:
+        return [str(error)]
+    return []
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,7 +65,7 @@ class Counters:
     evaluations: int
 
     @classmethod
-    def of(cls, record: Record, layout: Layout) -> Counters:
+    def of(cls, record: ProductionLog, layout: Layout) -> Counters:
         def rows(times: Mapping[int, int]) -> int:
             return sum(layout.rows[block] * n for block, n in times.items())
 

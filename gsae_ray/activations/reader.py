@@ -3,24 +3,21 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Protocol
+from typing import Any, Protocol
 
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-from gsae_ray.activations.chunks import Array, SiteStatistics, to_array
 from gsae_ray.activations.layout import Layout
+from gsae_ray.activations.statistics import SiteStatistics
 from gsae_ray.errors import not_finite
-
-if TYPE_CHECKING:
-    from gsae_ray.activations.producer import Producer
 
 SLAB_BYTES = 8 * 2**20
 """Copied out of a chunk at a time. A view is held only while it is copied: held views would pin shared memory."""
 
 
-class Source(Protocol):
+class BlockReader(Protocol):
     """Where a trial's blocks come from."""
 
     def statistics(self) -> SiteStatistics:
@@ -29,39 +26,19 @@ class Source(Protocol):
     def open(self, block: int) -> None:
         """Makes `block` the current one, waiting for it if need be; the one before is let go."""
 
-    def chunk(self, index: int) -> Array:
+    def chunk(self, index: int) -> NDArray[Any]:
         """A view of a chunk of the current block; not to be written to, nor kept."""
 
 
-class LocalSource:
-    """Blocks from a producer in this process: a trial alone, without Ray."""
-
-    def __init__(self, producer: Producer, site: str) -> None:
-        self.producer = producer
-        self.site = site
-        self._block = -1
-        self._chunks: Sequence[Array] = ()
-        self._statistics: dict[str, SiteStatistics] = {}
-
-    def statistics(self) -> SiteStatistics:
-        if not self._statistics:
-            self.open(0)
-        return self._statistics[self.site]
-
-    def open(self, block: int) -> None:
-        if block != self._block:
-            statistics, self._chunks = self.producer.produce(block, [self.site])
-            self._statistics = self._statistics or statistics
-            self._block = block
-
-    def chunk(self, index: int) -> Array:
-        return self._chunks[index]
+def to_array(x: Tensor) -> NDArray[Any]:
+    """A tensor as numpy, without a copy; bfloat16, which numpy lacks, as an int16 view."""
+    return x.view(torch.int16).numpy() if x.dtype == torch.bfloat16 else x.numpy()
 
 
 class RowStream:
     """Rows of one site, in order, from any position."""
 
-    def __init__(self, source: Source, layout: Layout, site: str, position: int = 0) -> None:
+    def __init__(self, source: BlockReader, layout: Layout, site: str, position: int = 0) -> None:
         self.source = source
         self.layout = layout
         self.site = site

@@ -1,43 +1,61 @@
-"""The statistics of block 0 at one site, gathered in one pass over its rows."""
+"""The statistics of block 0 at one site. The store passes them on, so this module does without torch."""
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor
+import dataclasses
+from typing import Any
 
-from gsae_ray.activations.chunks import SiteStatistics
-from gsae_ray.activations.norms import Norms, square_norms, takes_part
+from numpy.typing import NDArray
+
+TOP_SHARE = 1e-3
+"""Share of the rows that `Norms.sink_share` covers."""
+NOTICED_SINK_SHARE = 0.2
+"""Users are told of a larger `Norms.sink_share`."""
+SHOWN_POSITIONS = 8
 
 
-class Gathering:
-    """Sums over rows that come batch by batch, in the order of the tokens."""
+@dataclasses.dataclass(frozen=True)
+class Norms:
+    """Norms of all rows of block 0 at one site, including rows that take no part in training and evaluation."""
 
-    def __init__(self, width: int) -> None:
-        self._sum_n = torch.zeros(width, dtype=torch.float64)
-        self._square = 0.0
-        self._square_norms: list[Tensor] = []
+    rows: int
+    median_square_norm: float
+    """Median of ‖x‖²."""
+    limit: float
+    """Rows whose ‖x‖² exceeds it take no part; infinite: all rows do."""
+    left_out: int
+    """Rows above `limit`."""
+    sink_share: float
+    """Share of Σ‖x‖² that the largest 0.1 % of the rows (at least one row) hold."""
+    sink_positions: tuple[int, ...]
+    """Positions, in their contexts, of the largest rows that together hold nine tenths of `sink_share`."""
 
-    def add(self, x_Rn: Tensor) -> None:
-        """The rows of a batch [R, n], on any device."""
-        self._sum_n += x_Rn.sum(0, dtype=torch.float64).cpu()
-        self._square += x_Rn.double().square().sum().item()
-        self._square_norms.append(square_norms(x_Rn).cpu())
+    def notice(self, site: str) -> str | None:
+        """A line on where the largest rows lie and what can be done; None where they do not matter."""
+        if not self.sink_share > NOTICED_SINK_SHARE:
+            return None
+        shown = ", ".join(str(position) for position in self.sink_positions[:SHOWN_POSITIONS])
+        if (more := len(self.sink_positions) - SHOWN_POSITIONS) > 0:
+            shown += f" and {more} more"
+        what = (
+            f"{site}: the largest {TOP_SHARE:.1%} of the rows hold {self.sink_share:.0%} of E||x||^2 (attention sinks, "
+            f"at position{'s' if len(self.sink_positions) > 1 else ''} {shown} of their contexts)"
+        )
+        if self.left_out:
+            return f"{what}; {self.left_out:,} of {self.rows:,} rows are above dataset.max_norm and take no part"
+        return (
+            f"{what}: scale, losses, FVU and gamma are those of these rows; dataset.max_norm (default: 10) leaves "
+            "them out where it is low enough, dataset.skip_positions drops the first positions"
+        )
 
-    def statistics(self, x_Rn: Tensor, place_R: Tensor, position_R: Tensor, max_norm: float | None) -> SiteStatistics:
-        """Of all rows that came.
 
-        Args:
-            x_Rn: the same rows [R, n] in another order, on the CPU.
-            place_R: where in `x_Rn` each row that came lies.
-            position_R: where in its context each lies.
-            max_norm: as `DatasetSettings.max_norm`.
-        """
-        norms_R = torch.cat(self._square_norms)
-        norms = Norms.of(norms_R, position_R, max_norm)
-        sum_n, square = self._sum_n, self._square
-        if norms.left_out:  # the limit is known only now: float64 has the digits to take off again what is above it
-            part_R = takes_part(norms_R, norms.limit)
-            sum_n = sum_n - x_Rn[place_R[~part_R]].sum(0, dtype=torch.float64)
-            square = norms_R[part_R].sum().item()  # of squares it has not
-        taking_part = norms.rows - norms.left_out
-        return SiteStatistics((sum_n / taking_part).float().numpy(), square / taking_part, norms)
+@dataclasses.dataclass(frozen=True)
+class SiteStatistics:
+    """Statistics of block 0 at one site, from which every trial at the site starts."""
+
+    mean: NDArray[Any]
+    """Mean of the rows that take part, float32 [n]."""
+    mean_square_norm: float
+    """E‖x‖² of the rows that take part."""
+    norms: Norms
+    """Norms of all rows."""

@@ -21,10 +21,11 @@ import itertools
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
-from gsae_ray.activations.chunks import SiteStatistics
-from gsae_ray.activations.layout import WINDOW, Layout
-from gsae_ray.activations.producer_pool import Crew, ProducerClient, ProducerDied, Ref
-from gsae_ray.activations.production_log import Record
+from gsae_ray.activations.layout import Layout
+from gsae_ray.activations.producer_pool import ProducerClient, ProducerDied, ProducerPool, Ref
+from gsae_ray.activations.production_log import ProductionLog
+from gsae_ray.activations.retention import WINDOW
+from gsae_ray.activations.statistics import SiteStatistics
 from gsae_ray.errors import NumericError, ProductionError, StaleAttemptError
 from gsae_ray.evaluation.metrics import Evaluation
 
@@ -88,10 +89,10 @@ class Wait:
 
 
 @dataclasses.dataclass(frozen=True)
-class Look:
+class StoreReport:
     """What the driver sees of the store."""
 
-    record: Record
+    record: ProductionLog
     waits: tuple[Wait, ...]
     silent: dict[str, tuple[int, float]]
     """Running trials that have lapsed -> their attempt, and for how many seconds they have been silent."""
@@ -111,7 +112,7 @@ class ActivationStore:
         readers: Mapping[str, ReaderSpec],
         budget_bytes: int,
         timeout_s: float,
-        record: Record | None = None,
+        record: ProductionLog | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """
@@ -127,7 +128,7 @@ class ActivationStore:
             name: _Reader(name, spec, spec.attempt, running=spec.attempt > 0, heard=clock())
             for name, spec in readers.items()
         }
-        self._crew = Crew(producers, timeout_s, self._crew_changed)
+        self._pool = ProducerPool(producers, timeout_s, self._pool_changed)
         self._blocks: dict[int, _Block] = {}
         self._at: dict[int, set[_Reader]] = {}
         """Block -> the trials that read it or wait for it, without those that have lapsed."""
@@ -141,7 +142,7 @@ class ActivationStore:
         self._failing: dict[int | _Request, float] = {}
         """Blocks in, and evaluations of, which producers died -> since when."""
         self._error: str | None = None
-        self._record = record.copy() if record else Record()
+        self._record = record.copy() if record else ProductionLog()
         self._lost = set(self._record.held)
         """Blocks that a fault took; making them again is no forward pass of the policy's."""
         self._productions = 0
@@ -152,7 +153,7 @@ class ActivationStore:
 
     # ---- for trials ----
 
-    async def come(self, trial: str, attempt: int) -> None:
+    async def begin_attempt(self, trial: str, attempt: int) -> None:
         """An attempt has begun; one that hangs before it attaches is seen to be silent."""
         self._hear(trial, attempt).running = True
 
@@ -224,8 +225,8 @@ class ActivationStore:
 
     async def evaluate(self, site: str, cfg: str, weights: Ref, pursuit_l0: int | None = None) -> Evaluation:
         """`Producer.evaluate` of any producer."""
-        if self._crew.error is not None:
-            raise ProductionError(self._crew.error)
+        if self._pool.error is not None:
+            raise ProductionError(self._pool.error)
         request = _Request((site, cfg, weights, pursuit_l0), asyncio.get_running_loop().create_future())
         self._requests.append(request)
         self._advance()
@@ -241,12 +242,12 @@ class ActivationStore:
     # ---- for the driver ----
 
     @property
-    def record(self) -> Record:
+    def record(self) -> ProductionLog:
         """What has been done so far, by this store and those before it."""
         self._record.held = sorted({b for b, held in self._blocks.items() if held.refs is not None} | self._lost)
         return self._record
 
-    def look(self) -> Look:
+    def report(self) -> StoreReport:
         """How things stand, trials that have lapsed included: to be called every second or so."""
         now = self._clock()
         for reader in self._readers.values():
@@ -255,15 +256,15 @@ class ActivationStore:
                 self._leave(reader)
                 self._events.append(f"{reader.name} is silent for {LAPSE_S:g} s; no trial waits for it any more")
         self._advance()
-        events = (*self._crew.events, *self._events)
-        self._crew.events.clear()
+        events = (*self._pool.events, *self._events)
+        self._pool.events.clear()
         self._events.clear()
-        return Look(
+        return StoreReport(
             record=self.record.copy(),
             waits=tuple(self._waits()),
             silent={r.name: (r.attempt, now - r.heard) for r in self._readers.values() if r in self._lapsed},
             events=events,
-            machines=frozenset(self._crew.machines),
+            machines=frozenset(self._pool.machines),
         )
 
     def _waits(self) -> Iterable[Wait]:
@@ -279,9 +280,9 @@ class ActivationStore:
             before = min((place(r) for r in slowest if r.waiting is None or place(r)[0] < reader.block), default=None)
             if held is not None and held.refs is None:
                 reason = f"{held.made:,} of its {self.layout.rows[reader.block]:,} rows are made"
-            elif self._crew.all_gone:
+            elif self._pool.all_gone:
                 reason = "no producer is alive"
-            elif not self._crew.idle:
+            elif not self._pool.idle:
                 reason = "all producers are busy"
             elif before is None:
                 reason = "there is no room before a block in production is made"
@@ -389,7 +390,7 @@ class ActivationStore:
         for block, waited in self._wanted() if self._error is None else ():  # a failed production would fail again
             if not waited:
                 self._start_evaluations()
-            if not self._crew.idle:
+            if not self._pool.idle:
                 return
             sites = self._needed_sites(block)
             held = self._blocks.get(block)
@@ -400,12 +401,12 @@ class ActivationStore:
                 self._productions += 1
                 self._blocks[block] = _Block(sites, nbytes, production=self._productions)
                 self._record.peak_bytes = max(self._record.peak_bytes, self._bytes)
-                self._crew.spawn(self._produce(self._crew.take(), block))
+                self._pool.spawn(self._produce(self._pool.take(), block))
         self._start_evaluations()
 
     def _start_evaluations(self) -> None:
-        while self._requests and self._crew.idle:
-            self._crew.spawn(self._evaluate(self._crew.take(), self._requests.pop(0)))
+        while self._requests and self._pool.idle:
+            self._pool.spawn(self._evaluate(self._pool.take(), self._requests.pop(0)))
 
     def _in_use(self) -> set[int]:
         """The blocks that trials read or wait for; of those that read, the next one too.
@@ -472,17 +473,17 @@ class ActivationStore:
                 self._record.sinks_told.append(site)
                 self._events.append(notice)
 
-    def _crew_changed(self) -> None:
-        if self._crew.error is not None:
-            self._fail(self._crew.error)
+    def _pool_changed(self) -> None:
+        if self._pool.error is not None:
+            self._fail(self._pool.error)
             while self._requests:
-                self._answer(self._requests.pop(), ProductionError(self._crew.error))
+                self._answer(self._requests.pop(), ProductionError(self._pool.error))
         self._advance()
 
     async def _produce(self, producer: ProducerClient, block: int) -> None:
         making = self._blocks[block]
         try:
-            statistics, refs = await self._crew.call(producer, "produce", block, making.sites)
+            statistics, refs = await self._pool.call(producer, "produce", block, making.sites)
         except ProducerDied as error:
             del self._blocks[block]  # wanted again
             if (given_up := self._give_up(block, "produce", error)) is not None:
@@ -502,7 +503,7 @@ class ActivationStore:
 
     async def _evaluate(self, producer: ProducerClient, request: _Request) -> None:
         try:
-            evaluation = await self._crew.call(producer, "evaluate", *request.arguments)
+            evaluation = await self._pool.call(producer, "evaluate", *request.arguments)
         except ProducerDied as error:
             if (given_up := self._give_up(request, "evaluate", error)) is not None:
                 self._answer(request, ProductionError(given_up))
@@ -529,7 +530,7 @@ class ActivationStore:
 
         A producer may die of anything, so a call is made again; but one that has failed for long would fail for ever.
         """
-        timeout_s, now = self._crew.timeout_s, time.monotonic()
+        timeout_s, now = self._pool.timeout_s, time.monotonic()
         hung_for = timeout_s if str(error) == "no answer" else 0
         since = self._failing.setdefault(what, now - hung_for)
         if now - since < 2 * timeout_s:

@@ -1,6 +1,6 @@
-"""Ray's shells round the producer and the store: nothing but the crossing of process boundaries.
+"""The store as a Ray actor, and its clients: nothing but the crossing of process boundaries.
 
-The store's process loads this module, so it imports no torch: what that takes would be over the store's budget.
+The store's process loads this module, so it imports no torch, whose memory would exceed the store's budget.
 """
 
 from __future__ import annotations
@@ -9,28 +9,23 @@ import asyncio
 import threading
 import time
 from collections.abc import Mapping, Sequence
-from functools import cached_property, partial
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from typing import Any
 
 import ray
+from numpy.typing import NDArray
 from ray.actor import ActorHandle
 
-from gsae_ray.activations.chunks import Array, SiteStatistics
 from gsae_ray.activations.layout import Layout
 from gsae_ray.activations.producer_pool import ProducerDied, Ref
-from gsae_ray.activations.production_log import Record
-from gsae_ray.activations.store import ActivationStore, Look, ReaderSpec
+from gsae_ray.activations.production_log import ProductionLog
+from gsae_ray.activations.statistics import SiteStatistics
+from gsae_ray.activations.store import ActivationStore, ReaderSpec, StoreReport
 from gsae_ray.errors import ProductionError, reason
 from gsae_ray.evaluation.metrics import Evaluation
-from gsae_ray.hardware import machine
-
-if TYPE_CHECKING:
-    from gsae_ray.activations.producer import Producer, ProducerSpec
 
 BEAT_S = 3.0
 """Between two heartbeats of a trial; the store waits `LAPSE_S` for one."""
-MADE_S = 1.0
-"""Between two reports of a producer on the rows of a block."""
 _PROCESS_DIED = (
     ray.exceptions.RayActorError,
     ray.exceptions.OutOfMemoryError,
@@ -39,44 +34,12 @@ _PROCESS_DIED = (
 )
 
 
-class ProducerShell:
-    """A producer in a process of its own."""
-
-    def __init__(self, spec: ProducerSpec) -> None:
-        self.spec = spec
-
-    @cached_property
-    def producer(self) -> Producer:
-        """Made at the first call, so that what goes wrong is that call's error and not a dead actor."""
-        # Imported here, so that trials, which need this module too, do not load transformers and datasets.
-        from gsae_ray.activations.producer import Producer
-
-        return Producer(self.spec)
-
-    def ready(self) -> str:
-        """The kind of machine it runs on, once the model is loaded."""
-        assert self.producer.model is not None
-        return machine()
-
-    def produce(self, block: int, sites: Sequence[str], store: ActorHandle[Any]) -> list[Any]:
-        """[statistics, chunk, chunk, …], each an object of its own. The store is told how many rows are made."""
-        told = time.monotonic()
-
-        def made(rows: int) -> None:
-            nonlocal told
-            if time.monotonic() - told > MADE_S:
-                told = time.monotonic()
-                store.call.remote("made", block, rows)
-
-        statistics, chunks = self.producer.produce(block, sites, made)
-        return [statistics, *chunks]
-
-    def evaluate(self, site: str, cfg: str, weights: bytes, pursuit_l0: int | None) -> Evaluation:
-        return self.producer.evaluate(site, cfg, weights, pursuit_l0)
-
-
 class RayProducerClient:
-    """The store's end of a `ProducerShell`. The store calls, so the store owns the references (RAY.md 2.2)."""
+    """The store's end of a `ProducerActor`.
+
+    The store makes the calls, so it owns the references to their results: these live as long as the store's process,
+    whatever becomes of the producer's.
+    """
 
     def __init__(self, actor: ActorHandle[Any], layout: Layout, store: ActorHandle[Any]) -> None:
         self.actor = actor
@@ -112,7 +75,7 @@ class RayProducerClient:
             raise ProducerDied("its node died with the answer") from error
 
 
-class StoreShell:
+class StoreActor:
     """The store as an asyncio actor.
 
     Ray starts it again when its process died. It begins with the producers, the trials and the record that the driver
@@ -125,7 +88,7 @@ class StoreShell:
         self._begun = asyncio.Event()
 
     async def begin(
-        self, producers: Sequence[ActorHandle[Any]], readers: Mapping[str, ReaderSpec], record: Record | None
+        self, producers: Sequence[ActorHandle[Any]], readers: Mapping[str, ReaderSpec], record: ProductionLog | None
     ) -> None:
         """Takes up the work: of the first store, or where one that died has left it."""
         if not self._begun.is_set():
@@ -134,9 +97,9 @@ class StoreShell:
             self._store = self._make(clients, readers=readers, record=record)
             self._begun.set()
 
-    async def look(self) -> Look | None:
+    async def report(self) -> StoreReport | None:
         """None: it waits for `begin`."""
-        return self._store.look() if self._begun.is_set() else None
+        return self._store.report() if self._begun.is_set() else None
 
     async def call(self, method: str, *args: Any) -> Any:
         """A method of the `ActivationStore`."""
@@ -190,7 +153,7 @@ class StoreClient:
         self.actor.call.remote(method, *args)
 
 
-class StoreSource:
+class StoreBlockReader:
     """A trial's `Source`: leases from the store, chunks from the object store. A thread tells that the trial lives."""
 
     def __init__(self, store: StoreClient, trial: str, attempt: int) -> None:
@@ -199,7 +162,7 @@ class StoreSource:
         self._block = -1
         self._refs: list[Ref] = []
         self._closed = threading.Event()
-        store.tell("come", *self.caller)
+        store.tell("begin_attempt", *self.caller)
         threading.Thread(target=self._beat, name="heartbeat", daemon=True).start()
 
     def _beat(self) -> None:
@@ -215,12 +178,12 @@ class StoreSource:
         self._block = block
         self._refs = self.store.call("lease", *self.caller, block)
 
-    def chunk(self, index: int) -> Array:
+    def chunk(self, index: int) -> NDArray[Any]:
         while True:
             if index + 1 < len(self._refs):
                 ray.wait([self._refs[index + 1]], timeout=0, fetch_local=True)  # start the transfer to this node
             try:
-                array: Array = ray.get(self._refs[index])
+                array: NDArray[Any] = ray.get(self._refs[index])
             except ray.exceptions.ObjectLostError:  # with its node, or with the store, which owned it
                 self._refs = []
                 self.store.call("lost", *self.caller)

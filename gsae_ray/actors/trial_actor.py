@@ -17,7 +17,7 @@ from ray.actor import ActorHandle
 
 from gsae_ray.activations.layout import Layout
 from gsae_ray.activations.reader import RowStream
-from gsae_ray.actors.store_actor import StoreClient, StoreSource
+from gsae_ray.actors.store_actor import StoreBlockReader, StoreClient
 from gsae_ray.config.trial import TrialSpec
 from gsae_ray.errors import NumericError, StaleAttemptError, SweepStoppedError, reason
 from gsae_ray.files import room_needed
@@ -59,7 +59,7 @@ class SAETrial(tune.Trainable):
     def _begin(self, config: dict[str, Any]) -> None:
         self.trial = TrialSpec.from_json(config["trial"])
         self.directory = TrialDirectory(self.context.directories[self.trial.name])
-        self.source: StoreSource | None = None
+        self.source: StoreBlockReader | None = None
         self.trainer: Trainer | None = None
         self.failure = self.directory.failure  # the driver may have given it up
         self.stopped: str | None = None
@@ -74,7 +74,7 @@ class SAETrial(tune.Trainable):
             )
         where = {"pid": os.getpid(), "node": ray.get_runtime_context().get_node_id(), "host": socket.gethostname()}
         attempt = self.directory.begin_attempt(self.trial, self.context.session, **where, machine=machine())
-        self.source = StoreSource(self.store, self.trial.name, attempt)
+        self.source = StoreBlockReader(self.store, self.trial.name, attempt)
         state = self.directory.newest_state()
         stream = RowStream(self.source, self.context.layout, self.trial.site)
         parent = self.context.parents.get(self.trial.name)

@@ -31,7 +31,7 @@ import ray
 from ray import tune
 from rich.console import Console
 
-from gsae_ray.activations.production_log import Counters
+from gsae_ray.activations.production_log import PRODUCTION_LOG, Counters, damage_of_log
 from gsae_ray.activations.store import ReaderSpec
 from gsae_ray.actors.store_actor import StoreClient
 from gsae_ray.actors.trial_actor import SAETrial, TrialContext
@@ -56,7 +56,6 @@ from gsae_ray.saes import SAE
 from gsae_ray.storage.event_log import EventLog
 from gsae_ray.storage.launch_directory import (
     EVALUATED,
-    RECORD,
     Driver,
     Resume,
     begin_launch,
@@ -190,6 +189,7 @@ def run(
                 allotment = _check_cluster(plan, readers)
             launch_id, notices = begin_launch(folder, plan.sweep, plan.trials, resume, overrides)
             own_folder = folder / "launches" / launch_id
+            notices += damage_of_log(own_folder / "record.json")
             fingerprint, encoders = plan.evaluation
             EVALUATED.write(own_folder / "evaluation.json", {"fingerprint": fingerprint, "encoders": list(encoders)})
             log = EventLog(own_folder / "events.jsonl", display.phase)
@@ -349,7 +349,7 @@ class _Launch:
 
     def _counters(self) -> Counters | None:
         """What was produced for this launch, in all of its sessions; None where nothing was."""
-        record = RECORD.read_whole(self.own_folder / "record.json")
+        record = PRODUCTION_LOG.read_whole(self.own_folder / "record.json")
         return None if record is None else Counters.of(record, self.plan.layout)
 
     def _open_mirror(self, uri: str) -> Mirror:

@@ -13,7 +13,8 @@ from ray.util.placement_group import placement_group, remove_placement_group
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy, PlacementGroupSchedulingStrategy
 
 from gsae_ray.activations.layout import Layout
-from gsae_ray.actors.store_actor import ProducerShell, StoreShell
+from gsae_ray.actors.producer_actor import ProducerActor
+from gsae_ray.actors.store_actor import StoreActor
 from gsae_ray.driver.cluster_nodes import AGAIN_S, ROOM_S, describe_room
 from gsae_ray.errors import ProductionError, UserError, reason
 
@@ -63,7 +64,7 @@ def running_producers(
                 options |= {"num_gpus": gpus, "memory": nbytes or None, "scheduling_strategy": placement}
             else:
                 options |= {"scheduling_strategy": "SPREAD", "label_selector": labels or None}
-            actor = ray.remote(ProducerShell).options(**options)
+            actor = ray.remote(ProducerActor).options(**options)
             producers += [actor.remote(spec) for _ in range(count)]
             _wait_for_room(producers, gpus, say, check)
             machines = _loaded(producers, timeout_s, check)
@@ -130,5 +131,5 @@ def start_store(layout: Layout, budget_bytes: int, timeout_s: float) -> ActorHan
     """The store, on the driver's node: it dies with the driver, not with a worker node. It waits for `begin`."""
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
     options = {"num_cpus": 0, "max_concurrency": 10_000, "max_restarts": -1, "max_task_retries": 0}
-    shell = ray.remote(StoreShell).options(scheduling_strategy=here, **options)
+    shell = ray.remote(StoreActor).options(scheduling_strategy=here, **options)
     return shell.remote(layout, budget_bytes, timeout_s)

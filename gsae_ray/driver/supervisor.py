@@ -20,14 +20,14 @@ from ray import tune
 from ray.actor import ActorHandle
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from gsae_ray.activations.production_log import Record
-from gsae_ray.activations.store import Look, ReaderSpec, Wait
+from gsae_ray.activations.production_log import PRODUCTION_LOG, ProductionLog
+from gsae_ray.activations.store import ReaderSpec, StoreReport, Wait
 from gsae_ray.config.sections import TrialSettings
 from gsae_ray.config.trial import TrialSpec
 from gsae_ray.driver.cluster_nodes import AGAIN_S, ROOM_S, describe_room
 from gsae_ray.errors import ReplacedError, SweepStoppedError, first_line
 from gsae_ray.storage.event_log import EventLog
-from gsae_ray.storage.launch_directory import RECORD, Driver
+from gsae_ray.storage.launch_directory import Driver
 from gsae_ray.storage.trial_directory import TrialDirectory
 
 INTERVAL_S = 1.0
@@ -73,8 +73,8 @@ class Supervisor(threading.Thread):
         self.room_timeout_s = trials.room_timeout_s
         self.log = log
         self.show_waits = show_waits
-        self.record = RECORD.read_whole(record_path) or Record()
-        self._written: Record | None = None
+        self.record = PRODUCTION_LOG.read_whole(record_path) or ProductionLog()
+        self._written: ProductionLog | None = None
         self.stopped: SweepStoppedError | None = None
         """Why the sweep has to stop, where it has."""
         self.deaths: dict[str, tuple[int, int]] = {}
@@ -116,7 +116,7 @@ class Supervisor(threading.Thread):
         if self.stopped is not None:
             raise self.stopped
 
-    def finish(self) -> Record:
+    def finish(self) -> ProductionLog:
         """Ends the thread. Returns the record, with all that has happened."""
         self._done.set()
         self.join()
@@ -131,8 +131,8 @@ class Supervisor(threading.Thread):
             self.stop(error)
             return
         try:
-            look: Look | None = ray.get(self.store.look.remote(), timeout=STORE_PATIENCE_S)
-            if look is None:
+            report: StoreReport | None = ray.get(self.store.report.remote(), timeout=STORE_PATIENCE_S)
+            if report is None:
                 # It has just come up: the first one, or one whose predecessor died.
                 begun = self.store.begin.remote(self.producers, self._unfinished(), self.record)
                 ray.get(begun, timeout=STORE_PATIENCE_S)
@@ -146,18 +146,18 @@ class Supervisor(threading.Thread):
             ray.kill(self.store, no_restart=False)
             return
         self._dead = False
-        if look is None:
+        if report is None:
             return
-        for event in look.events:
+        for event in report.events:
             self.log.say(event)
-        self.record = look.record
+        self.record = report.record
         if self.record != self._written:
-            RECORD.write(self.record_path, self.record)
+            PRODUCTION_LOG.write(self.record_path, self.record)
             self._written = self.record
-        self._follow_waits(look.waits)
-        for machine in look.machines:
+        self._follow_waits(report.waits)
+        for machine in report.machines:
             self.met(machine)
-        silent = {(t, attempt) for t, (attempt, seconds) in look.silent.items() if seconds > self.hang_timeout_s}
+        silent = {(t, attempt) for t, (attempt, seconds) in report.silent.items() if seconds > self.hang_timeout_s}
         self._suspects = Counter({suspect: self._suspects[suspect] + 1 for suspect in silent})
         for suspect, times in self._suspects.items():
             # Not at once: when it was the store that stood still, it hears of the trials first now. Nor only once.

@@ -15,7 +15,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from gsae_ray.activations.norms import limit, square_norms, takes_part
 from gsae_ray.config.site import Site
 from gsae_ray.data.contexts import PADDING
 from gsae_ray.data.tokens import model_input
@@ -23,6 +22,7 @@ from gsae_ray.errors import not_finite
 from gsae_ray.evaluation.gradient_pursuit import gradient_pursuit
 from gsae_ray.evaluation.metrics import SUMS, Evaluation, from_sums
 from gsae_ray.language_model.hooks import Edit, capture, edited
+from gsae_ray.language_model.massive_norms import square_norm_limit, square_norms, takes_part
 from gsae_ray.saes import SAE
 
 CLEAN_CACHE_BYTES = 2**30
@@ -157,9 +157,9 @@ class Evaluator:
                 for tokens_BT, kept_BT in zip(self.slices, kept, strict=True):
                     x_Rn = capture(self.model, model_input(tokens_BT), [site], kept_BT)[site]
                     norms.append(square_norms(x_Rn).to(self.device))
-                above = limit(torch.cat(norms), self.max_norm)
+                limit = square_norm_limit(torch.cat(norms), self.max_norm)
                 for kept_BT, norms_R in zip(kept, norms, strict=True):
-                    kept_BT[kept_BT.clone()] = takes_part(norms_R, above)
+                    kept_BT[kept_BT.clone()] = takes_part(norms_R, limit)
             self._rows[site] = kept
         return self._rows[site]
 

@@ -29,7 +29,6 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, FiniteFloat
 from typing_extensions import NotRequired, TypedDict
 
-from gsae_ray.activations.production_log import Record
 from gsae_ray.config import plain_yaml
 from gsae_ray.config.sweep import Sweep
 from gsae_ray.config.trial import TrialSpec
@@ -74,7 +73,6 @@ _DRIVER = JSONFile(_DriverState, "it counts as gone when it is old")
 LAUNCH = JSONFile(_Launch, "run without --resume: trials that are done are not trained again")
 EVALUATED = JSONFile(_Evaluated, "the same command with --resume writes it again", sealed=True)
 VERSIONS = JSONFile(list[dict[str, str]], "those of earlier sessions are not known any more")
-RECORD = JSONFile(Record, "what was produced before is not counted", sealed=True)
 
 
 class Driver:
@@ -240,7 +238,7 @@ def begin_launch(
         launch, before = found
         (launch / DONE).unlink(missing_ok=True)
         _write_sweep(launch, before["sweep"])  # to read, and to be mirrored: it may be gone
-        return launch.name, [*_add_versions(launch), *_damaged_record(launch)]
+        return launch.name, _add_versions(launch)
     # In UTC, since the newest is found by name, from machines anywhere.
     launch_id = f"{time.strftime('%Y%m%d-%H%M%S', time.gmtime())}-{secrets.token_hex(2)}"
     target = folder / "launches" / launch_id
@@ -348,15 +346,6 @@ def _changed(
 
 def _write_sweep(launch: Path, description: dict[str, Any]) -> None:
     write_atomically(launch / "sweep.yaml", plain_yaml.dump(description).encode())
-
-
-def _damaged_record(launch: Path) -> list[str]:
-    """A notice where it is not known any more what was produced before."""
-    try:
-        RECORD.read(launch / "record.json")
-    except DamagedError as error:
-        return [str(error)]
-    return []
 
 
 def _add_versions(launch: Path) -> list[str]:

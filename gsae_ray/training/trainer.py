@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gsae_ray.activations.norms import square_norms, takes_part
 from gsae_ray.activations.reader import RowStream
 from gsae_ray.config.trial import TrialSpec
 from gsae_ray.errors import NumericError, not_finite
+from gsae_ray.language_model.massive_norms import square_norms, takes_part
 from gsae_ray.saes import SAE, SAEConfig, build
 from gsae_ray.training.l1_units import UNITS, Scale
 from gsae_ray.training.resampling import Resampler

@@ -16,8 +16,8 @@ import torch
 from rich.console import Console
 from torch import Tensor
 
-from gsae_ray.activations.producer import Producer
-from gsae_ray.activations.reader import LocalSource, RowStream
+from gsae_ray.activations.producer import LocalBlockReader, Producer
+from gsae_ray.activations.reader import RowStream
 from gsae_ray.config.site import Site
 from gsae_ray.config.sweep import Sweep
 from gsae_ray.driver.display import Display
@@ -77,7 +77,7 @@ def blocks(tmp_path_factory: pytest.TempPathFactory) -> list[Block]:
     torch.set_num_threads(1)
     plan = prepare(sweep, tmp_path_factory.mktemp("mixing"), Display(Console(quiet=True)))
     producer = Producer(producer_spec(plan))
-    stream = RowStream(LocalSource(producer, SITE.name), plan.layout, SITE.name)
+    stream = RowStream(LocalBlockReader(producer, SITE.name), plan.layout, SITE.name)
     return [
         origins(stream.read(rows), *rows_in_token_order(producer, block)) for block, rows in enumerate(plan.layout.rows)
     ]

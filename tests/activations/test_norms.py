@@ -17,17 +17,17 @@ from stores import WIDTHS, ArrayProducer, Store, layout_of, play, readers_of, tr
 from torch import Tensor
 from trials import random_sae
 
-from gsae_ray.activations.chunks import SiteStatistics
+from gsae_ray.activations.accumulator import StatisticsAccumulator, norms_of
 from gsae_ray.activations.layout import Layout
-from gsae_ray.activations.norms import Norms, square_norms
 from gsae_ray.activations.producer import Producer
-from gsae_ray.activations.production_log import Record
-from gsae_ray.activations.statistics import Gathering
+from gsae_ray.activations.production_log import ProductionLog
+from gsae_ray.activations.statistics import Norms, SiteStatistics
 from gsae_ray.config.site import Site
 from gsae_ray.config.sweep import Sweep
 from gsae_ray.driver.display import Display
 from gsae_ray.driver.prepare import Plan, prepare, producer_spec
 from gsae_ray.language_model.hooks import capture
+from gsae_ray.language_model.massive_norms import square_norms
 from gsae_ray.saes import to_bytes
 
 RESIDUAL, MLP = "blocks.1.hook_resid_post", "blocks.1.hook_mlp_out"
@@ -140,13 +140,13 @@ def test_the_builtin_model_has_no_row_of_massive_norm(plan: Plan) -> None:
 def test_what_is_not_finite_is_no_massive_row() -> None:
     squares_R = torch.ones(100, dtype=torch.float64)
     squares_R[7] = math.inf
-    assert Norms.of(squares_R, torch.arange(100), 10.0).left_out == 0
+    assert norms_of(squares_R, torch.arange(100), 10.0).left_out == 0
 
 
 def test_where_most_rows_are_zero_the_others_take_part() -> None:
     squares_R = torch.zeros(100, dtype=torch.float64)
     squares_R[:7] = 1
-    assert Norms.of(squares_R, torch.arange(100), 10.0).left_out == 0
+    assert norms_of(squares_R, torch.arange(100), 10.0).left_out == 0
 
 
 @pytest.mark.parametrize("norm", [1e3, 1e9, 1e12])
@@ -154,7 +154,7 @@ def test_a_row_of_any_norm_leaves_nothing_in_the_scale(norm: float) -> None:
     x_Rn = torch.randn(1000, 4, generator=torch.Generator().manual_seed(0))
     expected = x_Rn[1:].double().square().sum(1).mean().item()
     x_Rn[0] = norm
-    gathering = Gathering(4)
+    gathering = StatisticsAccumulator(4)
     gathering.add(x_Rn)
     statistics = gathering.statistics(x_Rn, torch.arange(1000), torch.arange(1000), 10.0)
     assert statistics.norms.left_out == 1
@@ -233,12 +233,12 @@ def test_a_launch_tells_of_massive_rows_once_a_site_whatever_dies() -> None:
 
     async def work() -> tuple[list[str], list[str]]:
         said: list[list[str]] = []
-        record = Record()
+        record = ProductionLog()
         for _ in range(2):  # the second takes the place of the first, which has died
             store = Store(layout, [WithSinks(layout)], readers_of(layout, 2), record=record)
             for name in ("t0", "t1"):
                 await train(store, name)
-            look = store.look()
+            look = store.report()
             record = look.record
             said.append([event for event in look.events if "max_norm" in event])
         return said[0], said[1]

@@ -18,8 +18,8 @@ from rich.console import Console
 from trials import random_sae
 
 from gsae_ray.activations.producer import Producer
-from gsae_ray.actors import store_actor as actors
-from gsae_ray.actors.store_actor import ProducerShell
+from gsae_ray.actors import producer_actor
+from gsae_ray.actors.producer_actor import ProducerActor
 from gsae_ray.config.site import POINTS, Site
 from gsae_ray.config.sweep import Sweep
 from gsae_ray.driver.display import Display
@@ -91,9 +91,9 @@ def test_a_producer_tells_how_many_rows_are_made(plan: Plan, monkeypatch: pytest
         def remote(self, *call: Any) -> None:
             self.calls.append(call)
 
-    shell = ProducerShell(spec)
+    shell = ProducerActor(spec)
     for pause_s, calls in ((-1.0, [("made", 0, rows) for rows in told]), (3600.0, [])):
-        monkeypatch.setattr(actors, "MADE_S", pause_s)
+        monkeypatch.setattr(producer_actor, "REPORT_INTERVAL_S", pause_s)
         store = Store()
         shell.produce(0, SITES[:1], store)  # type: ignore[arg-type]
         assert store.calls == calls

@@ -116,7 +116,7 @@ def test_a_process_that_hangs_while_it_comes_up_is_restarted() -> None:
         assert producer.calls["restart"] == 0
         await asyncio.sleep(TIMEOUT_S + 1)
         assert producer.calls["restart"] == 1
-        assert "producer 1 of 2 is back" in store.look().events[-1]
+        assert "producer 1 of 2 is back" in store.report().events[-1]
 
     play(work())
 
@@ -128,7 +128,7 @@ def test_a_process_that_comes_up_slowly_is_not_restarted_again() -> None:
         store = Store(LAYOUT, [producer, ArrayProducer(LAYOUT)], readers_of(LAYOUT, 1))
         await train(store, "t0")
         await asyncio.sleep(TIMEOUT_S)
-        assert "producer 1 of 2 is back" in store.look().events[-1]
+        assert "producer 1 of 2 is back" in store.report().events[-1]
 
     play(work())
     assert (producer.calls["restart"], producer.calls["ready"]) == (1, 5)
@@ -141,7 +141,7 @@ def test_a_restart_that_fails_is_tried_again() -> None:
         store = Store(LAYOUT, [producer, ArrayProducer(LAYOUT)], readers_of(LAYOUT, 1))
         await train(store, "t0")
         await asyncio.sleep(2 * TIMEOUT_S)
-        assert "producer 1 of 2 is back" in store.look().events[-1]
+        assert "producer 1 of 2 is back" in store.report().events[-1]
 
     play(work())
     assert producer.calls["restart"] == 2
@@ -224,7 +224,7 @@ def test_a_producer_that_comes_back_is_used_again() -> None:
         store = Store(LAYOUT, [flaky, Slow(LAYOUT, slowness=2000)], readers_of(LAYOUT, 2))
         assert await all_trials(store) == [None, None]
         assert store.counters().forward_ratio == 1.0
-        back = [event for event in store.look().events if "producer 1 of 2 is back after" in event]
+        back = [event for event in store.report().events if "producer 1 of 2 is back after" in event]
         assert len(back) == 1
 
     play(work())
@@ -254,7 +254,7 @@ def test_an_error_of_the_forward_pass_does_not_cost_its_producer() -> None:
         with pytest.raises(ProductionError, match="evaluate failed on a producer: CUDA out of memory"):
             await store.evaluate("left", "", "")
         await train(store, "t0")
-        assert store.look().events == ()
+        assert store.report().events == ()
 
     play(work())
 
@@ -285,8 +285,8 @@ def test_events_are_told_once_in_one_line_each() -> None:
         store = Store(LAYOUT, producers, readers_of(LAYOUT, 1))
         await train(store, "t0")
         await asyncio.sleep(2 * TIMEOUT_S)
-        events = store.look().events
-        assert store.look().events == ()
+        events = store.report().events
+        assert store.report().events == ()
         return events
 
     events = play(work())

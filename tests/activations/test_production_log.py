@@ -23,44 +23,43 @@ from stores import (
     turns,
 )
 
-from gsae_ray.activations.production_log import Counters, Record
+from gsae_ray.activations.production_log import PRODUCTION_LOG, Counters, ProductionLog
 from gsae_ray.errors import StaleAttemptError
-from gsae_ray.storage.launch_directory import RECORD
 
 LAYOUT = layout_of(5, 6, 7, 4, 5, 6)
 
 
-def stored(record: Record) -> Record | None:
+def stored(record: ProductionLog) -> ProductionLog | None:
     """As it comes back from storage."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "record.json"
-        RECORD.write(path, record)
-        return RECORD.read(path)
+        PRODUCTION_LOG.write(path, record)
+        return PRODUCTION_LOG.read(path)
 
 
 def revived(store: Store, producers: Sequence[Any] | None = None) -> Store:
     """The store that takes a dead one's place: it has its record, by way of storage, and no more."""
-    record = stored(store.look().record)
+    record = stored(store.report().record)
     producers = producers or producers_of(store.layout)
     return Store(store.layout, producers, store.specs, store.budget_bytes, record=record)
 
 
 def test_a_record_survives_json() -> None:
-    record = Record({0: 2, 11: 1}, {11: 3}, [0, 11], peak_bytes=7, evaluations=4, sinks_told=["left"])
+    record = ProductionLog({0: 2, 11: 1}, {11: 3}, [0, 11], peak_bytes=7, evaluations=4, sinks_told=["left"])
     read = stored(record)
     assert read == record
     assert read is not None
     assert Counters.of(read, layout_of(*[2] * 12)) == Counters(6, 4, 6, 7, 4)
-    assert stored(Record()) == Record()
+    assert stored(ProductionLog()) == ProductionLog()
 
 
 def test_a_record_is_a_copy_that_the_store_changes_no_more() -> None:
     async def work() -> None:
-        given = Record(held=[0])
+        given = ProductionLog(held=[0])
         store = Store(LAYOUT, producers_of(LAYOUT), readers_of(LAYOUT, 1), record=given)
-        before = store.look().record
+        before = store.report().record
         await train(store, "t0")
-        assert before == given == Record(held=[0])
+        assert before == given == ProductionLog(held=[0])
 
     play(work())
 
@@ -133,7 +132,7 @@ FIRST_CALLS: dict[str, Callable[[Store], Coroutine[Any, Any, Any]]] = {
 @pytest.mark.parametrize("call", FIRST_CALLS)
 def test_after_a_stores_death_attempts_are_known_from_their_first_call_of_any_kind(call: str) -> None:
     async def work() -> None:
-        store = Store(LAYOUT, producers_of(LAYOUT), readers_of(LAYOUT, 1), record=Record(held=[0, 1]))
+        store = Store(LAYOUT, producers_of(LAYOUT), readers_of(LAYOUT, 1), record=ProductionLog(held=[0, 1]))
         await FIRST_CALLS[call](store)
         for ask in (store.lease("t0", 2, 0), store.attach("t0", 2), store.lost("t0", 2), store.beat("t0", 2)):
             with pytest.raises(StaleAttemptError):

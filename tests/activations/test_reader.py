@@ -15,9 +15,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gsae_ray.activations import reader as stream_module
-from gsae_ray.activations.chunks import SiteStatistics, to_array
 from gsae_ray.activations.layout import Layout
-from gsae_ray.activations.reader import RowStream
+from gsae_ray.activations.reader import RowStream, to_array
+from gsae_ray.activations.statistics import SiteStatistics
 
 SITE = "blocks.0.hook_resid_post"
 CASES = settings(max_examples=150, deadline=None, database=None)

@@ -19,11 +19,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from stores import NORMS
 
-from gsae_ray.activations.chunks import SiteStatistics
-from gsae_ray.activations.layout import WINDOW, Layout
+from gsae_ray.activations.layout import Layout
 from gsae_ray.activations.production_log import Counters
+from gsae_ray.activations.retention import WINDOW, forward_ratio
+from gsae_ray.activations.statistics import SiteStatistics
 from gsae_ray.activations.store import ActivationStore, ReaderSpec
-from gsae_ray.capacity.forecast import forward_ratio
 from gsae_ray.evaluation.metrics import Evaluation
 
 BLOCKS = 8

@@ -58,7 +58,7 @@ def test_a_block_reported_lost_is_made_again_and_counted_as_repeated_and_not_in_
     assert store.counters().rows_repeated == LAYOUT.rows[2]
     assert store.counters().rows_produced == store.counters().rows_distinct == LAYOUT.starts[-1]
     assert store.counters().forward_ratio == 1.0
-    assert [event for event in store.look().events if "block 2 is lost" in event]
+    assert [event for event in store.report().events if "block 2 is lost" in event]
 
 
 def test_a_block_that_was_lost_is_among_those_of_the_record_until_it_is_made_again() -> None:
@@ -203,11 +203,11 @@ def test_a_trial_silent_for_more_than_the_lapse_stops_pacing_others() -> None:
         store = Store(layout, producers_of(layout), readers_of(layout, 2), 4 * block)
         fast = await fast_and_silent(store, 12)
         await asyncio.sleep(LAPSE_S - 200 * TURN_S)
-        store.look()
+        store.report()
         await turns(50)
         assert not fast.done()
         await asyncio.sleep(200 * TURN_S)
-        assert "t1 is silent for 10 s; no trial waits for it any more" in store.look().events
+        assert "t1 is silent for 10 s; no trial waits for it any more" in store.report().events
         await asyncio.wait_for(fast, 1)
         assert store.counters().forward_ratio == 1.0
 
@@ -217,11 +217,11 @@ def test_a_trial_silent_for_more_than_the_lapse_stops_pacing_others() -> None:
 def test_an_attempt_that_is_silent_before_it_asks_for_anything_is_seen() -> None:
     async def work() -> None:
         store = Store(LAYOUT, producers_of(LAYOUT), readers_of(LAYOUT, 2))
-        await store.come("t1", 3)
+        await store.begin_attempt("t1", 3)
         await asyncio.sleep(LAPSE_S + 1)
-        assert {name: attempt for name, (attempt, _) in store.look().silent.items()} == {"t1": 3}
+        assert {name: attempt for name, (attempt, _) in store.report().silent.items()} == {"t1": 3}
         await train(store, "t1", attempt=4)
-        assert store.look().silent == {}
+        assert store.report().silent == {}
 
     play(work())
 
@@ -235,7 +235,7 @@ def test_a_trial_that_beats_paces_others_however_long_it_takes() -> None:
         for _ in range(20):
             await store.beat("t1", 1)
             await asyncio.sleep(LAPSE_S / 2)
-            assert store.look().silent == {}
+            assert store.report().silent == {}
         assert not fast.done()
 
     play(work())
@@ -249,7 +249,7 @@ def test_the_block_that_a_silent_trial_holds_stays_pinned_and_counted() -> None:
         store = Store(layout, producers, readers_of(layout, 3), 2 * block)
         fast = await fast_and_silent(store, 12)
         await asyncio.sleep(LAPSE_S + 1)
-        store.look()
+        store.report()
         await asyncio.wait_for(fast, 1)
         assert 0 in store.record.held
         again = await store.lease("t1", 1, 0)
@@ -273,7 +273,7 @@ def test_bytes_stay_within_the_budget_with_a_reader_that_never_wakes(blocks: int
         trials = [asyncio.ensure_future(beating(store, n, train(store, n, p))) for n, p in (("t0", 3), ("t2", 20))]
         for _ in range(30):
             await asyncio.sleep(1)
-            store.look()
+            store.report()
         await asyncio.wait_for(asyncio.gather(*trials), 1)
         assert_rows(store, "t1", 5, pinned)
         return store
@@ -290,9 +290,9 @@ def test_a_trial_that_hangs_before_its_first_block_or_when_a_store_dies_is_silen
         store = Store(LAYOUT, producers_of(LAYOUT), readers)
         await store.attach("t1", 1)
         await asyncio.sleep(LAPSE_S + 1)
-        assert {name: attempt for name, (attempt, _) in store.look().silent.items()} == {"t1": 1, "t2": 4}
+        assert {name: attempt for name, (attempt, _) in store.report().silent.items()} == {"t1": 1, "t2": 4}
         await train(store, "t2", attempt=5)
-        assert list(store.look().silent) == ["t1"]
+        assert list(store.report().silent) == ["t1"]
 
     play(work())
 
@@ -306,13 +306,13 @@ def test_a_look_names_silent_trials_with_their_attempt_and_for_how_long() -> Non
         await store.release("t1", 1, finished=False)  # it is expected back, but not running
         await train(store, "t2")
         await asyncio.sleep(LAPSE_S - 1)
-        assert store.look().silent == {}
+        assert store.report().silent == {}
         await asyncio.sleep(3)
-        silent = store.look().silent
+        silent = store.report().silent
         assert silent == {"t0": (3, pytest.approx(LAPSE_S + 2, abs=0.1))}
-        assert store.look().events == (), "it is told once"
+        assert store.report().events == (), "it is told once"
         await asyncio.sleep(100)
-        assert store.look().silent == {"t0": (3, pytest.approx(LAPSE_S + 102, abs=0.1))}
+        assert store.report().silent == {"t0": (3, pytest.approx(LAPSE_S + 102, abs=0.1))}
 
     play(work())
 
@@ -325,11 +325,11 @@ def test_a_beat_brings_a_silent_trial_back_with_the_right_rows(budget_blocks: in
         store = Store(layout, producers_of(layout), readers_of(layout, 2), budget_blocks * block)
         fast = await fast_and_silent(store, 8)
         await asyncio.sleep(LAPSE_S + 1)
-        assert "t1" in store.look().silent
+        assert "t1" in store.report().silent
         await fast
         await store.abandon("t0", finished=False)
         await store.beat("t1", 1)
-        look = store.look()
+        look = store.report()
         assert look.silent == {}
         assert look.events == ("t1 is heard of again",)
         await go_on(store, "t1", 1, 0)
@@ -346,13 +346,13 @@ def test_a_silent_trial_that_is_back_paces_others_again() -> None:
         await store.attach("t1", 1)
         await store.lease("t1", 1, 0)
         await asyncio.sleep(LAPSE_S + 1)
-        store.look()
+        store.report()
         await store.beat("t1", 1)
         fast = asyncio.ensure_future(beating(store, "t0", train(store, "t0")))
         for _ in range(5):
             await asyncio.sleep(1)
             await store.beat("t1", 1)
-            store.look()
+            store.report()
         assert not fast.done()
         await go_on(store, "t1", 1, 1)
         await fast
@@ -369,7 +369,7 @@ def test_the_block_of_a_silent_trial_is_freed_when_it_is_abandoned(finished: boo
         store = Store(layout, producers_of(layout), readers_of(layout, 2), block)
         fast = await fast_and_silent(store, 6)
         await asyncio.sleep(LAPSE_S + 1)
-        assert store.look().silent
+        assert store.report().silent
         await turns(50)
         assert not fast.done(), "there is room for one block"
         await store.abandon("t1", finished)
@@ -386,9 +386,9 @@ def test_a_silent_trial_that_has_ended_is_silent_no_more(end: str) -> None:
         store = Store(LAYOUT, producers_of(LAYOUT), readers_of(LAYOUT, 1))
         await train(store, "t0", end=2)
         await asyncio.sleep(LAPSE_S + 1)
-        assert store.look().silent
+        assert store.report().silent
         await (store.abandon("t0", False) if end == "abandon" else store.release("t0", 1, False))
-        assert store.look().silent == {}
+        assert store.report().silent == {}
         await train(store, "t0", attempt=2)
 
     play(work())
@@ -401,9 +401,9 @@ def test_a_new_attempt_of_a_silent_trial_is_not_silent() -> None:
         store = Store(layout, producers_of(layout), readers_of(layout, 1), 2 * block)
         await train(store, "t0", end=2)
         await asyncio.sleep(LAPSE_S + 1)
-        store.look()
+        store.report()
         await store.attach("t0", 2)
-        assert store.look().silent == {}
+        assert store.report().silent == {}
         await train(store, "t0", attempt=2)
 
     play(work())
@@ -422,7 +422,7 @@ def test_a_silent_trial_that_waits_keeps_nothing() -> None:
         await asyncio.sleep(LAPSE_S - 1)
         await store.beat("t0", 1)
         await asyncio.sleep(2)
-        assert set(store.look().silent) == {"t1"}
+        assert set(store.report().silent) == {"t1"}
         await asyncio.wait_for(beating(store, "t2", train(store, "t2", start=7)), 1)
         assert_rows(store, "t0", 7, await store.lease("t0", 1, 7))
         await store.release("t0", 1, finished=True)
@@ -430,7 +430,7 @@ def test_a_silent_trial_that_waits_keeps_nothing() -> None:
         assert not waiting.done()
         assert store.record.held == [7], "no room is made for a trial that is not there"
         await store.beat("t1", 1)
-        store.look()
+        store.report()
         assert_rows(store, "t1", 0, await asyncio.wait_for(waiting, 1))
 
     play(work())
@@ -448,7 +448,7 @@ def test_a_silent_trial_that_waits_is_given_what_is_made_for_others_and_holds_it
         await store.lease("t2", 1, 6)
         waiting = asyncio.ensure_future(store.lease("t1", 1, 0))
         await asyncio.sleep(LAPSE_S + 1)
-        assert "t1" in store.look().silent
+        assert "t1" in store.report().silent
         for name in ("t0", "t2"):
             await store.release(name, 1, finished=True)
         await asyncio.wait_for(beating(store, "t3", train(store, "t3")), 1)
@@ -464,7 +464,7 @@ def test_a_silent_trial_that_waits_is_given_what_is_made_for_others_and_holds_it
 
 async def waits_of(store: Store) -> tuple[Wait, ...]:
     await turns(3)
-    return store.look().waits
+    return store.report().waits
 
 
 def test_a_look_says_how_many_rows_of_a_block_in_production_are_made() -> None:
@@ -672,10 +672,10 @@ def test_whatever_dies_hangs_or_is_lost_every_trial_gets_the_right_rows_within_t
         given_up = time.monotonic() + 1500
         while not running.done():
             await asyncio.wait([running], timeout=1)
-            for name, (attempt, seconds) in store.look().silent.items():
+            for name, (attempt, seconds) in store.report().silent.items():
                 if seconds > HANG_S and attempt == lives[name].attempt:
                     lives[name].kill()
-            assert time.monotonic() < given_up, f"deadlock: {store.look()}"
+            assert time.monotonic() < given_up, f"deadlock: {store.report()}"
         await running
         for name, life in lives.items():
             assert life.read == set(range(layout.blocks_for(readers[name].rows)))
@@ -685,7 +685,7 @@ def test_whatever_dies_hangs_or_is_lost_every_trial_gets_the_right_rows_within_t
     counters = store.counters()
     assert counters.peak_bytes <= budget
     assert counters.rows_distinct == layout.starts[layout.blocks_for(max(r.rows for r in readers.values()))]
-    assert store.look().silent == {}
-    assert store.look().waits == ()
+    assert store.report().silent == {}
+    assert store.report().waits == ()
     if budget == total_bytes(layout):
         assert counters.forward_ratio == 1.0

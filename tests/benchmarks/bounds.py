@@ -76,7 +76,7 @@ class Sampler(threading.Thread):
             stats = get_memory_info_reply(self.state).store_stats
             spilled = stats.spilled_bytes_total - stats.restored_bytes_total
             self.plasma = max(self.plasma, stats.object_store_bytes_used + max(0, spilled))
-            for process in processes("StoreShell"):
+            for process in processes("StoreActor"):
                 with contextlib.suppress(psutil.Error):
                     rss = process.memory_info().rss
                     if self.plasma < 2**20:  # no activations yet
@@ -142,16 +142,16 @@ def recovery(folder: Path, kind: str) -> float:
     found: list[float] = []
 
     def strike(trial: str) -> None:
-        before = {process.pid for process in processes("ProducerShell")}
+        before = {process.pid for process in processes("ProducerActor")}
         killed = time.time()
         if kind == "trial":
             os.kill(home.pid(trial), signal.SIGKILL)
             wait_until(lambda: home.trials[trial].newest_attempt == 2)
             came_up = home.pid(trial)
         else:
-            processes("ProducerShell")[0].kill()
+            processes("ProducerActor")[0].kill()
             wait_until(lambda: "is back after" in home.events, interval_s=0.02)
-            came_up = next(p.pid for p in processes("ProducerShell") if p.pid not in before)
+            came_up = next(p.pid for p in processes("ProducerActor") if p.pid not in before)
         now = time.time()
         age = max(0.0, now - max(killed, psutil.Process(came_up).create_time()))
         found.append(now - killed - age)

@@ -124,9 +124,9 @@ class Chaos(threading.Thread):
             threading.Timer(rng.uniform(1, 20), self.server.start, kwargs={"wait": False}).start()
             return True
         elif kind == "store":
-            victims = processes("StoreShell")
+            victims = processes("StoreActor")
         elif "producer" in kind:
-            found = processes("ProducerShell")
+            found = processes("ProducerActor")
             victims = found if kind == "all producers" else rng.sample(found, min(1, len(found)))
         elif running := [name for name, directory in home.trials.items() if not directory.ended]:
             trial = rng.choice(running)

@@ -28,11 +28,12 @@ from typing import Any
 import numpy as np
 import safetensors.torch
 import torch
+from numpy.typing import NDArray
 from rich.console import Console
 
-from gsae_ray.activations.chunks import Array, SiteStatistics
-from gsae_ray.activations.producer import Producer
-from gsae_ray.activations.reader import LocalSource, RowStream
+from gsae_ray.activations.producer import LocalBlockReader, Producer
+from gsae_ray.activations.reader import RowStream
+from gsae_ray.activations.statistics import SiteStatistics
 from gsae_ray.config.load import load_sweep
 from gsae_ray.config.site import Site
 from gsae_ray.config.trial import TrialSpec
@@ -59,12 +60,12 @@ COSTS = {"FVU": lambda m: np.log(m["fvu"]), "loss recovered": lambda m: np.log1p
 # ---- training -------------------------------------------------------------------------------------------------------
 
 
-class KeptSource(LocalSource):
+class KeptSource(LocalBlockReader):
     """Every block is produced once, for all trials of this process."""
 
     def __init__(self, producer: Producer, site: str) -> None:
         super().__init__(producer, site)
-        self._kept: dict[int, tuple[dict[str, SiteStatistics], list[Array]]] = {}
+        self._kept: dict[int, tuple[dict[str, SiteStatistics], list[NDArray[Any]]]] = {}
 
     def open(self, block: int) -> None:
         if block not in self._kept:

@@ -27,16 +27,18 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from rich.console import Console
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from gsae_ray.activations.chunks import Array, SiteStatistics
+from gsae_ray.activations.accumulator import StatisticsAccumulator
 from gsae_ray.activations.producer import Producer
 from gsae_ray.activations.reader import RowStream
-from gsae_ray.activations.statistics import Gathering
+from gsae_ray.activations.statistics import SiteStatistics
 from gsae_ray.config.site import Site
 from gsae_ray.config.sweep import Sweep
 from gsae_ray.config.trial import TrialSpec
@@ -53,20 +55,20 @@ NAMES = ("fvu", "gamma", "l0", "loss_recovered")
 class OneBlock:
     """A source of the rows of one block, with the statistics of either way."""
 
-    def __init__(self, chunks: list[Array], max_norm: float | None) -> None:
+    def __init__(self, chunks: list[NDArray[Any]], max_norm: float | None) -> None:
         self.chunks = chunks
         self.max_norm = max_norm
 
     def statistics(self) -> SiteStatistics:
         x_Rn = torch.from_numpy(np.concatenate(self.chunks))
-        gathering, order = Gathering(x_Rn.shape[1]), torch.arange(len(x_Rn))
+        gathering, order = StatisticsAccumulator(x_Rn.shape[1]), torch.arange(len(x_Rn))
         gathering.add(x_Rn)
         return gathering.statistics(x_Rn, order, torch.zeros_like(order), self.max_norm)
 
     def open(self, block: int) -> None:
         assert block == 0
 
-    def chunk(self, index: int) -> Array:
+    def chunk(self, index: int) -> NDArray[Any]:
         return self.chunks[index]
 
 

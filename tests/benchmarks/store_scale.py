@@ -3,9 +3,9 @@
     python tests/benchmarks/store_scale.py [--trials N ...] [--producers P] [--processes C] [--seconds S] [--pace S ...]
 
 Producers are processes that answer at once with objects of no size. Trials are coroutines in a few processes; each
-calls as `StoreSource` does: attach, a heartbeat every BEAT_S, one lease a block. They begin at various blocks, as those
-of a resumed sweep do; one that has read its last block releases, attaches again, and begins at the first. Easier than
-in a sweep: trials of a process share what they borrow from the store, and a chunk is never fetched.
+calls as `StoreBlockReader` does: attach, a heartbeat every BEAT_S, one lease a block. They begin at various blocks, as
+those of a resumed sweep do; one that has read its last block releases, attaches again, and begins at the first. Easier
+than in a sweep: trials of a process share what they borrow from the store, and a chunk is never fetched.
 
 Result (2026-11-24, 64 producers of 61 MB each, 4 processes of trials, 20 s a row, 2 cores that all of them and other
 work shared (load 2 to 67, and Ray runs actors at nice 15), python 3.11.7, ray 2.60.0, gsae-ray 0.1.0):
@@ -82,7 +82,7 @@ LATENCIES = {"lease": (50, 99), "beat": (50, 99), "look": (50, 100)}
 
 
 class LightProducer:
-    """A `ProducerShell` without a model, in a process that does not import torch."""
+    """A `ProducerActor` without a model, in a process that does not import torch."""
 
     def ready(self) -> str:
         return "nowhere"
@@ -127,7 +127,7 @@ class Trials:
 
     async def _beat(self, name: str) -> None:
         await asyncio.sleep(random.random() * self.beat_s)
-        while True:  # as `StoreSource` does, whether the one before has been answered or not
+        while True:  # as `StoreBlockReader` does, whether the one before has been answered or not
             self._spawn(self._timed("beat", self.store.call.remote("beat", name, self.attempts[name])))
             await asyncio.sleep(self.beat_s)
 
@@ -184,7 +184,7 @@ class Watch:
 
     def look(self) -> None:
         began = time.time()
-        look = ray.get(self.store.look.remote(), timeout=TIMEOUT_S)
+        look = ray.get(self.store.report.remote(), timeout=TIMEOUT_S)
         self.taken_s.append(time.time() - began)
         self.lapses += sum("is silent" in event for event in look.events)
         self.waits.update(re.sub("trial.*", "…", wait.reason) for wait in look.waits)

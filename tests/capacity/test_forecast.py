@@ -12,7 +12,8 @@ import transformers
 from click.testing import CliRunner, Result
 from torch.utils.flop_counter import FlopCounterMode
 
-from gsae_ray.capacity.forecast import Forecast, equal_compute, forecast, forward_ratio
+from gsae_ray.activations.retention import forward_ratio
+from gsae_ray.capacity.forecast import Forecast, equal_compute, forecast
 from gsae_ray.cli.main import main
 from gsae_ray.config.sweep import Sweep
 from gsae_ray.errors import UserError

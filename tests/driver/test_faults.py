@@ -88,7 +88,7 @@ def test_sigkill_of_a_trial(home: Home, quiet: Outcome, rng: random.Random) -> N
 
 def test_sigkill_of_a_producer(home: Home, quiet: Outcome) -> None:
     # Early, while there are blocks to make still.
-    with disturbed(home, 0.03, lambda _: send(signal.SIGKILL, processes("ProducerShell")[:1])):
+    with disturbed(home, 0.03, lambda _: send(signal.SIGKILL, processes("ProducerActor")[:1])):
         result = home.run()
     assert "of 2 is gone" in home.events
     assert result.forward_ratio == 1.0 and result.repeated_rows == 0, "what it had made is not lost with it"
@@ -96,7 +96,7 @@ def test_sigkill_of_a_producer(home: Home, quiet: Outcome) -> None:
 
 
 def test_sigkill_of_all_producers(home: Home, quiet: Outcome) -> None:
-    with disturbed(home, 0.03, lambda _: send(signal.SIGKILL, processes("ProducerShell"))):
+    with disturbed(home, 0.03, lambda _: send(signal.SIGKILL, processes("ProducerActor"))):
         result = home.run()
     assert "producer 1 of 2 is gone" in home.events and "producer 2 of 2 is gone" in home.events
     assert result.forward_ratio == 1.0
@@ -104,7 +104,7 @@ def test_sigkill_of_all_producers(home: Home, quiet: Outcome) -> None:
 
 
 def test_sigkill_of_the_store(home: Home, quiet: Outcome, rng: random.Random) -> None:
-    with disturbed(home, position(rng), lambda _: send(signal.SIGKILL, processes("StoreShell"))):
+    with disturbed(home, position(rng), lambda _: send(signal.SIGKILL, processes("StoreActor"))):
         result = home.run()
     assert "store's process died" in home.events
     assert result.forward_ratio == 1.0 and result.repeated_rows > 0, "counted apart"
@@ -175,7 +175,7 @@ def test_sigstop_of_a_producer(home: Home, quiet: Outcome, woken: bool) -> None:
     home.sweep = {**SWEEP, "producers": {"count": 2, "timeout_s": 30}}
 
     def strike(_: str) -> None:
-        producers = processes("ProducerShell")
+        producers = processes("ProducerActor")
         send(signal.SIGSTOP, producers)  # both, so that the sweep needs one of them
         if woken:
             wait_until(lambda: "is gone (no answer" in home.events)

@@ -15,10 +15,10 @@ from mlflow.tracking import MlflowClient
 from rich.console import Console
 
 import gsae_ray
-from gsae_ray.activations.producer import Producer
-from gsae_ray.activations.reader import LocalSource, RowStream
+from gsae_ray.activations.producer import LocalBlockReader, Producer
+from gsae_ray.activations.reader import RowStream
 from gsae_ray.activations.store import ReaderSpec
-from gsae_ray.actors.store_actor import StoreClient, StoreSource
+from gsae_ray.actors.store_actor import StoreBlockReader, StoreClient
 from gsae_ray.config.sweep import Sweep
 from gsae_ray.driver import launch
 from gsae_ray.driver.prepare import Plan, producer_spec
@@ -53,7 +53,7 @@ def test_every_trial_finishes_and_the_golden_numbers_come_out(launched: launch.S
 def test_law_1_same_tokens_whatever_the_number_of_producers(plan: Plan, local_ray: None) -> None:
     site = plan.trials[0].site
     rows = 40_000
-    alone = RowStream(LocalSource(Producer(producer_spec(plan)), site), plan.layout, site)
+    alone = RowStream(LocalBlockReader(Producer(producer_spec(plan)), site), plan.layout, site)
     expected = alone.read(rows)
     spec = producer_spec(plan)
     for count in (1, 3):
@@ -61,7 +61,7 @@ def test_law_1_same_tokens_whatever_the_number_of_producers(plan: Plan, local_ra
             readers = {"a": ReaderSpec(site, rows), "b": ReaderSpec(plan.trials[-1].site, rows)}
             store = start_store(plan.layout, 10**9, 60.0)
             store.begin.remote(producers, readers, None)
-            source = StoreSource(StoreClient(store), "a", 1)
+            source = StoreBlockReader(StoreClient(store), "a", 1)
             source.statistics()
             stream = RowStream(source, plan.layout, site)
             assert torch.equal(torch.cat([stream.read(n) for n in (1, 127, 20_000, 19_872)]), expected)
@@ -74,7 +74,7 @@ def test_law_2_a_trial_in_a_sweep_is_the_trial_alone_bit_for_bit(
 ) -> None:
     producer = Producer(producer_spec(plan))
     for trial in plan.trials:
-        trainer = Trainer(trial, RowStream(LocalSource(producer, trial.site), plan.layout, trial.site))
+        trainer = Trainer(trial, RowStream(LocalBlockReader(producer, trial.site), plan.layout, trial.site))
         while not trainer.done:
             trainer.train_interval()
         shared = gsae_ray.load(home / "runs/golden/trials" / trial.directory_name / "sae")

@@ -23,8 +23,8 @@ from ray.actor import ActorHandle
 from ray.tune.experiment import Trial
 from stores import NORMS
 
-from gsae_ray.activations.chunks import SiteStatistics
 from gsae_ray.activations.layout import Layout
+from gsae_ray.activations.statistics import SiteStatistics
 from gsae_ray.activations.store import ReaderSpec, Wait
 from gsae_ray.config.sweep import Sweep
 from gsae_ray.driver import cluster_nodes as placement
@@ -160,10 +160,10 @@ def test_the_rows_of_a_block_are_counted_while_it_is_made(local_ray: None, tmp_p
     producer = ray.remote(Slow).options(num_cpus=0).remote()
     ray.get(store.begin.remote([producer], {"t": ReaderSpec("site", 8)}, None))
     answer = store.call.remote("attach", "t", 1)
-    wait_until(lambda: ray.get(store.look.remote()).waits == (Wait("t", 0, "5 of its 8 rows are made"),))
+    wait_until(lambda: ray.get(store.report.remote()).waits == (Wait("t", 0, "5 of its 8 rows are made"),))
     (tmp_path / "go on").touch()
     assert ray.get(answer, timeout=60).mean_square_norm == 2.5
-    assert ray.get(store.look.remote()).waits == ()
+    assert ray.get(store.report.remote()).waits == ()
     for actor in (producer, store):
         ray.kill(actor)
 
@@ -252,6 +252,6 @@ def test_a_sweep_whose_trials_have_no_room_says_what_is_free_and_gives_back_what
         run(soon, tmp_path)
     (log,) = tmp_path.rglob("events.jsonl")
     assert "ends before it is done: SweepStoppedError: no trial has had room" in log.read_text().splitlines()[-1]
-    wait_until(lambda: not processes("ProducerShell"))
+    wait_until(lambda: not processes("ProducerActor"))
     (events,) = tmp_path.glob("runs/golden/launches/*/events.jsonl")
     assert events.read_text().count("no trial runs: 0 of 2 CPUs, 1 of 1 GPUs") == 1

@@ -15,14 +15,14 @@ from damage import COMMON, Damage
 from trainers import WALL_CLOCK, make
 from trials import FINGERPRINT, REQUEST, evaluation
 
-from gsae_ray.activations.production_log import Record
+from gsae_ray.activations.production_log import PRODUCTION_LOG, ProductionLog, damage_of_log
 from gsae_ray.actors.trial_actor import SAETrial
 from gsae_ray.config.sweep import Sweep
 from gsae_ray.driver.evaluation_queue import EvaluationQueue
 from gsae_ray.errors import UserError
 from gsae_ray.evaluation.metrics import Evaluation
 from gsae_ray.saes.base import WEIGHTS_FILE
-from gsae_ray.storage.launch_directory import RECORD, begin_launch, driver_lock, finish_launch, trial_folder
+from gsae_ray.storage.launch_directory import begin_launch, driver_lock, finish_launch, trial_folder
 from gsae_ray.storage.trial_directory import Trial, TrialDirectory, forget_damaged
 from gsae_ray.training.trainer import Trainer
 
@@ -60,7 +60,8 @@ def launch(folder: Path, resume: bool = False, steps: int | None = None) -> list
         told = forget_damaged(directory for _, directory in work)
         launch_id, notices = begin_launch(folder, SWEEP, [trainer.trial for trainer, _ in work], resume)
         record = folder / "launches" / launch_id / "record.json"
-        RECORD.write(record, RECORD.read_whole(record) or Record({0: 1}))
+        notices += damage_of_log(record)
+        PRODUCTION_LOG.write(record, PRODUCTION_LOG.read_whole(record) or ProductionLog({0: 1}))
         for trainer, directory in work:
             if not directory.done:
                 directory.forget_failure()

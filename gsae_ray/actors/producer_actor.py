@@ -1,0 +1,50 @@
+"""The producer as a Ray actor: nothing but the crossing of process boundaries."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from functools import cached_property
+from typing import Any
+
+from ray.actor import ActorHandle
+
+from gsae_ray.activations.producer import Producer, ProducerSpec
+from gsae_ray.evaluation.metrics import Evaluation
+from gsae_ray.hardware import machine
+
+REPORT_INTERVAL_S = 1.0
+"""Between two reports of a producer on how many rows of a block it has made."""
+
+
+class ProducerActor:
+    """A producer in a process of its own."""
+
+    def __init__(self, spec: ProducerSpec) -> None:
+        self.spec = spec
+
+    @cached_property
+    def producer(self) -> Producer:
+        """Made at the first call, so that what goes wrong is that call's error and not a dead actor."""
+        return Producer(self.spec)
+
+    def ready(self) -> str:
+        """Returns the kind of machine it runs on, once the model is loaded."""
+        assert self.producer.model is not None
+        return machine()
+
+    def produce(self, block: int, sites: Sequence[str], store: ActorHandle[Any]) -> list[Any]:
+        """Returns [statistics, chunk, chunk, …], each an object of its own; reports its progress to the store."""
+        reported = time.monotonic()
+
+        def made(rows: int) -> None:
+            nonlocal reported
+            if time.monotonic() - reported > REPORT_INTERVAL_S:
+                reported = time.monotonic()
+                store.call.remote("made", block, rows)
+
+        statistics, chunks = self.producer.produce(block, sites, made)
+        return [statistics, *chunks]
+
+    def evaluate(self, site: str, cfg: str, weights: bytes, pursuit_l0: int | None) -> Evaluation:
+        return self.producer.evaluate(site, cfg, weights, pursuit_l0)
