@@ -53,14 +53,13 @@ from gsae_ray.files import room_needed
 from gsae_ray.names import local_path
 from gsae_ray.results import frontier as results
 from gsae_ray.saes import SAE
+from gsae_ray.storage.driver_lock import Driver, driver_lock
 from gsae_ray.storage.event_log import EventLog
 from gsae_ray.storage.launch_directory import (
     EVALUATED,
-    Driver,
     Resume,
     begin_launch,
     check_resume,
-    driver_lock,
     finish_launch,
     recorded_overrides,
     trial_folder,

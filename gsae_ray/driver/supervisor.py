@@ -26,8 +26,8 @@ from gsae_ray.config.sections import TrialSettings
 from gsae_ray.config.trial import TrialSpec
 from gsae_ray.driver.cluster_nodes import AGAIN_S, ROOM_S, describe_room
 from gsae_ray.errors import ReplacedError, SweepStoppedError, first_line
+from gsae_ray.storage.driver_lock import Driver
 from gsae_ray.storage.event_log import EventLog
-from gsae_ray.storage.launch_directory import Driver
 from gsae_ray.storage.trial_directory import TrialDirectory
 
 INTERVAL_S = 1.0

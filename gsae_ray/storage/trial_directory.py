@@ -1,7 +1,7 @@
 """A trial's directory in storage: the truth about it. Safetensors and JSON only.
 
 trial.json                   the TrialSpec
-attempts/{number}.json       an attempt: number, session (`ledger`) of its driver, where it runs; what an older one than
+attempts/{number}.json       an attempt: number, session of its driver, where it runs; what an older one than
                              the newest still writes is refused, and a new one of an older session
 metrics-{attempt}.jsonl      {"step": tokens, "timestamp": ms, "metrics": {name: value}} and its hash a line; the newest
                              file counts

@@ -19,7 +19,7 @@ from trials import FINGERPRINT, begin, expand, finish
 from gsae_ray.cli.main import main
 from gsae_ray.driver.launch import SweepResult
 from gsae_ray.errors import ProductionError, ReplacedError, StopAskedError, StorageFullError, UserError
-from gsae_ray.storage import launch_directory as ledger
+from gsae_ray.storage import launch_directory
 from gsae_ray.tracking.connection import connect
 
 QUICKSTART = Path(__file__).parents[2] / "sweeps/quickstart.yaml"
@@ -173,8 +173,9 @@ def test_mlflow_that_goes_when_all_is_done_takes_neither_table_nor_exit_code(
     finish(begin(here / "runs/swept/trials", trial, steps=2), trial, FINGERPRINT)
     launch = here / "runs/swept/launches/20260101-000000-beef"
     launch.mkdir(parents=True)
-    ledger.LAUNCH.write(launch / "launch.json", {"sweep": {"name": "swept"}, "trials": {trial.name: trial.identity}})
-    ledger.EVALUATED.write(launch / "evaluation.json", {"fingerprint": FINGERPRINT, "encoders": [None]})
+    identities = {trial.name: trial.identity}
+    launch_directory.LAUNCH.write(launch / "launch.json", {"sweep": {"name": "swept"}, "trials": identities})
+    launch_directory.EVALUATED.write(launch / "evaluation.json", {"fingerprint": FINGERPRINT, "encoders": [None]})
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         nowhere = f"http://127.0.0.1:{listener.getsockname()[1]}"

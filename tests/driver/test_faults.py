@@ -34,7 +34,7 @@ from faults import (
 from servers import MLflowServer
 
 from gsae_ray.errors import INTERRUPTED, SweepStoppedError
-from gsae_ray.storage.launch_directory import LOCK_STALE_S
+from gsae_ray.storage.driver_lock import LOCK_STALE_S
 from gsae_ray.storage.trial_directory import TrialDirectory
 
 pytestmark = pytest.mark.slow

@@ -23,8 +23,8 @@ from gsae_ray.driver import launch
 from gsae_ray.driver.prepare import Plan
 from gsae_ray.errors import SweepStoppedError, UserError
 from gsae_ray.results import frontier as results
+from gsae_ray.storage.driver_lock import driver_lock
 from gsae_ray.storage.event_log import EventLog
-from gsae_ray.storage.launch_directory import driver_lock
 from gsae_ray.storage.trial_directory import TrialDirectory
 
 

@@ -42,7 +42,7 @@ from gsae_ray.results.frontier import (
 )
 from gsae_ray.results.plots import plot_frontier
 from gsae_ray.saes.export import check_export, export
-from gsae_ray.storage import launch_directory as ledger
+from gsae_ray.storage import launch_directory
 from gsae_ray.storage.trial_directory import EvaluationRequest, Trial
 from gsae_ray.tracking import artifacts
 from gsae_ray.tracking.mirror import Mirror
@@ -534,8 +534,8 @@ def test_storage_tells_the_same_as_mlflow(recorder: Recorder) -> None:
         folder.mkdir(parents=True)
         sweep = {"name": "swept", "experiment": "other experiment"}
         identities = {trial.name: trial.identity for trial, _ in carried}
-        ledger.LAUNCH.write(folder / "launch.json", {"sweep": sweep, "trials": identities})
-        ledger.EVALUATED.write(folder / "evaluation.json", {"fingerprint": FINGERPRINT, "encoders": encoders})
+        launch_directory.LAUNCH.write(folder / "launch.json", {"sweep": sweep, "trials": identities})
+        launch_directory.EVALUATED.write(folder / "evaluation.json", {"fingerprint": FINGERPRINT, "encoders": encoders})
     for options in (
         {},
         {"launch": "all"},
@@ -563,7 +563,7 @@ def test_storage_tells_the_same_as_mlflow(recorder: Recorder) -> None:
         frontier("swpet", storage=storage)
     with pytest.raises(UserError, match="^--storage: no launch in .*/nowhere; give the folder that `run` was given"):
         frontier("other experiment", storage=storage / "nowhere")
-    ledger.EVALUATED.write(folder / "evaluation.json", {"fingerprint": "a" * 64, "encoders": [None]})
+    launch_directory.EVALUATED.write(folder / "evaluation.json", {"fingerprint": "a" * 64, "encoders": [None]})
     directories[GATED_1[0].name].save_evaluation("a" * 64, 1024, evaluation(l0=10.0))
     assert frontier("other experiment", storage=storage)["l0"].tolist() == [10]
     with pytest.raises(UserError, match="were evaluated on different tokens"):
@@ -581,8 +581,8 @@ def test_the_frontier_of_a_damaged_storage_names_the_file_and_shows_the_rest(tmp
         folder = tmp_path / "swept/launches" / launch
         folder.mkdir(parents=True)
         identities = {GATED_1[0].name: GATED_1[0].identity}
-        ledger.LAUNCH.write(folder / "launch.json", {"sweep": {"name": "swept"}, "trials": identities})
-        ledger.EVALUATED.write(folder / "evaluation.json", {"fingerprint": FINGERPRINT, "encoders": [None]})
+        launch_directory.LAUNCH.write(folder / "launch.json", {"sweep": {"name": "swept"}, "trials": identities})
+        launch_directory.EVALUATED.write(folder / "evaluation.json", {"fingerprint": FINGERPRINT, "encoders": [None]})
     damage(folder / "evaluation.json")
     with pytest.raises(UserError, match=rf"^experiment: no trial .*{NEWER}/evaluation.json"):
         frontier("swept", storage=tmp_path)

@@ -22,7 +22,8 @@ from gsae_ray.driver.evaluation_queue import EvaluationQueue
 from gsae_ray.errors import UserError
 from gsae_ray.evaluation.metrics import Evaluation
 from gsae_ray.saes.base import WEIGHTS_FILE
-from gsae_ray.storage.launch_directory import begin_launch, driver_lock, finish_launch, trial_folder
+from gsae_ray.storage.driver_lock import driver_lock
+from gsae_ray.storage.launch_directory import begin_launch, finish_launch, trial_folder
 from gsae_ray.storage.trial_directory import Trial, TrialDirectory, forget_damaged
 from gsae_ray.training.trainer import Trainer
 

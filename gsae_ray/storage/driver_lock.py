@@ -1,0 +1,180 @@
+"""One driver at a time for a sweep's folder: numbered sessions, each with a heartbeat.
+
+drivers/{session}.json: {"host", "pid", "ended", "heartbeat"} of a driver. The newest session is the one that runs,
+where its heartbeat is fresh.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import Field, FiniteFloat
+from typing_extensions import TypedDict
+
+from gsae_ray.errors import ReplacedError, UserError
+from gsae_ray.files import JSONFile
+
+LOCK_HEARTBEAT_S = 5.0
+LOCK_STALE_S = 30.0
+
+
+class _DriverState(TypedDict):
+    host: str
+    pid: Annotated[int, Field(ge=0, lt=2**31)]
+    ended: bool
+    heartbeat: FiniteFloat
+
+
+_DRIVER = JSONFile(_DriverState, "it counts as gone when it is old")
+
+
+class Driver:
+    """A driver's hold on a sweep's folder.
+
+    Sessions are numbered: the file of the next number can be made once only, and who finds a higher one than its own
+    has been replaced (it was suspended, or cut off from storage).
+    """
+
+    def __init__(self, folder: Path, session: int) -> None:
+        self.folder = folder
+        self.session = session
+        self._path = folder / f"{session}.json"
+        self._path.touch(exist_ok=False)
+        try:
+            self.beat()
+        except OSError:  # on a full disk; nobody is to take the file for a driver's
+            self._path.unlink()
+            raise
+
+    def beat(self, ended: bool = False) -> None:
+        """Says that the driver lives, or that it has come to its end."""
+        mine = _DriverState(host=socket.gethostname(), pid=os.getpid(), ended=ended, heartbeat=time.time())
+        _DRIVER.write(self._path, mine)
+
+    def end(self) -> None:
+        """Says that the driver has come to its end; on a full disk by a file that is empty and old."""
+        try:
+            self.beat(ended=True)
+        except OSError:
+            os.truncate(self._path, 0)
+            os.utime(self._path, (0, 0))
+
+    def leave(self) -> None:
+        """Takes the driver's file away, and the folders that are empty then."""
+        self._path.unlink()
+        self.folder.rmdir()
+        self.folder.parent.rmdir()
+
+    @property
+    def replaced_by(self) -> str | None:
+        """Who has taken the sweep over, if anybody has."""
+        newest, other = _newest_driver(self.folder)
+        return None if other is None or newest <= self.session else _describe_driver(other)
+
+    def check(self) -> None:
+        """
+        Raises:
+            ReplacedError: another driver has taken the sweep over.
+        """
+        if (other := self.replaced_by) is not None:
+            raise ReplacedError(f"this driver was not heard of, and another one ({other}) has taken the sweep over")
+
+
+@contextlib.contextmanager
+def driver_lock(folder: Path, wait: Callable[[str], None] | None = None) -> Iterator[Driver]:
+    """One driver at a time for a sweep's folder; a heartbeat tells a live one from a dead one's remains.
+
+    Args:
+        wait: is told of another driver whose end cannot be seen from here (its machine was lost, say), which is then
+            waited for: until it is heard of, or counts as gone. Without this it is refused at once.
+    Raises:
+        UserError: another driver runs the sweep.
+    """
+    drivers = folder / "drivers"
+    drivers.mkdir(parents=True, exist_ok=True)
+    newest, other = _newest_driver(drivers)
+    refused = (
+        f"{folder}: another driver ({{}}) runs this sweep; wait for it or stop it (one that was killed on another "
+        f"machine counts as gone after {LOCK_STALE_S:g} s), or give this sweep another name or --storage"
+    )
+    if other is not None and wait is not None and _runs(other):
+        wait(f"{_describe_driver(other)} ran this sweep a moment ago; waiting until it is heard of, or counts as gone")
+        heard = other["heartbeat"]
+        while other is not None and other["heartbeat"] == heard and _runs(other):
+            time.sleep(1)
+            newest, other = _newest_driver(drivers)
+    if other is not None and _runs(other):
+        raise UserError(refused.format(_describe_driver(other)))
+    try:
+        driver = Driver(drivers, newest + 1)
+    except FileExistsError:
+        raise UserError(refused.format("it has begun this moment")) from None
+    for session, old in _driver_files(drivers).items():
+        if session < newest:
+            old.unlink(missing_ok=True)
+    done = threading.Event()
+
+    def beat() -> None:
+        while not done.wait(LOCK_HEARTBEAT_S):
+            with contextlib.suppress(OSError):
+                driver.beat()
+
+    thread = threading.Thread(target=beat, name="driver-lock", daemon=True)
+    thread.start()
+    try:
+        yield driver
+    finally:
+        done.set()
+        thread.join()
+        with contextlib.suppress(OSError):
+            if (folder / "launches").exists():
+                driver.end()
+            else:  # a sweep that has not begun leaves nothing behind; what others have put there stays
+                driver.leave()
+
+
+def _driver_files(drivers: Path) -> dict[int, Path]:
+    """By session."""
+    return {int(path.stem): path for path in drivers.glob("*.json") if path.stem.isdecimal()}
+
+
+def _newest_driver(drivers: Path) -> tuple[int, _DriverState | None]:
+    """Session and description of the last driver that began; 0 and None before the first."""
+    session, path = max(_driver_files(drivers).items(), default=(0, None))
+    if path is None:
+        return 0, None
+    try:
+        written = path.stat().st_mtime
+    except FileNotFoundError:  # a newer one has just cleared it away
+        return session, None
+    # A damaged one is being written, or its driver's machine crashed then.
+    unknown = _DriverState(host="?", pid=0, ended=False, heartbeat=written)
+    return session, _DRIVER.read_whole(path) or unknown
+
+
+def _describe_driver(driver: _DriverState) -> str:
+    return f"process {driver['pid'] or '?'} on {driver['host']}"
+
+
+def _runs(driver: _DriverState) -> bool:
+    return not driver["ended"] and abs(time.time() - driver["heartbeat"]) < LOCK_STALE_S and _alive(driver)
+
+
+def _alive(driver: _DriverState) -> bool:
+    """Whether a driver's process is there; on another host only its heartbeat can tell."""
+    if driver["host"] != socket.gethostname():
+        return True
+    try:
+        os.kill(driver["pid"], 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return True
