@@ -74,7 +74,7 @@ class SchemaCommand(click.Command):
         return super().parse_args(ctx, [f"{a}={_NEWEST}" if lone else a for a, lone in zip(args, alone, strict=True)])
 
     def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        from gsae_ray.config.load import describe
+        from gsae_ray.config.reference import describe
 
         formatter.write("".join(f"  {line}\n" if line else "\n" for line in (self.epilog or "").splitlines()))
         formatter.write("\nThe sweep file (YAML; [default]; [auto]: leave it out, or null; a list is a grid):\n\n")

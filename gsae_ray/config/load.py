@@ -1,4 +1,4 @@
-"""Reading a sweep file: YAML with overrides from the command line; and the schema as text."""
+"""Reading a sweep file: YAML, with overrides from the command line."""
 
 from __future__ import annotations
 
@@ -8,20 +8,15 @@ from pathlib import Path
 from typing import Any
 
 import pydantic
-from pydantic import BaseModel
 
 from gsae_ray.config import plain_yaml
-from gsae_ray.config.explain import explain, models_in
-from gsae_ray.config.sae_settings import TRAINABLE, SAESettings
-from gsae_ray.config.site import SiteSettings
+from gsae_ray.config.explain import explain
 from gsae_ray.config.sweep import Sweep
 from gsae_ray.errors import UserError, shown
-from gsae_ray.fields import AtMost, bounds_in
-from gsae_ray.saes import REGISTRY
 
 
 def load_sweep(path: str | Path, overrides: Sequence[str] = ()) -> Sweep:
-    """Reads a sweep file.
+    """Read a sweep file.
 
     Args:
         overrides: `path.to.key=value`, the value in YAML; list items by index (`saes.0.l1_coefficient=[1,2]`).
@@ -73,35 +68,3 @@ def _index(items: list[Any], part: str, key: str, depth: int) -> int:
         indices = f"{shown(part)} should be 0 to {len(items) - 1}" if items else "nothing is in it"
         raise UserError(f"--set {key}: {where} is a list of {len(items)}; {indices}")
     return int(part)
-
-
-def describe(model: type[BaseModel] = Sweep) -> str:
-    """The schema as text, from the fields' descriptions."""
-    lines = []
-    for name, field in model.model_fields.items():
-        nested = next(models_in(field.annotation), None)
-        default = "" if field.is_required() or nested else f" [{_default(field.default)}]"
-        about = field.description or (nested.__doc__ if nested else "")
-        lines.append(f"{name}:{default} {about}{_bounds(field)}".rstrip())
-        if nested is not None and not (model is SAESettings and nested is SiteSettings):
-            lines.extend("  " + line for line in describe(nested).splitlines())
-    if model is SAESettings:
-        for architecture, sae in ((name, REGISTRY[name]) for name in TRAINABLE):
-            for name, field in sae.Hyperparameters.model_fields.items():
-                lines.append(f"{name}: {field.description}{_bounds(field)} ({architecture})")
-    return "\n".join(lines)
-
-
-def _bounds(field: pydantic.fields.FieldInfo) -> str:
-    """What is the most that a number may be."""
-    found = [*bounds_in(field.annotation), *(bound for bound in field.metadata if isinstance(bound, AtMost))]
-    return "".join(f"; {bound}" for bound in dict.fromkeys(found))
-
-
-def _default(value: object) -> str:
-    """A default as a sweep file would spell it."""
-    if isinstance(value, tuple):
-        return _default(value[0]) if len(value) == 1 else f"[{', '.join(map(_default, value))}]"
-    if value is None or isinstance(value, bool):
-        return {None: "auto", True: "true", False: "false"}[value]
-    return f"{value:g}" if isinstance(value, float) else str(value)

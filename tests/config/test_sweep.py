@@ -15,8 +15,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gsae_ray.config import sweep as sweep_module
-from gsae_ray.config.load import describe, load_sweep
+from gsae_ray.config.load import load_sweep
 from gsae_ray.config.recipe import TrialTraining
+from gsae_ray.config.reference import describe
 from gsae_ray.config.sae_settings import TRAINABLE
 from gsae_ray.config.site import POINTS, Site
 from gsae_ray.config.sweep import Sweep

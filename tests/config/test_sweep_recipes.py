@@ -10,8 +10,9 @@ from typing import Any
 
 import pytest
 
-from gsae_ray.config.load import describe, load_sweep
+from gsae_ray.config.load import load_sweep
 from gsae_ray.config.recipe import ResamplingSettings, TrainingSettings
+from gsae_ray.config.reference import describe
 from gsae_ray.config.sae_settings import TRAINABLE
 from gsae_ray.config.site import Site
 from gsae_ray.config.sweep import Sweep
