@@ -9,11 +9,13 @@ from gsae_ray.cli.plan import plan
 from gsae_ray.cli.results import best, frontier
 from gsae_ray.cli.run import run
 from gsae_ray.cli.ui import ui
+from gsae_ray.cli.verbose import verbose_option
 from gsae_ray.version import __version__
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__)
+@verbose_option
 def main() -> None:
     """Sweeps of sparse autoencoders that share one pass over the language model."""
 

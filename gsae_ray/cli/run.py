@@ -19,6 +19,7 @@ from gsae_ray.cli.options import (
     storage_option,
     tracking_option,
 )
+from gsae_ray.cli.verbose import STDERR, verbose_option
 from gsae_ray.errors import FAILED, INTERRUPTED, UserError
 from gsae_ray.names import own_command
 
@@ -47,6 +48,7 @@ Exit codes, for what starts a command again when it has ended (Kubernetes, Slurm
 @tracking_option
 @storage_option
 @resume_option
+@verbose_option
 @one_line_errors
 def run(
     sweep: Path,
@@ -69,7 +71,13 @@ def run(
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C, where there are no trials that could save
     try:
         result = gsae_ray.run(
-            sweep, overrides=overrides, address=address, tracking_uri=tracking_uri, storage=storage, resume=resume
+            sweep,
+            overrides=overrides,
+            address=address,
+            tracking_uri=tracking_uri,
+            storage=storage,
+            resume=resume,
+            console=STDERR,
         )
     except KeyboardInterrupt:
         click.echo(
