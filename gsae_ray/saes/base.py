@@ -27,6 +27,8 @@ norm_weighted: Σ_i f_i ‖d_i‖ with free norms, which are folded into the enc
 
 FREE_NORM = 0.1
 """Decoder norms at the start of a norm-weighted run."""
+RESAMPLED_ENCODER_NORM = 0.2
+"""Norm of the encoder row of a resampled feature ÷ the mean of those of alive features."""
 
 
 class SAEConfig(BaseModel):
@@ -62,15 +64,22 @@ class SAE(nn.Module, ABC):
     """A sparse autoencoder: x̂ = W_dec f + b_dec with sparse f = encode(x); a finished one has unit decoder rows.
 
     Weights are stored as W_enc [d_in, d_sae] and W_dec [d_sae, d_in]: feature i's direction is `W_dec[i]`.
+
+    Parameters are what is learnt; whatever else an architecture keeps (a count of steps, a running threshold) is a
+    buffer. Checkpoints and saved SAEs hold both.
     """
 
     architecture: ClassVar[str]
     trainable: ClassVar[bool] = True
     """Whether a sweep can train it; the others are forms of finished SAEs."""
     parent_architecture: ClassVar[str | None] = None
-    """Of the finished SAE that training starts from, if it does."""
+    """The architecture of the finished SAE that training starts from; None: training starts from random weights."""
+    sparsity_hyperparameter: ClassVar[str | None] = "l1_coefficient"
+    """The hyperparameter that sets how sparse features are, which the frontier lists as `sparsity`; None: no such."""
+    sparsity_in_l1_units: ClassVar[bool] = True
+    """Whether it is the coefficient of an L1 penalty, which `training.l1_units` gives the units of."""
     training_arrays: ClassVar[int] = 4
-    """Arrays [batch, d_sae] that are in memory at once in a training step; measured."""
+    """Number of arrays [batch, d_sae] that are in memory at once in a training step; measured."""
 
     class Hyperparameters(BaseModel):
         """The architecture's own keys of an entry of `saes`; each may be a grid."""
@@ -90,8 +99,9 @@ class SAE(nn.Module, ABC):
 
     @torch.no_grad()
     def initialise(self, generator: torch.Generator, mean_D: Tensor, objective: Objective = "paper") -> None:
-        """W_dec: random rows of norm 1 (norm_weighted: 0.1); W_enc := W_decᵀ, untied after; b_dec := the data's mean.
+        """Sets the weights that training starts from.
 
+        W_dec: random rows of norm 1 (norm_weighted: 0.1); W_enc := W_decᵀ, untied after; b_dec := the data's mean.
         The other biases are 0.
         """
         self.W_dec.copy_(torch.randn(self.W_dec.shape, generator=generator))
@@ -102,14 +112,14 @@ class SAE(nn.Module, ABC):
         self.b_dec.copy_(mean_D)
 
     def adopt(self, parent: SAE, start: bool) -> None:
-        """Takes over what training keeps of the parent; at the `start` what it begins with too."""
+        """Copies what training leaves as it is in the parent; at the `start` also what training begins with."""
         raise NotImplementedError(f"a {self.architecture} SAE has no parent")
 
     @abstractmethod
     def encode(self, x_BD: Tensor) -> Tensor:
         """Feature activations [..., d_sae], non-negative, of activations [..., d_in].
 
-        Of any dtype, as language models give them; the SAE computes in that of its weights.
+        Activations may have any dtype that language models use; the SAE computes in the dtype of its weights.
         """
 
     def _pre(self, x_BD: Tensor, bias_F: Tensor | None = None, W_DF: Tensor | None = None) -> Tensor:
@@ -141,38 +151,16 @@ class SAE(nn.Module, ABC):
 
     @classmethod
     def training_products(cls, hyperparameters: Mapping[str, Any], objective: Objective) -> int:
-        """Dense products of a batch with an n × M matrix in a training step, each 2nM FLOPs a row.
+        """Number of dense products of a batch with an n × M matrix in a training step, each of 2nM FLOPs a row.
 
         Five where one encoder and one decoder are learnt: both forward, the gradients of both, and that of f.
         """
         return 5
 
-    @property
-    @abstractmethod
-    def sparsity_coefficient(self) -> float:
-        """The coefficient that the λ warm-up rises to."""
-
-    @property
-    def scaled_parameters(self) -> tuple[str, ...]:
-        """Names of the parameters that have the units of the activations."""
-        return tuple(name for name, _ in self.named_parameters() if name.startswith("b_"))
-
-    @torch.no_grad()
-    def fold_scale(self, scale: float) -> None:
-        """Makes an SAE that was trained on `scale`·x take x: its biases are divided by `scale`.
-
-        Weights stay, so decoder norms stay 1, and features come out in the units of x.
-        """
-        for name in self.scaled_parameters:
-            self.get_parameter(name).div_(scale)
-
-    def not_finite(self) -> str | None:
-        """The name of a parameter that holds a NaN or an infinity, if any does."""
-        return next((name for name, p in self.named_parameters() if not p.isfinite().all()), None)
-
     @classmethod
     def check_hyperparameters(cls, hyperparameters: dict[str, Any]) -> None:
-        """
+        """Checks the hyperparameters of a saved SAE.
+
         Raises:
             ValidationError: they are not those of a finished SAE of this architecture.
         """
@@ -180,24 +168,60 @@ class SAE(nn.Module, ABC):
 
     @classmethod
     def canonical(cls, hyperparameters: dict[str, Any], objective: Objective) -> dict[str, Any]:
-        """One way of saying what may be said in several: the same SAE has the same identity."""
+        """The one form of hyperparameters that mean the same, so that the same SAE has the same identity."""
         return hyperparameters
 
-    def feature_axis(self, name: str) -> int | None:
-        """Which axis of a parameter counts features; None where none does."""
-        return {"W_dec": 0, "b_dec": None}.get(name, -1)
+    @property
+    def sparsity_coefficient(self) -> float:
+        """The coefficient that `losses` is given once sparsity warm-up is over; 0 where there is no penalty."""
+        name = self.sparsity_hyperparameter
+        return 0.0 if name is None else float(self.cfg.hyperparameters[name])
+
+    def learnt_parameters(self) -> dict[str, nn.Parameter]:
+        """The parameters that training changes, by name."""
+        return {name: parameter for name, parameter in self.named_parameters() if parameter.requires_grad}
+
+    def not_finite(self) -> str | None:
+        """The name of a parameter or buffer that holds a NaN or an infinity, if any does."""
+        return next((name for name, tensor in self.state_dict().items() if not tensor.isfinite().all()), None)
+
+    # ---- units and norms --------------------------------------------------------------------------------------------
+
+    @property
+    def scaled_tensors(self) -> tuple[str, ...]:
+        """Names of the parameters and buffers that have the units of the activations, as biases and thresholds do."""
+        return tuple(name for name, _ in self.named_parameters() if name.startswith("b_"))
+
+    @property
+    def encoder_tensors(self) -> tuple[str, ...]:
+        """Names of the parameters and buffers [..., d_sae] that a feature's activation is proportional to.
+
+        Whoever multiplies all of them by c > 0 for a feature multiplies its activations by c.
+        """
+        return ("W_enc", *(name for name in self.scaled_tensors if name != "b_dec"))
+
+    @torch.no_grad()
+    def fold_scale(self, scale: float) -> None:
+        """Makes an SAE that was trained on `scale`·x take x, by dividing `scaled_tensors` by `scale`.
+
+        Weights stay, so decoder norms stay 1, and features come out in the units of x.
+        """
+        state = self.state_dict()
+        for name in self.scaled_tensors:
+            state[name].div_(scale)
 
     @torch.no_grad()
     def fold_norms(self) -> None:
         """Moves ‖d_i‖ into the encoder, so that decoder rows have norm 1 and reconstructions stay."""
         norms_F = self.W_dec.norm(dim=1).clamp_min(torch.finfo(self.W_dec.dtype).tiny)
         self.W_dec.div_(norms_F[:, None])
-        for name, parameter in self.named_parameters():
-            if self.feature_axis(name) == -1 and name != "r_mag":  # r_mag is a ratio of two rows of the encoder
-                parameter.mul_(norms_F)
+        state = self.state_dict()
+        for name in self.encoder_tensors:
+            state[name].mul_(norms_F)
 
     @torch.no_grad()
     def normalise_decoder(self) -> None:
+        """Makes all decoder rows unit vectors."""
         self.W_dec.div_(self.W_dec.norm(dim=1, keepdim=True))
 
     @torch.no_grad()
@@ -206,6 +230,43 @@ class SAE(nn.Module, ABC):
         gradient = self.W_dec.grad
         if gradient is not None:
             gradient.sub_((gradient * self.W_dec).sum(dim=1, keepdim=True) * self.W_dec)
+
+    # ---- resampling -------------------------------------------------------------------------------------------------
+
+    def features_first(self, name: str, tensor: Tensor) -> Tensor | None:
+        """A view [d_sae, ...] of a parameter, or of a tensor of its shape; None where no axis counts features."""
+        if name == "b_dec" or tensor.dim() == 0:
+            return None
+        return tensor if name == "W_dec" else tensor.movedim(-1, 0)
+
+    @torch.no_grad()
+    def replace_features(
+        self, features_K: Tensor, directions_KD: Tensor, alive_F: Tensor, objective: Objective
+    ) -> None:
+        """Gives features new directions, as Bricken et al. 2023 do.
+
+        Encoder rows get a fifth of the mean norm of those of alive features, biases become 0.
+
+        Args:
+            features_K: indices of the features.
+            directions_KD: a unit vector for each of them.
+            alive_F: the features that a mean norm is taken of.
+            objective: `paper`: decoder rows are unit vectors; `norm_weighted`: of the mean norm of the alive ones.
+        """
+        for name, parameter in self.learnt_parameters().items():
+            by_feature = self.features_first(name, parameter)
+            if by_feature is None:
+                continue
+            if parameter.dim() == 1:
+                by_feature[features_K] = 0
+            elif name == "W_dec" and objective == "paper":
+                by_feature[features_K] = directions_KD
+            else:
+                norm = by_feature[alive_F].norm(dim=1).mean()
+                share = 1.0 if name == "W_dec" else RESAMPLED_ENCODER_NORM
+                by_feature[features_K] = directions_KD * (share * norm)
+
+    # ---- files ------------------------------------------------------------------------------------------------------
 
     def save(self, directory: str | Path) -> None:
         """Writes `cfg.json` and `sae_weights.safetensors` to `directory`, which is made if need be.

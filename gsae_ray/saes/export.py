@@ -11,14 +11,14 @@ from gsae_ray.saes.base import SAE
 from gsae_ray.saes.files import foreign_files
 
 FORMATS: dict[str, Callable[[SAE, Path], None]] = {"gsae": lambda sae, directory: sae.save(directory)}
-"""Export formats by name."""
+"""Functions that write an SAE to a folder, by the name of the format."""
 
 
 def check_export(directory: str | Path, format: str) -> Path:
-    """Whether `export` can write there, before anything is fetched.
+    """Checks that `export` can write there, before anything is fetched. Returns the directory.
 
     Raises:
-        UserError: unknown format, or the directory is a file, or holds others' files.
+        UserError: the format is unknown, or the directory is a file, or has files that are not of an SAE.
     """
     if format not in FORMATS:
         raise UserError(f"--format: unknown {format!r}; {suggest(format, FORMATS)}")

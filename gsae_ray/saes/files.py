@@ -15,12 +15,12 @@ from gsae_ray.files import digest, file_hash
 from gsae_ray.saes.base import CONFIG_FILE, SAE, WEIGHTS_FILE, SAEConfig
 from gsae_ray.saes.registry import REGISTRY, build
 
-DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
-"""Of saved weights; they are loaded as float32."""
+WEIGHT_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+"""What saved weights may be; they are loaded as float32."""
 
 
 def from_bytes(cfg: str | bytes, weights: bytes) -> SAE:
-    """The inverse of `to_bytes`. Nothing is allocated before configuration and tensors are known to fit.
+    """The SAE that `to_bytes` wrote. Nothing is allocated before configuration and tensors are known to fit.
 
     Raises:
         ValueError: they are not those of a finished SAE; in one line.
@@ -41,7 +41,7 @@ def from_bytes(cfg: str | bytes, weights: bytes) -> SAE:
         if tensor.shape != expected[name].shape:
             shapes = f"{list(tensor.shape)}, not {list(expected[name].shape)}"
             raise ValueError(f"{WEIGHTS_FILE} and {CONFIG_FILE} do not fit: {name} is {shapes}")
-        known = DTYPES if expected[name].is_floating_point() else (expected[name].dtype,)
+        known = WEIGHT_DTYPES if expected[name].is_floating_point() else (expected[name].dtype,)
         if tensor.dtype not in known:
             raise ValueError(f"{WEIGHTS_FILE}: {name} is {tensor.dtype}; known: {', '.join(map(str, known))}")
     sae = build(config)
@@ -52,9 +52,10 @@ def from_bytes(cfg: str | bytes, weights: bytes) -> SAE:
 
 
 def _read_config(text: str | bytes) -> SAEConfig:
-    """
+    """The configuration of a saved SAE.
+
     Raises:
-        ValueError: it is not the configuration of an SAE; in one line.
+        ValueError: it is none; in one line.
     """
     where: tuple[str, ...] = (CONFIG_FILE,)
     try:
@@ -72,7 +73,7 @@ def _read_config(text: str | bytes) -> SAEConfig:
 
 
 def content_hash(directory: str | Path) -> str:
-    """sha256 of a saved SAE, of both its files.
+    """The sha256 of both files of a saved SAE.
 
     Raises:
         FileNotFoundError: one is missing.
@@ -81,14 +82,14 @@ def content_hash(directory: str | Path) -> str:
 
 
 def holds(directory: str | Path, content: str | None) -> bool:
-    """Whether the SAE in a folder is the one with that `content_hash`."""
+    """Whether a folder has the SAE with that `content_hash`."""
     with contextlib.suppress(FileNotFoundError):
         return content_hash(directory) == content
     return False
 
 
 def foreign_files(directory: Path) -> list[str]:
-    """What a folder holds besides an SAE of ours; hidden files are not looked at."""
+    """Names of the files in a folder that are not of an SAE saved there; hidden files are not counted."""
     try:
         _read_config((directory / CONFIG_FILE).read_bytes())
         ours = {CONFIG_FILE, WEIGHTS_FILE}

@@ -71,8 +71,9 @@ class GatedSAE(SAE):
             self.W_mag = nn.Parameter(torch.zeros(cfg.d_in, cfg.d_sae))
 
     @property
-    def sparsity_coefficient(self) -> float:
-        return float(self.cfg.hyperparameters["l1_coefficient"])
+    def encoder_tensors(self) -> tuple[str, ...]:
+        """As of every SAE, and W_mag where it is a matrix of its own; r_mag is a ratio of encoder rows and stays."""
+        return super().encoder_tensors if self.tied else (*super().encoder_tensors, "W_mag")
 
     @staticmethod
     def _auxiliary(hyperparameters: Mapping[str, Any], objective: Objective) -> Auxiliary:

@@ -1,4 +1,4 @@
-"""The JumpReLU form, which finished gated SAEs can be written in."""
+"""The JumpReLU SAE: the form that finished gated SAEs can be written in."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ class JumpReLUSAE(SAE):
     """
 
     trainable = False
+    sparsity_hyperparameter = None
 
     def __init__(self, cfg: SAEConfig) -> None:
         super().__init__(cfg)
@@ -28,12 +29,8 @@ class JumpReLUSAE(SAE):
         return torch.relu(pre_BF) * (pre_BF > self.threshold)
 
     @property
-    def scaled_parameters(self) -> tuple[str, ...]:
-        return (*super().scaled_parameters, "threshold")
-
-    @property
-    def sparsity_coefficient(self) -> float:
-        raise NotImplementedError("a JumpReLU SAE is not trained here")
+    def scaled_tensors(self) -> tuple[str, ...]:
+        return (*super().scaled_tensors, "threshold")
 
     def losses(self, x_BD: Tensor, coefficient: float, objective: Objective = "paper") -> Losses:
         raise NotImplementedError("a JumpReLU SAE is not trained here")

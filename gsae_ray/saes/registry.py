@@ -18,7 +18,7 @@ SAEType = TypeVar("SAEType", bound=type[SAE])
 
 
 class _Registry(dict[str, type[SAE]]):
-    """Architectures by name. Every module of this package is imported at the first look, so that a file is enough."""
+    """Architectures by name. The first look imports every module of this package, so that a file is enough."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -45,13 +45,20 @@ class _Registry(dict[str, type[SAE]]):
 
 
 REGISTRY = _Registry()
-"""Architecture -> its class."""
+"""The class of each architecture."""
 
 
 def register(name: str) -> Callable[[SAEType], SAEType]:
-    """Class decorator: makes an architecture known to sweep files, `load` and the frontier."""
+    """Class decorator: makes an architecture known to sweep files, `load` and the frontier.
+
+    Raises:
+        TypeError: `sparsity_hyperparameter` is none of its hyperparameters.
+    """
 
     def add(sae: SAEType) -> SAEType:
+        sparsity = sae.sparsity_hyperparameter
+        if sparsity not in (None, *sae.Hyperparameters.model_fields):
+            raise TypeError(f"{name}: sparsity_hyperparameter is {sparsity!r}, which is none of its Hyperparameters")
         sae.architecture = name
         REGISTRY[name] = sae
         return sae
@@ -60,7 +67,11 @@ def register(name: str) -> Callable[[SAEType], SAEType]:
 
 
 def build(cfg: SAEConfig) -> SAE:
-    """An SAE whose weights are all zero."""
+    """An SAE of this configuration with all weights zero.
+
+    Raises:
+        UserError: the architecture is unknown.
+    """
     if cfg.architecture not in REGISTRY:
         raise UserError(f"architecture: unknown {shown(cfg.architecture)}; {suggest(cfg.architecture, REGISTRY)}")
     return REGISTRY[cfg.architecture](cfg)

@@ -30,10 +30,6 @@ class StandardSAE(SAE):
         super().__init__(cfg)
         self.b_enc = nn.Parameter(torch.zeros(cfg.d_sae))
 
-    @property
-    def sparsity_coefficient(self) -> float:
-        return float(self.cfg.hyperparameters["l1_coefficient"])
-
     def encode(self, x_BD: Tensor) -> Tensor:
         return torch.relu(self._pre(x_BD, self.b_enc))
 

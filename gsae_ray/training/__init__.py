@@ -1,1 +1,1 @@
-"""Training one SAE. Only `trainable` knows Ray."""
+"""Training one SAE on one row stream. No Ray, no MLflow."""

@@ -1,4 +1,4 @@
-"""λ between conventions: ours, the paper's, the neighbours'.
+"""Converting λ between conventions: ours, the paper's and those of other libraries.
 
 A convention trains on x' = k·x with the loss m·‖x' − x̂'‖² + λ·‖f'‖₁. Divided by m·k² that is ‖x − x̂‖² + λ/(m·k)·‖f‖₁
 on raw activations, so λ/(m·k) is what two conventions have in common. Decoder norms are 1, or the penalty is weighted
@@ -14,7 +14,7 @@ from collections.abc import Callable
 
 @dataclasses.dataclass(frozen=True)
 class Scale:
-    """What conversions need to know of a site's raw activations."""
+    """The size of a site's raw activations, which conversions depend on."""
 
     n: int
     """Coordinates of an activation."""
@@ -43,11 +43,11 @@ UNITS: dict[str, Callable[[Scale], float]] = {
     "saelens": lambda x: math.sqrt(x.n) / x.required_mean_norm,  # l1_coefficient, expected_average_only_in
     "dictionary_learning": lambda x: 1 / x.rms_norm,  # l1_penalty, E‖x'‖² = 1
 }
-"""The table: convention -> m·k. SAELens without normalisation of activations is `raw`."""
+"""m·k of each convention. SAELens without normalisation of activations is `raw`."""
 
 
 def convert(l1: float, source: str, target: str, scale: Scale) -> float:
-    """λ of the convention `source` in the convention `target`, for activations of that scale.
+    """A λ given in the convention `source`, in the convention `target`, for activations of that scale.
 
     >>> convert(4.0, "sum", "dictionary_learning", Scale(n=100, mean_square_norm=7.0))
     0.4

@@ -10,12 +10,9 @@ from gsae_ray.files import digest
 from gsae_ray.saes import SAE
 from gsae_ray.saes.base import Objective
 
-ENCODER_NORM = 0.2
-"""Norm of a new encoder row ÷ the mean of those of alive features."""
-
 
 class Resampler:
-    """Watches which features fire, collects inputs that are reconstructed badly, and gives them to silent features.
+    """Watches which features fire, collects inputs that are reconstructed badly, and points silent features at them.
 
     Inputs are drawn ∝ (‖x − x̂‖²)² without replacement from the batches just before an event, as they pass: the rows
     with the smallest Exp(1) ÷ weight are a weighted sample (Efraimidis & Spirakis 2006), so only as many rows are kept
@@ -33,18 +30,19 @@ class Resampler:
         self.inputs_KD = torch.empty(0, n, device=device)
 
     def _next_event(self, step: int) -> int | None:
+        """The next step, after this one, before which features are resampled."""
         return next((event for event in self.settings.at_steps if event > step), None)
 
     @torch.no_grad()
-    def observe(self, step: int, x_BD: Tensor, acts_BF: Tensor, sae: SAE) -> None:
-        """Sees the batch of a step, before the SAE is updated with it."""
+    def observe(self, step: int, x_BD: Tensor, fired_F: Tensor, sae: SAE) -> None:
+        """Takes note of a step's batch and of what fired, before the SAE is updated with it."""
         event = self._next_event(step)
         if event is None or step < event - self.settings.window_steps:
             return
-        self.silent_F = self.silent_F & ~(acts_BF > 0).any(0)  # not in place: a state may hold it
+        self.silent_F = self.silent_F & (fired_F == 0)  # not in place: a state may hold it
         if step < event - self.collecting_steps:
             return
-        loss_B = (x_BD - sae.decode(acts_BF)).square().sum(1).double()
+        loss_B = (x_BD - sae(x_BD)).square().sum(1).double()
         generator = torch.Generator().manual_seed(int(digest([self.seed, step])[:15], 16))
         waits_B = torch.empty(len(x_BD), dtype=torch.float64).exponential_(generator=generator).to(loss_B.device)
         # The logarithm of wait ÷ loss², which neither overflows nor underflows.
@@ -54,7 +52,7 @@ class Resampler:
 
     @torch.no_grad()
     def resample(self, step: int, sae: SAE, optimiser: torch.optim.Optimizer, objective: Objective) -> int:
-        """At an event: gives silent features new directions. Returns how many; 0 at other steps."""
+        """Gives silent features new directions, if the step is one to do so before. Returns how many it gave."""
         if step not in self.settings.at_steps:
             return 0
         x_KD = self.inputs_KD - sae.b_dec if self.settings.direction == "centred" else self.inputs_KD
@@ -62,21 +60,14 @@ class Resampler:
         silent_K = self.silent_F.nonzero().squeeze(1)[: len(x_KD)]
         directions_KD = torch.nn.functional.normalize(x_KD[: len(silent_K)])
         alive_F = ~self.silent_F if not self.silent_F.all() else torch.ones_like(self.silent_F)
-        for name, parameter in sae.named_parameters():
-            if not parameter.requires_grad or sae.feature_axis(name) is None:
-                continue
-            by_feature = _features_first(sae, name, parameter)  # views: writing to them writes to the parameter
-            if name == "W_dec":
-                norm = 1.0 if objective == "paper" else by_feature[alive_F].norm(dim=1).mean()
-                by_feature[silent_K] = directions_KD * norm
-            elif parameter.dim() == 2:
-                by_feature[silent_K] = directions_KD * (ENCODER_NORM * by_feature[alive_F].norm(dim=1).mean())
-            else:
-                by_feature[silent_K] = 0
+        sae.replace_features(silent_K, directions_KD, alive_F, objective)
+        for name, parameter in sae.learnt_parameters().items():
             state = optimiser.state[parameter]
-            _features_first(sae, name, state["exp_avg"])[silent_K] = 0
+            first, second = (sae.features_first(name, state[moment]) for moment in ("exp_avg", "exp_avg_sq"))
+            if first is None or second is None:
+                continue
+            first[silent_K] = 0
             # Not 0: with a large step count Adam's bias correction is over, and the first update would be 31.6 × lr.
-            second = _features_first(sae, name, state["exp_avg_sq"])
             second[silent_K] = second[alive_F].mean(0)
         self.silent_F = torch.ones_like(self.silent_F)
         self.keys_K, self.inputs_KD = self.keys_K.new_empty(0), self.inputs_KD.new_empty(0, sae.cfg.d_in)
@@ -85,13 +76,10 @@ class Resampler:
     # ---- state ----
 
     def state(self) -> dict[str, Tensor]:
-        """What a checkpoint keeps."""
+        """What a checkpoint keeps, on the CPU."""
         return {"silent": self.silent_F.cpu(), "keys": self.keys_K.cpu(), "inputs": self.inputs_KD.cpu()}
 
     def restore(self, state: dict[str, Tensor]) -> None:
+        """Goes back to what `state` returned."""
         device = self.silent_F.device
         self.silent_F, self.keys_K, self.inputs_KD = (state[k].to(device) for k in ("silent", "keys", "inputs"))
-
-
-def _features_first(sae: SAE, name: str, tensor: Tensor) -> Tensor:
-    return tensor if sae.feature_axis(name) == 0 else tensor.movedim(-1, 0)

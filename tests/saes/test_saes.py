@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import safetensors.torch
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from torch import Tensor
 
 from gsae_ray.errors import UserError
@@ -399,14 +399,10 @@ def soft() -> Iterator[type[SAE]]:
 
     @register("test_soft")
     class SoftSAE(SAE):
-        class Hyperparameters(BaseModel):
-            model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+        sparsity_hyperparameter = "strength"
 
+        class Hyperparameters(SAE.Hyperparameters):
             strength: float = Field(ge=0, description="a weight")
-
-        @property
-        def sparsity_coefficient(self) -> float:
-            return float(self.cfg.hyperparameters["strength"])
 
         def encode(self, x_BD: Tensor) -> Tensor:
             return torch.nn.functional.softplus((x_BD - self.b_dec) @ self.W_enc)
@@ -438,3 +434,12 @@ def test_the_registry_holds_the_packages_architectures_and_what_was_registered(s
     assert {name: REGISTRY[name].architecture for name in REGISTRY} == {name: name for name in REGISTRY}
     with pytest.raises(UserError, match="did you mean 'test_soft'"):
         build(config("test_sof"))
+
+
+def test_an_architecture_whose_sparsity_hyperparameter_does_not_exist_is_refused_at_once(soft: type[SAE]) -> None:
+    class Forgetful(soft):  # type: ignore[misc, valid-type]
+        sparsity_hyperparameter = "l1_coefficient"
+
+    with pytest.raises(TypeError, match="forgetful: sparsity_hyperparameter is 'l1_coefficient', which is none of"):
+        register("forgetful")(Forgetful)
+    assert "forgetful" not in REGISTRY

@@ -195,7 +195,7 @@ def drawn(rows_RD: Tensor, silent: int, seed: int, batches: int = 1) -> Tensor:
     acts_BF = torch.zeros(len(rows_RD) // batches, silent + 1)
     acts_BF[:, 0] = 1  # one feature is alive
     for step, x_BD in zip(range(9 - batches, 9), rows_RD.chunk(batches), strict=True):
-        resampler.observe(step, x_BD, acts_BF, sae)
+        resampler.observe(step, x_BD, acts_BF.sum(0), sae)
     assert resampler.resample(9, sae, optimiser, "paper") == silent
     return sae.W_dec.detach()[1:]
 

@@ -499,7 +499,7 @@ def test_unit_biases_train_as_on_activations_of_unit_norm(architecture: str) -> 
     assert unit.trivial_loss == pytest.approx(1, rel=1e-5)
     run(unit)
     for name, tensor in scaled.sae.named_parameters():
-        factor = 1 / math.sqrt(N) if name in scaled.sae.scaled_parameters else 1.0
+        factor = 1 / math.sqrt(N) if name in scaled.sae.scaled_tensors else 1.0
         torch.testing.assert_close(unit.sae.get_parameter(name), tensor * factor, rtol=2e-2, atol=2e-3)
 
 

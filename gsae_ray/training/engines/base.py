@@ -1,0 +1,31 @@
+"""What the trainer asks of an engine."""
+
+from __future__ import annotations
+
+from typing import NamedTuple, Protocol
+
+from torch import Tensor
+
+from gsae_ray.saes import SAE, Objective
+
+LOSSES = ("loss", "reconstruction_loss", "sparsity_loss", "auxiliary_loss")
+"""Names of a step's losses, as metrics have them; `saes.base.Losses` says what each is."""
+
+
+class StepResult(NamedTuple):
+    """What a training step found, on the device of the SAE and without a graph."""
+
+    losses_4: Tensor
+    """Those that `LOSSES` names, in its order."""
+    fired_F: Tensor
+    """Number of rows of the batch that each feature fired on, int64; their sum ÷ rows is L0."""
+
+
+class Engine(Protocol):
+    """Computes losses and gradients. What features a row activates, and in what form, is its own affair."""
+
+    def step(self, sae: SAE, x_BD: Tensor, coefficient: float, objective: Objective) -> StepResult:
+        """Losses of a batch; their gradient is left in `.grad` of each learnt parameter, where there was none before.
+
+        Parameters stay as they are; buffers may change.
+        """

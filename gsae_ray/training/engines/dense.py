@@ -1,0 +1,19 @@
+"""The dense engine: the architecture's own losses, differentiated by autograd."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from gsae_ray.saes import SAE, Objective
+from gsae_ray.training.engines.base import StepResult
+
+
+class DenseEngine:
+    """Works for every architecture; activations are an array [batch, d_sae]."""
+
+    def step(self, sae: SAE, x_BD: Tensor, coefficient: float, objective: Objective) -> StepResult:
+        losses = sae.losses(x_BD, coefficient, objective)
+        losses.loss.backward()
+        losses_4 = torch.stack([part.detach() for part in losses[:4]])
+        return StepResult(losses_4, (losses.acts_BF > 0).sum(0))
