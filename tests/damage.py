@@ -44,6 +44,8 @@ def _json(value: Any) -> Damage:
     return _becomes(json.dumps(value).encode())
 
 
+WRONG: list[Any] = [[], {"reason": 1}, None, True, 7, "text", {"attempt": "1"}]
+"""JSON that is whole, and nothing that a file of ours could hold."""
 DAMAGES: dict[str, Damage] = {
     "truncated": cut,
     "one bit": flip,
@@ -57,7 +59,7 @@ DAMAGES: dict[str, Damage] = {
     "no UTF-8": _becomes(b'{"reason": "\xff"}'),
     "deep": _becomes(b"[" * 100_000),
     "digits": _becomes(b'{"attempt": ' + b"9" * 10_000 + b"}"),
-    **{repr(value): _json(value) for value in ([], {"reason": 1}, None, True, 7, "text", {"attempt": "1"})},
+    **{repr(value): _json(value) for value in WRONG},
 }
 """By name."""
 COMMON = {name: DAMAGES[name] for name in list(DAMAGES)[:8]}

@@ -28,13 +28,14 @@ PATIENCE_S = 300.0
 
 
 class MLflowServer:
-    """`mlflow server`, with the processes that it starts; it comes back on the same port with the same database."""
+    """`mlflow server`, with the processes that it starts; it comes back on the same port with the same database.
+
+    Args:
+        folder: for its database, artifacts and log.
+        login: MLFLOW_AUTH_… and MLFLOW_FLASK_SERVER_SECRET_KEY of a server that wants one.
+    """
 
     def __init__(self, folder: Path, login: dict[str, str] | None = None) -> None:
-        """
-        Args:
-            login: MLFLOW_AUTH_… and MLFLOW_FLASK_SERVER_SECRET_KEY of a server that wants one.
-        """
         folder.mkdir(parents=True, exist_ok=True)
         self.folder = folder
         self.login = login
@@ -103,13 +104,16 @@ def free_ports(count: int) -> list[int]:
 
 
 class RayHead:
-    """`ray start --head` with its dashboard, as `cluster.yaml` starts it: token authentication, loopback."""
+    """`ray start --head` with its dashboard, as `cluster.yaml` starts it: token authentication, loopback.
+
+    Args:
+        folder: for its log.
+        token: what clients must send.
+        environment: of the node, and so of drivers and trials.
+        cpus: slots for trials.
+    """
 
     def __init__(self, folder: Path, token: str, environment: dict[str, str], cpus: int = 2) -> None:
-        """
-        Args:
-            environment: of the node, and so of drivers and trials.
-        """
         folder.mkdir(parents=True, exist_ok=True)
         self.folder = folder
         self.token = token

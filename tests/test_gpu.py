@@ -40,7 +40,7 @@ def local_ray() -> Iterator[None]:
 
 
 @pytest.fixture(scope="module")
-def quiet(tmp_path_factory: pytest.TempPathFactory, local_ray: None) -> Outcome:
+def quiet(tmp_path_factory: pytest.TempPathFactory, local_ray: None) -> Outcome:  # noqa: ARG001
     """The undisturbed sweep, its trials side by side on the GPU."""
     home = Home(tmp_path_factory.mktemp("quiet"), ON_GPU)
     result = home.run()

@@ -16,7 +16,9 @@ from gsae_ray.config.site import Site
 from gsae_ray.driver.launch import run
 from gsae_ray.hardware import machine
 
-GOLDEN = {  # (layer, architecture, λ) -> hash of the weights, L0, loss recovered, γ; at revision 040857e, 2026-11-28
+GOLDEN: dict[
+    tuple[int | None, str, float], tuple[str, float, float, float]
+] = {  # (layer, architecture, λ) -> hash of the weights, L0, loss recovered, γ; at revision 040857e, 2026-11-28
     (1, "gated", 1.0): ("ae6296c3b975a081", 46.16, 0.9800, 0.9981),
     (1, "gated", 2.0): ("81c907e7149382fe", 19.96, 0.9558, 0.9990),
     (1, "gated", 4.0): ("8fc4f2fb25cef464", 7.721, 0.9088, 1.0005),

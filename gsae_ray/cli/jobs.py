@@ -108,7 +108,6 @@ def status(job: str | None, address: str | None, as_json: bool) -> None:
 @one_line_errors
 def logs(job: str | None, address: str | None, follow: bool) -> None:
     """Prints what a submitted sweep's driver prints: JOB is an id or the sweep's name; default: the newest."""
-
     from gsae_ray.jobs.job import find
 
     found = find(job, address)
@@ -128,7 +127,6 @@ def stop(job: str, address: str | None) -> None:
 
     Trials save a checkpoint first; `gsae-ray submit … --resume` goes on.
     """
-
     from gsae_ray.jobs.job import LIVE, find
 
     found = find(job, address, running=True)

@@ -26,7 +26,7 @@ resume_option = click.option(
     "--resume",
     metavar="[auto]",
     type=click.Choice([_NEWEST, "auto"]),
-    callback=lambda ctx, option, value: value if value == "auto" else value is not None,
+    callback=lambda _ctx, _option, value: value if value == "auto" else value is not None,
     help="go on with the newest launch of this sweep, and the --set that it was begun with, instead of beginning "
     "another; auto: with the newest that is not finished, where there is one and the sweep is the same",
 )
@@ -73,7 +73,11 @@ class SchemaCommand(click.Command):
         alone = [arg == "--resume" and args[i + 1 : i + 2] != ["auto"] for i, arg in enumerate(args)]
         return super().parse_args(ctx, [f"{a}={_NEWEST}" if lone else a for a, lone in zip(args, alone, strict=True)])
 
-    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+    def format_epilog(
+        self,
+        ctx: click.Context,  # noqa: ARG002
+        formatter: click.HelpFormatter,
+    ) -> None:
         from gsae_ray.config.reference import describe
 
         formatter.write("".join(f"  {line}\n" if line else "\n" for line in (self.epilog or "").splitlines()))

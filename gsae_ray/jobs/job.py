@@ -190,7 +190,7 @@ class Job:
                 raise TimeoutError(f"{self.id} has not ended in {timeout_s:g} s")
             time.sleep(1)
 
-    def stop(self, say: Callable[[str], None] = lambda text: None) -> str:
+    def stop(self, say: Callable[[str], None] = lambda _: None) -> str:
         """Ends the job: Ray sends SIGTERM, at which trials save a checkpoint, and SIGKILL when its grace is over.
 
         Args:
@@ -280,12 +280,7 @@ def find(name: str | None = None, address: str | None = None, running: bool = Fa
 
 
 def _chosen(known: Sequence[tuple[Job, bool]], name: str | None, running: bool, address: str) -> Job:
-    """See `find`.
-
-    Args:
-        known: the jobs, the newest first, and whether each is live.
-        address: for the error's text.
-    """
+    """See `find`; of `known` jobs, the newest first, and whether each is live."""
     found = [job for job, live in known if name in (None, job.id, job.sweep) and (live or not running)]
     if running and len(found) > 1:  # the others may be somebody else's
         raise UserError(f"several of these run; give the id of one: {', '.join(job.id for job in found)}")

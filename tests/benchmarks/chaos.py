@@ -1,5 +1,6 @@
-"""A sweep while something is killed every few seconds, compared with the quiet run: weights bit for bit, metric rows
-and frontier to the last digit, everything in MLflow once.
+"""A sweep while something is killed every few seconds, compared with the quiet run.
+
+Weights bit for bit, metric rows and frontier to the last digit, everything in MLflow once.
 
     python tests/benchmarks/chaos.py --minutes 20 --seed 0
 

@@ -87,7 +87,7 @@ class LightProducer:
     def ready(self) -> str:
         return "nowhere"
 
-    def produce(self, block: int, sites: Sequence[str], store: Any) -> list[Any]:
+    def produce(self, block: int, sites: Sequence[str], store: Any) -> list[Any]:  # noqa: ARG002
         return [dict.fromkeys(sites, b"statistics") if block == 0 else {}, *[b""] * (len(sites) * CHUNKS)]
 
 
@@ -170,7 +170,7 @@ class Watch:
 
     def __init__(self, store: Any) -> None:
         self.store = store
-        self.process = psutil.Process(ray.get(store.__ray_call__.remote(lambda shell: os.getpid())))
+        self.process = psutil.Process(ray.get(store.__ray_call__.remote(lambda _: os.getpid())))
         self.peak_bytes = 0
         self.lapses = 0
         self.produced = 0
@@ -254,7 +254,7 @@ def measure(
     for method in ("lease", "beat"):
         taken_s[method] = [s for calls, _ in results for end, s in calls[method] if 0 <= end - watch.began <= wall_s]
     answers = len(taken_s["lease"]) + len(taken_s["beat"])
-    row = {"trials": trials, "pace": pace_s, "budget": budget, "attach": attach_s} | store_did
+    row: dict[str, Any] = {"trials": trials, "pace": pace_s, "budget": budget, "attach": attach_s} | store_did
     row["CPU %"] = 100 * row["CPU s"] / row["wall s"]
     row["ms/call"] = 1000 * row["CPU s"] / max(answers, 1)
     for method, percents in LATENCIES.items():

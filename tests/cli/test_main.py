@@ -119,19 +119,22 @@ def test_ui_on_a_port_that_is_taken_does_not_name_somebody_elses_server(here: Pa
     assert "http://" not in result.output
 
 
-def test_a_storage_that_cannot_be_written_is_one_line(here: Path) -> None:
+@pytest.mark.usefixtures("here")
+def test_a_storage_that_cannot_be_written_is_one_line() -> None:
     Path("file").write_text("")
     assert "file" in error_line(invoke("run", QUICKSTART, "--storage", "file"))
 
 
-def test_help_teaches_the_sweep_file(here: Path) -> None:
+@pytest.mark.usefixtures("here")
+def test_help_teaches_the_sweep_file() -> None:
     text = invoke("run", "--help").output
     for word in ("l1_coefficient", "shuffle_tokens", "log_range", "resid_post", "--set", "--resume", "evaluation:"):
         assert word in text
     assert "split: [auto]" in text and "[auto]: leave it out, or null" in text  # no split is called auto
 
 
-def test_help_tells_the_exit_codes(here: Path) -> None:
+@pytest.mark.usefixtures("here")
+def test_help_tells_the_exit_codes() -> None:
     text = invoke("run", "--help").output
     assert all(re.search(rf"^ +{code} +\S", text, re.MULTILINE) for code in (0, 2, 3, 75)), text
 
@@ -202,9 +205,8 @@ def test_mlflow_that_goes_when_all_is_done_takes_neither_table_nor_exit_code(
         (["SWEEP", "--resume", "--set", "name=a"], True),
     ],
 )
-def test_resume_stands_alone_or_with_auto(
-    here: Path, monkeypatch: pytest.MonkeyPatch, words: list[str], expected: object
-) -> None:
+@pytest.mark.usefixtures("here")
+def test_resume_stands_alone_or_with_auto(monkeypatch: pytest.MonkeyPatch, words: list[str], expected: object) -> None:
     given: list[object] = []
 
     def run(*_: object, resume: object, **__: object) -> None:
@@ -223,7 +225,7 @@ def command(*arguments: str, **options: object) -> subprocess.Popen[str]:
     heed = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"
     program = [sys.executable, "-c", f"{heed}; from gsae_ray.cli.main import main; main()", *arguments]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "start_new_session": True}
-    return subprocess.Popen(program, **pipes, **options)  # type: ignore[call-overload, no-any-return]
+    return subprocess.Popen(program, **pipes, **options)  # type: ignore[call-overload]
 
 
 @pytest.mark.slow

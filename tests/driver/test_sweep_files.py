@@ -94,8 +94,9 @@ def cut_down(file: str, checkpoints: dict[str, Path]) -> list[str]:
             overrides.append(f"saes.{index}.tokens=1024")
     if sweep.evaluation.pursuit_l0 is not None:
         overrides.append("evaluation.pursuit_l0=[2, 4]")
-    if len(sweep.sites.layers) > 2:
-        overrides.append(f"sites.layers=[{sweep.sites.layers[-1]}]")
+    layers = sweep.sites.layers
+    if not isinstance(layers, dict) and len(layers) > 2:
+        overrides.append(f"sites.layers=[{layers[-1]}]")
     return overrides
 
 
@@ -118,9 +119,8 @@ QUICK = ("gelu_1l.yaml", "ablations.yaml")
 @pytest.mark.parametrize(
     "file", [pytest.param(file, marks=[] if file in QUICK else [pytest.mark.slow]) for file in FILES]
 )
-def test_a_sweep_file_runs_end_to_end_cut_down(
-    file: str, checkpoints: dict[str, Path], local_ray: None, tmp_path: Path
-) -> None:
+@pytest.mark.usefixtures("local_ray")
+def test_a_sweep_file_runs_end_to_end_cut_down(file: str, checkpoints: dict[str, Path], tmp_path: Path) -> None:
     sweep = small(file, checkpoints)
     result = launch.run(
         sweep, storage=tmp_path, tracking_uri=f"sqlite:///{tmp_path}/mlflow.db", console=Console(quiet=True)
@@ -141,7 +141,7 @@ def test_a_sweep_file_runs_end_to_end_cut_down(
 
 
 @pytest.mark.parametrize("file", FILES)
-def test_plan_answers_for_the_whole_file(file: str, checkpoints: dict[str, Path], tmp_path: Path) -> None:
+def test_plan_answers_for_the_whole_file(file: str, tmp_path: Path) -> None:
     """At the real sizes, without weights: of the big models a folder that holds nothing but the configuration."""
     arguments = ["plan", str(SWEEPS / file), "--storage", str(tmp_path), "--slots", "4", "--json"]
     model = MODELS.get(file)

@@ -191,13 +191,13 @@ def look_at_mlflow(server: MLflowServer, experiment_id: str, run_id: str) -> Non
     if browser is None:
         warnings.warn("Debian's chromium is not installed (.ci/run installs it): no look at the pages", stacklevel=1)
         return
-    from playwright.sync_api import sync_playwright
+    from playwright.sync_api import HttpCredentials, sync_playwright
 
     SCREENSHOTS.mkdir(parents=True, exist_ok=True)
     with sync_playwright() as playwright:
         chromium = playwright.chromium.launch(executable_path=browser, args=["--no-sandbox"])
         try:
-            credentials = {"username": "admin", "password": PASSWORD}
+            credentials = HttpCredentials(username="admin", password=PASSWORD)
             page = chromium.new_page(http_credentials=credentials, viewport={"width": 1600, "height": 1000})
             page.set_default_timeout(60_000)
             page.goto(f"{server.uri}/#/experiments/{experiment_id}/runs")

@@ -13,6 +13,7 @@ from servers import serving
 from gsae_ray.errors import UserError
 from gsae_ray.jobs import dashboard
 from gsae_ray.jobs.job import find, overview
+from gsae_ray.tracking.connection import PATIENCE_S
 
 
 def test_another_ray_is_told_of_with_what_to_do() -> None:
@@ -41,7 +42,7 @@ def test_another_ray_is_told_of_with_what_to_do() -> None:
 
 @pytest.mark.timeout(60)  # Ray's client waits for ever
 def test_a_dashboard_that_hangs_is_said_to_be_away(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert dashboard.PATIENCE_S == 15
+    assert PATIENCE_S == 15
     monkeypatch.setattr(dashboard, "PATIENCE_S", 1)
     with socket.create_server(("127.0.0.1", 0)) as server:
         address = f"http://127.0.0.1:{server.getsockname()[1]}"

@@ -28,7 +28,7 @@ def test_jobs_that_are_no_whole_ones_of_a_sweep_are_left_out() -> None:
             metadata = [whole, {"gsae.sweep": "s"}, {}, None]
             return [SimpleNamespace(submission_id=str(i), metadata=m, start_time=i) for i, m in enumerate(metadata)]
 
-    assert [job.id for job, _ in jobs_of(Client())] == ["0"]  # type: ignore[arg-type]
+    assert [job.id for job, _ in jobs_of(Client())] == ["0"]
 
 
 @pytest.mark.parametrize(("launch_id", "said"), [(None, "again:"), ("20260101-000000-abcd", "go on:")])
@@ -44,7 +44,7 @@ def test_status_of_a_job_that_never_began_a_launch_does_not_advise_to_resume_one
 def test_a_job_is_chosen_by_its_id_or_as_the_newest_of_its_sweep() -> None:
     def job(job_id: str, sweep: str) -> Job:
         told = {"gsae.sweep": sweep, "gsae.experiment": sweep, "gsae.tracking_uri": "", "gsae.storage": "~"}
-        return Job(None, job_id, told)  # type: ignore[arg-type]
+        return Job(None, job_id, told)
 
     known = [(job("a-2", "a"), True), (job("b-1", "b"), True), (job("a-1", "a"), False)]
 
@@ -70,11 +70,11 @@ def test_a_login_goes_only_to_the_server_that_it_is_for(tmp_path: Path, monkeypa
     login = "[mlflow]\nmlflow_tracking_username = me\nmlflow_tracking_password = secret\n"
     (tmp_path / ".mlflow" / "credentials").write_text(login)
     told = {"gsae.sweep": "s", "gsae.experiment": "s", "gsae.tracking_uri": "http://127.0.0.1:1/", "gsae.storage": "~"}
-    job = Job(None, "job", told)  # type: ignore[arg-type]
+    job = Job(None, "job", told)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:2")
     with pytest.raises(UserError, match="set MLFLOW_TRACKING_URI to it"):
         job._launch()
-    given = Job(None, "job", told, trusted=True)  # type: ignore[arg-type]
+    given = Job(None, "job", told, trusted=True)
     with pytest.raises(UserError, match="does not answer"):  # it was asked: `submit` was told of the server
         given._launch()
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:1")  # the same, but for a slash
