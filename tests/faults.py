@@ -50,7 +50,7 @@ PATIENCE_S = 200.0
 
 
 def seed() -> int:
-    """GSAE_FAULTS_SEED; else 0 in CI, and another one each time elsewhere, printed so that a failure can be had again."""
+    """GSAE_FAULTS_SEED; else 0 in CI, elsewhere another one each time; printed, so that a failure can be had again."""
     value = int(os.environ.get("GSAE_FAULTS_SEED") or (0 if os.environ.get("CI") else time.time_ns() % 10**6))
     print(f"GSAE_FAULTS_SEED={value}")  # noqa: T201
     return value

@@ -31,7 +31,7 @@ def rng() -> random.Random:
     return random.Random(seed())
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="module", autouse=True)
 def local_ray() -> Iterator[None]:
     ray.init(address="local", include_dashboard=False, log_to_driver=False)
     assert ray.cluster_resources()["GPU"] >= 1
@@ -40,7 +40,7 @@ def local_ray() -> Iterator[None]:
 
 
 @pytest.fixture(scope="module")
-def quiet(tmp_path_factory: pytest.TempPathFactory, local_ray: None) -> Outcome:  # noqa: ARG001
+def quiet(tmp_path_factory: pytest.TempPathFactory) -> Outcome:
     """The undisturbed sweep, its trials side by side on the GPU."""
     home = Home(tmp_path_factory.mktemp("quiet"), ON_GPU)
     result = home.run()

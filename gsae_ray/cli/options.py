@@ -73,11 +73,7 @@ class SchemaCommand(click.Command):
         alone = [arg == "--resume" and args[i + 1 : i + 2] != ["auto"] for i, arg in enumerate(args)]
         return super().parse_args(ctx, [f"{a}={_NEWEST}" if lone else a for a, lone in zip(args, alone, strict=True)])
 
-    def format_epilog(
-        self,
-        ctx: click.Context,  # noqa: ARG002
-        formatter: click.HelpFormatter,
-    ) -> None:
+    def format_epilog(self, _ctx: click.Context, formatter: click.HelpFormatter) -> None:
         from gsae_ray.config.reference import describe
 
         formatter.write("".join(f"  {line}\n" if line else "\n" for line in (self.epilog or "").splitlines()))

@@ -87,7 +87,7 @@ class LightProducer:
     def ready(self) -> str:
         return "nowhere"
 
-    def produce(self, block: int, sites: Sequence[str], store: Any) -> list[Any]:  # noqa: ARG002
+    def produce(self, block: int, sites: Sequence[str], _store: Any) -> list[Any]:
         return [dict.fromkeys(sites, b"statistics") if block == 0 else {}, *[b""] * (len(sites) * CHUNKS)]
 
 
