@@ -19,7 +19,8 @@ from gsae_ray.activations.layout import Layout
 from gsae_ray.activations.producer_pool import ProducerDied
 from gsae_ray.activations.production_log import Counters, ProductionLog
 from gsae_ray.activations.statistics import Norms, SiteStatistics
-from gsae_ray.activations.store import ActivationStore, ReaderSpec
+from gsae_ray.activations.store import ActivationStore
+from gsae_ray.activations.trial_positions import ReaderSpec
 from gsae_ray.evaluation.metrics import Evaluation
 
 TURN_S = 0.001

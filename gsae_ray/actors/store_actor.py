@@ -20,7 +20,8 @@ from gsae_ray.activations.layout import Layout
 from gsae_ray.activations.producer_pool import ProducerDied, Ref
 from gsae_ray.activations.production_log import ProductionLog
 from gsae_ray.activations.statistics import SiteStatistics
-from gsae_ray.activations.store import ActivationStore, ReaderSpec, StoreReport
+from gsae_ray.activations.store import ActivationStore, StoreReport
+from gsae_ray.activations.trial_positions import ReaderSpec
 from gsae_ray.errors import ProductionError, reason
 from gsae_ray.evaluation.metrics import Evaluation
 

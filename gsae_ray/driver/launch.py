@@ -32,7 +32,7 @@ from ray import tune
 from rich.console import Console
 
 from gsae_ray.activations.production_log import PRODUCTION_LOG, Counters, damage_of_log
-from gsae_ray.activations.store import ReaderSpec
+from gsae_ray.activations.trial_positions import ReaderSpec
 from gsae_ray.actors.store_actor import StoreClient
 from gsae_ray.actors.trial_actor import SAETrial, TrialContext
 from gsae_ray.capacity import fit as room

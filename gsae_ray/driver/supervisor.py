@@ -21,7 +21,8 @@ from ray.actor import ActorHandle
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from gsae_ray.activations.production_log import PRODUCTION_LOG, ProductionLog
-from gsae_ray.activations.store import ReaderSpec, StoreReport, Wait
+from gsae_ray.activations.store import StoreReport, Wait
+from gsae_ray.activations.trial_positions import ReaderSpec
 from gsae_ray.config.sections import TrialSettings
 from gsae_ray.config.trial import TrialSpec
 from gsae_ray.driver.cluster_nodes import AGAIN_S, ROOM_S, describe_room

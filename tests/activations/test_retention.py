@@ -23,7 +23,8 @@ from gsae_ray.activations.layout import Layout
 from gsae_ray.activations.production_log import Counters
 from gsae_ray.activations.retention import WINDOW, forward_ratio
 from gsae_ray.activations.statistics import SiteStatistics
-from gsae_ray.activations.store import ActivationStore, ReaderSpec
+from gsae_ray.activations.store import ActivationStore
+from gsae_ray.activations.trial_positions import ReaderSpec
 from gsae_ray.evaluation.metrics import Evaluation
 
 BLOCKS = 8

@@ -30,7 +30,7 @@ from stores import (
     turns,
 )
 
-from gsae_ray.activations.store import ReaderSpec
+from gsae_ray.activations.trial_positions import ReaderSpec
 from gsae_ray.errors import NumericError, ProductionError, StaleAttemptError
 from gsae_ray.evaluation.metrics import Evaluation
 

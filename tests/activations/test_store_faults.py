@@ -31,7 +31,8 @@ from stores import (
     turns,
 )
 
-from gsae_ray.activations.store import LAPSE_S, ReaderSpec, Wait
+from gsae_ray.activations.store import Wait
+from gsae_ray.activations.trial_positions import LAPSE_S, ReaderSpec
 from gsae_ray.errors import StaleAttemptError
 
 LAYOUT = layout_of(5, 6, 7, 4, 5, 6)

@@ -218,7 +218,7 @@ def measure(
 ) -> dict[str, Any]:
     """A row of the table: one store's life."""
     # Imported here, so that the processes of producers, which need this module, do not load torch.
-    from gsae_ray.activations.store import ReaderSpec
+    from gsae_ray.activations.trial_positions import ReaderSpec
     from gsae_ray.actors.store_actor import BEAT_S
     from gsae_ray.driver.start_actors import start_store
 

@@ -17,7 +17,7 @@ from rich.console import Console
 import gsae_ray
 from gsae_ray.activations.producer import LocalBlockReader, Producer
 from gsae_ray.activations.reader import RowStream
-from gsae_ray.activations.store import ReaderSpec
+from gsae_ray.activations.trial_positions import ReaderSpec
 from gsae_ray.actors.store_actor import StoreBlockReader, StoreClient
 from gsae_ray.config.sweep import Sweep
 from gsae_ray.driver import launch

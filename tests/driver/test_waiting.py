@@ -25,7 +25,8 @@ from stores import NORMS
 
 from gsae_ray.activations.layout import Layout
 from gsae_ray.activations.statistics import SiteStatistics
-from gsae_ray.activations.store import ReaderSpec, Wait
+from gsae_ray.activations.store import Wait
+from gsae_ray.activations.trial_positions import ReaderSpec
 from gsae_ray.config.sweep import Sweep
 from gsae_ray.driver import cluster_nodes as placement
 from gsae_ray.driver import launch, supervisor
