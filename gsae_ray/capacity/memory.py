@@ -52,15 +52,20 @@ def skeleton(trial: TrialSpec) -> SAE:
 
 
 def parameter_count(trial: TrialSpec) -> int:
-    """How many numbers a trial's SAE is made of."""
+    """Number of parameters of a trial's SAE."""
     return sum(p.numel() for p in skeleton(trial).parameters())
+
+
+def sae_bytes(sae: SAE) -> int:
+    """Of an SAE's parameters and buffers."""
+    return sum(tensor.numel() * tensor.element_size() for tensor in sae.state_dict().values())
 
 
 def of_trial(trial: TrialSpec, on_gpu: bool) -> Memory:
     """A trial at its largest: within a training step, or on the CPU perhaps while a checkpoint is copied."""
-    parameters = list(skeleton(trial).parameters())
-    weights = FLOAT * sum(p.numel() for p in parameters)
-    learnt = FLOAT * sum(p.numel() for p in parameters if p.requires_grad)
+    sae = skeleton(trial)
+    weights = sae_bytes(sae)
+    learnt = FLOAT * sum(p.numel() for p in sae.learnt_parameters().values())
     arrays = REGISTRY[trial.architecture].training_arrays
     batch = FLOAT * trial.training.batch_size * (4 * trial.d_in + arrays * trial.d_sae)
     step = weights + 3 * learnt + batch  # gradients, two moments
@@ -87,7 +92,7 @@ def of_producer(
     logits = sweep.evaluation.batch * a_context
     clean = a_context * -(-sweep.evaluation.tokens // sweep.rows_a_context)
     rows, trials = sweep.evaluation.batch * context, list(trials)
-    sae = FLOAT * max(map(parameter_count, trials), default=0)
+    sae = max((sae_bytes(skeleton(trial)) for trial in trials), default=0)
     features = max((REGISTRY[t.architecture].training_arrays * t.d_sae for t in trials), default=0)
     evaluation = max(4 * logits, FLOAT * rows * features) + (clean if clean <= CLEAN_CACHE_BYTES else logits)
     if sweep.producers.gpus:

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from gsae_ray.config.recipe import show
-from gsae_ray.config.trial import RUN, TrialSpec
+from gsae_ray.config.trial import PARENT, RUN, TrialSpec
 from gsae_ray.errors import UserError
 from gsae_ray.files import digest
 from gsae_ray.saes import REGISTRY, SAEConfig
@@ -26,7 +26,8 @@ def with_parent(
         UserError: there is none, there are several, or it is of another model, site, architecture, shape or objective.
     """
     architecture = REGISTRY[trial.architecture].parent_architecture
-    run_id: str | None = trial.hyperparameters.get("parent")
+    sparsity = _sparsity_hyperparameter(trial.architecture)
+    run_id: str | None = trial.hyperparameters.get(PARENT)
     if run_id is not None:
         cfg, fingerprint = runs[run_id]
         wanted = {"architecture": architecture, "site": trial.site, "d_in": trial.d_in, "d_sae": trial.d_sae}
@@ -42,11 +43,11 @@ def with_parent(
             raise UserError(f"{where}.parent: the SAE of run {run_id} is of model {of_model!r}, not of {model!r}")
         training = _part(cfg, "training")
         objective, recipe = training.get("objective", trial.training.objective), training.get("recipe")
-        l1_coefficient = float(cfg.hyperparameters["l1_coefficient"])
+        of_parent = float(cfg.hyperparameters[_sparsity_hyperparameter(cfg.architecture)])
         l1_units = training.get("l1_units", trial.training.l1_units)
         trial = dataclasses.replace(
             trial,
-            hyperparameters={**trial.hyperparameters, "l1_coefficient": l1_coefficient},
+            hyperparameters={**trial.hyperparameters, sparsity: of_parent},
             training=trial.training.model_copy(update={"l1_units": l1_units}),
         )
     else:
@@ -55,7 +56,7 @@ def with_parent(
             what = "no" if not found else f"{len(found)}"
             raise UserError(
                 f"{where}: {what} {architecture} trial{'s' if len(found) > 1 else ''} of the same site ({trial.site}), "
-                f"width ({trial.d_sae}), l1_coefficient ({show(trial.hyperparameters['l1_coefficient'])}, in "
+                f"width ({trial.d_sae}), {sparsity} ({show(trial.sparsity)}, in "
                 f"l1_units {trial.training.l1_units}) and seed ({trial.training.seed}) to be the parent of a "
                 f"{trial.architecture} trial; there must be exactly one in the sweep, or name a run: parent"
             )
@@ -70,6 +71,13 @@ def with_parent(
     return dataclasses.replace(trial, parent=parent, parent_recipe=recipe, identity=identity)
 
 
+def _sparsity_hyperparameter(architecture: str) -> str:
+    """Of an architecture that has a parent, or is one: parent and child are of the same sparsity."""
+    name = REGISTRY[architecture].sparsity_hyperparameter
+    assert name is not None, f"{architecture} has no sparsity_hyperparameter"
+    return name
+
+
 def _part(cfg: SAEConfig, key: str) -> dict[str, Any]:
     """Of an SAE's metadata, which is anything in one that was not saved by a sweep."""
     part = cfg.metadata.get(key)
@@ -80,8 +88,7 @@ def _parents_in_sweep(trial: TrialSpec, candidates: Sequence[TrialSpec]) -> list
     """Those that may be the trial's parent: the nearest, where several are of the same site, width, λ and seed."""
 
     def same(spec: TrialSpec) -> tuple[Any, ...]:
-        l1 = (spec.hyperparameters.get("l1_coefficient"), spec.training.l1_units)
-        return (spec.site, spec.d_sae, l1, spec.training.seed)
+        return (spec.site, spec.d_sae, spec.sparsity, spec.training.l1_units, spec.training.seed)
 
     architecture = REGISTRY[trial.architecture].parent_architecture
     found = [c for c in candidates if c.architecture == architecture and same(c) == same(trial)]

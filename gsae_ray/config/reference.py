@@ -17,11 +17,11 @@ from pydantic.fields import FieldInfo
 
 from gsae_ray.config.explain import models_in
 from gsae_ray.config.layers import Layers
-from gsae_ray.config.sae_settings import TRAINABLE, SAESettings
+from gsae_ray.config.sae_settings import SAESettings
 from gsae_ray.config.site import SiteSettings
 from gsae_ray.config.sweep import Sweep
 from gsae_ray.fields import AtMost, bounds_in, expand_grid
-from gsae_ray.saes import REGISTRY
+from gsae_ray.saes import REGISTRY, trainable_architectures
 
 _INTRODUCTION = """\
 # The sweep file
@@ -94,7 +94,7 @@ def describe(model: type[BaseModel] = Sweep) -> str:
         if nested is not None and not (model is SAESettings and nested is SiteSettings):
             lines.extend("  " + line for line in describe(nested).splitlines())
     if model is SAESettings:
-        for architecture in TRAINABLE:
+        for architecture in trainable_architectures():
             for name, field in REGISTRY[architecture].Hyperparameters.model_fields.items():
                 lines.append(f"{name}: {field.description}{_upper_bounds(field)} ({architecture})")
     return "\n".join(lines)
@@ -126,7 +126,7 @@ def markdown() -> str:
             if nested is not None and nested is not SiteSettings:
                 parts += [f"### {name}.{key}\n", f"{_about(nested)}\n", _table(nested)]
         if model is SAESettings:
-            for architecture in TRAINABLE:
+            for architecture in trainable_architectures():
                 sae = REGISTRY[architecture]
                 what = (sys.modules[sae.__module__].__doc__ or "").splitlines()[0]
                 parts += [f"### Keys of architecture {architecture}\n", f"{what}\n", _table(sae.Hyperparameters)]

@@ -15,9 +15,8 @@ from gsae_ray.config.recipe import TrainingSettings
 from gsae_ray.config.site import Site, SiteSettings
 from gsae_ray.errors import UserError, shown, suggest
 from gsae_ray.fields import AtMost, Grid, Positive, Settings, expand_grid, unique
-from gsae_ray.saes import REGISTRY
+from gsae_ray.saes import REGISTRY, trainable_architectures
 
-TRAINABLE = tuple(name for name in REGISTRY if REGISTRY[name].trainable)
 MAX_TRIALS = 10_000
 MAX_WIDTH = 10**9
 Width = Annotated[Positive, AtMost(MAX_WIDTH, "an SAE's weights are in memory")]
@@ -38,7 +37,7 @@ class SAESettings(Settings):
 
     model_config = ConfigDict(extra="allow", frozen=True, strict=True)
 
-    architecture: str = Field(description=f"one of: {', '.join(TRAINABLE)}")
+    architecture: str = Field(description=f"one of: {', '.join(trainable_architectures())}")
     widths: Grid[Width] | None = Field(
         None,
         description="numbers of features (d_sae); a list is a grid; {equal_compute_with: gated}: 1.5 x the widths of "
@@ -57,9 +56,10 @@ class SAESettings(Settings):
         if not isinstance(value, Mapping) or not isinstance(value.get("architecture"), str):
             return value
         architecture = value["architecture"]
-        if architecture not in TRAINABLE:
+        known_ones = trainable_architectures()
+        if architecture not in known_ones:
             what = "unknown architecture" if architecture not in REGISTRY else "no sweep can train the architecture"
-            raise refusal([(("architecture",), f"{what} {shown(architecture)}; {suggest(architecture, TRAINABLE)}")])
+            raise refusal([(("architecture",), f"{what} {shown(architecture)}; {suggest(architecture, known_ones)}")])
         own = REGISTRY[architecture].Hyperparameters.model_fields
         known = {**cls.model_fields, **own, **TrainingSettings.model_fields}
         unknown = [key for key in value if key not in known]

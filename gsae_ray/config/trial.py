@@ -18,14 +18,16 @@ _PLAIN_SITE = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.\-]*(:input|:output)?")
 """A site whose name no other one has once it is fit for a folder."""
 RUN = "run:"
 """How `TrialSpec.parent` begins where it is a run."""
-SPARSITY = ("l1_coefficient", "parent")
-"""Hyperparameters that are no option of an architecture, though they may be left out."""
+PARENT = "parent"
+"""The hyperparameter that names the run that training starts from."""
 
 
 def _options(architecture: str) -> dict[str, Any]:
     """An architecture's options, by which its variants differ, and their defaults."""
-    fields = REGISTRY[architecture].Hyperparameters.model_fields
-    return {key: f.default for key, f in fields.items() if not f.is_required() and key not in SPARSITY}
+    sae = REGISTRY[architecture]
+    others = (sae.sparsity_hyperparameter, PARENT)  # no options, though they may be left out
+    fields = sae.Hyperparameters.model_fields
+    return {key: f.default for key, f in fields.items() if not f.is_required() and key not in others}
 
 
 def _variant(architecture: str, hyperparameters: Mapping[str, Any]) -> dict[str, Any]:
@@ -64,8 +66,8 @@ class TrialSpec:
             settings["training"].pop(key)
         options = _options(fields["architecture"])
         variant = _variant(fields["architecture"], hyperparameters)
-        sparsity = "_".join(f"{k}{show(v)}" for k, v in hyperparameters.items() if k not in options and v is not None)
-        sparsity = sparsity.replace("l1_coefficient", "l1-")
+        shown = {key: value for key, value in hyperparameters.items() if key not in options and value is not None}
+        sparsity = "_".join(re.sub("_coefficient$", "-", key) + show(value) for key, value in shown.items())
         sparsity += "".join(f"_{k}-{show(v)}" for k, v in variant.items())
         rest = f"{training.objective}-{training.schedule}_lr{show(training.lr)}_seed{training.seed}"
         rest += "".join(f"_{key}{show(value)}" for key, value in (overrides or {}).items())
@@ -74,6 +76,11 @@ class TrialSpec:
         if len(plain) > MAX_NAME or not _PLAIN_SITE.fullmatch(fields["site"]):  # file names end at 255 bytes
             plain = f"{plain[: MAX_NAME - 9]}_{digest(name)[:8]}"
         return cls(name=plain, identity=digest(settings)[:16], **fields)
+
+    @property
+    def sparsity(self) -> Any:
+        """The hyperparameter that sets how sparse the features are; None where the architecture has no such."""
+        return self.hyperparameters.get(REGISTRY[self.architecture].sparsity_hyperparameter or "")
 
     @property
     def follows(self) -> bool:

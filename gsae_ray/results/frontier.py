@@ -124,7 +124,8 @@ def _row(outcome: Outcome) -> dict[str, Any]:
         KeyError, ValueError: a tag or a parameter is missing, or makes no sense.
     """
     params = outcome.params
-    sparsity_key = next(iter(REGISTRY[params["architecture"]].Hyperparameters.model_fields), None)
+    sae = REGISTRY[params["architecture"]]
+    sparsity = sae.sparsity_hyperparameter
     return {
         "run_id": outcome.run_id,
         "trial": outcome.tags[TRIAL],
@@ -132,9 +133,9 @@ def _row(outcome: Outcome) -> dict[str, Any]:
         "architecture": params["architecture"],
         "recipe": params["recipe"],
         "variant": params.get("variant", ""),
-        "l1_units": params.get("l1_units", "sum"),
+        "l1_units": params.get("l1_units", "sum") if sae.sparsity_in_l1_units else "",
         "d_sae": int(params["d_sae"]),
-        "sparsity": float(params[sparsity_key]) if sparsity_key else float("nan"),
+        "sparsity": float(params[sparsity]) if sparsity else float("nan"),
         "lr": float(params["lr"]),
         "seed": int(params["seed"]),
         "tokens": int(params["tokens"]),
@@ -262,7 +263,7 @@ def frontier(
             f"{len(recipes)} recipes are mixed here ({', '.join(recipes)}): the frontier is that of all SAEs, not a "
             "comparison of architectures"
         )
-    if rows["l1_units"].nunique() > 1:
+    if len(set(rows["l1_units"]) - {""}) > 1:
         notes.append("sparsity: some coefficients are in the paper's units, others in sum units (training.l1_units)")
     if rows.groupby("site")["tokens"].nunique().gt(1).any():
         shared = "share one frontier" if tokens == MIXED else "have a frontier each (--tokens all: one for all)"

@@ -4,7 +4,7 @@ from gsae_ray.saes.base import SAE, Losses, Objective, SAEConfig, to_bytes
 from gsae_ray.saes.files import from_bytes, load
 from gsae_ray.saes.gated import GatedSAE
 from gsae_ray.saes.jumprelu import JumpReLUSAE
-from gsae_ray.saes.registry import REGISTRY, build, register
+from gsae_ray.saes.registry import REGISTRY, build, register, trainable_architectures
 from gsae_ray.saes.rescale_shift import RescaleShiftSAE
 from gsae_ray.saes.standard import StandardSAE
 
@@ -23,4 +23,5 @@ __all__ = [
     "load",
     "register",
     "to_bytes",
+    "trainable_architectures",
 ]

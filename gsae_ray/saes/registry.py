@@ -66,6 +66,11 @@ def register(name: str) -> Callable[[SAEType], SAEType]:
     return add
 
 
+def trainable_architectures() -> tuple[str, ...]:
+    """Names of the architectures that a sweep can train."""
+    return tuple(name for name in REGISTRY if REGISTRY[name].trainable)
+
+
 def build(cfg: SAEConfig) -> SAE:
     """An SAE of this configuration with all weights zero.
 

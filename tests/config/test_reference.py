@@ -9,9 +9,8 @@ import pytest
 
 from gsae_ray.config import plain_yaml
 from gsae_ray.config.reference import markdown
-from gsae_ray.config.sae_settings import TRAINABLE
 from gsae_ray.config.sweep import Sweep
-from gsae_ray.saes import REGISTRY
+from gsae_ray.saes import REGISTRY, trainable_architectures
 
 PAGE = Path(__file__).parents[2] / "docs" / "sweep_file.md"
 EXAMPLES = re.findall("```yaml\n(.*?)```", markdown(), re.DOTALL)
@@ -36,6 +35,6 @@ def test_every_key_has_a_row_with_its_type_default_and_bounds() -> None:
     assert "| `context_size` | integer | `128` | at least 3, at most 1e09 (they are in memory at once) |" in markdown()
     assert "| `lr` | number · grid | `0.0003` | above 0, " in markdown()
     assert "| `seed` | integer | `0` | at least 0, below 4,294,967,296 |" in markdown()
-    for name in TRAINABLE:
+    for name in trainable_architectures():
         assert f"### Keys of architecture {name}" in markdown()
         assert all(f"| `{key}` |" in markdown() for key in REGISTRY[name].Hyperparameters.model_fields)

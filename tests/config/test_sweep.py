@@ -18,13 +18,12 @@ from gsae_ray.config import sweep as sweep_module
 from gsae_ray.config.load import load_sweep
 from gsae_ray.config.recipe import TrialTraining
 from gsae_ray.config.reference import describe
-from gsae_ray.config.sae_settings import TRAINABLE
 from gsae_ray.config.site import POINTS, Site
 from gsae_ray.config.sweep import Sweep
 from gsae_ray.config.trial import TrialSpec
 from gsae_ray.errors import UserError, shown
 from gsae_ray.fields import Settings, expand_grid
-from gsae_ray.saes import REGISTRY
+from gsae_ray.saes import REGISTRY, trainable_architectures
 
 CASES = settings(max_examples=100, deadline=None, database=None)
 QUICKSTART = Path(__file__).parents[2] / "sweeps" / "quickstart.yaml"
@@ -726,14 +725,14 @@ def schema_models() -> Sequence[type[Settings]]:
 def test_the_description_names_every_field_with_its_own_description() -> None:
     lines = describe().splitlines()
     assert len(schema_models()) >= 9
-    models = [*schema_models(), *(REGISTRY[name].Hyperparameters for name in TRAINABLE)]
+    models = [*schema_models(), *(REGISTRY[name].Hyperparameters for name in trainable_architectures())]
     for model in models:
         for name, field in model.model_fields.items():
             found = [line.strip() for line in lines if line.strip().startswith(f"{name}:")]
             assert found, name
             if field.description:
                 assert any(field.description in line for line in found), name
-    for name in (*TRAINABLE, *POINTS):
+    for name in (*trainable_architectures(), *POINTS):
         assert name in describe()
 
 

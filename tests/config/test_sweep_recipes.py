@@ -13,12 +13,11 @@ import pytest
 from gsae_ray.config.load import load_sweep
 from gsae_ray.config.recipe import ResamplingSettings, TrainingSettings
 from gsae_ray.config.reference import describe
-from gsae_ray.config.sae_settings import TRAINABLE
 from gsae_ray.config.site import Site
 from gsae_ray.config.sweep import Sweep
 from gsae_ray.config.trial import MAX_NAME, TrialSpec
 from gsae_ray.errors import UserError
-from gsae_ray.saes import REGISTRY, SAEConfig
+from gsae_ray.saes import REGISTRY, SAEConfig, trainable_architectures
 
 HEAD = """\
 name: test
@@ -337,16 +336,20 @@ def test_equal_compute_with_nothing_is_one_line(path: Path, entries: list[str], 
 def test_a_jumprelu_sae_is_not_trained(path: Path) -> None:
     message = error_of(path, "{architecture: jumprelu, widths: 8")
     assert "saes.0" in message and "no sweep can train" in message and "'jumprelu'" in message
-    assert "jumprelu" in REGISTRY and "jumprelu" not in TRAINABLE
+    assert "jumprelu" in REGISTRY and "jumprelu" not in trainable_architectures()
 
 
 def test_the_description_shows_every_option_of_recipes_and_architectures() -> None:
     text = describe()
-    for model in (TrainingSettings, ResamplingSettings, *(REGISTRY[name].Hyperparameters for name in TRAINABLE)):
+    for model in (
+        TrainingSettings,
+        ResamplingSettings,
+        *(REGISTRY[name].Hyperparameters for name in trainable_architectures()),
+    ):
         for name, field in model.model_fields.items():
             assert f"{name}:" in text, name
             assert field.description and field.description in text, name
-    for name in TRAINABLE:
+    for name in trainable_architectures():
         assert f"({name})" in text
     for word in ("equal_compute_with: gated", "norm_weighted", "[[25000, 50000, 75000, 100000]]", "[819200]"):
         assert word in text, word
