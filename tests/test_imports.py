@@ -1,4 +1,4 @@
-"""The core is free of Ray."""
+"""Who imports whom, by the contracts of pyproject.toml; what a process does without; and the public names."""
 
 from __future__ import annotations
 
@@ -8,35 +8,53 @@ from pathlib import Path
 
 import pytest
 
-PACKAGE = Path(__file__).parents[1] / "gsae_ray"
-WITH_RAY = ("actors", "driver", "jobs", "cli")
-WITH_MLFLOW = ("tracking", "results")
-CORE = [
-    ".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts)
-    for path in sorted(PACKAGE.glob("*/*.py"))
-    if path.parent.name not in WITH_RAY and path.name != "__init__.py"
-]
+import gsae_ray
+
+REPOSITORY = Path(__file__).parents[1]
 
 
-@pytest.mark.parametrize("without", ["ray", "mlflow"])
-def test_the_core_imports_without_ray_and_all_but_results_without_mlflow(without: str) -> None:
-    modules = [m for m in CORE if without == "ray" or m.split(".")[1] not in WITH_MLFLOW]
-    code = f"import sys; sys.modules[{without!r}] = None\nimport importlib\n"
-    code += f"for name in {modules!r}: importlib.import_module(name)\n"
-    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
+def python(code: str) -> None:
+    """Runs code in a process of its own; it must succeed."""
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, timeout=120, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_the_contracts_of_imports_are_kept() -> None:
+    """Imports go down only, without circles; who imports Ray and MLflow; what the store's process may load."""
+    python("from importlinter.cli import lint_imports\nraise SystemExit(lint_imports(no_cache=True, no_logo=True))")
 
 
 def test_loading_an_sae_needs_neither_ray_nor_mlflow(tmp_path: Path) -> None:
-    code = (
+    python(
         "import sys; sys.modules['ray'] = sys.modules['mlflow'] = None\n"
         "import gsae_ray\nfrom gsae_ray.saes import SAEConfig, build\n"
         "sae = build(SAEConfig(architecture='gated', d_in=4, d_sae=8, hyperparameters={'l1_coefficient': 1.0}))\n"
         f"sae.save({str(tmp_path)!r}); gsae_ray.load({str(tmp_path)!r})\n"
     )
-    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
 
 
 def test_the_stores_process_does_without_torch() -> None:
     """What torch takes would be over the store's budget."""
-    code = "import sys; sys.modules['torch'] = sys.modules['transformers'] = None\nimport gsae_ray.actors.store_actor"
-    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
+    python("import sys; sys.modules['torch'] = sys.modules['transformers'] = None\nimport gsae_ray.actors.store_actor")
+
+
+def test_the_command_line_shows_its_help_without_ray_and_mlflow() -> None:
+    """They take seconds to load."""
+    python(
+        "import sys; sys.modules['ray'] = sys.modules['mlflow'] = None\n"
+        "from gsae_ray.cli.main import main\n"
+        "for command in main.commands: main([command, '--help'], standalone_mode=False)"
+    )
+
+
+@pytest.mark.parametrize("name", gsae_ray.__all__)
+def test_a_public_name_is_there(name: str) -> None:
+    assert name in dir(gsae_ray)
+    assert getattr(gsae_ray, name) is not None
+
+
+def test_a_name_that_is_not_public_is_an_attribute_error() -> None:
+    with pytest.raises(AttributeError, match="module 'gsae_ray' has no attribute 'bset'"):
+        gsae_ray.bset  # noqa: B018

@@ -77,7 +77,7 @@ def submit(
 @click.command()
 @click.argument("job", required=False)
 @dashboard_option
-@click.option("--json", "as_json", is_flag=True, help="an object")
+@click.option("--json", "as_json", is_flag=True, help="print a JSON object")
 @one_line_errors
 def status(job: str | None, address: str | None, as_json: bool) -> None:
     """Tells how far a submitted sweep is: JOB is its id or the sweep's name; default: the newest."""
@@ -104,7 +104,7 @@ def status(job: str | None, address: str | None, as_json: bool) -> None:
 @click.command()
 @click.argument("job", required=False)
 @dashboard_option
-@click.option("--follow", "-f", is_flag=True, help="until the job ends")
+@click.option("--follow", "-f", is_flag=True, help="go on printing until the job ends")
 @one_line_errors
 def logs(job: str | None, address: str | None, follow: bool) -> None:
     """Prints what a submitted sweep's driver prints: JOB is an id or the sweep's name; default: the newest."""
@@ -139,7 +139,7 @@ def stop(job: str, address: str | None) -> None:
 
 @click.command(name="list")
 @dashboard_option
-@click.option("--json", "as_json", is_flag=True, help="a list of objects")
+@click.option("--json", "as_json", is_flag=True, help="print a JSON list of objects")
 @one_line_errors
 def list_jobs(address: str | None, as_json: bool) -> None:
     """Lists the sweeps that were submitted to a cluster, the newest first."""

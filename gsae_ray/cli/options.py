@@ -10,6 +10,7 @@ from typing import Any
 import click
 
 from gsae_ray.errors import INTERRUPTED, REFUSED, SweepStoppedError, UserError
+from gsae_ray.jobs import defaults
 
 tracking_option = click.option(
     "--tracking-uri", metavar="U", help="MLflow; default: MLFLOW_TRACKING_URI, or ./mlflow.db"
@@ -38,16 +39,16 @@ tokens_option = click.option(
     metavar="N",
     help="only SAEs trained on N tokens, or 'all': those of any number together; default: a frontier for each number",
 )
-
-
 dashboard_option = click.option(
     "--address",
     metavar="URL",
-    help="the cluster's dashboard; default: RAY_API_SERVER_ADDRESS, or http://127.0.0.1:8265 (a tunnel's end)",
+    help=f"the cluster's dashboard; default: RAY_API_SERVER_ADDRESS, or {defaults.DASHBOARD} (a tunnel's end)",
 )
 
 
 def one_line_errors(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Has a command print errors that a user can mend as one line, and exit with the code that belongs to them."""
+
     @functools.wraps(command)
     def wrapped(*args: Any, **kwargs: Any) -> Any:
         try:
@@ -69,11 +70,12 @@ class SchemaCommand(click.Command):
     """A command whose --help ends with the sweep file's schema."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """`--resume` may stand alone, also before the sweep file, which click would take for its value."""
+        """Lets `--resume` stand alone, also before the sweep file, which click would take for its value."""
         alone = [arg == "--resume" and args[i + 1 : i + 2] != ["auto"] for i, arg in enumerate(args)]
         return super().parse_args(ctx, [f"{a}={_NEWEST}" if lone else a for a, lone in zip(args, alone, strict=True)])
 
     def format_epilog(self, _ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Writes the command's own epilog, then the schema, without click's wrapping of lines."""
         from gsae_ray.config.reference import describe
 
         formatter.write("".join(f"  {line}\n" if line else "\n" for line in (self.epilog or "").splitlines()))

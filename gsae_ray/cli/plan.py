@@ -27,7 +27,7 @@ from gsae_ray.names import local_path
 @click.option("--slots", type=click.IntRange(min=1), help="trials at a time; default: as many as there is room for")
 @tracking_option
 @storage_option
-@click.option("--json", "as_json", is_flag=True, help="an object")
+@click.option("--json", "as_json", is_flag=True, help="print a JSON object")
 @one_line_errors
 def plan(
     sweep: Path,

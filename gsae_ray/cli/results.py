@@ -24,7 +24,7 @@ from gsae_ray.cli.options import launch_option, one_line_errors, site_option, to
     metavar="E",
     help="own, or pursuit: the decoders with gradient pursuit (evaluation.pursuit_l0), a row for each target L0",
 )
-@click.option("--json", "as_json", is_flag=True, help="a list of objects, one a row")
+@click.option("--json", "as_json", is_flag=True, help="print a JSON list of objects, one a row")
 @one_line_errors
 def frontier(
     experiment: str,

@@ -68,7 +68,9 @@ def run(
     from gsae_ray.results.frontier import example_constraint
     from gsae_ray.results.tables import print_frontier
 
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C, where there are no trials that could save
+    signal.signal(
+        signal.SIGTERM, signal.default_int_handler
+    )  # ends as Ctrl-C does; while trials run the launch heeds it
     try:
         result = gsae_ray.run(
             sweep,
@@ -90,7 +92,7 @@ def run(
     if (picture := result.picture) is not None:
         try:
             rows = result.frontier()
-        except UserError:  # MLflow has gone this moment; storage tells the same
+        except UserError:  # MLflow does not answer any more; storage tells the same
             result = dataclasses.replace(result, mirrored=False)
             rows = result.frontier()
         print_frontier(rows, console())
@@ -109,4 +111,5 @@ def run(
 
 
 def _relative(path: Path) -> Path:
+    """The path as seen from the working directory, where it is below that."""
     return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path

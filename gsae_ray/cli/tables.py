@@ -57,6 +57,7 @@ def print_forecast(cost: Forecast) -> None:
 
 
 def _time(pace: Pace | None) -> str:
+    """How long the sweep will take, and what was assumed for that."""
     if pace is None:
         return "not known without the GPUs that it is to run on: give --address, or a --cluster that names them"
     gpus = f", {pace.gpu_hours:.3g} GPU-hours" if pace.gpu_hours else ""
@@ -65,5 +66,6 @@ def _time(pace: Pace | None) -> str:
 
 
 def _memory(need: Memory) -> str:
+    """Of one process, on the host and on its GPU."""
     on_gpu = f" and {need.gpu / 2**30:.2f} on the GPU" if need.gpu else ""
     return f"{need.host / 2**30:.2f} GiB{on_gpu}"
