@@ -80,3 +80,38 @@ def test_a_login_goes_only_to_the_server_that_it_is_for(tmp_path: Path, monkeypa
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:1")  # the same, but for a slash
     with pytest.raises(UserError, match="does not answer"):
         job._launch()
+
+
+@pytest.mark.parametrize(
+    ("grace", "running", "said"),
+    [
+        ({"gsae.grace_s": "7"}, True, ["asked s-1 to stop; trials that run save a checkpoint (at most 7 s)"]),
+        ({}, True, ["asked s-1 to stop; trials that run save a checkpoint (at most 240 s)"]),  # of an older version
+        ({}, False, []),
+    ],
+)
+def test_a_job_is_stopped_by_ray_and_has_its_own_grace(
+    monkeypatch: pytest.MonkeyPatch, grace: dict[str, str], running: bool, said: list[str]
+) -> None:
+    """MLflow is not asked, nor waited for: nothing listens there."""
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:1")
+    told = {"gsae.sweep": "s", "gsae.experiment": "s", "gsae.tracking_uri": "http://127.0.0.1:1", "gsae.storage": "~"}
+
+    class Client:
+        """As Ray's answers; a job ends when it is told to."""
+
+        status = "RUNNING" if running else "SUCCEEDED"
+
+        def get_address(self) -> str:
+            return "http://host"
+
+        def get_job_info(self, _: str) -> Any:
+            return SimpleNamespace(status=SimpleNamespace(value=self.status), driver_exit_code=None)
+
+        def stop_job(self, _: str) -> None:
+            assert self.status == "RUNNING"
+            self.status = "STOPPED"
+
+    heard: list[str] = []
+    assert Job(Client(), "s-1", told | grace).stop(heard.append) == ("stopped" if running else "succeeded")
+    assert heard == said
