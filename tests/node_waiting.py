@@ -1,6 +1,6 @@
-"""Run by test_waiting: producers wait for a node with room, which comes, and dies while their processes start.
+"""Run by test_waiting: producers wait for a node that holds them, which comes, and dies while their processes start.
 
-Then: Ray puts them where trials do not need the room, if it is told to; and they hold their GPUs when a node dies.
+Then: they hold their GPUs when a node dies.
 """
 
 from __future__ import annotations
@@ -12,14 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import ray
-from faults import NODE_STORE_BYTES, SWEEP, head_without_slots, wait_until
+from faults import NODE_STORE_BYTES, head_without_slots, wait_until
 from ray.cluster_utils import Cluster
-from ray.util.placement_group import placement_group, placement_group_table, remove_placement_group
+from ray.util.placement_group import placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from gsae_ray.capacity import fit as room
-from gsae_ray.config.sweep import Sweep
-from gsae_ray.driver import cluster_nodes as placement
 from gsae_ray.driver import start_actors as fleet
 
 
@@ -67,21 +64,6 @@ def hold_their_gpus(cluster: Cluster) -> None:
     wait_until(lambda: gpus() == 3)
 
 
-def keep_off(cluster: Cluster) -> None:
-    """A trial fits only the node that Ray would give to the producer, since it has more memory."""
-    for gib in (64, 16):
-        node = {"num_gpus": 1, "num_cpus": 1, "memory": gib * 2**30, "object_store_memory": NODE_STORE_BYTES}
-        cluster.add_node(**node)
-    sweep = Sweep.model_validate(SWEEP | {"trials": {"gpus": 1}, "producers": {"gpus": 1}})
-    wait_until(lambda: sum(node.holds(1, 1) for node in placement.nodes()) == 2)
-    labels = room.producer_labels(sweep, placement.nodes(), 1, 32 * 2**30, 8 * 2**30)
-    group = placement_group([{"GPU": 1, "memory": 8 * 2**30}], bundle_label_selector=[labels])
-    ray.get(group.ready(), timeout=30)
-    (where,) = placement_group_table(group)["bundles_to_node_id"].values()
-    print([node.resources["memory"] / 2**30 for node in placement.nodes() if node.id == where])  # noqa: T201
-    remove_placement_group(group)
-
-
 def main(folder: Path) -> None:
     fleet.ROOM_S = 2.0
     cluster = head_without_slots()
@@ -114,7 +96,6 @@ def main(folder: Path) -> None:
         ray.kill(slow)
         remove_placement_group(group)
         cluster.remove_node(nodes[1], allow_graceful=False)
-        keep_off(cluster)
         hold_their_gpus(cluster)
     finally:
         ray.shutdown()

@@ -18,7 +18,7 @@ import torch
 from faults import SWEEP, Home, Outcome, assert_undisturbed, disturbed, position, processes, seed, send
 from footprint import MIB, trainer_mib, training, trial_of
 
-from gsae_ray.capacity.memory import CUDA_CONTEXT, of_trial
+from gsae_ray.capacity.memory import CUDA_CONTEXT, trial_memory
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")]
 ON_GPU: dict[str, Any] = copy.deepcopy(SWEEP)
@@ -81,7 +81,7 @@ def test_sigkill_of_all_producers(tmp_path: Path, quiet: Outcome) -> None:
 def test_the_memory_of_a_trial(architecture: str, n: int, width: int, batch: int, tmp_path: Path) -> None:
     given = training(architecture, width, batch)
     found = trainer_mib(given, n, tmp_path, "cuda")
-    predicted = (of_trial(trial_of(given, n), on_gpu=True).gpu - CUDA_CONTEXT) / MIB
+    predicted = (trial_memory(trial_of(given, n), on_gpu=True).gpu - CUDA_CONTEXT) / MIB
     print(f"predicted {predicted:.0f} MiB, measured {found:.0f}: {predicted / found:.3f}")  # noqa: T201
     assert predicted == pytest.approx(found, rel=0.2)
 

@@ -47,7 +47,7 @@ def pace(
         nodes: of the cluster; None for this machine.
         waves_flops: of each trial of each wave.
         model_flops: of everything that producers do.
-        gpus_a_trial: see `room.shares`.
+        gpus_a_trial: see `fit.gpu_shares`.
     """
     producers, trials = sweep.producers, sweep.trials
     core = _core_flops() if not (producers.gpus and gpus_a_trial) else 0.0

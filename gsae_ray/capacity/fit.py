@@ -1,23 +1,98 @@
-"""Whether a sweep fits a cluster: where trials and producers go, how many trials at a time, what is too small."""
+"""Whether a sweep fits a cluster: what its processes ask Ray for, what is refused at once, and what is predicted.
+
+Refused is what certainly cannot run. Where Ray puts the processes, and whether other sweeps leave it enough, shows when
+it runs: producers wait for their GPUs, and `trials.room_timeout_s` ends a sweep whose trials cannot start.
+"""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping, Sequence
+import dataclasses
+from collections.abc import Iterable, Mapping, Sequence
 
 from gsae_ray.capacity.gpus import gpu_of
-from gsae_ray.capacity.memory import SURELY, Memory, of_trial
-from gsae_ray.capacity.nodes import ID, PRODUCER, TRAINER, Node, awaited, may_grow, nodes_for, selector
+from gsae_ray.capacity.memory import MARGIN, Memory, trial_memory
+from gsae_ray.capacity.nodes import PRODUCER, TRAINER, Node, awaited, may_grow, nodes_for
 from gsae_ray.config.sweep import Sweep
 from gsae_ray.config.trial import TrialSpec
 from gsae_ray.errors import UserError
 
 OBJECT_STORE_SHARE = 0.6
-"""Of the cluster's object store, for activations; the rest is headroom for readers that still hold a block."""
+"""Part of the cluster's object store for activations; the rest is headroom for readers that still hold a block."""
 
 
-def shares(sweep: Sweep, nodes: Sequence[Node], trials: Sequence[TrialSpec]) -> dict[str, float]:
-    """GPUs of each trial, by name: what the sweep says, or with `auto` the part of a GPU whose memory it needs.
+@dataclasses.dataclass(frozen=True)
+class Request:
+    """What a process asks Ray for, all of it on one node."""
+
+    cpus: float = 0
+    gpus: float = 0
+    memory: int = 0
+    """Bytes of the node's memory; 0 to ask for none."""
+
+    def on(self, node: Node) -> int:
+        """How many such processes a node holds."""
+        return node.holds(self.cpus, self.gpus, self.memory)
+
+    def __str__(self) -> str:
+        cpus = f"cpus: {self.cpus:g} and " if self.cpus else ""
+        return f"{cpus}gpus: {self.gpus:g}{self.and_memory}"
+
+    @property
+    def and_memory(self) -> str:
+        return f" and {self.memory / 2**30:.1f} GiB of memory" if self.memory else ""
+
+    def to_ray(self) -> dict[str, float]:
+        """As a bundle of Ray's: memory of which none is asked for is left out."""
+        return {"CPU": float(self.cpus), "GPU": self.gpus} | ({"memory": float(self.memory)} if self.memory else {})
+
+
+# ---- what is asked for ----------------------------------------------------------------------------------------------
+
+
+def trial_requests(sweep: Sweep, nodes: Sequence[Node], trials: Sequence[TrialSpec]) -> dict[str, Request]:
+    """What each trial asks for, by its name.
+
+    On CPUs all ask for the memory that the largest needs: there a process is used again, for a trial that asks for the
+    same.
+
+    Raises:
+        UserError: a trial needs more memory than there is, or with `trials.gpus: auto` that of the GPUs is not known.
+    """
+    gpus = gpu_shares(sweep, nodes, trials)
+    on_gpu, some = sweep.trials.gpus != 0, 1e-4  # of a GPU, whichever its share
+    memory = {
+        trial.name: _memory_to_ask(
+            trial_memory(trial, on_gpu), Request(sweep.trials.cpus, some if on_gpu else 0), TRAINER, nodes
+        )
+        for trial in trials
+    }
+    if not on_gpu:
+        memory = dict.fromkeys(memory, max(memory.values(), default=0))
+    return {name: Request(sweep.trials.cpus, gpus[name], memory[name]) for name in memory}
+
+
+def producer_request(sweep: Sweep, nodes: Sequence[Node], need: Memory) -> Request:
+    """What each producer asks for: its GPUs, and memory beside them.
+
+    Without a GPU nothing: its place is not reserved, and while it is started again a trial might take that for good.
+    """
+    gpus = sweep.producers.gpus
+    return Request(gpus=gpus, memory=_memory_to_ask(need, Request(gpus=gpus), PRODUCER, nodes)) if gpus else Request()
+
+
+def _memory_to_ask(need: Memory, besides: Request, role: str, nodes: Sequence[Node]) -> int:
+    """Bytes of its node's memory that a process certainly needs, and so asks Ray for.
+
+    0 where a node that it may go to does not tell its memory, or one may come that does not: Ray would never start one
+    of its type for those who ask.
+    """
+    here = [node.like or node for node in nodes_for(role, nodes) if besides.on(node)]
+    told = bool(here) and not may_grow(nodes) and all("memory" in node.resources for node in here)
+    return int(MARGIN * need.host) if told else 0
+
+
+def gpu_shares(sweep: Sweep, nodes: Sequence[Node], trials: Sequence[TrialSpec]) -> dict[str, float]:
+    """GPUs of each trial, by its name: what the sweep says, or with `auto` the part of a GPU whose memory it needs.
 
     Of GPUs that differ the smallest decides, since a trial does not know which it gets.
 
@@ -25,7 +100,7 @@ def shares(sweep: Sweep, nodes: Sequence[Node], trials: Sequence[TrialSpec]) -> 
         UserError: a trial needs more memory than there is, or with `auto` that of the GPUs is not known.
     """
     given, here = sweep.trials.gpus, nodes_for(TRAINER, nodes)
-    needs = {trial.name: of_trial(trial, given != 0) for trial in trials}
+    needs = {trial.name: trial_memory(trial, given != 0) for trial in trials}
     with_cpus = [node for node in here if node.holds(sweep.trials.cpus, 0)]
     hosts = [int(node.resources["memory"]) for node in with_cpus if "memory" in node.resources]
     _check_trials(trials, {name: need.host for name, need in needs.items()}, hosts, len(with_cpus), "node for trials")
@@ -50,19 +125,32 @@ def shares(sweep: Sweep, nodes: Sequence[Node], trials: Sequence[TrialSpec]) -> 
             "give a number"
         )
     smallest = min(gpu.nbytes for gpu in known)
-    at_once = {name: max(1, int(smallest * SURELY / need.gpu)) for name, need in needs.items()}
+    at_once = {name: max(1, int(smallest * MARGIN / need.gpu)) for name, need in needs.items()}
     # Ray counts in ten-thousandths and might round up, so that seven times a seventh would be more than a GPU.
     return {name: 10_000 // count / 10_000 for name, count in at_once.items()}
+
+
+def largest(sweep: Sweep, requests: Iterable[Request]) -> Request:
+    """What is enough for each of some trials, also where there are none."""
+    found = list(requests)
+    return Request(
+        sweep.trials.cpus,
+        max((request.gpus for request in found), default=0),
+        max((request.memory for request in found), default=0),
+    )
+
+
+# ---- what certainly does not fit ------------------------------------------------------------------------------------
 
 
 def _check_trials(
     trials: Sequence[TrialSpec], needs: Mapping[str, int], sizes: list[int], count: int, what: str
 ) -> None:
-    """Whether the largest trial fits the largest of `count` nodes or GPUs, where the `sizes` of all are known."""
+    """Checks that the largest trial fits the largest of `count` nodes or GPUs, where the `sizes` of all are known."""
     if not trials or not count or len(sizes) < count:
         return
     trial, largest = max(trials, key=lambda t: needs[t.name]), max(sizes)
-    if (need := needs[trial.name]) * SURELY > largest:
+    if (need := needs[trial.name]) * MARGIN > largest:
         raise UserError(
             f"saes: width {trial.d_sae} at {trial.site} needs {need / 2**30:.1f} GiB a trial; the largest {what} has "
             f"{largest / 2**30:.1f}: a width of about {int(trial.d_sae * largest / need):,} fits, or a smaller "
@@ -71,7 +159,7 @@ def _check_trials(
 
 
 def check_producers(sweep: Sweep, nodes: Sequence[Node], need: Memory) -> list[str]:
-    """Whether a producer fits into the memory that there is. Returns what may go wrong.
+    """Checks that a producer fits into the memory that there is. Returns what may go wrong, a line each.
 
     Raises:
         UserError: it does not.
@@ -85,12 +173,12 @@ def check_producers(sweep: Sweep, nodes: Sequence[Node], need: Memory) -> list[s
         (need.host, hosts, len(here), "node for them", "dataset.shuffle_tokens (a block is made in memory)"),
         (need.gpu, sizes, len(with_gpu), "GPU" if gpus <= 1 else f"set of {gpus:g} GPUs", "evaluation.batch"),
     ):
-        if count and len(found) == count and nbytes * SURELY > max(found):
+        if count and len(found) == count and nbytes * MARGIN > max(found):
             raise UserError(
                 f"producers: each needs {nbytes / 2**30:.1f} GiB; the largest {what} has {max(found) / 2**30:.1f}: "
                 f"lower {remedy} or producers.batch, or give producers more gpus"
             )
-    if 0 < gpus < 1 and sizes and len(sizes) == len(with_gpu) and need.gpu * SURELY > gpus * max(sizes):
+    if 0 < gpus < 1 and sizes and len(sizes) == len(with_gpu) and need.gpu * MARGIN > gpus * max(sizes):
         return [
             f"producers: each needs {need.gpu / 2**30:.1f} GiB of a GPU, more than producers.gpus: {gpus:g} of one "
             f"({gpus * max(sizes) / 2**30:.1f}); where trials fill the rest it may run out: raise producers.gpus"
@@ -98,132 +186,46 @@ def check_producers(sweep: Sweep, nodes: Sequence[Node], need: Memory) -> list[s
     return []
 
 
-def _to_ask(need: Memory, cpus: float, gpus: float, role: str, nodes: Sequence[Node]) -> int:
-    """Bytes of its node's memory that a process surely needs, and so asks Ray for.
+def check_requests(sweep: Sweep, nodes: Sequence[Node], trial: Request, producer: Request) -> list[str]:
+    """Checks that some node holds a trial, that some hold all producers, and that there are GPUs for all of them.
 
-    0 where a node that it may go to does not tell its memory, or one may come that does not: Ray would never start one
-    of its type for those who ask.
-    """
-    here = [node.like or node for node in nodes_for(role, nodes) if node.holds(cpus, gpus)]
-    told = bool(here) and not may_grow(nodes) and all("memory" in node.resources for node in here)
-    return int(SURELY * need.host) if told else 0
-
-
-def host_memory(sweep: Sweep, nodes: Sequence[Node], trials: Sequence[TrialSpec]) -> dict[str, int]:
-    """Bytes of its node's memory that each trial asks Ray for, by name.
-
-    On CPUs what the largest needs: there a process is used again, for a trial that asks for the same.
-    """
-    on_gpu, some = sweep.trials.gpus != 0, 1e-4  # of a GPU, whichever its share
-    asked = {
-        trial.name: _to_ask(of_trial(trial, on_gpu), sweep.trials.cpus, some if on_gpu else 0, TRAINER, nodes)
-        for trial in trials
-    }
-    return asked if on_gpu else dict.fromkeys(asked, max(asked.values(), default=0))
-
-
-def producer_memory(sweep: Sweep, nodes: Sequence[Node], need: Memory) -> int:
-    """Bytes of its node's memory that a producer asks Ray for, with its GPUs.
-
-    Without a GPU none: its place is not reserved, and while it is started again a trial might take that for good.
-    """
-    gpus = sweep.producers.gpus
-    return _to_ask(need, 0, gpus, PRODUCER, nodes) if gpus else 0
-
-
-def producer_labels(
-    sweep: Sweep, nodes: Sequence[Node], gpus_a_trial: float, bytes_a_trial: int, bytes_a_producer: int
-) -> dict[str, str]:
-    """The label selector of producers: that of their role; and not some nodes that hold a trial, where it matters.
-
-    That is where producers might leave no room for any trial: Ray would take nodes with much memory first. As many are
-    spared as they do not need. Nodes that come later are free to them; but where one that they need goes for good, and
-    none comes, they wait.
-
-    Args: as of `slots`.
-    """
-    gpus, count = sweep.producers.gpus, sweep.producers.count
-    here, labels = nodes_for(PRODUCER, nodes), selector(PRODUCER, nodes)
-    a_trial, a_producer = (sweep.trials.cpus, gpus_a_trial, bytes_a_trial), (0, gpus, bytes_a_producer)
-    holding = [node for node in nodes_for(TRAINER, nodes) if node.holds(*a_trial)]
-
-    def filled(node: Node) -> float:
-        """Producers that leave no room for a trial."""
-        numbers = range(1, node.holds(*a_producer) + 1 if node in here else 1)
-        left = (n for n in numbers if not node.without(n * gpus, n * bytes_a_producer).holds(*a_trial))
-        return next(left, math.inf)
-
-    ids, left = [], sum(node.holds(*a_producer) for node in here) - count
-    if gpus and count >= sum(map(filled, holding)):
-        for node in sorted(holding, key=lambda node: node.holds(*a_producer)):
-            if node.id is not None and node.holds(*a_producer) <= left:
-                left -= node.holds(*a_producer)
-                ids.append(node.id)
-    return labels | ({ID: f"!in({','.join(ids)})"} if ids else {})
-
-
-def slots(
-    sweep: Sweep, nodes: Sequence[Node], gpus_a_trial: float, bytes_a_trial: int = 0, bytes_a_producer: int = 0
-) -> int | None:
-    """Trials at a time, beside the producers; None where the nodes for trials are still to come.
-
-    Each producer in turn is taken to be where it leaves most room. Where Ray puts them elsewhere there is less; that it
-    is none is prevented by `producer_labels` where whole nodes can be spared, else ended by trials.room_timeout_s.
-
-    Args:
-        gpus_a_trial: see `shares`.
-        bytes_a_trial: see `host_memory`.
-        bytes_a_producer: see `producer_memory`.
+    Returns:
+        What is still awaited, a line each.
     Raises:
-        UserError: there is no room for a trial, or for the producers.
+        UserError: something does not fit, and no nodes are awaited that might hold it.
     """
-    trials, producers = sweep.trials, sweep.producers
-    a_trial, a_producer = (trials.cpus, gpus_a_trial, bytes_a_trial), (0, producers.gpus, bytes_a_producer)
-    for key, role, (cpus, gpus, nbytes) in (("trials", TRAINER, a_trial), ("producers", PRODUCER, a_producer)):
+    notices = []
+    for key, role, request in (("trials", TRAINER, trial), ("producers", PRODUCER, producer)):
         of_role = nodes_for(role, nodes)
-        fits = any(node.holds(cpus, gpus, nbytes) for node in of_role)
-        if (cpus or gpus) and not fits and not awaited(role, nodes):
+        if not (request.cpus or request.gpus) or any(map(request.on, of_role)):
+            continue
+        if not awaited(role, nodes):
             largest = max((n.resources for n in of_role), key=lambda r: (r.get("GPU", 0), r.get("CPU", 0)), default={})
-            memory = f" and {largest.get('memory', 0) / 2**30:.1f} GiB" if nbytes else ""
+            memory = f" and {largest.get('memory', 0) / 2**30:.1f} GiB" if request.memory else ""
             on_demand = "; if larger ones are started on demand, have one started first (min_workers: 1)"
             raise UserError(
-                f"{key}: each needs {f'cpus: {cpus} and ' if cpus else ''}gpus: {gpus:g}{_and_memory(nbytes)} on one "
-                f"node; the largest has {largest.get('CPU', 0):g} CPUs and {largest.get('GPU', 0):g} GPUs{memory}"
-                f"{on_demand if may_grow(nodes) else ''}"
+                f"{key}: each needs {request} on one node; the largest has {largest.get('CPU', 0):g} CPUs and "
+                f"{largest.get('GPU', 0):g} GPUs{memory}{on_demand if may_grow(nodes) else ''}"
             )
-    for_producers = nodes_for(PRODUCER, nodes)
-    roles_of_trials = {node.role for node in nodes_for(TRAINER, nodes)}
-
-    def trials_at(node: Node) -> int:
-        return node.holds(*a_trial) if node.role in roles_of_trials else 0
-
-    def beside_a_producer(node: Node) -> Node:
-        return node.without(producers.gpus, bytes_a_producer)
-
-    left, waiting = list(nodes), producers.count if producers.gpus else 0
-    free = [i for i, node in enumerate(nodes) if node in for_producers]
-    while waiting and (fitting := [i for i in free if left[i].holds(*a_producer)]):
-        lost = {i: trials_at(left[i]) - trials_at(beside_a_producer(left[i])) for i in fitting}
-        best = min(fitting, key=lambda i: (lost[i], -left[i].holds(*a_producer)))
-        left[best] = beside_a_producer(left[best])
-        waiting -= 1
-    found = sum(map(trials_at, left))
-    if waiting and awaited(PRODUCER, nodes):
-        waiting = 0
-    if not found and not waiting and awaited(TRAINER, nodes):
-        return None
-    if waiting or not found:
-        there, theirs = (sum(n.resources.get("GPU", 0) for n in of) for of in (nodes, for_producers))
-        raise UserError(
-            f"producers.gpus: {producers.gpus:g}{_and_memory(bytes_a_producer)} for each of {producers.count} "
-            f"producers, and {gpus_a_trial:g}{_and_memory(bytes_a_trial)} for a trial, but the cluster has {there:g} "
-            f"GPUs, {theirs:g} of them where producers may go"
-        )
-    return min(found, trials.max_concurrent or found)
+        if role == TRAINER:  # producers that wait are told of while they wait
+            notices.append("no node for trials is there yet; they wait until the cluster has started one")
+    wanted = sweep.producers.count * producer.gpus + trial.gpus
+    places = sum(map(producer.on, nodes_for(PRODUCER, nodes)))
+    if producer.gpus and not may_grow(nodes) and (places < sweep.producers.count or wanted > _gpus(nodes) + 1e-6):
+        raise _no_place(sweep, nodes, trial, producer)
+    return notices
 
 
-def _and_memory(nbytes: int) -> str:
-    return f" and {nbytes / 2**30:.1f} GiB of memory" if nbytes else ""
+def _gpus(nodes: Sequence[Node]) -> float:
+    return sum(node.resources.get("GPU", 0) for node in nodes)
+
+
+def _no_place(sweep: Sweep, nodes: Sequence[Node], trial: Request, producer: Request) -> UserError:
+    return UserError(
+        f"producers.gpus: {producer.gpus:g}{producer.and_memory} for each of {sweep.producers.count} producers, and "
+        f"{trial.gpus:g}{trial.and_memory} for a trial, but the cluster has {_gpus(nodes):g} GPUs, "
+        f"{_gpus(nodes_for(PRODUCER, nodes)):g} of them where producers may go"
+    )
 
 
 def budget(sweep: Sweep, nodes: Sequence[Node], block_bytes: int, total_bytes: int, sites: int) -> int:
@@ -247,3 +249,39 @@ def budget(sweep: Sweep, nodes: Sequence[Node], block_bytes: int, total_bytes: i
             f"{fewer}, or raise producers.budget_gib"
         )
     return found
+
+
+# ---- what is predicted, for `gsae-ray plan` -------------------------------------------------------------------------
+
+
+def trials_at_once(sweep: Sweep, nodes: Sequence[Node], trial: Request, producer: Request) -> int | None:
+    """Predicts how many trials run at a time, beside the producers; None where the nodes for trials are still to come.
+
+    Each producer in turn is taken to be where it costs the fewest trials; where Ray puts them elsewhere, fewer run.
+
+    Raises:
+        UserError: no trial can run, or not all producers.
+    """
+    check_requests(sweep, nodes, trial, producer)
+    for_trials, for_producers = nodes_for(TRAINER, nodes), nodes_for(PRODUCER, nodes)
+    roles = {node.role for node in for_trials}
+
+    def held(node: Node) -> int:
+        return trial.on(node) if node.role in roles else 0
+
+    def beside(node: Node) -> Node:
+        return node.without(producer.gpus, producer.memory)
+
+    left = list(nodes)
+    for _ in range(sweep.producers.count if producer.gpus else 0):
+        places = [i for i, node in enumerate(nodes) if node in for_producers and producer.on(left[i])]
+        if not places:  # the others wait for nodes that are to come
+            break
+        best = min(places, key=lambda i: (held(left[i]) - held(beside(left[i])), -producer.on(left[i])))
+        left[best] = beside(left[best])
+    found = sum(map(held, left))
+    if not found:
+        if awaited(TRAINER, nodes):
+            return None
+        raise _no_place(sweep, nodes, trial, producer)
+    return min(found, sweep.trials.max_concurrent or found)

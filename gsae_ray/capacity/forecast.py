@@ -17,10 +17,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from gsae_ray.activations.layout import DTYPE_BYTES
 from gsae_ray.activations.retention import forward_ratio, kept_blocks
-from gsae_ray.capacity import fit as room
-from gsae_ray.capacity import memory
+from gsae_ray.capacity import fit
 from gsae_ray.capacity.duration import Pace, pace
-from gsae_ray.capacity.memory import FLOAT, STORE_PROCESS, Memory
+from gsae_ray.capacity.memory import FLOAT, STORE_PROCESS, Memory, parameter_count, producer_memory, trial_memory
 from gsae_ray.capacity.nodes import Node
 from gsae_ray.config.sweep import EQUAL_COMPUTE, Sweep
 from gsae_ray.config.trial import TrialSpec
@@ -138,14 +137,14 @@ def forecast(
     rows_a_block = sweep.block_contexts * sweep.rows_a_context
     block_bytes = rows_a_block * DTYPE_BYTES[sweep.model.dtype] * sum(d_in.values())
     widths = {site.name: width for site, width in d_in.items()}
-    producer = memory.of_producer(sweep, skeleton, widths, block_bytes, trials)
+    producer = producer_memory(sweep, skeleton, widths, block_bytes, trials)
     gpus_a_trial = 1.0 if sweep.trials.gpus == "auto" else sweep.trials.gpus
     notices = sweep.notices()
     if nodes is not None:
-        notices += room.check_producers(sweep, nodes, producer)
-        gpus_a_trial = max(room.shares(sweep, nodes, trials).values())
-        bytes_a_trial = max(room.host_memory(sweep, nodes, trials).values())
-        fitting = room.slots(sweep, nodes, gpus_a_trial, bytes_a_trial, room.producer_memory(sweep, nodes, producer))
+        notices += fit.check_producers(sweep, nodes, producer)
+        a_trial = fit.largest(sweep, fit.trial_requests(sweep, nodes, trials).values())
+        gpus_a_trial = a_trial.gpus
+        fitting = fit.trials_at_once(sweep, nodes, a_trial, fit.producer_request(sweep, nodes, producer))
         if fitting is None and slots is None:
             raise UserError(
                 "--slots: the cluster has no node for trials yet; give how many trials it is to hold at a time, or the "
@@ -160,12 +159,12 @@ def forecast(
     blocks = max(waves)
     budget = None if sweep.producers.budget_gib is None else int(sweep.producers.budget_gib * 2**30)
     if nodes is not None and not all(node.to_come for node in nodes):  # a description has no object stores
-        budget = room.budget(sweep, nodes, block_bytes, blocks * block_bytes, len(d_in))
+        budget = fit.budget(sweep, nodes, block_bytes, blocks * block_bytes, len(d_in))
     budget_blocks = blocks if budget is None else budget // block_bytes
     ratio = forward_ratio(waves, budget_blocks)
     contexts = blocks * sweep.block_contexts
 
-    parameters = {trial.name: memory.parameter_count(trial) for trial in trials}
+    parameters = {trial.name: parameter_count(trial) for trial in trials}
     flops = {trial.name: flops_a_row(trial) * trial.training.trained_tokens for trial in trials}
     heldout = sweep.evaluation.tokens / sweep.rows_a_context
     a_site = 1 if sweep.dataset.max_norm is None else 2  # ablated; before that for the norms of its rows
@@ -197,7 +196,7 @@ def forecast(
             slots,
             gpus_a_trial,
         ),
-        trial=max((memory.of_trial(t, sweep.trials.gpus != 0) for t in trials), key=lambda m: (m.gpu, m.host)),
+        trial=max((trial_memory(t, sweep.trials.gpus != 0) for t in trials), key=lambda m: (m.gpu, m.host)),
         producer=producer,
         store_bytes=STORE_PROCESS + (blocks * block_bytes if budget is None else budget),
         # A checkpoint has the weights and two moments; two are kept, a third is being written. MLflow copies the SAEs.

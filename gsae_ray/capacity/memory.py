@@ -1,4 +1,4 @@
-"""How much memory a trial and a producer will take, from shapes alone (`tests/capacity/test_memory.py` measures it)."""
+"""Predicts how much memory a trial and a producer take, from shapes alone (tests/capacity/test_memory.py measures)."""
 
 from __future__ import annotations
 
@@ -17,21 +17,22 @@ from gsae_ray.saes import REGISTRY, SAE, SAEConfig, build
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-FLOAT = 4  # bytes: SAEs are trained in float32
+FLOAT = 4
+"""Bytes of a number of an SAE: they are trained in float32."""
 PROCESS = 2**29
-"""A process with torch, Ray and our libraries."""
+"""Bytes of a process with torch, Ray and our libraries."""
 CUDA_CONTEXT = 704 * 2**20
-"""What a process takes on a GPU before it has a tensor there: 681 MiB on an H100 with CUDA 13."""
-SURELY = 0.8
-"""A prediction may be wrong by a fifth: nothing is refused that might run, and no GPU is filled further than surely
-fits."""
+"""Bytes that a process takes on a GPU before it has a tensor there: 681 MiB on an H100 with CUDA 13."""
+MARGIN = 0.8
+"""A prediction may be wrong by a fifth: so much of it is taken as certain when something is refused, and so much of a
+GPU is filled."""
 STORE_PROCESS = 2**27
-"""The store's process, which holds no activations itself."""
+"""Bytes of the store's process, which holds no activations itself."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Memory:
-    """Of a process, in bytes; what lies in Ray's object store is not in it."""
+    """Memory of a process, in bytes, without what lies in Ray's object store."""
 
     host: int
     gpu: int = 0
@@ -39,7 +40,7 @@ class Memory:
 
 
 def skeleton(trial: TrialSpec) -> SAE:
-    """A trial's SAE without its weights."""
+    """A trial's SAE on the meta device: shapes without weights."""
     with torch.device("meta"):
         return build(
             SAEConfig(
@@ -57,12 +58,12 @@ def parameter_count(trial: TrialSpec) -> int:
 
 
 def sae_bytes(sae: SAE) -> int:
-    """Of an SAE's parameters and buffers."""
+    """Bytes of an SAE's parameters and buffers."""
     return sum(tensor.numel() * tensor.element_size() for tensor in sae.state_dict().values())
 
 
-def of_trial(trial: TrialSpec, on_gpu: bool) -> Memory:
-    """A trial at its largest: within a training step, or on the CPU perhaps while a checkpoint is copied."""
+def trial_memory(trial: TrialSpec, on_gpu: bool) -> Memory:
+    """Memory of a trial at its largest: within a training step, or on the CPU perhaps while a checkpoint is copied."""
     sae = skeleton(trial)
     weights = sae_bytes(sae)
     learnt = FLOAT * sum(p.numel() for p in sae.learnt_parameters().values())
@@ -75,15 +76,15 @@ def of_trial(trial: TrialSpec, on_gpu: bool) -> Memory:
     return Memory(host=PROCESS + max(step, 2 * copies))
 
 
-def of_producer(
+def producer_memory(
     sweep: Sweep, model: PreTrainedModel, widths: Mapping[str, int], block_bytes: int, trials: Iterable[TrialSpec]
 ) -> Memory:
-    """A producer at its largest: while it makes a block, or evaluates one of `trials`.
+    """Memory of a producer at its largest: while it makes a block, or evaluates one of `trials`.
 
     Args:
         model: the language model, without weights if need be.
-        widths: of the activations at each site.
-        block_bytes: of a block at all sites, which is made in the host's memory.
+        widths: site -> width of its activations.
+        block_bytes: size of a block at all sites, which is made in the host's memory.
     """
     size, context = DTYPE_BYTES[sweep.model.dtype], sweep.model.context_size
     weights = size * sum(p.numel() for p in model.parameters())

@@ -11,65 +11,67 @@ import yaml
 
 from gsae_ray.errors import UserError, first_line, shown
 
-ROLE, PRODUCER, TRAINER = "gsae-role", "producer", "trainer"
-"""The label of a node, and its values."""
+ROLE = "gsae-role"
+"""The label that says what a node is for: `producer` or `trainer`."""
+PRODUCER, TRAINER = "producer", "trainer"
 _OTHER = {PRODUCER: TRAINER, TRAINER: PRODUCER}
-KIND, ID = "ray.io/node-group", "ray.io/node-id"
-"""Ray's labels: of a node that a launcher or an autoscaler has started its node type, and of every node its id."""
+KIND = "ray.io/node-group"
+"""Ray's label of nodes that a launcher or an autoscaler has started: their node type."""
 MAX_WORKERS = 2
-"""Of a launcher's file that does not say, in Ray."""
+"""Ray's default for `max_workers` of a launcher's file."""
 MAX_NODES = 10_000
-"""Of a type: each is an object here."""
+"""The most nodes of a type that are taken: each is an object here."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Node:
-    """A node, or one that the cluster's launcher may start."""
+    """A node of the cluster, or one that the cluster's launcher may start."""
 
     resources: Mapping[str, float]
     """CPU, GPU, object_store_memory (bytes), …, as Ray counts them."""
     role: str | None = None
     to_come: bool = False
+    """Whether it is one that may be started."""
     kind: str | None = None
-    """Its type among those of the cluster's launcher or autoscaler, if that started it."""
-    id: str | None = None
-    """Of one that is there."""
+    """Its node type, if the cluster's launcher or autoscaler started it."""
     like: Node | None = None
-    """Of one that is there: how its launcher's file, if that is here, describes its type, so others that follow it."""
+    """For a node that is there: its type as the launcher's file describes it, where that file is known. Later nodes of
+    the type will be so."""
 
     @classmethod
     def alive(cls, resources: Mapping[str, float], labels: Mapping[str, str]) -> Node:
-        """One that is there, with Ray's labels."""
-        return cls(resources, labels.get(ROLE), kind=labels.get(KIND), id=labels.get(ID))
+        """A node that is there, with its labels in Ray."""
+        return cls(resources, labels.get(ROLE), kind=labels.get(KIND))
 
     def holds(self, cpus: float, gpus: float, nbytes: int = 0) -> int:
-        """How often there is room for so many CPUs and GPUs, and bytes of memory where it is known."""
+        """How many times so many CPUs and GPUs fit, and bytes of memory where the node tells its own."""
         needs = {"CPU": cpus, "GPU": gpus, "memory": nbytes if "memory" in self.resources else 0}
         # A little more, since thirds of a GPU are whole ones to Ray.
         return min((int(self.resources.get(k, 0) / n + 1e-6) for k, n in needs.items() if n), default=0)
 
     def without(self, gpus: float, nbytes: int) -> Node:
-        """What is left beside a process that takes so much."""
+        """The node with what is left beside a process that takes so much."""
         taken = {"GPU": gpus, "memory": nbytes}
         return dataclasses.replace(self, resources={k: n - taken.get(k, 0) for k, n in self.resources.items()})
 
 
 @dataclasses.dataclass(frozen=True)
 class Launcher:
-    """What a cluster launcher's file allows."""
+    """The nodes that the file of a cluster's launcher (`ray up`) allows."""
 
     nodes: tuple[Node, ...]
     """The head, and of each type of workers as many as it may have: those that are always there, then types in turn."""
     head: str | None
     """The head's type."""
     max_workers: int
-    """Of all types together."""
+    """The most workers, of all types together."""
 
     @classmethod
     def read(cls, file: Path) -> Launcher:
-        """
+        """Read a launcher's file.
+
         Raises:
-            UserError: it is no such file, or its node types have no resources.
+            UserError: it is not such a file, or its node types have no resources.
         """
         try:
             config = yaml.safe_load(file.read_text(encoding="utf-8"))
@@ -101,7 +103,7 @@ class Launcher:
         )
 
     def started(self, alive: Sequence[Node]) -> bool:
-        """Whether it has started any of these; else it is another cluster's."""
+        """Whether one of these nodes is of a type of this file; else the file is another cluster's."""
         return bool({node.kind for node in self.nodes} & {node.kind for node in alive})
 
     def at_largest(self, alive: Sequence[Node] = ()) -> list[Node]:
@@ -125,18 +127,18 @@ class Launcher:
 
 
 def may_grow(nodes: Sequence[Node]) -> bool:
-    """Whether nodes may come of which we know nothing: something starts nodes here, and its file is not here."""
+    """Whether unknown nodes may come: something has started nodes here, and its file is not known."""
     return any(node.kind is not None and not node.to_come and node.like is None for node in nodes)
 
 
 def awaited(role: str, nodes: Sequence[Node]) -> bool:
-    """Whether nodes of this role may come, for all that is known: the other role has its own, and this one has none."""
+    """Whether nodes of this role are probably to come: the other role has nodes of its own, this one has none yet."""
     there = {node.role for node in nodes}
     return role not in there and _OTHER[role] in there and may_grow(nodes)
 
 
 def selector(role: str, nodes: Sequence[Node]) -> dict[str, str]:
-    """The label selector of a role: its own nodes; else, where only the other role has nodes, not those."""
+    """Ray's label selector for a role's processes: its own nodes, if there are any; else not the other role's."""
     there = {node.role for node in nodes}
     if role in there:
         return {ROLE: role}
@@ -144,7 +146,7 @@ def selector(role: str, nodes: Sequence[Node]) -> dict[str, str]:
 
 
 def nodes_for(role: str, nodes: Sequence[Node]) -> list[Node]:
-    """Those that a role's processes may go to."""
+    """The nodes that a role's processes may go to."""
     wanted = selector(role, nodes).get(ROLE, "!")
     if wanted.startswith("!"):
         return [node for node in nodes if node.role is None or node.role != wanted[1:]]

@@ -35,8 +35,8 @@ from gsae_ray.activations.production_log import PRODUCTION_LOG, Counters, damage
 from gsae_ray.activations.trial_positions import ReaderSpec
 from gsae_ray.actors.store_actor import StoreClient
 from gsae_ray.actors.trial_actor import SAETrial, TrialContext
-from gsae_ray.capacity import fit as room
-from gsae_ray.capacity.nodes import TRAINER
+from gsae_ray.capacity import fit
+from gsae_ray.capacity.nodes import PRODUCER, TRAINER, selector
 from gsae_ray.config.load import load_sweep
 from gsae_ray.config.sweep import Sweep
 from gsae_ray.config.trial import TrialSpec
@@ -614,27 +614,20 @@ def _check_cluster(plan: Plan, readers: dict[str, ReaderSpec]) -> _Allotment:
     """
     layout, sweep, nodes = plan.layout, plan.sweep, placement.nodes()
     trials = [trial for trial in plan.trials if trial.name in readers]
-    gpus, nbytes = room.shares(sweep, nodes, trials), room.host_memory(sweep, nodes, trials)
-    a_producer = room.producer_memory(sweep, nodes, plan.producer)
-    asks = max(gpus.values(), default=0), max(nbytes.values(), default=0), a_producer
-    notices = room.check_producers(sweep, nodes, plan.producer)
-    if room.slots(sweep, nodes, *asks) is None:
-        notices.append("no node for trials is there yet; they wait until the cluster has started one")
+    requests = fit.trial_requests(sweep, nodes, trials)
+    a_producer = fit.producer_request(sweep, nodes, plan.producer)
+    notices = fit.check_producers(sweep, nodes, plan.producer)
+    notices += fit.check_requests(sweep, nodes, fit.largest(sweep, requests.values()), a_producer)
     sites = tuple(sorted({reader.site for reader in readers.values()}))
     blocks = range(layout.blocks_for(max((reader.rows for reader in readers.values()), default=0)))
     sizes = [layout.nbytes(block, sites) for block in blocks]
     return _Allotment(
-        budget=room.budget(sweep, nodes, max(sizes, default=0), sum(sizes), len(sites)),
-        trials={name: _bundle(sweep.trials.cpus, share, nbytes[name]) for name, share in gpus.items()},
-        producer_bytes=a_producer,
-        producer_labels=room.producer_labels(sweep, nodes, *asks),
+        budget=fit.budget(sweep, nodes, max(sizes, default=0), sum(sizes), len(sites)),
+        trials={name: request.to_ray() for name, request in requests.items()},
+        producer_bytes=a_producer.memory,
+        producer_labels=selector(PRODUCER, nodes),
         notices=tuple(notices),
     )
-
-
-def _bundle(cpus: float, gpus: float, nbytes: int) -> dict[str, float]:
-    """As Ray wants it: memory of which none is asked for is left out."""
-    return {"CPU": float(cpus), "GPU": gpus} | ({"memory": float(nbytes)} if nbytes else {})
 
 
 def _launch_params(plan: Plan) -> dict[str, Any]:

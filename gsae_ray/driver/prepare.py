@@ -9,7 +9,7 @@ from pathlib import Path
 
 from gsae_ray.activations.layout import Layout
 from gsae_ray.activations.producer import ProducerSpec
-from gsae_ray.capacity.memory import Memory, of_producer
+from gsae_ray.capacity.memory import Memory, producer_memory
 from gsae_ray.config.sweep import Sweep
 from gsae_ray.config.trial import TrialSpec
 from gsae_ray.data.documents import find_data, pinned_data
@@ -84,7 +84,7 @@ def prepare(sweep: Sweep, storage: Path, display: Display, tracking_uri: str | N
         tokens=tokens,
         layout=layout,
         trials=trials,
-        producer=of_producer(sweep, skeleton, layout.widths, block_bytes, trials),
+        producer=producer_memory(sweep, skeleton, layout.widths, block_bytes, trials),
         evaluation=EvaluationRequest(digest(evaluation), sweep.evaluation.encoders),
         parents={f"run:{run_id}": folder for run_id, folder in parents.items()},
     )

@@ -3,31 +3,41 @@
 from __future__ import annotations
 
 import dataclasses
-import itertools
 from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from nodes import HEAD, LATER, PLAIN, PRODUCERS, STANDARD, TRAINERS, sweep, with_gpu
 
 from gsae_ray.capacity.fit import (
+    Request,
     budget,
     check_producers,
-    host_memory,
-    producer_labels,
-    producer_memory,
-    shares,
-    slots,
+    check_requests,
+    gpu_shares,
+    producer_request,
+    trial_requests,
+    trials_at_once,
 )
 from gsae_ray.capacity.gpus import gpu_of
-from gsae_ray.capacity.memory import CUDA_CONTEXT, PROCESS, Memory, of_trial
-from gsae_ray.capacity.nodes import ID, ROLE, TRAINER, Launcher, Node
+from gsae_ray.capacity.memory import CUDA_CONTEXT, PROCESS, Memory, trial_memory
+from gsae_ray.capacity.nodes import TRAINER, Launcher, Node
 from gsae_ray.config.load import load_sweep
 from gsae_ray.config.sweep import Sweep
 from gsae_ray.config.trial import TrialSpec
 from gsae_ray.errors import UserError
+
+
+def predicted(
+    loaded: Sweep, nodes: list[Node], gpus_a_trial: float, bytes_a_trial: int = 0, bytes_a_producer: int = 0
+) -> int | None:
+    """Trials at a time."""
+    trial = Request(loaded.trials.cpus, gpus_a_trial, bytes_a_trial)
+    return trials_at_once(loaded, nodes, trial, Request(gpus=loaded.producers.gpus, memory=bytes_a_producer))
+
+
+def memory_of_trials(loaded: Sweep, nodes: list[Node], trials: list[TrialSpec]) -> dict[str, int]:
+    return {name: request.memory for name, request in trial_requests(loaded, nodes, trials).items()}
 
 
 @pytest.mark.parametrize(
@@ -42,7 +52,7 @@ from gsae_ray.errors import UserError
     ],
 )
 def test_trials_at_a_time(trials: dict[str, Any], producers: dict[str, Any], nodes: list[Node], found: int) -> None:
-    assert slots(sweep(trials=trials, producers=producers), nodes, trials.get("gpus", 0)) == found
+    assert predicted(sweep(trials=trials, producers=producers), nodes, trials.get("gpus", 0)) == found
 
 
 @pytest.mark.parametrize(
@@ -65,7 +75,7 @@ def test_what_does_not_fit_is_named(
     trials: dict[str, Any], producers: dict[str, Any], nodes: list[Node], said: str
 ) -> None:
     with pytest.raises(UserError, match=said):
-        slots(sweep(trials=trials, producers=producers), nodes, trials.get("gpus", 0))
+        predicted(sweep(trials=trials, producers=producers), nodes, trials.get("gpus", 0))
 
 
 def test_the_cluster_of_this_repository_runs_the_papers_largest_sweeps() -> None:
@@ -73,41 +83,41 @@ def test_the_cluster_of_this_repository_runs_the_papers_largest_sweeps() -> None
     assert len(nodes) == 11
     for file in ("pythia_2p8b", "gemma_7b", "quickstart"):
         loaded = load_sweep(Path(__file__).parents[2] / "sweeps" / f"{file}.yaml")
-        gpus = shares(loaded, nodes, trials_of(loaded, 4096))  # the widest site of Gemma-7B
-        assert slots(loaded, nodes, max(gpus.values())) >= 4
+        gpus = gpu_shares(loaded, nodes, trials_of(loaded, 4096))  # the widest site of Gemma-7B
+        assert predicted(loaded, nodes, max(gpus.values())) >= 4
 
 
 def test_nodes_that_may_come_are_waited_for() -> None:
     """The cluster starts nodes of a role when they are asked for, and its launcher's file is not here."""
     producers, trainers = (dataclasses.replace(node, kind="gpu") for node in (PRODUCERS, TRAINERS))
-    assert slots(sweep(trials={"cpus": 9}), [HEAD, producers], 0) is None
-    assert slots(sweep(trials={"cpus": 8}, producers={"gpus": 1}), [HEAD, trainers], 0) == 2
+    assert predicted(sweep(trials={"cpus": 9}), [HEAD, producers], 0) is None
+    assert predicted(sweep(trials={"cpus": 8}, producers={"gpus": 1}), [HEAD, trainers], 0) == 2
     with pytest.raises(UserError, match="auto, but no node for trials has a GPU yet; give a number"):
-        shares(sweep(trials={"gpus": "auto"}), [HEAD, producers], [])
+        gpu_shares(sweep(trials={"gpus": "auto"}), [HEAD, producers], [])
     known = dataclasses.replace(producers, like=producers)  # and all that may come
     with pytest.raises(UserError, match="trials: each needs cpus: 9"):
-        slots(sweep(trials={"cpus": 9}), [HEAD, known], 0)
+        predicted(sweep(trials={"cpus": 9}), [HEAD, known], 0)
 
 
 def test_memory_of_the_node_limits_trials() -> None:
     small = Node({"CPU": 16, "memory": 8 * 2**30})
-    assert slots(sweep(), [small], 0, 3 * 2**30) == 2
-    assert slots(sweep(), [Node({"CPU": 16})], 0, 3 * 2**30) == 16  # not known
+    assert predicted(sweep(), [small], 0, 3 * 2**30) == 2
+    assert predicted(sweep(), [Node({"CPU": 16})], 0, 3 * 2**30) == 16  # not known
     with pytest.raises(
         UserError, match=r"gpus: 0 and 9.0 GiB of memory on one node; the largest has 16 CPUs .* 8.0 GiB"
     ):
-        slots(sweep(), [Node({"CPU": 0, "memory": 80 * 2**30}), small], 0, 9 * 2**30)
+        predicted(sweep(), [Node({"CPU": 0, "memory": 80 * 2**30}), small], 0, 9 * 2**30)
 
 
 def test_trials_ask_for_memory_where_all_nodes_tell_theirs() -> None:
     node = Node({"CPU": 16, "GPU": 1, "memory": 8 * 2**30})
     loaded = sweep(saes=[{**STANDARD, "widths": [8, 65_536]}])
     small, large = trials_of(loaded, 1024)
-    assert 0.8 * PROCESS < host_memory(loaded, [node], [small])[small.name] < PROCESS
-    needs = {trial.name: of_trial(trial, False).host for trial in (small, large)}
-    both = host_memory(loaded, [node], [small, large])  # on CPUs a process is used again
+    assert 0.8 * PROCESS < memory_of_trials(loaded, [node], [small])[small.name] < PROCESS
+    needs = {trial.name: trial_memory(trial, False).host for trial in (small, large)}
+    both = memory_of_trials(loaded, [node], [small, large])  # on CPUs a process is used again
     assert set(both.values()) == {int(0.8 * needs[large.name])}
-    on_gpu = host_memory(sweep(trials={"gpus": 0.5}), [node], [small, large])
+    on_gpu = memory_of_trials(sweep(trials={"gpus": 0.5}), [node], [small, large])
     assert on_gpu[small.name] < PROCESS < on_gpu[large.name]
     for others in (
         [Node({"CPU": 16})],
@@ -115,74 +125,54 @@ def test_trials_ask_for_memory_where_all_nodes_tell_theirs() -> None:
         [Node({"CPU": 1}, TRAINER)],
         [Node(node.resources, kind="type", like=Node({"CPU": 16}))],  # another one, when this is gone, would not tell
     ):
-        assert set(host_memory(loaded, [node, *others], [small, large]).values()) == {0}
+        assert set(memory_of_trials(loaded, [node, *others], [small, large]).values()) == {0}
     for others in ([Node({"CPU": 0})], [Node(node.resources, kind="type", like=node)]):
-        assert host_memory(loaded, [node, *others], [small, large]) == both
+        assert memory_of_trials(loaded, [node, *others], [small, large]) == both
 
 
-def test_producers_leave_the_nodes_that_hold_a_trial_if_they_can() -> None:
-    """By memory: the order in which Ray lists nodes decides nothing."""
+def test_producers_are_predicted_to_leave_the_nodes_that_hold_a_trial() -> None:
+    """The order in which Ray lists nodes decides nothing."""
     big, little = (Node({"CPU": 8, "GPU": 1, "memory": n * 2**30}) for n in (64, 16))
     loaded = sweep(producers={"gpus": 1}, trials={"gpus": 1})
-    assert producer_memory(loaded, [big, little], Memory(host=10 * 2**30)) == 8 * 2**30
-    assert producer_memory(sweep(), [big, little], Memory(host=10 * 2**30)) == 0
+    assert producer_request(loaded, [big, little], Memory(host=10 * 2**30)) == Request(gpus=1, memory=8 * 2**30)
+    assert producer_request(sweep(), [big, little], Memory(host=10 * 2**30)) == Request()
     for nodes in ([big, little], [little, big]):
-        assert slots(loaded, nodes, 1, 32 * 2**30, 8 * 2**30) == 1
+        assert predicted(loaded, nodes, 1, 32 * 2**30, 8 * 2**30) == 1
         with pytest.raises(UserError, match=r"gpus: 1 and 24.0 GiB of memory for each .* 1 and 32.0 GiB of memory for"):
-            slots(loaded, nodes, 1, 32 * 2**30, 24 * 2**30)  # one node only holds either
+            predicted(loaded, nodes, 1, 32 * 2**30, 24 * 2**30)  # one node only holds either
     one = sweep(producers={"gpus": 1}, trials={"gpus": 0})
-    assert slots(one, [big], 0, 8 * 2**30, 24 * 2**30) == 5  # 40 GiB are left
+    assert predicted(one, [big], 0, 8 * 2**30, 24 * 2**30) == 5  # 40 GiB are left
     a, b = (Node({"CPU": 8, "GPU": 2, "memory": n * 2**30}) for n in (16, 20))
     three = sweep(producers={"gpus": 1, "count": 3}, trials={"gpus": 1})
     for nodes in ([a, b], [b, a]):  # two producers on the first, one and a trial on the other
-        assert slots(three, nodes, 1, 12 * 2**30, 8 * 2**30) == 1
+        assert predicted(three, nodes, 1, 12 * 2**30, 8 * 2**30) == 1
 
 
-def test_producers_keep_off_the_only_nodes_that_hold_a_trial() -> None:
-    """Ray would take them first: they have more memory."""
-    big, little = (Node({"CPU": 8, "GPU": 1, "memory": n * 2**30}, id=f"n{n}") for n in (64, 16))
+def test_what_may_run_is_not_refused_at_the_start_however_ray_packs_it() -> None:
+    """A trial and a producer fit the same node only: `plan` tells it, a launch tries, until trials.room_timeout_s."""
+    big, little = (Node({"CPU": 8, "GPU": 1, "memory": n * 2**30}) for n in (64, 16))
     loaded = sweep(producers={"gpus": 1}, trials={"gpus": 1})
-    asks = 1, 32 * 2**30, 8 * 2**30
-    assert producer_labels(loaded, [big, little], *asks) == {ID: "!in(n64)"}
-    others = dataclasses.replace(big, id="other")
-    assert producer_labels(loaded, [big, others, little], *asks) == {}  # one is left whatever Ray does
-    two = sweep(producers={"gpus": 1, "count": 2}, trials={"gpus": 1})
-    assert producer_labels(two, [big, others, little], *asks) == {ID: "!in(n64)"}  # they need the other
-    assert producer_labels(two, [big, little], *asks) == {}  # both, and `slots` says so
-    assert producer_labels(two, [big, others, little, little], *asks) == {ID: "!in(n64,other)"}
-    assert producer_labels(loaded, [big, TRAINERS], *asks) == {ROLE: "!trainer"}
-    assert producer_labels(sweep(), [big, little], 0, *asks[1:]) == {}
+    trial, producer = Request(1, 1, 32 * 2**30), Request(gpus=1, memory=24 * 2**30)
+    assert check_requests(loaded, [big, little], trial, producer) == []
+    with pytest.raises(UserError, match="each of 1 producers"):
+        check_requests(loaded, [big], trial, producer)  # two GPUs are needed, wherever Ray puts them
+    with pytest.raises(UserError, match="each of 2 producers"):
+        two = sweep(producers={"gpus": 1, "count": 2}, trials={"gpus": 1})
+        check_requests(two, [big, little, little], trial, producer)  # one place for both
+    grows = dataclasses.replace(big, kind="gpu")  # something starts such nodes
+    assert check_requests(loaded, [grows], trial, producer) == []
 
 
-@given(
-    nodes=st.lists(st.tuples(st.sampled_from([0, 1]), st.sampled_from([16, 32, 64])), min_size=1, max_size=5),
-    count=st.integers(1, 3),
-    trial=st.tuples(st.sampled_from([0, 1]), st.sampled_from([12, 24, 48])),
-)
-def test_wherever_ray_puts_producers_a_trial_has_room(
-    nodes: list[tuple[int, int]], count: int, trial: tuple[int, int]
-) -> None:
-    """On nodes of one GPU; of more than one it might fill one that could have held either."""
-    there = [
-        Node({"CPU": 4, "GPU": gpus, "memory": gib * 2**30}, id=str(number)) for number, (gpus, gib) in enumerate(nodes)
-    ]
-    loaded, asks = sweep(producers={"gpus": 1, "count": count}), (trial[0], trial[1] * 2**30, 8 * 2**30)
-    places = [node for node in there if node.holds(0, 1, asks[2])]
+def test_that_nodes_are_awaited_is_told() -> None:
+    producers, trainers = (dataclasses.replace(node, kind="gpu") for node in (PRODUCERS, TRAINERS))
+    (said,) = check_requests(sweep(producers={"gpus": 1}), [HEAD, producers], Request(9), Request(gpus=1))
+    assert said == "no node for trials is there yet; they wait until the cluster has started one"
+    assert check_requests(sweep(producers={"gpus": 1}), [HEAD, trainers], Request(1), Request(gpus=1)) == []
 
-    def rooms(allowed: list[Node]) -> list[int]:
-        """Trials at a time, for each way to place the producers."""
-        return [
-            sum((node.without(1, asks[2]) if node in taken else node).holds(1, *asks[:2]) for node in there)
-            for taken in itertools.combinations(allowed, count)
-        ]
 
-    try:
-        slots(loaded, there, *asks)
-    except UserError:
-        assert max(rooms(places), default=0) == 0
-    else:
-        spared = producer_labels(loaded, there, *asks).get(ID, "!in()").removeprefix("!in(").rstrip(")").split(",")
-        assert min(rooms([node for node in places if node.id not in spared])) > 0
+def test_what_is_asked_of_ray() -> None:
+    assert Request(2, 0.5, 3).to_ray() == {"CPU": 2.0, "GPU": 0.5, "memory": 3.0}
+    assert Request(1).to_ray() == {"CPU": 1.0, "GPU": 0}  # no memory, rather than none of it
 
 
 def test_budget_is_a_share_of_the_object_store_that_is_there() -> None:
@@ -207,18 +197,18 @@ def trials_of(loaded: Sweep, n: int) -> list[TrialSpec]:
 def test_auto_puts_as_many_trials_on_a_gpu_as_fit_into_its_memory() -> None:
     loaded = sweep(trials={"gpus": "auto"}, saes=[{**STANDARD, "widths": [8, 65_536]}])
     small, large = trials_of(loaded, 1024)
-    need = of_trial(large, on_gpu=True).gpu
+    need = trial_memory(large, on_gpu=True).gpu
     assert 2 * 2**30 < need < 4 * 2**30  # 4 x 512 MiB, a batch, the context
-    found = shares(loaded, [HEAD, PRODUCERS, with_gpu("A10G", 2)], [small, large])
+    found = gpu_shares(loaded, [HEAD, PRODUCERS, with_gpu("A10G", 2)], [small, large])
     at_once = int(0.8 * 23_028 * 2**20 / need)  # the prediction may be a fifth too low
     assert at_once == 6 and 1 - 1e-3 < at_once * found[large.name] <= 1
-    n = int(0.8 * 23_028 * 2**20 / of_trial(small, on_gpu=True).gpu)
+    n = int(0.8 * 23_028 * 2**20 / trial_memory(small, on_gpu=True).gpu)
     assert n > 20 and 1 - 1e-2 < n * found[small.name] <= 1  # Ray may not take them for more than a GPU
-    assert slots(loaded, [with_gpu("A10G", 2)], found[large.name]) == 12
-    assert shares(loaded, [with_gpu("A100")], [large])[large.name] == pytest.approx(
+    assert predicted(loaded, [with_gpu("A10G", 2)], found[large.name]) == 12
+    assert gpu_shares(loaded, [with_gpu("A100")], [large])[large.name] == pytest.approx(
         1 / int(0.8 * 40_960 * 2**20 / need), rel=1e-3
     )  # they may be those of 80 GB, or not
-    mixed = shares(loaded, [with_gpu("H100"), with_gpu("T4")], [large])  # the smallest decides
+    mixed = gpu_shares(loaded, [with_gpu("H100"), with_gpu("T4")], [large])  # the smallest decides
     assert mixed[large.name] == pytest.approx(1 / int(0.8 * 15_360 * 2**20 / need), rel=1e-3)
 
 
@@ -245,10 +235,10 @@ def test_a_trial_that_does_not_fit_into_memory_is_named(gpus: Any, nodes: list[N
     loaded = sweep(trials={"gpus": gpus}, saes=[{**STANDARD, "widths": [262_144]}])
     wide = trials_of(loaded, 2560)
     if said is None:
-        assert shares(loaded, nodes, wide).keys() == {wide[0].name}
+        assert gpu_shares(loaded, nodes, wide).keys() == {wide[0].name}
     else:
         with pytest.raises(UserError, match=said):
-            shares(loaded, nodes, wide)
+            gpu_shares(loaded, nodes, wide)
 
 
 def test_a_producer_that_does_not_fit_into_memory_is_named() -> None:

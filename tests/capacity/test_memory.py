@@ -12,7 +12,7 @@ import pytest
 from footprint import MIB, measured, trainer_mib, training, trial_of, values
 from trials import random_sae
 
-from gsae_ray.capacity.memory import PROCESS, of_producer, of_trial
+from gsae_ray.capacity.memory import PROCESS, producer_memory, trial_memory
 from gsae_ray.config.sweep import Sweep
 from gsae_ray.saes import to_bytes
 
@@ -42,7 +42,7 @@ peak_mib(before)
 def test_a_trial(architecture: str, n: int, width: int, batch: int, tmp_path: Path) -> None:
     given = training(architecture, width, batch)
     found = trainer_mib(given, n, tmp_path)
-    predicted = (of_trial(trial_of(given, n), on_gpu=False).host - PROCESS) / MIB
+    predicted = (trial_memory(trial_of(given, n), on_gpu=False).host - PROCESS) / MIB
     assert predicted == pytest.approx(found, rel=0.2)
 
 
@@ -77,6 +77,6 @@ def test_a_producer(what: str, tmp_path: Path) -> None:
         cfg, weights = to_bytes(random_sae(trial))
         (tmp_path / "cfg").write_text(cfg)
         (tmp_path / "weights").write_bytes(weights)
-    predicted = (of_producer(sweep, skeleton, widths, block, trials).host - PROCESS) / MIB
+    predicted = (producer_memory(sweep, skeleton, widths, block, trials).host - PROCESS) / MIB
     found = measured(PRODUCER.format(values=given, folder=str(tmp_path), what=what))
     assert predicted == pytest.approx(found, rel=0.2)

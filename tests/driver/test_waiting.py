@@ -179,10 +179,9 @@ def test_a_node_that_does_not_see_the_storage_is_told_of(tmp_path: Path) -> None
 
 
 @pytest.mark.slow
-def test_producers_wait_for_room_though_their_node_dies_and_leave_it_to_trials(tmp_path: Path) -> None:
+def test_producers_wait_for_a_node_though_theirs_dies(tmp_path: Path) -> None:
     said = on_nodes("node_waiting.py", Home(tmp_path))
     assert re.search(r"\n\['1 of 1 producers wait for room on the cluster, with 1 GPUs each: .* are free'\] 2\n", said)
-    assert "\n[16.0]\n" in said
 
 
 def test_a_sweep_that_waits_for_room_is_seen_and_can_be_stopped(local_ray: None, tmp_path: Path) -> None:
