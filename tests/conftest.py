@@ -16,6 +16,21 @@ import datasets
 import pytest
 import torch
 
+MOST_WORKERS = 4  # each may start a Ray of its own
+
+
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+    """A single file is run in this process: there is nothing to share out."""
+    if len(config.args) == 1 and Path(config.args[0].partition("::")[0]).is_file():
+        return 0
+    return min(os.cpu_count() or 1, MOST_WORKERS)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Unit tests come first, then the files that start Ray: what is quick fails early."""
+    start_ray = {item.path for item in items if "local_ray" in getattr(item, "fixturenames", ())}
+    items.sort(key=lambda item: item.path in start_ray)
+
 
 @pytest.fixture(autouse=True)
 def _one_thread() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import ray
@@ -30,10 +31,15 @@ def local_ray() -> Iterator[None]:
 
 
 @pytest.fixture(scope="module")
-def plan(home: Path) -> Plan:
-    return prepare(Sweep.model_validate(SWEEP), home / "runs", Display(Console(quiet=True)))
+def sweep() -> dict[str, Any]:
+    return SWEEP
 
 
 @pytest.fixture(scope="module")
-def launched(home: Path, local_ray: None, plan: Plan) -> launch.SweepResult:
-    return run(SWEEP, home)
+def plan(home: Path, sweep: dict[str, Any]) -> Plan:
+    return prepare(Sweep.model_validate(sweep), home / "runs", Display(Console(quiet=True)))
+
+
+@pytest.fixture(scope="module")
+def launched(home: Path, local_ray: None, plan: Plan, sweep: dict[str, Any]) -> launch.SweepResult:
+    return run(sweep, home)

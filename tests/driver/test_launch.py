@@ -10,7 +10,7 @@ import pytest
 import ray
 import torch
 from faults import Home, on_nodes
-from golden import SWEEP, full_store, parent_run, run
+from golden import ONE_PRODUCER, SWEEP, full_store, parent_run, run
 from mlflow.tracking import MlflowClient
 from rich.console import Console
 
@@ -55,9 +55,8 @@ def test_law_1_same_tokens_whatever_the_number_of_producers(plan: Plan, local_ra
     rows = 40_000
     alone = RowStream(LocalBlockReader(Producer(producer_spec(plan)), site), plan.layout, site)
     expected = alone.read(rows)
-    spec = producer_spec(plan)
-    for count in (1, 3):
-        with running_producers(count, 0, 0, {}, spec, 120) as (producers, _):
+    with running_producers(3, 0, 0, {}, producer_spec(plan), 120) as (three, _):
+        for producers in (three[:1], three):
             readers = {"a": ReaderSpec(site, rows), "b": ReaderSpec(plan.trials[-1].site, rows)}
             store = start_store(plan.layout, 10**9, 60.0)
             store.begin.remote(producers, readers, None)
@@ -93,10 +92,12 @@ def test_law_4_the_store_stays_within_its_budget(local_ray: None, home: Path) ->
 
     Two of the three are the running trial's window (its block and the next), one stays for the trial after it.
     """
-    budget_gib = 3.2 * 16_500 * 128 * 4 / 2**30
+    budget_gib = 3.2 * 8_250 * 128 * 4 / 2**30
     sweep = {
-        **SWEEP,
+        **ONE_PRODUCER,
         "name": "tight",
+        "dataset": {"name": "builtin", "shuffle_tokens": 8192},
+        "training": {**SWEEP["training"], "tokens": 40_000},
         "sites": {"layers": [1], "points": ["resid_post"]},
         "producers": {"budget_gib": budget_gib},
         "trials": {"max_concurrent": 1},

@@ -13,7 +13,7 @@ from typing import Any
 import pandas as pd
 import pytest
 from damage import flip
-from golden import ONE_PRODUCER, SWEEP, parent_run, run
+from golden import SHORT, parent_run, run
 from mlflow.tracking import MlflowClient
 from rich.console import Console
 
@@ -28,10 +28,15 @@ from gsae_ray.storage.event_log import EventLog
 from gsae_ray.storage.trial_directory import TrialDirectory
 
 
+@pytest.fixture(scope="module")
+def sweep() -> dict[str, Any]:
+    return SHORT
+
+
 def test_what_resume_refuses_is_refused_before_ray_is_started(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(launch, "connected", lambda address: pytest.fail("Ray is started"))
     with pytest.raises(UserError, match="^--resume: no launch of 'golden' in "):
-        run(SWEEP, tmp_path, resume=True)
+        run(SHORT, tmp_path, resume=True)
     assert not list(tmp_path.glob("runs/golden")), "nothing stays"
 
 
@@ -47,7 +52,7 @@ def test_a_launch_that_goes_on_says_so(tmp_path: Path) -> None:
 
 
 def test_one_lambda_more_trains_only_its_trials(launched: launch.SweepResult, home: Path) -> None:
-    sweep = json.loads(json.dumps(ONE_PRODUCER))
+    sweep = json.loads(json.dumps(SHORT))
     sweep["saes"][0]["l1_coefficient"] = [4, 8]
     before = {p: p.stat().st_mtime_ns for p in (home / "runs/golden/trials").glob("*/DONE")}
     again = run(sweep, home)
@@ -63,7 +68,7 @@ def test_one_lambda_more_trains_only_its_trials(launched: launch.SweepResult, ho
 
 
 def test_other_held_out_tokens_cost_an_evaluation_not_a_training(launched: launch.SweepResult, home: Path) -> None:
-    result = run({**ONE_PRODUCER, "evaluation": {"tokens": 4096}}, home)
+    result = run({**SHORT, "evaluation": {"tokens": 1024}}, home)
     assert len(result.frontier()) == 4
     assert result.forward_ratio != result.forward_ratio  # nothing was produced
     with pytest.raises(UserError, match="different tokens"):
@@ -74,8 +79,8 @@ def test_resume_finds_the_launch_and_refuses_a_changed_sweep(launched: launch.Sw
     newest = sorted((home / "runs/golden/launches").iterdir())[-1].name
     sweep = json.loads((home / "runs/golden/launches" / newest / "launch.json").read_text())["sweep"]
     with pytest.raises(UserError, match="training.batch_size"):
-        run({**ONE_PRODUCER, "training": {**SWEEP["training"], "batch_size": 256}}, home, resume=True)
-    resumed = run({**ONE_PRODUCER, "evaluation": {"tokens": sweep["evaluation"]["tokens"]}}, home, resume=True)
+        run({**SHORT, "training": {**SHORT["training"], "batch_size": 256}}, home, resume=True)
+    resumed = run({**SHORT, "evaluation": {"tokens": sweep["evaluation"]["tokens"]}}, home, resume=True)
     assert resumed.launch_id == newest
 
 
@@ -91,7 +96,7 @@ def test_finished_work_that_is_damaged_is_made_again_as_it_was_and_nothing_else_
     block = f"tokens/{plan.tokens.blocks_directory.name}/block-00001.safetensors"
     flip(tmp_path / "runs" / block)
     told = io.StringIO()
-    sweep, uri = Sweep.model_validate(ONE_PRODUCER), f"sqlite:///{tmp_path}/mlflow.db"
+    sweep, uri = Sweep.model_validate(SHORT), f"sqlite:///{tmp_path}/mlflow.db"
     result = launch.run(
         sweep, storage=tmp_path / "runs", tracking_uri=uri, console=Console(file=told, width=1000), resume=False
     )
@@ -112,7 +117,7 @@ def test_resume_keeps_the_overrides_that_the_launch_was_begun_with(
     launched: launch.SweepResult, home: Path, tmp_path: Path
 ) -> None:
     file = tmp_path / "sweep.yaml"
-    file.write_text(json.dumps({**SWEEP, "training": {**SWEEP["training"], "lr": 5e-4}}))
+    file.write_text(json.dumps({**SHORT, "training": {**SHORT["training"], "lr": 5e-4}}))
     options = {"storage": home / "runs", "tracking_uri": launched.tracking_uri, "console": Console(quiet=True)}
     begun = launch.run(file, overrides=["training.lr=1e-3"], **options)
     assert launch.run(file, resume=True, **options).launch_id == begun.launch_id
@@ -134,27 +139,25 @@ def test_a_file_system_that_fails_in_mid_launch_is_no_mistake_but_an_interruptio
         pytest.raises(SweepStoppedError, match="^a file: Input/output error; .*--resume"),
     ):
         broken.setattr(launch, "finish_launch", fail)
-        run(SWEEP, home)
+        run(SHORT, home)
     newest = max(path.name for path in (home / "runs/golden/launches").iterdir())
-    assert run(SWEEP, home, resume="auto").launch_id == newest
+    assert run(SHORT, home, resume="auto").launch_id == newest
 
 
 def test_auto_begins_another_launch_where_the_newest_is_finished(launched: launch.SweepResult, home: Path) -> None:
-    result = run({**SWEEP, "name": "golden"}, home, resume="auto")
+    result = run({**SHORT, "name": "golden"}, home, resume="auto")
     assert result.launch_id > launched.launch_id and len(result.frontier()) == 4
     assert result.forward_ratio != result.forward_ratio, "nothing was produced"
 
 
 def test_a_second_driver_of_the_same_sweep_is_refused(launched: launch.SweepResult, home: Path) -> None:
     with driver_lock(home / "runs/golden"), pytest.raises(UserError, match=f"process {os.getpid()}"):
-        run(SWEEP, home)
+        run(SHORT, home)
 
 
 def test_pursuit_and_one_target_more_cost_only_their_evaluations(launched: launch.SweepResult, home: Path) -> None:
     def pursued(*targets: int, **options: Any) -> launch.SweepResult:
-        return run(
-            {**ONE_PRODUCER, "evaluation": {**SWEEP["evaluation"], "pursuit_l0": list(targets)}}, home, **options
-        )
+        return run({**SHORT, "evaluation": {**SHORT["evaluation"], "pursuit_l0": list(targets)}}, home, **options)
 
     trained = {p: p.stat().st_mtime_ns for p in (home / "runs/golden/trials").glob("*/DONE")}
     first = pursued(8)
@@ -183,7 +186,7 @@ def test_rescale_and_shift_takes_the_sae_of_a_run_as_its_parent(
     of_site = rows[rows["site"] == site].set_index("architecture")
     parent = of_site.loc["standard"]
     entry = {"architecture": "rescale_shift", "widths": [384], "parent": parent["run_id"], "tokens": 20_000}
-    sweep = {**ONE_PRODUCER, "name": "adopted", "saes": [entry], "sites": {"layers": [1], "points": ["resid_post"]}}
+    sweep = {**SHORT, "name": "adopted", "saes": [entry], "sites": {"layers": [1], "points": ["resid_post"]}}
     result = run(sweep, home)
     (row,) = result.frontier().to_dict("records")
     assert row["sparsity"] == parent["sparsity"] and row["gamma"] > parent["gamma"]

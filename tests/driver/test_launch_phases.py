@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from golden import ONE_PRODUCER, SWEEP, parent_run, run
+from golden import ONE_PRODUCER, SHORT, parent_run, run
 from mlflow.tracking import MlflowClient
 
 import gsae_ray
@@ -17,7 +17,7 @@ from gsae_ray.storage.trial_directory import TrialDirectory
 
 
 def test_a_trial_in_nan_is_failed_and_the_sweep_goes_on(local_ray: None, home: Path) -> None:
-    sweep = {**ONE_PRODUCER, "name": "nan", "saes": [{**SWEEP["saes"][1], "lr": [1e30, 1e-3]}]}
+    sweep = {**SHORT, "name": "nan", "saes": [{**SHORT["saes"][1], "lr": [1e30, 1e-3]}]}
     result = run({**sweep, "sites": {"layers": [1], "points": ["resid_post"]}}, home)
     assert len(result.frontier()) == 1
     ((name, reason),) = result.failures.items()
@@ -29,7 +29,7 @@ def test_a_trial_in_nan_is_failed_and_the_sweep_goes_on(local_ray: None, home: P
 
 
 def test_a_trial_that_failed_for_good_is_left_by_auto_and_tried_again_by_resume(local_ray: None, home: Path) -> None:
-    sweep = {**ONE_PRODUCER, "name": "again", "saes": [{**SWEEP["saes"][1], "lr": 1e30, "tokens": 20_000}]}
+    sweep = {**SHORT, "name": "again", "saes": [{**SHORT["saes"][1], "lr": 1e30}]}
     sweep |= {"sites": {"layers": [1], "points": ["resid_post"]}}
     first = run(sweep, home, resume="auto")
     (path,) = (home / "runs/again/trials").iterdir()
@@ -44,7 +44,7 @@ def test_a_trial_that_failed_for_good_is_left_by_auto_and_tried_again_by_resume(
 
 def test_a_sweep_of_nothing_but_dead_saes_ends_with_a_note(local_ray: None, home: Path) -> None:
     plain = {"objective": "paper", "gradient_clip": 0.0, "unit_biases": False}  # clipped, it would not die at once
-    sweep = {**ONE_PRODUCER, "name": "dead", "saes": [{**SWEEP["saes"][1], "l1_coefficient": 1e6, "lr": 0.1, **plain}]}
+    sweep = {**ONE_PRODUCER, "name": "dead", "saes": [{**SHORT["saes"][1], "l1_coefficient": 1e6, "lr": 0.1, **plain}]}
     sweep |= {"sites": {"layers": [1], "points": ["resid_post"]}}
     result = run(sweep, home)
     assert result.picture is None and result.failures == {}
@@ -56,7 +56,7 @@ def test_weights_that_cannot_be_loaded_are_refused_before_anything_starts(home: 
     shutil.copytree(MODEL_DIR, tmp_path / "model")
     weights = tmp_path / "model/model.safetensors"
     weights.write_bytes(weights.read_bytes()[:1000])
-    sweep = {**ONE_PRODUCER, "name": "damaged", "model": {"name": str(tmp_path / "model")}}
+    sweep = {**SHORT, "name": "damaged", "model": {"name": str(tmp_path / "model")}}
     with pytest.raises(UserError, match="^model.name: cannot load the weights"):
         run(sweep, home)
     assert MlflowClient(f"sqlite:///{home}/mlflow.db").get_experiment_by_name("damaged") is None
@@ -69,8 +69,11 @@ def test_rescale_and_shift_begins_when_its_parents_are_done_and_is_skipped_where
     standard = {"architecture": "standard", "widths": [64], "l1_coefficient": [1, 2]}
     child = {"architecture": "rescale_shift", "widths": [64], "l1_coefficient": [1, 2], "tokens": 20_000}
     fails = {"lr": 1e30, "schedule": "paper"}
-    sweep = {**ONE_PRODUCER, "name": "phases", "sites": {"layers": [1], "points": ["resid_post"]}}
-    sweep |= {"saes": [child, standard, {**standard, "widths": [32], **fails}, {**child, "widths": [32], **fails}]}
+    sweep = {**SHORT, "name": "phases", "sites": {"layers": [1], "points": ["resid_post"]}}
+    sweep |= {
+        "training": {**SHORT["training"], "tokens": 40_000},
+        "saes": [child, standard, {**standard, "widths": [32], **fails}, {**child, "widths": [32], **fails}],
+    }
     result = run(sweep, home)
     assert result.forward_ratio == 1.0, "the second phase reads what the first has read"
     assert sorted(reason.split(" ")[0] for reason in result.failures.values()) == ["skipped:"] * 2 + ["the"] * 2
