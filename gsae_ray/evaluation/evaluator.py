@@ -20,7 +20,7 @@ from gsae_ray.data.contexts import PADDING
 from gsae_ray.data.tokens import model_input
 from gsae_ray.errors import not_finite
 from gsae_ray.evaluation.gradient_pursuit import gradient_pursuit
-from gsae_ray.evaluation.metrics import SUMS, Evaluation, from_sums
+from gsae_ray.evaluation.metrics import SUMS, Evaluation
 from gsae_ray.language_model.hooks import Edit, capture, edited
 from gsae_ray.language_model.massive_norms import square_norm_limit, square_norms, takes_part
 from gsae_ray.saes import SAE
@@ -123,7 +123,7 @@ class Evaluator:
         self._check_finite("the model's own losses", torch.cat(sums["nll_clean"]))
         self._check_finite(f"losses with 0 in place of {site}", ablated.nll_E)
         sequences = {name: torch.cat(values).double().tolist() for name, values in sums.items()}
-        return Evaluation(from_sums(sequences, (active_F > 0).double().mean().item()), sequences)
+        return Evaluation.of(sequences, alive_fraction=(active_F > 0).double().mean().item())
 
     def _check_finite(self, what: str, values: Tensor) -> None:
         """What is the model's fault is told: no SAE of the site could be measured."""

@@ -1,11 +1,16 @@
-"""What an evaluation gives: sums of every held-out context, and the metrics that follow from them. numpy only.
+"""The metrics of an evaluation, and the sums over held-out contexts that they follow from. numpy only.
 
 Each metric is a ratio of sums, never a mean of ratios. It is written for arrays, so that the same lines give the
-metric of a whole evaluation and those of a thousand resampled ones (see `intervals`).
+metric of a whole evaluation and those of a thousand resampled ones (see `results.intervals`).
+
+Adding a metric that follows from `SUMS` is one decorated function here: storage, MLflow, the frontier and its tables
+take their names from `METRICS`. Its `since` raises the schema version, so that the next launch of a sweep evaluates the
+SAEs again that were evaluated before.
 """
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -15,20 +20,7 @@ from numpy.typing import ArrayLike, NDArray
 Array = NDArray[np.float64]
 Sums = Mapping[str, Any]
 """Name of `SUMS` -> the sum over some contexts: a number, or an array with one sum for each choice of contexts."""
-
-METRICS = {
-    "l0": "mean number of active features of a row",
-    "loss_recovered": "1 − (CE(x̂) − CE(clean)) / (CE(zero) − CE(clean)); may exceed 1 or be negative, never clipped",
-    "gamma": "relative reconstruction bias E‖x̂‖² / E[x̂·x]; below 1 is shrinkage",
-    "fvu": "fraction of variance unexplained, E‖x − x̂‖² / E‖x − E x‖²",
-    "kl": "KL(clean ‖ spliced) in nats, mean over positions",
-    "ce_clean": "next-token loss in nats",
-    "ce_spliced": "next-token loss with x̂ in place of x",
-    "ce_zero": "next-token loss with 0 in place of x",
-    "alive_fraction": "share of features that were active on some held-out row",
-    "rows": "rows evaluated",
-}
-"""Name -> meaning."""
+Formula = Callable[[Sums], Array]
 
 SUMS = {
     "rows": "rows",
@@ -47,6 +39,114 @@ SUMS = {
 """Name -> what is summed, over the rows (or scored positions) of a context."""
 
 
+@dataclasses.dataclass(frozen=True)
+class Metric:
+    """A number that an evaluation gives."""
+
+    formula: Formula
+    """The metric from the sums over some contexts; an array from arrays of sums."""
+    meaning: str
+    since: int
+    """The schema version from which on evaluations carry it."""
+    resampled: bool
+    """Whether it can be had of resampled contexts: whether `SUMS` are all that it takes."""
+    column: bool
+    """Whether it is a column of `gsae_ray.frontier`."""
+    table: bool
+    """Whether it is a column of the table that the command line prints, too."""
+
+
+METRICS: dict[str, Metric] = {}
+"""Name -> metric, in the order of the frontier's columns."""
+
+
+def metric(
+    meaning: str, *, since: int, resampled: bool = True, column: bool = True, table: bool = False
+) -> Callable[[Formula], Formula]:
+    """Adds a function to `METRICS`, under its own name.
+
+    Args:
+        meaning: one line.
+        since: one more than `schema_version()` was, for a metric that evaluations of before do not carry.
+        resampled: as `Metric.resampled`.
+        column: as `Metric.column`.
+        table: as `Metric.table`.
+    """
+
+    def add(formula: Formula) -> Formula:
+        METRICS[formula.__name__] = Metric(formula, meaning, since, resampled, column, table)
+        return formula
+
+    return add
+
+
+@metric("mean number of active features of a row", since=1, table=True)
+def l0(s: Sums) -> Array:
+    return _ratio(s["active"], s["rows"])
+
+
+@metric(
+    "1 − (CE(x̂) − CE(clean)) / (CE(zero) − CE(clean)); may exceed 1 or be negative, never clipped", since=1, table=True
+)
+def loss_recovered(s: Sums) -> Array:
+    return 1 - _ratio(ce_spliced(s) - ce_clean(s), ce_zero(s) - ce_clean(s))
+
+
+@metric("relative reconstruction bias E‖x̂‖² / E[x̂·x]; below 1 is shrinkage", since=1, table=True)
+def gamma(s: Sums) -> Array:
+    return _ratio(s["x_hat_sq"], s["x_hat_x"])
+
+
+@metric("fraction of variance unexplained, E‖x − x̂‖² / E‖x − E x‖²", since=1, table=True)
+def fvu(s: Sums) -> Array:
+    return _ratio(s["error_sq"], s["centred_sq"])
+
+
+@metric("KL(clean ‖ spliced) in nats, mean over positions", since=1)
+def kl(s: Sums) -> Array:
+    return _ratio(s["kl"], s["positions"])
+
+
+@metric("next-token loss in nats", since=1)
+def ce_clean(s: Sums) -> Array:
+    return _ratio(s["nll_clean"], s["positions"])
+
+
+@metric("next-token loss with x̂ in place of x", since=1)
+def ce_spliced(s: Sums) -> Array:
+    return _ratio(s["nll_spliced"], s["positions"])
+
+
+@metric("next-token loss with 0 in place of x", since=1)
+def ce_zero(s: Sums) -> Array:
+    return _ratio(s["nll_zero"], s["positions"])
+
+
+@metric("share of features that were active on some held-out row", since=1, resampled=False, table=True)
+def alive_fraction(s: Sums) -> Array:
+    return np.asarray(s["alive_fraction"])  # of all contexts together: no sum over contexts gives it
+
+
+@metric("rows evaluated", since=1, resampled=False, column=False)
+def rows(s: Sums) -> Array:
+    return np.asarray(s["rows"], np.float64)
+
+
+def schema_version() -> int:
+    """The version of the evaluations that are made now; those of an older one lack metrics."""
+    return max(metric.since for metric in METRICS.values())
+
+
+def columns() -> list[str]:
+    """The metrics that are columns of `gsae_ray.frontier`."""
+    return [name for name, metric in METRICS.items() if metric.column]
+
+
+def resampled() -> dict[str, Formula]:
+    """Name -> formula of the metrics that can be had of resampled contexts."""
+    return {name: metric.formula for name, metric in METRICS.items() if metric.resampled}
+
+
 class Evaluation(NamedTuple):
     """An SAE on the held-out contexts of its site."""
 
@@ -55,50 +155,11 @@ class Evaluation(NamedTuple):
     sequences: dict[str, list[float]]
     """Every one of `SUMS`, a number for each held-out context in their fixed order."""
 
-
-def l0(s: Sums) -> Array:
-    return _ratio(s["active"], s["rows"])
-
-
-def loss_recovered(s: Sums) -> Array:
-    return 1 - _ratio(ce_spliced(s) - ce_clean(s), ce_zero(s) - ce_clean(s))
-
-
-def gamma(s: Sums) -> Array:
-    return _ratio(s["x_hat_sq"], s["x_hat_x"])
-
-
-def fvu(s: Sums) -> Array:
-    return _ratio(s["error_sq"], s["centred_sq"])
-
-
-def kl(s: Sums) -> Array:
-    return _ratio(s["kl"], s["positions"])
-
-
-def ce_clean(s: Sums) -> Array:
-    return _ratio(s["nll_clean"], s["positions"])
-
-
-def ce_spliced(s: Sums) -> Array:
-    return _ratio(s["nll_spliced"], s["positions"])
-
-
-def ce_zero(s: Sums) -> Array:
-    return _ratio(s["nll_zero"], s["positions"])
-
-
-RATIOS: dict[str, Callable[[Sums], Array]] = {
-    function.__name__: function for function in (l0, loss_recovered, gamma, fvu, kl, ce_clean, ce_spliced, ce_zero)
-}
-"""The metrics that follow from `SUMS`, by name."""
-
-
-def from_sums(sequences: Mapping[str, list[float]], alive_fraction: float) -> dict[str, float]:
-    """Every one of `METRICS`, from the sums of all contexts."""
-    totals = {name: np.sum(values) for name, values in sequences.items()}
-    ratios = {name: float(ratio(totals)) for name, ratio in RATIOS.items()}
-    return {**ratios, "alive_fraction": alive_fraction, "rows": float(totals["rows"])}
+    @classmethod
+    def of(cls, sequences: dict[str, list[float]], alive_fraction: float) -> Evaluation:
+        """The evaluation with those sums of each context."""
+        totals = {name: np.sum(values) for name, values in sequences.items()} | {"alive_fraction": alive_fraction}
+        return cls({name: float(metric.formula(totals)) for name, metric in METRICS.items()}, sequences)
 
 
 def _ratio(numerator: ArrayLike, denominator: ArrayLike) -> Array:

@@ -23,7 +23,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from gsae_ray.errors import UserError, suggest
-from gsae_ray.evaluation.metrics import RATIOS, Sums
+from gsae_ray.evaluation import metrics
+from gsae_ray.evaluation.metrics import Sums, resampled
 from gsae_ray.results import curves
 
 Array = NDArray[np.float64]
@@ -44,21 +45,22 @@ class Interval(NamedTuple):
 
 
 def of(metric: str, sae: int = 0) -> Statistic:
-    """One of `evaluation.metrics.RATIOS` (l0, loss_recovered, gamma, …) of one SAE, by its position.
+    """One of `evaluation.metrics.resampled()` (l0, loss_recovered, gamma, …) of one SAE, by its position.
 
     Raises:
         UserError: there is no such metric.
     """
-    if metric not in RATIOS:
-        raise UserError(f"metric: unknown {metric!r}; {suggest(metric, RATIOS)}")
-    return lambda saes: RATIOS[metric](saes[sae])
+    known = resampled()
+    if metric not in known:
+        raise UserError(f"metric: unknown {metric!r}; {suggest(metric, known)}")
+    return lambda saes: known[metric](saes[sae])
 
 
 def l0_ratio(better: Sequence[int], base: Sequence[int]) -> Statistic:
     """`curves.l0_ratio` at equal loss recovered, of two groups of SAEs, given by their positions."""
 
     def ratio(saes: Sequence[Sums]) -> Array:
-        l0, quality = (np.stack([RATIOS[name](sums) for sums in saes]) for name in ("l0", "loss_recovered"))
+        l0, quality = (np.stack([metric(sums) for sums in saes]) for metric in (metrics.l0, metrics.loss_recovered))
 
         def curve(group: Sequence[int], draw: int) -> tuple[Array, Array]:
             return l0[list(group), draw], quality[list(group), draw]

@@ -15,9 +15,9 @@ from gsae_ray.files import JSONFile
 from gsae_ray.names import local_path
 from gsae_ray.storage.launch_directory import EVALUATED, find_trial
 from gsae_ray.storage.launch_directory import LAUNCH as LAUNCH_FILE
-from gsae_ray.storage.trial_directory import EvaluationRequest, TrialDirectory
+from gsae_ray.storage.trial_directory import EvaluationRequest, TrialDirectory, schema_of
 from gsae_ray.tracking.runs import RecordedExperiment, unknown_experiment
-from gsae_ray.tracking.tags import EVALUATION, FAILURE, IDENTITY, LAUNCH, TRIAL, trial_params
+from gsae_ray.tracking.tags import EVALUATION, FAILURE, IDENTITY, LAUNCH, SCHEMA, TRIAL, trial_params
 
 T = TypeVar("T")
 
@@ -36,6 +36,11 @@ class Outcome:
     @property
     def identity(self) -> str:
         return self.tags.get(IDENTITY, self.run_id)
+
+    @property
+    def schema(self) -> int:
+        """The schema version of its evaluations (`evaluation.metrics`)."""
+        return int(self.tags.get(SCHEMA, 1))
 
     @property
     def failure(self) -> str:
@@ -168,12 +173,13 @@ class StorageOutcomes:
             tags = {TRIAL: name, IDENTITY: identity, LAUNCH: launch_id}
             metrics: dict[str, float] = {}
             status = directory.status(request)
-            if request.encoders and status.done:
-                tags[EVALUATION] = request.fingerprint
-                for row in directory.rows()[0]:
+            if request.encoders and status.evaluated and status.failure is None:
+                evaluations = [
+                    found for l0 in request.encoders if (found := directory.evaluation(request.fingerprint, l0))
+                ]
+                tags |= {EVALUATION: request.fingerprint, SCHEMA: str(min(map(schema_of, evaluations)))}
+                for row in (*directory.rows()[0], *evaluations):
                     metrics |= _finite(row["metrics"])
-                for l0 in request.encoders:
-                    metrics |= _metrics(directory, request.fingerprint, l0)
             elif status.failure is not None:
                 tags[FAILURE] = status.failure
             yield Outcome(str(path), tags, _params(path), metrics)

@@ -1,8 +1,8 @@
 """A trial's directory in storage: the truth about it. Safetensors and JSON only.
 
 trial.json                   the TrialSpec
-attempts/{number}.json       an attempt: number, session of its driver, where it runs; what an older one than
-                             the newest still writes is refused, and a new one of an older session
+attempts/{number}.json       an attempt: number, session of its driver, where it runs; what an older one than the newest
+                             still writes is refused, and a new one of an older session
 metrics-{attempt}.jsonl      {"step": tokens, "timestamp": ms, "metrics": {name: value}} and its hash a line; the newest
                              file counts
 checkpoints/{tokens}/        state.safetensors, then manifest.json with its hash; the last two are kept
@@ -10,7 +10,8 @@ sae/                         the finished SAE
 DONE                         training has finished; hashes of what it vouches for, sae/ and the metric rows
 FAILED                       {"reason": …}: training ended for good, e.g. in NaN; beside DONE: the evaluation did
 evaluations/{fingerprint}.json   the finished SAE on the held-out contexts of that fingerprint: {"step", "timestamp",
-                             "metrics": {name: value}, "sequences": {sum: [of each context]}, "sae": its hash}
+                             "metrics": {name: value}, "sequences": {sum: [of each context]}, "sae": its hash,
+                             "schema": version of the metrics, 1 where it is missing}
 evaluations/{fingerprint}-pursuit-{l0}.json   the same with gradient pursuit in its encoder's place; step is its L0
 
 What is damaged is as if it were not there, and is made again: rows and checkpoints from the checkpoint before, the
@@ -36,7 +37,7 @@ from typing_extensions import NotRequired, TypedDict
 
 from gsae_ray.config.trial import TrialSpec
 from gsae_ray.errors import DamagedError, ReplacedError, StaleAttemptError
-from gsae_ray.evaluation.metrics import Evaluation
+from gsae_ray.evaluation.metrics import Evaluation, schema_version
 from gsae_ray.files import JSONFile, file_hash, is_whole, write_atomically
 from gsae_ray.saes import SAE
 from gsae_ray.saes.files import content_hash
@@ -52,9 +53,18 @@ class Row(TypedDict):
     metrics: dict[str, float]
 
 
-class _Evaluation(Row):
+class EvaluationRecord(Row):
+    """An evaluation of the finished SAE."""
+
     sequences: dict[str, list[float]]
     sae: str
+    schema: NotRequired[int]
+    """`evaluation.metrics.schema_version` when it was made; 1 where it does not say."""
+
+
+def schema_of(evaluation: EvaluationRecord) -> int:
+    """The schema version of a record, by which it is known which metrics it carries."""
+    return evaluation.get("schema", 1)
 
 
 class Attempt(TypedDict):
@@ -89,7 +99,7 @@ ATTEMPT = JSONFile(Attempt, "it counts as one of no session", sealed=True)
 MANIFEST = JSONFile(_Manifest, "the checkpoint before it is used", sealed=True)
 DONE = JSONFile(_Done, _AGAIN, sealed=True)
 FAILED = JSONFile(_Failed, "the same command tries this trial again")
-EVALUATION = JSONFile(_Evaluation, "the same command evaluates this SAE again", sealed=True)
+EVALUATION = JSONFile(EvaluationRecord, "the same command evaluates this SAE again", sealed=True)
 
 Cursor = tuple[int, int]
 """A place in a file of rows: (attempt, byte)."""
@@ -113,6 +123,8 @@ class TrialStatus:
     """Whether its SAE is finished."""
     missing: tuple[int | None, ...]
     """The encoders asked for that the SAE was not evaluated with; all of them before it is trained."""
+    outdated: tuple[int | None, ...]
+    """Those of the missing for which there is an evaluation of an older schema, without some metrics of now."""
     failure: str | None
     """Why training, or an evaluation that is missing, failed for good; None where it did not."""
 
@@ -120,6 +132,11 @@ class TrialStatus:
     def done(self) -> bool:
         """Whether there is nothing left to train or to evaluate."""
         return self.trained and not self.missing
+
+    @property
+    def evaluated(self) -> bool:
+        """Whether there is an evaluation with every encoder asked for, be it of an older schema."""
+        return self.trained and self.missing == self.outdated
 
 
 class TrialDirectory:
@@ -219,7 +236,7 @@ class TrialDirectory:
         files = {path.stem.removeprefix("metrics-"): path for path in self.path.glob("metrics-*.jsonl")}
         return {int(attempt): path for attempt, path in files.items() if attempt.isdecimal()}
 
-    def evaluation(self, fingerprint: str, pursuit_l0: int | None = None) -> _Evaluation | None:
+    def evaluation(self, fingerprint: str, pursuit_l0: int | None = None) -> EvaluationRecord | None:
         """Of the finished SAE, if it was evaluated on those contexts.
 
         Args:
@@ -232,9 +249,11 @@ class TrialDirectory:
     def status(self, request: EvaluationRequest) -> TrialStatus:
         """Where the trial stands, for a launch that asks for those evaluations."""
         trained, (fingerprint, encoders) = self.done, request
-        missing = tuple(l0 for l0 in encoders if not trained or self.evaluation(fingerprint, l0) is None)
+        found = {l0: self.evaluation(fingerprint, l0) if trained else None for l0 in encoders}
+        outdated = [l0 for l0, record in found.items() if record and schema_of(record) < schema_version()]
+        missing = tuple(l0 for l0, record in found.items() if record is None or l0 in outdated)
         # Beside an SAE that has them all, FAILED is of an evaluation on other text.
-        return TrialStatus(trained, missing, None if trained and not missing else self.failure)
+        return TrialStatus(trained, missing, tuple(outdated), None if trained and not missing else self.failure)
 
     def _evaluation_path(self, fingerprint: str, pursuit_l0: int | None) -> Path:
         pursuit = "" if pursuit_l0 is None else f"-pursuit-{pursuit_l0}"
@@ -392,12 +411,13 @@ class TrialDirectory:
         metrics = {f"{kind}/{name}": value for name, value in evaluation.metrics.items()}
         if (done := DONE.read(self.path / "DONE")) is None:
             raise DamagedError(f"{self.path / 'DONE'}: this file is missing; {_AGAIN}")
-        value: _Evaluation = {
+        value: EvaluationRecord = {
             "step": step,
             "timestamp": time.time_ns() // 1_000_000,
             "metrics": metrics,
             "sequences": evaluation.sequences,
             "sae": done["sae"],
+            "schema": schema_version(),
         }
         EVALUATION.write(path, value)
 

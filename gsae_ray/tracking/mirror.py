@@ -20,8 +20,9 @@ from mlflow.exceptions import MlflowException
 
 from gsae_ray.config.trial import TrialSpec
 from gsae_ray.errors import DamagedError
+from gsae_ray.evaluation.metrics import schema_version
 from gsae_ray.storage.trial_directory import EVALUATION as EVALUATION_FILE
-from gsae_ray.storage.trial_directory import START, Cursor, EvaluationRequest, Row, Trial
+from gsae_ray.storage.trial_directory import START, Cursor, EvaluationRequest, Row, Trial, schema_of
 from gsae_ray.tracking.artifacts import sequences_path
 from gsae_ray.tracking.connection import connect
 from gsae_ray.tracking.experiment import check_artifacts, open_experiment
@@ -34,6 +35,7 @@ from gsae_ray.tracking.tags import (
     KIND,
     LAUNCH,
     PROGRESS,
+    SCHEMA,
     STOP,
     SWEEP,
     TRIAL,
@@ -51,6 +53,8 @@ class _Run:
     steps: dict[str, int]
     """The last one of each metric."""
     cursor: Cursor = START
+    finished: bool = False
+    """Whether it finished before, with evaluations of an older schema; those of now are added to it."""
 
 
 def _metrics(row: Row, steps: dict[str, int]) -> list[Metric]:
@@ -185,6 +189,7 @@ class Mirror:
                 self.client.log_text(run.id, EVALUATION_FILE.encode(evaluation).decode(), sequences_path(pursuit_l0))
             self.client.log_artifacts(run.id, str(directory.path / "sae"), "sae")
             self.client.set_tag(run.id, CONTENT, content)
+            self.client.set_tag(run.id, SCHEMA, str(min(map(schema_of, evaluations.values()))))
             self._end(trial.spec, run.id, "FINISHED")
         elif status.failure is not None:
             self.fail(trial.spec, status.failure)
@@ -203,7 +208,7 @@ class Mirror:
     def _run(self, trial: TrialSpec) -> _Run:
         """The trial's run, found or made."""
         if trial.name not in self._runs:
-            run = self._find(launch=self.launch_id, trial=trial.name)
+            run, finished = self._find(launch=self.launch_id, trial=trial.name), False
             if run is None:
                 tags = {
                     LAUNCH: self.launch_id,
@@ -215,9 +220,10 @@ class Mirror:
                 }
                 run = self.client.create_run(self.experiment_id, tags=tags, run_name=trial.name)
             else:
-                if run.info.status == "FINISHED":  # said last, so everything is there
+                finished = run.info.status == "FINISHED"  # said last, so everything is there
+                if finished and int(run.data.tags.get(SCHEMA, 1)) >= schema_version():
                     self._ended.add(trial.name)
-                else:
+                elif not finished:
                     self.client.update_run(run.info.run_id, status="RUNNING")
                 if FAILURE in run.data.tags:
                     self.client.delete_tag(run.info.run_id, FAILURE)
@@ -226,7 +232,7 @@ class Mirror:
             check_artifacts(self.client.tracking_uri, run.info.artifact_uri)
             self._log_params(run, trial_params(trial))
             steps = {metric.key: metric.step for metric in run.data.to_proto().metrics}
-            self._runs[trial.name] = _Run(run.info.run_id, steps)
+            self._runs[trial.name] = _Run(run.info.run_id, steps, finished=finished)
         return self._runs[trial.name]
 
     def log_launch(
@@ -249,6 +255,6 @@ class Mirror:
         """Ends the parent run; where the launch was killed, the runs of its unfinished trials too."""
         if status != "FINISHED":
             for name, run in self._runs.items():
-                if name not in self._ended:
+                if name not in self._ended and not run.finished:
                     self.client.set_terminated(run.id, status)
         self.client.set_terminated(self.parent_id, status)

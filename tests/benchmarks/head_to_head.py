@@ -40,7 +40,7 @@ from gsae_ray.config.trial import TrialSpec
 from gsae_ray.driver.display import Display
 from gsae_ray.driver.prepare import Plan, prepare, producer_spec
 from gsae_ray.evaluation.evaluator import Evaluator
-from gsae_ray.evaluation.metrics import RATIOS
+from gsae_ray.evaluation.metrics import METRICS
 from gsae_ray.files import digest
 from gsae_ray.language_model.loading import model_fingerprint
 from gsae_ray.saes import SAE, SAEConfig, build
@@ -282,7 +282,7 @@ def main() -> None:
         evaluation = evaluator.evaluate(Site(site), sae)
         rows.append({"sae": name, "l1": l1, "seed": seed, **evaluation.metrics})
         totals = {key: weights_RS @ np.array(values) for key, values in evaluation.sequences.items()}
-        drawn = {key: RATIOS[key](totals) for key in ("l0", "fvu", "loss_recovered")}
+        drawn = {key: METRICS[key].formula(totals) for key in ("l0", "fvu", "loss_recovered")}
         results.setdefault(name, Family()).draws.setdefault(l1, []).append(drawn)
 
     columns = ["l1", "seed", "l0", "loss_recovered", "fvu", "gamma", "alive_fraction"]

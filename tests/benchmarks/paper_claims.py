@@ -24,7 +24,7 @@ import numpy as np
 import pandas as pd
 import yaml
 
-from gsae_ray.evaluation.metrics import RATIOS, Sums
+from gsae_ray.evaluation.metrics import METRICS, Sums
 from gsae_ray.results import frontier as results
 from gsae_ray.results import intervals
 from gsae_ray.results.intervals import Interval, Statistic
@@ -92,7 +92,7 @@ def newest_launches(experiment: str, tracking_uri: str | None) -> dict[int, str]
 
 
 def metric(name: str, group: Sequence[int], reduce: Callable[..., Any] = np.mean) -> Statistic:
-    return lambda saes: reduce(np.stack([RATIOS[name](saes[i]) for i in group]), axis=0)
+    return lambda saes: reduce(np.stack([METRICS[name].formula(saes[i]) for i in group]), axis=0)
 
 
 def difference(a: Statistic, b: Statistic) -> Statistic:
@@ -109,7 +109,7 @@ def best_at_each_target(launch: Launch, group: Sequence[int]) -> Statistic:
     targets = launch.rows["pursuit_l0"]
 
     def mean_of_best(saes: Sequence[Sums]) -> Any:
-        recovered = np.stack([RATIOS["loss_recovered"](saes[i]) for i in group])
+        recovered = np.stack([METRICS["loss_recovered"].formula(saes[i]) for i in group])
         return np.mean(
             [recovered[[targets[i] == t for i in group]].max(0) for t in sorted(set(targets[group]))], axis=0
         )

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from gsae_ray.errors import UserError
-from gsae_ray.evaluation.metrics import RATIOS, SUMS
+from gsae_ray.evaluation import metrics
+from gsae_ray.evaluation.metrics import METRICS, SUMS
 from gsae_ray.results import curves
 from gsae_ray.results.intervals import Interval, Sequences, interval, l0_ratio, of
 
@@ -57,7 +58,7 @@ def test_the_value_is_that_of_all_contexts_and_lies_within(metric: str) -> None:
     sae = an_sae(20, 0.95, seed=1)
     totals = {name: np.sum(values) for name, values in sae.items()}
     found = interval(of(metric), [[sae]])
-    assert found.value == pytest.approx(float(RATIOS[metric](totals)))
+    assert found.value == pytest.approx(float(METRICS[metric].formula(totals)))
     assert found.low <= found.value <= found.high
 
 
@@ -84,17 +85,17 @@ def test_19_of_20_intervals_hold_the_true_value() -> None:
 def test_what_makes_a_context_hard_cancels_between_saes_of_the_same_contexts() -> None:
     one, other = an_sae(20, 0.95, seed=1), an_sae(22, 0.95, seed=2)
     alone = interval(of("l0"), [[one]])
-    difference = interval(lambda saes: RATIOS["l0"](saes[1]) - RATIOS["l0"](saes[0]), [[one, other]])
+    difference = interval(lambda saes: metrics.l0(saes[1]) - metrics.l0(saes[0]), [[one, other]])
     assert difference.value == pytest.approx(2, abs=0.2)
     assert difference.high - difference.low < 0.5 * (alone.high - alone.low)
-    assert interval(lambda saes: RATIOS["l0"](saes[1]) / RATIOS["l0"](saes[0]), [[one, one]]) == Interval(1, 1, 1)
+    assert interval(lambda saes: metrics.l0(saes[1]) / metrics.l0(saes[0]), [[one, one]]) == Interval(1, 1, 1)
 
 
 def test_the_l0_ratio_of_two_groups_is_that_of_their_curves_with_an_interval_round_it() -> None:
     saes = family(1, factor=0.5) + family(2)
     found = interval(l0_ratio(range(4), range(4, 8)), [saes])
     totals = [{name: np.sum(values) for name, values in sae.items()} for sae in saes]
-    l0, quality = (np.array([float(RATIOS[name](sums)) for sums in totals]) for name in ("l0", "loss_recovered"))
+    l0, quality = (np.array([float(of(sums)) for sums in totals]) for of in (metrics.l0, metrics.loss_recovered))
     assert found.value == pytest.approx(curves.l0_ratio((l0[:4], quality[:4]), (l0[4:], quality[4:])))
     assert found.low < 0.5 < found.high
     assert found.high - found.low < 0.05

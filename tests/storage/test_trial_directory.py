@@ -479,16 +479,16 @@ def test_law_7_nothing_but_json_and_safetensors_is_written(tmp_path: Path) -> No
 def test_a_status_says_what_is_left_to_train_and_to_evaluate_and_what_failed_for_good(tmp_path: Path) -> None:
     request = EvaluationRequest(FINGERPRINT, (None, 4))
     directory = begin(tmp_path, TRIAL)
-    assert directory.status(request) == TrialStatus(trained=False, missing=(None, 4), failure=None)
+    assert directory.status(request) == TrialStatus(trained=False, missing=(None, 4), outdated=(), failure=None)
     directory.fail("NaN")
-    assert directory.status(request) == TrialStatus(trained=False, missing=(None, 4), failure="NaN")
+    assert directory.status(request) == TrialStatus(trained=False, missing=(None, 4), outdated=(), failure="NaN")
     directory.forget_failure()
     directory.finish(random_sae(TRIAL))
     directory.save_evaluation(FINGERPRINT, 1024, evaluation())
     directory.fail_evaluation("no number")
-    assert directory.status(request) == TrialStatus(trained=True, missing=(4,), failure="no number")
+    assert directory.status(request) == TrialStatus(trained=True, missing=(4,), outdated=(), failure="no number")
     assert not directory.status(request).done
     # For a launch that has all it asks for, the failure is of another one's evaluations.
     own = directory.status(EvaluationRequest(FINGERPRINT, (None,)))
-    assert own == TrialStatus(trained=True, missing=(), failure=None)
+    assert own == TrialStatus(trained=True, missing=(), outdated=(), failure=None)
     assert own.done
