@@ -18,6 +18,7 @@ from gsae_ray.activations.statistics import SiteStatistics
 from gsae_ray.config.recipe import TrainingSettings
 from gsae_ray.config.trial import TrialSpec
 from gsae_ray.saes import SAE
+from gsae_ray.training.engines.base import Engine
 from gsae_ray.training.trainer import Trainer
 
 SITE = "blocks.1.hook_resid_post"
@@ -71,6 +72,15 @@ class RecordingStream(RowStream):
         return self.batches[-1]
 
 
+def row_stream(
+    rows_RD: Tensor | None = None, chunk_rows: int = 170, dtype: str = "float32", max_norm: float | None = 10.0
+) -> RecordingStream:
+    """The stream of these rows, or of `sparse_rows`, from the start."""
+    layout = Layout(BLOCKS, {SITE: N}, dtype, chunk_bytes=chunk_rows * N * DTYPE_BYTES[dtype])
+    rows_RD = sparse_rows() if rows_RD is None else rows_RD
+    return RecordingStream(ArraySource(rows_RD.to(getattr(torch, dtype)), layout, max_norm), layout, SITE)
+
+
 def make(
     architecture: str = "gated",
     rows_RD: Tensor | None = None,
@@ -80,10 +90,10 @@ def make(
     parent: SAE | None = None,
     dtype: str = "float32",
     max_norm: float | None = 10.0,
+    engine: Engine | None = None,
     **training: Any,
 ) -> Trainer:
     """A trainer at the start; `training` overrides, with lr, seed, objective and schedule single values."""
-    layout = Layout(BLOCKS, {SITE: N}, dtype, chunk_bytes=chunk_rows * N * DTYPE_BYTES[dtype])
     settings = {"tokens": 5000, "batch_size": BATCH, "lr_warmup": 0.02, "log_every_tokens": 10 * BATCH}
     settings |= {"gradient_clip": 0.0, "unit_biases": False, "checkpoint_every_tokens": 20 * BATCH, **training}
     lr, seed = settings.pop("lr", 3e-3), settings.pop("seed", 0)
@@ -97,9 +107,7 @@ def make(
         hyperparameters={"l1_coefficient": l1, **(options or {})},
         training=TrainingSettings.model_validate(settings).resolve(lr, seed, objective, schedule),
     )
-    rows_RD = sparse_rows() if rows_RD is None else rows_RD
-    source = ArraySource(rows_RD.to(getattr(torch, dtype)), layout, max_norm)
-    return Trainer(trial, RecordingStream(source, layout, SITE), parent=parent)
+    return Trainer(trial, row_stream(rows_RD, chunk_rows, dtype, max_norm), parent=parent, engine=engine)
 
 
 def run(trainer: Trainer) -> list[dict[str, float]]:
@@ -112,7 +120,8 @@ def run(trainer: Trainer) -> list[dict[str, float]]:
 
 
 def weights(trainer: Trainer) -> dict[str, Tensor]:
-    return {name: p.detach().clone() for name, p in trainer.sae.named_parameters()}
+    """Parameters and buffers of its SAE, which stay as they are now."""
+    return {name: tensor.clone() for name, tensor in trainer.sae.state_dict().items()}
 
 
 def same(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
