@@ -50,8 +50,9 @@ def hold_their_gpus(cluster: Cluster) -> None:
     def gpus() -> float:
         return float(ray.available_resources().get("GPU", 0))
 
+    cluster.add_node(num_gpus=2, num_cpus=1, object_store_memory=NODE_STORE_BYTES)  # which producers may not take
     first = add()
-    wait_until(lambda: gpus() == 3)  # with two that producers may not take
+    wait_until(lambda: gpus() == 3)
     fleet.ProducerActor = Shell  # type: ignore[assignment, misc]
     with fleet.running_producers(1, 1, 2**30, labels, None, 60) as ((producer,), (where,)):  # type: ignore[arg-type]
         assert where == first.node_id

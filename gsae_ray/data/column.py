@@ -18,7 +18,7 @@ class Column:
 
     name: str
     vocabulary: int | None
-    """Token ids are below it; None where the column is text."""
+    """How many token ids the model has; None where the column is text."""
 
     @property
     def is_text(self) -> bool:
@@ -38,12 +38,14 @@ class Column:
         return UserError(f"{self.key}: no column {self.name!r}; {suggest(self.name, columns)}")
 
     def check(self, example: Mapping[str, Any], where: Callable[[], str]) -> None:
-        """Whether an example's document is one.
+        """Checks that an example holds a document: text, or token ids of this model with a mask that fits.
 
         Args:
+            example: a row of the data set.
             where: file and row, for the message.
+
         Raises:
-            UserError: it is no text, or not all are token ids of this model, or the mask does not fit them.
+            UserError: it holds something else.
         """
         document = example.get(self.name)
         if document is None:

@@ -9,15 +9,17 @@ from gsae_ray.data.documents import Documents
 from gsae_ray.errors import UserError
 
 PADDING = -1
-"""In place of a token id, after a context that is shorter than the others: no row, no target, never read."""
+"""Stands for a token id after a context that is shorter than the others: no row, no target, never read."""
 
 
 def packed(documents: Iterable[list[int]], context_size: int, bos: int | None, have_bos: bool) -> Iterator[list[int]]:
     """Contexts of documents end to end; a last incomplete context is dropped.
 
     Args:
-        bos: begins each context; None for nothing.
-        have_bos: documents may begin with BOS themselves: a context that does gets no second one.
+        documents: token ids of each.
+        context_size: tokens of a context.
+        bos: the token that each context begins with; None for none.
+        have_bos: whether documents may begin with BOS themselves: a context that does gets no second one.
     """
     buffer: list[int] = []
     for document in documents:
@@ -34,7 +36,11 @@ def packed(documents: Iterable[list[int]], context_size: int, bos: int | None, h
 
 
 def as_they_are(rows: Iterable[list[int]], context_size: int, bos: int | None) -> Iterator[list[int]]:
-    """Each row as a context of its own, with PADDING after it where it is short."""
+    """Each row as a context of its own, with PADDING after it where it is short.
+
+    Raises:
+        UserError: a row is longer than a context.
+    """
     for row in rows:
         context = row if bos is None or row[0] == bos else [bos, *row]
         if len(context) > context_size:
@@ -49,7 +55,7 @@ def are_contexts(dataset: DatasetSettings, documents: Callable[[], Documents]) -
     """Whether each row is a context of its own, rather than a document to be packed.
 
     Raises:
-        UserError: of token ids it has to be said, and is not.
+        UserError: rows of token ids have one length, and the sweep file does not say which they are.
     """
     if dataset.tokens_column is None or dataset.tokens_are is not None:
         return dataset.tokens_are == "contexts"

@@ -18,13 +18,16 @@ from gsae_ray.data.local_data import LocalData, find_local_data
 from gsae_ray.data.vocabulary import Vocabulary
 from gsae_ray.errors import UserError, first_line
 
-TOKENIZE_BATCH = 64  # documents; small enough that little is read beyond what is needed
-STREAM_SHUFFLE_BUFFER = 10_000  # documents
-LOOKED_AT = 1_000  # rows of token ids, whether all have one length
+TOKENIZE_BATCH = 64
+"""Documents that are tokenised at once: few, so that little is read beyond what is needed."""
+STREAM_SHUFFLE_BUFFER = 10_000
+"""Documents among which a stream is shuffled."""
+LOOKED_AT = 1_000
+"""Rows of token ids that are looked at, to see whether all have one length."""
 
 
 def find_data(dataset: DatasetSettings) -> LocalData | HubData:
-    """Where the documents come from.
+    """The data set that a sweep file names: local files, or one of the hub.
 
     Raises:
         UserError: no file matches, files are of several kinds, or a file is of two splits.
@@ -43,7 +46,7 @@ def pinned_data(dataset: DatasetSettings) -> DatasetSettings:
 
 
 def held_out_by_hash(document: str | list[int], fraction: float) -> bool:
-    """Whether a document belongs to the held-out share: by its content, so wherever it stands."""
+    """Whether a document belongs to the held-out share: by a hash of its content, so independently of its place."""
     data = document.encode() if isinstance(document, str) else np.asarray(document, np.int64).tobytes()
     return int.from_bytes(hashlib.sha256(data).digest()[:8], "big") < fraction * 2**64
 
@@ -63,10 +66,18 @@ class Documents:
         keep: Callable[[str | list[int]], bool],
         key: str,
     ) -> None:
-        """
+        """Load a split.
+
         Args:
-            keep: text or token ids of a document -> whether it belongs here.
+            source: the data set.
+            dataset: its settings.
+            vocabulary: the language model's.
+            split: the split to read.
+            keep: text or token ids of a document -> whether it is one of these documents.
             key: where the sweep file names the split.
+
+        Raises:
+            UserError: the split cannot be loaded, or has no such column.
         """
         is_text = dataset.tokens_column is None
         self.column = Column(dataset.tokens_column or dataset.text_column, None if is_text else vocabulary.size)
@@ -77,10 +88,10 @@ class Documents:
         self.vocabulary = vocabulary
         self.keep = keep
         self.seen = 0
-        """Documents so far, those that do not belong here too."""
+        """Documents that were read so far, also those that `keep` left out."""
 
     def one_length(self) -> int | None:
-        """The length of all rows of token ids, as far as they are looked at, if there are several and it is one."""
+        """The length that all rows of token ids have, by the first LOOKED_AT of them; None where they differ."""
         rows = [row.get(self.column.name) for row in itertools.islice(self.data, LOOKED_AT)]
         lengths = {len(row) for row in rows if isinstance(row, list)}
         return lengths.pop() if len(lengths) == 1 and len(rows) > 1 else None
@@ -104,7 +115,7 @@ class Documents:
                 yield document
 
     def _examples(self, number: int, seed: int) -> Iterator[tuple[int | None, dict[str, Any]]]:
-        """Each with its row, which is not known of a stream."""
+        """Each row of the data set with its number, which a stream does not have."""
         if isinstance(self.data, datasets.IterableDataset):
             shuffled = self.data.shuffle(seed=seed + number, buffer_size=STREAM_SHUFFLE_BUFFER)
             yield from ((None, example) for example in shuffled)
@@ -122,7 +133,7 @@ class Documents:
             yield document
 
     def passes(self, seed: int, repeat: bool) -> Iterator[list[int]]:
-        """One pass, or as many as are drawn from it."""
+        """The documents of one pass, or with `repeat` of one pass after another without end."""
         for number in itertools.count():
             document = None
             for document in self.one_pass(number, seed):

@@ -30,8 +30,8 @@ class HubData:
         folder = Path(self.dataset.name).expanduser()
         return folder if folder.is_dir() else None
 
-    def fingerprint(self, split: str, key: str) -> str:
-        """Name and commit; of a folder, its contents; and what says which of them are read."""
+    def fingerprint(self, _split: str, _key: str) -> str:
+        """Identity of the data: name and commit, or a hash of a folder's contents, and which of its files are read."""
         dataset = self.dataset
         if folder := self._folder:
             files = sorted({*files_below(folder), *folder.glob("README.md")})  # whose `configs` name files of splits
@@ -40,8 +40,17 @@ class HubData:
         patterns = f"/{digest(dataset.data_files)}" if dataset.data_files else ""
         return f"{dataset.name}/{dataset.subset}@{dataset.revision}{patterns}"
 
-    def load(self, split: str, column: Column, key: str) -> datasets.Dataset | datasets.IterableDataset:
-        """The documents of a split, in the data set's own order."""
+    def load(
+        self,
+        split: str,
+        _column: Column,
+        key: str,
+    ) -> datasets.Dataset | datasets.IterableDataset:
+        """The rows of a split, in the data set's own order.
+
+        Raises:
+            UserError: the data set or the split cannot be loaded.
+        """
         datasets.disable_progress_bars()
         dataset = self.dataset
         options: dict[str, Any] = {}
@@ -82,7 +91,9 @@ class HubData:
         return self.dataset.model_copy(update={"revision": commit})
 
     def place(self, split: str, row: int | None) -> str:
+        """Where a row is, for messages."""
         return "a row of the stream" if row is None else f"row {row} of split {split!r}"
 
-    def notice(self, split: str) -> str | None:
+    def notice(self, _split: str) -> str | None:
+        """Nothing is to be said about the files that are taken."""
         return None

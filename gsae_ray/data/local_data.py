@@ -25,20 +25,21 @@ from gsae_ray.files import digest, file_hash
 
 @dataclasses.dataclass(frozen=True)
 class LocalData:
-    """Files that lie here, by split; told apart by their contents, not by place or time stamp."""
+    """A data set of local files, by split. Its identity is their contents, not where or since when they lie there."""
 
     name: str
     kind: str
-    """A value of LOCAL_FORMATS, or `saved`: by `save_to_disk`."""
+    """A value of LOCAL_FORMATS, or `saved`: written by `save_to_disk`."""
     splits: Mapping[str, tuple[Path, ...]]
     left_out: tuple[Path, ...] = ()
-    """Files of no split."""
+    """Files that belong to no split."""
     _hashes: dict[Path, str] = dataclasses.field(default_factory=dict, compare=False)
 
     def files(self, split: str, key: str) -> tuple[Path, ...]:
-        """
+        """The files of a split; `key` is where the sweep file names it.
+
         Raises:
-            UserError: there is no such split; `key` is where the sweep file names it.
+            UserError: there is no such split.
         """
         if split not in self.splits:
             what = "the built-in text" if self.name == "builtin" else repr(self.name)
@@ -46,7 +47,7 @@ class LocalData:
         return self.splits[split]
 
     def fingerprint(self, split: str, key: str) -> str:
-        """Of what is in the files of a split, in their order."""
+        """Hash of the contents of a split's files, in their order."""
         files = self.files(split, key)
         for path in files:
             if path not in self._hashes:
@@ -54,7 +55,7 @@ class LocalData:
         return digest([self._hashes[path] for path in files])
 
     def load(self, split: str, column: Column, key: str) -> datasets.Dataset | datasets.IterableDataset:
-        """The documents of a split, file after file.
+        """The rows of a split, file after file.
 
         Raises:
             UserError: there is no such split, or it cannot be read.
@@ -102,7 +103,7 @@ class LocalData:
         return f"{files[0].name}, row {row}" if len(files) == 1 else f"row {row}"
 
     def notice(self, split: str) -> str | None:
-        """What is taken, where that is a choice among files."""
+        """A line on which files are taken, where there is a choice; else None."""
         files = self.splits.get(split, ())
         others = [f"{name} ({len(paths)})" for name, paths in self.splits.items() if name != split]
         if self.name == "builtin" or len(files) + len(others) + len(self.left_out) < 2:
@@ -114,12 +115,19 @@ class LocalData:
 
 
 def cache_of(contents: str) -> str:
-    """A folder for what `datasets` makes of these contents: its own cache goes by paths and time stamps."""
+    """The folder where `datasets` keeps what it makes of files with this hash.
+
+    Its own cache tells files apart by path and time stamp.
+    """
     return str(Path(datasets.config.HF_DATASETS_CACHE) / "by_contents" / contents[:32])
 
 
 def find_local_data(dataset: DatasetSettings) -> LocalData | None:
-    """The data set, if it is files that we read."""
+    """The data set, if it is local files in formats that we read.
+
+    Raises:
+        UserError: no file matches, files are of several kinds, or a file is of two splits.
+    """
     name = dataset.name
 
     def whole(kind: str, splits: Mapping[str, tuple[Path, ...]]) -> LocalData:
@@ -158,7 +166,7 @@ def find_local_data(dataset: DatasetSettings) -> LocalData | None:
 
 
 def _parquet_columns(paths: Sequence[str], column: Column) -> list[str]:
-    """Those of the wanted columns that are there."""
+    """The wanted columns that are in the files."""
     schemas = [pyarrow.parquet.read_schema(path) for path in paths]
     for path, schema in zip(paths, schemas, strict=True):
         if column.name not in schema.names:
@@ -174,7 +182,7 @@ def _is_ids(kind: pyarrow.DataType) -> bool:
 
 
 def _json_rows(files: Sequence[Path], column: Column) -> Iterator[dict[str, Any]]:
-    """The wanted columns alone: the others may differ from file to file, and from row to row."""
+    """The rows of JSON files with the wanted columns alone: others may differ from file to file and row to row."""
     first: Mapping[str, Any] = {}
     found = False
     for path in files:

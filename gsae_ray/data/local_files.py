@@ -20,19 +20,20 @@ from gsae_ray.errors import UserError
 LOCAL_FORMATS = {".txt": "text", ".jsonl": "json", ".json": "json", ".parquet": "parquet"}
 COMPRESSIONS = (".gz", ".bz2", ".xz", ".zst")
 SUFFIXES = {*_EXTENSION_TO_MODULE, *COMPRESSIONS}
-"""Of files that `datasets` makes sense of."""
+"""Endings of files that `datasets` can read."""
 MOST_FILES = 1_000_000
-"""Looked at below a folder, which takes seconds; more are a slip, such as the whole disk."""
+"""The most files to look at below a folder, which takes seconds: more are a mistake, such as the whole disk."""
 
 
 def format_of(path: Path) -> str | None:
+    """The value of LOCAL_FORMATS that a file's name says; None for a file that we do not read."""
     name = Path(path.stem) if path.suffix in COMPRESSIONS else path
     kind = LOCAL_FORMATS.get(name.suffix)
-    return None if kind == "parquet" and name != path else kind  # which is compressed within
+    return None if kind == "parquet" and name != path else kind  # Parquet compresses by itself
 
 
 def files_below(folder: Path) -> Iterator[Path]:
-    """The files of data below a folder. Hidden ones and those that describe a data set are none, as for `datasets`."""
+    """The files of data below a folder: as for `datasets`, not hidden ones, nor those that describe a data set."""
     if folder.resolve() == folder.resolve().parent:
         raise UserError(f"dataset.name: {str(folder)!r} is the whole disk; name a folder of data")
     seen = 0
@@ -46,7 +47,7 @@ def files_below(folder: Path) -> Iterator[Path]:
 
 
 def matching(pattern: Path) -> tuple[Path, list[Path]]:
-    """The folder that a glob is of, and the files that it matches."""
+    """The folder that a glob begins with, and the files that it matches."""
     first = next(i for i, part in enumerate(pattern.parts) if any(c in part for c in "*?["))
     base, rest = Path(*pattern.parts[:first]), pattern.parts[first:]
     if "**" in rest and base.resolve() == base.resolve().parent:
@@ -57,10 +58,13 @@ def matching(pattern: Path) -> tuple[Path, list[Path]]:
 def by_split(
     base: Path, files: Sequence[Path], patterns: Mapping[str, Sequence[str]] | None
 ) -> dict[str, tuple[Path, ...]]:
-    """Split -> its files, by their names below `base`.
+    """Split -> its files, by their names.
 
     Args:
-        patterns: of each split; None for Hugging Face's convention.
+        base: the folder that names and patterns are relative to.
+        files: files below it.
+        patterns: split -> patterns of its files; None for Hugging Face's convention.
+
     Raises:
         UserError: a pattern matches nothing, or a file is of two splits.
     """
@@ -95,7 +99,7 @@ def by_split(
 
 
 def saved_splits(folder: Path) -> dict[str, tuple[Path, ...]]:
-    """Split -> its files, of what `save_to_disk` wrote; empty for any other folder."""
+    """Split -> its files, in a folder that `save_to_disk` wrote; empty for any other folder."""
 
     def arrow(folder: Path) -> tuple[Path, ...]:
         return tuple(sorted(path for path in folder.glob("*.arrow") if not path.name.startswith("cache-")))
@@ -106,5 +110,6 @@ def saved_splits(folder: Path) -> dict[str, tuple[Path, ...]]:
 
 
 def named(files: Sequence[Path]) -> str:
+    """Some files in words: how many, and the names of the first."""
     names = ", ".join(path.name for path in files[:3])
     return f"{len(files)} file{'s' if len(files) != 1 else ''} ({names}{', …' if len(files) > 3 else ''})"

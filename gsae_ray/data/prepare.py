@@ -1,11 +1,13 @@
-"""Prepares a sweep's tokens: tokenises documents into blocks and held-out contexts, unless they are there already."""
+"""Text to tokens: documents become blocks of training contexts and held-out contexts on disk, unless they are there."""
 
 from __future__ import annotations
 
 import itertools
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import safetensors.torch
 import torch
@@ -21,147 +23,193 @@ from gsae_ray.errors import DataEndedError, UserError
 from gsae_ray.files import digest, file_hash, is_whole, write_atomically
 from gsae_ray.version import REVISION
 
-FEW_DOCUMENTS = 10  # of so few no share can be held out
+FEW_DOCUMENTS = 10
+"""Of fewer documents no share can be held out."""
 
 Progress = Callable[[str, int, int], None]
 """Called with (what, rows so far, rows needed)."""
 
 
-def prepare_tokens(sweep: Sweep, directory: Path, report: Progress = lambda what, done, needed: None) -> TokenStore:
-    """Tokenises what `sweep` needs, unless `directory` holds it already from another launch.
+def _silent(_what: str, _done: int, _needed: int) -> None:
+    """Reports no progress."""
+
+
+def prepare_tokens(sweep: Sweep, directory: Path, report: Progress = _silent) -> TokenStore:
+    """Tokenise what a sweep needs, unless it is there already from another launch.
 
     Args:
+        sweep: a sweep whose sites are known (see `Sweep.of_model`).
         directory: where prepared data sets are kept, shared by the sweeps of a storage.
+        report: told of the progress.
+
     Raises:
         DataEndedError: too few tokens for training or evaluation.
         UserError: the data set or the tokenizer cannot be loaded.
     """
-    model, dataset, evaluation = sweep.model, sweep.dataset, sweep.evaluation
-    is_text = dataset.tokens_column is None
-    source = find_data(dataset)
-    vocabulary = Vocabulary.of(model, is_text)
-    special_ids = vocabulary.special_ids if dataset.skip_special_tokens else ()
-    tokens_needed = max(sweep.max_tokens(site) for site in sweep.used_sites)
-    heldout_split = evaluation.split or ("heldout" if dataset.name == "builtin" else None)
-    split_key = "evaluation.split" if evaluation.split else "dataset.split"
-
-    if heldout_split is not None and _overlap(heldout_split, dataset.split):
-        raise UserError(
-            f"evaluation.split: {heldout_split!r} is, or is of, what is trained on (dataset.split: {dataset.split}); "
-            "hold out another"
-        )
-
-    def documents(split: str, keep: Callable[[str | list[int]], bool], key: str) -> Documents:
-        return Documents(source, dataset, vocabulary, split, keep, key)
-
-    as_contexts = are_contexts(dataset, lambda: documents(dataset.split, lambda _: True, "dataset.split"))
-    bos = _bos(dataset, vocabulary, as_contexts)
-    vocabulary.check([] if bos is None else [bos])
-
-    def contexts_of(documents: Iterable[list[int]]) -> Iterator[list[int]]:
-        if as_contexts:
-            return as_they_are(documents, model.context_size, bos)
-        return packed(documents, model.context_size, bos, have_bos=not is_text)
-
-    def count(tokens_BT: Tensor) -> int:
-        return int(kept_mask(tokens_BT, special_ids, dataset.skip_positions).sum())
-
-    common = {
-        "revision": REVISION,
-        "tokenizer": vocabulary.fingerprint(),
-        "eos": vocabulary.eos,  # ends each document; not among what the tokenizer's fingerprint covers
-        "pad": None if is_text else vocabulary.pad,
-        "context_size": model.context_size,
-        "contexts": as_contexts,
-        "bos": bos,
-        "special_ids": special_ids,
-        **dataset.model_dump(include={"text_column", "tokens_column", "streaming", "skip_positions"}),
-    }
-    train_key = {**common, **dataset.model_dump(include={"split", "seed", "repeat"}), "block": sweep.block_contexts}
-    train_key["data"] = source.fingerprint(dataset.split, "dataset.split")
-    train_key["held_out"] = None if heldout_split else evaluation.fraction
-    heldout_key = {
-        **common,
-        "data": source.fingerprint(heldout_split or dataset.split, split_key),
-        "tokens": evaluation.tokens,
-        "held_out": heldout_split or [dataset.split, evaluation.fraction],
-    }
-
-    def held_out_whole(reader: Documents) -> str:
-        """Advice where there are too few documents to hold out some of them."""
-        if heldout_split or reader.seen >= FEW_DOCUMENTS:
-            return ""
-        found = "1 document" if reader.seen == 1 else f"{reader.seen} documents"
-        return f", or, since documents are held out whole and this is {found}, cut it up or give evaluation.split"
-
-    def make_blocks(target: Path) -> list[int]:
-        def keep(document: str | list[int]) -> bool:
-            return heldout_split is not None or not held_out_by_hash(document, evaluation.fraction)
-
-        reader = documents(dataset.split, keep, "dataset.split")
-        contexts = contexts_of(reader.passes(dataset.seed, dataset.repeat))
-        rows: list[int] = []
-        while sum(rows) < tokens_needed and (block := list(itertools.islice(contexts, sweep.block_contexts))):
-            tokens_BT = torch.tensor(block)
-            _write(tokens_BT, target / f"block-{len(rows):05d}.safetensors")
-            rows.append(count(tokens_BT))
-            report("tokenising", min(sum(rows), tokens_needed), tokens_needed)
-            if dataset.repeat and not rows[-1]:  # special tokens only: there might be no end
-                break
-        if sum(rows) < tokens_needed:
-            raise DataEndedError(
-                f"training.tokens: {tokens_needed} asked for, but {dataset.name!r} (split {dataset.split!r}) has only "
-                f"{sum(rows)} after dropping special and first positions; lower it"
-                + ("" if dataset.repeat else ", or set dataset.repeat: true")
-                + held_out_whole(reader)
-            )
-        return rows
-
-    def make_heldout(target: Path) -> list[int]:
-        def keep(document: str | list[int]) -> bool:
-            return heldout_split is not None or held_out_by_hash(document, evaluation.fraction)
-
-        # Always in the same order: data seeds are compared on the same evaluation.
-        reader = documents(heldout_split or dataset.split, keep, split_key)
-        contexts: list[list[int]] = []
-        rows = 0
-        for context in contexts_of(reader.one_pass(0, seed=0)):
-            if rows >= evaluation.tokens:
-                break
-            contexts.append(context)
-            rows += count(torch.tensor([context]))
-            report("held-out tokens", min(rows, evaluation.tokens), evaluation.tokens)
-        if rows < evaluation.tokens:
-            where = f"split {heldout_split!r}" if heldout_split else f"{evaluation.fraction:g} of its documents"
-            few = held_out_whole(reader)
-            raise DataEndedError(
-                f"evaluation.tokens: {evaluation.tokens} asked for, but the held-out part of {dataset.name!r} "
-                f"({where}) has only {rows}; lower it"
-                + (few or ("" if heldout_split else ", or raise evaluation.fraction"))
-            )
-        _write(torch.tensor(contexts), target / "heldout.safetensors")
-        return [rows]
-
+    work = _Preparation(sweep, report)
+    train_key, heldout_key = work.train_key(), work.heldout_key()
     heldout_directory = directory / f"heldout-{digest(heldout_key)[:16]}"
-    heldout = _prepared(heldout_directory, evaluation.tokens, make_heldout)
+    heldout = _prepared(heldout_directory, sweep.evaluation.tokens, work.write_heldout)
     blocks_directory = directory / f"train-{digest(train_key)[:16]}"
-    blocks = _prepared(blocks_directory, tokens_needed, make_blocks)
+    blocks = _prepared(blocks_directory, work.tokens_needed, work.write_blocks)
     return TokenStore(
         blocks_directory=blocks_directory,
         heldout_directory=heldout_directory,
         rows=tuple(blocks["rows"]),
         heldout_rows=sum(heldout["rows"]),
-        special_ids=special_ids,
-        skip_positions=dataset.skip_positions,
-        seed=dataset.seed,
+        special_ids=work.special_ids,
+        skip_positions=sweep.dataset.skip_positions,
+        seed=sweep.dataset.seed,
         fingerprint=digest(train_key),
         heldout_fingerprint=digest(heldout_key),
         hashes={**blocks["hashes"], **heldout["hashes"]},
     )
 
 
+class _Preparation:
+    """How a sweep's documents become contexts: what identifies them, and writing them to a folder."""
+
+    def __init__(self, sweep: Sweep, report: Progress) -> None:
+        self.sweep, self.report = sweep, report
+        model, dataset, evaluation = sweep.model, sweep.dataset, sweep.evaluation
+        self.is_text = dataset.tokens_column is None
+        self.source = find_data(dataset)
+        self.vocabulary = Vocabulary.of(model, self.is_text)
+        self.special_ids = self.vocabulary.special_ids if dataset.skip_special_tokens else ()
+        self.tokens_needed = max(sweep.max_tokens(site) for site in sweep.used_sites)
+        self.heldout_split = evaluation.split or ("heldout" if dataset.name == "builtin" else None)
+        """None where a share of the training split's documents is held out."""
+        self.heldout_setting = "evaluation.split" if evaluation.split else "dataset.split"
+        if self.heldout_split is not None and _overlap(self.heldout_split, dataset.split):
+            raise UserError(
+                f"evaluation.split: {self.heldout_split!r} is, or is of, what is trained on (dataset.split: "
+                f"{dataset.split}); hold out another"
+            )
+        every_row = partial(self._documents, dataset.split, lambda _: True, "dataset.split")
+        self.as_contexts = are_contexts(dataset, every_row)
+        self.bos = _bos(dataset, self.vocabulary, self.as_contexts)
+        self.vocabulary.check([] if self.bos is None else [self.bos])
+
+    def train_key(self) -> dict[str, Any]:
+        """All that decides the training contexts; its hash names their folder."""
+        dataset = self.sweep.dataset
+        return {
+            **self._common_key(),
+            **dataset.model_dump(include={"split", "seed", "repeat"}),
+            "block": self.sweep.block_contexts,
+            "data": self.source.fingerprint(dataset.split, "dataset.split"),
+            "held_out": None if self.heldout_split else self.sweep.evaluation.fraction,
+        }
+
+    def heldout_key(self) -> dict[str, Any]:
+        """All that decides the held-out contexts; its hash names their folder."""
+        dataset, evaluation = self.sweep.dataset, self.sweep.evaluation
+        return {
+            **self._common_key(),
+            "data": self.source.fingerprint(self.heldout_split or dataset.split, self.heldout_setting),
+            "tokens": evaluation.tokens,
+            "held_out": self.heldout_split or [dataset.split, evaluation.fraction],
+        }
+
+    def _common_key(self) -> dict[str, Any]:
+        dataset, vocabulary = self.sweep.dataset, self.vocabulary
+        return {
+            "revision": REVISION,
+            "tokenizer": vocabulary.fingerprint(),
+            "eos": vocabulary.eos,  # ends each document; not among what the tokenizer's fingerprint covers
+            "pad": None if self.is_text else vocabulary.pad,
+            "context_size": self.sweep.model.context_size,
+            "contexts": self.as_contexts,
+            "bos": self.bos,
+            "special_ids": self.special_ids,
+            **dataset.model_dump(include={"text_column", "tokens_column", "streaming", "skip_positions"}),
+        }
+
+    def write_blocks(self, target: Path) -> list[int]:
+        """Write the blocks of training contexts. Returns the rows of each."""
+        sweep, dataset, evaluation = self.sweep, self.sweep.dataset, self.sweep.evaluation
+
+        def keep(document: str | list[int]) -> bool:
+            return self.heldout_split is not None or not held_out_by_hash(document, evaluation.fraction)
+
+        documents = self._documents(dataset.split, keep, "dataset.split")
+        contexts = self._contexts(documents.passes(dataset.seed, dataset.repeat))
+        needed = self.tokens_needed
+        rows: list[int] = []
+        while sum(rows) < needed and (block := list(itertools.islice(contexts, sweep.block_contexts))):
+            tokens_BT = torch.tensor(block)
+            _write(tokens_BT, target / f"block-{len(rows):05d}.safetensors")
+            rows.append(self._count(tokens_BT))
+            self.report("tokenising", min(sum(rows), needed), needed)
+            if dataset.repeat and not rows[-1]:  # special tokens only: there might be no end
+                break
+        if sum(rows) < needed:
+            raise DataEndedError(
+                f"training.tokens: {needed} asked for, but {dataset.name!r} (split {dataset.split!r}) has only "
+                f"{sum(rows)} after dropping special and first positions; lower it"
+                + ("" if dataset.repeat else ", or set dataset.repeat: true")
+                + self._few_documents(documents)
+            )
+        return rows
+
+    def write_heldout(self, target: Path) -> list[int]:
+        """Write the held-out contexts. Returns their rows, as the one item of a list."""
+        dataset, evaluation = self.sweep.dataset, self.sweep.evaluation
+
+        def keep(document: str | list[int]) -> bool:
+            return self.heldout_split is not None or held_out_by_hash(document, evaluation.fraction)
+
+        # Always in the same order: data seeds are compared on the same evaluation.
+        documents = self._documents(self.heldout_split or dataset.split, keep, self.heldout_setting)
+        contexts: list[list[int]] = []
+        rows = 0
+        for context in self._contexts(documents.one_pass(0, seed=0)):
+            if rows >= evaluation.tokens:
+                break
+            contexts.append(context)
+            rows += self._count(torch.tensor([context]))
+            self.report("held-out tokens", min(rows, evaluation.tokens), evaluation.tokens)
+        if rows < evaluation.tokens:
+            split, share = self.heldout_split, f"{evaluation.fraction:g} of its documents"
+            advice = self._few_documents(documents) or ("" if split else ", or raise evaluation.fraction")
+            raise DataEndedError(
+                f"evaluation.tokens: {evaluation.tokens} asked for, but the held-out part of {dataset.name!r} "
+                f"({f'split {split!r}' if split else share}) has only {rows}; lower it{advice}"
+            )
+        _write(torch.tensor(contexts), target / "heldout.safetensors")
+        return [rows]
+
+    def _documents(self, split: str, keep: Callable[[str | list[int]], bool], key: str) -> Documents:
+        return Documents(self.source, self.sweep.dataset, self.vocabulary, split, keep, key)
+
+    def _contexts(self, documents: Iterable[list[int]]) -> Iterator[list[int]]:
+        size = self.sweep.model.context_size
+        if self.as_contexts:
+            return as_they_are(documents, size, self.bos)
+        return packed(documents, size, self.bos, have_bos=not self.is_text)
+
+    def _count(self, tokens_BT: Tensor) -> int:
+        """Rows of contexts [B, T]."""
+        return int(kept_mask(tokens_BT, self.special_ids, self.sweep.dataset.skip_positions).sum())
+
+    def _few_documents(self, documents: Documents) -> str:
+        """Advice where there are too few documents to hold out some of them."""
+        if self.heldout_split or documents.seen >= FEW_DOCUMENTS:
+            return ""
+        found = "1 document" if documents.seen == 1 else f"{documents.seen} documents"
+        return f", or, since documents are held out whole and this is {found}, cut it up or give evaluation.split"
+
+
 def _prepared(target: Path, needed: int, make: Callable[[Path], list[int]]) -> Manifest:
-    """What a finished folder holds; made in a temporary one, so that there is no half-made one."""
+    """The manifest of a folder of contexts, which is made if it is not there.
+
+    It is made in a temporary folder and renamed, so that no half-made one is ever found.
+
+    Args:
+        target: the folder.
+        needed: rows that it has to have at least.
+        make: writes the contexts into a folder, and returns the rows of each file.
+    """
 
     def finished() -> Manifest | None:
         manifest = MANIFEST.read_whole(target / "manifest.json")
@@ -187,13 +235,16 @@ def _prepared(target: Path, needed: int, make: Callable[[Path], list[int]]) -> M
 
 
 def _overlap(split: str, other: str) -> bool:
-    """Whether two splits, perhaps with slices (`train[:90%]+extra`), share documents. Of two slices only if equal."""
+    """Whether two splits, perhaps with slices (`train[:90%]+extra`), share documents.
+
+    Two different slices of a split are taken to share none.
+    """
     parts, others = ({part.partition("[")[0]: part for part in name.split("+")} for name in (split, other))
     return any(name in (parts[name], others[name]) or parts[name] == others[name] for name in parts.keys() & others)
 
 
 def _bos(dataset: DatasetSettings, vocabulary: Vocabulary, are_contexts: bool) -> int | None:
-    """What each context is to begin with."""
+    """The token that each context begins with, if any."""
     if dataset.prepend_bos is None:
         return vocabulary.bos if not are_contexts and vocabulary.begins_text() else None
     if dataset.prepend_bos and vocabulary.bos is None:

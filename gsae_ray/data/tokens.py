@@ -24,14 +24,20 @@ from gsae_ray.files import JSONFile
 
 
 def kept_mask(tokens_BT: Tensor, special_ids: Iterable[int], skip_positions: int) -> Tensor:
-    """Which positions [B, T] are rows: used for training, splicing and zero-ablation alike."""
+    """Which positions [B, T] are rows: those that training, splicing and zero-ablation all use.
+
+    Args:
+        tokens_BT: token ids, and PADDING.
+        special_ids: tokens that are no rows.
+        skip_positions: how many first positions of a context are no rows.
+    """
     kept_BT = ~torch.isin(tokens_BT, torch.tensor(sorted(special_ids), dtype=tokens_BT.dtype, device=tokens_BT.device))
     kept_BT[:, :skip_positions] = False
     return kept_BT & (tokens_BT != PADDING)
 
 
 def model_input(tokens_BT: Tensor) -> Tensor:
-    """Token ids [B, T] that the model can read: a causal one does not look at what comes after a position."""
+    """Token ids [B, T] that the model can read: any token in place of PADDING, after which no row comes."""
     return tokens_BT.clamp(min=0)
 
 
@@ -56,11 +62,11 @@ class TokenStore:
     skip_positions: int
     seed: int
     fingerprint: str
-    """Of all that decides the training rows, but for the forward pass."""
+    """Hash of all that decides the training rows, but for the forward pass."""
     heldout_fingerprint: str
-    """Of the held-out contexts and their mask."""
+    """Hash of the held-out contexts and of which positions are rows."""
     hashes: Mapping[str, str]
-    """Of each file, by its name."""
+    """File name -> hash of its content."""
 
     def block(self, index: int) -> Tensor:
         """Token ids [S, T] of a block's contexts, and PADDING.
@@ -71,7 +77,11 @@ class TokenStore:
         return self._read(self.blocks_directory / f"block-{index:05d}.safetensors")
 
     def heldout(self) -> Tensor:
-        """Token ids [E, T] of the held-out contexts, and PADDING. Raises as `block`."""
+        """Token ids [E, T] of the held-out contexts, and PADDING.
+
+        Raises:
+            DamagedError: as `block`.
+        """
         return self._read(self.heldout_directory / "heldout.safetensors")
 
     def _read(self, path: Path) -> Tensor:

@@ -1,4 +1,4 @@
-"""Which token ids a language model has, and which are special: by its tokenizer or, without one, its configuration."""
+"""The token ids of a language model, and which are special: by its tokenizer or, without one, its configuration."""
 
 from __future__ import annotations
 
@@ -16,22 +16,23 @@ from gsae_ray.language_model.loading import load_config, load_tokenizer
 
 @dataclasses.dataclass(frozen=True)
 class Vocabulary:
-    """Token ids; None for a special token that there is not."""
+    """A model's token ids; None for a special token that it does not have."""
 
     model: str
-    """Names the model, in messages."""
+    """The model's name, for messages."""
     size: int
-    """Rows of the model's embedding: ids are below it."""
+    """How many token ids the model embeds."""
     bos: int | None
     eos: int | None
     pad: int | None
     special_ids: tuple[int, ...]
     tokenizer: PreTrainedTokenizerBase | None
-    """None for a model that brings none: enough for token columns."""
+    """None for a model that brings none, which is enough for token columns."""
 
     @classmethod
     def of(cls, model: ModelSettings, is_text: bool) -> Vocabulary:
-        """
+        """The vocabulary of a model.
+
         Raises:
             UserError: the configuration or the tokenizer cannot be loaded; for text, there is no tokenizer.
         """
@@ -60,14 +61,14 @@ class Vocabulary:
         )
 
     def fingerprint(self) -> str | None:
-        """Of the tokenizer: of how text becomes ids."""
+        """Hash of how the tokenizer makes ids of text; None without a tokenizer."""
         if self.tokenizer is None:
             return None
         backend = getattr(self.tokenizer, "backend_tokenizer", None)
         return digest(backend.to_str() if backend is not None else self.tokenizer.get_vocab())
 
     def without_padding(self, ids: list[int], mask: Sequence[int] | None) -> list[int]:
-        """The ids of real tokens: where the mask is not 0 or, without a mask, but for PAD at both ends."""
+        """The ids of real tokens: those whose mask is not 0 or, without a mask, all but PAD at both ends."""
         if mask is not None:
             return [token for token, real in zip(ids, mask, strict=True) if real]
         start, stop = 0, len(ids)
@@ -81,9 +82,10 @@ class Vocabulary:
         return ids[start:stop]
 
     def check(self, ids: Sequence[int]) -> None:
-        """
+        """Checks that the model embeds ids that the tokenizer gave.
+
         Raises:
-            UserError: the tokenizer gives an id that the model has no embedding for.
+            UserError: it does not.
         """
         if max(ids, default=0) >= self.size:
             raise UserError(
