@@ -23,7 +23,7 @@ if TYPE_CHECKING:  # for type checkers and editors, what `_MODULES` says
     from gsae_ray.errors import UserError as UserError
     from gsae_ray.jobs.job import Job as Job
     from gsae_ray.jobs.submit import submit as submit
-    from gsae_ray.results.frontier import best as best
+    from gsae_ray.results.best import best as best
     from gsae_ray.results.frontier import frontier as frontier
     from gsae_ray.saes import SAE as SAE
     from gsae_ray.saes import load as load
@@ -35,7 +35,7 @@ _MODULES = {
     "Sweep": "config.sweep",
     "SweepResult": "driver.launch",
     "UserError": "errors",
-    "best": "results.frontier",
+    "best": "results.best",
     "export": "saes.export",
     "frontier": "results.frontier",
     "load": "saes",

@@ -23,7 +23,7 @@ from rich.console import Console
 
 from gsae_ray.config.sweep import Sweep
 from gsae_ray.driver import launch
-from gsae_ray.results import frontier
+from gsae_ray.results.frontier import frontier
 from gsae_ray.storage.trial_directory import TrialDirectory
 
 SWEEP: dict[str, Any] = {

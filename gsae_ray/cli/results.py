@@ -9,6 +9,10 @@ import click
 import gsae_ray
 from gsae_ray.cli.options import launch_option, one_line_errors, site_option, tokens_option, tracking_option
 
+_storage_option = click.option(
+    "--storage", metavar="PATH", help="read the storage in MLflow's place: it holds the truth"
+)
+
 
 @click.command()
 @click.argument("experiment")
@@ -16,7 +20,7 @@ from gsae_ray.cli.options import launch_option, one_line_errors, site_option, to
 @launch_option
 @tokens_option
 @tracking_option
-@click.option("--storage", metavar="PATH", help="read the storage in MLflow's place: it holds the truth")
+@_storage_option
 @click.option(
     "--encoder",
     default="own",
@@ -37,9 +41,9 @@ def frontier(
     as_json: bool,
 ) -> None:
     """Shows what came out of a sweep: L0 and fidelity of each SAE; a star marks the Pareto frontier."""
+    from gsae_ray.cli.frontier_table import print_frontier
     from gsae_ray.cli.tables import console
     from gsae_ray.results.frontier import MIXED
-    from gsae_ray.results.tables import print_frontier
 
     rows = gsae_ray.frontier(experiment, site, launch, tracking_uri, encoder, tokens, storage)
     if as_json:
@@ -60,6 +64,7 @@ def frontier(
 @launch_option
 @tokens_option
 @tracking_option
+@_storage_option
 @one_line_errors
 def best(
     experiment: str,
@@ -71,12 +76,13 @@ def best(
     launch: str | None,
     tokens: str | None,
     tracking_uri: str | None,
+    storage: str | None,
 ) -> None:
     """Fetches the best SAE of a sweep under one constraint."""
     from gsae_ray.saes.export import check_export
 
     check_export(out, format_)
-    sae = gsae_ray.best(experiment, site, max_l0, min_loss_recovered, launch, tracking_uri, tokens)
+    sae = gsae_ray.best(experiment, site, max_l0, min_loss_recovered, launch, tracking_uri, tokens, storage)
     gsae_ray.export(sae, out, format_)
     row = sae.cfg.metadata["frontier"]
     click.echo(f"{row['trial']}: L0 {row['l0']:.2f}, loss recovered {row['loss_recovered']:.4f}, written to {out}")

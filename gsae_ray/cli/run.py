@@ -63,10 +63,10 @@ def run(
     Trials that are done already, in this storage and under the same settings, are not trained again: a new value in a
     list costs only its own trials.
     """
+    from gsae_ray.cli.frontier_table import print_frontier
     from gsae_ray.cli.tables import console
     from gsae_ray.driver.launch import describe_end
-    from gsae_ray.results.frontier import example_constraint
-    from gsae_ray.results.tables import print_frontier
+    from gsae_ray.results.best import example_constraint
 
     signal.signal(
         signal.SIGTERM, signal.default_int_handler

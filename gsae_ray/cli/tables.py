@@ -10,8 +10,8 @@ from rich.console import Console
 from gsae_ray.capacity.duration import Pace
 from gsae_ray.capacity.forecast import Forecast, equal_compute
 from gsae_ray.capacity.memory import Memory
+from gsae_ray.cli.fitted_table import print_table
 from gsae_ray.driver.display import clock
-from gsae_ray.results.tables import print_table
 
 
 def console() -> Console:

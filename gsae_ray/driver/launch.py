@@ -51,7 +51,8 @@ from gsae_ray.errors import StopAskedError, SweepStoppedError, UserError, first_
 from gsae_ray.evaluation.metrics import Evaluation
 from gsae_ray.files import room_needed
 from gsae_ray.names import local_path
-from gsae_ray.results import frontier as results
+from gsae_ray.results.best import best
+from gsae_ray.results.frontier import frontier
 from gsae_ray.saes import SAE
 from gsae_ray.storage.driver_lock import Driver, driver_lock
 from gsae_ray.storage.event_log import EventLog
@@ -103,7 +104,7 @@ class SweepResult:
     def frontier(self, site: str | None = None, encoder: str = "own", tokens: int | str | None = None) -> pd.DataFrame:
         """See `gsae_ray.frontier`."""
         storage = None if self.mirrored else self.storage
-        return results.frontier(self.experiment, site, self.launch_id, self.tracking_uri, encoder, tokens, storage)
+        return frontier(self.experiment, site, self.launch_id, self.tracking_uri, encoder, tokens, storage)
 
     def best(
         self,
@@ -113,8 +114,8 @@ class SweepResult:
         tokens: int | str | None = None,
     ) -> SAE:
         """See `gsae_ray.best`."""
-        where = self.launch_id, self.tracking_uri
-        return results.best(self.experiment, site, max_l0, min_loss_recovered, *where, tokens)
+        where = self.launch_id, self.tracking_uri, tokens, None if self.mirrored else self.storage
+        return best(self.experiment, site, max_l0, min_loss_recovered, *where)
 
 
 def run(
@@ -528,9 +529,9 @@ class _Launch:
         folder, experiment = self.own_folder, self.plan.sweep.experiment_name
         pursuit: pd.DataFrame | None = None
         try:
-            rows = results.frontier(experiment, launch=self.id, **where)
+            rows = frontier(experiment, launch=self.id, **where)
             if self.plan.sweep.evaluation.pursuit_l0:
-                pursuit = results.frontier(experiment, launch=self.id, encoder="pursuit", **where)
+                pursuit = frontier(experiment, launch=self.id, encoder="pursuit", **where)
         except UserError as error:  # no trial came through
             self.log.say(str(error))
             return None, []

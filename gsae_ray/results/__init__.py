@@ -1,1 +1,29 @@
-"""What came out of a sweep."""
+"""What came out of a sweep, for notebooks: the frontier, the best SAE, comparisons, intervals, pictures.
+
+Names are imported at first use: `curves` and `intervals` need numpy only.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from gsae_ray.results.best import choose
+    from gsae_ray.results.comparison import check_recipes, check_tokens, l0_ratio, sequences
+
+__all__ = ["check_recipes", "check_tokens", "choose", "l0_ratio", "sequences"]
+
+_MODULES = {
+    "check_recipes": "comparison",
+    "check_tokens": "comparison",
+    "choose": "best",
+    "l0_ratio": "comparison",
+    "sequences": "comparison",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULES:
+        raise AttributeError(f"module 'gsae_ray.results' has no attribute {name!r}")
+    return getattr(importlib.import_module(f"gsae_ray.results.{_MODULES[name]}"), name)

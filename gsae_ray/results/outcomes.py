@@ -43,6 +43,11 @@ class Outcome:
         return int(self.tags.get(SCHEMA, 1))
 
     @property
+    def evaluation(self) -> dict[str, float]:
+        """The metrics of the evaluation with the SAE's own encoder."""
+        return {name.removeprefix("eval/"): value for name, value in self.metrics.items() if name.startswith("eval/")}
+
+    @property
     def failure(self) -> str:
         """`TRIAL: why`"""
         return f"{self.tags.get(TRIAL, self.run_id)}: {self.tags.get(FAILURE, 'it does not say why')}"

@@ -9,8 +9,8 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, NullFormatter
 
+from gsae_ray.results.comparison import labels
 from gsae_ray.results.curves import pareto
-from gsae_ray.results.tables import labels
 
 COLUMNS_A_ROW = 3
 KINDS = ["architecture", "variant", "recipe", "d_sae", "tokens"]

@@ -25,8 +25,8 @@ import pandas as pd
 import yaml
 
 from gsae_ray.evaluation.metrics import METRICS, Sums
-from gsae_ray.results import frontier as results
-from gsae_ray.results import intervals
+from gsae_ray.results import intervals, sequences
+from gsae_ray.results.frontier import frontier
 from gsae_ray.results.intervals import Interval, Statistic
 from gsae_ray.tracking.connection import open_tracking
 
@@ -46,15 +46,14 @@ class Launch:
     """The SAEs of one data seed, with the positions of those of a kind."""
 
     def __init__(self, experiment: str, launch_id: str, tracking_uri: str | None) -> None:
-        own = results.frontier(experiment, launch=launch_id, tracking_uri=tracking_uri)
-        pursuit = results.frontier(experiment, launch=launch_id, tracking_uri=tracking_uri, encoder="pursuit")
+        own = frontier(experiment, launch=launch_id, tracking_uri=tracking_uri)
+        pursuit = frontier(experiment, launch=launch_id, tracking_uri=tracking_uri, encoder="pursuit")
         rows = pd.concat([own.assign(pursuit_l0=0), pursuit])
         order = ["recipe", "architecture", "variant", "sparsity", "pursuit_l0"]
         self.rows = rows.sort_values(order, ignore_index=True)
         self.key = list(self.rows[order].itertuples(index=False, name=None))
         self.sequences = [
-            results.sequences(row["run_id"], tracking_uri, row["pursuit_l0"] or None)
-            for row in self.rows.to_dict("records")
+            sequences(row["run_id"], tracking_uri, row["pursuit_l0"] or None) for row in self.rows.to_dict("records")
         ]
 
     def group(self, objective: str, architecture: str, variant: str = "", pursuit: bool = False) -> list[int]:
@@ -231,7 +230,7 @@ def main() -> None:
 def print_step_times(experiment: str, launches: Sequence[str], tracking_uri: str | None) -> None:
     """Measured step times beside the FLOPs of the convention of equal compute."""
     client = open_tracking(tracking_uri)
-    rows = pd.concat(results.frontier(experiment, launch=launch, tracking_uri=tracking_uri) for launch in launches)
+    rows = pd.concat(frontier(experiment, launch=launch, tracking_uri=tracking_uri) for launch in launches)
     rows["step_ms"] = [client.get_run(run_id).data.metrics["train/step_ms"] for run_id in rows["run_id"]]
     rows["kind"] = rows["recipe"].str.split("/").str[0] + ", " + rows["architecture"] + " " + rows["variant"]
     medians = rows.groupby(["kind", "d_sae"])["step_ms"].median()

@@ -14,7 +14,7 @@ from __future__ import annotations
 import argparse
 
 import gsae_ray
-from gsae_ray.results.frontier import l0_ratio
+from gsae_ray.results.comparison import l0_ratio
 
 
 def main() -> None:

@@ -23,7 +23,8 @@ from gsae_ray.config.sweep import Sweep
 from gsae_ray.driver import launch
 from gsae_ray.driver.prepare import Plan, producer_spec
 from gsae_ray.driver.start_actors import running_producers, start_store
-from gsae_ray.results import frontier as results
+from gsae_ray.results import sequences
+from gsae_ray.results.frontier import frontier
 from gsae_ray.results.intervals import interval, of
 from gsae_ray.saes import to_bytes
 from gsae_ray.storage.trial_directory import TrialDirectory
@@ -137,14 +138,14 @@ def test_trials_are_mirrored_once_with_every_row(launched: launch.SweepResult, p
 
 
 def test_storage_tells_the_frontier_that_mlflow_tells(launched: launch.SweepResult, home: Path) -> None:
-    theirs, mine = launched.frontier(), results.frontier("golden", storage=home / "runs")
+    theirs, mine = launched.frontier(), frontier("golden", storage=home / "runs")
     assert len(mine) == 4
     pd.testing.assert_frame_equal(mine.drop(columns="run_id"), theirs.drop(columns="run_id"))
 
 
 def test_the_sums_of_each_context_give_the_logged_numbers_and_intervals(launched: launch.SweepResult) -> None:
     rows = launched.frontier("blocks.2.hook_resid_post")
-    sums = [results.sequences(run_id, launched.tracking_uri) for run_id in rows["run_id"]]
+    sums = [sequences(run_id, launched.tracking_uri) for run_id in rows["run_id"]]
     assert {len(values) for sae in sums for values in sae.values()} == {len(sums[0]["rows"])}
     for position, row in enumerate(rows.itertuples()):
         for name in ("l0", "loss_recovered", "gamma", "fvu", "kl"):

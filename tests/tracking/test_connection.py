@@ -23,7 +23,8 @@ from trials import REQUEST, begin, expand, finish
 from gsae_ray.cli.main import main
 from gsae_ray.errors import UserError
 from gsae_ray.jobs.remote_launch import RemoteLaunch
-from gsae_ray.results.frontier import best, frontier
+from gsae_ray.results.best import best
+from gsae_ray.results.frontier import frontier
 from gsae_ray.storage.trial_directory import Trial
 from gsae_ray.tracking import connection as tracking_store
 from gsae_ray.tracking.connection import PATIENCE_S, connect

@@ -12,10 +12,11 @@ import pytest
 from rich.console import Console
 from trials import SITE_1, SITE_2, expand
 
+from gsae_ray.cli.fitted_table import print_table
+from gsae_ray.cli.frontier_table import print_frontier
 from gsae_ray.config.recipe import TrialTraining
 from gsae_ray.config.trial import TrialSpec
 from gsae_ray.results.frontier import COLUMNS, EVAL_COLUMNS
-from gsae_ray.results.tables import print_frontier, print_table
 from gsae_ray.tracking.tags import trial_params
 
 LAMBDA = 0.000123457

@@ -1,0 +1,57 @@
+"""The frontier as text: a table for each, with all in which its SAEs differ."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import pandas as pd
+from rich.console import Console
+
+from gsae_ray.cli.fitted_table import print_table
+from gsae_ray.config.recipe import show
+from gsae_ray.results.comparison import labels
+
+SETTINGS = ("recipe", "lr", "seed", "batch_size", "l1_units", "tokens")
+"""Shown where SAEs differ in them, beside those that are always shown."""
+LAST_RESORT = ("parent", "launch")
+"""Shown where nothing else tells two SAEs apart."""
+MEASURED = ("l0", "loss_recovered", "gamma", "fvu", "alive_fraction")
+EXPENDABLE = ("alive fraction", "fvu", "gamma")
+"""Measurements that are left out, in this order, where the terminal is too narrow."""
+TEXTS = ("architecture", "recipe", "parent", "launch")
+
+
+def print_frontier(rows: pd.DataFrame, console: Console, mixed_tokens: bool = False) -> None:
+    """A table for each frontier; a star marks the SAEs on it.
+
+    Args:
+        rows: as `results.frontier` returns them.
+        mixed_tokens: SAEs of different numbers of tokens share a frontier.
+    """
+    shared = mixed_tokens or rows["tokens"].nunique() < 2
+    rows = rows.assign(architecture=labels(rows))
+    names = [*_settings(rows, ["site"] if shared else ["site", "tokens"]), *MEASURED]
+    for (site, *tokens), group in rows.groupby(["site"] if shared else ["site", "tokens"]):
+        budget = "".join(f", {n:,} tokens" for n in tokens)
+        console.print(f"{site}{budget} (* on the frontier)", style="italic", highlight=False, markup=False)
+        columns = {name.replace("_", " "): [_text(name, value) for value in group[name]] for name in names}
+        columns["*"] = ["*" if on_frontier else "" for on_frontier in group["on_frontier"]]
+        print_table(columns, console, texts=TEXTS, expendable=EXPENDABLE)
+        console.print()
+
+
+def _settings(rows: pd.DataFrame, elsewhere: Sequence[str]) -> list[str]:
+    """The columns that tell SAEs apart, beside those that are shown `elsewhere`."""
+    names = ["architecture", "d_sae", "sparsity"] + (["pursuit_l0"] if "pursuit_l0" in rows else [])
+    names += [name for name in SETTINGS if name not in elsewhere and rows[name].nunique() > 1]
+    for name in LAST_RESORT:
+        if rows.duplicated([*elsewhere, *names]).any() and rows[name].nunique() > 1:
+            names.append(name)
+    return names
+
+
+def _text(name: str, value: Any) -> str:
+    if name == "tokens":
+        return f"{value:,}"
+    return f"{value:.4g}" if name in MEASURED else show(value)

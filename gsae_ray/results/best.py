@@ -1,0 +1,102 @@
+"""The best SAE of a sweep under a constraint."""
+
+from __future__ import annotations
+
+import math
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from gsae_ray.errors import UserError
+from gsae_ray.results.comparison import check_tokens
+from gsae_ray.results.frontier import MIXED, frontier
+from gsae_ray.saes import SAE, load
+from gsae_ray.storage.trial_directory import TrialDirectory
+from gsae_ray.tracking.artifacts import fetch_sae
+
+EXAMPLE_L0 = 40
+"""An L0 to ask for, where some SAE has it."""
+
+
+def choose(
+    rows: pd.DataFrame,
+    max_l0: float | None = None,
+    min_loss_recovered: float | None = None,
+    mixed_tokens: bool = False,
+) -> pd.Series[Any]:
+    """The row of the best SAE: the highest loss recovered with L0 ≤ max_l0, or the lowest L0 that recovers enough.
+
+    Raises:
+        UserError: rows of several sites, or numbers of tokens that may not be mixed; not exactly one constraint, or
+            nothing meets it.
+    """
+    if rows.empty:
+        raise UserError("best: no SAE to choose from; those of this sweep have L0 = 0 or a result that is not finite")
+    sites = sorted(set(rows["site"]))
+    if len(sites) > 1:
+        raise UserError(f"site: this sweep has {len(sites)}, name one (one of: {', '.join(sites)})")
+    if not mixed_tokens:
+        check_tokens(rows)
+    if (max_l0 is None) == (min_loss_recovered is None):
+        raise UserError("best: give either max_l0 (e.g. 40) or min_loss_recovered (e.g. 0.95)")
+    if max_l0 is not None:
+        fitting = rows[rows["l0"] <= max_l0]
+        if fitting.empty:
+            raise UserError(f"max_l0: no SAE has L0 <= {max_l0:g}; the lowest is {rows['l0'].min():.3g}")
+        return fitting.loc[fitting["loss_recovered"].idxmax()]
+    fitting = rows[rows["loss_recovered"] >= min_loss_recovered]
+    if fitting.empty:
+        raise UserError(
+            f"min_loss_recovered: no SAE recovers {min_loss_recovered:g}; the highest is "
+            f"{rows['loss_recovered'].max():.4f}"
+        )
+    return fitting.loc[fitting["l0"].idxmin()]
+
+
+def example_constraint(rows: pd.DataFrame) -> list[str]:
+    """Options with which `gsae-ray best` finds an SAE of these rows, of which there is at least one."""
+    last = rows.iloc[-1]
+    of_site = rows[rows["site"] == last["site"]]
+    options = ["--site", str(last["site"])]
+    if of_site["tokens"].nunique() > 1:
+        of_site = of_site[of_site["tokens"] == last["tokens"]]
+        options += ["--tokens", str(last["tokens"])]
+    return [*options, "--max-l0", str(max(EXAMPLE_L0, math.ceil(of_site["l0"].min())))]
+
+
+def best(
+    experiment: str,
+    site: str | None = None,
+    max_l0: float | None = None,
+    min_loss_recovered: float | None = None,
+    launch: str | None = None,
+    tracking_uri: str | None = None,
+    tokens: int | str | None = None,
+    storage: str | Path | None = None,
+) -> SAE:
+    """Fetches the best SAE of a sweep under a constraint; its frontier row is in `cfg.metadata["frontier"]`.
+
+    Args:
+        experiment: as for `frontier`, like `site`, `launch` and `tracking_uri`.
+        max_l0: the highest loss recovered with at most this L0.
+        min_loss_recovered: the lowest L0 that recovers at least this.
+        tokens: of SAEs that were trained on so many; "all": of any number. Where there are several, one is to be said.
+        storage: read the sweep's own storage in MLflow's place.
+    Raises:
+        UserError: as `frontier` and `choose`; or the SAE cannot be had, or is not as it was saved.
+    """
+    rows = frontier(experiment, site, launch, tracking_uri, tokens=tokens, storage=storage)
+    row = choose(rows, max_l0, min_loss_recovered, mixed_tokens=tokens == MIXED)
+    if storage is None:
+        with tempfile.TemporaryDirectory(prefix="gsae-") as folder:
+            sae = load(fetch_sae(row["run_id"], folder, tracking_uri, "best"))
+    else:
+        directory = TrialDirectory(Path(row["run_id"]))
+        directory.check_done()
+        sae = load(directory.path / "sae")
+    record = {name: value.item() if isinstance(value, np.generic) else value for name, value in row.items()}
+    sae.cfg = sae.cfg.model_copy(update={"metadata": {**sae.cfg.metadata, "frontier": record}})
+    return sae

@@ -1,0 +1,94 @@
+"""Comparing SAEs of a frontier: what may be compared, L0 at equal loss recovered, sums over each context."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from gsae_ray.errors import UserError
+from gsae_ray.results import curves
+from gsae_ray.tracking.artifacts import fetch_sequences
+
+
+def log_l0_at(rows: pd.DataFrame, loss_recovered: float) -> float:
+    """ln L0 of a frontier at a loss recovered (see `curves.log_l0_at`)."""
+    return float(curves.log_l0_at(*curve(rows), np.array(loss_recovered)))
+
+
+def check_tokens(*groups: pd.DataFrame) -> None:
+    """Refuses table rows that may not share a frontier: more tokens make a better SAE of any kind.
+
+    Raises:
+        UserError: they were trained on different numbers of tokens.
+    """
+    budgets = sorted({tokens for rows in groups for tokens in rows["tokens"]})
+    if len(budgets) > 1:
+        raise UserError(
+            f"tokens: these SAEs were trained on {listed(budgets)} tokens; name one number of them "
+            f"(--tokens {budgets[-1]}), or say that they may be mixed (--tokens all)"
+        )
+
+
+def listed(budgets: Iterable[int]) -> str:
+    """Several numbers of tokens as text: `60,000 and 200,000`."""
+    *most, last = (f"{tokens:,}" for tokens in budgets)
+    return f"{', '.join(most)} and {last}"
+
+
+def check_recipes(*groups: pd.DataFrame) -> None:
+    """Refuses table rows that may not be compared: recipes differ as much as architectures do.
+
+    Raises:
+        UserError: they were trained by several recipes.
+    """
+    recipes = sorted({recipe for rows in groups for recipe in rows["recipe"]})
+    if len(recipes) > 1:
+        raise UserError(
+            f"recipe: these SAEs were trained by {len(recipes)} recipes ({', '.join(recipes)}), which no comparison "
+            "of architectures may mix; choose rows of one, or say mixed_recipes=True"
+        )
+
+
+def l0_ratio(
+    better: pd.DataFrame, base: pd.DataFrame, points: int = 21, mixed_recipes: bool = False, mixed_tokens: bool = False
+) -> float:
+    """Mean ratio of L0 at equal loss recovered, over the range that both frontiers cover; NaN where there is none.
+
+    Raises:
+        UserError: the rows were trained by several recipes, or on different numbers of tokens, and `mixed_recipes`, or
+            `mixed_tokens`, does not say that this is meant.
+    """
+    if not mixed_recipes:
+        check_recipes(better, base)
+    if not mixed_tokens:
+        check_tokens(better, base)
+    return curves.l0_ratio(curve(better), curve(base), points)
+
+
+def curve(rows: pd.DataFrame) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+    """(L0, loss recovered) of each row, as `curves` takes them."""
+    return rows["l0"].to_numpy(), rows["loss_recovered"].to_numpy()
+
+
+def labels(rows: pd.DataFrame) -> pd.Series[Any]:
+    """The kind of SAE of each table row: architecture and variant."""
+    return rows["architecture"] + rows["variant"].map(lambda variant: f" {variant}" if variant else "")
+
+
+def sequences(
+    run_id: str, tracking_uri: str | None = None, pursuit_l0: int | None = None
+) -> dict[str, np.ndarray[Any, Any]]:
+    """What an SAE's evaluation summed over each held-out context, for `intervals`.
+
+    Args:
+        run_id: of a row of `frontier`; `pursuit_l0` too, if it is one of pursuit.
+    Returns:
+        Each of `evaluation.metrics.SUMS`, float64 [contexts], in the order that all SAEs of the frontier share.
+    Raises:
+        UserError: that run has none.
+    """
+    found = fetch_sequences(run_id, tracking_uri, pursuit_l0)
+    return {name: np.array(values, dtype=np.float64) for name, values in found.items()}

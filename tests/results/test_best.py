@@ -1,0 +1,230 @@
+"""The best SAE of a sweep: chosen under a constraint, fetched as it was saved, exported."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+import torch
+from damage import Damage, cut, flip
+from recorder import GATED_1, NEWER, OLDER, STANDARD_1, Recorder, assert_same_weights, ends
+from trials import FINGERPRINT, SITE_1, SITE_2, begin, finish
+
+from gsae_ray import saes
+from gsae_ray.config.trial import TrialSpec
+from gsae_ray.errors import UserError
+from gsae_ray.results.best import best, choose, example_constraint
+from gsae_ray.results.frontier import frontier
+from gsae_ray.saes.export import check_export, export
+from gsae_ray.storage.launch_directory import EVALUATED, LAUNCH
+
+ROWS = pd.DataFrame(
+    [("a", 10.0, 0.90), ("b", 38.0, 0.97), ("c", 40.0, 0.96), ("d", 90.0, 0.99)],
+    columns=["trial", "l0", "loss_recovered"],
+).assign(site=SITE_1, tokens=1024)
+
+
+@pytest.mark.parametrize(
+    ("constraint", "trial"),
+    [
+        ({"max_l0": 40}, "b"),
+        ({"max_l0": 10}, "a"),
+        ({"max_l0": 1e9}, "d"),
+        ({"min_loss_recovered": 0.95}, "b"),
+        ({"min_loss_recovered": 0.98}, "d"),
+        ({"min_loss_recovered": 0.90}, "a"),
+        ({"min_loss_recovered": 0.0}, "a"),
+    ],
+)
+def test_the_best_is_the_highest_quality_or_the_lowest_l0_within_the_constraint(
+    constraint: dict[str, float], trial: str
+) -> None:
+    assert choose(ROWS, **constraint)["trial"] == trial
+
+
+def test_of_several_sites_one_must_be_named() -> None:
+    rows = pd.concat([ROWS, ROWS.assign(site=SITE_2)], ignore_index=True)
+    with pytest.raises(UserError, match=rf"^site: this sweep has 2, name one \(one of: {SITE_1}, {SITE_2}\)$"):
+        choose(rows, max_l0=40)
+
+
+def test_of_several_numbers_of_tokens_one_must_be_named_or_all() -> None:
+    rows = pd.concat([ROWS, ROWS.assign(tokens=2048, l0=ROWS["l0"] / 3, trial="long")], ignore_index=True)
+    with pytest.raises(UserError, match=r"^tokens: these SAEs were trained on 1,024 and 2,048 tokens; .*--tokens all"):
+        choose(rows, max_l0=40)
+    assert choose(rows, max_l0=40, mixed_tokens=True)["trial"] == "long"
+
+
+@pytest.mark.parametrize("lowest", [0.3, 12, 39.99, 40, 47.9, 48, 1234.5])
+def test_the_command_that_is_printed_finds_an_sae_of_this_frontier(lowest: float) -> None:
+    rows = ROWS.assign(l0=ROWS["l0"] + lowest - 10)
+    rows = pd.concat([ROWS, rows.assign(site=SITE_2)], ignore_index=True)
+    rows = pd.concat([rows, rows.assign(tokens=2048, l0=rows["l0"] * 2)], ignore_index=True)
+    named = example_constraint(rows)
+    options = dict(zip(named[::2], named[1::2], strict=True))
+    assert options.keys() == {"--site", "--tokens", "--max-l0"}
+    chosen = rows[(rows["site"] == options["--site"]) & (rows["tokens"] == int(options["--tokens"]))]
+    assert choose(chosen, max_l0=float(options["--max-l0"]))["l0"] <= float(options["--max-l0"])
+
+
+@pytest.mark.parametrize("constraint", [{}, {"max_l0": 40, "min_loss_recovered": 0.9}])
+def test_the_best_needs_exactly_one_constraint(constraint: dict[str, float]) -> None:
+    with pytest.raises(UserError, match=r"either max_l0 \(e\.g\. 40\) or min_loss_recovered"):
+        choose(ROWS, **constraint)
+
+
+@pytest.mark.parametrize(
+    ("constraint", "message"),
+    [
+        ({"max_l0": 9}, "max_l0: no SAE has L0 <= 9; the lowest is 10"),
+        ({"min_loss_recovered": 0.995}, "min_loss_recovered: no SAE recovers 0.995; the highest is 0.9900"),
+    ],
+)
+def test_where_nothing_meets_the_constraint_the_best_there_is_is_named(
+    constraint: dict[str, float], message: str
+) -> None:
+    with pytest.raises(UserError) as error:
+        choose(ROWS, **constraint)
+    assert str(error.value) == message
+
+
+@pytest.mark.parametrize("constraint", [{"max_l0": 9}, {"min_loss_recovered": 0.9}])
+def test_where_no_sae_is_usable_nothing_is_said_to_be_the_best(constraint: dict[str, float]) -> None:
+    with pytest.raises(UserError) as error:
+        choose(ROWS[:0], **constraint)
+    assert "nan" not in str(error.value)
+
+
+# ---- the SAE -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("constraint", "launch", "trial"),
+    [
+        ({"max_l0": 40}, NEWER, GATED_1[1]),
+        ({"max_l0": 35}, NEWER, GATED_1[2]),
+        ({"min_loss_recovered": 0.9}, NEWER, GATED_1[2]),
+        ({"max_l0": 20, "launch": OLDER}, OLDER, GATED_1[1]),
+    ],
+)
+def test_best_is_the_sae_that_was_saved(
+    recorder: Recorder, constraint: dict[str, Any], launch: str, trial: TrialSpec
+) -> None:
+    sae = best("sweep", site=SITE_1, **constraint)
+    assert_same_weights(sae, recorder.saved("sweep", launch, trial))
+    record = sae.cfg.metadata["frontier"]
+    assert (record["trial"], record["site"]) == (trial.name, sae.cfg.site)
+    x_BD = torch.randn(5, trial.d_in)
+    assert sae.decode(sae.encode(x_BD)).shape == x_BD.shape
+
+
+def test_best_of_several_sites_asks_for_one(recorder: Recorder) -> None:
+    with pytest.raises(UserError, match=rf"^site: this sweep has 2, name one \(one of: {SITE_1}, {SITE_2}\)$"):
+        best("sweep", max_l0=40)
+
+
+def test_best_says_when_the_sae_cannot_be_fetched(recorder: Recorder) -> None:
+    recorder.record("lost", NEWER, list(zip(GATED_1[:1], ends((10, 0.9)), strict=True)))
+    for weights in (recorder.folder / "mlruns").rglob("sae_weights.safetensors"):
+        if frontier("lost")["run_id"][0] in weights.parts:
+            weights.unlink()
+    with pytest.raises(UserError):
+        best("lost", max_l0=40)
+
+
+@pytest.mark.parametrize("name", ["sae_weights.safetensors", "cfg.json"])
+@pytest.mark.parametrize("damage", [flip, cut, Path.unlink])
+def test_best_never_hands_out_an_sae_that_is_not_the_one_that_was_measured(
+    recorder: Recorder, damage: Damage, name: str
+) -> None:
+    experiment = f"damaged {name} {damage.__name__}"
+    recorder.record(experiment, OLDER, list(zip(GATED_1[:1], ends((10, 0.9)), strict=True)))
+    run_id = frontier(experiment)["run_id"][0]
+    for file in (recorder.folder / "mlruns").rglob(name):
+        if run_id in file.parts:
+            damage(file)
+    with pytest.raises(UserError, match=f"^best: the SAE of run {run_id} is damaged: .*without --resume"):
+        best(experiment, max_l0=40)
+    recorder.record(experiment, NEWER, list(zip(GATED_1[:1], ends((10, 0.9)), strict=True)))
+    assert best(experiment, max_l0=40).cfg.metadata["frontier"]["l0"] == 10, "as the line says"
+
+
+def test_best_of_a_storage_is_the_sae_there_and_never_a_damaged_one(tmp_path: Path) -> None:
+    """Without MLflow; what is not as it was saved is refused in a line that names the file."""
+    lower, higher = GATED_1[:2]
+    folder = tmp_path / "swept" / "launches" / NEWER
+    folder.mkdir(parents=True)
+    identities = {trial.name: trial.identity for trial in (lower, higher)}
+    LAUNCH.write(folder / "launch.json", {"sweep": {"name": "swept"}, "trials": identities})
+    EVALUATED.write(folder / "evaluation.json", {"fingerprint": FINGERPRINT, "encoders": [None]})
+    for trial, l0, recovered in ((lower, 10, 0.8), (higher, 30, 0.9)):
+        finish(begin(tmp_path / "swept" / "trials", trial), trial, l0=l0, loss_recovered=recovered)
+    sae = best("swept", max_l0=40, storage=tmp_path)
+    saved = Path(sae.cfg.metadata["frontier"]["run_id"]) / "sae"
+    assert sae.cfg.metadata["frontier"]["trial"] == higher.name
+    assert_same_weights(sae, saes.load(saved))
+    flip(saved / "sae_weights.safetensors")
+    with pytest.raises(UserError, match=f"^{saved}/sae_weights.safetensors: this file is damaged"):
+        best("swept", max_l0=40, storage=tmp_path)
+    assert best("swept", max_l0=20, storage=tmp_path).cfg.metadata["frontier"]["trial"] == lower.name
+
+
+def test_best_leaves_no_temporary_files(recorder: Recorder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    best("sweep", site=SITE_1, max_l0=40)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_export_writes_what_load_reads_with_where_it_came_from(recorder: Recorder, tmp_path: Path) -> None:
+    sae = best("sweep", site=SITE_1, max_l0=40)
+    export(sae, tmp_path / "new" / "folder")
+    loaded = saes.load(tmp_path / "new" / "folder")
+    assert_same_weights(loaded, sae)
+    assert loaded.cfg == sae.cfg
+    assert loaded.cfg.metadata["frontier"]["l0"] == 40
+
+
+def test_export_checks_the_format_and_the_folder(recorder: Recorder, tmp_path: Path) -> None:
+    sae = recorder.saved("sweep", NEWER, GATED_1[1])
+    with pytest.raises(UserError, match=r"^--format: unknown 'gase'; did you mean 'gsae'"):
+        export(sae, tmp_path, "gase")
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match=r"^--out: .*file is a file; give a folder$"):
+        export(sae, tmp_path / "file")
+    assert check_export(tmp_path / "new", "gsae") == tmp_path / "new"
+    assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize("name", ["cfg.json", "sae_weights.safetensors", "sparsity.safetensors", "notes.txt"])
+def test_export_overwrites_no_file_that_is_not_ours(recorder: Recorder, tmp_path: Path, name: str) -> None:
+    sae = recorder.saved("sweep", NEWER, GATED_1[1])
+    (tmp_path / name).write_text('{"architecture": "standard", "d_in": 8, "d_sae": 16}')
+    with pytest.raises(UserError, match=rf"^--out: .* \({name}\); nothing is overwritten: give a new folder, or "):
+        export(sae, tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+
+
+def test_export_replaces_an_sae_of_ours_as_a_whole(recorder: Recorder, tmp_path: Path) -> None:
+    recorder.saved("sweep", NEWER, STANDARD_1[0]).save(tmp_path)
+    (tmp_path / ".gitignore").write_text("")
+    export(recorder.saved("sweep", NEWER, GATED_1[1]), tmp_path)
+    assert saes.load(tmp_path).cfg.architecture == "gated"
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".gitignore", "cfg.json", "sae_weights.safetensors"]
+
+
+def test_results_import_nothing_of_ray(recorder: Recorder, tmp_path: Path) -> None:
+    script = f"""
+import sys, json, gsae_ray
+rows = gsae_ray.frontier("sweep")
+gsae_ray.export(gsae_ray.best("sweep", {SITE_1!r}, max_l0=40), {str(tmp_path / "out")!r})
+print(json.dumps([len(rows), [name for name in sys.modules if name.split(".")[0] == "ray"]]))
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert json.loads(done.stdout) == [5, []]
+    assert_same_weights(saes.load(tmp_path / "out"), recorder.saved("sweep", NEWER, GATED_1[1]))
