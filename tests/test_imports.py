@@ -58,3 +58,10 @@ def test_a_public_name_is_there(name: str) -> None:
 def test_a_name_that_is_not_public_is_an_attribute_error() -> None:
     with pytest.raises(AttributeError, match="module 'gsae_ray' has no attribute 'bset'"):
         gsae_ray.bset  # noqa: B018
+
+
+def test_the_notebooks_names_are_there() -> None:
+    from gsae_ray.results import check_recipes, sequences
+    from gsae_ray.results.intervals import interval, l0_ratio
+
+    assert all(map(callable, (check_recipes, sequences, interval, l0_ratio)))

@@ -8,7 +8,7 @@ from typing import Any
 import pandas as pd
 from rich.console import Console
 
-from gsae_ray.cli.fitted_table import print_table
+from gsae_ray.cli.tables import print_table
 from gsae_ray.config.recipe import show
 from gsae_ray.results.comparison import labels
 

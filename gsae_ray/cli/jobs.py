@@ -143,8 +143,7 @@ def stop(job: str, address: str | None) -> None:
 @one_line_errors
 def list_jobs(address: str | None, as_json: bool) -> None:
     """Lists the sweeps that were submitted to a cluster, the newest first."""
-    from gsae_ray.cli.fitted_table import print_table
-    from gsae_ray.cli.tables import console
+    from gsae_ray.cli.tables import console, print_table
     from gsae_ray.driver.display import clock
     from gsae_ray.jobs.job import LIVE, overview
 

@@ -47,7 +47,7 @@ def plan(
     """
     from gsae_ray.capacity.forecast import forecast
     from gsae_ray.capacity.nodes import Launcher
-    from gsae_ray.cli.tables import print_forecast
+    from gsae_ray.cli.forecast_table import print_forecast
     from gsae_ray.config.load import load_sweep
     from gsae_ray.tracking.parents import fetch_parents, parent_configs
 

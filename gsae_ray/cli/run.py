@@ -68,9 +68,8 @@ def run(
     from gsae_ray.driver.launch import describe_end
     from gsae_ray.results.best import example_constraint
 
-    signal.signal(
-        signal.SIGTERM, signal.default_int_handler
-    )  # ends as Ctrl-C does; while trials run the launch heeds it
+    # Before trials run, SIGTERM ends the command as Ctrl-C does; while they run, the launch has them save first.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         result = gsae_ray.run(
             sweep,

@@ -1,17 +1,20 @@
-"""What commands print: a sweep's forecast, and the console that tables go to."""
+"""Tables that fit the terminal without cutting anything, and the console that they go to."""
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator, Mapping, Sequence
 
-import click
+from rich import box
 from rich.console import Console
+from rich.measure import Measurement
+from rich.table import Table
 
-from gsae_ray.capacity.duration import Pace
-from gsae_ray.capacity.forecast import Forecast, equal_compute
-from gsae_ray.capacity.memory import Memory
-from gsae_ray.cli.fitted_table import print_table
-from gsae_ray.driver.display import clock
+NARROW, NARROWEST = 14, 8
+"""Widths of texts that are broken into lines."""
+
+Columns = Mapping[str, Sequence[str]]
+"""Head -> cells."""
 
 
 def console() -> Console:
@@ -19,53 +22,51 @@ def console() -> Console:
     return Console(width=None if sys.stdout.isatty() else 200)
 
 
-def print_forecast(cost: Forecast) -> None:
-    """What `gsae-ray plan` tells: a table of the kinds of SAEs, then a line for each cost."""
-    columns = {
-        "trials": [str(kind.trials) for kind in cost.kinds],
-        "architecture": [f"{kind.architecture} {kind.variant}".rstrip() for kind in cost.kinds],
-        "objective": [kind.objective for kind in cost.kinds],
-        "d in": [f"{kind.d_in:,}" for kind in cost.kinds],
-        "d sae": [f"{kind.d_sae:,}" for kind in cost.kinds],
-        "parameters": [f"{kind.parameters:,}" for kind in cost.kinds],
-        "FLOPs a row": [f"{kind.flops_a_row:,}" for kind in cost.kinds],
-    }
-    print_table(columns, console(), texts=("architecture", "objective"))
-    phases = f" in {len(cost.phases)} phases ({' + '.join(map(str, cost.phases))})" if len(cost.phases) > 1 else ""
-    gib, block = cost.activation_bytes / 2**30, cost.block_bytes / 2**30
-    ratio = f" if all is kept, {cost.forward_ratio_without_budget:.2f} if nothing can be"
-    ratio = ratio if cost.budget_bytes is None and cost.waves > 1 else ""
-    unknown = "all kept if 60 % of the object store holds them, else set producers.budget_gib"
-    given = f"{(cost.budget_bytes or 0) / 2**30:.2f} GiB keep {cost.kept_blocks} of {cost.blocks} blocks"
-    kept = unknown if cost.budget_bytes is None else given
-    lines = [
-        f"trials:         {cost.trials}{phases}, {cost.slots} at a time: {cost.waves} wave{'s' * (cost.waves > 1)}",
-        f"rows:           {cost.rows:,} of the stream, {gib:.2f} GiB of activations, {block:.2f} GiB a block, {kept}",
-        f"forward ratio:  {cost.forward_ratio:.2f}{ratio}",
-        f"language model: {cost.model_flops:.3g} FLOPs{' at that ratio' if not ratio else ' if all is kept'}",
-        f"evaluations:    {cost.evaluation_flops:.3g} FLOPs of the language model",
-        f"SAEs:           {cost.training_flops:.3g} FLOPs",
-        f"time:           {_time(cost.pace)}",
-        f"memory:         a trial {_memory(cost.trial)}, a producer {_memory(cost.producer)}, the store "
-        f"{cost.store_bytes / 2**30:.2f} GiB at most, its activations in Ray's object store",
-        f"disk:           {cost.disk_bytes / 2**30:.2f} GiB",
-        *equal_compute(cost.kinds),
-        *cost.notices,
-    ]
-    for line in lines:
-        click.echo(line)
+def print_table(columns: Columns, console: Console, texts: Sequence[str] = (), expendable: Sequence[str] = ()) -> None:
+    """Prints as many columns as the console is wide enough for. Cells are never cut: lines get too long instead.
+
+    Args:
+        texts: columns that may be broken into lines; what is in the others is whole.
+        expendable: columns that may be left out, the first one first; `--json` has to have them.
+    """
+    tables = [(_width(table, console), table, left_out) for table, left_out in _tables(columns, texts, expendable)]
+    width, table, left_out = next((found for found in tables if found[0] <= console.width), tables[-1])
+    Console(file=console.file, width=max(width, console.width)).print(table)
+    if left_out:
+        missing = ", ".join(left_out)
+        console.print(f"no room for {missing}: a wider terminal or --json shows them", style="dim", highlight=False)
 
 
-def _time(pace: Pace | None) -> str:
-    """How long the sweep will take, and what was assumed for that."""
-    if pace is None:
-        return "not known without the GPUs that it is to run on: give --address, or a --cluster that names them"
-    gpus = f", {pace.gpu_hours:.3g} GPU-hours" if pace.gpu_hours else ""
-    beside = f"trials {clock(pace.trials_s)}, beside them the language model {clock(pace.model_s)}"
-    return f"about {clock(pace.seconds)} ({beside}){gpus}; assumed: {pace.assumed}"
+def _width(table: Table, console: Console) -> int:
+    """The width that a table needs, however wide the console is."""
+    return Measurement.get(console, console.options.update_width(10_000), table).maximum
 
 
-def _memory(need: Memory) -> str:
-    """Of one process, on the host and on its GPU."""
-    on_gpu = f" and {need.gpu / 2**30:.2f} on the GPU" if need.gpu else ""
-    return f"{need.host / 2**30:.2f} GiB{on_gpu}"
+def _tables(columns: Columns, texts: Sequence[str], expendable: Sequence[str]) -> Iterator[tuple[Table, Sequence[str]]]:
+    """The same table from the widest to the narrowest, each with the columns that it leaves out.
+
+    Heads are broken first, then spaces go, texts are broken, columns left out.
+    """
+    yield _table(columns, texts, None, padding=1, whole_heads=True), ()
+    yield _table(columns, texts, None, padding=1), ()
+    yield _table(columns, texts, None), ()
+    for count in range(len(expendable) + 1):
+        left = {head: cells for head, cells in columns.items() if head not in expendable[:count]}
+        yield _table(left, texts, NARROW), expendable[:count]
+    yield _table(left, texts, NARROWEST), expendable
+
+
+def _table(
+    columns: Columns, texts: Sequence[str], text_width: int | None, padding: int = 0, whole_heads: bool = False
+) -> Table:
+    """A table whose columns are as wide as their longest cell and their head, or the longest word of that."""
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, padding=(0, padding, 0, 0), pad_edge=False)
+    for head, cells in columns.items():
+        width = max(map(len, [*cells, *([head] if whole_heads else head.split())]))
+        if head in texts:
+            table.add_column(head, width=min(width, text_width or width), overflow="fold")
+        else:
+            table.add_column(head, width=width, justify="right")
+    for row in zip(*columns.values(), strict=True):
+        table.add_row(*row)
+    return table

@@ -12,8 +12,8 @@ import pytest
 from rich.console import Console
 from trials import SITE_1, SITE_2, expand
 
-from gsae_ray.cli.fitted_table import print_table
 from gsae_ray.cli.frontier_table import print_frontier
+from gsae_ray.cli.tables import print_table
 from gsae_ray.config.recipe import TrialTraining
 from gsae_ray.config.trial import TrialSpec
 from gsae_ray.results.frontier import COLUMNS, EVAL_COLUMNS
