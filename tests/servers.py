@@ -21,7 +21,7 @@ from typing import TypeVar
 
 import psutil
 
-AUTH_SETTINGS = Path(__file__).parent.parent / ".github" / "mlflow.ini"
+AUTH_SETTINGS = Path(__file__).parent.parent / "deploy" / "mlflow.ini"
 """As `cluster.yaml` has them."""
 PATIENCE_S = 300.0
 """On a loaded machine a server starts in minutes."""

@@ -7,7 +7,7 @@
 Run it where the sweeps ran. The newest launch of each data seed counts. Every number has a 95 % bootstrap interval over
 the held-out contexts, the same ones for all SAEs, and over data seeds; a finding holds where the whole interval lies on
 the paper's side. L0 ratios are means at equal loss recovered, over the range that both curves cover. The result, with
-command and date, is kept in sweeps/README.md.
+command and date, is kept in docs/recipes.md.
 """
 
 from __future__ import annotations

@@ -41,6 +41,5 @@ def plan(home: Path, sweep: dict[str, Any]) -> Plan:
 
 
 @pytest.fixture(scope="module")
-def launched(home: Path, sweep: dict[str, Any], request: pytest.FixtureRequest) -> launch.SweepResult:
-    request.getfixturevalue("local_ray")  # which is joined
+def launched(home: Path, local_ray: None, plan: Plan, sweep: dict[str, Any]) -> launch.SweepResult:
     return run(sweep, home)

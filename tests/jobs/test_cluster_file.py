@@ -27,7 +27,7 @@ def test_cluster_yaml_is_valid_and_its_commands_work(tmp_path: Path) -> None:
     for command in starts:
         assert "ray start" not in command or "RAY_AUTH_MODE=token" in command
         assert "mlflow server" not in command or ("--app-name basic-auth" in command and "127.0.0.1" in command)
-        assert "mlflow server" not in command or "$HOME/gsae-ray/.github/mlflow.ini" in command
+        assert "mlflow server" not in command or "$HOME/gsae-ray/deploy/mlflow.ini" in command
         assert subprocess.run(["bash", "-n", "-c", command], check=False).returncode == 0
     (tmp_path / "gsae-ray").symlink_to(repository)
     environment = {**os.environ, "HOME": str(tmp_path), "PIP_NO_DEPS": "1"}  # what it needs is here already
