@@ -1,4 +1,4 @@
-"""What the sweep file's schema is made of: strict models, grids of values, numbers within bounds."""
+"""Parts of schemas: strict models, grids of values, numbers within bounds."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from gsae_ray.errors import shown
 T = TypeVar("T")
 
 MAX_GRID = 1000
-"""Values of a grid: each is an SAE or more."""
+"""The most values of a grid: each is an SAE or more."""
 
 
 @dataclasses.dataclass(frozen=True)
 class AtMost:
-    """In an annotation: the largest value of a number, and why there is one."""
+    """A bound for an annotation: the largest value of a number, and why there is one."""
 
     limit: float
     why: str
@@ -42,14 +42,14 @@ class AtMost:
 
 
 def bounds_in(annotation: Any) -> Iterator[AtMost]:
-    """Those of a type."""
+    """The upper bounds within a type."""
     yield from (bound for bound in getattr(annotation, "__metadata__", ()) if isinstance(bound, AtMost))
     for argument in get_args(annotation):
         yield from bounds_in(argument)
 
 
 def _whole(value: object) -> object:
-    """1e9 in YAML is a float; a count may be written so."""
+    """An integer for a float that is one: 1e9 in YAML is a float, and counts may be written so."""
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
@@ -64,7 +64,11 @@ Finite32 = Annotated[float, AtMost(1e38, "SAEs are trained in float32")]
 
 
 def expand_grid(value: object) -> object:
-    """A list stands for itself, a scalar for a list of one; `log_range` and `log_uniform` spell lists."""
+    """The values of a grid: a list, one value, or what `log_range` or `log_uniform` stand for.
+
+    Raises:
+        ValueError: it is a mapping of another form.
+    """
     if not isinstance(value, Mapping):
         return tuple(value) if isinstance(value, (list, tuple)) else (value,)
     forms = {"log_range": {"log_range", "n"}, "log_uniform": {"log_uniform", "n", "seed"}}
@@ -92,7 +96,11 @@ def expand_grid(value: object) -> object:
 
 
 def unique(values: tuple[T, ...]) -> tuple[T, ...]:
-    """The values, of which there is at least one and none twice."""
+    """The values of a grid, checked.
+
+    Raises:
+        ValueError: there are none, or too many, or one stands twice.
+    """
     if not values:
         raise ValueError("an empty list; give at least one value")
     if len(values) > MAX_GRID:
@@ -111,6 +119,6 @@ Grid = Annotated[tuple[T, ...], BeforeValidator(expand_grid), pydantic.AfterVali
 
 
 class Settings(BaseModel):
-    """Strict: an unknown key or a value of another type is an error, never a silent default."""
+    """A strict model: an unknown key or a value of another type is an error, never a silent default."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)

@@ -1,4 +1,4 @@
-"""How long a sweep will take, from its FLOPs: a rough figure, whose assumptions are told with it."""
+"""Predicts how long a sweep will take, from its FLOPs: a rough figure, which states its assumptions."""
 
 from __future__ import annotations
 
@@ -13,20 +13,24 @@ from gsae_ray.capacity.nodes import PRODUCER, TRAINER, Node, nodes_for
 from gsae_ray.config.sweep import Sweep
 
 EFFICIENCY = 0.3
-"""FLOP/s of training and forward passes ÷ those of a GPU's data sheet, or of a large product on a core. Training on an
-H100 had 0.55 alone and 0.4 with twelve trials on the GPU (`tests/benchmarks/gpu.py`, 2026-11-26)."""
+"""FLOP/s of training and forward passes ÷ those of a GPU's data sheet, or of a large product on a core.
+
+Measured: training on an H100 had 0.55 alone, and 0.4 with twelve trials on the GPU (tests/benchmarks/gpu.py,
+2026-11-26).
+"""
 
 
 @dataclasses.dataclass(frozen=True)
 class Pace:
-    """Seconds at work, without starting up."""
+    """How long a sweep works, without starting up."""
 
     trials_s: float
-    """Of all waves of trials."""
+    """Seconds of all waves of trials."""
     model_s: float
-    """Of the producers, which work beside them: blocks and evaluations."""
+    """Seconds of the producers, which make blocks and evaluate beside the trials."""
     gpu_hours: float
     assumed: str
+    """What the figures rest on, in words."""
 
     @property
     def seconds(self) -> float:
@@ -41,19 +45,21 @@ def pace(
     slots: int,
     gpus_a_trial: float,
 ) -> Pace | None:
-    """None where it is not known which GPUs there are.
+    """Predict how long a sweep works; None where it is not known which GPUs there are.
 
     Args:
-        nodes: of the cluster; None for this machine.
-        waves_flops: of each trial of each wave.
-        model_flops: of everything that producers do.
-        gpus_a_trial: see `fit.gpu_shares`.
+        sweep: the sweep.
+        nodes: the nodes of the cluster; None for this machine.
+        waves_flops: FLOPs of each trial of each wave.
+        model_flops: FLOPs of everything that producers do.
+        slots: trials at a time.
+        gpus_a_trial: GPUs of a trial, see `fit.gpu_shares`.
     """
     producers, trials = sweep.producers, sweep.trials
     core = _core_flops() if not (producers.gpus and gpus_a_trial) else 0.0
     a_trial = EFFICIENCY * trials.cpus * core
     a_producer = EFFICIENCY * producers.cpus * core
-    share = 1.0  # of a GPU, or of its cores
+    share = 1.0  # part of a GPU, or of its cores, that a trial has
     if gpus_a_trial:
         found = [gpu_of(node.resources) for node in nodes_for(TRAINER, nodes or ()) if node.resources.get("GPU")]
         known = [gpu.float32 for gpu in found if gpu is not None]
@@ -80,7 +86,7 @@ def pace(
 
 
 def _core_flops(seconds: float = 0.2) -> float:
-    """FLOP/s of a product on one core of this machine."""
+    """FLOP/s of a large matrix product on one core of this machine, measured for so many seconds."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

@@ -39,6 +39,7 @@ class Request:
 
     @property
     def and_memory(self) -> str:
+        """The memory in words, after something else."""
         return f" and {self.memory / 2**30:.1f} GiB of memory" if self.memory else ""
 
     def to_ray(self) -> dict[str, float]:
@@ -131,7 +132,7 @@ def gpu_shares(sweep: Sweep, nodes: Sequence[Node], trials: Sequence[TrialSpec])
 
 
 def largest(sweep: Sweep, requests: Iterable[Request]) -> Request:
-    """What is enough for each of some trials, also where there are none."""
+    """The request that is enough for each of some trials, of which there may be none."""
     found = list(requests)
     return Request(
         sweep.trials.cpus,
@@ -191,6 +192,7 @@ def check_requests(sweep: Sweep, nodes: Sequence[Node], trial: Request, producer
 
     Returns:
         What is still awaited, a line each.
+
     Raises:
         UserError: something does not fit, and no nodes are awaited that might hold it.
     """
@@ -229,10 +231,15 @@ def _no_place(sweep: Sweep, nodes: Sequence[Node], trial: Request, producer: Req
 
 
 def budget(sweep: Sweep, nodes: Sequence[Node], block_bytes: int, total_bytes: int, sites: int) -> int:
-    """Bytes of activations to keep.
+    """Bytes of activations that the store keeps: what the sweep says, else a share of the object store.
 
     Args:
-        block_bytes: of the largest block; total_bytes: of all, at all sites.
+        sweep: the sweep.
+        nodes: the nodes of the cluster.
+        block_bytes: size of the largest block at all sites.
+        total_bytes: size of all blocks at all sites.
+        sites: how many sites there are.
+
     Raises:
         UserError: a block does not fit.
     """

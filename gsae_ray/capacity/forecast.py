@@ -1,7 +1,7 @@
-"""What a sweep will cost, before anything runs: from the sweep file and the model's configuration alone.
+"""Predicts what a sweep will cost, from the sweep file and the model's configuration alone.
 
-Neither weights nor data are read, so rows are counted as all positions of a context, but for the first where that is
-skipped: special tokens make real blocks a little smaller, and perhaps one more of them.
+Neither weights nor data are read, so every position of a context counts as a row, but for the first ones that
+`dataset.skip_positions` drops. Special tokens make real blocks a little smaller, and perhaps one more of them.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
+from transformers import PreTrainedModel
 
 from gsae_ray.activations.layout import DTYPE_BYTES
 from gsae_ray.activations.retention import forward_ratio, kept_blocks
@@ -21,6 +22,7 @@ from gsae_ray.capacity import fit
 from gsae_ray.capacity.duration import Pace, pace
 from gsae_ray.capacity.memory import FLOAT, STORE_PROCESS, Memory, parameter_count, producer_memory, trial_memory
 from gsae_ray.capacity.nodes import Node
+from gsae_ray.config.site import Site
 from gsae_ray.config.sweep import EQUAL_COMPUTE, Sweep
 from gsae_ray.config.trial import TrialSpec
 from gsae_ray.errors import UserError, first_line
@@ -40,9 +42,9 @@ class Kind:
     d_sae: int
     parameters: int
     products: int
-    """Dense products of a training step."""
+    """Dense matrix products of a training step."""
     flops_a_row: int
-    """Of a training step: 2nM a product."""
+    """FLOPs of a training step, a row: 2 d_in d_sae for each product."""
     trials: int = 0
 
 
@@ -52,49 +54,53 @@ class Forecast:
 
     trials: int
     phases: tuple[int, ...]
-    """Trials that start at once, and those that start from the finished SAEs of the first."""
+    """How many trials may start at once, and how many start from the finished SAEs of those."""
     slots: int
     """Trials at a time."""
     waves: int
+    """How many times the slots are filled."""
     rows: int
     """Rows of the stream that the longest trial reads."""
     blocks: int
-    """That these rows span; each is made whole."""
+    """Blocks of the stream that these rows span; each is made whole."""
     kept_blocks: int
-    """That stay for late trials, with the budget; without one, all."""
+    """Blocks that the store keeps for late trials: as many as the budget allows; without a budget, all."""
     activation_bytes: int
-    """Of all blocks at all sites."""
+    """Bytes of all blocks at all sites."""
     block_bytes: int
-    """Of one block at all sites: a producer makes it in memory, and the store holds it and, if it can, the next."""
+    """Bytes of one block at all sites: a producer makes it in memory, and the store holds it and, if it can, the
+    next."""
     budget_bytes: int | None
+    """Bytes of activations that the store keeps; None where that is not known."""
     forward_ratio: float
-    """With the budget; without one, if everything is kept."""
+    """Blocks through the language model ÷ distinct blocks, with the budget; without one, if everything is kept."""
     forward_ratio_without_budget: float
-    """If nothing could be kept."""
+    """The same if nothing could be kept."""
     model_flops: float
-    """Of all forward passes, to the deepest site."""
+    """FLOPs of all forward passes that make activations; they stop at the deepest site."""
     evaluation_flops: float
-    """Of the model's passes over the held-out tokens."""
+    """FLOPs of the language model's passes over the held-out tokens."""
     training_flops: float
-    """Of the SAEs' dense products."""
+    """FLOPs of the SAEs' dense products."""
     trial: Memory
-    """Of the trial that needs most."""
+    """Memory of the trial that needs most."""
     producer: Memory
     store_bytes: int
-    """The store's process, and in the object store the activations that it keeps at most."""
+    """Bytes of the store's process, and of the activations that it keeps at most in Ray's object store."""
     disk_bytes: int
-    """Checkpoints of the trials that run, finished SAEs here and in MLflow, tokens."""
+    """Bytes of the checkpoints of the trials that run, of the finished SAEs here and in MLflow, and of the tokens."""
     pace: Pace | None
     """None where it is not known which GPUs there are."""
     kinds: tuple[Kind, ...]
     notices: tuple[str, ...]
+    """What else the user should know, a line each."""
 
     def to_json(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
 
 
 def default_slots(sweep: Sweep) -> int:
-    """Trials at a time on this machine."""
+    """Predicts how many trials run at a time on this machine."""
     cpus = max(1, (os.cpu_count() or 1) // sweep.trials.cpus)
     gpus = sweep.trials.gpus
     gpus = 1 if gpus == "auto" else gpus  # what a GPU holds is known where its name is: on a cluster
@@ -109,30 +115,20 @@ def forecast(
     nodes: Sequence[Node] | None = None,
     parents: Mapping[str, tuple[SAEConfig, str]] | None = None,
 ) -> Forecast:
-    """Predicts what the sweep will cost.
+    """Predict what a sweep will cost.
 
     Args:
+        sweep: the sweep, as its file says it.
         slots: trials at a time; default: as many as the cluster holds, or this machine.
-        nodes: those of the cluster that it is to run on.
+        nodes: the nodes of the cluster that it is to run on.
         parents: see `Sweep.expand`.
+
     Raises:
         UserError: the model's configuration cannot be loaded, or something does not fit together, or the cluster.
     """
     skeleton = load_skeleton(sweep.model)
     sweep = sweep.of_model(layer_count(skeleton))
-    counter, whole = FlopCounterMode(display=False), FlopCounterMode(display=False)
-    tokens_BT = torch.zeros(1, sweep.model.context_size, dtype=torch.long, device="meta")
-    try:
-        d_in = site_widths(skeleton, sweep.used_sites)
-        with counter:
-            capture(skeleton, tokens_BT, sweep.used_sites, use_cache=True)
-        with whole:
-            skeleton(tokens_BT)
-    except (RuntimeError, NotImplementedError) as error:  # some kinds of layers need their weights
-        raise UserError(
-            f"model.name: {sweep.model.name!r} cannot be forecast, since it does not run without its weights "
-            f"({first_line(error)})"
-        ) from error
+    d_in, to_deepest_site, whole = _measure(skeleton, sweep)
     trials = sweep.expand(d_in, {}, parents)
     rows_a_block = sweep.block_contexts * sweep.rows_a_context
     block_bytes = rows_a_block * DTYPE_BYTES[sweep.model.dtype] * sum(d_in.values())
@@ -169,8 +165,8 @@ def forecast(
     heldout = sweep.evaluation.tokens / sweep.rows_a_context
     a_site = 1 if sweep.dataset.max_norm is None else 2  # ablated; before that for the norms of its rows
     passes = len(trials) * len(sweep.evaluation.encoders) + a_site * len(d_in) + 1  # and the model as it is
-    model_flops = counter.get_total_flops() * contexts * ratio
-    evaluation_flops = whole.get_total_flops() * heldout * passes
+    model_flops = to_deepest_site * contexts * ratio
+    evaluation_flops = whole * heldout * passes
     largest = sorted(parameters.values())[-slots:]
     return Forecast(
         trials=len(trials),
@@ -206,11 +202,37 @@ def forecast(
     )
 
 
+def _measure(skeleton: PreTrainedModel, sweep: Sweep) -> tuple[dict[Site, int], int, int]:
+    """Runs one context through the model without weights.
+
+    Returns:
+        The width of the activations at each used site, FLOPs to the deepest of them, and FLOPs of the whole model.
+
+    Raises:
+        UserError: a site is not there, or the model does not run without weights.
+    """
+    to_deepest_site, whole = FlopCounterMode(display=False), FlopCounterMode(display=False)
+    tokens_BT = torch.zeros(1, sweep.model.context_size, dtype=torch.long, device="meta")
+    try:
+        d_in = site_widths(skeleton, sweep.used_sites)
+        with to_deepest_site:
+            capture(skeleton, tokens_BT, sweep.used_sites, use_cache=True)
+        with whole:
+            skeleton(tokens_BT)
+    except (RuntimeError, NotImplementedError) as error:  # some kinds of layers need their weights
+        raise UserError(
+            f"model.name: {sweep.model.name!r} cannot be forecast, since it does not run without its weights "
+            f"({first_line(error)})"
+        ) from error
+    return d_in, to_deepest_site.get_total_flops(), whole.get_total_flops()
+
+
 def _products(trial: TrialSpec) -> int:
     return REGISTRY[trial.architecture].training_products(trial.hyperparameters, trial.training.objective)
 
 
 def flops_a_row(trial: TrialSpec) -> int:
+    """FLOPs of the dense products of a training step, a row."""
     return 2 * trial.d_in * trial.d_sae * _products(trial)
 
 
@@ -232,7 +254,10 @@ def _kinds(trials: list[TrialSpec], parameters: dict[str, int]) -> tuple[Kind, .
 
 
 def equal_compute(kinds: Sequence[Kind]) -> list[str]:
-    """What the convention of 1.5 × the width comes to, for each objective that both architectures are trained with."""
+    """Lines on what the paper's convention of equal compute, 1.5 × the width, comes to here.
+
+    One for each objective that both gated and standard SAEs are trained with.
+    """
     lines = []
     for objective in dict.fromkeys(kind.objective for kind in kinds):
         products = {k.architecture: k.products for k in kinds if k.objective == objective and not k.variant}

@@ -1,4 +1,4 @@
-"""What is known of GPUs by the names that Ray gives them: a node that is to come cannot be asked."""
+"""Memory and speed of GPUs, by the names that Ray gives them: a node that is still to be started cannot be asked."""
 
 from __future__ import annotations
 
@@ -7,25 +7,25 @@ from typing import NamedTuple
 
 
 class GPU(NamedTuple):
-    """By its data sheet."""
+    """A kind of GPU, by its data sheet."""
 
     mib: int
-    """Of memory, as the driver counts it; the smallest that goes by this name."""
+    """MiB of memory, as the driver counts it, of the smallest that goes by this name."""
     float32: float
     """TFLOP/s of dense products, without tensor cores."""
     bfloat16: float
     """TFLOP/s of dense products, with tensor cores where they have the type."""
     largest_mib: int = 0
-    """The largest of this name, where there are several."""
+    """MiB of memory of the largest of this name, where there are several sizes."""
 
     @property
     def nbytes(self) -> int:
-        """Of memory, at least: as much may be filled."""
+        """Bytes of memory that it certainly has: so much may be filled."""
         return self.mib * 2**20
 
     @property
     def most_nbytes(self) -> int:
-        """Of memory, at most: what needs more cannot run."""
+        """Bytes of memory that it has at most: what needs more cannot run."""
         return max(self.mib, self.largest_mib) * 2**20
 
 
@@ -48,9 +48,9 @@ _PREFIX = "accelerator_type:"
 
 
 def gpu_of(resources: Mapping[str, float]) -> GPU | None:
-    """The GPU of a node with these resources (`accelerator_type:NAME`); None where it is not known.
+    """The kind of GPU of a node with these resources (`accelerator_type:NAME`); None where it is not known.
 
-    A node may name it twice, as A100 and A100-40G: the name that stands for fewer sizes says more.
+    A node may name it twice, as A100 and A100-40G: the name that stands for one size is taken.
     """
     names = [key.removeprefix(_PREFIX) for key in resources if key.startswith(_PREFIX)]
     known = [_KNOWN[name] for name in names if name in _KNOWN]

@@ -82,9 +82,11 @@ def producer_memory(
     """Memory of a producer at its largest: while it makes a block, or evaluates one of `trials`.
 
     Args:
+        sweep: the sweep.
         model: the language model, without weights if need be.
         widths: site -> width of its activations.
         block_bytes: size of a block at all sites, which is made in the host's memory.
+        trials: the trials that it may have to evaluate.
     """
     size, context = DTYPE_BYTES[sweep.model.dtype], sweep.model.context_size
     weights = size * sum(p.numel() for p in model.parameters())

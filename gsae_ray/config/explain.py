@@ -1,4 +1,4 @@
-"""What is wrong with settings, in words: a line a problem, each beginning with its key."""
+"""What is wrong with settings, in words: one line for each problem, which begins with its key."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pydantic_core import ErrorDetails, InitErrorDetails, PydanticCustomError
 from gsae_ray.errors import shown, suggest
 
 MAX_LINES = 6
-"""Of a refusal: what is beyond is counted."""
+"""The most lines of a refusal: further problems are only counted."""
 _SHOULD_BE = {
     **dict.fromkeys(("int_type", "int_from_float", "int_parsing_size"), "an integer"),
     "float_type": "a number",
@@ -26,33 +26,35 @@ Key = tuple[int | str, ...]
 
 
 def explain(error: pydantic.ValidationError, root: type[BaseModel], where: str = "") -> str:
-    """The problems of a `root`: one in one line, several in a line each, of many the first.
+    """The problems of settings in words: one in one line, several in a line each; of many, the first.
 
     Args:
-        where: what has them, for the beginning.
+        error: what pydantic found.
+        root: the model of the settings.
+        where: what the settings are, for the beginning, such as the name of a file.
     """
     return listed(problems(error, root), where)
 
 
 def listed(found: Sequence[tuple[Key, str]], where: str = "") -> str:
-    """Keys and what is wrong with each, as `explain` writes them."""
+    """Problems, as (key, what is wrong with it), in the form that `explain` gives them."""
     lines = list(dict.fromkeys(f"{_dotted(key)}: {text}" if key else text for key, text in found))
     before = f"{where}: " if where else ""
     if len(lines) == 1:
         return before + lines[0]
-    head, room = f"{before}{len(lines)} problems", MAX_LINES - 1
-    if len(lines) > room:
-        lines = [*lines[: room - 1], f"and {len(lines) - room + 1} more"]
+    head, most = f"{before}{len(lines)} problems", MAX_LINES - 1
+    if len(lines) > most:
+        lines = [*lines[: most - 1], f"and {len(lines) - most + 1} more"]
     return "\n  ".join([head, *lines])
 
 
 def problems(error: pydantic.ValidationError, root: type[BaseModel]) -> list[tuple[Key, str]]:
-    """Keys and what is wrong with each."""
+    """Problems, as (key, what is wrong with it)."""
     found = error.errors(include_url=False)
     misspelt = [p["loc"] for p in found if p["type"] == "extra_forbidden"]
 
     def is_misspelling(problem: ErrorDetails) -> bool:
-        """A misspelt key that is required is missing too: the misspelling says it."""
+        """Whether a missing key is there, but misspelt: then the misspelling is told, not that it is missing."""
         if problem["type"] != "missing":
             return False
         *place, name = problem["loc"]
@@ -63,7 +65,7 @@ def problems(error: pydantic.ValidationError, root: type[BaseModel]) -> list[tup
 
 
 def refusal(found: Sequence[tuple[Key, str]]) -> pydantic.ValidationError:
-    """What a validator raises to name keys below its own."""
+    """The error that a validator raises to name keys below its own."""
     return pydantic.ValidationError.from_exception_data(
         "settings",
         [
@@ -115,7 +117,7 @@ def _fields_at(root: type[BaseModel], key: Key) -> Mapping[str, pydantic.fields.
 
 
 def models_in(annotation: Any) -> Iterator[type[BaseModel]]:
-    """The models that a type is made of."""
+    """The pydantic models within a type."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         yield annotation
     for argument in getattr(annotation, "__args__", ()):

@@ -20,7 +20,7 @@ def _number(value: object, name: str = "") -> int:
 
 
 def _read(value: object) -> tuple[int, ...] | dict[str, int]:
-    """Numbers, or a range as a mapping."""
+    """Layers as a sweep file says them: numbers, or a range as a mapping with all of its keys."""
     if value == "all":
         return {"from": 0, "to": -1, "step": 1}
     if not isinstance(value, Mapping):
@@ -41,15 +41,15 @@ Layers = Annotated[
 
 
 def depend_on_model(layers: tuple[int, ...] | dict[str, int]) -> bool:
-    """Whether they are other ones in a deeper model."""
+    """Whether it takes the model's number of layers to tell which layers are meant."""
     return isinstance(layers, dict) or any(layer < 0 for layer in layers)
 
 
 def numbered(layers: tuple[int, ...] | dict[str, int], n_layers: int, key: str) -> tuple[int, ...]:
-    """The layers of a model that has `n_layers`, from 0.
+    """The numbers, from 0, of layers of a model that has `n_layers`.
 
     Raises:
-        UserError: one is not there; the line begins with `key`.
+        UserError: the model has no such layer; the message begins with `key`.
     """
 
     def number(layer: int) -> int:

@@ -19,7 +19,9 @@ def load_sweep(path: str | Path, overrides: Sequence[str] = ()) -> Sweep:
     """Read a sweep file.
 
     Args:
+        path: the file.
         overrides: `path.to.key=value`, the value in YAML; list items by index (`saes.0.l1_coefficient=[1,2]`).
+
     Raises:
         UserError: the file cannot be read, or something in it is wrong.
     """

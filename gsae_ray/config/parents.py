@@ -20,7 +20,14 @@ def with_parent(
     runs: Mapping[str, tuple[SAEConfig, str]],
     model: str,
 ) -> TrialSpec:
-    """The trial, with the finished SAE that it starts from.
+    """The trial with the finished SAE that it starts from.
+
+    Args:
+        trial: a trial of an architecture that needs a parent.
+        where: where the sweep file has its entry, for messages.
+        candidates: the trials of the sweep that may be a parent.
+        runs: run id -> the SAE's configuration and a hash of it.
+        model: name of the language model.
 
     Raises:
         UserError: there is none, there are several, or it is of another model, site, architecture, shape or objective.
@@ -72,20 +79,20 @@ def with_parent(
 
 
 def _sparsity_hyperparameter(architecture: str) -> str:
-    """Of an architecture that has a parent, or is one: parent and child are of the same sparsity."""
+    """Name of the hyperparameter that sets the sparsity, in which parent and child agree."""
     name = REGISTRY[architecture].sparsity_hyperparameter
     assert name is not None, f"{architecture} has no sparsity_hyperparameter"
     return name
 
 
 def _part(cfg: SAEConfig, key: str) -> dict[str, Any]:
-    """Of an SAE's metadata, which is anything in one that was not saved by a sweep."""
+    """A mapping of an SAE's metadata; empty where the SAE was not saved by a sweep and has something else there."""
     part = cfg.metadata.get(key)
     return part if isinstance(part, dict) else {}
 
 
 def _parents_in_sweep(trial: TrialSpec, candidates: Sequence[TrialSpec]) -> list[TrialSpec]:
-    """Those that may be the trial's parent: the nearest, where several are of the same site, width, λ and seed."""
+    """The candidates with the trial's site, width, sparsity and seed; of several, those whose training is nearest."""
 
     def same(spec: TrialSpec) -> tuple[Any, ...]:
         return (spec.site, spec.d_sae, spec.sparsity, spec.training.l1_units, spec.training.seed)

@@ -1,6 +1,6 @@
 """YAML as sweep files need it: mappings, lists and plain scalars, read as a tree in which nothing is shared.
 
-Of YAML 1.1 only what means the same to everybody: no tags, no octal (010 is text), no sexagesimal (1:30 is text), no
+Only what means the same to everybody is read: no tags, no octal (010 is text), no sexagesimal (1:30 is text), no
 `yes`; 1e-3 is a number. Anchors, aliases and merge keys (<<) work; each alias is a copy.
 """
 
@@ -20,9 +20,9 @@ MAX_CHARACTERS = 2**18
 MAX_DEPTH = 20
 TOO_DEEP = f"nested deeper than {MAX_DEPTH} levels, which no key is"
 MAX_VALUES = 20_000
-"""Of a text, aliases spelt out: far more than any sweep has, and still read in seconds."""
+"""The most values of a text, with aliases spelt out: far more than any sweep has, and still read in seconds."""
 MAX_DIGITS = 40
-"""Of a whole number, which then is a float too; what is longer is text."""
+"""The most characters of an integer, so that it fits into a float; what is longer is text."""
 
 _INTEGER = re.compile(r"[-+]?(0|[1-9][0-9]*(_[0-9]+)*)")
 _FLOAT = re.compile(r"[-+]?([0-9]+(_[0-9]+)*(\.([0-9]+(_[0-9]+)*)?)?|\.[0-9]+(_[0-9]+)*)([eE][-+]?[0-9]{1,9})?")
@@ -38,7 +38,7 @@ _WORDS = {
 
 
 class _NotPlainError(ValueError):
-    """What is wrong, and in which line."""
+    """The text is not plain YAML: what is wrong, and in which line."""
 
     def __init__(self, problem: str, event: Any) -> None:
         super().__init__(problem)
@@ -49,9 +49,11 @@ def load(text: str, where: str) -> Any:
     """The value that a text spells.
 
     Args:
+        text: the YAML.
         where: what the text is, for the beginning of an error's line.
+
     Raises:
-        UserError: it is no YAML, or more than is taken here; with its line, and the key where there is one.
+        UserError: it is not YAML, or not plain; with its line, and the key where there is one.
     """
     if len(text) > MAX_CHARACTERS:
         raise UserError(f"{where}: more than {MAX_CHARACTERS:,} characters; a sweep file is shorter")
@@ -70,7 +72,7 @@ def load(text: str, where: str) -> Any:
 
 
 def scalar(text: str) -> Any:
-    """What an unquoted word means."""
+    """The value that an unquoted word stands for."""
     if text in _WORDS:
         return _WORDS[text]
     if _INTEGER.fullmatch(text):
@@ -183,9 +185,9 @@ def _text(text: str, event: Any) -> str:
 
 
 class _Dumper(yaml.SafeDumper):
-    """Quotes what `load` would not read as text."""
+    """Writes YAML in which text that `load` would read as something else is quoted."""
 
-    def ignore_aliases(self, data: Any) -> bool:
+    def ignore_aliases(self, _data: Any) -> bool:
         return True
 
 

@@ -1,7 +1,7 @@
-"""The recipe of a trial: what is minimised (objective) and how training goes about it (schedule).
+"""The recipe of a trial: what is minimised (objective), and how rates and coefficients change (schedule).
 
-`TrainingSettings` is what a sweep file says, with grids and things left to their defaults; `TrialTraining` what one
-trial does, nothing left open.
+`TrainingSettings` is what a sweep file says, with grids and open defaults; `TrialTraining` is what one trial does, with
+every setting resolved.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ PAPER_WARMUP_STEPS = 1000
 """Steps of the paper's lr warm-up, at the start and after every resampling (inferred for the start)."""
 BRICKEN_STEPS = (25_000, 50_000, 75_000, 100_000)
 BRICKEN_INPUTS = 819_200
+"""Optimiser steps before which features are resampled, and rows that are looked at, in Bricken et al. 2023."""
 
 
 class ResamplingSettings(Settings):
@@ -62,7 +63,7 @@ class ResamplingSettings(Settings):
         return self
 
     def resolve(self, steps: int) -> Resampling | None:
-        """What of it happens in a run of so many steps."""
+        """What happens of it in a run of so many steps; None for nothing."""
         events = tuple(step for step in self.at_steps if step < steps)
         if not events:
             return None
@@ -175,12 +176,12 @@ class TrainingSettings(Settings):
         return self.tokens // self.batch_size
 
     def _scheduled(self, schedule: Schedule) -> dict[str, Any]:
-        """What a schedule leaves to the file, filled in."""
+        """The keys that a schedule sets: the file's values, and for the others the schedule's defaults."""
         given = {key: getattr(self, key) for key in SCHEDULED}
         return {key: default if given[key] is None else given[key] for key, default in preset(schedule, self.steps)}
 
     def resolve(self, lr: float, seed: int, objective: Objective, schedule: Schedule) -> TrialTraining:
-        """The training of one trial of the grid; intervals become whole numbers of batches."""
+        """The training of one trial of the grid; intervals are rounded to whole numbers of batches."""
 
         def whole_batches(tokens: float) -> int:
             return max(1, round(tokens / self.batch_size)) * self.batch_size
@@ -205,7 +206,7 @@ class TrainingSettings(Settings):
         )
 
     def notices(self, resamples: bool = True) -> Iterator[str]:
-        """What of the schedules does not fit into the run, a line each."""
+        """Lines on what of the schedules does not fit into the run."""
         for schedule in self.schedule:
             if schedule == "paper" and self.lr_warmup is None and self.steps < 10 * PAPER_WARMUP_STEPS:
                 yield (
@@ -222,7 +223,7 @@ class TrainingSettings(Settings):
 
 
 def preset(schedule: Schedule, steps: int) -> Iterator[tuple[str, Any]]:
-    """The defaults of a schedule for a run of so many steps; `resampling` unresolved."""
+    """The defaults of a schedule for a run of so many steps, as (key, value); `resampling` is not resolved."""
     modern = schedule == "modern"
     yield "input_scaling", modern
     yield "lr_warmup", 0.01 if modern else min(PAPER_WARMUP_STEPS / steps, 0.1)
@@ -238,7 +239,7 @@ SCHEDULED = tuple(key for key, _ in preset("modern", 1))
 
 
 class TrialTraining(Settings):
-    """`TrainingSettings` of one trial: no grids, nothing left open; intervals are whole numbers of batches."""
+    """`TrainingSettings` of one trial: every setting resolved to one value, intervals to whole numbers of batches."""
 
     tokens: int
     batch_size: int
@@ -260,7 +261,7 @@ class TrialTraining(Settings):
 
     @property
     def steps(self) -> int:
-        """Optimiser steps; rows that do not fill a batch are left."""
+        """Optimiser steps; rows that do not fill a batch are left out."""
         return self.tokens // self.batch_size
 
     @property
@@ -284,7 +285,7 @@ class TrialTraining(Settings):
 
 
 def show(value: object) -> str:
-    """A setting in a name or a table."""
+    """A setting as text, for a name or a table."""
     if isinstance(value, bool) or value is None:
         return {None: "none", True: "true", False: "false"}[value]
     if isinstance(value, pydantic.BaseModel):
@@ -297,6 +298,6 @@ def show(value: object) -> str:
 
 
 def _shortest(value: float) -> str:
-    """At least as short as it is written, and no other number is written so: 0.1, 1e-06, 1e06."""
+    """A number as short text that no other number has: 0.1, 1e-06, 1e06."""
     digits = (f"{value:.{n}g}" for n in range(6, 18))
     return next((text for text in digits if float(text) == value), str(value)).replace("e+", "e")

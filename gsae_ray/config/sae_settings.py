@@ -1,4 +1,4 @@
-"""Which SAEs are trained, as a sweep file says it."""
+"""An entry of `saes` in a sweep file: a family of SAEs to train."""
 
 from __future__ import annotations
 
@@ -24,9 +24,10 @@ Factor = Annotated[float, Field(gt=0), AtMost(1e6, "an SAE's weights are in memo
 
 
 def check_count(trials: int) -> None:
-    """
+    """Checks that a sweep may have so many trials.
+
     Raises:
-        ValueError: a sweep cannot have so many.
+        ValueError: it may not.
     """
     if trials > MAX_TRIALS:
         raise ValueError(f"{trials:,} trials; a sweep has at most {MAX_TRIALS:,}, each with files and a run of its own")
@@ -51,8 +52,8 @@ class SAESettings(Settings):
 
     @pydantic.model_validator(mode="before")
     @classmethod
-    def _split(cls, value: object) -> object:
-        """Sorts the architecture's own hyperparameters and training overrides from the rest, and checks their names."""
+    def _known_keys(cls, value: object) -> object:
+        """Checks the names of the keys, among which are the architecture's hyperparameters and those of `training`."""
         if not isinstance(value, Mapping) or not isinstance(value.get("architecture"), str):
             return value
         architecture = value["architecture"]
@@ -84,13 +85,19 @@ class SAESettings(Settings):
         return self
 
     def selects(self, site: Site) -> bool:
+        """Whether the entry is trained at a site."""
         return self.sites is None or self.sites.selects(site)
 
     def of_model(self, n_layers: int, key: str, layers: tuple[int, ...]) -> SAESettings:
-        """With the layers of a model; of a range, those among `layers`, which the sweep has.
+        """The same entry with the layers of its filter numbered from 0, for a model that has `n_layers`.
+
+        Args:
+            n_layers: how many layers the model has.
+            key: where the sweep file names the layers, for messages.
+            layers: the layers of the sweep, to which a range is cut.
 
         Raises:
-            UserError: a layer is not there, or none is left; the line begins with `key`.
+            UserError: the model has no such layer, or none is left.
         """
         if self.sites is None:
             return self
@@ -102,7 +109,11 @@ class SAESettings(Settings):
         return self.model_copy(update={"sites": sites})
 
     def own_widths(self, site: Site, d_in: int) -> tuple[int, ...]:
-        """The widths that the entry itself says."""
+        """The widths that the entry states by itself, for a site whose activations have `d_in` coordinates.
+
+        Raises:
+            UserError: a factor makes a width out of bounds.
+        """
         if self.widths is not None:
             return self.widths
         for factor in self.expansion_factors or ():
@@ -131,6 +142,7 @@ class SAESettings(Settings):
         ]
 
     def training(self, base: TrainingSettings) -> TrainingSettings:
+        """The settings of `training`, with what this entry overrides."""
         overrides = {k: v for k, v in (self.model_extra or {}).items() if k in TrainingSettings.model_fields}
         merged = {key: getattr(base, key) for key in base.model_fields_set} | overrides
         return TrainingSettings.model_validate(merged)

@@ -194,6 +194,6 @@ class TrialSettings(Settings):
     )
     room_timeout_s: Annotated[Seconds, Field(ge=60)] = Field(
         3600,
-        description="the sweep stops, and gives back what its producers hold, when no trial has had room on the "
-        "cluster for longer",
+        description="the sweep stops, and gives back what its producers hold, when the cluster has had no free "
+        "resources for any trial for longer",
     )

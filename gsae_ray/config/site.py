@@ -23,7 +23,10 @@ POINTS = {
     "mlp_post": "mlp.hook_post",
     "attn_z": "attn.hook_z",
 }
-"""Point -> the rest of its TransformerLens name. `mlp_post`: the MLP's neurons; `attn_z`: the heads before W_O."""
+"""Point -> its name in TransformerLens, after `blocks.{layer}.`.
+
+`mlp_post` is the activations of the MLP's neurons, `attn_z` the output of the attention heads before W_O.
+"""
 
 
 @dataclasses.dataclass(frozen=True, order=True)
@@ -101,25 +104,26 @@ class SiteSettings(Settings):
 
     @property
     def numbers(self) -> tuple[int, ...]:
-        """The layers, from 0, where they do not depend on the model."""
+        """The layers, from 0. Only where they do not depend on the model."""
         if isinstance(self.layers, dict) or self.depends_on_model:
             raise RuntimeError(f"layers {self.layers}: which ones these are depends on the model; see Sweep.of_model")
         return self.layers
 
     def of_model(self, n_layers: int, key: str) -> SiteSettings:
-        """With the layers of a model that has `n_layers`.
+        """The same settings with layers numbered from 0, for a model that has `n_layers`.
 
         Raises:
-            UserError: one is not there; the line begins with `key`.
+            UserError: the model has no such layer; the message begins with `key`.
         """
         return self.model_copy(update={"layers": numbered(self.layers, n_layers, key)})
 
     def sites(self) -> tuple[Site, ...]:
+        """All sites, each once: by layer and point, then modules."""
         named = [Site.of_point(layer, point) for layer in self.numbers for point in self.points]
         return tuple(dict.fromkeys([*named, *(Site.of_module(m.module, m.io) for m in self.modules)]))
 
     def selects(self, site: Site) -> bool:
-        """As a filter: an absent list lets everything through."""
+        """Whether a site passes these settings taken as a filter, in which a list that is absent excludes nothing."""
         if site.layer is None:
             return site in self.sites() if self.modules else not (self.layers or self.points)
         if self.modules and not (self.layers or self.points):

@@ -99,7 +99,7 @@ class Sweep(Settings):
         return self
 
     def _site_problems(self) -> list[tuple[Key, str]]:
-        """What is wrong between the sites and the entries' filters, as soon as it is known which layers are meant."""
+        """What is wrong with the entries' filters, once it is known which layers are meant."""
         found: list[tuple[Key, str]] = []
         for index, entry in enumerate(self.saes):
             if not any(entry.selects(site) for site in self.sites.sites()):
@@ -119,10 +119,13 @@ class Sweep(Settings):
         return any(sites.depends_on_model for sites in (self.sites, *(e.sites for e in self.saes)) if sites is not None)
 
     def of_model(self, n_layers: int | None) -> Sweep:
-        """With the layers of a model that has `n_layers`, from 0; None where that is not known.
+        """The same sweep with layers numbered from 0, for a model that has `n_layers`.
+
+        Args:
+            n_layers: how many layers the model has; None where it does not say.
 
         Raises:
-            UserError: a layer is not there, or a filter leaves no site.
+            UserError: the model has no such layer, or a filter leaves no site.
         """
         if not self.depends_on_model:
             return self
@@ -143,12 +146,12 @@ class Sweep(Settings):
 
     @property
     def shuffle_tokens(self) -> int:
-        """Rows of a block, about. From the file's own `training.tokens`, never from what other trials need."""
+        """About how many rows a block has: by the file's own `training.tokens`, whatever entries override."""
         return self.dataset.shuffle_tokens or max(1, min(1_000_000, self.training.tokens // 4))
 
     @property
     def block_contexts(self) -> int:
-        """Contexts of a block."""
+        """How many contexts a block has."""
         return math.ceil(self.shuffle_tokens / self.rows_a_context)
 
     @property
@@ -162,12 +165,12 @@ class Sweep(Settings):
         return tuple(site for site in self.sites.sites() if any(entry.selects(site) for entry in self.saes))
 
     def max_tokens(self, site: Site) -> int:
-        """Rows of the longest trial at `site`."""
+        """Rows that the longest trial at a site reads."""
         entries = [entry for entry in self.saes if entry.selects(site)]
         return max(entry.training(self.training).tokens for entry in entries)
 
     def notices(self) -> list[str]:
-        """What of the recipes does not fit into the runs, a line each."""
+        """Lines on what of the schedules does not fit into the runs."""
         lines: list[str] = []
         for entry in self.saes:
             is_child = REGISTRY[entry.architecture].parent_architecture is not None  # which resamples nothing
@@ -192,9 +195,10 @@ class Sweep(Settings):
         return tuple(widths)
 
     def _check_size(self, d_in: Mapping[Site, int]) -> None:
-        """
+        """Checks the number of trials, before any is made.
+
         Raises:
-            UserError: there are more trials than a sweep can have.
+            UserError: there are more than a sweep may have.
         """
         total = 0
         for entry, site in itertools.product(self.saes, self.used_sites):
@@ -219,9 +223,12 @@ class Sweep(Settings):
         Args:
             d_in: width of the activations at each of `used_sites`.
             provenance: what besides the file decides a trial's weights (fingerprints of model and tokens).
-            parents: of each run that a hyperparameter `parent` names, the SAE's configuration and a hash of it.
+            parents: run id -> the SAE's configuration and a hash of it, for each run that a hyperparameter `parent`
+                names.
+
         Raises:
-            UserError: two entries describe the same trial, or a trial has no parent, or one that does not fit.
+            UserError: two entries describe the same trial, a trial has no parent or one that does not fit, or
+                `evaluation.pursuit_l0` is more than the features of an SAE.
         """
         forward = {"batch": self.producers.batch, "threads": self.producers.cpus, "gpu": self.producers.gpus > 0}
         process = {"threads": self.trials.cpus, "gpu": self.trials.gpus != 0}

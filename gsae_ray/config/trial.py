@@ -14,16 +14,17 @@ from gsae_ray.saes import REGISTRY
 from gsae_ray.version import REVISION
 
 MAX_NAME = 200
+"""The most characters of a trial's name: file names end at 255 bytes."""
 _PLAIN_SITE = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.\-]*(:input|:output)?")
-"""A site whose name no other one has once it is fit for a folder."""
+"""Names of sites that stay distinct once other characters are replaced, so that they are fit for a folder."""
 RUN = "run:"
-"""How `TrialSpec.parent` begins where it is a run."""
+"""The beginning of `TrialSpec.parent` where the parent is an MLflow run."""
 PARENT = "parent"
 """The hyperparameter that names the run that training starts from."""
 
 
 def _options(architecture: str) -> dict[str, Any]:
-    """An architecture's options, by which its variants differ, and their defaults."""
+    """The options by which an architecture's variants differ, with their defaults."""
     sae = REGISTRY[architecture]
     others = (sae.sparsity_hyperparameter, PARENT)  # no options, though they may be left out
     fields = sae.Hyperparameters.model_fields
@@ -31,7 +32,7 @@ def _options(architecture: str) -> dict[str, Any]:
 
 
 def _variant(architecture: str, hyperparameters: Mapping[str, Any]) -> dict[str, Any]:
-    """Those of the options that are not at their defaults."""
+    """The options that are not at their defaults."""
     options = _options(architecture)
     return {k: hyperparameters[k] for k in options if hyperparameters.get(k, options[k]) != options[k]}
 
@@ -53,11 +54,19 @@ class TrialSpec:
     parent: str | None = None
     """The trial of the same sweep, or the run (`run:…`), whose finished SAE training starts from."""
     parent_recipe: str | None = None
+    """The recipe that the parent was trained with."""
 
     @classmethod
     def make(
         cls, *, identity: Mapping[str, Any], overrides: Mapping[str, Any] | None = None, **fields: Any
     ) -> TrialSpec:
+        """A trial with the name and identity that follow from its settings.
+
+        Args:
+            identity: what else decides its weights, such as fingerprints of model and tokens.
+            overrides: settings of training that its entry overrides, for the name.
+            **fields: the other fields.
+        """
         training: TrialTraining = fields["training"]
         hyperparameters: dict[str, Any] = fields["hyperparameters"]
         settings = {**fields, "training": training.model_dump(mode="json"), **identity, "revision": REVISION}
@@ -73,23 +82,23 @@ class TrialSpec:
         rest += "".join(f"_{key}{show(value)}" for key, value in (overrides or {}).items())
         name = f"{fields['site']}_{fields['architecture']}_w{fields['d_sae']}_{sparsity}_{rest}"
         plain = re.sub(r"^\.|[^A-Za-z0-9_.\-]", "-", name)
-        if len(plain) > MAX_NAME or not _PLAIN_SITE.fullmatch(fields["site"]):  # file names end at 255 bytes
+        if len(plain) > MAX_NAME or not _PLAIN_SITE.fullmatch(fields["site"]):
             plain = f"{plain[: MAX_NAME - 9]}_{digest(name)[:8]}"
         return cls(name=plain, identity=digest(settings)[:16], **fields)
 
     @property
     def sparsity(self) -> Any:
-        """The hyperparameter that sets how sparse the features are; None where the architecture has no such."""
+        """Value of the hyperparameter that sets how sparse the features are; None where the architecture has none."""
         return self.hyperparameters.get(REGISTRY[self.architecture].sparsity_hyperparameter or "")
 
     @property
     def follows(self) -> bool:
-        """Whether it waits for another trial of the sweep."""
+        """Whether it starts from the finished SAE of another trial of the sweep, and so waits for that."""
         return self.parent is not None and not self.parent.startswith(RUN)
 
     @property
     def recipe(self) -> str:
-        """Of the training; where that started from an SAE of another recipe, of both."""
+        """The recipe of the training; where it started from an SAE of another recipe, both."""
         own = self.training.recipe
         return own if self.parent_recipe in (None, own) else f"{own} after {self.parent_recipe}"
 
