@@ -17,7 +17,7 @@ from ray.cluster_utils import Cluster
 from ray.util.placement_group import placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from gsae_ray.driver import start_actors as fleet
+from gsae_ray.driver import start_actors
 
 
 class Slow:
@@ -53,8 +53,8 @@ def hold_their_gpus(cluster: Cluster) -> None:
     cluster.add_node(num_gpus=2, num_cpus=1, object_store_memory=NODE_STORE_BYTES)  # which producers may not take
     first = add()
     wait_until(lambda: gpus() == 3)
-    fleet.ProducerActor = Shell  # type: ignore[assignment, misc]
-    with fleet.running_producers(1, 1, 2**30, labels, None, 60) as ((producer,), (where,)):  # type: ignore[arg-type]
+    start_actors.ProducerActor = Shell  # type: ignore[attr-defined]
+    with start_actors.running_producers(1, 1, 2**30, labels, None, 60) as ((producer,), (where,)):  # type: ignore[arg-type]
         assert where == first.node_id
         wait_until(lambda: gpus() == 2)
         cluster.remove_node(first, allow_graceful=False)
@@ -66,7 +66,7 @@ def hold_their_gpus(cluster: Cluster) -> None:
 
 
 def main(folder: Path) -> None:
-    fleet.ROOM_S = 2.0
+    start_actors.TELL_AFTER_S = 2.0
     cluster = head_without_slots()
     try:
         ray.init(address=cluster.address, log_to_driver=False)
@@ -88,7 +88,7 @@ def main(folder: Path) -> None:
             return len(list(folder.iterdir()))
 
         said: list[str] = []
-        fleet._wait_for_room([slow], 1, said.append, check)
+        start_actors._wait_for_processes([slow], 1, said.append, check)
         wait_until(lambda: starts() == 2)
         with contextlib.suppress(ray.exceptions.RayActorError):
             ray.get(work)

@@ -1,4 +1,4 @@
-"""Ray Tune's shell round the trainer: one trial, one process (reused by the next trial on CPU)."""
+"""A trial as a trainable of Ray Tune: one trial, one process (on CPUs used again by the next trial)."""
 
 from __future__ import annotations
 
@@ -32,23 +32,35 @@ class TrialContext:
     """What all trials of a launch share."""
 
     launch: Path
-    """Its folder in storage."""
+    """The launch's folder in storage."""
     session: int
     """Number of the driver's session."""
     directories: dict[str, Path]
-    """Of each trial, by name."""
+    """Trial -> its directory."""
     parents: dict[str, Path]
-    """Of the trials that start from a finished SAE, by name: its folder."""
+    """Trial that starts from a finished SAE -> the folder of that SAE."""
     layout: Layout
     threads: int
+    """Threads that PyTorch may use."""
     gpu: bool
+    """Whether trials run on GPUs."""
     evaluate_every_tokens: int | None
+    """Between two evaluations of an SAE in training; None: there are none."""
     metadata: dict[str, Any]
-    """Goes to the `cfg.json` of every SAE."""
+    """Written to the `cfg.json` of every SAE."""
 
 
 class SAETrial(tune.Trainable):
-    """Trains to the end and saves the SAE; all state lives in the trial's directory."""
+    """Trains to the end and saves the SAE; all state lies in the trial's directory.
+
+    A step is an interval between two metric rows. Its result, which Tune's schedulers see, has the row's metrics under
+    their names, `tokens` as the time, and:
+
+    done: the trial has come to its end, one way or another.
+    failure: why it has failed for good (a loss that is not finite); None where it has not.
+    stopped: why the whole sweep cannot go on (storage is full); None where it can.
+    machine: the kind of machine that it runs on.
+    """
 
     def setup(self, config: dict[str, Any], store: ActorHandle[Any], context: TrialContext) -> None:
         self.store = StoreClient(store)
@@ -61,12 +73,12 @@ class SAETrial(tune.Trainable):
         self.directory = TrialDirectory(self.context.directories[self.trial.name])
         self.source: StoreBlockReader | None = None
         self.trainer: Trainer | None = None
-        self.failure = self.directory.failure  # the driver may have given it up
+        self.failure = self.directory.failure  # the driver may have declared it as failed
         self.stopped: str | None = None
-        self._rows_end = 0  # tokens of the newest row: training is between two intervals where the trainer stands there
+        self._newest_row = 0  # in tokens; -1 within an interval
 
     def _start(self) -> None:
-        """Begins an attempt: at the first step, since Tune may set up two processes for a trial and use one of them."""
+        """Begins an attempt, at the first step: Tune may set up two processes for a trial and use only one of them."""
         if not self.context.launch.exists():
             raise SweepStoppedError(
                 f"{self.context.launch} is not there on node {socket.gethostname()}: every node of the cluster must "
@@ -86,7 +98,7 @@ class SAETrial(tune.Trainable):
 
     @contextlib.contextmanager
     def _ending(self) -> Iterator[None]:
-        """What ends a trial is a result and not an exception: trying again at once would not help."""
+        """Turns errors that trying again would not help into the trial's result."""
         try:
             with room_needed(self.directory.path):
                 yield
@@ -112,7 +124,7 @@ class SAETrial(tune.Trainable):
         return {"tokens": tokens, "failure": self.failure, "stopped": self.stopped, "done": True}
 
     def _train(self, trainer: Trainer) -> dict[str, Any]:
-        self._rows_end = -1  # within an interval, whatever ends it
+        self._newest_row = -1
         first = trainer.step == 0
         metrics = trainer.train_interval()
         row = {f"train/{name}": value for name, value in metrics.items()}
@@ -123,10 +135,10 @@ class SAETrial(tune.Trainable):
         if crossed and not trainer.done:
             row |= self._evaluate(trainer.finished_sae({}))
         self.directory.append(trainer.tokens, row)
-        self._rows_end = trainer.tokens
+        self._newest_row = trainer.tokens
         if not trainer.done and trainer.tokens % self.trial.training.checkpoint_every_tokens == 0:
             self.directory.checkpoint(trainer.tokens, *trainer.state())
-        return {"tokens": trainer.tokens, "machine": machine(), "done": False}
+        return {**row, "tokens": trainer.tokens, "machine": machine(), "done": False}
 
     @property
     def _interval(self) -> int:
@@ -152,11 +164,11 @@ class SAETrial(tune.Trainable):
             self.source = None
 
     def _leave(self) -> None:
-        """A trial that is stopped early keeps what it has: it saves a checkpoint, and holds no blocks any more."""
+        """Saves a checkpoint of a trial that is stopped between two intervals, and lets its blocks go."""
         trainer = self.trainer
         if trainer is not None and self.failure is None and self.stopped is None and not self.directory.ended:
-            between = 0 < trainer.tokens == self._rows_end
-            if between and self.directory.newest_checkpoint < trainer.tokens:
+            between_intervals = 0 < trainer.tokens == self._newest_row
+            if between_intervals and self.directory.newest_checkpoint < trainer.tokens:
                 with contextlib.suppress(StaleAttemptError, OSError):  # the checkpoint before it is still there
                     self.directory.checkpoint(trainer.tokens, *trainer.state())
         self._end()

@@ -11,22 +11,22 @@ from pathlib import Path
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from gsae_ray.capacity import nodes as of_cluster
+from gsae_ray.capacity import nodes as capacity_nodes
 from gsae_ray.capacity.nodes import Launcher, Node
 from gsae_ray.errors import UserError
 
 SWEEP_KEY = "gsae.sweep"
-"""In the metadata of a job of `cluster.submit`: the sweep's name."""
-ROOM_S = 30.0
-"""Whoever waits longer for its place in the cluster is told of."""
-AGAIN_S = 600.0
-"""And again, so often."""
+"""Key of the sweep's name in the metadata of a job that `gsae-ray submit` has submitted."""
+TELL_AFTER_S = 30.0
+"""A wait for free resources of the cluster that takes longer is told to the user."""
+TELL_EVERY_S = 600.0
+"""Between two lines about a wait that goes on."""
 LAUNCHER_FILE = "ray_bootstrap_config.yaml"
-"""Where `ray up` puts the cluster's file, in the home of the head, on which drivers run. Ray itself does not tell."""
+"""Where `ray up` puts the cluster's file: in the home folder of the head, on which drivers run. Ray does not tell."""
 
 
 def nodes() -> list[Node]:
-    """Those of the cluster that this process has joined, and those that its launcher may still start."""
+    """Returns the nodes of the cluster that this process has joined, and those that its launcher may still start."""
     alive = [Node.alive(node["Resources"], node["Labels"]) for node in ray.nodes() if node["Alive"]]
     file = Path.home() / LAUNCHER_FILE
     if file.exists():
@@ -38,12 +38,12 @@ def nodes() -> list[Node]:
 
 
 def selector(role: str) -> dict[str, str]:
-    """See `gsae_ray.capacity.nodes.selector`; of the nodes that are there."""
-    return of_cluster.selector(role, nodes())
+    """Returns the label selector of a role (`capacity.nodes.selector`) among the nodes of this cluster."""
+    return capacity_nodes.selector(role, nodes())
 
 
-def describe_room() -> str:
-    """`0 of 2 CPUs, 14.0 of 14.0 GiB of memory are free; also on this cluster: sweep a (job a-1)`"""
+def describe_free_resources() -> str:
+    """Returns a line: `0 of 2 CPUs, 14.0 of 14.0 GiB of memory are free; also on this cluster: sweep a (job a-1)`."""
     total, free = ray.cluster_resources(), ray.available_resources()
     parts = [f"{free.get(kind, 0):g} of {total[kind]:g} {kind}s" for kind in ("CPU", "GPU") if total.get(kind)]
     parts.append(f"{free.get('memory', 0) / 2**30:.1f} of {total.get('memory', 0) / 2**30:.1f} GiB of memory")
@@ -55,7 +55,7 @@ def describe_room() -> str:
 
 
 def _others() -> Iterator[str]:
-    """Those whose drivers have joined the cluster, as Ray knows them; not this one."""
+    """Yields the other drivers that have joined the cluster, as Ray knows them."""
     worker = ray._private.worker.global_worker
     jobs = worker.gcs_client.get_all_job_info(
         skip_submission_job_info_field=True, skip_is_running_tasks_field=True, timeout=10
@@ -72,12 +72,12 @@ def _others() -> Iterator[str]:
 
 
 def check_shared(folder: Path, timeout_s: float = 60) -> None:
-    """Whether every node sees the same folder.
+    """Checks that every node of the cluster sees the same folder.
 
-    Nodes that come later are looked at by the trials that they get.
+    On nodes that come later, the trials that they get check it.
 
     Raises:
-        UserError: one does not.
+        UserError: a node does not.
     """
     here = ray.get_runtime_context().get_node_id()
     others = [node["NodeID"] for node in ray.nodes() if node["Alive"] and node["NodeID"] != here]
@@ -107,5 +107,5 @@ def check_shared(folder: Path, timeout_s: float = 60) -> None:
 
 
 def _sees(path: str) -> tuple[str, bool]:
-    """On another node: its name, and whether a file is there."""
+    """Returns, on another node, its name and whether it sees a file."""
     return socket.gethostname(), Path(path).exists()

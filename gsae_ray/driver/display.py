@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
@@ -20,7 +21,7 @@ SHOWN_TRIALS = 8
 
 
 class Display:
-    """Shows phases, then trials. `with Display(console) as display: display.phase("…"); display.follow(reader)`."""
+    """Shows a launch: `with Display(console) as display: display.phase("…"); with display.following(reader): …`."""
 
     def __init__(self, console: Console) -> None:
         self.console = console
@@ -36,9 +37,18 @@ class Display:
         self.stop()
 
     def phase(self, text: str) -> None:
-        """A line about what is going on before trials run."""
+        """Prints a line about what is going on."""
         # Where there is no terminal a line stays whole, however long.
         self.console.print(Text(text, style="dim"), highlight=False, soft_wrap=True)
+
+    @contextlib.contextmanager
+    def following(self, reader: ProgressReader) -> Iterator[None]:
+        """Shows the trials for the length of the context."""
+        self.follow(reader)
+        try:
+            yield
+        finally:
+            self.stop()
 
     def follow(self, reader: ProgressReader) -> None:
         """Shows the trials until `stop`."""
@@ -50,7 +60,7 @@ class Display:
         self._thread.start()
 
     def show_waits(self, waits: Sequence[Wait]) -> None:
-        """The trials that wait for activations, from now on."""
+        """Takes note of the trials that wait for activations from now on."""
         self._waits = {wait.trial: wait for wait in waits}
 
     def stop(self) -> None:
@@ -68,14 +78,14 @@ class Display:
             try:
                 reader.update()
             except (OSError, ValueError):
-                continue  # storage hiccups; the next look will tell
+                continue  # of storage; it may pass until the next time
             if self._live is not None:
                 self._live.update(self._render(reader), refresh=True)
             else:
                 self.console.print(describe_progress(self.progress(reader)), highlight=False, soft_wrap=True)
 
     def progress(self, reader: ProgressReader) -> Progress:
-        """What the reader saw last."""
+        """Returns how far the launch is, by what the reader saw last."""
         waits = describe_waits(list(self._waits.values())) if self._waits else None
         return reader.pace.progress(reader.progress, waits)
 
@@ -99,7 +109,7 @@ class Display:
 
 
 def describe_progress(progress: Progress) -> str:
-    """`trials: 4 waiting, 2 running, 1 evaluating, 9 done, 0 failed | 85,000 tokens/s | 0:31 left`"""
+    """Returns `trials: 4 waiting, 2 running, 1 evaluating, 9 done, 0 failed | 85,000 tokens/s | 0:31 left`."""
     parts = ["trials: " + ", ".join(f"{progress.trials[state]} {state}" for state in STATES)]
     if progress.trials["running"]:
         parts.append(f"{progress.tokens_per_s:,.0f} tokens/s")
@@ -112,13 +122,13 @@ def describe_progress(progress: Progress) -> str:
 
 
 def describe_waits(waits: Sequence[Wait]) -> str:
-    """`2 wait for activations (block 7: 512 of its 4,096 rows are made)`: of the one furthest behind."""
+    """Returns `2 wait for activations (block 7: 512 of its 4,096 rows are made)`, for the trial furthest behind."""
     first = min(waits, key=lambda wait: wait.block)
     return f"{len(waits)} wait{'s' if len(waits) == 1 else ''} for activations (block {first.block}: {first.reason})"
 
 
 def clock(seconds: float) -> str:
-    """`1:02:03` or `2:03`."""
+    """Returns a duration as `1:02:03` or `2:03`."""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

@@ -1,4 +1,4 @@
-"""Has finished SAEs evaluated while others train: a trial's slot is free as soon as its SAE is saved."""
+"""Has finished SAEs evaluated while others train, so that a trial's resources are free as soon as its SAE is saved."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ Evaluate = Callable[[str, str, bytes, Sequence[int | None]], Sequence["Future[Ev
 """(site, cfg.json, weights as saved, encoders) -> the evaluation with each encoder, in time."""
 
 
-PATIENCE_S = 120.0
-"""Storage that cannot be looked at for longer ends the evaluations."""
+STORAGE_TIMEOUT_S = 120.0
+"""Storage that cannot be read for longer ends the evaluations."""
 
 
 class EvaluationQueue(threading.Thread):
-    """Watches trial directories: what is DONE gets the evaluations of this fingerprint that it lacks.
+    """Watches trial directories, in a thread: each SAE that is finished gets the evaluations that it lacks.
 
-    Where the language model's numbers are not finite on the held-out text, the trial has failed for good.
+    A trial fails for good where the language model's numbers are not finite on the held-out text.
     """
 
     def __init__(
@@ -36,10 +36,14 @@ class EvaluationQueue(threading.Thread):
         at_a_time: int = 2,
         interval_s: float = 0.3,
     ) -> None:
-        """
+        """Prepares the thread; `start` begins it.
+
         Args:
+            trials: those whose SAEs are to be evaluated.
             evaluation: what every SAE is to get.
+            evaluate: asks a producer for evaluations.
             at_a_time: SAEs whose weights are in memory for their evaluations.
+            interval_s: seconds between two looks at the directories.
         """
         super().__init__(name="evaluations", daemon=True)
         self.evaluation = evaluation
@@ -55,14 +59,14 @@ class EvaluationQueue(threading.Thread):
     def run(self) -> None:
         since: float | None = None
         while not self._stop_asked:
-            last = self._training_over.is_set()  # before the look: what is DONE now is then seen
+            last = self._training_over.is_set()  # read before the look, which then sees all that is DONE
             try:
                 self._look()
                 if last and not self._running and not any(trial.directory.done for trial in self._waiting):
                     return
-            except OSError as error:  # a hiccup of storage, or what stays: then it is the end
+            except OSError as error:  # it may pass; what stays ends the evaluations
                 since = since or time.monotonic()
-                if time.monotonic() - since > PATIENCE_S:
+                if time.monotonic() - since > STORAGE_TIMEOUT_S:
                     self._error = self._error or error
                     return
             else:
@@ -97,7 +101,7 @@ class EvaluationQueue(threading.Thread):
 
     @contextlib.contextmanager
     def _kept_for_finish(self) -> Iterator[None]:
-        """What goes wrong with one SAE is told by `finish`; the other SAEs get their evaluations."""
+        """Keeps an error of one SAE for `finish`, which raises it; the other SAEs get their evaluations."""
         try:
             yield
         except Exception as error:
@@ -108,10 +112,11 @@ class EvaluationQueue(threading.Thread):
         self._stop_asked = True
 
     def finish(self, check: Callable[[], None] = lambda: None) -> None:
-        """Waits until everything that is DONE is evaluated.
+        """Waits until every finished SAE is evaluated; no further one comes.
 
         Args:
-            check: called all the while; what it raises ends the wait.
+            check: called now and then; its error ends the wait.
+
         Raises:
             ProductionError: a producer could not evaluate some SAE.
             StorageFullError: there was no room for an evaluation.

@@ -50,7 +50,11 @@ def prepare(sweep: Sweep, storage: Path, display: Display, tracking_uri: str | N
     """Checks a sweep against its model and data, and tokenises.
 
     Args:
+        sweep: as its file has it.
+        storage: where tokens and parents are kept.
+        display: where lines for the user go.
         tracking_uri: where the parents that a sweep names by run are fetched from.
+
     Raises:
         UserError: what the sweep names is not there, or does not fit together.
     """

@@ -19,7 +19,8 @@ from ray._private.authentication.authentication_token_generator import generate_
 from gsae_ray.errors import UserError, first_line
 from gsae_ray.tracking.credentials import refuse_password
 
-PATIENCE_S = 15.0
+CONNECT_TIMEOUT_S = 15.0
+"""Nobody listens at an address that takes longer to connect to."""
 GIVE_TOKEN = "put it into ~/.ray/auth_token, or set RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH"
 """What to do about a cluster that wants its token."""
 FREE_AT_ONCE = {"free_objects_period_milliseconds": 50}
@@ -28,12 +29,13 @@ FREE_AT_ONCE = {"free_objects_period_milliseconds": 50}
 
 @contextlib.contextmanager
 def connected(address: str | None) -> Iterator[None]:
-    """A connection to Ray for the length of a launch; one that was there before is left as it was.
+    """Connects to Ray for the length of the context; a connection that was there before is left as it was.
 
     Args:
-        address: of a cluster; default: RAY_ADDRESS, or a Ray of its own.
+        address: of a cluster; default: RAY_ADDRESS, or a Ray of this launch's own.
+
     Raises:
-        UserError: there is no cluster, or it does not let us in.
+        UserError: there is no cluster, or it refuses us.
     """
     if ray.is_initialized():
         yield
@@ -60,17 +62,17 @@ def connected(address: str | None) -> Iterator[None]:
 
 
 def _check_answers(where: str) -> None:
-    """Whether anybody listens there: Ray itself would try for two minutes.
+    """Checks that somebody listens at an address: Ray itself would try for two minutes.
 
     Raises:
-        ConnectionError: nobody does.
+        ConnectionError: nobody listens there.
     """
-    if where == "auto":  # what Ray takes for it may be long gone
+    if where == "auto":  # the cluster that Ray takes for it may be long gone
         where = services.canonicalize_bootstrap_address(where) or where
     host, _, port = where.rpartition("://")[2].rpartition(":")
-    if port.isdecimal():  # else Ray knows the address by a name, or that it is none
+    if port.isdecimal():  # else it is a name that Ray knows, or no address
         try:
-            socket.create_connection((host.strip("[]"), int(port)), PATIENCE_S).close()
+            socket.create_connection((host.strip("[]"), int(port)), CONNECT_TIMEOUT_S).close()
         except (OSError, OverflowError) as error:
             raise ConnectionError(f"nobody listens there ({first_line(error)})") from error
 
@@ -81,11 +83,11 @@ def _init(where: str, **options: object) -> None:
 
 @contextlib.contextmanager
 def _of_this_machine_only() -> Iterator[None]:
-    """A Ray that is started within the context listens on the loopback interface, and its workers are as the driver is.
+    """Has a Ray that is started within the context listen on the loopback interface only, and ship no files to workers.
 
-    By switches that Ray reads from the environment when it is imported, which may have been before: one that it has for
-    systems whose firewalls ask (all its servers listen on the address that it then takes for the node's), and one that
-    has `uv run` ship the working folder to every worker (`gsae_runs` too, and no more than 512 MiB).
+    Sets two of Ray's switches, which it reads from the environment when it is imported (which may have been before).
+    One is made for systems whose firewalls ask: without a cluster all of Ray's servers listen on the loopback address.
+    The other has `uv run` ship the working folder, `gsae_runs` included, to every worker (and fail above 512 MiB).
     """
     before = ray_constants.ENABLE_RAY_CLUSTER, ray_constants.RAY_ENABLE_UV_RUN_RUNTIME_ENV
     ray_constants.ENABLE_RAY_CLUSTER = ray_constants.RAY_ENABLE_UV_RUN_RUNTIME_ENV = False
@@ -97,7 +99,7 @@ def _of_this_machine_only() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _explained(where: str) -> Iterator[None]:
-    """Errors of `ray.init`, as a line that says what to do."""
+    """Turns errors of `ray.init` into a line that says what to do."""
     try:
         yield
     except ray.exceptions.AuthenticationError as error:
@@ -113,10 +115,10 @@ def _explained(where: str) -> Iterator[None]:
 
 
 def keep_token_private(make: bool = False) -> None:
-    """Has the file of Ray's token readable for its owner only.
+    """Makes the file of Ray's token readable for its owner only.
 
     Args:
-        make: where Ray would make one now, which all could read.
+        make: whether to make the token where Ray would make one now, in a file that all could read.
     """
     token = authentication._get_default_token_path()
     with contextlib.suppress(OSError):  # another process was quicker, or the file is somebody else's to look after

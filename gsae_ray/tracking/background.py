@@ -78,30 +78,29 @@ class MirrorThread(_Rounds):
 
 
 class ReportThread(_Rounds):
-    """Tells MLflow every few seconds how far a launch is, and hears there whether it is to stop.
+    """Tells MLflow every few seconds how far a launch is.
 
     Not within `MirrorThread`'s rounds: one that uploads SAEs may take minutes.
     """
 
     def __init__(
         self,
-        report: Callable[[dict[str, Any]], bool],
+        report: Callable[[dict[str, Any]], None],
         progress: Callable[[], dict[str, Any]],
-        stop: Callable[[], None],
         interval_s: float = 2,
         allowed: Callable[[], bool] = lambda: True,
     ) -> None:
-        """
+        """Prepares the thread; `start` begins it.
+
         Args:
             report: as `Mirror.report`; it may wait for a mirror that is still to be opened.
-            stop: called when somebody has asked for it.
+            progress: returns how far the launch is.
+            interval_s: seconds between two reports.
             allowed: as for `MirrorThread`.
         """
         super().__init__("mlflow-report", interval_s, allowed)
         self.report = report
         self.progress = progress
-        self.stop = stop
 
     def round(self) -> None:
-        if self.report(self.progress()):
-            self.stop()
+        self.report(self.progress())

@@ -36,7 +36,6 @@ from gsae_ray.tracking.tags import (
     LAUNCH,
     PROGRESS,
     SCHEMA,
-    STOP,
     SWEEP,
     TRIAL,
     trial_params,
@@ -129,8 +128,8 @@ class Mirror:
             run = self.client.create_run(self.experiment_id, tags=tags, run_name=f"{sweep_name} {self.launch_id}")
         check_artifacts(self.client.tracking_uri, run.info.artifact_uri)
         self._log_params(run, params)
-        for tag in {STOP, PROGRESS} & run.data.tags.keys():  # an earlier session's
-            self.client.delete_tag(run.info.run_id, tag)
+        if PROGRESS in run.data.tags:  # an earlier session's
+            self.client.delete_tag(run.info.run_id, PROGRESS)
         if job is not None:
             self.client.set_tag(run.info.run_id, JOB, job)
         self.client.update_run(run.info.run_id, status="RUNNING")
@@ -246,10 +245,9 @@ class Mirror:
         for path in artifacts:
             self.client.log_artifact(self.parent_id, str(path))
 
-    def report(self, progress: dict[str, Any]) -> bool:
-        """Writes how far the launch is to its run. Returns whether somebody has asked there for its stop."""
+    def report(self, progress: dict[str, Any]) -> None:
+        """Writes how far the launch is to its run."""
         self.client.set_tag(self.parent_id, PROGRESS, json.dumps(progress))
-        return STOP in self.client.get_run(self.parent_id).data.tags
 
     def close(self, status: str) -> None:
         """Ends the parent run; where the launch was killed, the runs of its unfinished trials too."""

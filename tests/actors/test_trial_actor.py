@@ -14,10 +14,11 @@ from gsae_ray.storage.trial_directory import TrialDirectory
 
 
 def test_a_trial_that_is_stopped_between_two_intervals_goes_on_from_there(tmp_path: Path) -> None:
-    trial = begun(tmp_path / "trial", make("gated"))
+    training = make("gated")
+    trial = begun(tmp_path / "trial", training)
     for _ in range(3):
-        trial._train(trial.trainer)
-    at = trial.trainer.tokens
+        trial.step()
+    at = training.tokens
     trial.cleanup()
     assert trial.directory.newest_checkpoint == at
     successor = TrialDirectory(tmp_path / "trial")
@@ -33,20 +34,32 @@ def test_a_trial_that_is_stopped_between_two_intervals_goes_on_from_there(tmp_pa
     assert same(weights(trainer), weights(whole))
 
 
+def test_tune_gets_the_metrics_of_each_row_with_tokens_as_the_time(tmp_path: Path) -> None:
+    """So that a scheduler can act on them."""
+    trial = begun(tmp_path / "trial", make("gated"))
+    results = [trial.step() for _ in range(2)]
+    rows, _ = trial.directory.rows()
+    assert len(rows) == 2 and all("train/loss" in row["metrics"] for row in rows)
+    for result, row in zip(results, rows, strict=True):
+        assert result["tokens"] == row["step"] and not result["done"]
+        assert row["metrics"].items() <= result.items()
+
+
 def test_a_trial_that_fails_within_an_interval_saves_nothing_of_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    trial = begun(tmp_path / "trial", make("gated"))
-    trial._train(trial.trainer)
+    trainer = make("gated")
+    trial = begun(tmp_path / "trial", trainer)
+    trial.step()
     before = trial.directory.newest_checkpoint
-    read = trial.trainer.stream.read
+    read = trainer.stream.read
 
     def breaks(rows: int) -> Tensor:
         read(rows)  # the stream has moved on, the step has not
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr(trial.trainer.stream, "read", breaks)
+    monkeypatch.setattr(trainer.stream, "read", breaks)
     with pytest.raises(torch.OutOfMemoryError):
-        trial._train(trial.trainer)
+        trial.step()
     trial.cleanup()
     assert trial.directory.newest_checkpoint == before

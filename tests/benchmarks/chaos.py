@@ -49,7 +49,7 @@ from ray.cluster_utils import Cluster
 from servers import MLflowServer
 
 import gsae_ray
-from gsae_ray.driver.supervisor import DEATHS
+from gsae_ray.driver.trial_deaths import DEATHS_WITHOUT_CHECKPOINT
 from gsae_ray.errors import INTERRUPTED
 from gsae_ray.storage.launch_directory import versions
 
@@ -145,11 +145,11 @@ class Chaos(threading.Thread):
         return bool(victims)
 
     def survives(self, trial: str) -> bool:
-        """Whether a trial may die once more: after `DEATHS` without a new checkpoint it is to fail."""
+        """Whether a trial may die once more without failing for good (`DEATHS_WITHOUT_CHECKPOINT`)."""
         at = self.home.trials[trial].newest_checkpoint
         before, times = self._struck.get(trial, (-1, 0))
         times = times + 1 if at <= before else 1
-        if times >= DEATHS:
+        if times >= DEATHS_WITHOUT_CHECKPOINT:
             return False
         self._struck[trial] = max(at, before), times
         return True

@@ -41,5 +41,6 @@ def plan(home: Path, sweep: dict[str, Any]) -> Plan:
 
 
 @pytest.fixture(scope="module")
-def launched(home: Path, local_ray: None, plan: Plan, sweep: dict[str, Any]) -> launch.SweepResult:
+def launched(home: Path, sweep: dict[str, Any], request: pytest.FixtureRequest) -> launch.SweepResult:
+    request.getfixturevalue("local_ray")  # which is joined
     return run(sweep, home)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import errno
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
 from pathlib import Path
+from typing import Any
 
 import pytest
 from trials import FINGERPRINT, REQUEST, begin, evaluation, expand, logged, random_sae
@@ -25,7 +26,8 @@ class Evaluator:
     def __init__(self) -> None:
         self.asked: list[int | None] = []
 
-    def __call__(self, site: str, cfg: str, weights: bytes, encoders: Sequence[int | None]) -> list[Future[Evaluation]]:
+    def __call__(self, *sae_and_encoders: Any) -> list[Future[Evaluation]]:
+        encoders = sae_and_encoders[-1]
         self.asked += encoders
         futures: list[Future[Evaluation]] = [Future() for _ in encoders]
         for future, pursuit_l0 in zip(futures, encoders, strict=True):
@@ -52,15 +54,15 @@ def test_an_sae_that_cannot_be_measured_has_failed_for_good_and_the_others_are_e
     for trial, directory in trials:
         directory.finish(random_sae(trial))
     why = not_finite("activations at here", "the held-out text", "float16")
-    answers = iter([why, evaluation()])
+    answers: Iterator[Evaluation | Exception] = iter((why, evaluation()))
 
-    def evaluate(site: str, cfg: str, weights: bytes, encoders: Sequence[int | None]) -> list[Future[Evaluation]]:
+    def evaluate(*_sae_and_encoders: Any) -> list[Future[Evaluation]]:
         future: Future[Evaluation] = Future()
         answer = next(answers)
-        if isinstance(answer, Evaluation):
-            future.set_result(answer)
-        else:
+        if isinstance(answer, Exception):
             future.set_exception(answer)
+        else:
+            future.set_result(answer)
         return [future]
 
     queue = EvaluationQueue(trials, REQUEST, evaluate, interval_s=0.01)
@@ -78,7 +80,7 @@ def test_an_sae_that_cannot_be_measured_has_failed_for_good_and_the_others_are_e
 def test_storage_may_hiccup_but_not_for_long(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, patience_s: float
 ) -> None:
-    monkeypatch.setattr(queue, "PATIENCE_S", patience_s)
+    monkeypatch.setattr(queue, "STORAGE_TIMEOUT_S", patience_s)
     (trial,) = expand()
     directory = begin(tmp_path, trial)
     directory.finish(random_sae(trial))
@@ -124,9 +126,10 @@ def test_only_a_few_saes_are_in_memory_at_a_time(tmp_path: Path) -> None:
     open_requests: list[Future[Evaluation]] = []
     most = 0
 
-    def evaluate(site: str, cfg: str, weights: bytes, encoders: Sequence[int | None]) -> list[Future[Evaluation]]:
+    def evaluate(_site: str, _cfg: str, _weights: bytes, encoders: Sequence[int | None]) -> list[Future[Evaluation]]:
         nonlocal most
-        open_requests.extend(futures := [Future() for _ in encoders])
+        futures: list[Future[Evaluation]] = [Future() for _ in encoders]
+        open_requests.extend(futures)
         most = max(most, len(open_requests))
         if len(open_requests) == 2 * len(encoders):  # as many as may be: the oldest gets its answers
             for _ in encoders:

@@ -45,7 +45,7 @@ def rng() -> random.Random:
     return random.Random(seed())
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="module", autouse=True)
 def local_ray() -> Iterator[None]:
     ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
     yield
@@ -53,7 +53,7 @@ def local_ray() -> Iterator[None]:
 
 
 @pytest.fixture(scope="module")
-def quiet(tmp_path_factory: pytest.TempPathFactory, local_ray: None) -> Outcome:
+def quiet(tmp_path_factory: pytest.TempPathFactory) -> Outcome:
     """The undisturbed sweep."""
     home = Home(tmp_path_factory.mktemp("quiet"))
     result = home.run()

@@ -51,7 +51,8 @@ def test_every_trial_finishes_and_the_golden_numbers_come_out(launched: launch.S
         assert row.gamma == pytest.approx(gamma, abs=0.02)
 
 
-def test_law_1_same_tokens_whatever_the_number_of_producers(plan: Plan, local_ray: None) -> None:
+@pytest.mark.usefixtures("local_ray")
+def test_law_1_same_tokens_whatever_the_number_of_producers(plan: Plan) -> None:
     site = plan.trials[0].site
     rows = 40_000
     alone = RowStream(LocalBlockReader(Producer(producer_spec(plan)), site), plan.layout, site)
@@ -69,9 +70,8 @@ def test_law_1_same_tokens_whatever_the_number_of_producers(plan: Plan, local_ra
             ray.kill(store)
 
 
-def test_law_2_a_trial_in_a_sweep_is_the_trial_alone_bit_for_bit(
-    launched: launch.SweepResult, plan: Plan, home: Path
-) -> None:
+@pytest.mark.usefixtures("launched")
+def test_law_2_a_trial_in_a_sweep_is_the_trial_alone_bit_for_bit(plan: Plan, home: Path) -> None:
     producer = Producer(producer_spec(plan))
     for trial in plan.trials:
         trainer = Trainer(trial, RowStream(LocalBlockReader(producer, trial.site), plan.layout, trial.site))
@@ -88,7 +88,8 @@ def test_law_3_one_forward_for_all_trials(launched: launch.SweepResult, plan: Pl
     assert metrics["rows_produced"] == sum(plan.layout.rows)
 
 
-def test_law_4_the_store_stays_within_its_budget(local_ray: None, home: Path) -> None:
+@pytest.mark.usefixtures("local_ray")
+def test_law_4_the_store_stays_within_its_budget(home: Path) -> None:
     """A budget of three of five blocks, one trial at a time: more forward passes, never more memory.
 
     Two of the three are the running trial's window (its block and the next), one stays for the trial after it.
@@ -119,7 +120,8 @@ def test_law_6_evaluation_again_gives_the_logged_numbers(launched: launch.SweepR
         assert again[name] == pytest.approx(logged[name], rel=1e-4)
 
 
-def test_law_7_nothing_on_disk_can_run_code(launched: launch.SweepResult, home: Path) -> None:
+@pytest.mark.usefixtures("launched")
+def test_law_7_nothing_on_disk_can_run_code(home: Path) -> None:
     kinds = {path.suffix or path.name for path in (home / "runs").rglob("*") if path.is_file()}
     assert kinds <= {".json", ".jsonl", ".safetensors", ".yaml", ".csv", ".png", "DONE", "FAILED"}
 

@@ -19,7 +19,7 @@ from rich.console import Console
 
 import gsae_ray
 from gsae_ray.config.sweep import Sweep
-from gsae_ray.driver import launch
+from gsae_ray.driver import begin, launch, publish
 from gsae_ray.driver.prepare import Plan
 from gsae_ray.errors import SweepStoppedError, UserError
 from gsae_ray.results.frontier import EVAL_COLUMNS
@@ -34,7 +34,7 @@ def sweep() -> dict[str, Any]:
 
 
 def test_what_resume_refuses_is_refused_before_ray_is_started(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(launch, "connected", lambda address: pytest.fail("Ray is started"))
+    monkeypatch.setattr(begin, "connected", lambda _: pytest.fail("Ray is started"))
     with pytest.raises(UserError, match="^--resume: no launch of 'golden' in "):
         run(SHORT, tmp_path, resume=True)
     assert not list(tmp_path.glob("runs/golden")), "nothing stays"
@@ -67,7 +67,8 @@ def test_one_lambda_more_trains_only_its_trials(launched: launch.SweepResult, ho
     assert list(merged["loss_recovered_x"]) == list(merged["loss_recovered_y"])
 
 
-def test_other_held_out_tokens_cost_an_evaluation_not_a_training(launched: launch.SweepResult, home: Path) -> None:
+@pytest.mark.usefixtures("launched")
+def test_other_held_out_tokens_cost_an_evaluation_not_a_training(home: Path) -> None:
     result = run({**SHORT, "evaluation": {"tokens": 1024}}, home)
     assert len(result.frontier()) == 4
     assert result.forward_ratio != result.forward_ratio  # nothing was produced
@@ -75,7 +76,8 @@ def test_other_held_out_tokens_cost_an_evaluation_not_a_training(launched: launc
         gsae_ray.frontier("golden", launch="all", tracking_uri=result.tracking_uri)
 
 
-def test_resume_finds_the_launch_and_refuses_a_changed_sweep(launched: launch.SweepResult, home: Path) -> None:
+@pytest.mark.usefixtures("launched")
+def test_resume_finds_the_launch_and_refuses_a_changed_sweep(home: Path) -> None:
     newest = sorted((home / "runs/golden/launches").iterdir())[-1].name
     sweep = json.loads((home / "runs/golden/launches" / newest / "launch.json").read_text())["sweep"]
     with pytest.raises(UserError, match="training.batch_size"):
@@ -118,7 +120,8 @@ def test_resume_keeps_the_overrides_that_the_launch_was_begun_with(
 ) -> None:
     file = tmp_path / "sweep.yaml"
     file.write_text(json.dumps({**SHORT, "training": {**SHORT["training"], "lr": 5e-4}}))
-    options = {"storage": home / "runs", "tracking_uri": launched.tracking_uri, "console": Console(quiet=True)}
+    options: dict[str, Any] = {"storage": home / "runs", "tracking_uri": launched.tracking_uri}
+    options["console"] = Console(quiet=True)
     begun = launch.run(file, overrides=["training.lr=1e-3"], **options)
     assert launch.run(file, resume=True, **options).launch_id == begun.launch_id
     assert launch.run(file, resume=True, overrides=["producers.count=1"], **options).launch_id == begun.launch_id
@@ -126,8 +129,9 @@ def test_resume_keeps_the_overrides_that_the_launch_was_begun_with(
         launch.run(file, resume=True, overrides=["training.lr=5e-4"], **options)
 
 
+@pytest.mark.usefixtures("launched")
 def test_a_file_system_that_fails_in_mid_launch_is_no_mistake_but_an_interruption(
-    launched: launch.SweepResult, home: Path, monkeypatch: pytest.MonkeyPatch
+    home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What starts a command again looks at its exit code."""
 
@@ -138,7 +142,7 @@ def test_a_file_system_that_fails_in_mid_launch_is_no_mistake_but_an_interruptio
         monkeypatch.context() as broken,
         pytest.raises(SweepStoppedError, match="^a file: Input/output error; .*--resume"),
     ):
-        broken.setattr(launch, "finish_launch", fail)
+        broken.setattr(publish, "finish_launch", fail)
         run(SHORT, home)
     newest = max(path.name for path in (home / "runs/golden/launches").iterdir())
     assert run(SHORT, home, resume="auto").launch_id == newest
@@ -150,7 +154,8 @@ def test_auto_begins_another_launch_where_the_newest_is_finished(launched: launc
     assert result.forward_ratio != result.forward_ratio, "nothing was produced"
 
 
-def test_a_second_driver_of_the_same_sweep_is_refused(launched: launch.SweepResult, home: Path) -> None:
+@pytest.mark.usefixtures("launched")
+def test_a_second_driver_of_the_same_sweep_is_refused(home: Path) -> None:
     with driver_lock(home / "runs/golden"), pytest.raises(UserError, match=f"process {os.getpid()}"):
         run(SHORT, home)
 
@@ -178,9 +183,8 @@ def test_pursuit_and_one_target_more_cost_only_their_evaluations(launched: launc
     assert "pursuit.csv" in {item.path for item in client.list_artifacts(parent_run(resumed).info.run_id)}
 
 
-def test_rescale_and_shift_takes_the_sae_of_a_run_as_its_parent(
-    launched: launch.SweepResult, local_ray: None, home: Path
-) -> None:
+@pytest.mark.usefixtures("local_ray")
+def test_rescale_and_shift_takes_the_sae_of_a_run_as_its_parent(launched: launch.SweepResult, home: Path) -> None:
     rows = launched.frontier()
     site = "blocks.1.hook_resid_post"
     of_site = rows[rows["site"] == site].set_index("architecture")

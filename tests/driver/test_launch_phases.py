@@ -16,7 +16,8 @@ from gsae_ray.errors import UserError
 from gsae_ray.storage.trial_directory import TrialDirectory
 
 
-def test_a_trial_in_nan_is_failed_and_the_sweep_goes_on(local_ray: None, home: Path) -> None:
+@pytest.mark.usefixtures("local_ray")
+def test_a_trial_in_nan_is_failed_and_the_sweep_goes_on(home: Path) -> None:
     sweep = {**SHORT, "name": "nan", "saes": [{**SHORT["saes"][1], "lr": [1e30, 1e-3]}]}
     result = run({**sweep, "sites": {"layers": [1], "points": ["resid_post"]}}, home)
     assert len(result.frontier()) == 1
@@ -28,7 +29,8 @@ def test_a_trial_in_nan_is_failed_and_the_sweep_goes_on(local_ray: None, home: P
     assert [run.data.tags["gsae.trial"] for run in failed] == [name]
 
 
-def test_a_trial_that_failed_for_good_is_left_by_auto_and_tried_again_by_resume(local_ray: None, home: Path) -> None:
+@pytest.mark.usefixtures("local_ray")
+def test_a_trial_that_failed_for_good_is_left_by_auto_and_tried_again_by_resume(home: Path) -> None:
     sweep = {**SHORT, "name": "again", "saes": [{**SHORT["saes"][1], "lr": 1e30}]}
     sweep |= {"sites": {"layers": [1], "points": ["resid_post"]}}
     first = run(sweep, home, resume="auto")
@@ -42,7 +44,8 @@ def test_a_trial_that_failed_for_good_is_left_by_auto_and_tried_again_by_resume(
     assert third.launch_id == first.launch_id and TrialDirectory(path).newest_attempt == attempts + 1
 
 
-def test_a_sweep_of_nothing_but_dead_saes_ends_with_a_note(local_ray: None, home: Path) -> None:
+@pytest.mark.usefixtures("local_ray")
+def test_a_sweep_of_nothing_but_dead_saes_ends_with_a_note(home: Path) -> None:
     plain = {"objective": "paper", "gradient_clip": 0.0, "unit_biases": False}  # clipped, it would not die at once
     sweep = {**ONE_PRODUCER, "name": "dead", "saes": [{**SHORT["saes"][1], "l1_coefficient": 1e6, "lr": 0.1, **plain}]}
     sweep |= {"sites": {"layers": [1], "points": ["resid_post"]}}
@@ -63,9 +66,8 @@ def test_weights_that_cannot_be_loaded_are_refused_before_anything_starts(home: 
     assert not (home / "runs/damaged").exists()
 
 
-def test_rescale_and_shift_begins_when_its_parents_are_done_and_is_skipped_where_they_failed(
-    local_ray: None, home: Path
-) -> None:
+@pytest.mark.usefixtures("local_ray")
+def test_rescale_and_shift_begins_when_its_parents_are_done_and_is_skipped_where_they_failed(home: Path) -> None:
     standard = {"architecture": "standard", "widths": [64], "l1_coefficient": [1, 2]}
     child = {"architecture": "rescale_shift", "widths": [64], "l1_coefficient": [1, 2], "tokens": 20_000}
     fails = {"lr": 1e30, "schedule": "paper"}
@@ -90,6 +92,7 @@ def test_rescale_and_shift_begins_when_its_parents_are_done_and_is_skipped_where
     assert run_of.data.params["parent"] == rows.loc[("standard", 1.0)]["trial"]
 
     saes = home / "runs/phases/trials"
-    shifted, parent = (gsae_ray.load(next(saes.glob(f"*{name}_w64_l1-1_*")) / "sae") for name in ("shift", "standard"))
-    assert torch.equal(shifted.W_dec, parent.W_dec) and torch.equal(shifted.b_gate, parent.b_enc)
-    assert not torch.equal(shifted.b_mag, parent.b_enc)
+    paths = (next(saes.glob(f"*{name}_w64_l1-1_*")) for name in ("shift", "standard"))
+    shifted, parent = (gsae_ray.load(path / "sae").state_dict() for path in paths)
+    assert torch.equal(shifted["W_dec"], parent["W_dec"]) and torch.equal(shifted["b_gate"], parent["b_enc"])
+    assert not torch.equal(shifted["b_mag"], parent["b_enc"])

@@ -115,8 +115,8 @@ def test_what_ray_takes_for_auto_and_is_no_more_is_known_at_once(monkeypatch: py
     """Its file of the last cluster stays when that has gone."""
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     monkeypatch.setattr("ray._private.services.find_gcs_addresses", list)
-    monkeypatch.setattr("ray._private.services.find_bootstrap_address", lambda folder: "127.0.0.1:1")
-    monkeypatch.setattr(connection, "_init", lambda where: pytest.fail("Ray itself tries for two minutes"))
+    monkeypatch.setattr("ray._private.services.find_bootstrap_address", lambda _: "127.0.0.1:1")
+    monkeypatch.setattr(connection, "_init", lambda _: pytest.fail("Ray itself tries for two minutes"))
     with pytest.raises(UserError, match="^--address: .* 'auto': nobody listens there"), connected("auto"):
         pass
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -20,7 +20,6 @@ from faults import Home, on_nodes, processes, wait_until
 from golden import ONE_PRODUCER, SWEEP, full_store, occupied, process, run
 from mlflow.tracking import MlflowClient
 from ray.actor import ActorHandle
-from ray.tune.experiment import Trial
 from stores import NORMS
 
 from gsae_ray.activations.layout import Layout
@@ -28,14 +27,12 @@ from gsae_ray.activations.statistics import SiteStatistics
 from gsae_ray.activations.store import Wait
 from gsae_ray.activations.trial_positions import ReaderSpec
 from gsae_ray.config.sweep import Sweep
-from gsae_ray.driver import cluster_nodes as placement
-from gsae_ray.driver import launch, supervisor
-from gsae_ray.driver import start_actors as fleet
+from gsae_ray.driver import cluster_nodes, start_actors, tune_callbacks
 from gsae_ray.driver.start_actors import start_store
-from gsae_ray.driver.supervisor import TrialWatch
 from gsae_ray.errors import ProductionError, ReplacedError, StopAskedError, SweepStoppedError, UserError
 from gsae_ray.files import write_atomically
-from gsae_ray.tracking.tags import KIND, PROGRESS, STOP
+from gsae_ray.tracking import session
+from gsae_ray.tracking.tags import KIND, PROGRESS
 
 LAUNCHED = """
 head_node_type: head
@@ -43,24 +40,25 @@ available_node_types: {head: {resources: {CPU: 2}}, trainer: {resources: {CPU: 8
 """
 
 
+@pytest.mark.usefixtures("local_ray")
 def test_a_launchers_file_is_of_the_cluster_that_it_has_started(
-    local_ray: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A Ray of its own on the head of another would else wait for nodes that never come."""
-    (tmp_path / placement.LAUNCHER_FILE).write_text(LAUNCHED)
+    (tmp_path / cluster_nodes.LAUNCHER_FILE).write_text(LAUNCHED)
     monkeypatch.setenv("HOME", str(tmp_path))
-    assert len(placement.nodes()) == 1 and placement.selector("trainer") == {}
+    assert len(cluster_nodes.nodes()) == 1 and cluster_nodes.selector("trainer") == {}
 
 
 @pytest.mark.slow
 def test_nodes_that_a_launcher_may_start_are_counted(tmp_path: Path) -> None:
     """In a process of its own, with a node that is the launcher's head."""
-    (tmp_path / placement.LAUNCHER_FILE).write_text(LAUNCHED)
+    (tmp_path / cluster_nodes.LAUNCHER_FILE).write_text(LAUNCHED)
     look = """
 import ray
-from gsae_ray.driver import cluster_nodes as placement
+from gsae_ray.driver import cluster_nodes
 ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
-print([(node.kind, node.to_come) for node in placement.nodes()], placement.selector("trainer"))
+print([(node.kind, node.to_come) for node in cluster_nodes.nodes()], cluster_nodes.selector("trainer"))
 """
     environment = os.environ | {"HOME": str(tmp_path), "RAY_NODE_TYPE_NAME": "head"}
     done = subprocess.run([sys.executable, "-c", look], env=environment, capture_output=True, text=True, timeout=200)
@@ -68,8 +66,9 @@ print([(node.kind, node.to_come) for node in placement.nodes()], placement.selec
     assert done.stdout.strip() == found, done.stdout + done.stderr
 
 
-def test_producers_wait_for_room_as_long_as_it_takes(local_ray: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fleet, "ROOM_S", 0.5)
+@pytest.mark.usefixtures("local_ray")
+def test_producers_wait_for_room_as_long_as_it_takes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(start_actors, "TELL_AFTER_S", 0.5)
     with occupied(num_cpus=2) as other:
         producer = process(num_cpus=2)
         said: list[str] = []
@@ -79,7 +78,7 @@ def test_producers_wait_for_room_as_long_as_it_takes(local_ray: None, monkeypatc
             ray.kill(other)
 
         looks: list[None] = []
-        fleet._wait_for_room([producer], 0, say, lambda: looks.append(None))
+        start_actors._wait_for_processes([producer], 0, say, lambda: looks.append(None))
         (line,) = said
         assert line.startswith("1 of 1 producers wait for room on the cluster: 0 of 2 CPUs, 1 of 1 GPUs, ")
         assert looks, "it was checked meanwhile"
@@ -98,36 +97,22 @@ time.sleep(600)
 """
 
 
-def test_what_holds_the_room_may_stay_unsaid(monkeypatch: pytest.MonkeyPatch) -> None:
-    """An error of a callback would end the sweep, whose trials only wait."""
-
-    def unsaid() -> str:
-        raise RuntimeError("the cluster does not answer")
-
-    monkeypatch.setattr(supervisor, "describe_room", unsaid)
-    monkeypatch.setattr(supervisor, "ROOM_S", -1.0)
-    asked: list[str] = []
-    log = SimpleNamespace(say=asked.append)
-    watch = TrialWatch(SimpleNamespace(room_timeout_s=60, log=log))  # type: ignore[arg-type]
-    for step in range(2):
-        watch.on_step_end(step, [SimpleNamespace(status=Trial.PENDING)])
-    assert asked == []
-
-
-def test_what_holds_the_room_is_said(local_ray: None) -> None:
+@pytest.mark.usefixtures("local_ray")
+def test_what_holds_the_room_is_said() -> None:
     command = [sys.executable, "-c", OTHER, ray.get_runtime_context().gcs_address]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as other:
         try:
             assert other.stdout is not None and other.stdout.readline() == "holds it\n"
             wait_until(lambda: ray.available_resources()["CPU"] == 0.5)
-            said = placement.describe_room()
+            said = cluster_nodes.describe_free_resources()
         finally:
             other.kill()
     assert said.startswith("0.5 of 2 CPUs, 1 of 1 GPUs, ")
     assert said.endswith(" GiB of memory are free; also on this cluster: sweep theirs (job theirs-1)")
 
 
-def test_producers_that_do_not_load_the_model_in_time_are_told_of(local_ray: None) -> None:
+@pytest.mark.usefixtures("local_ray")
+def test_producers_that_do_not_load_the_model_in_time_are_told_of() -> None:
     class Loading:
         def ready(self, seconds: float = 60) -> None:
             time.sleep(seconds)
@@ -139,15 +124,16 @@ def test_producers_that_do_not_load_the_model_in_time_are_told_of(local_ray: Non
     slow, failing = (ray.remote(kind).options(num_cpus=0).remote() for kind in (Loading, Failing))
     looks: list[None] = []
     with pytest.raises(ProductionError, match="in producers.timeout_s = 2 s"):
-        fleet._loaded([slow], 2, lambda: looks.append(None))
+        start_actors._wait_for_models([slow], 2, lambda: looks.append(None))
     assert looks, "it was checked meanwhile"
-    with pytest.raises(UserError, match="no such model"), fleet._coming_up():
-        fleet._loaded([slow, failing], 60, lambda: None)
+    with pytest.raises(UserError, match="no such model"), start_actors._explained():
+        start_actors._wait_for_models([slow, failing], 60, lambda: None)
     for actor in (slow, failing):
         ray.kill(actor)
 
 
-def test_the_rows_of_a_block_are_counted_while_it_is_made(local_ray: None, tmp_path: Path) -> None:
+@pytest.mark.usefixtures("local_ray")
+def test_the_rows_of_a_block_are_counted_while_it_is_made(tmp_path: Path) -> None:
     statistics = SiteStatistics(np.zeros(3, np.float32), 2.5, NORMS)
 
     class Slow:
@@ -184,8 +170,9 @@ def test_producers_wait_for_a_node_though_theirs_dies(tmp_path: Path) -> None:
     assert re.search(r"\n\['1 of 1 producers wait for room on the cluster, with 1 GPUs each: .* are free'\] 2\n", said)
 
 
-def test_a_sweep_that_waits_for_room_is_seen_and_can_be_stopped(local_ray: None, tmp_path: Path) -> None:
-    """By the tag that `gsae-ray stop` sets."""
+@pytest.mark.usefixtures("local_ray")
+def test_a_sweep_that_waits_for_room_is_seen_and_can_be_stopped(tmp_path: Path) -> None:
+    """By SIGTERM, which `gsae-ray stop` has the cluster send."""
     client = MlflowClient(f"sqlite:///{tmp_path}/mlflow.db")
     experiment = client.create_experiment(SWEEP["name"])
 
@@ -195,8 +182,8 @@ def test_a_sweep_that_waits_for_room_is_seen_and_can_be_stopped(local_ray: None,
 
     def stop() -> dict[str, Any]:
         run = wait_until(reported, 100, 0.5)
-        client.set_tag(run.info.run_id, STOP, "1")
         progress: dict[str, Any] = json.loads(run.data.tags[PROGRESS])
+        os.kill(os.getpid(), signal.SIGTERM)
         return progress
 
     with occupied(num_gpus=1), ThreadPoolExecutor() as pool:
@@ -211,7 +198,8 @@ def test_a_sweep_that_waits_for_room_is_seen_and_can_be_stopped(local_ray: None,
         pass
 
 
-def test_a_sweep_that_waits_for_room_sees_that_it_was_replaced(local_ray: None, tmp_path: Path) -> None:
+@pytest.mark.usefixtures("local_ray")
+def test_a_sweep_that_waits_for_room_sees_that_it_was_replaced(tmp_path: Path) -> None:
     """The launch may be the other's now: its runs are left alone."""
     drivers = tmp_path / "runs" / SWEEP["name"] / "drivers"
     client = MlflowClient(f"sqlite:///{tmp_path}/mlflow.db")
@@ -231,21 +219,21 @@ def test_a_sweep_that_waits_for_room_sees_that_it_was_replaced(local_ray: None, 
     assert client.search_runs([experiment])[0].info.status == "RUNNING"
 
 
-def test_a_sweep_that_waits_for_room_without_mlflow_ends(
-    local_ray: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.usefixtures("local_ray")
+def test_a_sweep_that_waits_for_room_without_mlflow_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Nobody would see it, and it could not be asked to stop."""
-    monkeypatch.setattr(launch, "OPENING_PAUSE_S", 0.1)
+    monkeypatch.setattr(session, "OPENING_PAUSE_S", 0.1)
     full_store(tmp_path, "runs")  # it could be written to when the sweep was checked
     with occupied(num_gpus=1), pytest.raises(UserError, match="--tracking-uri: .* cannot be used .*it is full"):
         run({**SWEEP, "producers": {"gpus": 1}}, tmp_path)
 
 
+@pytest.mark.usefixtures("local_ray")
 def test_a_sweep_whose_trials_have_no_room_says_what_is_free_and_gives_back_what_it_holds(
-    local_ray: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Two of them would wait for each other for ever."""
-    monkeypatch.setattr(supervisor, "ROOM_S", 1.0)
+    monkeypatch.setattr(tune_callbacks, "TELL_AFTER_S", 1.0)
     sweep = Sweep.model_validate(ONE_PRODUCER)
     soon = sweep.model_copy(update={"trials": sweep.trials.model_copy(update={"room_timeout_s": 3})})
     with occupied(num_cpus=2), pytest.raises(SweepStoppedError, match="trials.room_timeout_s = 3 s, so what"):

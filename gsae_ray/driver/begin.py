@@ -1,0 +1,148 @@
+"""The begin of a launch: what is left to do is found out, the cluster is joined, and the launch is written down."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import logging
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from gsae_ray.activations.production_log import PRODUCTION_LOG, Counters, damage_of_log
+from gsae_ray.activations.trial_positions import ReaderSpec
+from gsae_ray.driver import cluster_nodes
+from gsae_ray.driver.display import Display
+from gsae_ray.driver.prepare import Plan
+from gsae_ray.driver.ray_session import connected
+from gsae_ray.driver.resources import ResourceRequest, request_resources
+from gsae_ray.files import room_needed
+from gsae_ray.storage.driver_lock import Driver, driver_lock
+from gsae_ray.storage.event_log import EventLog
+from gsae_ray.storage.launch_directory import (
+    EVALUATED,
+    Resume,
+    begin_launch,
+    check_resume,
+    trial_folder,
+)
+from gsae_ray.storage.trial_directory import Trial, TrialDirectory, forget_damaged
+from gsae_ray.tracking.connection import quick_failure
+from gsae_ray.tracking.experiment import reserve
+
+_LOG = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(frozen=True)
+class Launch:
+    """A launch that has begun: what all of its steps need to know."""
+
+    plan: Plan
+    id: str
+    folder: Path
+    """The sweep's folder in storage."""
+    driver: Driver
+    """This driver's hold on that folder."""
+    trials: list[Trial]
+    pending: list[Trial]
+    """Those that are to be trained, or to be evaluated."""
+    readers: dict[str, ReaderSpec]
+    """Those that are to be trained, by name, as the store knows them."""
+    resources: ResourceRequest
+    display: Display
+    log: EventLog
+
+    @property
+    def own_folder(self) -> Path:
+        """The launch's folder in storage."""
+        return self.folder / "launches" / self.id
+
+    @property
+    def record_path(self) -> Path:
+        """The file with what was produced for this launch."""
+        return self.own_folder / "record.json"
+
+    def counters(self) -> Counters | None:
+        """Returns what was produced for this launch, in all of its sessions; None where nothing was."""
+        record = PRODUCTION_LOG.read_whole(self.record_path)
+        return None if record is None else Counters.of(record, self.plan.layout)
+
+    def is_ours(self) -> bool:
+        """Returns whether no other driver has taken the sweep over."""
+        return not self.driver.replaced_by
+
+
+@contextlib.contextmanager
+def begin(
+    plan: Plan,
+    folder: Path,
+    display: Display,
+    *,
+    tracking_uri: str,
+    address: str | None,
+    resume: Resume,
+    overrides: Sequence[str],
+) -> Iterator[Launch]:
+    """Begins a launch, or goes on with one, and holds what it needs for the length of the context.
+
+    That is the lock on the sweep's folder and, where there is anything to do, a connection to Ray. What is wrong is
+    found before the launch is written down.
+
+    Args:
+        plan: the sweep.
+        folder: its folder in storage.
+        display: where lines for the user go.
+        tracking_uri: of MLflow.
+        address: as for `driver.launch.run`.
+        resume: as there.
+        overrides: as there; they are written down for whoever resumes.
+
+    Raises:
+        UserError: another driver runs the sweep, there is nothing to resume, or the sweep does not fit the cluster.
+    """
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(room_needed(folder))
+        stack.enter_context(quick_failure())
+        driver = stack.enter_context(driver_lock(folder, display.phase if resume == "auto" else None))
+        trials = [Trial(spec, TrialDirectory(trial_folder(folder, spec))) for spec in plan.trials]
+        damaged = forget_damaged(trial.directory for trial in trials)
+        for line in damaged:
+            display.phase(line)
+        pending = _what_is_left(plan, trials, resume, display)
+        readers = {
+            trial.name: ReaderSpec(trial.spec.site, trial.spec.training.trained_tokens)
+            for trial in pending
+            if not trial.directory.done
+        }
+        check_resume(folder, plan.sweep, plan.trials, resume)
+        reserve(tracking_uri, plan.sweep.experiment_name)
+        resources = ResourceRequest()
+        if pending:
+            _LOG.info("connecting to Ray")
+            stack.enter_context(connected(address))
+            cluster_nodes.check_shared(folder)
+            resources = request_resources(plan, readers)
+            _LOG.info("the sweep fits the cluster: %.1f GiB of activations are kept", resources.budget_bytes / 2**30)
+        launch_id, notices = begin_launch(folder, plan.sweep, plan.trials, resume, overrides)
+        own_folder = folder / "launches" / launch_id
+        notices += damage_of_log(own_folder / "record.json")
+        fingerprint, encoders = plan.evaluation
+        EVALUATED.write(own_folder / "evaluation.json", {"fingerprint": fingerprint, "encoders": list(encoders)})
+        log = EventLog(own_folder / "events.jsonl", display.phase)
+        stack.enter_context(log.session(f"{len(pending)} of {len(trials)} trials to train or to evaluate"))
+        for line in damaged:
+            log.say(line, show=False)
+        for notice in (*notices, *resources.notices):
+            log.say(notice)
+        yield Launch(plan, launch_id, folder, driver, trials, pending, readers, resources, display, log)
+
+
+def _what_is_left(plan: Plan, trials: Sequence[Trial], resume: Resume, display: Display) -> list[Trial]:
+    """Returns the trials that are to be trained or to be evaluated, and tells of the others."""
+    status = {trial.name: trial.directory.status(plan.evaluation) for trial in trials}
+    left = [trial for trial in trials if not status[trial.name].done]
+    if len(left) < len(trials):
+        display.phase(f"{len(trials) - len(left)} of {len(trials)} trials are done already")
+    if resume == "auto" and (failed := sum(status[trial.name].failure is not None for trial in left)):
+        display.phase(f"{failed} of {len(trials)} trials failed for good before; --resume tries them again")
+        left = [trial for trial in left if status[trial.name].failure is None]
+    return left

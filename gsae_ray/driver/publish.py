@@ -1,0 +1,159 @@
+"""What a launch shows of itself in MLflow: its run at the begin, its frontier and numbers at the end."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import os
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from gsae_ray.activations.production_log import Counters
+from gsae_ray.driver.begin import Launch
+from gsae_ray.driver.prepare import Plan
+from gsae_ray.errors import UserError, first_line
+from gsae_ray.results.frontier import frontier
+from gsae_ray.storage.launch_directory import finish_launch
+from gsae_ray.tracking.connection import asking
+from gsae_ray.tracking.mirror import Mirror
+from gsae_ray.tracking.session import Tracking
+from gsae_ray.tracking.tags import JOB_VARIABLE
+
+_LOG = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(frozen=True)
+class Published:
+    """What came of publishing a launch."""
+
+    mirrored: bool
+    """Whether MLflow has everything."""
+    picture: Path | None
+    """The frontier, if any trial finished."""
+    failures: dict[str, str]
+    """Trial -> why it failed."""
+
+
+def open_mirror(launch: Launch, uri: str) -> Mirror:
+    """Opens MLflow, and the run of the launch with what is known of it before it trains.
+
+    Raises:
+        UserError: MLflow cannot be reached, or refuses it.
+    """
+    sweep = launch.plan.sweep
+    with asking(uri):
+        mirror = Mirror(uri, sweep.experiment_name, launch.id, launch.plan.evaluation)
+        mirror.open_launch(sweep.name, _params(launch.plan), os.environ.get(JOB_VARIABLE))
+        mirror.log_launch({}, [launch.own_folder / "sweep.yaml", launch.own_folder / "versions.json"])
+    return mirror
+
+
+def _params(plan: Plan) -> dict[str, Any]:
+    """Returns the parameters of the launch's run."""
+    sweep = plan.sweep
+    return {
+        "model": sweep.model.name,
+        "dataset": sweep.dataset.name,
+        "context_size": sweep.model.context_size,
+        "dtype": sweep.model.dtype,
+        "skip_positions": sweep.dataset.skip_positions,
+        "skip_special_tokens": sweep.dataset.skip_special_tokens,
+        "max_norm": sweep.dataset.max_norm,
+        "trials": len(plan.trials),
+        "rows_per_block": plan.layout.rows[0],
+        "blocks": len(plan.layout.rows),
+        "heldout_rows": plan.tokens.heldout_rows,
+    }
+
+
+def publish(launch: Launch, tracking: Tracking, uri: str, machines: list[str]) -> Published:
+    """Publishes the frontier and the counters of a launch whose trials have ended, and marks it as finished.
+
+    Where MLflow is not up to date, the frontier is drawn from storage, and the launch stays one to go on with.
+
+    Args:
+        launch: whose trials have ended.
+        tracking: which has ended, too.
+        uri: of MLflow, as it is shown to the user.
+        machines: the kinds that producers and trials ran on.
+    """
+    mirror, picture, last_error = tracking.mirror, None, tracking.last_error
+    if last_error is None:  # else every further call would wait for a server that hangs
+        _LOG.info("publishing the frontier")
+        try:
+            picture = _publish_to(mirror, launch, machines)
+        except Exception as error:  # an MLflow server that is gone at the end loses nothing: storage has it
+            _LOG.debug("publishing failed", exc_info=True)
+            last_error = first_line(error)
+    status = {trial.name: trial.directory.status(launch.plan.evaluation) for trial in launch.trials}
+    failures = {name: found.failure for name, found in status.items() if found.failure is not None}
+    failures |= mirror.damaged
+    if last_error is None and not failures:
+        finish_launch(launch.folder, launch.id, launch.driver.session)
+    if last_error is not None:
+        launch.log.say(
+            f"MLflow at {uri} is not up to date ({last_error}); nothing is lost: "
+            "the same command with --resume brings it up to date"
+        )
+        picture, _ = _draw_frontier(launch, storage=launch.folder.parent)
+    return Published(last_error is None, picture, failures)
+
+
+def _publish_to(mirror: Mirror, launch: Launch, machines: list[str]) -> Path | None:
+    """Sends frontier and counters to the launch's run, which ends. Returns the picture, if there is one."""
+    picture, artifacts = _draw_frontier(launch, tracking_uri=mirror.client.tracking_uri)
+    log = [launch.log.path] if launch.log.path.exists() else []
+    mirror.log_launch(_metrics(launch.counters()), [*log, *artifacts], machines)
+    mirror.close("FINISHED")
+    return picture
+
+
+def _metrics(counters: Counters | None) -> dict[str, float]:
+    """Returns the metrics of the launch's run."""
+    if counters is None:
+        return {}
+    return {
+        "forward_ratio": counters.forward_ratio,
+        "rows_produced": counters.rows_produced,
+        "rows_distinct": counters.rows_distinct,
+        "rows_repeated": counters.rows_repeated,
+        "peak_activation_bytes": counters.peak_bytes,
+        "evaluations": counters.evaluations,
+    }
+
+
+def _draw_frontier(launch: Launch, **source: Any) -> tuple[Path | None, list[Path]]:
+    """Writes the frontier as a picture and as tables to the launch's folder.
+
+    Args:
+        launch: whose frontier it is.
+        source: `tracking_uri` or `storage`, from which the results are read.
+
+    Returns:
+        the picture, None where no trial came through; and all files.
+    """
+    folder, experiment = launch.own_folder, launch.plan.sweep.experiment_name
+    pursuit: pd.DataFrame | None = None
+    try:
+        rows = frontier(experiment, launch=launch.id, **source)
+        if launch.plan.sweep.evaluation.pursuit_l0:
+            pursuit = frontier(experiment, launch=launch.id, encoder="pursuit", **source)
+    except UserError as error:  # no trial came through
+        launch.log.say(str(error))
+        return None, []
+    for note in rows.attrs["notes"]:
+        launch.log.say(note)
+    if rows.empty:
+        return None, []
+    from gsae_ray.results import plots  # here: matplotlib takes a second to load
+
+    picture = folder / "frontier.png"
+    files = [folder / "frontier.csv", picture]
+    rows.to_csv(folder / "frontier.csv", index=False)
+    plots.save_frontier(rows, picture, pursuit)
+    if pursuit is not None:
+        files.append(folder / "pursuit.csv")
+        pursuit.to_csv(files[-1], index=False)
+    return picture, files

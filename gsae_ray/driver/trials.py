@@ -1,0 +1,142 @@
+"""Runs the trials of a launch under Ray Tune until each is done or has failed, and has their SAEs evaluated."""
+
+from __future__ import annotations
+
+import logging
+import tempfile
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from ray import tune
+
+from gsae_ray.actors.store_actor import StoreClient
+from gsae_ray.actors.trial_actor import SAETrial, TrialContext
+from gsae_ray.capacity.nodes import TRAINER
+from gsae_ray.config.trial import TrialSpec
+from gsae_ray.driver import cluster_nodes
+from gsae_ray.driver.begin import Launch
+from gsae_ray.driver.evaluation_queue import EvaluationQueue
+from gsae_ray.driver.start_actors import Actors
+from gsae_ray.driver.tune_callbacks import StopWhenAsked, TrialCallbacks
+from gsae_ray.driver.tune_settings import run_config
+from gsae_ray.errors import reason
+from gsae_ray.evaluation.metrics import Evaluation
+from gsae_ray.storage.launch_directory import versions
+from gsae_ray.storage.trial_directory import Trial
+
+_LOG = logging.getLogger(__name__)
+
+
+class TrialRunner:
+    """Runs what is pending in a launch."""
+
+    def __init__(self, launch: Launch, actors: Actors) -> None:
+        self.launch = launch
+        self.store = actors.store
+        self.supervisor = actors.supervisor
+
+    def run(self) -> None:
+        """Trains what is to be trained, and has every finished SAE evaluated beside that.
+
+        Raises:
+            SweepStoppedError: the launch cannot go on, or was asked to stop.
+        """
+        launch, store = self.launch, StoreClient(self.store)
+        pool = ThreadPoolExecutor(thread_name_prefix="evaluations")
+
+        def evaluate(site: str, cfg: str, weights: bytes, encoders: Sequence[int | None]) -> list[Future[Evaluation]]:
+            return [pool.submit(store.evaluate, site, cfg, weights, pursuit_l0) for pursuit_l0 in encoders]
+
+        at_a_time = launch.plan.sweep.producers.count + 1
+        queue = EvaluationQueue(launch.pending, launch.plan.evaluation, evaluate, at_a_time=at_a_time)
+        queue.start()
+        try:
+            # Trials that start from another trial's SAE come when all the others are finished.
+            for follows in (False, True):
+                trials = [t for t in launch.pending if not t.directory.done and t.spec.follows == follows]
+                self._train_to_the_end(self._with_parents(trials))
+            _LOG.info("all trials have ended; waiting for their evaluations")
+            queue.finish(check=self.supervisor.stop.check)
+        finally:
+            queue.stop()
+            pool.shutdown(wait=False, cancel_futures=True)
+
+    def _with_parents(self, trials: Sequence[Trial]) -> list[Trial]:
+        """Returns the trials without those whose parent has failed; they fail, too."""
+        orphans = [trial for trial in trials if trial.spec.parent is not None and self._parent(trial.spec) is None]
+        for trial in orphans:
+            self.supervisor.fail(trial, "skipped: parent failed")
+        return [trial for trial in trials if trial not in orphans]
+
+    def _parent(self, spec: TrialSpec) -> Path | None:
+        """Returns the folder of the finished SAE that a trial starts from; None where there is none."""
+        if spec.parent in self.launch.plan.parents:
+            return self.launch.plan.parents[spec.parent]
+        found = [trial.directory for trial in self.launch.trials if trial.name == spec.parent and trial.directory.done]
+        return found[0].path / "sae" if found else None
+
+    def _train_to_the_end(self, trials: Sequence[Trial]) -> None:
+        """Runs trials until each is done or has failed for good.
+
+        Tune tries a trial again whose process dies, but gives it up where it dies while it is made ready for the trial;
+        then Tune runs once more. Each of these runs counts a death of every trial that it leaves, so they come to an
+        end: `TrialDeaths` says when.
+
+        Raises:
+            SweepStoppedError: the launch cannot go on, or was asked to stop.
+        """
+        while left := [trial for trial in trials if not trial.directory.ended]:
+            _LOG.info("Tune runs %d trials", len(left))
+            before = self.supervisor.deaths.total.copy()
+            errors = self._tune(left)
+            self.supervisor.stop.check()
+            for trial in left:
+                untold = self.supervisor.deaths.total[trial.name] == before[trial.name]  # by a callback
+                if untold and not trial.directory.ended:
+                    self.supervisor.trial_died(trial.name, errors.get(trial.name, "it did not end"))
+
+    def _tune(self, trials: Sequence[Trial]) -> dict[str, str]:
+        """Runs trials under Tune.
+
+        Returns:
+            trial -> the error for which Tune gave it up.
+        """
+        settings = self.launch.plan.sweep.trials
+        requests = self.launch.resources.trials
+        labels = cluster_nodes.selector(TRAINER)
+
+        def resources(config: dict[str, Any]) -> tune.PlacementGroupFactory:
+            return tune.PlacementGroupFactory([requests[config["trial"]["name"]]], bundle_label_selector=[labels])
+
+        trainable = tune.with_parameters(SAETrial, store=self.store, context=self._context(trials))
+        with tempfile.TemporaryDirectory(prefix="gsae-tune-") as scratch:
+            results = tune.Tuner(
+                tune.with_resources(trainable, resources),
+                param_space={"trial": tune.grid_search([trial.spec.to_json() for trial in trials])},
+                tune_config=tune.TuneConfig(
+                    reuse_actors=settings.gpus == 0, max_concurrent_trials=settings.max_concurrent
+                ),
+                run_config=run_config(Path(scratch), [TrialCallbacks(self.supervisor)], StopWhenAsked(self.supervisor)),
+            ).fit()
+        return {(r.config or {})["trial"]["name"]: reason(r.error) for r in results if r.error is not None}
+
+    def _context(self, trials: Sequence[Trial]) -> TrialContext:
+        plan, sweep = self.launch.plan, self.launch.plan.sweep
+        return TrialContext(
+            launch=self.launch.own_folder,
+            session=self.launch.driver.session,
+            directories={trial.name: trial.directory.path for trial in trials},
+            parents={t.name: parent for t in trials if (parent := self._parent(t.spec)) is not None},
+            layout=plan.layout,
+            threads=sweep.trials.cpus,
+            gpu=sweep.trials.gpus != 0,
+            evaluate_every_tokens=sweep.evaluation.every_tokens,
+            metadata={
+                "sweep": sweep.name,
+                "model": sweep.model.model_dump(),
+                "dataset": sweep.dataset.model_dump(),
+                "versions": versions(),
+            },
+        )

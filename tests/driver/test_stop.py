@@ -1,0 +1,32 @@
+"""SIGTERM, with which a cluster ends a job."""
+
+from __future__ import annotations
+
+import signal
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from gsae_ray.driver.stop import stopped_by_sigterm
+from gsae_ray.errors import StopAskedError
+
+
+def test_sigterm_stops_a_launch_and_a_second_one_ends_it() -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    with stopped_by_sigterm() as stop:
+        stop.check()
+        signal.raise_signal(signal.SIGTERM)
+        with pytest.raises(StopAskedError, match="the same command with --resume goes on"):
+            stop.check()
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGTERM)
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_outside_the_main_thread_signals_are_left_alone() -> None:
+    def handler() -> object:
+        with stopped_by_sigterm():
+            return signal.getsignal(signal.SIGTERM)
+
+    with ThreadPoolExecutor() as pool:
+        assert pool.submit(handler).result() is signal.getsignal(signal.SIGTERM)
