@@ -12,7 +12,7 @@ from gsae_ray.activations.production_log import PRODUCTION_LOG, Counters, damage
 from gsae_ray.activations.trial_positions import ReaderSpec
 from gsae_ray.driver import cluster_nodes
 from gsae_ray.driver.display import Display
-from gsae_ray.driver.prepare import Plan
+from gsae_ray.driver.prepare import PreparedSweep
 from gsae_ray.driver.ray_session import connected
 from gsae_ray.driver.resources import ResourceRequest, request_resources
 from gsae_ray.files import room_needed
@@ -36,7 +36,7 @@ _LOG = logging.getLogger(__name__)
 class Launch:
     """A launch that has begun: what all of its steps need to know."""
 
-    plan: Plan
+    prepared: PreparedSweep
     id: str
     folder: Path
     """The sweep's folder in storage."""
@@ -64,7 +64,7 @@ class Launch:
     def counters(self) -> Counters | None:
         """Returns what was produced for this launch, in all of its sessions; None where nothing was."""
         record = PRODUCTION_LOG.read_whole(self.record_path)
-        return None if record is None else Counters.of(record, self.plan.layout)
+        return None if record is None else Counters.of(record, self.prepared.layout)
 
     def is_ours(self) -> bool:
         """Returns whether no other driver has taken the sweep over."""
@@ -73,7 +73,7 @@ class Launch:
 
 @contextlib.contextmanager
 def begin(
-    plan: Plan,
+    prepared: PreparedSweep,
     folder: Path,
     display: Display,
     *,
@@ -88,7 +88,7 @@ def begin(
     found before the launch is written down.
 
     Args:
-        plan: the sweep.
+        prepared: the sweep.
         folder: its folder in storage.
         display: where lines for the user go.
         tracking_uri: of MLflow.
@@ -103,29 +103,29 @@ def begin(
         stack.enter_context(room_needed(folder))
         stack.enter_context(quick_failure())
         driver = stack.enter_context(driver_lock(folder, display.phase if resume == "auto" else None))
-        trials = [Trial(spec, TrialDirectory(trial_folder(folder, spec))) for spec in plan.trials]
+        trials = [Trial(spec, TrialDirectory(trial_folder(folder, spec))) for spec in prepared.trials]
         damaged = forget_damaged(trial.directory for trial in trials)
         for line in damaged:
             display.phase(line)
-        pending = _what_is_left(plan, trials, resume, display)
+        pending = _what_is_left(prepared, trials, resume, display)
         readers = {
             trial.name: ReaderSpec(trial.spec.site, trial.spec.training.trained_tokens)
             for trial in pending
             if not trial.directory.done
         }
-        check_resume(folder, plan.sweep, plan.trials, resume)
-        reserve(tracking_uri, plan.sweep.experiment_name)
+        check_resume(folder, prepared.sweep, prepared.trials, resume)
+        reserve(tracking_uri, prepared.sweep.experiment_name)
         resources = ResourceRequest()
         if pending:
             _LOG.info("connecting to Ray")
             stack.enter_context(connected(address))
             cluster_nodes.check_shared(folder)
-            resources = request_resources(plan, readers)
+            resources = request_resources(prepared, readers)
             _LOG.info("the sweep fits the cluster: %.1f GiB of activations are kept", resources.budget_bytes / 2**30)
-        launch_id, notices = begin_launch(folder, plan.sweep, plan.trials, resume, overrides)
+        launch_id, notices = begin_launch(folder, prepared.sweep, prepared.trials, resume, overrides)
         own_folder = folder / "launches" / launch_id
         notices += damage_of_log(own_folder / "record.json")
-        fingerprint, encoders = plan.evaluation
+        fingerprint, encoders = prepared.evaluation
         EVALUATED.write(own_folder / "evaluation.json", {"fingerprint": fingerprint, "encoders": list(encoders)})
         log = EventLog(own_folder / "events.jsonl", display.phase)
         stack.enter_context(log.session(f"{len(pending)} of {len(trials)} trials to train or to evaluate"))
@@ -133,12 +133,12 @@ def begin(
             log.say(line, show=False)
         for notice in (*notices, *resources.notices):
             log.say(notice)
-        yield Launch(plan, launch_id, folder, driver, trials, pending, readers, resources, display, log)
+        yield Launch(prepared, launch_id, folder, driver, trials, pending, readers, resources, display, log)
 
 
-def _what_is_left(plan: Plan, trials: Sequence[Trial], resume: Resume, display: Display) -> list[Trial]:
+def _what_is_left(prepared: PreparedSweep, trials: Sequence[Trial], resume: Resume, display: Display) -> list[Trial]:
     """Returns the trials that are to be trained or to be evaluated, and tells of the others."""
-    status = {trial.name: trial.directory.status(plan.evaluation) for trial in trials}
+    status = {trial.name: trial.directory.status(prepared.evaluation) for trial in trials}
     left = [trial for trial in trials if not status[trial.name].done]
     if len(left) < len(trials):
         display.phase(f"{len(trials) - len(left)} of {len(trials)} trials are done already")

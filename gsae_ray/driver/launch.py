@@ -117,11 +117,12 @@ def run(
     check_tracking(uri, sweep.experiment_name)
     with Display(console or Console(stderr=True)) as display:
         display.phase(f"checking {sweep.name}: model {sweep.model.name}, data {sweep.dataset.name}")
-        plan = prepare(sweep, root, display, uri)
-        _LOG.info("%d trials, %d blocks of activations", len(plan.trials), len(plan.layout.rows))
+        prepared = prepare(sweep, root, display.phase, uri)
+        _LOG.info("%d trials, %d blocks of activations", len(prepared.trials), len(prepared.layout.rows))
         folder = root / sweep.name
-        beginning = begin(plan, folder, display, tracking_uri=uri, address=address, resume=resume, overrides=overrides)
-        with beginning as launch:
+        with begin(
+            prepared, folder, display, tracking_uri=uri, address=address, resume=resume, overrides=overrides
+        ) as launch:
             try:
                 with room_needed(folder):
                     return _run(launch, uri, started)
@@ -136,7 +137,7 @@ def _run(launch: Launch, uri: str, started: float) -> SweepResult:
     """Has what is pending trained and evaluated beside MLflow, and publishes the frontier."""
     for trial in launch.pending:
         trial.directory.forget_failure()
-    reader = ProgressReader(launch.trials, launch.plan.evaluation)
+    reader = ProgressReader(launch.trials, launch.prepared.evaluation)
     with Tracking(
         lambda: open_mirror(launch, uri),
         launch.trials,
@@ -154,7 +155,7 @@ def _run(launch: Launch, uri: str, started: float) -> SweepResult:
     published = publish(launch, tracking, uri, machines)
     counters = launch.counters()
     return SweepResult(
-        experiment=launch.plan.sweep.experiment_name,
+        experiment=launch.prepared.sweep.experiment_name,
         launch_id=launch.id,
         tracking_uri=uri,
         storage=launch.folder.parent,

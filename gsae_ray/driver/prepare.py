@@ -1,4 +1,4 @@
-"""A sweep, checked against its model and its data: tokens, layout, trials. No Ray here, and nothing is started."""
+"""Checks a sweep against its model and its data, and works out its tokens, layout and trials. Starts nothing."""
 
 from __future__ import annotations
 
@@ -15,7 +15,6 @@ from gsae_ray.config.trial import TrialSpec
 from gsae_ray.data.documents import find_data, pinned_data
 from gsae_ray.data.prepare import prepare_tokens
 from gsae_ray.data.tokens import TokenStore
-from gsae_ray.driver.display import Display
 from gsae_ray.files import digest
 from gsae_ray.language_model.hooks import site_widths
 from gsae_ray.language_model.loading import (
@@ -31,8 +30,8 @@ from gsae_ray.tracking.parents import fetch_parents, parent_configs
 
 
 @dataclasses.dataclass(frozen=True)
-class Plan:
-    """A sweep, checked against its model and data; nothing has been started."""
+class PreparedSweep:
+    """A sweep that is checked against its model and its data; nothing has been started."""
 
     sweep: Sweep
     tokens: TokenStore
@@ -46,13 +45,15 @@ class Plan:
     """Folders of finished SAEs of other sweeps that trials start from, by `TrialSpec.parent`."""
 
 
-def prepare(sweep: Sweep, storage: Path, display: Display, tracking_uri: str | None = None) -> Plan:
+def prepare(
+    sweep: Sweep, storage: Path, say: Callable[[str], None] = lambda _: None, tracking_uri: str | None = None
+) -> PreparedSweep:
     """Checks a sweep against its model and data, and tokenises.
 
     Args:
         sweep: as its file has it.
         storage: where tokens and parents are kept.
-        display: where lines for the user go.
+        say: is told what the user should know, and how far the tokens are.
         tracking_uri: where the parents that a sweep names by run are fetched from.
 
     Raises:
@@ -60,7 +61,7 @@ def prepare(sweep: Sweep, storage: Path, display: Display, tracking_uri: str | N
     """
     taken = find_data(sweep.dataset).notice(sweep.dataset.split)
     for notice in (*sweep.notices(), *([taken] if taken else [])):
-        display.phase(notice)
+        say(notice)
     skeleton = load_skeleton(sweep.model)
     sweep = sweep.of_model(layer_count(skeleton))
     check_weights(sweep.model)
@@ -72,7 +73,7 @@ def prepare(sweep: Sweep, storage: Path, display: Display, tracking_uri: str | N
     parents = fetch_parents(sweep, storage / sweep.name / "parents", tracking_uri)
     configs = parent_configs(parents)
     sweep.expand(widths, {}, configs)  # what does not fit is told before tokens are prepared
-    tokens = prepare_tokens(sweep, storage / "tokens", _every_few_seconds(display))
+    tokens = prepare_tokens(sweep, storage / "tokens", _every_few_seconds(say))
     model = model_fingerprint(sweep.model)
     evaluation = [model, tokens.heldout_fingerprint, sweep.dataset.max_norm]
     layout = Layout(
@@ -83,7 +84,7 @@ def prepare(sweep: Sweep, storage: Path, display: Display, tracking_uri: str | N
     )
     trials = sweep.expand(widths, {"model": model, "tokens": tokens.fingerprint}, configs)
     block_bytes = max(layout.nbytes(block, tuple(layout.widths)) for block in range(len(layout.rows)))
-    return Plan(
+    return PreparedSweep(
         sweep=sweep,
         tokens=tokens,
         layout=layout,
@@ -94,29 +95,29 @@ def prepare(sweep: Sweep, storage: Path, display: Display, tracking_uri: str | N
     )
 
 
-def _every_few_seconds(display: Display, interval_s: float = 5) -> Callable[[str, int, int], None]:
-    """Progress lines, but none for what is done at once."""
+def _every_few_seconds(say: Callable[[str], None], interval_s: float = 5) -> Callable[[str, int, int], None]:
+    """Returns a reporter that says how far something is every few seconds; nothing of what is done at once."""
     last = time.monotonic()
 
     def report(what: str, done: int, needed: int) -> None:
         nonlocal last
         if time.monotonic() - last >= interval_s:
             last = time.monotonic()
-            display.phase(f"{what}: {done:,} of {needed:,} rows")
+            say(f"{what}: {done:,} of {needed:,} rows")
 
     return report
 
 
-def producer_spec(plan: Plan) -> ProducerSpec:
-    """What every producer of this plan is made from."""
-    producers = plan.sweep.producers
+def producer_spec(prepared: PreparedSweep) -> ProducerSpec:
+    """Returns what every producer of this sweep is made from."""
+    producers = prepared.sweep.producers
     return ProducerSpec(
-        model=plan.sweep.model,
-        tokens=plan.tokens,
-        layout=plan.layout,
+        model=prepared.sweep.model,
+        tokens=prepared.tokens,
+        layout=prepared.layout,
         batch=producers.batch,
-        evaluation_batch=plan.sweep.evaluation.batch,
+        evaluation_batch=prepared.sweep.evaluation.batch,
         threads=producers.cpus,
         gpus=producers.gpus,
-        max_norm=plan.sweep.dataset.max_norm,
+        max_norm=prepared.sweep.dataset.max_norm,
     )

@@ -12,7 +12,7 @@ import pandas as pd
 
 from gsae_ray.activations.production_log import Counters
 from gsae_ray.driver.begin import Launch
-from gsae_ray.driver.prepare import Plan
+from gsae_ray.driver.prepare import PreparedSweep
 from gsae_ray.errors import UserError, first_line
 from gsae_ray.results.frontier import frontier
 from gsae_ray.storage.launch_directory import finish_launch
@@ -42,17 +42,17 @@ def open_mirror(launch: Launch, uri: str) -> Mirror:
     Raises:
         UserError: MLflow cannot be reached, or refuses it.
     """
-    sweep = launch.plan.sweep
+    sweep = launch.prepared.sweep
     with asking(uri):
-        mirror = Mirror(uri, sweep.experiment_name, launch.id, launch.plan.evaluation)
-        mirror.open_launch(sweep.name, _params(launch.plan), os.environ.get(JOB_VARIABLE))
+        mirror = Mirror(uri, sweep.experiment_name, launch.id, launch.prepared.evaluation)
+        mirror.open_launch(sweep.name, _params(launch.prepared), os.environ.get(JOB_VARIABLE))
         mirror.log_launch({}, [launch.own_folder / "sweep.yaml", launch.own_folder / "versions.json"])
     return mirror
 
 
-def _params(plan: Plan) -> dict[str, Any]:
+def _params(prepared: PreparedSweep) -> dict[str, Any]:
     """Returns the parameters of the launch's run."""
-    sweep = plan.sweep
+    sweep = prepared.sweep
     return {
         "model": sweep.model.name,
         "dataset": sweep.dataset.name,
@@ -61,10 +61,10 @@ def _params(plan: Plan) -> dict[str, Any]:
         "skip_positions": sweep.dataset.skip_positions,
         "skip_special_tokens": sweep.dataset.skip_special_tokens,
         "max_norm": sweep.dataset.max_norm,
-        "trials": len(plan.trials),
-        "rows_per_block": plan.layout.rows[0],
-        "blocks": len(plan.layout.rows),
-        "heldout_rows": plan.tokens.heldout_rows,
+        "trials": len(prepared.trials),
+        "rows_per_block": prepared.layout.rows[0],
+        "blocks": len(prepared.layout.rows),
+        "heldout_rows": prepared.tokens.heldout_rows,
     }
 
 
@@ -87,7 +87,7 @@ def publish(launch: Launch, tracking: Tracking, uri: str, machines: list[str]) -
         except Exception as error:  # an MLflow server that is gone at the end loses nothing: storage has it
             _LOG.debug("publishing failed", exc_info=True)
             last_error = first_line(error)
-    status = {trial.name: trial.directory.status(launch.plan.evaluation) for trial in launch.trials}
+    status = {trial.name: trial.directory.status(launch.prepared.evaluation) for trial in launch.trials}
     failures = {name: found.failure for name, found in status.items() if found.failure is not None}
     failures |= mirror.damaged
     if last_error is None and not failures:
@@ -134,11 +134,11 @@ def _draw_frontier(launch: Launch, **source: Any) -> tuple[Path | None, list[Pat
     Returns:
         the picture, None where no trial came through; and all files.
     """
-    folder, experiment = launch.own_folder, launch.plan.sweep.experiment_name
+    folder, experiment = launch.own_folder, launch.prepared.sweep.experiment_name
     pursuit: pd.DataFrame | None = None
     try:
         rows = frontier(experiment, launch=launch.id, **source)
-        if launch.plan.sweep.evaluation.pursuit_l0:
+        if launch.prepared.sweep.evaluation.pursuit_l0:
             pursuit = frontier(experiment, launch=launch.id, encoder="pursuit", **source)
     except UserError as error:  # no trial came through
         launch.log.say(str(error))

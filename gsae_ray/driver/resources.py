@@ -9,7 +9,7 @@ from gsae_ray.activations.trial_positions import ReaderSpec
 from gsae_ray.capacity import fit
 from gsae_ray.capacity.nodes import PRODUCER, selector
 from gsae_ray.driver import cluster_nodes
-from gsae_ray.driver.prepare import Plan
+from gsae_ray.driver.prepare import PreparedSweep
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,20 +28,20 @@ class ResourceRequest:
     """Lines that the user should read."""
 
 
-def request_resources(plan: Plan, readers: Mapping[str, ReaderSpec]) -> ResourceRequest:
+def request_resources(prepared: PreparedSweep, readers: Mapping[str, ReaderSpec]) -> ResourceRequest:
     """Checks whether a sweep fits the cluster, and works out what to ask of it.
 
     Args:
-        plan: the sweep.
+        prepared: the sweep.
         readers: the trials that are to be trained, by name.
 
     Raises:
         UserError: a trial, the producers or a block do not fit.
     """
-    layout, sweep, nodes = plan.layout, plan.sweep, cluster_nodes.nodes()
-    trials = fit.trial_requests(sweep, nodes, [trial for trial in plan.trials if trial.name in readers])
-    producer = fit.producer_request(sweep, nodes, plan.producer)
-    notices = fit.check_producers(sweep, nodes, plan.producer)
+    layout, sweep, nodes = prepared.layout, prepared.sweep, cluster_nodes.nodes()
+    trials = fit.trial_requests(sweep, nodes, [trial for trial in prepared.trials if trial.name in readers])
+    producer = fit.producer_request(sweep, nodes, prepared.producer)
+    notices = fit.check_producers(sweep, nodes, prepared.producer)
     notices += fit.check_requests(sweep, nodes, fit.largest(sweep, trials.values()), producer)
     sites = tuple(sorted({reader.site for reader in readers.values()}))
     blocks = range(layout.blocks_for(max((reader.rows for reader in readers.values()), default=0)))

@@ -168,7 +168,7 @@ def running_actors(launch: Launch, stop: StopRequest, check: Callable[[], None])
         SweepStoppedError: producers did not come up in time, the launch was asked to stop, or another driver has taken
             over.
     """
-    settings, resources, log = launch.plan.sweep.producers, launch.resources, launch.log
+    settings, resources, log = launch.prepared.sweep.producers, launch.resources, launch.log
 
     def may_go_on() -> None:
         with contextlib.suppress(OSError):  # a hiccup of storage
@@ -183,20 +183,20 @@ def running_actors(launch: Launch, stop: StopRequest, check: Callable[[], None])
         settings.gpus,
         resources.producer_bytes,
         resources.producer_labels,
-        producer_spec(launch.plan),
+        producer_spec(launch.prepared),
         settings.timeout_s,
         log.say,
         may_go_on,
     ) as (producers, machines):
         _LOG.info("the producers have loaded the model")
-        store = start_store(launch.plan.layout, resources.budget_bytes, settings.timeout_s)
+        store = start_store(launch.prepared.layout, resources.budget_bytes, settings.timeout_s)
         supervisor = Supervisor(
             RayStore(store, producers),
             {trial.name: trial for trial in launch.trials},
             launch.readers,
             launch.driver,
             launch.record_path,
-            launch.plan.sweep.trials,
+            launch.prepared.sweep.trials,
             stop,
             log,
             launch.display.show_waits,

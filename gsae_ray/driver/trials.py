@@ -49,8 +49,8 @@ class TrialRunner:
         def evaluate(site: str, cfg: str, weights: bytes, encoders: Sequence[int | None]) -> list[Future[Evaluation]]:
             return [pool.submit(store.evaluate, site, cfg, weights, pursuit_l0) for pursuit_l0 in encoders]
 
-        at_a_time = launch.plan.sweep.producers.count + 1
-        queue = EvaluationQueue(launch.pending, launch.plan.evaluation, evaluate, at_a_time=at_a_time)
+        at_a_time = launch.prepared.sweep.producers.count + 1
+        queue = EvaluationQueue(launch.pending, launch.prepared.evaluation, evaluate, at_a_time=at_a_time)
         queue.start()
         try:
             # Trials that start from another trial's SAE come when all the others are finished.
@@ -72,8 +72,8 @@ class TrialRunner:
 
     def _parent(self, spec: TrialSpec) -> Path | None:
         """Returns the folder of the finished SAE that a trial starts from; None where there is none."""
-        if spec.parent in self.launch.plan.parents:
-            return self.launch.plan.parents[spec.parent]
+        if spec.parent in self.launch.prepared.parents:
+            return self.launch.prepared.parents[spec.parent]
         found = [trial.directory for trial in self.launch.trials if trial.name == spec.parent and trial.directory.done]
         return found[0].path / "sae" if found else None
 
@@ -103,7 +103,7 @@ class TrialRunner:
         Returns:
             trial -> the error for which Tune gave it up.
         """
-        settings = self.launch.plan.sweep.trials
+        settings = self.launch.prepared.sweep.trials
         requests = self.launch.resources.trials
         labels = cluster_nodes.selector(TRAINER)
 
@@ -123,13 +123,13 @@ class TrialRunner:
         return {(r.config or {})["trial"]["name"]: reason(r.error) for r in results if r.error is not None}
 
     def _context(self, trials: Sequence[Trial]) -> TrialContext:
-        plan, sweep = self.launch.plan, self.launch.plan.sweep
+        prepared, sweep = self.launch.prepared, self.launch.prepared.sweep
         return TrialContext(
             launch=self.launch.own_folder,
             session=self.launch.driver.session,
             directories={trial.name: trial.directory.path for trial in trials},
             parents={t.name: parent for t in trials if (parent := self._parent(t.spec)) is not None},
-            layout=plan.layout,
+            layout=prepared.layout,
             threads=sweep.trials.cpus,
             gpu=sweep.trials.gpus != 0,
             evaluate_every_tokens=sweep.evaluation.every_tokens,

@@ -13,14 +13,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from rich.console import Console
 from torch import Tensor
 
 from gsae_ray.activations.producer import LocalBlockReader, Producer
 from gsae_ray.activations.reader import RowStream
 from gsae_ray.config.site import Site
 from gsae_ray.config.sweep import Sweep
-from gsae_ray.driver.display import Display
 from gsae_ray.driver.prepare import prepare, producer_spec
 from gsae_ray.language_model.hooks import capture
 
@@ -75,7 +73,7 @@ def blocks(tmp_path_factory: pytest.TempPathFactory) -> list[Block]:
         }
     )
     torch.set_num_threads(1)
-    plan = prepare(sweep, tmp_path_factory.mktemp("mixing"), Display(Console(quiet=True)))
+    plan = prepare(sweep, tmp_path_factory.mktemp("mixing"))
     producer = Producer(producer_spec(plan))
     stream = RowStream(LocalBlockReader(producer, SITE.name), plan.layout, SITE.name)
     return [

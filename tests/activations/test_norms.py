@@ -12,7 +12,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from rich.console import Console
 from stores import WIDTHS, ArrayProducer, Store, layout_of, play, readers_of, train
 from torch import Tensor
 from trials import random_sae
@@ -24,8 +23,7 @@ from gsae_ray.activations.production_log import ProductionLog
 from gsae_ray.activations.statistics import Norms, SiteStatistics
 from gsae_ray.config.site import Site
 from gsae_ray.config.sweep import Sweep
-from gsae_ray.driver.display import Display
-from gsae_ray.driver.prepare import Plan, prepare, producer_spec
+from gsae_ray.driver.prepare import PreparedSweep, prepare, producer_spec
 from gsae_ray.language_model.hooks import capture
 from gsae_ray.language_model.massive_norms import square_norms
 from gsae_ray.saes import to_bytes
@@ -33,7 +31,7 @@ from gsae_ray.saes import to_bytes
 RESIDUAL, MLP = "blocks.1.hook_resid_post", "blocks.1.hook_mlp_out"
 
 
-def plan_of(folder: Path, **dataset: float | None) -> Plan:
+def plan_of(folder: Path, **dataset: float | None) -> PreparedSweep:
     sweep = Sweep.model_validate(
         {
             "name": "sinks",
@@ -45,23 +43,23 @@ def plan_of(folder: Path, **dataset: float | None) -> Plan:
             "evaluation": {"tokens": 4000},
         }
     )
-    return prepare(sweep, folder, Display(Console(quiet=True)))
+    return prepare(sweep, folder)
 
 
 @pytest.fixture(scope="module")
-def plan(tmp_path_factory: pytest.TempPathFactory) -> Plan:
+def plan(tmp_path_factory: pytest.TempPathFactory) -> PreparedSweep:
     return plan_of(tmp_path_factory.mktemp("sinks"))
 
 
 @pytest.fixture(scope="module")
-def sink(plan: Plan) -> int:
+def sink(plan: PreparedSweep) -> int:
     """A token of about 0.1 % of the rows of block 0."""
     tokens_ST = plan.tokens.block(0)
     counts = torch.bincount(tokens_ST[plan.tokens.kept(tokens_ST)])
     return int((counts - counts.sum() / 1000).abs().argmin())
 
 
-def producer_of(plan: Plan, sink: int) -> Producer:
+def producer_of(plan: PreparedSweep, sink: int) -> Producer:
     producer = Producer(producer_spec(plan))
     with torch.no_grad():
         producer.model.get_input_embeddings().weight[sink] *= 3000
@@ -69,11 +67,11 @@ def producer_of(plan: Plan, sink: int) -> Producer:
 
 
 @pytest.fixture(scope="module")
-def producer(plan: Plan, sink: int) -> Producer:
+def producer(plan: PreparedSweep, sink: int) -> Producer:
     return producer_of(plan, sink)
 
 
-def rows_by_hand(producer: Producer, plan: Plan, site: str, sink: int) -> tuple[Tensor, Tensor, Tensor]:
+def rows_by_hand(producer: Producer, plan: PreparedSweep, site: str, sink: int) -> tuple[Tensor, Tensor, Tensor]:
     """(rows of block 0 in float64, which of them are sinks, their positions)."""
     tokens_ST = plan.tokens.block(0)
     kept_ST = plan.tokens.kept(tokens_ST)
@@ -85,7 +83,9 @@ def rows_by_hand(producer: Producer, plan: Plan, site: str, sink: int) -> tuple[
 # ---- statistics -----------------------------------------------------------------------------------------------------
 
 
-def test_the_scale_and_the_mean_are_those_of_the_rows_that_take_part(plan: Plan, producer: Producer, sink: int) -> None:
+def test_the_scale_and_the_mean_are_those_of_the_rows_that_take_part(
+    plan: PreparedSweep, producer: Producer, sink: int
+) -> None:
     x_Rn, sink_R, _ = rows_by_hand(producer, plan, RESIDUAL, sink)
     statistics = producer.produce(0, [RESIDUAL])[0][RESIDUAL]
     rest_Rn = x_Rn[~sink_R]
@@ -96,7 +96,7 @@ def test_the_scale_and_the_mean_are_those_of_the_rows_that_take_part(plan: Plan,
 
 
 def test_block_0_tells_the_median_the_share_of_the_largest_rows_and_where_they_lie(
-    plan: Plan, producer: Producer, sink: int
+    plan: PreparedSweep, producer: Producer, sink: int
 ) -> None:
     x_Rn, sink_R, positions_R = rows_by_hand(producer, plan, RESIDUAL, sink)
     squares_R = x_Rn.square().sum(1)
@@ -111,7 +111,9 @@ def test_block_0_tells_the_median_the_share_of_the_largest_rows_and_where_they_l
     assert norms.sink_positions
 
 
-def test_without_max_norm_all_rows_take_part(plan: Plan, producer: Producer, sink: int, tmp_path: Path) -> None:
+def test_without_max_norm_all_rows_take_part(
+    plan: PreparedSweep, producer: Producer, sink: int, tmp_path: Path
+) -> None:
     every = plan_of(tmp_path, max_norm=None)
     x_Rn, *_ = rows_by_hand(producer, plan, RESIDUAL, sink)
     producer_of_every = producer_of(every, sink)
@@ -123,14 +125,14 @@ def test_without_max_norm_all_rows_take_part(plan: Plan, producer: Producer, sin
     assert statistics.norms.sink_share == producer.produce(0, [RESIDUAL])[0][RESIDUAL].norms.sink_share
 
 
-def test_rows_that_take_no_part_keep_their_places_in_the_stream(plan: Plan, sink: int, tmp_path: Path) -> None:
+def test_rows_that_take_no_part_keep_their_places_in_the_stream(plan: PreparedSweep, sink: int, tmp_path: Path) -> None:
     every = plan_of(tmp_path, max_norm=None)
     assert every.layout == plan.layout
     chunks = [producer_of(p, sink).produce(1, [RESIDUAL])[1] for p in (plan, every)]
     assert all(np.array_equal(a, b) for a, b in zip(*chunks, strict=True))
 
 
-def test_the_builtin_model_has_no_row_of_massive_norm(plan: Plan) -> None:
+def test_the_builtin_model_has_no_row_of_massive_norm(plan: PreparedSweep) -> None:
     statistics, _ = Producer(producer_spec(plan)).produce(0, [RESIDUAL, MLP])
     for of_site in statistics.values():
         assert of_site.norms.left_out == 0
@@ -169,7 +171,7 @@ def test_norms_are_taken_in_float64() -> None:
 
 
 def test_producers_evaluate_without_the_rows_of_massive_norm_of_each_site(
-    plan: Plan, producer: Producer, sink: int
+    plan: PreparedSweep, producer: Producer, sink: int
 ) -> None:
     tokens_ET = plan.tokens.heldout()
     kept_ET = plan.tokens.kept(tokens_ET)
@@ -183,7 +185,7 @@ def test_producers_evaluate_without_the_rows_of_massive_norm_of_each_site(
 # ---- what identifies a trial and an evaluation ----------------------------------------------------------------------
 
 
-def test_max_norm_is_part_of_a_trials_identity_and_of_the_evaluations(plan: Plan, tmp_path: Path) -> None:
+def test_max_norm_is_part_of_a_trials_identity_and_of_the_evaluations(plan: PreparedSweep, tmp_path: Path) -> None:
     others = [plan_of(tmp_path, max_norm=max_norm) for max_norm in (10.0, 20.0, None)]
     assert others[0].trials == plan.trials
     assert others[0].evaluation.fingerprint == plan.evaluation.fingerprint

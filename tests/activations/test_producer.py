@@ -14,7 +14,6 @@ import accelerate
 import numpy as np
 import pytest
 import torch
-from rich.console import Console
 from trials import random_sae
 
 from gsae_ray.activations.producer import Producer
@@ -22,8 +21,7 @@ from gsae_ray.actors import producer_actor
 from gsae_ray.actors.producer_actor import ProducerActor
 from gsae_ray.config.site import POINTS, Site
 from gsae_ray.config.sweep import Sweep
-from gsae_ray.driver.display import Display
-from gsae_ray.driver.prepare import Plan, prepare, producer_spec
+from gsae_ray.driver.prepare import PreparedSweep, prepare, producer_spec
 from gsae_ray.evaluation.evaluator import Evaluator
 from gsae_ray.language_model.loading import load_model
 from gsae_ray.saes import SAE
@@ -32,7 +30,7 @@ SITES = [Site.of_point(layer, point).name for layer in (1, 2) for point in POINT
 
 
 @pytest.fixture(scope="module")
-def plan(tmp_path_factory: pytest.TempPathFactory) -> Plan:
+def plan(tmp_path_factory: pytest.TempPathFactory) -> PreparedSweep:
     sweep = Sweep.model_validate(
         {
             "name": "parts",
@@ -44,11 +42,11 @@ def plan(tmp_path_factory: pytest.TempPathFactory) -> Plan:
             "evaluation": {"tokens": 256},
         }
     )
-    return prepare(sweep, tmp_path_factory.mktemp("parts"), Display(Console(quiet=True)))
+    return prepare(sweep, tmp_path_factory.mktemp("parts"))
 
 
 @pytest.fixture
-def in_parts(plan: Plan, tmp_path: Path) -> Producer:
+def in_parts(plan: PreparedSweep, tmp_path: Path) -> Producer:
     """Through the hooks that move what passes between the parts; the last two layers come from disk at each forward."""
     producer = Producer(producer_spec(plan))
     parts = {
@@ -64,7 +62,7 @@ def in_parts(plan: Plan, tmp_path: Path) -> Producer:
     return producer
 
 
-def test_a_model_in_parts_makes_the_same_rows(plan: Plan, in_parts: Producer) -> None:
+def test_a_model_in_parts_makes_the_same_rows(plan: PreparedSweep, in_parts: Producer) -> None:
     statistics, chunks = Producer(producer_spec(plan)).produce(0, SITES)
     statistics_in_parts, chunks_in_parts = in_parts.produce(0, SITES)
     for chunk, in_part in zip(chunks, chunks_in_parts, strict=True):
@@ -73,7 +71,7 @@ def test_a_model_in_parts_makes_the_same_rows(plan: Plan, in_parts: Producer) ->
         assert np.array_equal(statistics[site].mean, statistics_in_parts[site].mean)
 
 
-def test_a_producer_tells_how_many_rows_are_made(plan: Plan, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_producer_tells_how_many_rows_are_made(plan: PreparedSweep, monkeypatch: pytest.MonkeyPatch) -> None:
     spec = dataclasses.replace(producer_spec(plan), batch=3)
     told: list[int] = []
     statistics, chunks = Producer(spec).produce(0, SITES[:1], told.append)
@@ -99,7 +97,7 @@ def test_a_producer_tells_how_many_rows_are_made(plan: Plan, monkeypatch: pytest
         assert store.calls == calls
 
 
-def test_a_model_in_parts_evaluates_the_same(plan: Plan, in_parts: Producer) -> None:
+def test_a_model_in_parts_evaluates_the_same(plan: PreparedSweep, in_parts: Producer) -> None:
     def evaluate(model: torch.nn.Module, sae: SAE) -> dict[str, float]:
         return Evaluator(model, plan.tokens.heldout(), plan.tokens.kept, 4).evaluate(Site(sae.cfg.site or ""), sae)
 
@@ -108,6 +106,6 @@ def test_a_model_in_parts_evaluates_the_same(plan: Plan, in_parts: Producer) -> 
         assert evaluate(in_parts.model, random_sae(trial)) == evaluate(whole, random_sae(trial))
 
 
-def test_one_device_has_no_hooks_in_its_way(plan: Plan) -> None:
+def test_one_device_has_no_hooks_in_its_way(plan: PreparedSweep) -> None:
     model = Producer(producer_spec(plan)).model
     assert not any(hasattr(module, "_hf_hook") for module in model.modules())

@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
 from torch.utils.flop_counter import FlopCounterMode
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
@@ -28,7 +27,6 @@ from gsae_ray.activations.reader import RowStream
 from gsae_ray.capacity.forecast import flops_a_row
 from gsae_ray.capacity.gpus import gpu_of
 from gsae_ray.config.sweep import Sweep
-from gsae_ray.driver.display import Display
 from gsae_ray.driver.prepare import prepare, producer_spec
 from gsae_ray.training.trainer import Trainer
 
@@ -88,7 +86,7 @@ def forward(dtype: str) -> tuple[float, float]:
             training={"tokens": 4 * 65_536, "batch_size": 64},
             producers={"gpus": 1, "batch": 32},
         )
-        plan = prepare(Sweep.model_validate(given), Path(folder), Display(Console(quiet=True)))
+        plan = prepare(Sweep.model_validate(given), Path(folder))
         producer = Producer(producer_spec(plan))
         sites = sorted(plan.layout.widths)
         producer.produce(0, sites)

@@ -29,7 +29,6 @@ import numpy as np
 import safetensors.torch
 import torch
 from numpy.typing import NDArray
-from rich.console import Console
 
 from gsae_ray.activations.producer import LocalBlockReader, Producer
 from gsae_ray.activations.reader import RowStream
@@ -37,8 +36,7 @@ from gsae_ray.activations.statistics import SiteStatistics
 from gsae_ray.config.load import load_sweep
 from gsae_ray.config.site import Site
 from gsae_ray.config.trial import TrialSpec
-from gsae_ray.driver.display import Display
-from gsae_ray.driver.prepare import Plan, prepare, producer_spec
+from gsae_ray.driver.prepare import PreparedSweep, prepare, producer_spec
 from gsae_ray.evaluation.evaluator import Evaluator
 from gsae_ray.evaluation.metrics import METRICS
 from gsae_ray.files import digest
@@ -74,7 +72,7 @@ class KeptSource(LocalBlockReader):
         self._statistics = self._statistics or statistics
 
 
-def train(trial: TrialSpec, plan: Plan, source: KeptSource) -> SAE:
+def train(trial: TrialSpec, plan: PreparedSweep, source: KeptSource) -> SAE:
     trainer = Trainer(trial, RowStream(source, plan.layout, trial.site))
     while not trainer.done:
         trainer.train_interval()
@@ -95,7 +93,7 @@ def make_environment(directory: Path) -> Path:
     return python
 
 
-def neighbour_jobs(plan: Plan, lambdas: list[float], directory: Path) -> list[dict[str, Any]]:
+def neighbour_jobs(plan: PreparedSweep, lambdas: list[float], directory: Path) -> list[dict[str, Any]]:
     """What the neighbours are to train: the plan's quantities, their recipes."""
     trial, producers = plan.trials[0], plan.sweep.producers
     data = [model_fingerprint(plan.sweep.model), plan.tokens.fingerprint, trial.site, producers.batch, producers.cpus]
@@ -110,7 +108,9 @@ def neighbour_jobs(plan: Plan, lambdas: list[float], directory: Path) -> list[di
     return jobs
 
 
-def train_neighbours(jobs: list[dict[str, Any]], plan: Plan, source: KeptSource, work: Path, environment: Path) -> None:
+def train_neighbours(
+    jobs: list[dict[str, Any]], plan: PreparedSweep, source: KeptSource, work: Path, environment: Path
+) -> None:
     """Runs the jobs that no earlier run has done."""
     jobs = [job for job in jobs if not Path(job["out"]).is_file()]
     if not jobs:
@@ -244,16 +244,14 @@ def main() -> None:
     args.work.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(1)
     families = {name: overrides for name, *overrides in args.ours or [["ours"]]}
-    display = Display(Console(stderr=True))
     plans = {
         name: prepare(
             load_sweep(HERE / "head_to_head.yaml", [*args.set, *(f"saes.0.{item}" for item in overrides)]),
             args.work,
-            display,
         )
         for name, overrides in families.items()
     }
-    base = prepare(load_sweep(HERE / "head_to_head.yaml", args.set), args.work, display)
+    base = prepare(load_sweep(HERE / "head_to_head.yaml", args.set), args.work)
     producer = Producer(producer_spec(base))
     site = base.trials[0].site
     source = KeptSource(producer, site)

@@ -32,7 +32,6 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from rich.console import Console
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from gsae_ray.activations.accumulator import StatisticsAccumulator
@@ -42,8 +41,7 @@ from gsae_ray.activations.statistics import SiteStatistics
 from gsae_ray.config.site import Site
 from gsae_ray.config.sweep import Sweep
 from gsae_ray.config.trial import TrialSpec
-from gsae_ray.driver.display import Display
-from gsae_ray.driver.prepare import Plan, prepare, producer_spec
+from gsae_ray.driver.prepare import PreparedSweep, prepare, producer_spec
 from gsae_ray.evaluation.evaluator import Evaluator
 from gsae_ray.saes import SAE
 from gsae_ray.training.trainer import Trainer
@@ -84,7 +82,7 @@ def unpacked(gguf: Path, folder: Path) -> Path:
     return folder
 
 
-def plan_of(model: Path, work: Path, tokens: int, heldout: int) -> Plan:
+def plan_of(model: Path, work: Path, tokens: int, heldout: int) -> PreparedSweep:
     sweep = Sweep.model_validate(
         {
             "name": "massive-rows",
@@ -99,10 +97,10 @@ def plan_of(model: Path, work: Path, tokens: int, heldout: int) -> Plan:
             "evaluation": {"tokens": heldout},
         }
     )
-    return prepare(sweep, work, Display(Console(stderr=True)))
+    return prepare(sweep, work)
 
 
-def train(trial: TrialSpec, plan: Plan, source: OneBlock) -> SAE:
+def train(trial: TrialSpec, plan: PreparedSweep, source: OneBlock) -> SAE:
     trainer = Trainer(trial, RowStream(source, plan.layout, trial.site))
     while not trainer.done:
         trainer.train_interval()

@@ -19,12 +19,10 @@ from gsae_ray.saes import to_bytes
 pytestmark = pytest.mark.slow
 PRODUCER = """
 from pathlib import Path
-from rich.console import Console
 from gsae_ray.activations.producer import Producer
-from gsae_ray.driver.display import Display
 from gsae_ray.driver.prepare import prepare, producer_spec
 from gsae_ray.config.sweep import Sweep
-plan = prepare(Sweep.model_validate({values!r}), Path({folder!r}), Display(Console(quiet=True)))
+plan = prepare(Sweep.model_validate({values!r}), Path({folder!r}))
 sites = sorted(plan.layout.widths)
 before = rss()
 producer = Producer(producer_spec(plan))

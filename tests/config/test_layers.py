@@ -10,14 +10,12 @@ import pytest
 import yaml
 from hypothesis import given
 from hypothesis import strategies as st
-from rich.console import Console
 
 from gsae_ray.capacity.forecast import forecast
 from gsae_ray.config import plain_yaml
 from gsae_ray.config.layers import depend_on_model, numbered
 from gsae_ray.config.load import load_sweep
 from gsae_ray.config.sweep import Sweep
-from gsae_ray.driver.display import Display
 from gsae_ray.driver.prepare import prepare
 from gsae_ray.errors import UserError
 
@@ -81,9 +79,8 @@ def test_filters_follow_the_same_forms(tmp_path: Path, entry_filter: str, expect
 
 def test_a_sweep_of_all_layers_is_the_one_that_spells_them_out(tmp_path: Path) -> None:
     """Identities, names, and what is written down."""
-    quiet = Display(Console(quiet=True))
     given, spelt = (
-        prepare(load(tmp_path, layers, wanted), tmp_path / "runs", quiet)
+        prepare(load(tmp_path, layers, wanted), tmp_path / "runs")
         for layers, wanted in (("all", "{from: 1, to: -1, step: 2}"), ("[0, 1, 2, 3]", "[1, 3]"))
     )
     assert [trial.identity for trial in given.trials] == [trial.identity for trial in spelt.trials]
@@ -141,7 +138,7 @@ def test_a_layer_that_is_not_there_is_one_line(
     assert "\n" not in str(caught.value)
     assert all(part in str(caught.value) for part in parts), caught.value
     with pytest.raises(UserError):
-        prepare(load(tmp_path, layers, entry_filter), tmp_path / "runs", Display(Console(quiet=True)))
+        prepare(load(tmp_path, layers, entry_filter), tmp_path / "runs")
 
 
 @pytest.mark.parametrize(

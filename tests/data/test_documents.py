@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import bz2
 import gzip
-import io
 import json
 import lzma
 import os
@@ -19,14 +18,12 @@ import pyarrow.parquet
 import pytest
 import torch
 from prepared import DOCUMENTS, IDS, TOKENIZER, blocks, complaint, documents_in, stream, sweep, write_jsonl
-from rich.console import Console
 
 from gsae_ray.data import local_files
 from gsae_ray.data.column import Column
 from gsae_ray.data.documents import find_data
 from gsae_ray.data.prepare import prepare_tokens
 from gsae_ray.data.tokens import TokenStore
-from gsae_ray.driver.display import Display
 from gsae_ray.driver.prepare import prepare
 from gsae_ray.errors import DataEndedError, UserError
 
@@ -334,7 +331,7 @@ def test_a_folder_that_was_moved_is_the_same_data(tmp_path: Path) -> None:
 def test_a_launch_says_what_it_takes(tmp_path: Path) -> None:
     write(tmp_path / "c" / "train.jsonl", TRAIN)
     write(tmp_path / "c" / "test.jsonl", TEST)
-    console = Console(record=True, file=io.StringIO(), width=200)
-    prepare(sweep(tmp_path / "c", evaluation_split="test"), tmp_path / "out", Display(console))
-    said = console.export_text()
-    assert "trains on split 'train', 1 file (train.jsonl)" in said and "test (1)" in said
+    said: list[str] = []
+    prepare(sweep(tmp_path / "c", evaluation_split="test"), tmp_path / "out", said.append)
+    (notice,) = said
+    assert "trains on split 'train', 1 file (train.jsonl)" in notice and "test (1)" in notice

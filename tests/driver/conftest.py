@@ -9,12 +9,10 @@ from typing import Any
 import pytest
 import ray
 from golden import SWEEP, run
-from rich.console import Console
 
 from gsae_ray.config.sweep import Sweep
 from gsae_ray.driver import launch
-from gsae_ray.driver.display import Display
-from gsae_ray.driver.prepare import Plan, prepare
+from gsae_ray.driver.prepare import PreparedSweep, prepare
 
 
 @pytest.fixture(scope="module")
@@ -36,8 +34,8 @@ def sweep() -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def plan(home: Path, sweep: dict[str, Any]) -> Plan:
-    return prepare(Sweep.model_validate(sweep), home / "runs", Display(Console(quiet=True)))
+def plan(home: Path, sweep: dict[str, Any]) -> PreparedSweep:
+    return prepare(Sweep.model_validate(sweep), home / "runs")
 
 
 @pytest.fixture(scope="module")

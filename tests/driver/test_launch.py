@@ -21,7 +21,7 @@ from gsae_ray.activations.trial_positions import ReaderSpec
 from gsae_ray.actors.store_actor import StoreBlockReader, StoreClient
 from gsae_ray.config.sweep import Sweep
 from gsae_ray.driver import launch
-from gsae_ray.driver.prepare import Plan, producer_spec
+from gsae_ray.driver.prepare import PreparedSweep, producer_spec
 from gsae_ray.driver.start_actors import running_producers, start_store
 from gsae_ray.results import sequences
 from gsae_ray.results.frontier import frontier
@@ -52,7 +52,7 @@ def test_every_trial_finishes_and_the_golden_numbers_come_out(launched: launch.S
 
 
 @pytest.mark.usefixtures("local_ray")
-def test_law_1_same_tokens_whatever_the_number_of_producers(plan: Plan) -> None:
+def test_law_1_same_tokens_whatever_the_number_of_producers(plan: PreparedSweep) -> None:
     site = plan.trials[0].site
     rows = 40_000
     alone = RowStream(LocalBlockReader(Producer(producer_spec(plan)), site), plan.layout, site)
@@ -71,7 +71,7 @@ def test_law_1_same_tokens_whatever_the_number_of_producers(plan: Plan) -> None:
 
 
 @pytest.mark.usefixtures("launched")
-def test_law_2_a_trial_in_a_sweep_is_the_trial_alone_bit_for_bit(plan: Plan, home: Path) -> None:
+def test_law_2_a_trial_in_a_sweep_is_the_trial_alone_bit_for_bit(plan: PreparedSweep, home: Path) -> None:
     producer = Producer(producer_spec(plan))
     for trial in plan.trials:
         trainer = Trainer(trial, RowStream(LocalBlockReader(producer, trial.site), plan.layout, trial.site))
@@ -81,7 +81,7 @@ def test_law_2_a_trial_in_a_sweep_is_the_trial_alone_bit_for_bit(plan: Plan, hom
         assert to_bytes(trainer.finished_sae({}))[1] == to_bytes(shared)[1], trial.name
 
 
-def test_law_3_one_forward_for_all_trials(launched: launch.SweepResult, plan: Plan) -> None:
+def test_law_3_one_forward_for_all_trials(launched: launch.SweepResult, plan: PreparedSweep) -> None:
     assert launched.forward_ratio == 1.0
     metrics = parent_run(launched).data.metrics
     assert metrics["forward_ratio"] == 1.0
@@ -111,7 +111,7 @@ def test_law_4_the_store_stays_within_its_budget(home: Path) -> None:
     assert 1.0 < metrics["forward_ratio"] <= 1 + (1 - 1 / 5)
 
 
-def test_law_6_evaluation_again_gives_the_logged_numbers(launched: launch.SweepResult, plan: Plan) -> None:
+def test_law_6_evaluation_again_gives_the_logged_numbers(launched: launch.SweepResult, plan: PreparedSweep) -> None:
     site = "blocks.2.hook_resid_post"
     sae = gsae_ray.best("golden", site=site, max_l0=100, tracking_uri=launched.tracking_uri)
     logged = sae.cfg.metadata["frontier"]
@@ -126,7 +126,7 @@ def test_law_7_nothing_on_disk_can_run_code(home: Path) -> None:
     assert kinds <= {".json", ".jsonl", ".safetensors", ".yaml", ".csv", ".png", "DONE", "FAILED"}
 
 
-def test_trials_are_mirrored_once_with_every_row(launched: launch.SweepResult, plan: Plan, home: Path) -> None:
+def test_trials_are_mirrored_once_with_every_row(launched: launch.SweepResult, plan: PreparedSweep, home: Path) -> None:
     client = MlflowClient(launched.tracking_uri)
     for row in launched.frontier().itertuples():
         trial = next(t for t in plan.trials if t.name == row.trial)

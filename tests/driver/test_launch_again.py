@@ -20,7 +20,7 @@ from rich.console import Console
 import gsae_ray
 from gsae_ray.config.sweep import Sweep
 from gsae_ray.driver import begin, launch, publish
-from gsae_ray.driver.prepare import Plan
+from gsae_ray.driver.prepare import PreparedSweep
 from gsae_ray.errors import SweepStoppedError, UserError
 from gsae_ray.results.frontier import EVAL_COLUMNS
 from gsae_ray.storage.driver_lock import driver_lock
@@ -87,7 +87,7 @@ def test_resume_finds_the_launch_and_refuses_a_changed_sweep(home: Path) -> None
 
 
 def test_finished_work_that_is_damaged_is_made_again_as_it_was_and_nothing_else_is(
-    launched: launch.SweepResult, plan: Plan, home: Path, tmp_path: Path
+    launched: launch.SweepResult, plan: PreparedSweep, home: Path, tmp_path: Path
 ) -> None:
     shutil.copytree(home / "runs", tmp_path / "runs")
     whole, flipped, unmeasured, gone = (tmp_path / "runs/golden/trials" / t.directory_name for t in plan.trials)

@@ -9,7 +9,6 @@ import pytest
 import torch
 from checkpoints import complaint
 from prepared import write_jsonl
-from rich.console import Console
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
@@ -31,7 +30,6 @@ from gsae_ray.builtin import MODEL_DIR
 from gsae_ray.config.sections import ModelSettings
 from gsae_ray.config.sweep import Sweep
 from gsae_ray.data.contexts import PADDING
-from gsae_ray.driver.display import Display
 from gsae_ray.driver.prepare import prepare, producer_spec
 from gsae_ray.errors import UserError
 from gsae_ray.language_model.causal import check_predictions
@@ -135,7 +133,7 @@ def test_a_producer_does_not_come_up_with_a_model_that_is_not_causal(contexts: b
             "evaluation": {"tokens": 256, "fraction": 0.3},
         }
     )
-    plan = prepare(sweep, tmp_path / "storage", Display(Console(quiet=True)))
+    plan = prepare(sweep, tmp_path / "storage")
     assert not contexts or (plan.tokens.block(0)[0] != PADDING).sum() == 2
     with pytest.raises(UserError, match="no causal language model"):
         Producer(producer_spec(plan))

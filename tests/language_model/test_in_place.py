@@ -9,7 +9,6 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from rich.console import Console
 from torch import Tensor, nn
 from transformers import AutoTokenizer, FalconConfig, FalconForCausalLM
 
@@ -17,8 +16,7 @@ from gsae_ray.activations.producer import Producer
 from gsae_ray.builtin import MODEL_DIR
 from gsae_ray.config.site import Site
 from gsae_ray.config.sweep import Sweep
-from gsae_ray.driver.display import Display
-from gsae_ray.driver.prepare import Plan, prepare, producer_spec
+from gsae_ray.driver.prepare import PreparedSweep, prepare, producer_spec
 from gsae_ray.language_model.hooks import capture, edited
 
 N = 4
@@ -130,7 +128,7 @@ MODULES = [f"transformer.h.{layer}.mlp" for layer in (0, 1)]
 
 
 @pytest.fixture(scope="module")
-def plan(tmp_path_factory: pytest.TempPathFactory) -> Plan:
+def plan(tmp_path_factory: pytest.TempPathFactory) -> PreparedSweep:
     folder = tmp_path_factory.mktemp("falcon")
     config = FalconConfig(
         vocab_size=4096, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, parallel_attn=True
@@ -149,10 +147,12 @@ def plan(tmp_path_factory: pytest.TempPathFactory) -> Plan:
             "evaluation": {"tokens": 256},
         }
     )
-    return prepare(sweep, folder, Display(Console(quiet=True)))
+    return prepare(sweep, folder)
 
 
-def test_a_site_that_is_written_to_later_has_the_same_rows_in_a_sweep_as_alone(plan: Plan, tmp_path: Path) -> None:
+def test_a_site_that_is_written_to_later_has_the_same_rows_in_a_sweep_as_alone(
+    plan: PreparedSweep, tmp_path: Path
+) -> None:
     producer = Producer(producer_spec(plan))
     sites = [f"{module}:output" for module in MODULES]
     statistics, chunks = producer.produce(0, sites)

@@ -17,7 +17,6 @@ import torch
 import torch.nn.functional as F
 from checkpoints import complaint, random_weights, save_transformer_lens
 from environments import environment, run_in
-from rich.console import Console
 from safetensors.torch import load_file
 from servers import serving
 from torch import Tensor
@@ -27,7 +26,6 @@ from gsae_ray.activations.producer import Producer
 from gsae_ray.config.sections import ModelSettings
 from gsae_ray.config.site import POINTS, Site
 from gsae_ray.config.sweep import Sweep
-from gsae_ray.driver.display import Display
 from gsae_ray.driver.prepare import prepare, producer_spec
 from gsae_ray.evaluation.metrics import METRICS
 from gsae_ray.language_model.hooks import capture, site_widths
@@ -292,7 +290,7 @@ def test_a_sweep_over_such_a_checkpoint_begins_each_context_with_bos(saved: Path
             "evaluation": {"tokens": 256},
         }
     )
-    plan = prepare(sweep, tmp_path, Display(Console(quiet=True)))
+    plan = prepare(sweep, tmp_path)
     site = Site.of_point(0, "mlp_post")
     assert plan.layout.widths == {site.name: MLP, "blocks.1.mlp.hook_post": MLP}
     for tokens_BT in (plan.tokens.block(0), plan.tokens.heldout()):
