@@ -10,15 +10,15 @@ from rich.console import Console
 
 from gsae_ray.cli.tables import print_table
 from gsae_ray.config.recipe import show
+from gsae_ray.evaluation.metrics import METRICS
 from gsae_ray.results.comparison import labels
 
 SETTINGS = ("recipe", "lr", "seed", "batch_size", "l1_units", "tokens")
 """Shown where SAEs differ in them, beside those that are always shown."""
 LAST_RESORT = ("parent", "launch")
 """Shown where nothing else tells two SAEs apart."""
-MEASURED = ("l0", "loss_recovered", "gamma", "fvu", "alive_fraction")
-EXPENDABLE = ("alive fraction", "fvu", "gamma")
-"""Measurements that are left out, in this order, where the terminal is too narrow."""
+NEEDED = ("l0", "loss_recovered")
+"""Metrics that are never left out; the others are, from the last on, where the terminal is too narrow."""
 TEXTS = ("architecture", "recipe", "parent", "launch")
 
 
@@ -29,15 +29,17 @@ def print_frontier(rows: pd.DataFrame, console: Console, mixed_tokens: bool = Fa
         rows: as `results.frontier` returns them.
         mixed_tokens: SAEs of different numbers of tokens share a frontier.
     """
+    measured = [name for name, metric in METRICS.items() if metric.table]
+    expendable = [_head(name) for name in reversed(measured) if name not in NEEDED]
     shared = mixed_tokens or rows["tokens"].nunique() < 2
     rows = rows.assign(architecture=labels(rows))
-    names = [*_settings(rows, ["site"] if shared else ["site", "tokens"]), *MEASURED]
+    names = [*_settings(rows, ["site"] if shared else ["site", "tokens"]), *measured]
     for (site, *tokens), group in rows.groupby(["site"] if shared else ["site", "tokens"]):
         budget = "".join(f", {n:,} tokens" for n in tokens)
         console.print(f"{site}{budget} (* on the frontier)", style="italic", highlight=False, markup=False)
-        columns = {name.replace("_", " "): [_text(name, value) for value in group[name]] for name in names}
+        columns = {_head(name): [_text(name, value) for value in group[name]] for name in names}
         columns["*"] = ["*" if on_frontier else "" for on_frontier in group["on_frontier"]]
-        print_table(columns, console, texts=TEXTS, expendable=EXPENDABLE)
+        print_table(columns, console, texts=TEXTS, expendable=expendable)
         console.print()
 
 
@@ -54,4 +56,9 @@ def _settings(rows: pd.DataFrame, elsewhere: Sequence[str]) -> list[str]:
 def _text(name: str, value: Any) -> str:
     if name == "tokens":
         return f"{value:,}"
-    return f"{value:.4g}" if name in MEASURED else show(value)
+    return f"{value:.4g}" if name in METRICS else show(value)
+
+
+def _head(name: str) -> str:
+    """A column's name as it stands over the table."""
+    return name.replace("_", " ")

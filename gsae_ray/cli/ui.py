@@ -19,10 +19,11 @@ from gsae_ray.errors import UserError
 def ui(tracking_uri: str | None, port: int) -> None:
     """Opens the MLflow UI on what `run` recorded (bound to this machine only)."""
     from gsae_ray.tracking.connection import open_tracking, resolve_uri
+    from gsae_ray.tracking.credentials import redacted
 
     uri = resolve_uri(tracking_uri)
     if uri.startswith(("http://", "https://")):
-        click.echo(f"this MLflow server has its own UI: {uri}")
+        click.echo(f"this MLflow server has its own UI: {redacted(uri)}")
         return
     open_tracking(uri)
     with socket.socket() as listener:
@@ -34,7 +35,7 @@ def ui(tracking_uri: str | None, port: int) -> None:
                 f"--port: {port} cannot be had on this machine ({error.strerror}); end what listens there, or give "
                 f"another: --port {port + 1 if port < 65535 else port - 1}"
             ) from error
-    click.echo(f"MLflow UI on {uri}: http://127.0.0.1:{port} (Ctrl-C ends it)")
+    click.echo(f"MLflow UI on {redacted(uri)}: http://127.0.0.1:{port} (Ctrl-C ends it)")
     environment = {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
     command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", uri]
     command += ["--host", "127.0.0.1", "--port", str(port), "--workers", "1"]

@@ -10,21 +10,16 @@ import numpy as np
 import pandas as pd
 
 from gsae_ray.errors import UserError, first_line, suggest
+from gsae_ray.evaluation import metrics
+from gsae_ray.evaluation.metrics import METRICS
 from gsae_ray.results.comparison import curve, listed
 from gsae_ray.results.curves import pareto
 from gsae_ray.results.outcomes import MLflowOutcomes, Outcome, Outcomes, StorageOutcomes
 from gsae_ray.saes import REGISTRY
 from gsae_ray.tracking.tags import EVALUATION, LAUNCH, TRIAL
 
-EVAL_COLUMNS = [
-    *("l0", "loss_recovered", "gamma", "fvu", "kl"),
-    *("ce_clean", "ce_spliced", "ce_zero", "alive_fraction"),
-]
-COLUMNS = [
-    *("run_id", "trial", "site", "architecture", "recipe", "d_sae", "sparsity", "lr", "seed", "tokens"),
-    *EVAL_COLUMNS,
-    *("on_frontier", "variant", "sink_share", "l1_units", "batch_size", "parent", "launch"),
-]
+SETTINGS = ("run_id", "trial", "site", "architecture", "recipe", "d_sae", "sparsity", "lr", "seed", "tokens")
+REST = ("on_frontier", "variant", "sink_share", "l1_units", "batch_size", "parent", "launch")
 MEANINGFUL_NATS = 0.05
 """Where zero-ablation costs less than this, loss recovered is a ratio of noise."""
 ENCODERS = ("own", "pursuit")
@@ -32,6 +27,11 @@ ENCODERS = ("own", "pursuit")
 SHOWN_FAILURES = 3
 MIXED = "all"
 """In place of a number of tokens: SAEs of any number, together."""
+
+
+def columns() -> list[str]:
+    """The columns of a frontier: settings of each trial, its metrics, and the rest."""
+    return [*SETTINGS, *metrics.columns(), *REST]
 
 
 def _outcomes(experiment: str, tracking_uri: str | None, storage: str | Path | None) -> Outcomes:
@@ -85,7 +85,7 @@ def _of_sweeps(outcomes: Iterable[Outcome]) -> tuple[list[tuple[Outcome, dict[st
     for outcome in outcomes:
         try:
             row = _row(outcome)
-            row["fingerprint"] = outcome.tags[EVALUATION]
+            row |= {"fingerprint": outcome.tags[EVALUATION], "schema": outcome.schema}
         except (KeyError, ValueError) as error:
             notes.append(f"{outcome.run_id} is left out: no run of a sweep, or not a whole one ({first_line(error)})")
         else:
@@ -122,7 +122,7 @@ def frontier(
             each with a frontier of its own.
         storage: read the sweep's own storage in MLflow's place; `run_id` is then the folder of each trial.
     Returns:
-        One row a trial with the columns `COLUMNS`; of pursuit, one row a trial and target, and a column `pursuit_l0`
+        One row a trial with the columns `columns()`; of pursuit, one row a trial and target, and a column `pursuit_l0`
         more. `on_frontier`: no SAE of its site, and number of tokens unless those are "all", has a lower L0 and a
         higher loss recovered. `recipe`: objective/schedule of the training, and what deviates from them; `variant`:
         options of the architecture that are not at their defaults; `sink_share`: what of the site's E‖x‖² its largest
@@ -157,7 +157,7 @@ def frontier(
         rows = rows[rows["site"] == site]
     sharing = ["site"] if tokens == MIXED else ["site", "tokens"]
     rows = _of_tokens(rows, tokens).sort_values([*sharing, "l0", "trial"])
-    usable = (rows["l0"] > 0) & np.isfinite(rows[EVAL_COLUMNS]).all(axis=1)
+    usable = (rows["l0"] > 0) & _finite(rows)
     notes += [
         f"{row.trial}{f', pursuit L0 {row.pursuit_l0},' if encoder == 'pursuit' else ''} is left out: "
         f"L0 = {row.l0:g}, loss recovered {row.loss_recovered:g}"
@@ -168,7 +168,7 @@ def frontier(
     for _, group in rows.groupby(sharing):
         rows.loc[group.index, "on_frontier"] = pareto(*curve(group))
     rows.attrs["notes"] = notes + _caveats(rows, tokens)
-    return rows[[*COLUMNS, "pursuit_l0"] if encoder == "pursuit" else COLUMNS]
+    return rows[[*columns(), *(["pursuit_l0"] if encoder == "pursuit" else [])]]
 
 
 def _finished(outcomes: Outcomes, launch_id: str | None) -> tuple[list[tuple[Outcome, dict[str, Any]]], list[str]]:
@@ -195,16 +195,23 @@ def _evaluated(
     """Table rows of finished trials with their evaluations: one a trial, or of pursuit one a trial and target."""
     if encoder == "pursuit":
         return [
-            row | _columns(metrics) | {"pursuit_l0": l0}
+            row | _metrics(evaluation) | {"pursuit_l0": l0}
             for outcome, row in finished
-            for l0, metrics in sorted(outcomes.pursuit(outcome).items())
+            for l0, evaluation in sorted(outcomes.pursuit(outcome).items())
         ]
-    return [row | _columns(outcome.evaluation) for outcome, row in finished]
+    return [row | _metrics(outcome.evaluation) for outcome, row in finished]
 
 
-def _columns(evaluation: Mapping[str, float]) -> dict[str, float]:
-    """The columns of an evaluation; NaN for a metric that it lacks."""
-    return {name: evaluation.get(name, float("nan")) for name in EVAL_COLUMNS}
+def _metrics(evaluation: Mapping[str, float]) -> dict[str, float]:
+    """The metrics that are columns; NaN for those that an evaluation lacks."""
+    return {name: evaluation.get(name, float("nan")) for name in metrics.columns()}
+
+
+def _finite(rows: pd.DataFrame) -> pd.Series[bool]:
+    """Whether all metrics are finite, of those that evaluations of each row's schema carry."""
+    since = np.array([METRICS[name].since for name in metrics.columns()])
+    lacking = since > rows["schema"].to_numpy()[:, None]
+    return (np.isfinite(rows[metrics.columns()]) | lacking).all(axis=1)
 
 
 def _caveats(rows: pd.DataFrame, tokens: int | str | None) -> list[str]:
@@ -225,6 +232,13 @@ def _caveats(rows: pd.DataFrame, tokens: int | str | None) -> list[str]:
         gap = float((group["ce_zero"] - group["ce_clean"]).iloc[0])
         if gap < MEANINGFUL_NATS:
             notes.append(f"{name}: zero-ablation costs only {gap:.3f} nats, so loss recovered means little there")
+    outdated = rows[rows["schema"] < metrics.schema_version()]
+    if len(outdated):
+        lacking = [name for name in metrics.columns() if METRICS[name].since > outdated["schema"].min()]
+        notes.append(
+            f"{len(outdated)} evaluations are of an older version, without {', '.join(lacking)}; the next launch of "
+            "the sweep makes them again"
+        )
     return notes
 
 

@@ -20,10 +20,10 @@ from sqlalchemy.engine import create_engine, make_url
 from sqlalchemy.exc import SQLAlchemyError
 
 from gsae_ray.errors import UserError, first_line
-from gsae_ray.tracking.credentials import HTTP, has_login, refuse_password
+from gsae_ray.tracking.credentials import HTTP, has_login, redacted, refuse_password
 
 PATIENCE_S = 15
-"""Without an answer for so long a server is said to be away."""
+"""Seconds without an answer after which a server counts as away."""
 _ELSEWHERE = "or leave --tracking-uri and MLFLOW_TRACKING_URI out to record in ./mlflow.db"
 
 
@@ -42,7 +42,7 @@ def resolve_uri(tracking_uri: str | None) -> str:
 
 @contextlib.contextmanager
 def quick_failure(timeout_s: int = 30) -> Iterator[None]:
-    """Within the context a server that refuses is an error at once, one that hangs after `timeout_s`.
+    """A context in which a server that refuses is an error at once, and one that hangs after `timeout_s`.
 
     MLflow itself would try for minutes at every call, with the sweep's end or a Ctrl-C waiting for it; and it would
     send again what makes a run, although only the reply may have been lost. The mirror asks first, then tries again.
@@ -60,7 +60,9 @@ def quick_failure(timeout_s: int = 30) -> Iterator[None]:
 
 
 def sqlite_file(tracking_uri: str) -> Path | None:
-    """That of an SQLite store; None for others. A missing folder would be made by MLflow, wherever the typo points.
+    """The file of an SQLite store; None for other stores.
+
+    MLflow would make a folder that is missing, wherever a typo points.
 
     Raises:
         UserError: there is no such folder, or it is one itself.
@@ -105,7 +107,7 @@ def connect(tracking_uri: str) -> MlflowClient:
         logging.getLogger(name).setLevel(logging.ERROR)
     path = sqlite_file(tracking_uri)
     if urlsplit(tracking_uri).scheme in HTTP:
-        has_login()  # a file that cannot be read is told of
+        has_login()  # raises where the file of logins cannot be read
     with asking(tracking_uri):
         if path is None or path.exists():
             _try_once(tracking_uri, path)
@@ -115,7 +117,7 @@ def connect(tracking_uri: str) -> MlflowClient:
 
 
 def _try_once(tracking_uri: str, path: Path | None) -> None:
-    """Whether a database can be opened. Where it cannot, MLflow would try for minutes, and say so after the last.
+    """Opens a database once. Where it cannot be opened, MLflow would try for minutes before it says so.
 
     Args:
         path: of an SQLite store.
@@ -134,7 +136,7 @@ def _try_once(tracking_uri: str, path: Path | None) -> None:
 
 @contextlib.contextmanager
 def asking(tracking_uri: str) -> Iterator[None]:
-    """Within the context whatever MLflow, a database or the network says against a request is one line.
+    """A context in which a request that fails, whatever of MLflow, database or network it fails in, is one line.
 
     Raises:
         UserError: the store cannot be reached, wants another login, or refuses what is asked of it.
@@ -143,11 +145,12 @@ def asking(tracking_uri: str) -> Iterator[None]:
         with quick_failure(PATIENCE_S):
             yield
     except (MlflowException, SQLAlchemyError, sqlite3.Error, ImportError, OSError, ValueError) as error:
-        raise UserError(f"--tracking-uri: {_explain(tracking_uri, error)}") from error
+        told = _explain(tracking_uri, error).replace(tracking_uri, redacted(tracking_uri))  # what MLflow quotes, too
+        raise UserError(f"--tracking-uri: {told}") from error
 
 
 def _explain(tracking_uri: str, error: BaseException) -> str:
-    """What is wrong, and what would be right."""
+    """Why a store cannot be worked with, and what to do about it."""
     cause = error
     while (deeper := cause.__cause__ or cause.__context__) is not None:
         cause = deeper

@@ -14,51 +14,54 @@ from sqlalchemy.exc import SQLAlchemyError
 from gsae_ray.errors import UserError
 
 HTTP = ("http", "https")
-_SECRET_KEY = re.compile(r"password|passwd|passphrase|pwd|secret|api_?key|token(?![a-z])", re.IGNORECASE)
-_ODBC_SECRET = re.compile(r"(^|;)\s*(password|pwd)\s*=", re.IGNORECASE)
-_AFTER_A_NAME = re.compile(r":(?!\d+([/?#,]|$))[^@&\]]+@")
-"""What is no port, up to an @: for some parsers a `/`, `#` or `?` in a password ends what they look at before it."""
+SECRET_KEYS = ("password", "passwd", "pwd", "sslpassword", "secret", "token", "access_token", "api_key")
+"""Of an address's query."""
 
 
 def refuse_password(address: str, option: str = "--tracking-uri") -> None:
-    """An address is printed and written down, so no password may be in it.
+    """Refuses an address with a password, since addresses are printed and written down.
 
     Raises:
         UserError: there is one, or it is no address. Neither tells what was given.
     """
+    address = address.strip()
     try:
-        urlsplit(address)
+        parts = urlsplit(address)
+        if parts.scheme in HTTP:
+            _ = parts.port  # a password with a `/` in it is one that is no number
     except ValueError:
         raise UserError(f"{option}: what was given is not an address (SCHEME://HOST:PORT)") from None
     if not _has_password(address):
         return
     if option == "--address":
         remedy = "put the cluster's token into ~/.ray/auth_token or RAY_AUTH_TOKEN"
-    elif "://" in address and not address.strip().lower().startswith(HTTP):
-        remedy = "give it as the database's client has it (PostgreSQL: PGPASSWORD or ~/.pgpass)"
-    else:
+    elif parts.scheme in HTTP:
         remedy = "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
+    else:
+        remedy = "give it as the database's client has it (PostgreSQL: PGPASSWORD or ~/.pgpass)"
     raise UserError(
         f"{option}: there is a password in the address, which is printed and written down; leave it out, and {remedy}"
     )
 
 
 def _has_password(address: str) -> bool:
-    """Whether an address may hold a password, for MLflow, SQLAlchemy or whoever reads it."""
-    address = address.strip()  # as parsers do
-    rest = address.partition("://")[2] or address
+    """Whether a URL parser finds a password in an address, or a query key of `SECRET_KEYS`."""
     parts = urlsplit(address)
-    found = bool(parts.password)
-    if parts.scheme in HTTP:  # of a server's address the name alone may be a token; a database's has its user there
-        found |= bool(parts.username)
-    elif parts.scheme:
-        with contextlib.suppress(SQLAlchemyError, ValueError):
-            found |= bool(make_url(address).password)
-    path = address.startswith(("/", ".", "~")) or parts.scheme.partition("+")[0] in ("sqlite", "file")
-    if not path:
-        found |= _AFTER_A_NAME.search(rest) is not None
-    values = parse_qsl(rest.partition("?")[2])
-    return found or any(_SECRET_KEY.search(key) or _ODBC_SECRET.search(value) for key, value in values)
+    if parts.password or any(key.lower() in SECRET_KEYS for key, _ in parse_qsl(parts.query)):
+        return True
+    if parts.scheme in HTTP:
+        return bool(parts.username)  # it may be a token
+    with contextlib.suppress(SQLAlchemyError, ValueError):
+        return bool(make_url(address).password)  # of a database, where a password may have a `/`, `#` or `?`
+    return False
+
+
+def redacted(address: str) -> str:
+    """An address as it is printed: without user names, passwords and the values of its query."""
+    if address.startswith("sqlite:///"):
+        return address
+    address, mark, query = address.partition("?")
+    return re.sub(r"[^/@]+@", "***@", address) + mark + re.sub(r"=[^&]*", "=***", query)
 
 
 def has_login() -> bool:

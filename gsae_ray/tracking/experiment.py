@@ -16,7 +16,7 @@ from mlflow.tracking import MlflowClient
 from gsae_ray.errors import UserError, first_line
 from gsae_ray.names import folder_name
 from gsae_ray.tracking.connection import PATIENCE_S, asking, connect, sqlite_file
-from gsae_ray.tracking.credentials import HTTP
+from gsae_ray.tracking.credentials import HTTP, redacted
 from gsae_ray.tracking.tags import SWEEP
 
 
@@ -106,8 +106,8 @@ def check_artifacts(tracking_uri: str, location: str) -> None:
         return
     if urlsplit(tracking_uri).scheme in HTTP:
         raise UserError(
-            f"--tracking-uri: the MLflow server at {tracking_uri!r} wants artifacts written to {location!r}, a path of "
-            "this machine that a server may not choose; start it with --artifacts-destination (and without "
+            f"--tracking-uri: the MLflow server at {redacted(tracking_uri)!r} wants artifacts written to {location!r}, "
+            "a path of this machine that a server may not choose; start it with --artifacts-destination (and without "
             "--no-serve-artifacts), and give the sweep a new experiment there (experiment: NAME)"
         )
     _check_takes_files(Path(url2pathname(parts.path)))

@@ -9,6 +9,7 @@ from mlflow.entities import Run
 
 from gsae_ray.errors import UserError, suggest
 from gsae_ray.tracking.connection import asking, open_tracking
+from gsae_ray.tracking.credentials import redacted
 from gsae_ray.tracking.tags import KIND, LAUNCH
 
 
@@ -38,7 +39,7 @@ class RecordedExperiment:
             found = self._client.get_experiment_by_name(name)
             known = [] if found else [e.name for e in self._client.search_experiments() if e.name != "Default"]
         if found is None:
-            raise unknown_experiment(name, self._uri, known)
+            raise unknown_experiment(name, redacted(self._uri), known)
         self._id = found.experiment_id
 
     def runs(self, kind: str, launch: str | None = None, status: str | None = None) -> list[RecordedRun]:

@@ -16,7 +16,8 @@ from gsae_ray.cli.frontier_table import print_frontier
 from gsae_ray.cli.tables import print_table
 from gsae_ray.config.recipe import TrialTraining
 from gsae_ray.config.trial import TrialSpec
-from gsae_ray.results.frontier import COLUMNS, EVAL_COLUMNS
+from gsae_ray.evaluation import metrics
+from gsae_ray.results.frontier import columns
 from gsae_ray.tracking.tags import trial_params
 
 LAMBDA = 0.000123457
@@ -27,15 +28,15 @@ RECIPE_KEYS = {
 """What the recipe tells of."""
 
 
-def rows_of(*trials: TrialSpec, **columns: Any) -> pd.DataFrame:
+def rows_of(*trials: TrialSpec, **values: Any) -> pd.DataFrame:
     """As `results.frontier` makes them of their runs; the L0 is their number."""
     rows = []
     for number, trial in enumerate(trials):
         params = trial_params(trial)
-        row = {name: params.get(name, "") for name in COLUMNS} | dict.fromkeys(EVAL_COLUMNS, 0.98765)
+        row = {name: params.get(name, "") for name in columns()} | dict.fromkeys(metrics.columns(), 0.98765)
         row |= {"sparsity": params["l1_coefficient"], "l0": 100.0 + number, "on_frontier": number == 0, "launch": "one"}
-        rows.append(row | columns)
-    return pd.DataFrame(rows)[COLUMNS]
+        rows.append(row | values)
+    return pd.DataFrame(rows)[columns()]
 
 
 def printed(rows: pd.DataFrame, width: int, **options: Any) -> list[str]:
@@ -76,7 +77,7 @@ def test_a_setting_in_which_saes_differ_is_a_column_and_no_other(
 
 def test_every_setting_of_training_that_decides_weights_has_a_column() -> None:
     about_files = {"log_every_tokens", "checkpoint_every_tokens"}
-    assert TrialTraining.model_fields.keys() - about_files - RECIPE_KEYS <= set(COLUMNS)
+    assert TrialTraining.model_fields.keys() - about_files - RECIPE_KEYS <= set(columns())
 
 
 def all_varying() -> pd.DataFrame:

@@ -22,7 +22,7 @@ from gsae_ray.config.sweep import Sweep
 from gsae_ray.driver import begin, launch, publish
 from gsae_ray.driver.prepare import PreparedSweep
 from gsae_ray.errors import SweepStoppedError, UserError
-from gsae_ray.results.frontier import EVAL_COLUMNS
+from gsae_ray.evaluation import metrics
 from gsae_ray.storage.driver_lock import driver_lock
 from gsae_ray.storage.event_log import EventLog
 from gsae_ray.storage.trial_directory import TrialDirectory
@@ -173,7 +173,7 @@ def test_pursuit_and_one_target_more_cost_only_their_evaluations(launched: launc
     resumed = pursued(8, 32, resume=True)
     assert resumed.launch_id == second.launch_id
     own, rows = resumed.frontier(), resumed.frontier(encoder="pursuit")
-    pd.testing.assert_frame_equal(own[EVAL_COLUMNS], launched.frontier()[EVAL_COLUMNS])
+    pd.testing.assert_frame_equal(own[metrics.columns()], launched.frontier()[metrics.columns()])
     assert sorted(rows["pursuit_l0"]) == [8] * 4 + [32] * 4
     assert (rows["l0"] <= rows["pursuit_l0"]).all() and (rows["l0"] > 0.9 * rows["pursuit_l0"]).all()
     assert rows["loss_recovered"].between(0.5, 1.01).all()

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+from added_metric import added_metric
 from damage import COMMON, Damage, cut
 from mlflow.tracking import MlflowClient
 from recorder import GATED_1, GATED_2, L1, NEWER, OLDER, STANDARD_1, End, Recorder, ends
@@ -21,7 +22,7 @@ from gsae_ray.config.trial import TrialSpec
 from gsae_ray.errors import UserError
 from gsae_ray.results.best import best
 from gsae_ray.results.comparison import sequences
-from gsae_ray.results.frontier import COLUMNS, frontier
+from gsae_ray.results.frontier import columns, frontier
 from gsae_ray.results.plots import plot_frontier
 from gsae_ray.storage import launch_directory
 from gsae_ray.storage.trial_directory import EvaluationRequest, Trial
@@ -35,7 +36,7 @@ def trials_of(rows: pd.DataFrame) -> list[str]:
 
 def test_the_newest_launch_is_the_default_and_its_rows_are_whole_and_sorted(recorder: Recorder) -> None:
     rows = frontier("sweep")
-    assert rows.columns.tolist() == COLUMNS
+    assert rows.columns.tolist() == columns()
     expected = [GATED_1[2], GATED_1[3], GATED_1[1], STANDARD_1[0], GATED_2[0]]
     assert trials_of(rows) == [trial.name for trial in expected]
     assert rows["l0"].tolist() == [20, 30, 40, 45, 12]
@@ -138,7 +139,7 @@ def test_a_sweep_of_which_nothing_is_usable_has_an_empty_frontier(recorder: Reco
     recorder.record("dead", NEWER, [*zip(GATED_1, ends((0, 0.5)), strict=False)])
     rows = frontier("dead")
     assert rows.empty
-    assert rows.columns.tolist() == COLUMNS
+    assert rows.columns.tolist() == columns()
     assert len(rows.attrs["notes"]) == 1
     pd.testing.assert_frame_equal(frontier("dead", site=SITE_1), rows)
     with pytest.raises(UserError):
@@ -148,13 +149,28 @@ def test_a_sweep_of_which_nothing_is_usable_has_an_empty_frontier(recorder: Reco
 # ---- gradient pursuit and sums of each context ----------------------------------------------------------------------
 
 
+def test_a_metric_that_is_added_is_a_column_and_saes_evaluated_before_stay(
+    recorder: Recorder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = frontier("sweep")
+    added_metric(monkeypatch)
+    rows = frontier("sweep")
+    assert rows["norm_ratio"].isna().all()
+    pd.testing.assert_frame_equal(rows.drop(columns="norm_ratio"), before)
+    *notes, last = rows.attrs["notes"]
+    assert notes == before.attrs["notes"]
+    assert last == (
+        "5 evaluations are of an older version, without norm_ratio; the next launch of the sweep makes them again"
+    )
+
+
 def test_pursuit_has_a_frontier_of_its_own_with_a_row_for_each_target(recorder: Recorder) -> None:
     pursuit = {4: evaluation(l0=4.0, loss_recovered=0.8), 16: evaluation(l0=15.5, loss_recovered=0.95)}
     recorder.record("pursued", NEWER, list(zip(GATED_1[:2], ends((9, 0.85), (19, 0.9)), strict=True)), pursuit=pursuit)
     own, rows = frontier("pursued"), frontier("pursued", encoder="pursuit")
-    assert own.columns.tolist() == COLUMNS
+    assert own.columns.tolist() == columns()
     assert own["l0"].tolist() == [9, 19]
-    assert rows.columns.tolist() == [*COLUMNS, "pursuit_l0"]
+    assert rows.columns.tolist() == [*columns(), "pursuit_l0"]
     assert rows["pursuit_l0"].tolist() == [4, 4, 16, 16]
     assert rows["l0"].tolist() == [4, 4, 15.5, 15.5]
     assert rows["loss_recovered"].tolist() == [0.8, 0.8, 0.95, 0.95]

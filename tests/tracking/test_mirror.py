@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import itertools
-import socket
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,17 +13,15 @@ import pytest
 from damage import DAMAGES, flip
 from mirrors import LAUNCH_ID, ONE, TRIALS, Server, append, pair
 from mlflow.tracking import MlflowClient
+from servers import free_ports
 from trials import FINGERPRINT, REQUEST, SITE_1, begin, evaluation, expand, finish, logged, random_sae
 
 from gsae_ray import saes
-from gsae_ray.errors import UserError
 from gsae_ray.saes.files import content_hash
 from gsae_ray.storage.trial_directory import Trial, TrialDirectory
 from gsae_ray.tracking.artifacts import download_sae, download_sequences
 from gsae_ray.tracking.background import MirrorThread
-from gsae_ray.tracking.connection import connect, resolve_uri
-from gsae_ray.tracking.credentials import refuse_password
-from gsae_ray.tracking.experiment import check, make_experiment
+from gsae_ray.tracking.experiment import make_experiment
 from gsae_ray.tracking.mirror import Mirror
 from gsae_ray.tracking.tags import CONTENT, EVALUATION, FAILURE, IDENTITY, KIND, LAUNCH, SWEEP, TRIAL
 
@@ -409,7 +405,7 @@ def test_the_mirror_survives_a_server_that_is_gone(
     trial, directory = pair(tmp_path, 2)
     mirror = server.mirror()
     thread = MirrorThread(mirror, [(trial, directory)])
-    client, mirror.client = mirror.client, MlflowClient(f"http://127.0.0.1:{closed_port()}")
+    client, mirror.client = mirror.client, MlflowClient(f"http://127.0.0.1:{free_ports(1)[0]}")
     assert not thread.attempt()
     mirror.client = client
     assert thread.attempt()
@@ -469,138 +465,6 @@ def test_an_experiment_that_was_deleted_is_used_again(server: Server, tmp_path: 
     server.client.delete_experiment(mirror.experiment_id)
     server.mirror().sync([pair(tmp_path, 1)])
     assert server.steps() == [64]
-
-
-# ---- where MLflow is ------------------------------------------------------------------------------------------------
-
-
-def closed_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])
-
-
-def test_a_server_that_does_not_answer_is_an_error_within_seconds() -> None:
-    address = f"http://127.0.0.1:{closed_port()}"
-    started = time.monotonic()
-    with pytest.raises(UserError, match=rf"^--tracking-uri: the MLflow server at '{address}' does not answer") as error:
-        connect(address)
-    assert time.monotonic() - started < 120  # not the minutes of every retry
-    assert "\n" not in str(error.value)
-
-
-def test_an_address_that_means_nothing_to_mlflow_is_a_user_error() -> None:
-    with pytest.raises(UserError, match=r"^--tracking-uri: .*gopher://there"):
-        connect("gopher://there")
-
-
-def test_an_sqlite_store_in_no_folder_is_a_user_error_and_no_folder_is_made(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"^--tracking-uri: .* there is no such folder"):
-        connect(f"sqlite:///{tmp_path}/folder/mlflow.db")
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_the_tracking_uri_is_the_argument_else_the_environment_else_a_file_here(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    assert resolve_uri(None) == f"sqlite:///{tmp_path}/mlflow.db"
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://10.0.0.1:5000")
-    assert resolve_uri(None) == "http://10.0.0.1:5000"
-    assert resolve_uri("http://10.0.0.2") == "http://10.0.0.2"
-
-
-def test_paths_of_sqlite_stores_are_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    assert resolve_uri("sqlite:///runs/mlflow.db") == f"sqlite:///{tmp_path}/runs/mlflow.db"
-    assert resolve_uri("sqlite:////elsewhere/mlflow.db") == "sqlite:////elsewhere/mlflow.db"
-
-
-ODD = ("sec#secret", "sec/secret", "sec?secret", "sec@secret", "sec:secret")
-"""Passwords that a parser takes for the end of the address's first part."""
-
-
-@pytest.mark.parametrize(
-    ("address", "remedy"),
-    [
-        ("http://me:secret@host:5000", "MLFLOW_TRACKING_USERNAME"),
-        ("https://secret@host", "MLFLOW_TRACKING_USERNAME"),
-        ("postgresql://me:secret@host/mlflow", "PGPASSWORD or ~/.pgpass"),
-        ("mysql://me@host/mlflow?password=secret", "PGPASSWORD or ~/.pgpass"),
-        ("HTTP://me:secret@host", "MLFLOW_TRACKING_USERNAME"),
-        ("me:secret@host:5000", "MLFLOW_TRACKING_USERNAME"),
-        *[(f"http://me:{password}@host", "MLFLOW_TRACKING_USERNAME") for password in ODD],
-        *[(f"mssql+pyodbc://me:{password}@host/db", "PGPASSWORD") for password in ODD],
-        *[(f"mysql://host/mlflow?{key}=secret", "PGPASSWORD") for key in ("passwd", "pwd", "sslpassword", "API_KEY")],
-        ("mssql+pyodbc:///?odbc_connect=DRIVER%3DX%3BUID%3Dme%3BPWD%3Dsecret", "PGPASSWORD"),
-        ("http://host?access_token=secret", "MLFLOW_TRACKING_USERNAME"),
-        *[
-            (f"mysql://host/db?{key}=secret", "PGPASSWORD")
-            for key in ("token_v2", "password1", "aws_secret_access_key")
-        ],
-        (" http://secret@host", "MLFLOW_TRACKING_USERNAME"),  # a parser takes the blank off
-        ("http//me:secret@host", "MLFLOW_TRACKING_USERNAME"),
-        ("postgresql://me@server:secret@server.example/db", "PGPASSWORD"),
-        ("postgresql://me:@secret@host/db", "PGPASSWORD"),
-        ("postgresql://domain/me:secret@host/db", "PGPASSWORD"),
-        # Here SQLAlchemy takes the host for the user, and the port and what follows for the password.
-        ("postgresql://host:5432/db?user=me@secret", "PGPASSWORD"),
-        ("sqlite+pysqlcipher://:secret@/x.db", "PGPASSWORD"),
-        ("file://me:secret@host/p", "PGPASSWORD"),
-    ],
-)
-def test_an_address_with_a_password_is_refused(address: str, remedy: str) -> None:
-    for ask in (functools.partial(check, experiment="small"), connect, resolve_uri):
-        with pytest.raises(UserError, match="--tracking-uri: there is a password in the address") as error:
-            ask(address)
-        assert remedy in str(error.value) and "secret" not in str(error.value)
-
-
-@pytest.mark.parametrize(
-    "address",
-    [
-        "http://host:5000/path?max_tokens=3&keys=all&tokenizer=x",
-        "http://host:5000/Users/me@work",
-        "http://[::1]:5000",
-        "http://[::1]:5000/@a",
-        "postgresql:///db?host=/cloudsql/p:r:i&user=me@p.iam",
-        "postgresql://me@a:5432,b:5433/db",
-        "/a/b:c@d",
-        "sqlite+pysqlite:////a/b:c@d/m.db",
-        "https://host",
-        "host:5000",
-        "postgresql://me@host:5432/db?passfile=/p&sslkey=/k",
-        "postgresql://me:@host/db",
-        "sqlite:////home/me:you@work/mlflow.db",
-        "databricks://profile:prefix",
-    ],
-)
-def test_an_address_without_a_password_is_not_refused(address: str) -> None:
-    refuse_password(address)
-
-
-@pytest.mark.parametrize(
-    "wrong",
-    [b"mlflow_tracking_password = secret", b"[mlflow]\n\xffsecret", b"[mlflow]\nmlflow_tracking_password = 1%secret"],
-)
-def test_a_file_of_logins_that_cannot_be_read_is_told_of(
-    wrong: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("HOME", str(tmp_path))
-    (tmp_path / ".mlflow").mkdir()
-    (tmp_path / ".mlflow" / "credentials").write_bytes(wrong)
-    with pytest.raises(UserError, match="~/.mlflow/credentials cannot be read") as error:
-        connect("http://127.0.0.1:1")
-    assert "secret" not in str(error.value)
-
-
-def test_an_address_from_the_environment_is_looked_at_too(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://me:secret@host")
-    with pytest.raises(UserError, match="--tracking-uri: there is a password"):
-        resolve_uri(None)
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", "postgresql://u@h/db?passfile=/p")
-    assert resolve_uri(None) == "postgresql://u@h/db?passfile=/p"
 
 
 # ---- damage ---------------------------------------------------------------------------------------------------------
