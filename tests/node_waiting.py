@@ -33,7 +33,7 @@ class Slow:
 def hold_their_gpus(cluster: Cluster) -> None:
     """A producer's GPU is another node's when its own dies, and nobody's in the end."""
 
-    class Shell:
+    class Producer:
         """In the place of one with the language model, which would need a real GPU."""
 
         def __init__(self, spec: None) -> None:
@@ -53,7 +53,7 @@ def hold_their_gpus(cluster: Cluster) -> None:
     cluster.add_node(num_gpus=2, num_cpus=1, object_store_memory=NODE_STORE_BYTES)  # which producers may not take
     first = add()
     wait_until(lambda: gpus() == 3)
-    start_actors.ProducerActor = Shell  # type: ignore[attr-defined]
+    start_actors.ProducerActor = Producer  # type: ignore[assignment, attr-defined]
     with start_actors.running_producers(1, 1, 2**30, labels, None, 60) as ((producer,), (where,)):  # type: ignore[arg-type]
         assert where == first.node_id
         wait_until(lambda: gpus() == 2)
@@ -66,7 +66,7 @@ def hold_their_gpus(cluster: Cluster) -> None:
 
 
 def main(folder: Path) -> None:
-    start_actors.TELL_AFTER_S = 2.0
+    start_actors.TELL_AFTER_S = 2.0  # type: ignore[attr-defined]
     cluster = head_without_slots()
     try:
         ray.init(address=cluster.address, log_to_driver=False)
@@ -75,7 +75,7 @@ def main(folder: Path) -> None:
         options = {"num_cpus": 0, "num_gpus": 1, "max_restarts": -1, "max_task_retries": 0}
         slow = ray.remote(Slow).options(scheduling_strategy=place, **options).remote(folder)
         work = slow.work.remote()
-        nodes = []
+        nodes: list[Any] = []
 
         def check() -> None:
             """Once a second: a node comes when the wait was told of, is killed at the first start, another comes."""

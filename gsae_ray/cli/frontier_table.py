@@ -27,6 +27,7 @@ def print_frontier(rows: pd.DataFrame, console: Console, mixed_tokens: bool = Fa
 
     Args:
         rows: as `results.frontier` returns them.
+        console: where they go.
         mixed_tokens: SAEs of different numbers of tokens share a frontier.
     """
     measured = [name for name, metric in METRICS.items() if metric.table]

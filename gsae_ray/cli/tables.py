@@ -26,6 +26,8 @@ def print_table(columns: Columns, console: Console, texts: Sequence[str] = (), e
     """Prints as many columns as the console is wide enough for. Cells are never cut: lines get too long instead.
 
     Args:
+        columns: head -> cells.
+        console: where the table goes.
         texts: columns that may be broken into lines; what is in the others is whole.
         expendable: columns that may be left out, the first one first; `--json` has to have them.
     """

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import logging
+import re
 from pathlib import Path
 
 import pytest
@@ -36,6 +37,16 @@ def test_v_shows_log_lines_once_and_only_for_that_command(
         main, [argument for argument in [*arguments, str(QUICKSTART), *refused] if argument != "-v"]
     )
     assert "INFO" not in quiet.output
+
+
+def test_a_launch_tells_of_its_steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As far as it comes without Ray: there is no launch that could be resumed."""
+    monkeypatch.chdir(tmp_path)
+    small = [word for value in ("training.tokens=20_000", "evaluation.tokens=4_096") for word in ("--set", value)]
+    result = CliRunner().invoke(main, ["run", "-v", "--resume", str(QUICKSTART), *small])
+    assert result.exit_code == 2, result.output
+    assert re.search(r"^\d\d:\d\d:\d\d INFO gsae_ray\.driver\.launch: 16 trials, ", result.stderr, re.MULTILINE)
+    assert "checking quickstart" in result.stderr
 
 
 def test_a_log_line_stays_whole_beside_a_live_display() -> None:
