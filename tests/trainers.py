@@ -94,7 +94,7 @@ def make(
     **training: Any,
 ) -> Trainer:
     """A trainer at the start; `training` overrides, with lr, seed, objective and schedule single values."""
-    settings = {"tokens": 5000, "batch_size": BATCH, "lr_warmup": 0.02, "log_every_tokens": 10 * BATCH}
+    settings: dict[str, Any] = {"tokens": 5000, "batch_size": BATCH, "lr_warmup": 0.02, "log_every_tokens": 10 * BATCH}
     settings |= {"gradient_clip": 0.0, "unit_biases": False, "checkpoint_every_tokens": 20 * BATCH, **training}
     lr, seed = settings.pop("lr", 3e-3), settings.pop("seed", 0)
     objective, schedule = settings.pop("objective", "paper"), settings.pop("schedule", "modern")

@@ -11,9 +11,9 @@ from gsae_ray.saes.registry import register
 
 @register("jumprelu")
 class JumpReLUSAE(SAE):
-    """f(x) = 1[z > θ] ReLU(z),  z = W_enc (x − b_dec) + b_enc,  x̂ = W_dec f + b_dec
+    """Rajamanoharan et al. 2024, appendix E; `threshold` is θ ≥ 0. `GatedSAE.to_jumprelu` makes one; none is trained.
 
-    Rajamanoharan et al. 2024, appendix E; `threshold` is θ ≥ 0. `GatedSAE.to_jumprelu` makes one; none is trained.
+    f(x) = 1[z > θ] ReLU(z),  z = W_enc (x − b_dec) + b_enc,  x̂ = W_dec f + b_dec
     """
 
     trainable = False

@@ -36,7 +36,7 @@ class Scale:
 
 UNITS: dict[str, Callable[[Scale], float]] = {
     # name: m·k
-    "raw": lambda x: 1.0,
+    "raw": lambda _: 1.0,
     "sum": lambda x: math.sqrt(x.n) / x.rms_norm,  # ours: E‖x'‖² = n, sums over coordinates
     "paper": lambda x: 1 / x.n,  # raw activations, the mean over coordinates (App. D)
     "paper_baseline": lambda x: x.required_mean_norm / x.n,  # its Pythia and Gemma baselines: also ÷ E‖x‖₂

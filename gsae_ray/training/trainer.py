@@ -44,6 +44,7 @@ class Trainer:
             device: where it is trained.
             parent: the finished SAE that training starts from, for architectures that have one.
             engine: what computes losses and gradients; default: the dense one.
+
         Raises:
             NumericError: the activations of block 0 are all zero, or not finite.
         """

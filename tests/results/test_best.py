@@ -13,7 +13,7 @@ import pandas as pd
 import pytest
 import torch
 from damage import Damage, cut, flip
-from recorder import GATED_1, NEWER, OLDER, STANDARD_1, Recorder, assert_same_weights, ends
+from recorder import GATED_1, NEWER, OLDER, Recorder, assert_same_weights, ends
 from trials import FINGERPRINT, SITE_1, SITE_2, begin, finish
 
 from gsae_ray import saes
@@ -21,7 +21,7 @@ from gsae_ray.config.trial import TrialSpec
 from gsae_ray.errors import UserError
 from gsae_ray.results.best import best, choose, example_constraint
 from gsae_ray.results.frontier import frontier
-from gsae_ray.saes.export import check_export, export
+from gsae_ray.saes.export import export
 from gsae_ray.storage.launch_directory import EVALUATED, LAUNCH
 
 ROWS = pd.DataFrame(
@@ -188,34 +188,6 @@ def test_export_writes_what_load_reads_with_where_it_came_from(recorder: Recorde
     assert_same_weights(loaded, sae)
     assert loaded.cfg == sae.cfg
     assert loaded.cfg.metadata["frontier"]["l0"] == 40
-
-
-def test_export_checks_the_format_and_the_folder(recorder: Recorder, tmp_path: Path) -> None:
-    sae = recorder.saved("sweep", NEWER, GATED_1[1])
-    with pytest.raises(UserError, match=r"^--format: unknown 'gase'; did you mean 'gsae'"):
-        export(sae, tmp_path, "gase")
-    (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match=r"^--out: .*file is a file; give a folder$"):
-        export(sae, tmp_path / "file")
-    assert check_export(tmp_path / "new", "gsae") == tmp_path / "new"
-    assert not (tmp_path / "new").exists()
-
-
-@pytest.mark.parametrize("name", ["cfg.json", "sae_weights.safetensors", "sparsity.safetensors", "notes.txt"])
-def test_export_overwrites_no_file_that_is_not_ours(recorder: Recorder, tmp_path: Path, name: str) -> None:
-    sae = recorder.saved("sweep", NEWER, GATED_1[1])
-    (tmp_path / name).write_text('{"architecture": "standard", "d_in": 8, "d_sae": 16}')
-    with pytest.raises(UserError, match=rf"^--out: .* \({name}\); nothing is overwritten: give a new folder, or "):
-        export(sae, tmp_path)
-    assert [path.name for path in tmp_path.iterdir()] == [name]
-
-
-def test_export_replaces_an_sae_of_ours_as_a_whole(recorder: Recorder, tmp_path: Path) -> None:
-    recorder.saved("sweep", NEWER, STANDARD_1[0]).save(tmp_path)
-    (tmp_path / ".gitignore").write_text("")
-    export(recorder.saved("sweep", NEWER, GATED_1[1]), tmp_path)
-    assert saes.load(tmp_path).cfg.architecture == "gated"
-    assert sorted(path.name for path in tmp_path.iterdir()) == [".gitignore", "cfg.json", "sae_weights.safetensors"]
 
 
 def test_results_import_nothing_of_ray(recorder: Recorder, tmp_path: Path) -> None:

@@ -142,11 +142,11 @@ def test_a_folded_sae_takes_raw_activations(architecture: str, scale: float) -> 
     folded.fold_scale(scale)
     x_BD = torch.randn(50, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(2)) / scale
     acts_BF, expected_BF = folded.encode(x_BD), scaled.encode(scale * x_BD) / scale
-    tolerance = {"atol": 0.0, "rtol": 0.0} if scale in (0.25, 8.0) else {"atol": 1e-12 / scale, "rtol": 1e-12}
+    atol, rtol = (0.0, 0.0) if scale in (0.25, 8.0) else (1e-12 / scale, 1e-12)
     assert 0 < (acts_BF > 0).double().mean() < 1
     assert torch.equal(acts_BF > 0, expected_BF > 0)
-    torch.testing.assert_close(acts_BF, expected_BF, **tolerance)
-    torch.testing.assert_close(folded(x_BD), scaled(scale * x_BD) / scale, **tolerance)
+    torch.testing.assert_close(acts_BF, expected_BF, atol=atol, rtol=rtol)
+    torch.testing.assert_close(folded(x_BD), scaled(scale * x_BD) / scale, atol=atol, rtol=rtol)
 
 
 @architectures
@@ -364,7 +364,7 @@ def test_a_save_that_fails_halfway_leaves_no_new_weights_beside_an_old_configura
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
     writes = iter(range(2))
 
-    def full(file: int) -> None:
+    def full(_file: int) -> None:
         if next(writes) == 1:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
@@ -429,7 +429,8 @@ def test_a_registered_architecture_can_be_built_saved_and_loaded(soft: type[SAE]
     assert to_bytes(loaded) == to_bytes(sae)
 
 
-def test_the_registry_holds_the_packages_architectures_and_what_was_registered(soft: type[SAE]) -> None:
+@pytest.mark.usefixtures("soft")
+def test_the_registry_holds_the_packages_architectures_and_what_was_registered() -> None:
     assert set(REGISTRY) >= {"standard", "gated", "test_soft"}
     assert {name: REGISTRY[name].architecture for name in REGISTRY} == {name: name for name in REGISTRY}
     with pytest.raises(UserError, match="did you mean 'test_soft'"):

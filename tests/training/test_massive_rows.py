@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -12,8 +11,9 @@ from torch import Tensor
 from trainers import BATCH, BLOCKS, M, N, make, run, same, sparse_rows, through_files, weights
 from tune_trials import begun
 
-from gsae_ray.saes import Objective
-from gsae_ray.training.trainer import NumericError, Trainer
+from gsae_ray.errors import NumericError
+from gsae_ray.saes import Losses, Objective
+from gsae_ray.training.trainer import Trainer
 
 MASSIVE = tuple(range(5, 6000, 97))
 RESAMPLING = {"at_steps": [40], "window_steps": 10, "inputs": 5 * BATCH, "rewarm_steps": 0}
@@ -36,7 +36,7 @@ def watched(trainer: Trainer) -> list[tuple[Tensor, Tensor]]:
     seen: list[tuple[Tensor, Tensor]] = []
     original = trainer.sae.losses
 
-    def watch(x_BD: Tensor, coefficient: float, objective: Objective) -> Any:
+    def watch(x_BD: Tensor, coefficient: float, objective: Objective = "paper") -> Losses:
         losses = original(x_BD, coefficient, objective)
         seen.append((x_BD.clone(), losses.acts_BF.clone()))
         return losses
@@ -140,9 +140,10 @@ def test_an_interval_without_a_row_that_takes_part_is_a_numeric_error() -> None:
 
 
 def test_a_trial_logs_the_share_of_the_largest_rows_once(tmp_path: Path) -> None:
-    trial = begun(tmp_path / "trial", make("gated", rows_RD=rows_with_sinks()))
+    trainer = make("gated", rows_RD=rows_with_sinks())
+    trial = begun(tmp_path / "trial", trainer)
     for _ in range(3):
-        trial._train(trial.trainer)
+        trial._train(trainer)
     rows, _ = trial.directory.rows()
     shares = [row["metrics"].get("train/sink_share") for row in rows]
     squares_R = rows_with_sinks()[: BLOCKS[0]].double().square().sum(1)

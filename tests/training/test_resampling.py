@@ -11,7 +11,7 @@ from torch import Tensor
 from trainers import BATCH, M, make, run, same, sparse_rows, through_files, weights
 
 from gsae_ray.config.recipe import Resampling
-from gsae_ray.saes import SAE, Objective, SAEConfig, build
+from gsae_ray.saes import SAE, Losses, Objective, SAEConfig, build
 from gsae_ray.training.resampling import Resampler
 from gsae_ray.training.trainer import Trainer
 
@@ -31,7 +31,13 @@ def trainer(
 ) -> Trainer:
     """The first features have a bias that no step mends: they are silent, unless they are resampled."""
     architecture, options = KINDS[kind]
-    values = {"tokens": 36 * BATCH, "log_every_tokens": 4 * BATCH, "lr": 1e-2, "l1_warmup": 0.0, "lr_decay": 0.0}
+    values: dict[str, Any] = {
+        "tokens": 36 * BATCH,
+        "log_every_tokens": 4 * BATCH,
+        "lr": 1e-2,
+        "l1_warmup": 0.0,
+        "lr_decay": 0.0,
+    }
     values |= {"lr_warmup": 0.0, **training}
     resampling = SETTINGS if resampling is None else resampling
     made = make(architecture, options=options, objective=objective, resampling=resampling, **values)
@@ -66,7 +72,7 @@ def silent_features(kind: str, objective: Objective) -> tuple[Tensor, list[Tenso
     inputs = []
     original = watched.sae.losses
 
-    def watch(x_BD: Tensor, coefficient: float, objective: Objective) -> Any:
+    def watch(x_BD: Tensor, coefficient: float, objective: Objective = "paper") -> Losses:
         losses = original(x_BD, coefficient, objective)
         if EVENT - 12 <= watched.step < EVENT:
             seen_F.logical_or_((watched.sae.encode(x_BD) > 0).any(0))
@@ -206,8 +212,8 @@ def test_inputs_are_drawn_in_proportion_to_their_loss_squared(batches: int) -> N
     rows_RD = torch.diag(torch.arange(1.0, 7.0).sqrt())
     weight_R = torch.arange(1.0, 7.0).square()
     probability_R = weight_R / weight_R.sum()
-    counts_R = sum(drawn(rows_RD, 1, seed, batches)[0].round() for seed in range(500))
-    frequency_R = counts_R / 500  # type: ignore[operator]
+    draws = torch.stack([drawn(rows_RD, 1, seed, batches)[0].round() for seed in range(500)])
+    frequency_R = draws.mean(0)
     deviation_R = (probability_R * (1 - probability_R) / 500).sqrt()
     assert ((frequency_R - probability_R).abs() < 5 * deviation_R).all()
     wrong_R = torch.arange(1.0, 7.0) / 21  # ∝ the loss itself would not pass

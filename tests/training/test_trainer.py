@@ -30,7 +30,7 @@ from trainers import (
 )
 
 from gsae_ray.errors import NumericError
-from gsae_ray.saes import SAE, Objective, RescaleShiftSAE, to_bytes
+from gsae_ray.saes import SAE, Losses, Objective, RescaleShiftSAE, to_bytes
 from gsae_ray.training.schedules import lr_factor, sparsity_factor
 from gsae_ray.training.trainer import Trainer
 
@@ -141,7 +141,7 @@ def test_a_metric_row_holds_the_means_of_its_interval(architecture: str) -> None
     parts, active_F = [], torch.zeros(M)
     original = trainer.sae.losses
 
-    def spy(x_BD: Tensor, coefficient: float, objective: Objective) -> Any:
+    def spy(x_BD: Tensor, coefficient: float, objective: Objective = "paper") -> Losses:
         losses = original(x_BD, coefficient, objective)
         parts.append([part.item() for part in losses[:4]])
         active_F.add_((losses.acts_BF > 0).sum(0))
