@@ -1,4 +1,8 @@
-"""Files that are there whole or not at all; a damaged one is told from a whole one."""
+"""Files that are there whole or not at all; a damaged one is told from a whole one.
+
+`Storage` is the seam between what is kept of trials and launches and where it is kept: each of its operations is one
+that a file system does at once, or that is written so that a crash leaves the old state or the new.
+"""
 
 from __future__ import annotations
 
@@ -9,9 +13,10 @@ import hashlib
 import json
 import os
 import secrets
+import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 import pydantic
 
@@ -54,8 +59,128 @@ def is_whole(path: Path, sha256: str) -> bool:
     return path.exists() and file_hash(path) == sha256
 
 
+class Storage(Protocol):
+    """Where trial and launch directories lie, and all that is done there.
+
+    Of a file that is not there, `FileNotFoundError` is raised, and another `OSError` where an operation fails.
+    """
+
+    def read(self, path: Path, start: int = 0) -> bytes:
+        """Returns a file's contents, from a byte on."""
+
+    def exists(self, path: Path) -> bool:
+        """Whether there is a file or a folder."""
+
+    def names(self, folder: Path) -> list[str]:
+        """Names of a folder's files and folders, sorted; none where there is no such folder."""
+
+    def modified(self, path: Path) -> float:
+        """When a file was written, in seconds since the epoch."""
+
+    def local(self, path: Path) -> Path:
+        """A file or folder as this machine has it, to be read only: a copy, or the thing itself."""
+
+    def create(self, path: Path) -> None:
+        """Makes an empty file, exclusively: of several processes one succeeds.
+
+        Raises:
+            FileExistsError: there is one.
+        """
+
+    def replace(self, path: Path, data: bytes) -> None:
+        """Writes a file. A reader sees the old contents or the new, also after a crash."""
+
+    def append(self, path: Path, data: bytes) -> None:
+        """Adds to the end of a file, which is made if need be. What a crash may take is the end of what was added."""
+
+    def sync(self, path: Path) -> None:
+        """Has what was appended to a file survive a crash."""
+
+    def rename(self, folder: Path, target: Path) -> None:
+        """Gives a folder another path, at which there is nothing, at once with all that is in it."""
+
+    def make_folder(self, folder: Path) -> None:
+        """Makes a folder, and those above it, where there is none."""
+
+    def remove(self, path: Path) -> None:
+        """Removes a file, if it is there."""
+
+    def remove_tree(self, folder: Path) -> None:
+        """Removes a folder with all that is in it, as far as that can be done."""
+
+    def remove_empty(self, folder: Path) -> None:
+        """Removes a folder that has nothing in it.
+
+        Raises:
+            OSError: it has.
+        """
+
+    def expire(self, path: Path) -> None:
+        """Leaves a file empty and old, which takes no space on a full disk."""
+
+
+class LocalStorage:
+    """The file system of this machine, or one that is mounted."""
+
+    def read(self, path: Path, start: int = 0) -> bytes:
+        with path.open("rb") as file:
+            file.seek(start)
+            return file.read()
+
+    def exists(self, path: Path) -> bool:
+        return path.exists()
+
+    def names(self, folder: Path) -> list[str]:
+        try:
+            return sorted(path.name for path in folder.iterdir())
+        except (FileNotFoundError, NotADirectoryError):
+            return []
+
+    def modified(self, path: Path) -> float:
+        return path.stat().st_mtime
+
+    def local(self, path: Path) -> Path:
+        return path
+
+    def create(self, path: Path) -> None:
+        path.touch(exist_ok=False)
+
+    def replace(self, path: Path, data: bytes) -> None:
+        write_atomically(path, data)
+
+    def append(self, path: Path, data: bytes) -> None:
+        with path.open("ab") as file:
+            file.write(data)
+
+    def sync(self, path: Path) -> None:
+        with path.open("rb") as file:
+            os.fsync(file.fileno())
+
+    def rename(self, folder: Path, target: Path) -> None:
+        folder.rename(target)
+
+    def make_folder(self, folder: Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+
+    def remove(self, path: Path) -> None:
+        path.unlink(missing_ok=True)
+
+    def remove_tree(self, folder: Path) -> None:
+        shutil.rmtree(folder, ignore_errors=True)
+
+    def remove_empty(self, folder: Path) -> None:
+        folder.rmdir()
+
+    def expire(self, path: Path) -> None:
+        os.truncate(path, 0)
+        os.utime(path, (0, 0))
+
+
+LOCAL = LocalStorage()
+
+
 def write_atomically(path: Path, data: bytes) -> None:
-    """A reader sees the old contents or the new, also after a crash."""
+    """Writes a file. A reader sees the old contents or the new, also after a crash."""
     # By a name that no other process has: on a shared file system two may have one process id.
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
     try:
@@ -118,26 +243,26 @@ class JSONFile(Generic[T]):
                 raise ValueError("another hash")
         return value
 
-    def write(self, path: Path, value: T) -> None:
-        write_atomically(path, self.encode(value, indent=2))
+    def write(self, path: Path, value: T, storage: Storage = LOCAL) -> None:
+        storage.replace(path, self.encode(value, indent=2))
 
-    def read(self, path: Path) -> T | None:
+    def read(self, path: Path, storage: Storage = LOCAL) -> T | None:
         """What `write` wrote, or None where there is no such file.
 
         Raises:
             DamagedError: something else is there.
         """
         try:
-            return self.decode(path.read_bytes())
+            return self.decode(storage.read(path))
         except FileNotFoundError:
             return None
         except ValueError as error:
             raise DamagedError(f"{path}: this file is damaged; {self.remedy}") from error
 
-    def read_whole(self, path: Path) -> T | None:
+    def read_whole(self, path: Path, storage: Storage = LOCAL) -> T | None:
         """As `read`, but None for a damaged file too: of what can be made again."""
         with contextlib.suppress(DamagedError):
-            return self.read(path)
+            return self.read(path, storage)
         return None
 
 

@@ -12,7 +12,8 @@ from mlflow.tracking import MlflowClient
 from trials import FINGERPRINT, begin, expand, row_metrics
 
 from gsae_ray.config.trial import TrialSpec
-from gsae_ray.storage.trial_directory import EvaluationRequest, Trial, TrialDirectory
+from gsae_ray.storage.evaluations import EvaluationRequest
+from gsae_ray.storage.trial_directory import Trial, TrialDirectory
 from gsae_ray.tracking.mirror import Mirror
 from gsae_ray.tracking.tags import KIND
 

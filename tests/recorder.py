@@ -12,7 +12,8 @@ from trials import FINGERPRINT, begin, expand, finish, row_metrics
 from gsae_ray import saes
 from gsae_ray.config.trial import TrialSpec
 from gsae_ray.evaluation.metrics import Evaluation
-from gsae_ray.storage.trial_directory import EvaluationRequest, Trial
+from gsae_ray.storage.evaluations import EvaluationRequest
+from gsae_ray.storage.trial_directory import Trial
 from gsae_ray.tracking.mirror import Mirror
 
 L1 = [1.0, 2.0, 4.0, 8.0]

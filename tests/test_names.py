@@ -18,7 +18,7 @@ from gsae_ray.config.site import Site
 from gsae_ray.config.sweep import Sweep
 from gsae_ray.errors import UserError
 from gsae_ray.names import check_run_id, folder_name, local_path, own_command
-from gsae_ray.storage.trial_directory import EvaluationRequest
+from gsae_ray.storage.evaluations import EvaluationRequest
 from gsae_ray.tracking.mirror import Mirror
 
 QUICKSTART = Path(__file__).parents[1] / "sweeps/quickstart.yaml"

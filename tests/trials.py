@@ -13,7 +13,8 @@ from gsae_ray.config.sweep import Sweep
 from gsae_ray.config.trial import TrialSpec
 from gsae_ray.evaluation.metrics import Evaluation
 from gsae_ray.saes import SAE, SAEConfig, build
-from gsae_ray.storage.trial_directory import EvaluationRequest, TrialDirectory
+from gsae_ray.storage.evaluations import EvaluationRequest
+from gsae_ray.storage.trial_directory import TrialDirectory
 
 FINGERPRINT = "f" * 64
 REQUEST = EvaluationRequest(FINGERPRINT, (None,))

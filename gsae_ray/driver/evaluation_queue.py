@@ -12,7 +12,8 @@ from gsae_ray.errors import NumericError, ProductionError, StorageFullError, rea
 from gsae_ray.evaluation.metrics import Evaluation
 from gsae_ray.files import room_needed
 from gsae_ray.saes.base import CONFIG_FILE, WEIGHTS_FILE
-from gsae_ray.storage.trial_directory import EvaluationRequest, Trial
+from gsae_ray.storage.evaluations import EvaluationRequest
+from gsae_ray.storage.trial_directory import Trial
 
 Evaluate = Callable[[str, str, bytes, Sequence[int | None]], Sequence["Future[Evaluation]"]]
 """(site, cfg.json, weights as saved, encoders) -> the evaluation with each encoder, in time."""

@@ -25,7 +25,7 @@ from gsae_ray.language_model.loading import (
     model_fingerprint,
     pinned,
 )
-from gsae_ray.storage.trial_directory import EvaluationRequest
+from gsae_ray.storage.evaluations import EvaluationRequest
 from gsae_ray.tracking.parents import fetch_parents, parent_configs
 
 

@@ -13,9 +13,10 @@ from gsae_ray.config.trial import TrialSpec
 from gsae_ray.errors import DamagedError, UserError
 from gsae_ray.files import JSONFile
 from gsae_ray.names import local_path
+from gsae_ray.storage.evaluations import EvaluationRequest, schema_of
 from gsae_ray.storage.launch_directory import EVALUATED, find_trial
 from gsae_ray.storage.launch_directory import LAUNCH as LAUNCH_FILE
-from gsae_ray.storage.trial_directory import EvaluationRequest, TrialDirectory, schema_of
+from gsae_ray.storage.trial_directory import TrialDirectory
 from gsae_ray.tracking.runs import RecordedExperiment, unknown_experiment
 from gsae_ray.tracking.tags import EVALUATION, FAILURE, IDENTITY, LAUNCH, SCHEMA, TRIAL, trial_params
 

@@ -273,8 +273,13 @@ class SAE(nn.Module, ABC):
 
         An SAE that is there already is replaced; a save that fails halfway never leaves its files beside new ones.
         """
-        cfg, weights = to_bytes(self)
-        write_together(Path(directory), {WEIGHTS_FILE: weights, CONFIG_FILE: (cfg + "\n").encode()})
+        write_together(Path(directory), saved_files(self))
+
+
+def saved_files(sae: SAE) -> dict[str, bytes]:
+    """Name -> contents of the files of a saved SAE, in the order in which they are written."""
+    cfg, weights = to_bytes(sae)
+    return {WEIGHTS_FILE: weights, CONFIG_FILE: (cfg + "\n").encode()}
 
 
 def to_bytes(sae: SAE) -> tuple[str, bytes]:

@@ -19,7 +19,7 @@ from pydantic import Field, FiniteFloat
 from typing_extensions import TypedDict
 
 from gsae_ray.errors import ReplacedError, UserError
-from gsae_ray.files import JSONFile
+from gsae_ray.files import LOCAL, JSONFile, Storage
 
 LOCK_HEARTBEAT_S = 5.0
 LOCK_STALE_S = 30.0
@@ -42,40 +42,40 @@ class Driver:
     has been replaced (it was suspended, or cut off from storage).
     """
 
-    def __init__(self, folder: Path, session: int) -> None:
+    def __init__(self, folder: Path, session: int, storage: Storage = LOCAL) -> None:
         self.folder = folder
         self.session = session
+        self.storage = storage
         self._path = folder / f"{session}.json"
-        self._path.touch(exist_ok=False)
+        storage.create(self._path)
         try:
             self.beat()
         except OSError:  # on a full disk; nobody is to take the file for a driver's
-            self._path.unlink()
+            storage.remove(self._path)
             raise
 
     def beat(self, ended: bool = False) -> None:
         """Says that the driver lives, or that it has come to its end."""
         mine = _DriverState(host=socket.gethostname(), pid=os.getpid(), ended=ended, heartbeat=time.time())
-        _DRIVER.write(self._path, mine)
+        _DRIVER.write(self._path, mine, self.storage)
 
     def end(self) -> None:
         """Says that the driver has come to its end; on a full disk by a file that is empty and old."""
         try:
             self.beat(ended=True)
         except OSError:
-            os.truncate(self._path, 0)
-            os.utime(self._path, (0, 0))
+            self.storage.expire(self._path)
 
     def leave(self) -> None:
         """Takes the driver's file away, and the folders that are empty then."""
-        self._path.unlink()
-        self.folder.rmdir()
-        self.folder.parent.rmdir()
+        self.storage.remove(self._path)
+        self.storage.remove_empty(self.folder)
+        self.storage.remove_empty(self.folder.parent)
 
     @property
     def replaced_by(self) -> str | None:
         """Who has taken the sweep over, if anybody has."""
-        newest, other = _newest_driver(self.folder)
+        newest, other = _newest_driver(self.folder, self.storage)
         return None if other is None or newest <= self.session else _describe_driver(other)
 
     def check(self) -> None:
@@ -88,18 +88,19 @@ class Driver:
 
 
 @contextlib.contextmanager
-def driver_lock(folder: Path, wait: Callable[[str], None] | None = None) -> Iterator[Driver]:
+def driver_lock(folder: Path, wait: Callable[[str], None] | None = None, storage: Storage = LOCAL) -> Iterator[Driver]:
     """One driver at a time for a sweep's folder; a heartbeat tells a live one from a dead one's remains.
 
     Args:
         wait: is told of another driver whose end cannot be seen from here (its machine was lost, say), which is then
             waited for: until it is heard of, or counts as gone. Without this it is refused at once.
+        storage: in which the folder is.
     Raises:
         UserError: another driver runs the sweep.
     """
     drivers = folder / "drivers"
-    drivers.mkdir(parents=True, exist_ok=True)
-    newest, other = _newest_driver(drivers)
+    storage.make_folder(drivers)
+    newest, other = _newest_driver(drivers, storage)
     refused = (
         f"{folder}: another driver ({{}}) runs this sweep; wait for it or stop it (one that was killed on another "
         f"machine counts as gone after {LOCK_STALE_S:g} s), or give this sweep another name or --storage"
@@ -109,16 +110,16 @@ def driver_lock(folder: Path, wait: Callable[[str], None] | None = None) -> Iter
         heard = other["heartbeat"]
         while other is not None and other["heartbeat"] == heard and _runs(other):
             time.sleep(1)
-            newest, other = _newest_driver(drivers)
+            newest, other = _newest_driver(drivers, storage)
     if other is not None and _runs(other):
         raise UserError(refused.format(_describe_driver(other)))
     try:
-        driver = Driver(drivers, newest + 1)
+        driver = Driver(drivers, newest + 1, storage)
     except FileExistsError:
         raise UserError(refused.format("it has begun this moment")) from None
-    for session, old in _driver_files(drivers).items():
+    for session in _sessions(drivers, storage):
         if session < newest:
-            old.unlink(missing_ok=True)
+            storage.remove(drivers / f"{session}.json")
     done = threading.Event()
 
     def beat() -> None:
@@ -134,29 +135,31 @@ def driver_lock(folder: Path, wait: Callable[[str], None] | None = None) -> Iter
         done.set()
         thread.join()
         with contextlib.suppress(OSError):
-            if (folder / "launches").exists():
+            if storage.exists(folder / "launches"):
                 driver.end()
             else:  # a sweep that has not begun leaves nothing behind; what others have put there stays
                 driver.leave()
 
 
-def _driver_files(drivers: Path) -> dict[int, Path]:
-    """By session."""
-    return {int(path.stem): path for path in drivers.glob("*.json") if path.stem.isdecimal()}
+def _sessions(drivers: Path, storage: Storage) -> list[int]:
+    """Numbers of the drivers that have a file."""
+    names = [Path(name) for name in storage.names(drivers)]
+    return [int(name.stem) for name in names if name.suffix == ".json" and name.stem.isdecimal()]
 
 
-def _newest_driver(drivers: Path) -> tuple[int, _DriverState | None]:
+def _newest_driver(drivers: Path, storage: Storage) -> tuple[int, _DriverState | None]:
     """Session and description of the last driver that began; 0 and None before the first."""
-    session, path = max(_driver_files(drivers).items(), default=(0, None))
-    if path is None:
+    session = max(_sessions(drivers, storage), default=0)
+    if session == 0:
         return 0, None
+    path = drivers / f"{session}.json"
     try:
-        written = path.stat().st_mtime
+        written = storage.modified(path)
     except FileNotFoundError:  # a newer one has just cleared it away
         return session, None
     # A damaged one is being written, or its driver's machine crashed then.
     unknown = _DriverState(host="?", pid=0, ended=False, heartbeat=written)
-    return session, _DRIVER.read_whole(path) or unknown
+    return session, _DRIVER.read_whole(path, storage) or unknown
 
 
 def _describe_driver(driver: _DriverState) -> str:

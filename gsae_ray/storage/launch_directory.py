@@ -28,7 +28,7 @@ from gsae_ray.config import plain_yaml
 from gsae_ray.config.sweep import Sweep
 from gsae_ray.config.trial import TrialSpec
 from gsae_ray.errors import DamagedError, UserError
-from gsae_ray.files import JSONFile, write_atomically
+from gsae_ray.files import LOCAL, JSONFile, Storage
 from gsae_ray.hardware import machine
 from gsae_ray.version import REVISION, WHY, __version__
 
@@ -61,64 +61,76 @@ VERSIONS = JSONFile(list[dict[str, str]], "those of earlier sessions are not kno
 
 
 def begin_launch(
-    folder: Path, sweep: Sweep, trials: Sequence[TrialSpec], resume: Resume, overrides: Sequence[str] = ()
+    folder: Path,
+    sweep: Sweep,
+    trials: Sequence[TrialSpec],
+    resume: Resume,
+    overrides: Sequence[str] = (),
+    storage: Storage = LOCAL,
 ) -> tuple[str, list[str]]:
     """Writes down a new launch, or finds the one to go on with.
 
     Args:
+        folder: of the sweep.
+        sweep: with what it says of its model and data looked up.
+        trials: of the sweep, which its launches have the identities of.
+        resume: see `Resume`.
         overrides: those of the sweep file, for whoever resumes without them (`recorded_overrides`).
+        storage: in which the folder is.
     Returns:
         its id, and what the user should know: how this session differs from those before.
     Raises:
         UserError: there is nothing to resume, or it has changed (not with `auto`).
     """
     description, identities = json.loads(sweep.model_dump_json()), {trial.name: trial.identity for trial in trials}
-    found, notices = _to_go_on_with(folder, description, identities, resume)
+    found, notices = _to_go_on_with(folder, description, identities, resume, storage)
     if found is not None:
         launch, before = found
-        (launch / DONE).unlink(missing_ok=True)
-        _write_sweep(launch, before["sweep"])  # to read, and to be mirrored: it may be gone
-        return launch.name, _add_versions(launch)
+        storage.remove(launch / DONE)
+        _write_sweep(launch, before["sweep"], storage)  # to read, and to be mirrored: it may be gone
+        return launch.name, _add_versions(launch, storage)
     # In UTC, since the newest is found by name, from machines anywhere.
     launch_id = f"{time.strftime('%Y%m%d-%H%M%S', time.gmtime())}-{secrets.token_hex(2)}"
     target = folder / "launches" / launch_id
-    target.mkdir(parents=True)
-    _add_versions(target)
-    _write_sweep(target, description)
+    storage.make_folder(target)
+    _add_versions(target, storage)
+    _write_sweep(target, description, storage)
     LAUNCH.write(
         target / "launch.json",
         {"sweep": description, "overrides": list(overrides), "trials": identities, "revision": REVISION},
+        storage,
     )
     return launch_id, notices
 
 
-def check_resume(folder: Path, sweep: Sweep, trials: Sequence[TrialSpec], resume: Resume) -> None:
-    """What `begin_launch` refuses, before anything is started.
+def check_resume(
+    folder: Path, sweep: Sweep, trials: Sequence[TrialSpec], resume: Resume, storage: Storage = LOCAL
+) -> None:
+    """Refuses what `begin_launch` would refuse, before anything is started.
 
     Raises:
-        UserError: as there.
+        UserError: as `begin_launch`.
     """
-    _to_go_on_with(
-        folder, json.loads(sweep.model_dump_json()), {trial.name: trial.identity for trial in trials}, resume
-    )
+    identities = {trial.name: trial.identity for trial in trials}
+    _to_go_on_with(folder, json.loads(sweep.model_dump_json()), identities, resume, storage)
 
 
 def _to_go_on_with(
-    folder: Path, description: dict[str, Any], identities: dict[str, str], resume: Resume
+    folder: Path, description: dict[str, Any], identities: dict[str, str], resume: Resume, storage: Storage
 ) -> tuple[tuple[Path, _Launch] | None, list[str]]:
     """The launch to go on with, None for a new one; and what the user should know of a new one."""
-    earlier = _launches(folder)
-    newest = LAUNCH.read_whole(earlier[-1] / "launch.json") if earlier else None
+    earlier = _launches(folder, storage)
+    newest = LAUNCH.read_whole(earlier[-1] / "launch.json", storage) if earlier else None
     notices = [f"every trial is trained anew: {WHY}"] if newest and _revision(newest) != REVISION else []
     if resume == "auto":
-        earlier = [launch for launch in earlier if not (launch / DONE).exists()]
+        earlier = [launch for launch in earlier if not storage.exists(launch / DONE)]
     elif resume and not earlier:
         raise UserError(f"--resume: no launch of {folder.name!r} in {folder.parent}; run it without --resume")
     if not resume or not earlier:
         return None, notices
     launch = earlier[-1]
     try:
-        before = _read(launch)
+        before = _read(launch, storage)
         changed, remedy = _changed(before, description, identities, launch.name)
     except DamagedError as error:
         if resume != "auto":
@@ -131,34 +143,35 @@ def _to_go_on_with(
     return None, notices or [f"{changed}; this is another launch, and trials that are done are not trained again"]
 
 
-def finish_launch(folder: Path, launch_id: str, session: int) -> None:
+def finish_launch(folder: Path, launch_id: str, session: int, storage: Storage = LOCAL) -> None:
     """Marks a launch as one that `auto` does not go on with: every trial is done, and MLflow has all of it."""
-    write_atomically(folder / "launches" / launch_id / DONE, json.dumps({"session": session}).encode())
+    storage.replace(folder / "launches" / launch_id / DONE, json.dumps({"session": session}).encode())
 
 
-def recorded_overrides(folder: Path) -> list[str]:
-    """Those that the sweep file had in the newest launch.
+def recorded_overrides(folder: Path, storage: Storage = LOCAL) -> list[str]:
+    """The overrides that the sweep file had in the newest launch.
 
     Raises:
         DamagedError: it cannot be read.
     """
-    earlier = _launches(folder)
-    return _read(earlier[-1]).get("overrides", []) if earlier else []
+    earlier = _launches(folder, storage)
+    return _read(earlier[-1], storage).get("overrides", []) if earlier else []
 
 
-def _launches(folder: Path) -> list[Path]:
+def _launches(folder: Path, storage: Storage) -> list[Path]:
     """Folders of those that are written down whole, the newest last."""
-    return sorted(path.parent for path in (folder / "launches").glob("*/launch.json"))
+    launches = [folder / "launches" / name for name in storage.names(folder / "launches")]
+    return [launch for launch in launches if storage.exists(launch / "launch.json")]
 
 
-def _read(launch: Path) -> _Launch:
-    found = LAUNCH.read(launch / "launch.json")
+def _read(launch: Path, storage: Storage) -> _Launch:
+    found = LAUNCH.read(launch / "launch.json", storage)
     assert found is not None, "that is how it was found"
     return found
 
 
 def _revision(launch: _Launch) -> int:
-    """Launches of before there were any do not name theirs."""
+    """The revision of a launch's numbers; the first launches do not name theirs, which is 1."""
     return launch.get("revision", 1)
 
 
@@ -184,33 +197,34 @@ def _changed(
     )
 
 
-def _write_sweep(launch: Path, description: dict[str, Any]) -> None:
-    write_atomically(launch / "sweep.yaml", plain_yaml.dump(description).encode())
+def _write_sweep(launch: Path, description: dict[str, Any], storage: Storage) -> None:
+    storage.replace(launch / "sweep.yaml", plain_yaml.dump(description).encode())
 
 
-def _add_versions(launch: Path) -> list[str]:
+def _add_versions(launch: Path, storage: Storage) -> list[str]:
     """Adds this session's versions to the launch's, with a notice where they differ from the last one's."""
     path, mine = launch / "versions.json", versions()
     try:
-        before = VERSIONS.read(path) or []
+        before = VERSIONS.read(path, storage) or []
     except DamagedError as error:
-        VERSIONS.write(path, [mine])
+        VERSIONS.write(path, [mine], storage)
         return [str(error)]
-    VERSIONS.write(path, [*before, mine])
+    VERSIONS.write(path, [*before, mine], storage)
     changed = [key for key in mine if before and before[-1].get(key) != mine[key]]
     changes = "; ".join(f"{key}: {before[-1].get(key)} before, {mine[key]} now" for key in changed)
     notice = f"the launch goes on elsewhere; the last bits of SAEs that are not done may depend on that: {changes}"
     return [notice] if changed else []
 
 
-def trial_folder(folder: Path, trial: TrialSpec) -> Path:
+def trial_folder(folder: Path, trial: TrialSpec, storage: Storage = LOCAL) -> Path:
     """Where a trial keeps its state: by identity, since names tell only what differs within one file."""
-    return find_trial(folder, trial.identity) or folder / "trials" / trial.directory_name
+    return find_trial(folder, trial.identity, storage) or folder / "trials" / trial.directory_name
 
 
-def find_trial(folder: Path, identity: str) -> Path | None:
+def find_trial(folder: Path, identity: str, storage: Storage = LOCAL) -> Path | None:
     """Where the trial of that identity keeps its state, if it has begun."""
-    return min((folder / "trials").glob(f"*-{identity[:8]}"), default=None)
+    names = [name for name in storage.names(folder / "trials") if name.endswith(f"-{identity[:8]}")]
+    return folder / "trials" / names[0] if names else None
 
 
 def _differences(before: Any, now: Any, path: str = "") -> Iterator[str]:

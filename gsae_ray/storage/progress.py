@@ -7,7 +7,8 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 
-from gsae_ray.storage.trial_directory import START, EvaluationRequest, Trial
+from gsae_ray.storage.evaluations import EvaluationRequest
+from gsae_ray.storage.trial_directory import START, Trial
 
 STATES = ("waiting", "running", "evaluating", "done", "failed")
 """States of a trial; `evaluating`: its SAE is finished, and some evaluation of it is not."""

@@ -21,28 +21,25 @@ finished SAE by training, an evaluation by evaluating. `DONE` is checked against
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import json
-import os
-import shutil
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
-import safetensors.torch
 from torch import Tensor
 from typing_extensions import NotRequired, TypedDict
 
 from gsae_ray.config.trial import TrialSpec
 from gsae_ray.errors import DamagedError, ReplacedError, StaleAttemptError
 from gsae_ray.evaluation.metrics import Evaluation, schema_version
-from gsae_ray.files import JSONFile, file_hash, is_whole, write_atomically
+from gsae_ray.files import LOCAL, JSONFile, Storage, file_hash, is_whole
 from gsae_ray.saes import SAE
+from gsae_ray.saes.base import saved_files
 from gsae_ray.saes.files import content_hash
-
-KEPT_CHECKPOINTS = 2
+from gsae_ray.storage.checkpoints import Checkpoints, State
+from gsae_ray.storage.evaluations import EVALUATION, EvaluationRecord, EvaluationRequest, TrialStatus, schema_of
 
 
 class Row(TypedDict):
@@ -51,20 +48,6 @@ class Row(TypedDict):
     step: int
     timestamp: int
     metrics: dict[str, float]
-
-
-class EvaluationRecord(Row):
-    """An evaluation of the finished SAE."""
-
-    sequences: dict[str, list[float]]
-    sae: str
-    schema: NotRequired[int]
-    """`evaluation.metrics.schema_version` when it was made; 1 where it does not say."""
-
-
-def schema_of(evaluation: EvaluationRecord) -> int:
-    """The schema version of a record, by which it is known which metrics it carries."""
-    return evaluation.get("schema", 1)
 
 
 class Attempt(TypedDict):
@@ -76,11 +59,6 @@ class Attempt(TypedDict):
     node: NotRequired[str]
     host: NotRequired[str]
     machine: NotRequired[str]
-
-
-class _Manifest(TypedDict):
-    tensors: str
-    state: dict[str, Any]
 
 
 class _Done(TypedDict):
@@ -96,62 +74,29 @@ class _Failed(TypedDict):
 _AGAIN = "the same command trains this SAE again"
 ROW = JSONFile(Row, "rows are made again from the checkpoint before", sealed=True)
 ATTEMPT = JSONFile(Attempt, "it counts as one of no session", sealed=True)
-MANIFEST = JSONFile(_Manifest, "the checkpoint before it is used", sealed=True)
 DONE = JSONFile(_Done, _AGAIN, sealed=True)
 FAILED = JSONFile(_Failed, "the same command tries this trial again")
-EVALUATION = JSONFile(EvaluationRecord, "the same command evaluates this SAE again", sealed=True)
 
 Cursor = tuple[int, int]
 """A place in a file of rows: (attempt, byte)."""
 START: Cursor = (0, 0)
 
 
-class EvaluationRequest(NamedTuple):
-    """What a launch asks of every finished SAE."""
-
-    fingerprint: str
-    """Of the held-out contexts."""
-    encoders: tuple[int | None, ...]
-    """None: an evaluation with the SAE's own encoder; a number: one by gradient pursuit with that target L0."""
-
-
-@dataclasses.dataclass(frozen=True)
-class TrialStatus:
-    """Where a trial stands, for a launch that asks for certain evaluations."""
-
-    trained: bool
-    """Whether its SAE is finished."""
-    missing: tuple[int | None, ...]
-    """The encoders asked for that the SAE was not evaluated with; all of them before it is trained."""
-    outdated: tuple[int | None, ...]
-    """Those of the missing for which there is an evaluation of an older schema, without some metrics of now."""
-    failure: str | None
-    """Why training, or an evaluation that is missing, failed for good; None where it did not."""
-
-    @property
-    def done(self) -> bool:
-        """Whether there is nothing left to train or to evaluate."""
-        return self.trained and not self.missing
-
-    @property
-    def evaluated(self) -> bool:
-        """Whether there is an evaluation with every encoder asked for, be it of an older schema."""
-        return self.trained and self.missing == self.outdated
-
-
 class TrialDirectory:
-    """Reading is free; writing needs `begin_attempt` first."""
+    """A trial's folder in storage. Any process may read it; that of the newest attempt writes (see `begin_attempt`)."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, storage: Storage = LOCAL) -> None:
         self.path = path
+        self.storage = storage
         self.attempt = 0
+        self._checkpoints = Checkpoints(path / "checkpoints", storage)
 
     # ---- reading ----
 
     @property
     def done(self) -> bool:
         """Whether training has finished, by DONE; `check_done` looks at what that vouches for."""
-        return DONE.read_whole(self.path / "DONE") is not None
+        return DONE.read_whole(self.path / "DONE", self.storage) is not None
 
     def check_done(self) -> str | None:
         """Looks at all that DONE vouches for. Returns the hash of the SAE (`saes.files.content_hash`) if it is done.
@@ -159,10 +104,10 @@ class TrialDirectory:
         Raises:
             DamagedError: a file is not as it was when training finished.
         """
-        if (done := DONE.read(self.path / "DONE")) is None:
+        if (done := DONE.read(self.path / "DONE", self.storage)) is None:
             return None
         for name, sha256 in done["files"].items():
-            if not is_whole(self.path / name, sha256):
+            if not is_whole(self.storage.local(self.path / name), sha256):
                 raise DamagedError(f"{self.path / name}: this file is damaged; {_AGAIN}")
         return done["sae"]
 
@@ -172,7 +117,7 @@ class TrialDirectory:
         Raises:
             DamagedError: it did, but it is not known why.
         """
-        failed = FAILED.read(self.path / "FAILED")
+        failed = FAILED.read(self.path / "FAILED", self.storage)
         return None if failed is None else failed["reason"]
 
     @property
@@ -191,21 +136,20 @@ class TrialDirectory:
     @property
     def newest_attempt(self) -> int:
         """Number of the newest attempt; 0 before the first."""
-        files = (self.path / "attempts").glob("*.json")
-        begun = [int(path.stem) for path in files if path.stem.isdecimal()]
-        return max([*begun, *self._rows_files()], default=0)
+        begun = _numbers(self.storage.names(self.path / "attempts"), "", ".json")
+        return max([*begun, *self._row_files()], default=0)
 
     @property
     def newest_begun(self) -> Attempt:
         """What `begin_attempt` wrote last."""
         attempt = self.newest_attempt
-        found = ATTEMPT.read_whole(self.path / "attempts" / f"{attempt}.json")  # None: it has been claimed only
+        found = ATTEMPT.read_whole(self._attempt_file(attempt), self.storage)  # None: it has been claimed only
         return found if found and found["attempt"] == attempt else {"attempt": attempt, "session": 0}
 
     @property
     def newest_checkpoint(self) -> int:
         """Tokens of the newest checkpoint, whole or not; 0 where there is none."""
-        return max((int(path.name) for path in self._checkpoints()), default=0)
+        return max(self._checkpoints.tokens(), default=0)
 
     def rows(self, cursor: Cursor = START) -> tuple[list[Row], Cursor]:
         """Whole metric rows from a cursor on, up to a damaged one, and the cursor after them.
@@ -213,15 +157,13 @@ class TrialDirectory:
         A new attempt has a file of its own, with the rows that it keeps; a cursor into an older one begins again at
         the first row.
         """
-        files = self._rows_files()
-        if not files:
+        attempts = self._row_files()
+        if not attempts:
             return [], START
-        attempt, path = max(files.items())
+        attempt = max(attempts)
         offset = cursor[1] if cursor[0] == attempt else 0
         try:
-            with path.open("rb") as file:
-                file.seek(offset)
-                data = file.read()
+            data = self.storage.read(self._rows_of(attempt), offset)
         except FileNotFoundError:  # a newer attempt has just taken it away
             return [], START
         rows = []
@@ -231,10 +173,9 @@ class TrialDirectory:
                 offset += len(line)
         return rows, (attempt, offset)
 
-    def _rows_files(self) -> dict[int, Path]:
-        """Of each attempt that has one, by number."""
-        files = {path.stem.removeprefix("metrics-"): path for path in self.path.glob("metrics-*.jsonl")}
-        return {int(attempt): path for attempt, path in files.items() if attempt.isdecimal()}
+    def _row_files(self) -> list[int]:
+        """The attempts that have a file of metric rows."""
+        return _numbers(self.storage.names(self.path), "metrics-", ".jsonl")
 
     def evaluation(self, fingerprint: str, pursuit_l0: int | None = None) -> EvaluationRecord | None:
         """Of the finished SAE, if it was evaluated on those contexts.
@@ -242,8 +183,8 @@ class TrialDirectory:
         Args:
             pursuit_l0: by gradient pursuit with that target, instead of its own encoder.
         """
-        done, found = DONE.read_whole(self.path / "DONE"), self._evaluation_path(fingerprint, pursuit_l0)
-        evaluation = EVALUATION.read_whole(found)
+        done, found = DONE.read_whole(self.path / "DONE", self.storage), self._evaluation_path(fingerprint, pursuit_l0)
+        evaluation = EVALUATION.read_whole(found, self.storage)
         return evaluation if done and evaluation and evaluation["sae"] == done["sae"] else None
 
     def status(self, request: EvaluationRequest) -> TrialStatus:
@@ -259,35 +200,22 @@ class TrialDirectory:
         pursuit = "" if pursuit_l0 is None else f"-pursuit-{pursuit_l0}"
         return self.path / "evaluations" / f"{fingerprint[:16]}{pursuit}.json"
 
-    def newest_state(self) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
+    def newest_state(self) -> State | None:
         """The newest checkpoint that is whole: (tensors, the rest). The metric rows after it are not kept.
 
         Without one, no row is. An attempt calls this before it writes anything else.
         """
         rows, _ = self.rows()
-        for checkpoint in reversed(list(self._checkpoints())):
-            if (state := self._state_of(checkpoint, rows)) is not None:
-                self._keep_rows(rows, int(checkpoint.name))
+        steps = {row["step"] for row in rows}
+        for tokens in reversed(self._checkpoints.tokens()):
+            # Before a checkpoint its row was written, which a crash of the whole machine may have lost still.
+            state = self._checkpoints.read(tokens) if tokens in steps else None
+            if state is not None:
+                self._keep_rows(rows, tokens)
                 return state
-            shutil.rmtree(checkpoint, ignore_errors=True)  # half-written or damaged: the one before is used
+            self._checkpoints.remove(tokens)  # half-written or damaged: the one before is used
         self._keep_rows(rows, 0)
         return None
-
-    def _state_of(self, checkpoint: Path, rows: list[Row]) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
-        """What a checkpoint holds; None where it is not whole."""
-        # Before a checkpoint its row was written, which a crash of the whole machine may have lost still.
-        if not any(row["step"] == int(checkpoint.name) for row in rows):
-            return None
-        manifest, tensors = MANIFEST.read_whole(checkpoint / "manifest.json"), checkpoint / "state.safetensors"
-        with contextlib.suppress(FileNotFoundError):  # other errors of a file system may pass
-            if manifest is not None and file_hash(tensors) == manifest["tensors"]:
-                return safetensors.torch.load_file(tensors), manifest["state"]
-        return None
-
-    def _checkpoints(self) -> Iterator[Path]:
-        folder = self.path / "checkpoints"
-        numbered = [p for p in folder.iterdir() if p.name.isdecimal()] if folder.exists() else []
-        return iter(sorted(numbered, key=lambda p: int(p.name)))
 
     # ---- writing ----
 
@@ -300,21 +228,25 @@ class TrialDirectory:
         Raises:
             ReplacedError: a later session has begun an attempt.
         """
-        (self.path / "attempts").mkdir(parents=True, exist_ok=True)
+        self.storage.make_folder(self.path / "attempts")
         while True:
             before = self.newest_begun
             if before["session"] > session:
                 raise ReplacedError(f"{self.path.name}: another driver has taken the sweep over from this one")
             number = before["attempt"] + 1
-            file = self.path / "attempts" / f"{number}.json"
             try:
-                file.touch(exist_ok=False)  # a number belongs to one process, whoever is suspended halfway
+                # A number belongs to one process, whoever is suspended halfway.
+                self.storage.create(self._attempt_file(number))
             except FileExistsError:
                 continue
-            ATTEMPT.write(file, cast(Attempt, {"attempt": number, "session": session, **where}))
-            write_atomically(self.path / "trial.json", json.dumps(trial.to_json(), indent=2).encode())
+            facts = cast(Attempt, {"attempt": number, "session": session, **where})
+            ATTEMPT.write(self._attempt_file(number), facts, self.storage)
+            self.storage.replace(self.path / "trial.json", json.dumps(trial.to_json(), indent=2).encode())
             self.attempt = number
             return number
+
+    def _attempt_file(self, number: int) -> Path:
+        return self.path / "attempts" / f"{number}.json"
 
     def _check_attempt(self) -> None:
         if self.newest_attempt != self.attempt:
@@ -326,21 +258,16 @@ class TrialDirectory:
         """Adds a metric row."""
         self._check_attempt()
         row: Row = {"step": tokens, "timestamp": time.time_ns() // 1_000_000, "metrics": metrics}
-        with self._rows_path.open("ab") as file:
-            file.write(ROW.encode(row))
+        self.storage.append(self._rows_of(self.attempt), ROW.encode(row))
 
     def _keep_rows(self, rows: list[Row], tokens: int) -> None:
         """Begins this attempt's rows with those up to `tokens`; what an older one still writes is not among them."""
         self._check_attempt()
         kept = b"".join(ROW.encode(row) for row in rows if row["step"] <= tokens)
-        write_atomically(self._rows_path, kept)
-        for attempt, path in self._rows_files().items():
+        self.storage.replace(self._rows_of(self.attempt), kept)
+        for attempt in self._row_files():
             if attempt < self.attempt:
-                path.unlink(missing_ok=True)
-
-    @property
-    def _rows_path(self) -> Path:
-        return self._rows_of(self.attempt)
+                self.storage.remove(self._rows_of(attempt))
 
     def _rows_of(self, attempt: int) -> Path:
         return self.path / f"metrics-{attempt}.jsonl"
@@ -348,31 +275,26 @@ class TrialDirectory:
     def checkpoint(self, tokens: int, tensors: dict[str, Tensor], state: dict[str, Any]) -> None:
         """Saves a training state; older ones than the last two go."""
         self._check_attempt()
-        target = self.path / "checkpoints" / str(tokens)
-        shutil.rmtree(target, ignore_errors=True)
-        target.mkdir(parents=True)
-        write_atomically(target / "state.safetensors", safetensors.torch.save(tensors))
-        self._check_attempt()  # again: that took a while
-        manifest: _Manifest = {"tensors": file_hash(target / "state.safetensors"), "state": state}
-        MANIFEST.write(target / "manifest.json", manifest)
-        for old in list(self._checkpoints())[:-KEPT_CHECKPOINTS]:
-            shutil.rmtree(old, ignore_errors=True)
+        self._checkpoints.write(tokens, (tensors, state), check=self._check_attempt)  # again: writing takes a while
 
     def finish(self, sae: SAE) -> None:
         """Saves the finished SAE and marks the trial as done; its checkpoints are needed no more."""
         self._check_attempt()
-        temporary = self.path / f".sae-{self.attempt}"
-        sae.save(temporary)
+        storage, final, temporary = self.storage, self.path / "sae", self.path / f".sae-{self.attempt}"
+        storage.make_folder(temporary)
+        for name, data in saved_files(sae).items():
+            storage.replace(temporary / name, data)
         self._check_attempt()  # again: that took a while
-        shutil.rmtree(self.path / "sae", ignore_errors=True)
-        temporary.rename(self.path / "sae")
+        storage.remove_tree(final)
+        storage.rename(temporary, final)
         self._sync_rows()
-        files = [*sorted((self.path / "sae").iterdir()), self._rows_path]
-        hashes = {str(path.relative_to(self.path)): file_hash(path) for path in files}
-        done: _Done = {"attempt": self.attempt, "sae": content_hash(self.path / "sae"), "files": hashes}
-        DONE.write(self.path / "DONE", done)
-        for left in (self.path / "checkpoints", *self.path.glob(".sae-*")):
-            shutil.rmtree(left, ignore_errors=True)
+        files = [*(final / name for name in storage.names(final)), self._rows_of(self.attempt)]
+        hashes = {str(path.relative_to(self.path)): file_hash(storage.local(path)) for path in files}
+        done: _Done = {"attempt": self.attempt, "sae": content_hash(storage.local(final)), "files": hashes}
+        DONE.write(self.path / "DONE", done, storage)
+        left = [name for name in storage.names(self.path) if name.startswith(".sae-")]
+        for name in ("checkpoints", *left):
+            storage.remove_tree(self.path / name)
 
     def _sync_rows(self) -> None:
         """Has this attempt's metric rows on disk.
@@ -380,36 +302,34 @@ class TrialDirectory:
         Raises:
             DamagedError: they are not whole.
         """
-        path = self._rows_path
-        path.touch()
+        path = self._rows_of(self.attempt)
+        self.storage.append(path, b"")  # there may be none
         _, (_, end) = self.rows()
-        if end != path.stat().st_size:
+        if end != len(self.storage.read(path)):
             raise DamagedError(f"{path}: this file is damaged; {ROW.remedy}")
-        with path.open("rb") as file:
-            os.fsync(file.fileno())
+        self.storage.sync(path)
 
     def fail(self, reason: str) -> None:
         """Marks the trial as failed for good."""
         self._check_attempt()
-        FAILED.write(self.path / "FAILED", {"reason": reason})
+        FAILED.write(self.path / "FAILED", {"reason": reason}, self.storage)
 
     def fail_evaluation(self, reason: str) -> None:
         """Marks a finished SAE as one that cannot be measured; as an evaluation, any process may write it."""
-        FAILED.write(self.path / "FAILED", {"reason": reason})
+        FAILED.write(self.path / "FAILED", {"reason": reason}, self.storage)
 
     def forget_failure(self) -> None:
         """Before a new launch tries again."""
-        (self.path / "FAILED").unlink(missing_ok=True)
+        self.storage.remove(self.path / "FAILED")
 
     def save_evaluation(
         self, fingerprint: str, tokens: int, evaluation: Evaluation, pursuit_l0: int | None = None
     ) -> None:
         """Of the finished SAE: whoever evaluates it comes to the same numbers, so any process may write them."""
         path = self._evaluation_path(fingerprint, pursuit_l0)
-        path.parent.mkdir(exist_ok=True)
         kind, step = ("eval", tokens) if pursuit_l0 is None else ("pursuit", pursuit_l0)
         metrics = {f"{kind}/{name}": value for name, value in evaluation.metrics.items()}
-        if (done := DONE.read(self.path / "DONE")) is None:
+        if (done := DONE.read(self.path / "DONE", self.storage)) is None:
             raise DamagedError(f"{self.path / 'DONE'}: this file is missing; {_AGAIN}")
         value: EvaluationRecord = {
             "step": step,
@@ -419,7 +339,8 @@ class TrialDirectory:
             "sae": done["sae"],
             "schema": schema_version(),
         }
-        EVALUATION.write(path, value)
+        self.storage.make_folder(path.parent)
+        EVALUATION.write(path, value, self.storage)
 
 
 class Trial(NamedTuple):
@@ -447,9 +368,15 @@ def forget_damaged(directories: Iterable[TrialDirectory]) -> list[str]:
             try:
                 look()
             except DamagedError as error:
-                (directory.path / name).unlink()
+                directory.storage.remove(directory.path / name)
                 told.append(str(error))
         return told
 
     with ThreadPoolExecutor() as pool:  # hashing leaves the interpreter to others
         return [line for lines in pool.map(forget, directories) for line in lines]
+
+
+def _numbers(names: list[str], prefix: str, suffix: str) -> list[int]:
+    """The numbers between prefix and suffix in those names that have all three."""
+    middles = [name[len(prefix) : -len(suffix)] for name in names if name.startswith(prefix) and name.endswith(suffix)]
+    return [int(middle) for middle in middles if middle.isdecimal()]

@@ -11,7 +11,7 @@ from mlflow.tracking import MlflowClient
 
 from gsae_ray.errors import UserError, first_line
 from gsae_ray.saes.files import holds
-from gsae_ray.storage.trial_directory import EVALUATION as EVALUATION_FILE
+from gsae_ray.storage.evaluations import EVALUATION as EVALUATION_FILE
 from gsae_ray.tracking.connection import open_tracking, quick_failure
 from gsae_ray.tracking.tags import CONTENT
 

@@ -21,8 +21,9 @@ from mlflow.exceptions import MlflowException
 from gsae_ray.config.trial import TrialSpec
 from gsae_ray.errors import DamagedError
 from gsae_ray.evaluation.metrics import schema_version
-from gsae_ray.storage.trial_directory import EVALUATION as EVALUATION_FILE
-from gsae_ray.storage.trial_directory import START, Cursor, EvaluationRequest, Row, Trial, schema_of
+from gsae_ray.storage.evaluations import EVALUATION as EVALUATION_FILE
+from gsae_ray.storage.evaluations import EvaluationRequest, schema_of
+from gsae_ray.storage.trial_directory import START, Cursor, Row, Trial
 from gsae_ray.tracking.artifacts import sequences_path
 from gsae_ray.tracking.connection import connect
 from gsae_ray.tracking.experiment import check_artifacts, open_experiment

@@ -18,8 +18,9 @@ from gsae_ray.activations.store import Wait
 from gsae_ray.config.trial import TrialSpec
 from gsae_ray.driver.display import Display, describe_progress
 from gsae_ray.jobs.remote_launch import RemoteLaunch
+from gsae_ray.storage.evaluations import EvaluationRequest
 from gsae_ray.storage.progress import Pace, Progress, ProgressReader, TrialProgress
-from gsae_ray.storage.trial_directory import EvaluationRequest, Trial, TrialDirectory
+from gsae_ray.storage.trial_directory import Trial, TrialDirectory
 from gsae_ray.tracking.tags import PROGRESS
 
 TOTAL = 1024

@@ -16,8 +16,9 @@ from gsae_ray.driver import evaluation_queue as queue
 from gsae_ray.driver.evaluation_queue import EvaluationQueue
 from gsae_ray.errors import ProductionError, not_finite
 from gsae_ray.evaluation.metrics import Evaluation
+from gsae_ray.storage.evaluations import EvaluationRequest
 from gsae_ray.storage.progress import ProgressReader
-from gsae_ray.storage.trial_directory import EvaluationRequest, Trial, TrialDirectory
+from gsae_ray.storage.trial_directory import Trial, TrialDirectory
 
 
 class Evaluator:

@@ -25,7 +25,8 @@ from gsae_ray.results.comparison import sequences
 from gsae_ray.results.frontier import columns, frontier
 from gsae_ray.results.plots import plot_frontier
 from gsae_ray.storage import launch_directory
-from gsae_ray.storage.trial_directory import EvaluationRequest, Trial
+from gsae_ray.storage.evaluations import EvaluationRequest
+from gsae_ray.storage.trial_directory import Trial
 from gsae_ray.tracking.mirror import Mirror
 from gsae_ray.tracking.tags import EVALUATION, KIND, LAUNCH, TRIAL
 

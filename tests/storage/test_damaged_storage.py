@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from concurrent.futures import Future
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from damage import COMMON, Damage
@@ -16,7 +16,7 @@ from trainers import WALL_CLOCK, make
 from trials import FINGERPRINT, REQUEST, evaluation
 
 from gsae_ray.activations.production_log import PRODUCTION_LOG, ProductionLog, damage_of_log
-from gsae_ray.actors.trial_actor import SAETrial
+from gsae_ray.actors.trial_actor import SAETrial, TrialContext
 from gsae_ray.config.sweep import Sweep
 from gsae_ray.driver.evaluation_queue import EvaluationQueue
 from gsae_ray.errors import UserError
@@ -42,7 +42,7 @@ SWEEP = Sweep.model_validate(
 
 
 def trainers() -> list[Trainer]:
-    settings = {"tokens": TOKENS, "log_every_tokens": EVERY // 2, "checkpoint_every_tokens": EVERY}
+    settings: dict[str, Any] = {"tokens": TOKENS, "log_every_tokens": EVERY // 2, "checkpoint_every_tokens": EVERY}
     return [make("gated", l1=l1, **settings) for l1 in (1.0, 2.0)]
 
 
@@ -78,7 +78,7 @@ def launch(folder: Path, resume: bool = False, steps: int | None = None) -> list
 def train(trainer: Trainer, directory: TrialDirectory, session: int, steps: int | None) -> None:
     trial = SAETrial.__new__(SAETrial)
     trial.trial, trial.directory, trial.source, trial._newest_row = trainer.trial, directory, None, 0
-    trial.context = SimpleNamespace(evaluate_every_tokens=None, metadata={})
+    trial.context = cast(TrialContext, SimpleNamespace(evaluate_every_tokens=None, metadata={}))
     directory.begin_attempt(trainer.trial, session, pid=1, node="here")
     if (state := directory.newest_state()) is not None:
         trainer.restore(*state)

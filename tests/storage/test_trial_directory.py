@@ -19,8 +19,9 @@ from trials import FINGERPRINT, begin, evaluation, expand, logged, random_sae, r
 from gsae_ray import saes
 from gsae_ray.config.trial import TrialSpec
 from gsae_ray.errors import ReplacedError, StaleAttemptError, StorageFullError
-from gsae_ray.files import room_needed
-from gsae_ray.storage.trial_directory import ROW, EvaluationRequest, TrialDirectory, TrialStatus, forget_damaged
+from gsae_ray.files import LocalStorage, room_needed
+from gsae_ray.storage.evaluations import EvaluationRequest, TrialStatus
+from gsae_ray.storage.trial_directory import ROW, Attempt, TrialDirectory, forget_damaged
 
 (TRIAL,) = expand()
 
@@ -126,7 +127,7 @@ def test_a_checkpoint_that_cannot_be_read_for_the_moment_is_no_damaged_one(
         raise OSError(errno.EIO, os.strerror(errno.EIO), str(path))
 
     with monkeypatch.context() as patch, pytest.raises(OSError, match="Input/output error"):
-        patch.setattr("gsae_ray.storage.trial_directory.file_hash", fails)
+        patch.setattr("gsae_ray.storage.checkpoints.file_hash", fails)
         begin(tmp_path, TRIAL).newest_state()
     successor = begin(tmp_path, TRIAL)
     assert_state(successor.newest_state(), 4 * 64)
@@ -309,7 +310,7 @@ def test_two_processes_that_begin_at_once_do_not_share_a_number(tmp_path: Path) 
         looks = [first.newest_begun]
 
         @property
-        def newest_begun(self) -> dict[str, Any]:
+        def newest_begun(self) -> Attempt:
             return self.looks.pop() if self.looks else super().newest_begun
 
     assert TrialDirectory(first.path).begin_attempt(TRIAL, session=2) == 2
@@ -377,21 +378,20 @@ def test_finish_leaves_a_loadable_sae_and_done(tmp_path: Path) -> None:
     assert not (directory.path / "checkpoints").exists()
 
 
-def test_a_kill_while_the_sae_is_saved_leaves_the_trial_unfinished_and_resumable(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_kill_while_the_sae_is_saved_leaves_the_trial_unfinished_and_resumable(tmp_path: Path) -> None:
     directory = begin(tmp_path, TRIAL)
     train(directory, 1, 4)
 
-    def half_saved(path: Path) -> None:
-        path.mkdir()
-        (path / "cfg.json").write_text("{")
-        raise KeyboardInterrupt
+    class Killed(LocalStorage):
+        def replace(self, path: Path, data: bytes) -> None:
+            if path.name == "cfg.json":
+                path.write_text("{")
+                raise KeyboardInterrupt
+            super().replace(path, data)
 
-    sae = random_sae(TRIAL)
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(sae, "save", half_saved)
-        directory.finish(sae)
+    with pytest.raises(KeyboardInterrupt):
+        directory.storage = Killed()
+        directory.finish(random_sae(TRIAL))
     successor = begin(tmp_path, TRIAL)
     assert not successor.done
     assert_state(successor.newest_state(), 4 * 64)

@@ -333,7 +333,7 @@ def fail_in_call(function: Callable[..., Any], number: int) -> Callable[..., Any
 def test_the_mirror_survives_whatever_the_server_does_and_catches_up(server: Server, tmp_path: Path) -> None:
     trial, directory = pair(tmp_path, 2)
     mirror = server.mirror()
-    thread = MirrorThread(mirror, [(trial, directory)])
+    thread = MirrorThread(mirror, [Trial(trial, directory)])
     assert thread.attempt()
     server.client.delete_experiment(mirror.experiment_id)
     append(directory, 3, 4)
@@ -354,7 +354,7 @@ def test_the_mirror_survives_whatever_the_server_does_and_catches_up(server: Ser
 def test_a_run_that_was_deleted_is_made_again_with_all_that_it_had(server: Server, tmp_path: Path, how: str) -> None:
     trial, directory = pair(tmp_path, 2)
     mirror = server.mirror()
-    thread = MirrorThread(mirror, [(trial, directory)])
+    thread = MirrorThread(mirror, [Trial(trial, directory)])
     assert thread.attempt()
     if how == "the trial's":
         server.client.delete_run(server.run().info.run_id)
@@ -374,7 +374,7 @@ def test_a_run_that_was_deleted_is_made_again_with_all_that_it_had(server: Serve
 @pytest.mark.parametrize("age_s", [3600, -3600], ids=["older", "newer"])
 def test_of_two_runs_of_a_trial_one_stays_and_has_everything(server: Server, tmp_path: Path, age_s: int) -> None:
     trial, directory = pair(tmp_path, 2)
-    thread = MirrorThread(server.mirror(), [(trial, directory)])
+    thread = MirrorThread(server.mirror(), [Trial(trial, directory)])
     assert thread.attempt()
     run = server.run()  # another is made by a request that had been given up, and that the server carries out late
     server.client.create_run(run.info.experiment_id, run.info.start_time - 1000 * age_s, run.data.tags)
@@ -404,7 +404,7 @@ def test_the_mirror_survives_a_server_that_is_gone(
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     trial, directory = pair(tmp_path, 2)
     mirror = server.mirror()
-    thread = MirrorThread(mirror, [(trial, directory)])
+    thread = MirrorThread(mirror, [Trial(trial, directory)])
     client, mirror.client = mirror.client, MlflowClient(f"http://127.0.0.1:{free_ports(1)[0]}")
     assert not thread.attempt()
     mirror.client = client
@@ -422,11 +422,11 @@ def test_a_run_is_whole_after_a_failure_in_any_call(
     append(directory, *range(1, 76), **{f"train/{i}": float(i) for i in range(11)})
     mirror = server.mirror()
     monkeypatch.setattr(mirror.client, "log_batch", fail_in_call(mirror.client.log_batch, number))
-    arrived = MirrorThread(mirror, [(trial, directory)]).attempt()
+    arrived = MirrorThread(mirror, [Trial(trial, directory)]).attempt()
     assert arrived == (number == 4)
     if again == "another mirror":
         mirror = server.mirror()
-    assert MirrorThread(mirror, [(trial, directory)]).attempt()
+    assert MirrorThread(mirror, [Trial(trial, directory)]).attempt()
     run = server.run()
     assert {"architecture", "site", "lr", "l1_coefficient"} <= run.data.params.keys()
     assert len(run.data.metrics) == 13
@@ -446,7 +446,7 @@ def test_a_launch_is_whole_after_a_failure_when_it_began(server: Server, monkeyp
 
 def test_the_thread_sends_while_trials_train_and_the_rest_when_they_end(server: Server, tmp_path: Path) -> None:
     trial, directory = pair(tmp_path, 1)
-    thread = MirrorThread(server.mirror(), [(trial, directory)], interval_s=0.02)
+    thread = MirrorThread(server.mirror(), [Trial(trial, directory)], interval_s=0.02)
     thread.start()
     deadline = time.monotonic() + 20
     while not server.runs() and time.monotonic() < deadline:

@@ -166,7 +166,7 @@ def test_a_server_that_hangs_and_wakes_is_brought_up_to_date(process: MLflowServ
     trial, directory = pair(tmp_path, 2)
     directory.checkpoint(128, {}, {})
     append(directory, 3, 4)
-    with mirroring(server, [(trial, directory)]) as thread:
+    with mirroring(server, [Trial(trial, directory)]) as thread:
         with hanging(process, timeout_s=2):
             append(directory, 5)
             wait_for_error(thread)
@@ -176,7 +176,7 @@ def test_a_server_that_hangs_and_wakes_is_brought_up_to_date(process: MLflowServ
         assert older_in_mlflow(server, trial, directory) >= 2
         finish(directory, trial)
         assert thread.finish()
-    check_all_is_there_once(server, [(trial, directory)])
+    check_all_is_there_once(server, [Trial(trial, directory)])
 
 
 def test_a_server_that_hangs_at_the_end_costs_two_timeouts_and_is_brought_up_to_date_later(
@@ -184,7 +184,7 @@ def test_a_server_that_hangs_at_the_end_costs_two_timeouts_and_is_brought_up_to_
 ) -> None:
     server = Server(process.uri)
     trial, directory = pair(tmp_path, 2)
-    with mirroring(server, [(trial, directory)]) as thread:
+    with mirroring(server, [Trial(trial, directory)]) as thread:
         with hanging(process, timeout_s=3):
             append(directory, 3)
             finish(directory, trial)
@@ -194,7 +194,7 @@ def test_a_server_that_hangs_at_the_end_costs_two_timeouts_and_is_brought_up_to_
             assert 3 < time.monotonic() - started < 2 * 3 + 5
             assert "timeout" in (thread.last_error or "")
         server.mirror().sync([Trial(trial, directory)])
-    check_all_is_there_once(server, [(trial, directory)])
+    check_all_is_there_once(server, [Trial(trial, directory)])
 
 
 def test_a_server_that_is_gone_at_the_end_costs_no_time_and_is_brought_up_to_date_later(
@@ -202,7 +202,7 @@ def test_a_server_that_is_gone_at_the_end_costs_no_time_and_is_brought_up_to_dat
 ) -> None:
     server = Server(process.uri)
     trial, directory = pair(tmp_path, 2)
-    with mirroring(server, [(trial, directory)]) as thread:
+    with mirroring(server, [Trial(trial, directory)]) as thread:
         process.kill()
         append(directory, 3)
         finish(directory, trial)
@@ -211,7 +211,7 @@ def test_a_server_that_is_gone_at_the_end_costs_no_time_and_is_brought_up_to_dat
         assert time.monotonic() - started < 10
         process.start()
         server.mirror().sync([Trial(trial, directory)])
-    check_all_is_there_once(server, [(trial, directory)])
+    check_all_is_there_once(server, [Trial(trial, directory)])
 
 
 # ---- any request goes wrong -----------------------------------------------------------------------------------------
@@ -329,7 +329,7 @@ def test_all_is_there_once_whichever_request_goes_wrong(wire: Wire, tmp_path: Pa
         broken.add(wire.broken)
         wire.carry_out_late()
         wire.cut(0, "")
-        check_all_is_there_once(server, [(trial, directory)])
+        check_all_is_there_once(server, [Trial(trial, directory)])
         older += older_in_mlflow(server, trial, directory)
     calls = {"experiments/create", "runs/create", "runs/search", "runs/log-batch", "runs/update", "sae/cfg.json"}
     assert broken >= calls

@@ -1,0 +1,63 @@
+"""What is asked of a finished SAE, and what its evaluation left in storage."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import NamedTuple
+
+from typing_extensions import NotRequired, TypedDict
+
+from gsae_ray.files import JSONFile
+
+
+class EvaluationRequest(NamedTuple):
+    """What a launch asks of every finished SAE."""
+
+    fingerprint: str
+    """Of the held-out contexts."""
+    encoders: tuple[int | None, ...]
+    """None: an evaluation with the SAE's own encoder; a number: one by gradient pursuit with that target L0."""
+
+
+class EvaluationRecord(TypedDict):
+    """An evaluation of the finished SAE."""
+
+    step: int
+    timestamp: int
+    metrics: dict[str, float]
+    sequences: dict[str, list[float]]
+    sae: str
+    schema: NotRequired[int]
+    """`evaluation.metrics.schema_version` when it was made; 1 where it does not say."""
+
+
+EVALUATION = JSONFile(EvaluationRecord, "the same command evaluates this SAE again", sealed=True)
+
+
+def schema_of(evaluation: EvaluationRecord) -> int:
+    """The schema version of a record, by which it is known which metrics it carries."""
+    return evaluation.get("schema", 1)
+
+
+@dataclasses.dataclass(frozen=True)
+class TrialStatus:
+    """Where a trial stands, for a launch that asks for certain evaluations."""
+
+    trained: bool
+    """Whether its SAE is finished."""
+    missing: tuple[int | None, ...]
+    """The encoders asked for that the SAE was not evaluated with; all of them before it is trained."""
+    outdated: tuple[int | None, ...]
+    """Those of the missing for which there is an evaluation of an older schema, without some metrics of now."""
+    failure: str | None
+    """Why training, or an evaluation that is missing, failed for good; None where it did not."""
+
+    @property
+    def done(self) -> bool:
+        """Whether there is nothing left to train or to evaluate."""
+        return self.trained and not self.missing
+
+    @property
+    def evaluated(self) -> bool:
+        """Whether there is an evaluation with every encoder asked for, be it of an older schema."""
+        return self.trained and self.missing == self.outdated
