@@ -25,7 +25,7 @@ class Family:
 
 
 def _family(layers: str | tuple[str, ...], attn_out: str, mlp_out: str, mlp_post: str, attn_z: str) -> Family:
-    """By module paths inside a layer: what gives attn_out and mlp_out, and what gets mlp_post and attn_z."""
+    """A family, by module paths inside a layer: whose outputs are attn_out and mlp_out, whose inputs the other two."""
     points: dict[str, tuple[str, IO]] = {
         "resid_pre": ("", "input"),
         "resid_post": ("", "output"),

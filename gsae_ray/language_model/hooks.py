@@ -43,7 +43,7 @@ def _without_attention(model: nn.Module, layer: int) -> str | None:
 
 
 def locate(model: nn.Module, site: Site) -> tuple[nn.Module, IO]:
-    """The module that `site` hooks and on which side.
+    """The module whose input or output a site is, and which of the two.
 
     Raises:
         UserError: the family is not known, the layer is out of range, or there is no such module.
@@ -89,15 +89,15 @@ def locate(model: nn.Module, site: Site) -> tuple[nn.Module, IO]:
 
 
 Edit = Callable[[Tensor], Tensor | None]
-"""Sees a site's activations [B, T, n] during a forward; what it returns, if anything, replaces them.
+"""A function that gets a site's activations [B, T, n] during a forward; what it returns, if anything, replaces them.
 
-It leaves its argument as it is, and keeps no reference to it: models go on writing to tensors that they have passed on
+It must not change its argument, nor keep a reference to it: models go on writing to tensors that they have passed on
 (Falcon adds the attention's output to the MLP's, in place).
 """
 
 
 def _hook(module: nn.Module, io: IO, edit: Edit) -> Iterator[torch.utils.hooks.RemovableHandle]:
-    """Calls `edit` with the module's (first) input or output. Tuples keep their other members."""
+    """Hooks that call `edit` with the module's (first) input or output. Tuples keep their other members."""
     if io == "output":
 
         def after(_module: nn.Module, _args: Any, output: Any) -> Any:
@@ -119,7 +119,7 @@ def _hook(module: nn.Module, io: IO, edit: Edit) -> Iterator[torch.utils.hooks.R
         return ((new, *args[1:]), kwargs) if args else (args, {**kwargs, first: new})
 
     def written(_module: nn.Module, _args: Any, _output: Any) -> None:
-        """What the module has written into its input, it passes on by it."""
+        """Copies what the module wrote into its replaced input back to the original, which is how it passes it on."""
         for old, new, version in replaced:
             if new._version != version:
                 old.copy_(new)
@@ -131,7 +131,7 @@ def _hook(module: nn.Module, io: IO, edit: Edit) -> Iterator[torch.utils.hooks.R
 
 @contextmanager
 def edited(model: nn.Module, edits: Mapping[Site, Edit]) -> Iterator[None]:
-    """Within the context, every forward of `model` passes each site's activations through its edit."""
+    """A context in which every forward of `model` passes each site's activations through its edit."""
     with ExitStack() as stack:
         for site, edit in edits.items():
             for handle in _hook(*locate(model, site), edit):
@@ -150,8 +150,12 @@ def capture(
     """The activations of all `sites` in one forward that stops at the deepest of them.
 
     Args:
+        model: the language model.
         tokens_BT: token ids [B, T], on the model's device.
+        sites: where to read; each is reached once in a forward (see `site_widths`).
         kept_BT: the positions to take; default: all of them.
+        use_cache: passed to the model; needed on the meta device.
+
     Returns:
         site -> [R, n], the rows of the kept positions, context by context; without `kept_BT` [B, T, n]. In the model's
         dtype, on its device.
@@ -174,11 +178,11 @@ def capture(
 
 @torch.no_grad()
 def site_widths(model: nn.Module, sites: Sequence[Site]) -> dict[Site, int]:
-    """n, the number of coordinates of an activation, at each site. Works on a model on the meta device: no weights.
+    """The width of the activations at each site. The model may be on the meta device, without weights.
 
     Raises:
-        UserError: as `locate`; or a forward pass does not come to the site just once (a module that a looped model or
-            several layers share is called more often), or what it carries is not one vector a position.
+        UserError: as `locate`; or a forward pass does not reach the site exactly once (a module that several layers
+            share is called more often), or what it carries is not one vector for each position.
     """
     tokens = torch.zeros(1, 2, dtype=torch.long, device=next(model.parameters()).device)
     carried: dict[Site, list[Any]] = {site: [] for site in sites}

@@ -1,4 +1,4 @@
-"""The Hugging Face hub, as its client and transformers present it: quietly, and with one line for each failure."""
+"""Files and failures of the Hugging Face hub: without its client's chatter, each failure in one line."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from gsae_ray.errors import UserError
 
 
 def local_directory(name: str) -> Path | None:
-    """The directory that `name` is, if it is one."""
+    """The directory of a model that is local or built in; None for any other name."""
     try:
         directory = MODEL_DIR if name == "builtin" else Path(name).expanduser()
         return directory if directory.is_dir() else None
@@ -33,7 +33,7 @@ def local_directory(name: str) -> Path | None:
 
 @contextlib.contextmanager
 def quiet_hub() -> Iterator[None]:
-    """Without the lines that the hub's client and transformers print while they try and retry."""
+    """A context in which the hub's client and transformers print nothing while they try and retry."""
     transformers.utils.logging.disable_progress_bar()
     hub_log = logging.getLogger("huggingface_hub")
     level, verbosity = hub_log.level, transformers.utils.logging.get_verbosity()
@@ -48,7 +48,16 @@ def quiet_hub() -> Iterator[None]:
 
 @contextlib.contextmanager
 def explained(name: str, what: str, key: str = "model.name") -> Iterator[None]:
-    """Turns the hub's many exceptions into one line. `key`: where the sweep file gives `name`."""
+    """A context that turns whatever loading may raise into a `UserError` of one line.
+
+    Args:
+        name: the model or tokenizer that is loaded.
+        what: which part of it, in words.
+        key: where the sweep file gives `name`.
+
+    Raises:
+        UserError: loading failed.
+    """
     try:
         with quiet_hub():
             yield
@@ -84,7 +93,7 @@ def explained(name: str, what: str, key: str = "model.name") -> Iterator[None]:
 
 
 def _said_by_the_hub(error: BaseException | None) -> str:
-    """The hub's own words, which name the page to visit; it sends them with its refusal."""
+    """The words that the hub sent with its refusal, in brackets: they name the page to visit."""
     while error is not None:
         if isinstance(error, HfHubHTTPError) and error.server_message:
             return f" ({' '.join(error.server_message.split())[:300]})"
@@ -93,14 +102,14 @@ def _said_by_the_hub(error: BaseException | None) -> str:
 
 
 def hub_login() -> str:
-    """What is to be done about the hub's token."""
+    """Advice on the hub's token."""
     if get_token() is None:
         return "set HF_TOKEN"
     return "see that HF_TOKEN is of an account that may have it"
 
 
 def find_file(source: dict[str, Any], name: str) -> Path | None:
-    """A file of a directory, or of the hub by way of its cache."""
+    """The path of a model's file: in its directory, or in the cache of the hub. None where there is none."""
     found = cached_file(
         source["pretrained_model_name_or_path"],
         name,

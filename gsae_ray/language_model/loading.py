@@ -1,4 +1,4 @@
-"""Loading language models and tokenizers, and saying which they are."""
+"""Loading of language models and tokenizers, and the fingerprint that tells models apart."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ from gsae_ray.language_model.transformer_lens import (
 )
 
 ADAPTER = "adapter_config.json"
-"""peft's configuration of an adapter."""
+"""The file in which peft keeps the configuration of an adapter."""
 VOCABULARIES = ("tokenizer.json", "tokenizer.model", "tekken.json", "tiktoken.model")
-"""Files that transformers makes a tokenizer from, whatever its class calls its own."""
+"""Files from which transformers makes a tokenizer, besides those that its class names."""
 
 
 def _source(model: ModelSettings) -> dict[str, Any]:
@@ -56,7 +56,10 @@ def _transformer_lens_config(model: ModelSettings) -> TransformerLensConfig | No
 
 
 def _transformer_lens_weights(model: ModelSettings) -> Path:
-    """The checkpoint's one file of weights. On the hub its name differs from model to model: listed, if not cached."""
+    """The checkpoint's one file of weights.
+
+    Its name differs from model to model, so on the hub the files are listed, unless it is in the cache.
+    """
     config = _config_file(model)
     found = sorted(config.parent.glob(WEIGHTS)) if config else []
     if not found and not local_directory(model.name):
@@ -71,10 +74,10 @@ def _transformer_lens_weights(model: ModelSettings) -> Path:
 
 
 def _refuse_adapter(model: ModelSettings) -> None:
-    """transformers leaves an adapter out where peft is not installed, and puts modules of its own in where it is.
+    """Refuse a model with an adapter: without peft transformers ignores it, with peft it adds modules of its own.
 
     Raises:
-        UserError: there is one.
+        UserError: there is an adapter.
     """
     source = _source(model)
     name, revision = source["pretrained_model_name_or_path"], source["revision"]
@@ -133,7 +136,7 @@ def layer_count(model: PreTrainedModel) -> int | None:
 
 
 def load_tokenizer(model: ModelSettings) -> PreTrainedTokenizerBase:
-    """`model.tokenizer`, else the one that a TransformerLens checkpoint names, else the model's own.
+    """The tokenizer: `model.tokenizer`, else the one that a TransformerLens checkpoint names, else the model's own.
 
     Raises:
         NoTokenizerError: the model brings none, and none is named.
@@ -169,7 +172,7 @@ def load_tokenizer(model: ModelSettings) -> PreTrainedTokenizerBase:
 
 
 def _real_tokenizer(source: dict[str, Any]) -> PreTrainedTokenizerBase | None:
-    """None where there are no files of one: transformers would make one up from its defaults."""
+    """The tokenizer of a model; None where it has no files, and transformers would make one up from its defaults."""
     try:
         tokenizer = AutoTokenizer.from_pretrained(**source)
     except ValueError as error:
@@ -182,10 +185,9 @@ def _real_tokenizer(source: dict[str, Any]) -> PreTrainedTokenizerBase | None:
 
 
 def check_weights(model: ModelSettings) -> None:
-    """Whether a local checkpoint has every weight of its configuration, in its shape.
+    """Checks that a local checkpoint has every weight of its configuration, in its shape, by the files' headers.
 
-    Of safetensors the headers are read. Of a model of the hub, producers tell: to look, the driver would have to
-    download it.
+    A model of the hub is checked by the producers: the driver would have to download it.
 
     Raises:
         UserError: as `load_model`.
@@ -198,11 +200,13 @@ def load_model(model: ModelSettings, device_map: str = "cpu") -> PreTrainedModel
     """The model with its weights, in evaluation mode, each weight in `model.dtype` straight to its device.
 
     Args:
+        model: which model.
         device_map: a device, or `balanced`: the layers spread over all GPUs that this process sees.
+
     Raises:
-        UserError: it cannot be loaded, a weight is missing, or the GPUs have no room for it.
+        UserError: it cannot be loaded, a weight is missing, or the GPUs have too little memory.
     """
-    no_room = UserError(
+    too_large = UserError(
         f"producers.gpus: too few; {model.name} in {model.dtype} does not fit into the memory of a producer's GPUs"
     )
     config = load_config(model)
@@ -221,7 +225,7 @@ def load_model(model: ModelSettings, device_map: str = "cpu") -> PreTrainedModel
             else:
                 loaded, report = AutoModelForCausalLM.from_pretrained(**_source(model), **options, use_safetensors=True)
         except torch.OutOfMemoryError as error:
-            raise no_room from error
+            raise too_large from error
     for name, in_checkpoint, in_model in sorted(report["mismatched_keys"]):
         raise UserError(
             f"model.name: cannot load the weights of {model.name!r}: {name} has the shape {list(in_checkpoint)} in the "
@@ -234,7 +238,7 @@ def load_model(model: ModelSettings, device_map: str = "cpu") -> PreTrainedModel
         if ".lora_" in name:
             raise _unmerged(model.name, name)
     if device_map == "balanced" and {"cpu", "disk"} & {str(device) for device in loaded.hf_device_map.values()}:
-        raise no_room  # transformers would go on, with layers that travel to a GPU at every forward pass
+        raise too_large  # transformers would go on, with layers that travel to a GPU at every forward pass
     return loaded.eval().requires_grad_(False)
 
 
@@ -245,7 +249,7 @@ def _content_hash(directory: Path) -> str:
 
 
 def pinned(model: ModelSettings) -> ModelSettings:
-    """With the commit that a hub model's revision stands for now: every process loads that one."""
+    """The settings with the commit that a hub model's revision stands for now, so that every process loads that."""
     if local_directory(model.name):
         return model
     with explained(model.name, "configuration"):
@@ -254,7 +258,7 @@ def pinned(model: ModelSettings) -> ModelSettings:
 
 
 def model_fingerprint(model: ModelSettings) -> str:
-    """Which weights these are: a hash of the files of a local model, the commit of one from the hub."""
+    """Identity of the model's weights: a hash of the files of a local model, the commit of one from the hub."""
     where = local_directory(model.name)
     identity = _content_hash(where) if where else f"{model.name}@{pinned(model).revision}"
     return digest([identity, model.dtype, model.attn_implementation])

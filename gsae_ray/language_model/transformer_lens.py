@@ -18,7 +18,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 from gsae_ray.errors import UserError
 
 WEIGHTS = "*final.pth"
-"""The name of the weights' file; published repositories hold the checkpoints of training beside it."""
+"""Pattern of the name of the file of weights; published repositories hold checkpoints of training beside it."""
 
 _ACTIVATIONS = ("gelu", "gelu_new", "relu")  # called the same in both libraries; gelu is the exact one
 _ONLY: dict[str, Any] = {
@@ -44,11 +44,11 @@ _ONLY: dict[str, Any] = {
     "attn_scores_soft_cap": -1.0,
     "output_logits_soft_cap": -1.0,
 }
-"""Key of a TransformerLens configuration -> the only value, where the key is there, that GPT-2 has."""
+"""Key of a TransformerLens configuration -> its only value, where the key is given, that makes a GPT-2."""
 
 
 class TransformerLensConfig(GPT2Config):
-    """GPT-2's configuration, of a TransformerLens checkpoint; `tokenizer_name` besides."""
+    """GPT-2's configuration for a TransformerLens checkpoint, with the checkpoint's `tokenizer_name`."""
 
 
 class TransformerLensModel(GPT2LMHeadModel):
