@@ -42,29 +42,30 @@ def sweep(entries: list[dict[str, Any]] | None = None, model: str | Path = "buil
     return Sweep.model_validate(values)
 
 
-def cost(tmp_path: Path, *args: Any, slots: int | None = 4, **sections: Any) -> Forecast:
+def cost(*args: Any, slots: int | None = 4, **sections: Any) -> Forecast:
     return forecast(sweep(*args, **sections), slots)
 
 
 # ---- what is counted ------------------------------------------------------------------------------------------------
 
 
-def test_parameters_are_those_of_the_saes_as_built(tmp_path: Path) -> None:
-    kinds = cost(tmp_path, [*ENTRIES, CHILD]).kinds
+def test_parameters_are_those_of_the_saes_as_built() -> None:
+    kinds = cost([*ENTRIES, CHILD]).kinds
     assert {kind.architecture for kind in kinds} == {"gated", "standard", "rescale_shift"}
     for kind in kinds:
         options = {"tied": False} if kind.variant == "tied=false" else {}
         hyperparameters = {"l1_coefficient": 1.0, **options}
-        shape = {"architecture": kind.architecture, "d_in": kind.d_in, "d_sae": kind.d_sae}
-        sae = build(SAEConfig(**shape, hyperparameters=hyperparameters))
+        sae = build(
+            SAEConfig(architecture=kind.architecture, d_in=kind.d_in, d_sae=kind.d_sae, hyperparameters=hyperparameters)
+        )
         assert kind.parameters == sum(p.numel() for p in sae.parameters())
     gated, standard = (next(k for k in kinds if k.architecture == a) for a in ("gated", "standard"))
     assert gated.parameters == 2 * gated.d_in * gated.d_sae + 3 * gated.d_sae + gated.d_in
     assert standard.parameters == 2 * standard.d_in * standard.d_sae + standard.d_sae + standard.d_in
 
 
-def test_trials_are_counted_by_kind(tmp_path: Path) -> None:
-    result = cost(tmp_path)
+def test_trials_are_counted_by_kind() -> None:
+    result = cost()
     assert result.trials == sum(kind.trials for kind in result.kinds) == 2 * (4 + 1 + 2)
     assert {(k.architecture, k.variant, k.objective, k.d_sae): k.trials for k in result.kinds} == {
         ("gated", "", "norm_weighted", 32): 4,
@@ -103,14 +104,14 @@ def test_flops_of_a_training_step_are_those_that_torch_counts(
     assert expected <= products < expected + 0.1  # products with a vector (b_dec, norms) are the rest
 
 
-def test_phases_and_waves(tmp_path: Path) -> None:
-    one = cost(tmp_path, slots=4)
+def test_phases_and_waves() -> None:
+    one = cost(slots=4)
     assert (one.phases, one.slots, one.waves) == ((14,), 4, 4)
     children = [ENTRIES[2], {**CHILD, "objective": ["paper", "norm_weighted"]}]
-    two = cost(tmp_path, children, slots=3)
+    two = cost(children, slots=3)
     assert (two.phases, two.waves) == ((4, 4), 2 + 2)
-    assert cost(tmp_path, slots=100).waves == 1
-    default = cost(tmp_path, slots=None, trials={"max_concurrent": 1})
+    assert cost(slots=100).waves == 1
+    default = cost(slots=None, trials={"max_concurrent": 1})
     assert (default.slots, default.waves) == (1, 14)
 
 
@@ -138,50 +139,50 @@ def test_the_forward_ratio_is_that_of_law_3(waves: list[int], budget: int, expec
     assert forward_ratio(waves, budget) == pytest.approx(expected)
 
 
-def test_rows_bytes_and_ratio_are_those_of_the_longest_trial(tmp_path: Path) -> None:
+def test_rows_bytes_and_ratio_are_those_of_the_longest_trial() -> None:
     entries = [*ENTRIES, {"architecture": "standard", "widths": [8], "l1_coefficient": 1.0, "tokens": 128_050}]
-    free = cost(tmp_path, entries, slots=4)
+    free = cost(entries, slots=4)
     assert (free.rows, free.blocks, free.kept_blocks) == (128_000, 8, 8)  # whole batches; 250 contexts a block
     d_in = free.kinds[0].d_in
     assert free.activation_bytes == 8 * free.block_bytes == 128_000 * 2 * d_in * 4
     assert (free.budget_bytes, free.forward_ratio) == (None, 1.0)
     assert free.forward_ratio_without_budget == pytest.approx((3 * 64 + 128) / 128)
     # 3.9 blocks are three; two of them are the window.
-    tight = cost(tmp_path, entries, slots=4, producers={"budget_gib": 3.9 * free.block_bytes / 2**30})
+    tight = cost(entries, slots=4, producers={"budget_gib": 3.9 * free.block_bytes / 2**30})
     assert (tight.waves, tight.kept_blocks) == (4, 1)
     assert tight.forward_ratio == pytest.approx((4 + 3 + 3 + 8 - 2) / 8)
     assert tight.model_flops == pytest.approx(free.model_flops * tight.forward_ratio)
     # Blocks are made whole: 128,200 rows take a ninth one.
-    ninth = cost(tmp_path, [{**entries[-1], "tokens": 128_200}], slots=4)
+    ninth = cost([{**entries[-1], "tokens": 128_200}], slots=4)
     assert (ninth.rows, ninth.blocks) == (128_200, 9)
     assert ninth.model_flops == pytest.approx(free.model_flops * 9 / 8)
-    whole = cost(tmp_path, entries, slots=4, dataset={"skip_positions": 0})  # 247 contexts a block
+    whole = cost(entries, slots=4, dataset={"skip_positions": 0})  # 247 contexts a block
     assert (whole.blocks, whole.block_bytes) == (8, 247 * 65 * 2 * d_in * 4)
     assert whole.model_flops == pytest.approx(free.model_flops * 247 / 250)
 
 
-def test_training_flops_are_products_times_rows(tmp_path: Path) -> None:
-    result = cost(tmp_path)
+def test_training_flops_are_products_times_rows() -> None:
+    result = cost()
     expected = sum(2 * k.d_in * k.d_sae * k.products * k.trials for k in result.kinds) * 64_000
     assert result.training_flops == pytest.approx(expected)
     assert all(k.flops_a_row == 2 * k.d_in * k.d_sae * k.products for k in result.kinds)
 
 
-def test_memory_and_disk_hold_what_is_written(tmp_path: Path) -> None:
-    result = cost(tmp_path, slots=1)
+def test_memory_and_disk_hold_what_is_written() -> None:
+    result = cost(slots=1)
     largest = max(kind.parameters for kind in result.kinds)
     assert result.trial.host >= 4 * 4 * largest  # weights, gradients, two moments
     assert result.store_bytes > result.activation_bytes
     assert result.disk_bytes >= 4 * (6 * largest + sum(k.parameters * k.trials for k in result.kinds))
 
 
-def test_equal_compute_is_told_for_objectives_that_both_are_trained_with(tmp_path: Path) -> None:
-    (line,) = equal_compute(cost(tmp_path).kinds)
+def test_equal_compute_is_told_for_objectives_that_both_are_trained_with() -> None:
+    (line,) = equal_compute(cost().kinds)
     assert line.startswith("equal compute (norm_weighted): at equal width a gated step has 1.60 x")
     both = [{**entry, "objective": ["paper", "norm_weighted"]} for entry in (ENTRIES[0], ENTRIES[2])]
-    lines = equal_compute(cost(tmp_path, both).kinds)
+    lines = equal_compute(cost(both).kinds)
     assert ["(paper)" in line and "1.40 x" in line for line in lines] == [True, False]
-    assert equal_compute(cost(tmp_path, [ENTRIES[0]]).kinds) == []
+    assert equal_compute(cost([ENTRIES[0]]).kinds) == []
 
 
 # ---- models as large as the paper's, without weights ----------------------------------------------------------------
@@ -213,7 +214,6 @@ def test_a_model_directory_without_weights_is_enough(
     entries = [{"architecture": "gated", "widths": [2**17], "l1_coefficient": 1e-4}]
     paper = {"objective": "paper", "schedule": "paper", "batch_size": 4096, "tokens": 300_000 * 4096}
     result = cost(
-        tmp_path,
         entries,
         model=tmp_path,
         slots=1,
@@ -238,7 +238,7 @@ def test_of_a_mixture_of_experts_those_count_that_a_token_uses(tmp_path: Path) -
     heads = {"num_attention_heads": 4, "num_key_value_heads": 4}
     config = transformers.MixtralConfig(**sizes, **heads, num_local_experts=8, num_experts_per_tok=2)
     config.save_pretrained(tmp_path)
-    result = cost(tmp_path, ENTRIES[:1], tmp_path, sites=MODULE)
+    result = cost(ENTRIES[:1], tmp_path, sites=MODULE)
     weights_a_token = 2 * (4 * 256**2 + 256 * 8 + 2 * 3 * 256 * 512)
     assert result.model_flops == pytest.approx(2 * weights_a_token * result.rows * 65 / 64, rel=0.05)
 
@@ -247,7 +247,7 @@ def test_a_model_that_needs_its_weights_is_one_line(tmp_path: Path) -> None:
     sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "vocab_size": 100}
     transformers.JetMoeConfig(**sizes, num_key_value_heads=2, kv_channels=8).save_pretrained(tmp_path)
     with pytest.raises(UserError, match="model.name.*without its weights") as caught:
-        cost(tmp_path, ENTRIES[:1], tmp_path, sites=MODULE)
+        cost(ENTRIES[:1], tmp_path, sites=MODULE)
     assert "\n" not in str(caught.value)
 
 
@@ -282,7 +282,8 @@ def test_plan_prints_what_a_sweep_will_cost(here: Path) -> None:
     assert list(here.iterdir()) == []  # nothing is written
 
 
-def test_plan_in_json_holds_the_same(here: Path) -> None:
+@pytest.mark.usefixtures("here")
+def test_plan_in_json_holds_the_same() -> None:
     result = plan("--slots", 2, "--json")
     assert result.exit_code == 0, result.output
     value = json.loads(result.stdout)
@@ -293,6 +294,7 @@ def test_plan_in_json_holds_the_same(here: Path) -> None:
     assert {kind["architecture"] for kind in value["kinds"]} == {"gated", "standard"}
 
 
+@pytest.mark.usefixtures("here")
 @pytest.mark.parametrize(
     ("arguments", "parts"),
     [
@@ -302,7 +304,7 @@ def test_plan_in_json_holds_the_same(here: Path) -> None:
         (["--slots", "0"], ["--slots", "0"]),
     ],
 )
-def test_a_mistake_in_plan_is_told(here: Path, arguments: list[str], parts: list[str]) -> None:
+def test_a_mistake_in_plan_is_told(arguments: list[str], parts: list[str]) -> None:
     result = plan(*arguments)
     assert result.exit_code == 2
     assert "Traceback" not in result.output

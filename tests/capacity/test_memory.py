@@ -49,7 +49,7 @@ def test_a_producer(what: str, tmp_path: Path) -> None:
     from gsae_ray.language_model.hooks import site_widths
     from gsae_ray.language_model.loading import load_skeleton
 
-    sections: dict[str, Any] = {
+    cases: dict[str, dict[str, Any]] = {
         "produce": {
             "sites": {"layers": [0, 1, 2, 3], "points": ["mlp_post"]},
             "dataset": {"name": "builtin", "shuffle_tokens": 65_000},
@@ -64,8 +64,8 @@ def test_a_producer(what: str, tmp_path: Path) -> None:
             "saes": [{"architecture": "gated", "widths": [65_536], "l1_coefficient": [1]}],
             "evaluation": {"tokens": 1024, "batch": 1},
         },
-    }[what]
-    given = values(**sections)
+    }
+    given = values(**cases[what])
     sweep = Sweep.model_validate(given)
     skeleton = load_skeleton(sweep.model)
     widths = {site.name: width for site, width in site_widths(skeleton, sweep.used_sites).items()}

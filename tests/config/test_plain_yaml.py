@@ -201,7 +201,7 @@ def test_aliases_cannot_make_a_text_endless() -> None:
     assert "nested deeper than 20 levels" in error_of(deep)
 
 
-def test_what_is_no_sweep_file_is_not_read_whole(tmp_path: Path) -> None:
+def test_what_is_no_sweep_file_is_not_read_whole() -> None:
     for device in ("/dev/zero", "/dev/urandom"):
         with pytest.raises(UserError, match=device):
             load_sweep(device)

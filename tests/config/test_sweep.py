@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pydantic import BaseModel
 
 from gsae_ray.config import sweep as sweep_module
 from gsae_ray.config.load import load_sweep
@@ -725,7 +726,8 @@ def schema_models() -> Sequence[type[Settings]]:
 def test_the_description_names_every_field_with_its_own_description() -> None:
     lines = describe().splitlines()
     assert len(schema_models()) >= 9
-    models = [*schema_models(), *(REGISTRY[name].Hyperparameters for name in trainable_architectures())]
+    models: list[type[BaseModel]] = [*schema_models()]
+    models += [REGISTRY[name].Hyperparameters for name in trainable_architectures()]
     for model in models:
         for name, field in model.model_fields.items():
             found = [line.strip() for line in lines if line.strip().startswith(f"{name}:")]

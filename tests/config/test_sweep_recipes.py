@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import BaseModel
 
 from gsae_ray.config.load import load_sweep
 from gsae_ray.config.recipe import ResamplingSettings, TrainingSettings
@@ -341,11 +342,9 @@ def test_a_jumprelu_sae_is_not_trained(path: Path) -> None:
 
 def test_the_description_shows_every_option_of_recipes_and_architectures() -> None:
     text = describe()
-    for model in (
-        TrainingSettings,
-        ResamplingSettings,
-        *(REGISTRY[name].Hyperparameters for name in trainable_architectures()),
-    ):
+    models: list[type[BaseModel]] = [TrainingSettings, ResamplingSettings]
+    models += [REGISTRY[name].Hyperparameters for name in trainable_architectures()]
+    for model in models:
         for name, field in model.model_fields.items():
             assert f"{name}:" in text, name
             assert field.description and field.description in text, name

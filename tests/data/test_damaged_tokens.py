@@ -51,7 +51,7 @@ def test_tokens_that_are_torn_in_mid_sweep_are_named_and_never_read(
 def test_tokens_that_a_full_disk_cut_short_are_no_prepared_ones(
     text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def full(file: int) -> None:
+    def full(_file: int) -> None:
         raise OSError("No space left on device")
 
     with monkeypatch.context() as patch, pytest.raises(OSError, match="No space left"):

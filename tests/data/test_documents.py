@@ -149,7 +149,7 @@ def test_a_file_rewritten_with_its_time_stamp_kept_is_read_anew(name: str, tmp_p
         os.utime(path, ns=(10**18, 10**18))
 
     given = tmp_path / name if "/" not in name else (tmp_path / name).parent
-    fraction = {"evaluation_fraction": 0.9 if name == "a.txt" else 0.25}
+    fraction: dict[str, Any] = {"evaluation_fraction": 0.9 if name == "a.txt" else 0.25}
     stores = []
     for version in ("old", "new"):
         # Texts of one length, so that the file's size tells nothing either.
@@ -200,7 +200,12 @@ def test_a_split_that_is_not_used_changes_nothing(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("suffix", [".gz", ".bz2", ".xz"])
 def test_compressed_files_give_the_tokens_of_plain_ones(suffix: str, tmp_path: Path) -> None:
-    compress = {".gz": gzip.compress, ".bz2": bz2.compress, ".xz": lzma.compress}[suffix]
+    compressors: dict[str, Callable[[bytes], bytes]] = {
+        ".gz": gzip.compress,
+        ".bz2": bz2.compress,
+        ".xz": lzma.compress,
+    }
+    compress = compressors[suffix]
     for kind in ("txt", "jsonl", "json"):
         for index, document in enumerate(DOCUMENTS):
             text = (
@@ -268,7 +273,7 @@ def test_a_row_that_is_no_json_is_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["/", "/.", "/**/*.txt", "/tmp/.."])
-def test_the_whole_disk_is_not_scanned(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_whole_disk_is_not_scanned(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     def scan(*_: Any, **__: Any) -> Any:
         raise AssertionError("scanned")
 

@@ -174,11 +174,11 @@ def test_pads_are_neither_context_nor_rows(side: str, kind: str, tmp_path: Path)
     store = prepare_tokens(tokens(path, "contexts", training_tokens=400), tmp_path / "contexts")
     expected = [real + [PADDING] * (CONTEXT - len(real)) for real in REAL]
     assert all(context in expected for context in contexts_of(store))
-    for index, rows in enumerate(store.rows):
+    for index, kept in enumerate(store.rows):
         tokens_ST = store.block(index)
         expected_ST = tokens_ST != PADDING
         expected_ST[:, 0] = False
-        assert torch.equal(store.kept(tokens_ST), expected_ST) and rows == int(expected_ST.sum())
+        assert torch.equal(store.kept(tokens_ST), expected_ST) and kept == int(expected_ST.sum())
     as_documents = prepare_tokens(tokens(path, "documents", training_tokens=400), tmp_path / "documents")
     parquet(tmp_path / "real.parquet", REAL)
     real = prepare_tokens(tokens(tmp_path / "real.parquet", "documents", training_tokens=400), tmp_path / "real")
@@ -321,7 +321,7 @@ def test_a_tokenizer_of_mistrals_own_format_is_one(tmp_path: Path) -> None:
 
 
 def test_token_columns_need_no_tokenizer_and_take_special_ids_from_the_config(tmp_path: Path) -> None:
-    config = {"bos_token_id": BOS, "eos_token_id": [12, 13], "pad_token_id": VOCABULARY + 1}
+    config: dict[str, Any] = {"bos_token_id": BOS, "eos_token_id": [12, 13], "pad_token_id": VOCABULARY + 1}
     name = model_with(tmp_path / "m", tokenizer=False, **config)
     ids = [[0, 1, BOS, 12, 13, *row[5:]] for row in CONTEXTS]
     store = prepare_tokens(tokens(parquet(tmp_path / "a.parquet", ids), "contexts", model_name=name), tmp_path / "out")

@@ -312,7 +312,12 @@ def test_the_mask_is_a_setting(skipped: int, skip_special: bool, text: Path, out
 
 
 def test_masks_have_fingerprints_of_their_own(text: Path, out: Path) -> None:
-    fields = [{}, {"dataset_skip_positions": 0}, {"dataset_skip_positions": 2}, {"dataset_skip_special_tokens": False}]
+    fields: list[dict[str, Any]] = [
+        {},
+        {"dataset_skip_positions": 0},
+        {"dataset_skip_positions": 2},
+        {"dataset_skip_special_tokens": False},
+    ]
     fields += [{"dataset_prepend_bos": True}, {"model_context_size": 8}, {"evaluation_fraction": 0.3}]
     stores = [prepare_tokens(sweep(text, **f), out) for f in fields]
     assert len({store.fingerprint for store in stores}) == len(fields)
@@ -433,7 +438,7 @@ def test_a_longer_run_makes_further_blocks_and_keeps_the_first(text: Path, tmp_p
 
 
 def test_an_interrupted_preparation_leaves_nothing_and_is_made_again(text: Path, tmp_path: Path) -> None:
-    def interrupt(what: str, done: int, needed: int) -> None:
+    def interrupt(what: str, done: int, _needed: int) -> None:
         if what == "tokenising" and done > 300:
             raise KeyboardInterrupt
 
@@ -446,7 +451,7 @@ def test_an_interrupted_preparation_leaves_nothing_and_is_made_again(text: Path,
 def test_two_sweeps_that_prepare_at_once_both_find_all_their_blocks(text: Path, out: Path) -> None:
     longer: list[TokenStore] = []
 
-    def meanwhile(what: str, done: int, needed: int) -> None:
+    def meanwhile(what: str, _done: int, _needed: int) -> None:
         if what == "tokenising" and not longer:
             longer.append(prepare_tokens(sweep(text, 900), out))
 
@@ -496,7 +501,8 @@ def test_an_unknown_held_out_split_is_blamed_on_the_key_that_names_it(
 
 @pytest.mark.parametrize("key", ["text_column", "tokens_column"])
 def test_an_unknown_column_is_named_with_the_known_ones(key: str, text: Path, out: Path) -> None:
-    message = complaint(sweep(text, **{f"dataset_{key}": "txet"}), out)
+    changes: dict[str, Any] = {f"dataset_{key}": "txet"}
+    message = complaint(sweep(text, **changes), out)
     assert message.startswith(f"dataset.{key}: ") and "'txet'" in message and "did you mean 'text'?" in message
 
 
@@ -508,7 +514,8 @@ def test_a_column_that_holds_something_else_is_named(
     column: str, values: list[Any], key: str, tmp_path: Path, out: Path
 ) -> None:
     path = write_jsonl(tmp_path / "a.jsonl", values, column)
-    message = complaint(sweep(path, **{f"dataset_{key}": column}), out)
+    changes: dict[str, Any] = {f"dataset_{key}": column}
+    message = complaint(sweep(path, **changes), out)
     assert message.startswith(f"dataset.{key}: ") and f"{column!r}" in message
 
 

@@ -74,7 +74,7 @@ def test_berts_layers_as_a_decoder_are_accepted(tmp_path: Path) -> None:
     load_skeleton(ModelSettings(name=str(tmp_path), context_size=32))
 
 
-def random(config: PreTrainedConfig) -> torch.nn.Module:
+def random(config: PreTrainedConfig) -> Any:
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(config).eval()
     for parameter in model.parameters():

@@ -47,7 +47,7 @@ from transformers import (
 from gsae_ray.config.site import POINTS, Site
 from gsae_ray.errors import UserError
 from gsae_ray.language_model.families import FAMILIES
-from gsae_ray.language_model.hooks import capture, edited, locate, site_widths
+from gsae_ray.language_model.hooks import Edit, capture, edited, locate, site_widths
 
 D, LAYERS, MLP = 32, 3, 48
 SIZE = {
@@ -333,7 +333,7 @@ def test_no_hook_stays_behind_also_after_an_error() -> None:
     def broken(_x: Tensor) -> Tensor:
         raise ZeroDivisionError
 
-    edits = {Site.of_point(0, "resid_pre"): torch.zeros_like, site: broken}
+    edits: dict[Site, Edit] = {Site.of_point(0, "resid_pre"): torch.zeros_like, site: broken}
     with pytest.raises(ZeroDivisionError), edited(model, edits):
         logits(model)
     capture(model, TOKENS, [site])
@@ -451,7 +451,7 @@ def test_an_attention_layer_of_a_hybrid_model_can_be_named_by_path() -> None:
     message = complaint(model, Site.of_point(2, "attn_z"))
     assert "'jamba'" in message and "sites.modules" in message and "no attention" not in message
     z = Site.of_module("model.layers.2.self_attn.o_proj", "input")
-    assert locate(model, z)[0].in_features == D  # type: ignore[union-attr]
+    assert locate(model, z)[0].in_features == D
     assert "'model.layers.3.self_attn.o_proj'" in complaint(
         model, Site.of_module(z.name[:-6].replace("2", "3"), "input")
     )

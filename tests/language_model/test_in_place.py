@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
@@ -150,9 +148,7 @@ def plan(tmp_path_factory: pytest.TempPathFactory) -> PreparedSweep:
     return prepare(sweep, folder)
 
 
-def test_a_site_that_is_written_to_later_has_the_same_rows_in_a_sweep_as_alone(
-    plan: PreparedSweep, tmp_path: Path
-) -> None:
+def test_a_site_that_is_written_to_later_has_the_same_rows_in_a_sweep_as_alone(plan: PreparedSweep) -> None:
     producer = Producer(producer_spec(plan))
     sites = [f"{module}:output" for module in MODULES]
     statistics, chunks = producer.produce(0, sites)

@@ -151,7 +151,8 @@ def test_the_tokenizer_is_the_one_saved_with_the_model(saved: Path) -> None:
     assert load_tokenizer(settings(saved)).decode(ids) == text
 
 
-def test_the_builtin_model_needs_no_network(offline: None) -> None:
+@pytest.mark.usefixtures("offline")
+def test_the_builtin_model_needs_no_network() -> None:
     model = settings("builtin", context_size=128)
     assert load_config(model).model_type == "gpt_neox"
     assert len(model_fingerprint(model)) == 64
@@ -215,8 +216,9 @@ def test_a_model_without_a_tokenizer_is_given_one(name: str, directory: Path, tm
     assert load_tokenizer(settings(directory, tokenizer=given)).get_vocab() == expected
 
 
+@pytest.mark.usefixtures("offline")
 @pytest.mark.parametrize("name", ["lab/no-such-tokenizer", "/no/such/directory"])
-def test_a_tokenizer_that_is_not_there_is_blamed_on_its_own_key(name: str, saved: Path, offline: None) -> None:
+def test_a_tokenizer_that_is_not_there_is_blamed_on_its_own_key(name: str, saved: Path) -> None:
     message = complaint(load_tokenizer, settings(saved, tokenizer=name))
     assert message.startswith("model.tokenizer: ") and f"{name!r}" in message
 
@@ -256,8 +258,9 @@ def test_a_fingerprint_is_of_what_is_there_now(directory: Path) -> None:
     assert model_fingerprint(settings(directory)) != before
 
 
+@pytest.mark.usefixtures("offline")
 def test_a_model_of_the_hub_is_known_by_its_commit(
-    saved: Path, tmp_path: Path, offline: None, monkeypatch: pytest.MonkeyPatch
+    saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     repository = tmp_path / "models--lab--tiny"
     for commit in ("a" * 40, "b" * 40):
@@ -280,9 +283,10 @@ def test_a_model_of_the_hub_is_known_by_its_commit(
 
 
 @any_loader
+@pytest.mark.usefixtures("offline")
 @pytest.mark.parametrize("name", ["lab/no-such-model", "no-such-model", "a/b/c/d"])
 def test_a_model_that_is_not_there_is_one_quick_line_offline(
-    load: Callable[[ModelSettings], object], name: str, offline: None
+    load: Callable[[ModelSettings], object], name: str
 ) -> None:
     start = time.monotonic()
     message = complaint(load, settings(name))

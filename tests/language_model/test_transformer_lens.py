@@ -76,7 +76,7 @@ def edit_weights(directory: Path, edit: Callable[[dict[str, Tensor]], object]) -
 def by_hand(w: dict[str, Tensor], tokens_BT: Tensor) -> dict[str, Tensor]:
     """The forward pass, head by head, in TransformerLens' layout and names."""
     length = tokens_BT.shape[1]
-    cache = {}
+    cache: dict[str, Tensor] = {}
     x = w["embed.W_E"][tokens_BT] + w["pos_embed.W_pos"][:length]
     for layer in range(LAYERS):
         p = {name.removeprefix(f"blocks.{layer}."): tensor for name, tensor in w.items()}
@@ -200,7 +200,7 @@ def test_the_files_of_a_checkpoint_that_the_hub_cannot_be_asked_for_are_one_line
 
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", "http://127.0.0.1:9")
-    monkeypatch.setattr(time, "sleep", lambda seconds: None)  # the hub's client tries again and again
+    monkeypatch.setattr(time, "sleep", lambda _seconds: None)  # the hub's client tries again and again
     assert complaint(list_files, settings("lab/gelu")).endswith("cannot be reached")
 
 
