@@ -62,7 +62,7 @@ class ArrayProducer:
         self.layout, self.slowness = layout, slowness
         self.produced = share.produced if share else Counter()
         self.live_bytes = share.live_bytes if share else [0, 0]  # now, peak
-        self.evaluated: list[tuple[str, str, Any, int | None]] = []
+        self.tasks: list[Any] = []
 
     def _alive(self, nbytes: int) -> None:
         self.live_bytes[0] += nbytes
@@ -82,9 +82,9 @@ class ArrayProducer:
                 weakref.finalize(chunks[-1], self._alive, -chunks[-1].nbytes)
         return statistics, chunks
 
-    async def evaluate(self, site: str, cfg: str, weights: Any, pursuit_l0: int | None) -> Evaluation:
+    async def run(self, task: Any) -> Evaluation:
         await turns(self.slowness)
-        self.evaluated.append((site, cfg, weights, pursuit_l0))
+        self.tasks.append(task)
         return EVALUATION
 
     async def ready(self) -> str:
@@ -119,6 +119,10 @@ class Store(ActivationStore):
         budget = total_bytes(layout) if budget is None else budget
         super().__init__(layout, producers, readers, budget, timeout_s, record, clock=lambda: time.monotonic())
         self.specs = readers
+
+    async def evaluate(self, *task: Any) -> Any:
+        """Has a producer run `task`, by the name of an evaluation."""
+        return await self.run("evaluate", task)
 
     def counters(self) -> Counters:
         return Counters.of(self.record, self.layout)
@@ -205,9 +209,9 @@ class Failing(ArrayProducer):
         await self._meet("produce")
         return await super().produce(block, sites)
 
-    async def evaluate(self, site: str, cfg: str, weights: Any, pursuit_l0: int | None) -> Evaluation:
-        await self._meet("evaluate")
-        return await super().evaluate(site, cfg, weights, pursuit_l0)
+    async def run(self, task: Any) -> Evaluation:
+        await self._meet("run")
+        return await super().run(task)
 
     async def ready(self) -> str:
         await self._meet("ready")

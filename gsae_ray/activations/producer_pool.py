@@ -13,10 +13,9 @@ from typing import Any, Protocol
 from gsae_ray.activations.statistics import SiteStatistics
 from gsae_ray.errors import NumericError, ProductionError, first_line
 from gsae_ray.errors import reason as reason_of
-from gsae_ray.evaluation.metrics import Evaluation
 
 Ref = Any
-"""A reference to a chunk or to weights; the store passes it on and never looks inside."""
+"""A reference to a chunk or to a task; the store passes it on and never looks inside."""
 
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.2, 30.0
 """Between two attempts to reach a producer that is gone."""
@@ -32,8 +31,8 @@ class ProducerClient(Protocol):
     async def produce(self, block: int, sites: Sequence[str]) -> tuple[dict[str, SiteStatistics], list[Ref]]:
         """As `Producer.produce`, with references in place of chunks."""
 
-    async def evaluate(self, site: str, cfg: str, weights: Ref, pursuit_l0: int | None) -> Evaluation:
-        """As `Producer.evaluate`."""
+    async def run(self, task: Ref) -> Any:
+        """As `Producer.run`, of a reference to a task."""
 
     async def ready(self) -> str:
         """The kind of machine it runs on, when the model is loaded."""
@@ -82,8 +81,16 @@ class ProducerPool:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    async def call(self, producer: ProducerClient, method: str, *args: Any) -> Any:
-        """The producer's answer; afterwards it is idle again, or being revived.
+    async def call(self, producer: ProducerClient, what: str, method: str, *args: Any) -> Any:
+        """Calls a producer that was taken; afterwards it is idle again, or being revived.
+
+        Args:
+            producer: that was taken.
+            what: it is to do, in a word, for messages.
+            method: of `ProducerClient`, and its arguments.
+
+        Returns:
+            its answer.
 
         Raises:
             ProducerDied: it did not live to answer, or not in time; another may be asked.
@@ -93,7 +100,7 @@ class ProducerPool:
         try:
             answer = await asyncio.wait_for(getattr(producer, method)(*args), self.timeout_s)
         except asyncio.TimeoutError:
-            self._lose(producer, f"no answer to {method} in producers.timeout_s = {self.timeout_s:g} s", hangs=True)
+            self._lose(producer, f"no answer to {what} in producers.timeout_s = {self.timeout_s:g} s", hangs=True)
             raise ProducerDied("no answer") from None
         except ProducerDied as error:
             self._lose(producer, str(error), hangs=False)
@@ -102,7 +109,7 @@ class ProducerPool:
             self._idle.append(producer)
             if isinstance(error, NumericError):
                 raise NumericError(reason_of(error)) from error
-            raise ProductionError(f"{method} failed on a producer: {reason_of(error)}") from error
+            raise ProductionError(f"{what} failed on a producer: {reason_of(error)}") from error
         self._idle.append(producer)
         return answer
 

@@ -11,6 +11,9 @@ from gsae_ray.activations.layout import Layout
 from gsae_ray.errors import DamagedError
 from gsae_ray.files import JSONFile
 
+EVALUATE = "evaluate"
+"""`Evaluate.name`: evaluations of SAEs."""
+
 
 @dataclasses.dataclass
 class ProductionLog:
@@ -33,6 +36,11 @@ class ProductionLog:
         """A production is complete; `again`: of a block that a fault took."""
         times = self.repeated if again else self.produced
         times[block] = times.get(block, 0) + 1
+
+    def add_task(self, name: str) -> None:
+        """A task of this name is complete; of tasks, evaluations are counted."""
+        if name == EVALUATE:
+            self.evaluations += 1
 
     def copy(self) -> ProductionLog:
         return copy.deepcopy(self)

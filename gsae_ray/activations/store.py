@@ -10,6 +10,7 @@ import asyncio
 import dataclasses
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
 
 from gsae_ray.activations.layout import Layout
 from gsae_ray.activations.producer_pool import ProducerClient, ProducerDied, ProducerPool, Ref
@@ -18,7 +19,6 @@ from gsae_ray.activations.retention import RetentionPolicy
 from gsae_ray.activations.statistics import SiteStatistics
 from gsae_ray.activations.trial_positions import Reader, ReaderSpec, TrialPositions
 from gsae_ray.errors import NumericError, ProductionError, StaleAttemptError
-from gsae_ray.evaluation.metrics import Evaluation
 
 
 @dataclasses.dataclass
@@ -37,11 +37,12 @@ class _Block:
 
 
 @dataclasses.dataclass(eq=False)
-class _Request:
-    """An evaluation that is asked for."""
+class _PendingTask:
+    """A task that is asked for."""
 
-    arguments: tuple[str, str, Ref, int | None]
-    answer: asyncio.Future[Evaluation]
+    name: str
+    task: Ref
+    answer: asyncio.Future[Any]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,9 +96,9 @@ class ActivationStore:
         self._pool = ProducerPool(producers, timeout_s, self._pool_changed)
         self._blocks: dict[int, _Block] = {}
         self._statistics: dict[str, SiteStatistics] = {}
-        self._requests: list[_Request] = []
-        self._failing: dict[int | _Request, float] = {}
-        """Blocks in, and evaluations of, which producers died -> since when."""
+        self._pending_tasks: list[_PendingTask] = []
+        self._failing: dict[int | _PendingTask, float] = {}
+        """Blocks and tasks in which producers died -> since when."""
         self._error: str | None = None
         self._log = record.copy() if record else ProductionLog()
         self._lost = set(self._log.held)
@@ -170,14 +171,26 @@ class ActivationStore:
         """The trial's process is alive."""
         self._trials.hear(trial, attempt)
 
-    async def evaluate(self, site: str, cfg: str, weights: Ref, pursuit_l0: int | None = None) -> Evaluation:
-        """`Producer.evaluate` of any producer."""
+    async def run(self, name: str, task: Ref) -> Any:
+        """Has any producer run a task.
+
+        Args:
+            name: as `ProducerTask.name`.
+            task: reference to it.
+
+        Returns:
+            what it returns.
+
+        Raises:
+            NumericError: as the task.
+            ProductionError: no producer can run it.
+        """
         if self._pool.error is not None:
             raise ProductionError(self._pool.error)
-        request = _Request((site, cfg, weights, pursuit_l0), asyncio.get_running_loop().create_future())
-        self._requests.append(request)
+        pending = _PendingTask(name, task, asyncio.get_running_loop().create_future())
+        self._pending_tasks.append(pending)
         self._advance()
-        return await request.answer
+        return await pending.answer
 
     # ---- for producers ----
 
@@ -268,9 +281,9 @@ class ActivationStore:
         self._failing.pop(block + 1, None)
 
     def _advance(self) -> None:
-        """Gives idle producers work: blocks that are waited for, then evaluations, then blocks ahead."""
+        """Gives idle producers work: blocks that are waited for, then tasks, then blocks ahead."""
         self._start_productions(ahead=False)
-        self._start_evaluations()
+        self._start_tasks()
         self._start_productions(ahead=True)
 
     def _start_productions(self, ahead: bool) -> None:
@@ -286,9 +299,9 @@ class ActivationStore:
             self._log.peak_bytes = max(self._log.peak_bytes, in_bytes)
             self._pool.spawn(self._produce(self._pool.take(), step.block))
 
-    def _start_evaluations(self) -> None:
-        while self._requests and self._pool.idle:
-            self._pool.spawn(self._evaluate(self._pool.take(), self._requests.pop(0)))
+    def _start_tasks(self) -> None:
+        while self._pending_tasks and self._pool.idle:
+            self._pool.spawn(self._run(self._pool.take(), self._pending_tasks.pop(0)))
 
     # ---- producers ----
 
@@ -302,14 +315,14 @@ class ActivationStore:
     def _pool_changed(self) -> None:
         if self._pool.error is not None:
             self._fail(self._pool.error)
-            while self._requests:
-                self._answer(self._requests.pop(), ProductionError(self._pool.error))
+            while self._pending_tasks:
+                self._answer(self._pending_tasks.pop(), ProductionError(self._pool.error))
         self._advance()
 
     async def _produce(self, producer: ProducerClient, block: int) -> None:
         making = self._blocks[block]
         try:
-            statistics, refs = await self._pool.call(producer, "produce", block, making.sites)
+            statistics, refs = await self._pool.call(producer, "produce", "produce", block, making.sites)
         except ProducerDied as error:
             del self._blocks[block]  # wanted again
             if (given_up := self._give_up(block, "produce", error)) is not None:
@@ -327,31 +340,31 @@ class ActivationStore:
             self._serve(block)
         self._advance()
 
-    async def _evaluate(self, producer: ProducerClient, request: _Request) -> None:
+    async def _run(self, producer: ProducerClient, pending: _PendingTask) -> None:
         try:
-            evaluation = await self._pool.call(producer, "evaluate", *request.arguments)
+            answer = await self._pool.call(producer, pending.name, "run", pending.task)
         except ProducerDied as error:
-            if (given_up := self._give_up(request, "evaluate", error)) is not None:
-                self._answer(request, ProductionError(given_up))
+            if (given_up := self._give_up(pending, pending.name, error)) is not None:
+                self._answer(pending, ProductionError(given_up))
             else:
-                self._requests.insert(0, request)
+                self._pending_tasks.insert(0, pending)
         except (NumericError, ProductionError) as error:
-            self._answer(request, error)
+            self._answer(pending, error)
         else:
-            self._log.evaluations += 1
-            self._answer(request, evaluation)
+            self._log.add_task(pending.name)
+            self._answer(pending, answer)
         self._advance()
 
-    def _answer(self, request: _Request, answer: Evaluation | NumericError | ProductionError) -> None:
-        self._failing.pop(request, None)
-        if request.answer.done():
+    def _answer(self, pending: _PendingTask, answer: Any) -> None:
+        self._failing.pop(pending, None)
+        if pending.answer.done():
             return
         if isinstance(answer, Exception):
-            request.answer.set_exception(answer)
+            pending.answer.set_exception(answer)
         else:
-            request.answer.set_result(answer)
+            pending.answer.set_result(answer)
 
-    def _give_up(self, what: int | _Request, method: str, error: ProducerDied) -> str | None:
+    def _give_up(self, what: int | _PendingTask, method: str, error: ProducerDied) -> str | None:
         """Why `what`, in which a producer has just died or hung, is not tried again; None where it is.
 
         A producer may die of anything, so a call is made again; but one that has failed for long would fail for ever.

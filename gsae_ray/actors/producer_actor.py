@@ -10,7 +10,7 @@ from typing import Any
 from ray.actor import ActorHandle
 
 from gsae_ray.activations.producer import Producer, ProducerSpec
-from gsae_ray.evaluation.metrics import Evaluation
+from gsae_ray.activations.task import ProducerTask
 from gsae_ray.hardware import machine
 
 REPORT_INTERVAL_S = 1.0
@@ -29,8 +29,8 @@ class ProducerActor:
         return Producer(self.spec)
 
     def ready(self) -> str:
-        """Returns the kind of machine it runs on, once the model is loaded."""
-        assert self.producer.model is not None
+        """Returns the kind of machine it runs on, once its source is open."""
+        assert self.producer is not None
         return machine()
 
     def produce(self, block: int, sites: Sequence[str], store: ActorHandle[Any]) -> list[Any]:
@@ -46,5 +46,5 @@ class ProducerActor:
         statistics, chunks = self.producer.produce(block, sites, made)
         return [statistics, *chunks]
 
-    def evaluate(self, site: str, cfg: str, weights: bytes, pursuit_l0: int | None) -> Evaluation:
-        return self.producer.evaluate(site, cfg, weights, pursuit_l0)
+    def run(self, task: ProducerTask) -> Any:
+        return self.producer.run(task)

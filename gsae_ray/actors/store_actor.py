@@ -21,9 +21,9 @@ from gsae_ray.activations.producer_pool import ProducerDied, Ref
 from gsae_ray.activations.production_log import ProductionLog
 from gsae_ray.activations.statistics import SiteStatistics
 from gsae_ray.activations.store import ActivationStore, StoreReport
+from gsae_ray.activations.task import ProducerTask
 from gsae_ray.activations.trial_positions import ReaderSpec
 from gsae_ray.errors import ProductionError, reason
-from gsae_ray.evaluation.metrics import Evaluation
 
 BEAT_S = 3.0
 """Between two heartbeats of a trial; the store waits `LAPSE_S` for one."""
@@ -53,9 +53,9 @@ class RayProducerClient:
         first, *chunks = refs if objects > 1 else [refs]
         return await self._result(first), chunks
 
-    async def evaluate(self, site: str, cfg: str, weights: Ref, pursuit_l0: int | None) -> Evaluation:
-        evaluation: Evaluation = await self._result(self.actor.evaluate.remote(site, cfg, *weights, pursuit_l0))
-        return evaluation
+    async def run(self, task: Ref) -> Any:
+        (ref,) = task  # of `StoreClient.run`
+        return await self._result(self.actor.run.remote(ref))
 
     async def ready(self) -> str:
         machine: str = await self._result(self.actor.ready.remote())
@@ -70,7 +70,7 @@ class RayProducerClient:
             return await ref
         except _PROCESS_DIED as error:
             raise ProducerDied("its process died") from error
-        except ray.exceptions.OwnerDiedError:  # of what we sent: weights whose trial has died
+        except ray.exceptions.OwnerDiedError:  # of what we sent: a task whose trial has died
             raise
         except ray.exceptions.ObjectLostError as error:
             raise ProducerDied("its node died with the answer") from error
@@ -143,11 +143,10 @@ class StoreClient:
                     ) from error
             time.sleep(0.5)
 
-    def evaluate(self, site: str, cfg: str, weights: bytes, pursuit_l0: int | None = None) -> Evaluation:
-        """As `Producer.evaluate`."""
-        ref = [ray.put(weights)]  # in a list, so that Ray does not fetch the weights to the store on the way
-        evaluation: Evaluation = self.call("evaluate", site, cfg, ref, pursuit_l0)
-        return evaluation
+    def run(self, task: ProducerTask) -> Any:
+        """As `Producer.run`, on any producer. Raises as `ActivationStore.run`."""
+        ref = [ray.put(task)]  # in a list, so that Ray does not fetch the task to the store on the way
+        return self.call("run", task.name, ref)
 
     def tell(self, method: str, *args: Any) -> None:
         """Calls without waiting for anything; a store that is dead does not hear it."""

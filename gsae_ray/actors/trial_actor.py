@@ -20,6 +20,8 @@ from gsae_ray.activations.reader import RowStream
 from gsae_ray.actors.store_actor import StoreBlockReader, StoreClient
 from gsae_ray.config.trial import TrialSpec
 from gsae_ray.errors import NumericError, StaleAttemptError, SweepStoppedError, reason
+from gsae_ray.evaluation.metrics import Evaluation
+from gsae_ray.evaluation.task import Evaluate
 from gsae_ray.files import room_needed
 from gsae_ray.hardware import machine
 from gsae_ray.saes import SAE, load, to_bytes
@@ -154,7 +156,7 @@ class SAETrial(tune.Trainable):
         return {"tokens": trainer.tokens, "done": True}
 
     def _evaluate(self, sae: SAE) -> dict[str, float]:
-        evaluation = self.store.evaluate(self.trial.site, *to_bytes(sae))
+        evaluation: Evaluation = self.store.run(Evaluate(self.trial.site, *to_bytes(sae)))
         return {f"eval/{name}": value for name, value in evaluation.metrics.items()}
 
     def _end(self) -> None:

@@ -10,14 +10,14 @@ from concurrent.futures import Future
 
 from gsae_ray.errors import NumericError, ProductionError, StorageFullError, reason
 from gsae_ray.evaluation.metrics import Evaluation
+from gsae_ray.evaluation.task import Evaluate
 from gsae_ray.files import room_needed
 from gsae_ray.saes.base import CONFIG_FILE, WEIGHTS_FILE
 from gsae_ray.storage.evaluations import EvaluationRequest
 from gsae_ray.storage.trial_directory import Trial
 
-Evaluate = Callable[[str, str, bytes, Sequence[int | None]], Sequence["Future[Evaluation]"]]
-"""(site, cfg.json, weights as saved, encoders) -> the evaluation with each encoder, in time."""
-
+Submit = Callable[[Evaluate], "Future[Evaluation]"]
+"""Has a task run on a producer, in time."""
 
 STORAGE_TIMEOUT_S = 120.0
 """Storage that cannot be read for longer ends the evaluations."""
@@ -33,7 +33,7 @@ class EvaluationQueue(threading.Thread):
         self,
         trials: Sequence[Trial],
         evaluation: EvaluationRequest,
-        evaluate: Evaluate,
+        submit: Submit,
         at_a_time: int = 2,
         interval_s: float = 0.3,
     ) -> None:
@@ -42,13 +42,13 @@ class EvaluationQueue(threading.Thread):
         Args:
             trials: those whose SAEs are to be evaluated.
             evaluation: what every SAE is to get.
-            evaluate: asks a producer for evaluations.
+            submit: has a producer evaluate an SAE.
             at_a_time: SAEs whose weights are in memory for their evaluations.
             interval_s: seconds between two looks at the directories.
         """
         super().__init__(name="evaluations", daemon=True)
         self.evaluation = evaluation
-        self.evaluate = evaluate
+        self.submit = submit
         self.at_a_time = at_a_time
         self.interval_s = interval_s
         self._waiting = list(trials)
@@ -85,7 +85,7 @@ class EvaluationQueue(threading.Thread):
                 folder = directory.path / "sae"
                 cfg, weights = (folder / CONFIG_FILE).read_text("utf-8"), (folder / WEIGHTS_FILE).read_bytes()
                 missing = directory.status(self.evaluation).missing
-                requests = self.evaluate(trial.spec.site, cfg, weights, missing)
+                requests = [self.submit(Evaluate(trial.spec.site, cfg, weights, l0)) for l0 in missing]
                 self._running += [(trial, l0, request) for l0, request in zip(missing, requests, strict=True)]
         for running in [r for r in self._running if r[2].done()]:
             trial, pursuit_l0, request = running

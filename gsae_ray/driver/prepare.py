@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from gsae_ray.activations.language_model_source import LanguageModelSpec
 from gsae_ray.activations.layout import Layout
 from gsae_ray.activations.producer import ProducerSpec
 from gsae_ray.capacity.memory import Memory, producer_memory
@@ -110,14 +111,13 @@ def _every_few_seconds(say: Callable[[str], None], interval_s: float = 5) -> Cal
 
 def producer_spec(prepared: PreparedSweep) -> ProducerSpec:
     """Returns what every producer of this sweep is made from."""
-    producers = prepared.sweep.producers
-    return ProducerSpec(
-        model=prepared.sweep.model,
-        tokens=prepared.tokens,
-        layout=prepared.layout,
-        batch=producers.batch,
-        evaluation_batch=prepared.sweep.evaluation.batch,
-        threads=producers.cpus,
-        gpus=producers.gpus,
-        max_norm=prepared.sweep.dataset.max_norm,
+    sweep, tokens = prepared.sweep, prepared.tokens
+    source = LanguageModelSpec(
+        model=sweep.model,
+        tokens=tokens,
+        batch=sweep.producers.batch,
+        evaluation_batch=sweep.evaluation.batch,
+        gpus=sweep.producers.gpus,
+        max_norm=sweep.dataset.max_norm,
     )
+    return ProducerSpec(source, prepared.layout, seed=tokens.seed, threads=sweep.producers.cpus)

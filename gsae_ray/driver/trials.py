@@ -23,6 +23,7 @@ from gsae_ray.driver.tune_callbacks import StopWhenAsked, TrialCallbacks
 from gsae_ray.driver.tune_settings import run_config
 from gsae_ray.errors import reason
 from gsae_ray.evaluation.metrics import Evaluation
+from gsae_ray.evaluation.task import Evaluate
 from gsae_ray.storage.launch_directory import versions
 from gsae_ray.storage.trial_directory import Trial
 
@@ -46,11 +47,11 @@ class TrialRunner:
         launch, store = self.launch, StoreClient(self.store)
         pool = ThreadPoolExecutor(thread_name_prefix="evaluations")
 
-        def evaluate(site: str, cfg: str, weights: bytes, encoders: Sequence[int | None]) -> list[Future[Evaluation]]:
-            return [pool.submit(store.evaluate, site, cfg, weights, pursuit_l0) for pursuit_l0 in encoders]
+        def submit(task: Evaluate) -> Future[Evaluation]:
+            return pool.submit(store.run, task)
 
         at_a_time = launch.prepared.sweep.producers.count + 1
-        queue = EvaluationQueue(launch.pending, launch.prepared.evaluation, evaluate, at_a_time=at_a_time)
+        queue = EvaluationQueue(launch.pending, launch.prepared.evaluation, submit, at_a_time=at_a_time)
         queue.start()
         try:
             # Trials that start from another trial's SAE come when all the others are finished.

@@ -19,8 +19,8 @@ from gsae_ray.config.site import Site
 from gsae_ray.data.contexts import PADDING
 from gsae_ray.data.tokens import model_input
 from gsae_ray.errors import not_finite
-from gsae_ray.evaluation.gradient_pursuit import gradient_pursuit
 from gsae_ray.evaluation.metrics import SUMS, Evaluation
+from gsae_ray.evaluation.reconstruction import reconstruct
 from gsae_ray.language_model.hooks import Edit, capture, edited
 from gsae_ray.language_model.massive_norms import square_norm_limit, square_norms, takes_part
 from gsae_ray.saes import SAE
@@ -81,32 +81,17 @@ class Evaluator:
         active_F = torch.zeros(sae.cfg.d_sae, dtype=torch.float64, device=self.device)
         sums: dict[str, list[Tensor]] = {name: [] for name in SUMS}
 
-        def encode(x_RD: Tensor) -> Tensor:
-            return sae.encode(x_RD) if pursuit_l0 is None else gradient_pursuit(x_RD, sae.W_dec, sae.b_dec, pursuit_l0)
-
         for index, (tokens_BT, kept_BT) in enumerate(zip(self.slices, self.rows(site), strict=True)):
 
             def splice(x_BTn: Tensor, kept_BT: Tensor = kept_BT) -> Tensor:
                 kept_BT = kept_BT.to(x_BTn.device)  # of a model on several GPUs, not always the tokens' device
                 sae.to(x_BTn.device)
-                x_RD = x_BTn[kept_BT].float()
-                acts_RF = encode(x_RD)
-                x_hat_RD = sae.decode(acts_RF)
-                active_RF = acts_RF > 0
-                active_F.add_(active_RF.sum(0).to(self.device))
-                x, x_hat = x_RD.double(), x_hat_RD.double()
-                rows = {
-                    "active": active_RF.sum(1),
-                    "x_sq": x.square().sum(1),
-                    "x_hat_sq": x_hat.square().sum(1),
-                    "x_hat_x": (x_hat * x).sum(1),
-                    "error_sq": (x - x_hat).square().sum(1),
-                    "centred_sq": (x - ablated.mean_D.to(x.device)).square().sum(1),
-                }
-                for name, values_R in rows.items():
+                found = reconstruct(sae, x_BTn[kept_BT].float(), ablated.mean_D, pursuit_l0)
+                active_F.add_(found.active_RF.sum(0).to(self.device))
+                for name, values_R in found.values.items():
                     sums[name].append(_by_context(values_R, kept_BT).to(self.device))
                 edited_BTn = x_BTn.clone()
-                edited_BTn[kept_BT] = x_hat_RD.to(x_BTn.dtype)
+                edited_BTn[kept_BT] = found.x_hat_RD.to(x_BTn.dtype)
                 return edited_BTn
 
             clean_BTV = self._clean_log_probs(index, tokens_BT)

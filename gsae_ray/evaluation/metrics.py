@@ -10,6 +10,7 @@ SAEs again that were evaluated before.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -151,15 +152,19 @@ class Evaluation(NamedTuple):
     """An SAE on the held-out contexts of its site."""
 
     metrics: dict[str, float]
-    """Every one of `METRICS`."""
+    """Every one of `METRICS` whose sums are there: without a language model there are no cross-entropies."""
     sequences: dict[str, list[float]]
-    """Every one of `SUMS`, a number for each held-out context in their fixed order."""
+    """Name of `SUMS` -> a number for each held-out context (or group of rows) in their fixed order."""
 
     @classmethod
     def of(cls, sequences: dict[str, list[float]], alive_fraction: float) -> Evaluation:
-        """The evaluation with those sums of each context."""
+        """The evaluation with those sums of each context; metrics whose sums are missing are left out."""
         totals = {name: np.sum(values) for name, values in sequences.items()} | {"alive_fraction": alive_fraction}
-        return cls({name: float(metric.formula(totals)) for name, metric in METRICS.items()}, sequences)
+        metrics: dict[str, float] = {}
+        for name, metric in METRICS.items():
+            with contextlib.suppress(KeyError):  # without a language model there are no cross-entropies
+                metrics[name] = float(metric.formula(totals))
+        return cls(metrics, sequences)
 
 
 def _ratio(numerator: ArrayLike, denominator: ArrayLike) -> Array:

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from producers import model_of, source_of
 from torch import Tensor
 
 from gsae_ray.activations.producer import LocalBlockReader, Producer
@@ -40,11 +41,11 @@ class Block:
 
 def rows_in_token_order(producer: Producer, block: int) -> tuple[Tensor, Tensor]:
     """The rows [R, n] of a block and their sequences [R]: the producer's forward passes, and nothing else."""
-    spec = producer.spec
+    spec = source_of(producer).spec
     tokens_ST = spec.tokens.block(block)
     kept_ST = spec.tokens.kept(tokens_ST)
     batches = zip(tokens_ST.split(spec.batch), kept_ST.split(spec.batch), strict=True)
-    x_Rn = torch.cat([capture(producer.model, tokens_BT, [SITE])[SITE][kept_BT] for tokens_BT, kept_BT in batches])
+    x_Rn = torch.cat([capture(model_of(producer), tokens_BT, [SITE])[SITE][kept_BT] for tokens_BT, kept_BT in batches])
     return x_Rn, torch.arange(len(tokens_ST)).repeat_interleave(kept_ST.sum(1))
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from producers import model_of
 from stores import WIDTHS, ArrayProducer, Store, layout_of, play, readers_of, train
 from torch import Tensor
 from trials import random_sae
@@ -24,6 +25,7 @@ from gsae_ray.activations.statistics import Norms, SiteStatistics
 from gsae_ray.config.site import Site
 from gsae_ray.config.sweep import Sweep
 from gsae_ray.driver.prepare import PreparedSweep, prepare, producer_spec
+from gsae_ray.evaluation.task import Evaluate
 from gsae_ray.language_model.hooks import capture
 from gsae_ray.language_model.massive_norms import square_norms
 from gsae_ray.saes import to_bytes
@@ -62,7 +64,7 @@ def sink(plan: PreparedSweep) -> int:
 def producer_of(plan: PreparedSweep, sink: int) -> Producer:
     producer = Producer(producer_spec(plan))
     with torch.no_grad():
-        producer.model.get_input_embeddings().weight[sink] *= 3000
+        model_of(producer).get_input_embeddings().weight[sink] *= 3000
     return producer
 
 
@@ -75,7 +77,7 @@ def rows_by_hand(producer: Producer, plan: PreparedSweep, site: str, sink: int) 
     """(rows of block 0 in float64, which of them are sinks, their positions)."""
     tokens_ST = plan.tokens.block(0)
     kept_ST = plan.tokens.kept(tokens_ST)
-    x_STn = capture(producer.model, tokens_ST, [Site(site)])[Site(site)]
+    x_STn = capture(model_of(producer), tokens_ST, [Site(site)])[Site(site)]
     positions_ST = torch.arange(tokens_ST.shape[1]).expand_as(tokens_ST)
     return x_STn[kept_ST].double(), (tokens_ST == sink)[kept_ST], positions_ST[kept_ST]
 
@@ -178,7 +180,7 @@ def test_producers_evaluate_without_the_rows_of_massive_norm_of_each_site(
     sinks_E = ((tokens_ET == sink) & kept_ET).sum(1)
     assert sinks_E.sum() > 0
     for trial, left_out_E in zip(plan.trials, (sinks_E, torch.zeros_like(sinks_E)), strict=True):
-        sequences = producer.evaluate(trial.site, *to_bytes(random_sae(trial))).sequences
+        sequences = producer.run(Evaluate(trial.site, *to_bytes(random_sae(trial)))).sequences
         assert sequences["rows"] == (kept_ET.sum(1) - left_out_E).tolist(), trial.site
 
 

@@ -6,7 +6,6 @@ pass on different devices, and the refusal of a model that the GPUs have no room
 
 from __future__ import annotations
 
-import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ import accelerate
 import numpy as np
 import pytest
 import torch
+from producers import model_of, with_batch
 from trials import random_sae
 
 from gsae_ray.activations.producer import Producer
@@ -57,8 +57,8 @@ def in_parts(plan: PreparedSweep, tmp_path: Path) -> Producer:
     }
     parts |= {"gpt_neox.final_layer_norm": "cpu"}
     parts |= {f"gpt_neox.layers.{layer}": "cpu" if layer < 2 else "disk" for layer in range(4)}
-    accelerate.dispatch_model(producer.model, parts, main_device="cpu", offload_dir=tmp_path)
-    assert producer.model.gpt_neox.layers[2].mlp.dense_h_to_4h.weight.is_meta
+    accelerate.dispatch_model(model_of(producer), parts, main_device="cpu", offload_dir=tmp_path)
+    assert model_of(producer).gpt_neox.layers[2].mlp.dense_h_to_4h.weight.is_meta
     return producer
 
 
@@ -72,10 +72,10 @@ def test_a_model_in_parts_makes_the_same_rows(plan: PreparedSweep, in_parts: Pro
 
 
 def test_a_producer_tells_how_many_rows_are_made(plan: PreparedSweep, monkeypatch: pytest.MonkeyPatch) -> None:
-    spec = dataclasses.replace(producer_spec(plan), batch=3)
+    spec = with_batch(producer_spec(plan), 3)
     told: list[int] = []
     statistics, chunks = Producer(spec).produce(0, SITES[:1], told.append)
-    kept_S = spec.tokens.kept(spec.tokens.block(0)).sum(1).tolist()
+    kept_S = plan.tokens.kept(plan.tokens.block(0)).sum(1).tolist()
     assert told == [sum(kept_S[:end]) for end in range(3, len(kept_S) + 3, 3)]
     assert told[-1] == plan.layout.rows[0] == sum(len(chunk) for chunk in chunks)
 
@@ -103,9 +103,9 @@ def test_a_model_in_parts_evaluates_the_same(plan: PreparedSweep, in_parts: Prod
 
     whole = load_model(plan.sweep.model)
     for trial in plan.trials[::5]:
-        assert evaluate(in_parts.model, random_sae(trial)) == evaluate(whole, random_sae(trial))
+        assert evaluate(model_of(in_parts), random_sae(trial)) == evaluate(whole, random_sae(trial))
 
 
 def test_one_device_has_no_hooks_in_its_way(plan: PreparedSweep) -> None:
-    model = Producer(producer_spec(plan)).model
+    model = model_of(Producer(producer_spec(plan)))
     assert not any(hasattr(module, "_hf_hook") for module in model.modules())

@@ -234,7 +234,7 @@ def test_a_producer_that_comes_back_is_used_again() -> None:
 
 @pytest.mark.parametrize("fault", [die, hang])
 def test_an_evaluation_that_a_producer_did_not_survive_is_anothers_to_answer(fault: Fault) -> None:
-    faulty, other = Failing(LAYOUT, evaluate=always(fault), ready=always(unreachable)), ArrayProducer(LAYOUT)
+    faulty, other = Failing(LAYOUT, run=always(fault), ready=always(unreachable)), ArrayProducer(LAYOUT)
 
     async def work() -> Any:
         store = Store(LAYOUT, [faulty, other], {})
@@ -243,11 +243,11 @@ def test_an_evaluation_that_a_producer_did_not_survive_is_anothers_to_answer(fau
         return answer
 
     assert play(work()) == EVALUATION
-    assert other.evaluated == [("left", "cfg", "weights", 8)]
+    assert other.tasks == [("left", "cfg", "weights", 8)]
 
 
 def test_an_error_of_the_forward_pass_does_not_cost_its_producer() -> None:
-    producer = Failing(LAYOUT, evaluate=[out_of_memory])
+    producer = Failing(LAYOUT, run=[out_of_memory])
 
     async def work() -> None:
         store = Store(LAYOUT, [producer], readers_of(LAYOUT, 1))

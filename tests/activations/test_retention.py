@@ -25,7 +25,6 @@ from gsae_ray.activations.retention import WINDOW, forward_ratio
 from gsae_ray.activations.statistics import SiteStatistics
 from gsae_ray.activations.store import ActivationStore
 from gsae_ray.activations.trial_positions import ReaderSpec
-from gsae_ray.evaluation.metrics import Evaluation
 
 BLOCKS = 8
 ROWS = 4  # of a block
@@ -52,7 +51,7 @@ class CountingProducer:
         statistics = {site: SiteStatistics(np.zeros(widths[site], np.float32), 1.0, NORMS) for site in sites}
         return statistics, [None for site in sites for _ in self.layout.chunks(block, site)]
 
-    async def evaluate(self, site: str, cfg: str, weights: Any, pursuit_l0: int | None) -> Evaluation:
+    async def run(self, task: Any) -> Any:
         raise NotImplementedError
 
 

@@ -264,9 +264,9 @@ def test_a_producer_that_died_is_asked_again_and_the_rows_are_right() -> None:
 
 def test_an_evaluation_whose_producer_died_is_asked_again() -> None:
     layout = layout_of(5)
-    flaky = Failing(layout, evaluate=[die])
+    flaky = Failing(layout, run=[die])
     assert play(Store(layout, [flaky], {}).evaluate("left", "cfg", "weights")) == EVALUATION
-    assert flaky.calls["evaluate"] == 2
+    assert flaky.calls["run"] == 2
 
 
 @pytest.mark.parametrize(
@@ -317,7 +317,7 @@ def test_an_evaluation_that_fails_is_its_own_callers_error_and_trials_go_on(faul
     layout = layout_of(5, 6, 7)
 
     async def work() -> None:
-        store = Store(layout, [Failing(layout, evaluate=always(fault))], readers_of(layout, 2), timeout_s=0.3)
+        store = Store(layout, [Failing(layout, run=always(fault))], readers_of(layout, 2), timeout_s=0.3)
         evaluation = asyncio.ensure_future(store.evaluate("left", "cfg", "weights"))
         await asyncio.gather(train(store, "t0"), train(store, "t1"))
         with pytest.raises(ProductionError, match=r"evaluate"):
@@ -332,7 +332,7 @@ def test_numbers_that_are_not_finite_are_told_from_a_producer_that_fails() -> No
     async def overflow() -> None:
         raise NumericError("activations at left are not finite")
 
-    store = Store(layout, [Failing(layout, evaluate=[overflow])], readers_of(layout, 1))
+    store = Store(layout, [Failing(layout, run=[overflow])], readers_of(layout, 1))
     with pytest.raises(NumericError, match=r"^activations at left are not finite$"):
         play(store.evaluate("left", "cfg", "weights"))
 
@@ -358,8 +358,10 @@ def test_evaluations_are_done_while_production_goes_on_and_after() -> None:
         assert store.counters().forward_ratio == 1.0
 
     play(work())
-    expected = [("left", f"cfg {i}", f"weights {i}", None) for i in range(3)] + [("right", "cfg 3", "weights 3", 16)]
-    assert producers[0].evaluated == expected
+    expected: list[Any] = [("left", f"cfg {i}", f"weights {i}") for i in range(3)] + [
+        ("right", "cfg 3", "weights 3", 16)
+    ]
+    assert producers[0].tasks == expected
 
 
 def test_a_block_that_a_trial_waits_for_goes_before_evaluations_and_they_before_blocks_ahead() -> None:
@@ -371,9 +373,9 @@ def test_a_block_that_a_trial_waits_for_goes_before_evaluations_and_they_before_
             order.append(f"block {block}")
             return await super().produce(block, sites)
 
-        async def evaluate(self, site: str, cfg: str, weights: Any, pursuit_l0: int | None) -> Evaluation:
+        async def run(self, task: Any) -> Evaluation:
             order.append("evaluation")
-            return await super().evaluate(site, cfg, weights, pursuit_l0)
+            return await super().run(task)
 
     async def work() -> None:
         store = Store(layout, [Watched(layout, 5)], readers_of(layout, 1))

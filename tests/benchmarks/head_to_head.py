@@ -29,6 +29,7 @@ import numpy as np
 import safetensors.torch
 import torch
 from numpy.typing import NDArray
+from producers import model_of
 
 from gsae_ray.activations.producer import LocalBlockReader, Producer
 from gsae_ray.activations.reader import RowStream
@@ -269,7 +270,7 @@ def main() -> None:
     tokens = base.tokens
     settings = base.sweep
     evaluator = Evaluator(
-        producer.model, tokens.heldout(), tokens.kept, settings.evaluation.batch, settings.dataset.max_norm
+        model_of(producer), tokens.heldout(), tokens.kept, settings.evaluation.batch, settings.dataset.max_norm
     )
     contexts = len(tokens.heldout())
     draws = np.random.RandomState(0).multinomial(contexts, np.full(contexts, 1 / contexts), DRAWS)

@@ -32,6 +32,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from producers import model_of
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from gsae_ray.activations.accumulator import StatisticsAccumulator
@@ -123,7 +124,8 @@ def main() -> None:
     print(norms.notice(site), flush=True)
     heldout, kept = plan.tokens.heldout(), plan.tokens.kept
     with_it, without = (
-        Evaluator(producer.model, heldout, kept, plan.sweep.evaluation.batch, max_norm) for max_norm in (MAX_NORM, None)
+        Evaluator(model_of(producer), heldout, kept, plan.sweep.evaluation.batch, max_norm)
+        for max_norm in (MAX_NORM, None)
     )
     for trial in plan.trials:
         better, worse = (train(trial, plan, OneBlock(chunks, max_norm)) for max_norm in (MAX_NORM, None))

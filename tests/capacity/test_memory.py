@@ -21,6 +21,7 @@ PRODUCER = """
 from pathlib import Path
 from gsae_ray.activations.producer import Producer
 from gsae_ray.driver.prepare import prepare, producer_spec
+from gsae_ray.evaluation.task import Evaluate
 from gsae_ray.config.sweep import Sweep
 plan = prepare(Sweep.model_validate({values!r}), Path({folder!r}))
 sites = sorted(plan.layout.widths)
@@ -30,7 +31,7 @@ if {what!r} == "produce":
     made = producer.produce(0, sites)
 else:
     cfg, weights = (Path({folder!r}, name).read_bytes() for name in ("cfg", "weights"))
-    producer.evaluate(plan.trials[0].site, cfg.decode(), weights)
+    producer.run(Evaluate(plan.trials[0].site, cfg.decode(), weights))
 peak_mib(before)
 """
 

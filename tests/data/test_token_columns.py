@@ -18,6 +18,7 @@ import torch
 from prepared import CONTEXT, DOCUMENTS, EOS, IDS, complaint, stream, sweep, write_jsonl
 from tokenizers.processors import TemplateProcessing
 
+from gsae_ray.activations.language_model_source import LanguageModelSpec
 from gsae_ray.activations.layout import Layout
 from gsae_ray.activations.producer import Producer, ProducerSpec
 from gsae_ray.builtin import MODEL_DIR
@@ -212,7 +213,8 @@ def test_rows_of_a_padded_context_are_those_of_the_context_alone(tmp_path: Path)
     model, site = load_model(given.model), Site.of_point(2, "resid_post")
     width = model.config.hidden_size
     layout = Layout(rows=store.rows, widths={site.name: width}, dtype="float32", chunk_bytes=2**20)
-    spec = ProducerSpec(given.model, store, layout, batch=4, evaluation_batch=4, threads=1, gpus=0, max_norm=None)
+    source = LanguageModelSpec(given.model, store, batch=4, evaluation_batch=4, gpus=0, max_norm=None)
+    spec = ProducerSpec(source, layout, store.seed, threads=1)
     _, chunks = Producer(spec).produce(0, [site.name])
     made = {tuple(np.round(row, 3)) for row in np.concatenate(chunks)}
     alone: list[Any] = []

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import errno
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from concurrent.futures import Future
 from pathlib import Path
-from typing import Any
 
 import pytest
 from trials import FINGERPRINT, REQUEST, begin, evaluation, expand, logged, random_sae
@@ -16,6 +15,7 @@ from gsae_ray.driver import evaluation_queue as queue
 from gsae_ray.driver.evaluation_queue import EvaluationQueue
 from gsae_ray.errors import ProductionError, not_finite
 from gsae_ray.evaluation.metrics import Evaluation
+from gsae_ray.evaluation.task import Evaluate
 from gsae_ray.storage.evaluations import EvaluationRequest
 from gsae_ray.storage.progress import ProgressReader
 from gsae_ray.storage.trial_directory import Trial, TrialDirectory
@@ -27,13 +27,11 @@ class Evaluator:
     def __init__(self) -> None:
         self.asked: list[int | None] = []
 
-    def __call__(self, *sae_and_encoders: Any) -> list[Future[Evaluation]]:
-        encoders = sae_and_encoders[-1]
-        self.asked += encoders
-        futures: list[Future[Evaluation]] = [Future() for _ in encoders]
-        for future, pursuit_l0 in zip(futures, encoders, strict=True):
-            future.set_result(evaluation(l0=20 if pursuit_l0 is None else pursuit_l0))
-        return futures
+    def __call__(self, task: Evaluate) -> Future[Evaluation]:
+        self.asked.append(task.pursuit_l0)
+        future: Future[Evaluation] = Future()
+        future.set_result(evaluation(l0=20 if task.pursuit_l0 is None else task.pursuit_l0))
+        return future
 
 
 def test_an_sae_that_cannot_be_read_is_told_and_the_others_are_evaluated(tmp_path: Path) -> None:
@@ -57,14 +55,14 @@ def test_an_sae_that_cannot_be_measured_has_failed_for_good_and_the_others_are_e
     why = not_finite("activations at here", "the held-out text", "float16")
     answers: Iterator[Evaluation | Exception] = iter((why, evaluation()))
 
-    def evaluate(*_sae_and_encoders: Any) -> list[Future[Evaluation]]:
+    def evaluate(_task: Evaluate) -> Future[Evaluation]:
         future: Future[Evaluation] = Future()
         answer = next(answers)
         if isinstance(answer, Exception):
             future.set_exception(answer)
         else:
             future.set_result(answer)
-        return [future]
+        return future
 
     queue = EvaluationQueue(trials, REQUEST, evaluate, interval_s=0.01)
     queue.start()
@@ -127,15 +125,14 @@ def test_only_a_few_saes_are_in_memory_at_a_time(tmp_path: Path) -> None:
     open_requests: list[Future[Evaluation]] = []
     most = 0
 
-    def evaluate(_site: str, _cfg: str, _weights: bytes, encoders: Sequence[int | None]) -> list[Future[Evaluation]]:
+    def evaluate(_task: Evaluate) -> Future[Evaluation]:
         nonlocal most
-        futures: list[Future[Evaluation]] = [Future() for _ in encoders]
-        open_requests.extend(futures)
+        open_requests.append(future := Future())
         most = max(most, len(open_requests))
-        if len(open_requests) == 2 * len(encoders):  # as many as may be: the oldest gets its answers
-            for _ in encoders:
+        if len(open_requests) == 4:  # of two SAEs, as many as may be: the oldest gets its answers
+            for _ in range(2):
                 open_requests.pop(0).set_result(evaluation())
-        return futures
+        return future
 
     both = EvaluationRequest(FINGERPRINT, (None, 4))
     queue = EvaluationQueue(trials, both, evaluate, at_a_time=2, interval_s=0.01)

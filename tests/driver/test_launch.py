@@ -23,6 +23,7 @@ from gsae_ray.config.sweep import Sweep
 from gsae_ray.driver import launch
 from gsae_ray.driver.prepare import PreparedSweep, producer_spec
 from gsae_ray.driver.start_actors import running_producers, start_store
+from gsae_ray.evaluation.task import Evaluate
 from gsae_ray.results import sequences
 from gsae_ray.results.frontier import frontier
 from gsae_ray.results.intervals import interval, of
@@ -115,7 +116,7 @@ def test_law_6_evaluation_again_gives_the_logged_numbers(launched: launch.SweepR
     site = "blocks.2.hook_resid_post"
     sae = gsae_ray.best("golden", site=site, max_l0=100, tracking_uri=launched.tracking_uri)
     logged = sae.cfg.metadata["frontier"]
-    again = Producer(producer_spec(plan)).evaluate(site, *to_bytes(sae)).metrics
+    again = Producer(producer_spec(plan)).run(Evaluate(site, *to_bytes(sae))).metrics
     for name in ("l0", "loss_recovered", "gamma", "fvu", "kl", "ce_zero", "ce_clean", "ce_spliced"):
         assert again[name] == pytest.approx(logged[name], rel=1e-4)
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Sequence
 from concurrent.futures import Future
 from pathlib import Path
 from types import SimpleNamespace
@@ -21,6 +20,7 @@ from gsae_ray.config.sweep import Sweep
 from gsae_ray.driver.evaluation_queue import EvaluationQueue
 from gsae_ray.errors import UserError
 from gsae_ray.evaluation.metrics import Evaluation
+from gsae_ray.evaluation.task import Evaluate
 from gsae_ray.saes.base import WEIGHTS_FILE
 from gsae_ray.storage.driver_lock import driver_lock
 from gsae_ray.storage.launch_directory import begin_launch, finish_launch, trial_folder
@@ -46,12 +46,11 @@ def trainers() -> list[Trainer]:
     return [make("gated", l1=l1, **settings) for l1 in (1.0, 2.0)]
 
 
-def evaluate(site: str, cfg: str, weights: bytes, encoders: Sequence[int | None]) -> list[Future[Evaluation]]:
+def evaluate(task: Evaluate) -> Future[Evaluation]:
     """L0 tells the SAEs apart."""
-    futures: list[Future[Evaluation]] = [Future() for _ in encoders]
-    for future in futures:
-        future.set_result(evaluation(l0=1 + sum(weights) % 30))
-    return futures
+    future: Future[Evaluation] = Future()
+    future.set_result(evaluation(l0=1 + sum(task.weights) % 30))
+    return future
 
 
 def launch(folder: Path, resume: bool = False, steps: int | None = None) -> list[str]:

@@ -1,0 +1,69 @@
+"""The activations of a language model on prepared tokens, as a source of rows."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+
+from gsae_ray.config.sections import ModelSettings
+from gsae_ray.config.site import Site
+from gsae_ray.data.contexts import PADDING
+from gsae_ray.data.tokens import TokenStore, model_input
+from gsae_ray.language_model.causal import check_predictions
+from gsae_ray.language_model.hooks import capture
+from gsae_ray.language_model.loading import load_model
+from gsae_ray.language_model.source import HeldOutContexts, RowBatch
+
+
+@dataclasses.dataclass(frozen=True)
+class LanguageModelSpec:
+    """What a `LanguageModelSource` is made from, in any process."""
+
+    model: ModelSettings
+    tokens: TokenStore
+    batch: int
+    """Contexts of a forward pass."""
+    evaluation_batch: int
+    """Contexts of a forward pass of an evaluation."""
+    gpus: float
+    """GPUs that the model is spread over; a part of one: shared with others."""
+    max_norm: float | None
+    """As `DatasetSettings.max_norm`."""
+
+    def open(self) -> LanguageModelSource:
+        """Loads the model.
+
+        Raises:
+            UserError: it cannot be loaded, or is not causal.
+        """
+        return LanguageModelSource(self)
+
+
+class LanguageModelSource:
+    """One language model in one process; see `ActivationSource`."""
+
+    def __init__(self, spec: LanguageModelSpec) -> None:
+        self.spec = spec
+        self.max_norm = spec.max_norm
+        where = "cpu" if spec.gpus == 0 else "cuda" if spec.gpus <= 1 else "balanced"
+        self.model = load_model(spec.model, where)
+        self.device = self.model.device  # of the embedding, where tokens go; other layers may be on other GPUs
+        tokens_ST = spec.tokens.block(0)
+        real_ST = tokens_ST != PADDING
+        longest = real_ST.sum(1).argmax()  # of a token or two nothing could be told
+        check_predictions(spec.model.name, self.model, tokens_ST[longest, real_ST[longest]].to(self.device))
+
+    def block(self, block: int, sites: Sequence[str]) -> Iterator[RowBatch]:
+        """The block's rows, a forward pass a batch, in the order of the tokens."""
+        spec = self.spec
+        tokens_ST = spec.tokens.block(block)
+        kept_ST = spec.tokens.kept(tokens_ST)
+        for tokens_BT, kept_BT in zip(tokens_ST.split(spec.batch), kept_ST.split(spec.batch), strict=True):
+            read_BT = model_input(tokens_BT).to(self.device)
+            captured = capture(self.model, read_BT, [Site(site) for site in sites], kept_BT)
+            yield RowBatch({site.name: x_Rn for site, x_Rn in captured.items()}, kept_BT.nonzero()[:, 1])
+
+    def heldout(self) -> HeldOutContexts:
+        """The held-out contexts of the prepared tokens."""
+        tokens = self.spec.tokens
+        return HeldOutContexts(self.model, tokens.heldout(), tokens.kept, self.spec.evaluation_batch)

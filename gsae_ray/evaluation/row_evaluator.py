@@ -1,0 +1,80 @@
+"""Evaluation of an SAE on held-out rows alone, where there is no language model to splice it into."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from gsae_ray.config.site import Site
+from gsae_ray.errors import not_finite
+from gsae_ray.evaluation.metrics import Evaluation
+from gsae_ray.evaluation.reconstruction import reconstruct
+from gsae_ray.language_model.massive_norms import square_norm_limit, square_norms, takes_part
+from gsae_ray.language_model.source import HeldOutRows
+from gsae_ray.saes import SAE
+
+
+@dataclasses.dataclass(frozen=True)
+class _SiteRows:
+    """The held-out rows of a site that take part."""
+
+    limit: float
+    """Rows whose ‖x‖² exceeds it take no part."""
+    mean_D: Tensor
+    """Mean of the others, float64."""
+
+
+class RowEvaluator:
+    """Evaluates SAEs on the same rows. Sums are float64, one a group of rows; cross-entropies have none."""
+
+    def __init__(self, heldout: HeldOutRows, device: torch.device, max_norm: float | None) -> None:
+        """Reads no rows yet.
+
+        Args:
+            heldout: the rows.
+            device: of the SAEs.
+            max_norm: as `DatasetSettings.max_norm`, of the held-out rows.
+        """
+        self.heldout = heldout
+        self.device = device
+        self.max_norm = max_norm
+        self._sites: dict[Site, _SiteRows] = {}
+
+    @torch.no_grad()
+    def evaluate(self, site: Site, sae: SAE, pursuit_l0: int | None = None) -> Evaluation:
+        """Evaluates `sae`; see `reconstruct`.
+
+        Raises:
+            NumericError: the site's rows are not finite.
+        """
+        if site not in self._sites:
+            self._sites[site] = self._look_at(site)
+        its = self._sites[site]
+        active_F = torch.zeros(sae.cfg.d_sae, dtype=torch.float64, device=self.device)
+        sums: dict[str, Tensor] = {}
+        for x_RD, group_R in self._taking_part(site, its.limit):
+            found = reconstruct(sae, x_RD.float(), its.mean_D, pursuit_l0)
+            active_F += found.active_RF.sum(0)
+            for name, values_R in {"rows": torch.ones_like(group_R), **found.values}.items():
+                empty = torch.zeros(self.heldout.groups, dtype=torch.float64, device=self.device)
+                sums.setdefault(name, empty).index_add_(0, group_R, values_R.double())
+        sequences = {name: sums_G.tolist() for name, sums_G in sums.items()}
+        return Evaluation.of(sequences, alive_fraction=(active_F > 0).double().mean().item())
+
+    def _look_at(self, site: Site) -> _SiteRows:
+        """A pass over the rows for their norms, and one for the mean of those that take part."""
+        norms_R = torch.cat([square_norms(x_RD) for x_RD, _ in self._taking_part(site, torch.inf)])
+        if not norms_R.isfinite().all():
+            raise not_finite(f"activations at {site}", "the held-out rows", "float32")
+        limit = square_norm_limit(norms_R, self.max_norm)
+        parts = [x_RD.sum(0, dtype=torch.float64) for x_RD, _ in self._taking_part(site, limit)]
+        return _SiteRows(limit, torch.stack(parts).sum(0) / int(takes_part(norms_R, limit).sum()))
+
+    def _taking_part(self, site: Site, limit: float) -> Iterator[tuple[Tensor, Tensor]]:
+        """Batches of (rows, their groups), without the rows of massive norm."""
+        for x_RD, group_R in self.heldout.batches(site.name):
+            part_R = takes_part(square_norms(x_RD), limit)
+            yield x_RD[part_R].to(self.device), group_R[part_R].to(self.device)

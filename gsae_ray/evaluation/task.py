@@ -1,0 +1,50 @@
+"""The evaluation of an SAE as a task of a producer."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from gsae_ray.config.site import Site
+from gsae_ray.evaluation.evaluator import Evaluator
+from gsae_ray.evaluation.metrics import Evaluation
+from gsae_ray.evaluation.row_evaluator import RowEvaluator
+from gsae_ray.language_model.source import ActivationSource, HeldOutContexts
+from gsae_ray.saes import from_bytes
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluate:
+    """Evaluates an SAE as it is saved, on the held-out data of the source; see `ProducerTask`."""
+
+    site: str
+    cfg: str
+    """Its `cfg.json`."""
+    weights: bytes
+    """Its weights file."""
+    pursuit_l0: int | None = None
+    """As of `reconstruct`; None: by its own encoder."""
+
+    name = "evaluate"
+
+    def run(self, source: ActivationSource, cache: dict[str, Any]) -> Evaluation:
+        """Evaluates it.
+
+        What takes no SAE is computed once a producer and site, and stays in the cache.
+
+        Raises:
+            NumericError: the site's activations, or the model's losses without the SAE, are not finite.
+        """
+        if "evaluator" not in cache:
+            cache["evaluator"] = evaluator_of(source)
+        sae = from_bytes(self.cfg, self.weights).to(source.device)
+        evaluation: Evaluation = cache["evaluator"].evaluate(Site(self.site), sae, self.pursuit_l0)
+        return evaluation
+
+
+def evaluator_of(source: ActivationSource) -> Evaluator | RowEvaluator:
+    """Evaluates SAEs spliced into the source's model, where there is one, else on rows alone."""
+    heldout = source.heldout()
+    if isinstance(heldout, HeldOutContexts):
+        return Evaluator(heldout.model, heldout.tokens_ET, heldout.kept, heldout.batch, source.max_norm)
+    return RowEvaluator(heldout, source.device, source.max_norm)
