@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import secrets
@@ -9,9 +10,11 @@ import shlex
 import shutil
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from urllib.parse import urlsplit
+
+from ray.job_submission import JobSubmissionClient
 
 from gsae_ray.config import plain_yaml
 from gsae_ray.config.load import load_sweep
@@ -69,38 +72,58 @@ def submit(
         raise UserError(f"--storage: {storage!r} is relative; give a path of the cluster, which every node sees")
     client = connect(address)
     check(uri, sweep.experiment_name, writing=False)
-    for job, details in jobs_of(client):
-        if (job.sweep, job.storage) == (sweep.name, storage) and state_of(details) in LIVE:
-            follow, end = own_command("logs", "-f", job.id), own_command("stop", job.id)
-            raise UserError(
-                f"{sweep.name!r} is running already, as {job.id}: follow it with `{follow}`, end it with `{end}`, "
-                "or give this sweep another name or --storage"
-            )
+    _refuse_twice(client, sweep.name, storage)
     job_id = f"{sweep.name}-{time.strftime('%Y%m%d-%H%M%S', time.gmtime())}-{secrets.token_hex(2)}"
     command = ["python", "-m", "gsae_ray", "run", "sweep.yaml", "--storage", storage, "--tracking-uri", uri]
     command += [word for override in overrides for word in ("--set", override)]
     command += {True: ["--resume"], "auto": ["--resume", "auto"], False: []}[resume]
-    metadata = {SWEEP_KEY: sweep.name, EXPERIMENT_KEY: sweep.experiment_name, TRACKING_KEY: uri, STORAGE_KEY: storage}
-    metadata[GRACE_KEY] = str(grace_s)
+    metadata = {
+        SWEEP_KEY: sweep.name,
+        EXPERIMENT_KEY: sweep.experiment_name,
+        TRACKING_KEY: uri,
+        STORAGE_KEY: storage,
+        GRACE_KEY: str(grace_s),
+    }
+    logging.getLogger("ray").setLevel(logging.ERROR)  # it tells of every package that it uploads
+    with _packed(sweep_yaml) as (working_directory, package), explained(client.get_address()):
+        client.submit_job(
+            # `exec`, so that a signal to the job is one to the driver.
+            entrypoint="exec " + shlex.join(command),
+            submission_id=job_id,
+            runtime_env={
+                "working_dir": str(working_directory),
+                "py_modules": [str(package)],
+                "env_vars": {JOB_VARIABLE: job_id, "RAY_JOB_STOP_WAIT_TIME_S": str(grace_s)},
+            },
+            metadata=metadata,
+        )
+    return Job(client, job_id, metadata, trusted=True)
+
+
+@contextlib.contextmanager
+def _packed(sweep_yaml: str) -> Iterator[tuple[Path, Path]]:
+    """What the cluster gets: the job's working directory, with the sweep file, and a copy of this package."""
     with tempfile.TemporaryDirectory(prefix="gsae-submit-") as temporary:
         working_directory, package = Path(temporary, "job"), Path(temporary, "gsae_ray")
         working_directory.mkdir()
         (working_directory / "sweep.yaml").write_text(sweep_yaml, encoding="utf-8")
         shutil.copytree(Path(__file__).parents[1], package, ignore=shutil.ignore_patterns("__pycache__", "*.pyc"))
-        logging.getLogger("ray").setLevel(logging.ERROR)  # it tells of every package that it uploads
-        with explained(client.get_address()):
-            client.submit_job(
-                # `exec`, so that a signal to the job is one to the driver.
-                entrypoint="exec " + shlex.join(command),
-                submission_id=job_id,
-                runtime_env={
-                    "working_dir": str(working_directory),
-                    "py_modules": [str(package)],
-                    "env_vars": {JOB_VARIABLE: job_id, "RAY_JOB_STOP_WAIT_TIME_S": str(grace_s)},
-                },
-                metadata=metadata,
+        yield working_directory, package
+
+
+def _refuse_twice(client: JobSubmissionClient, sweep: str, storage: str) -> None:
+    """Refuses a sweep that runs on the cluster already, in the same storage.
+
+    Raises:
+        UserError: it does.
+    """
+    for job, details in jobs_of(client):
+        if (job.sweep, job.storage) == (sweep, storage) and state_of(details) in LIVE:
+            follow, end = own_command("logs", "-f", job.id), own_command("stop", job.id)
+            raise UserError(
+                f"{sweep!r} is running already, as {job.id}: follow it with `{follow}`, end it with `{end}`, "
+                "or give this sweep another name or --storage"
             )
-    return Job(client, job_id, metadata, trusted=True)
 
 
 def _server_uri(tracking_uri: str | None) -> str:
@@ -120,7 +143,7 @@ def _server_uri(tracking_uri: str | None) -> str:
 
 
 def _check_paths(sweep: Sweep) -> None:
-    """Refuse a sweep that names a path of this machine, where one of the cluster is wanted.
+    """Refuses a sweep that names a path of this machine, where one of the cluster is wanted.
 
     Raises:
         UserError: it does.
