@@ -18,7 +18,7 @@ LATER = Node({"CPU": 32, "GPU": 4, "object_store_memory": 99 * 2**30}, to_come=T
 def sweep(**sections: Any) -> Sweep:
     return Sweep.model_validate(
         {
-            "name": "room",
+            "name": "fit",
             "model": {"name": "builtin"},
             "dataset": {"name": "builtin"},
             "sites": {"layers": [1], "points": ["resid_post"]},

@@ -40,12 +40,7 @@ class HubData:
         patterns = f"/{digest(dataset.data_files)}" if dataset.data_files else ""
         return f"{dataset.name}/{dataset.subset}@{dataset.revision}{patterns}"
 
-    def load(
-        self,
-        split: str,
-        _column: Column,
-        key: str,
-    ) -> datasets.Dataset | datasets.IterableDataset:
+    def load(self, split: str, _column: Column, key: str) -> datasets.Dataset | datasets.IterableDataset:
         """The rows of a split, in the data set's own order.
 
         Raises:
