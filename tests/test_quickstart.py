@@ -8,13 +8,12 @@ from pathlib import Path
 
 import pytest
 import safetensors.torch
-import torch
+from golden_machine import is_golden
 from rich.console import Console
 
 import gsae_ray
 from gsae_ray.config.site import Site
 from gsae_ray.driver.launch import run
-from gsae_ray.hardware import machine
 
 GOLDEN: dict[
     tuple[int | None, str, float], tuple[str, float, float, float]
@@ -36,17 +35,6 @@ GOLDEN: dict[
     (2, "standard", 2.0): ("0dd83b6a7c571b04", 20.61, 0.9688, 0.8272),
     (2, "standard", 4.0): ("324f74be41af6d42", 7.574, 0.9356, 0.7496),
 }
-GOLDEN_MACHINE = "x86_64 Intel(R) Xeon(R) Processor (AVX512), torch 2.13.0+cpu, no GPU"
-GOLDEN_PROBE = "d6881bc9adfff5d7"
-
-
-def probe() -> str:
-    """A hash of products as training has them: processors of one name may have other kernels chosen for them."""
-    torch.set_num_threads(1)
-    generator = torch.Generator().manual_seed(0)
-    x, w = torch.randn(128, 128, generator=generator), torch.randn(128, 768, generator=generator)
-    out = torch.cat([(x @ w).exp().flatten(), (w @ w.T).flatten(), (x @ w).relu().sum(0)])
-    return hashlib.sha256(out.numpy().tobytes()).hexdigest()[:16]
 
 
 def weights_hash(sae: Path) -> str:
@@ -70,7 +58,7 @@ def test_the_quickstart_s_saes_stay_bit_for_bit_what_they_were(tmp_path: Path) -
         trial = json.loads((folder / "trial.json").read_text())
         key = (Site(trial["site"]).layer, trial["architecture"], trial["hyperparameters"]["l1_coefficient"])
         hashes[key] = weights_hash(folder / "sae")
-    if (machine(), probe()) == (GOLDEN_MACHINE, GOLDEN_PROBE):
+    if is_golden():
         assert hashes == {key: golden[0] for key, golden in GOLDEN.items()}
     rows = gsae_ray.frontier("quickstart", tracking_uri=uri)
     assert len(rows) == len(hashes) == len(GOLDEN)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from added_metric import added_metric
 from damage import DAMAGES, flip
 from mirrors import LAUNCH_ID, ONE, TRIALS, Server, append, pair
 from mlflow.tracking import MlflowClient
@@ -23,7 +24,7 @@ from gsae_ray.tracking.artifacts import download_sae, download_sequences
 from gsae_ray.tracking.background import MirrorThread
 from gsae_ray.tracking.experiment import make_experiment
 from gsae_ray.tracking.mirror import Mirror
-from gsae_ray.tracking.tags import CONTENT, EVALUATION, FAILURE, IDENTITY, KIND, LAUNCH, SWEEP, TRIAL
+from gsae_ray.tracking.tags import CONTENT, EVALUATION, FAILURE, IDENTITY, KIND, LAUNCH, SCHEMA, SWEEP, TRIAL
 
 
 @pytest.fixture(scope="module")
@@ -521,3 +522,25 @@ def test_a_trial_whose_description_is_gone_is_mirrored(server: Server, tmp_path:
     (directory.path / "trial.json").unlink()
     server.mirror().sync([Trial(trial, directory)])
     assert server.run().info.status == "FINISHED"
+
+
+def test_a_finished_run_gets_the_metrics_that_evaluations_of_before_did_not_have(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trial, directory = pair(tmp_path, 2)
+    finish(directory, trial)
+    server.mirror().sync([Trial(trial, directory)])
+    before = server.run()
+    assert before.data.tags[SCHEMA] == "1"
+    added_metric(monkeypatch)
+    mirror = server.mirror()
+    mirror.sync([Trial(trial, directory)])  # while its evaluation is still to be made again
+    mirror.close("KILLED")
+    assert server.run().info.status == "FINISHED" and server.run().data.metrics == before.data.metrics
+    directory.save_evaluation(FINGERPRINT, 1024, evaluation(norm_ratio=0.75))
+    server.mirror().sync([Trial(trial, directory)])
+    run = server.run()
+    assert run.info.run_id == before.info.run_id and run.info.status == "FINISHED"
+    assert run.data.tags[SCHEMA] == "2"
+    assert run.data.metrics == before.data.metrics | {"eval/norm_ratio": 0.75}
+    assert server.steps() == [64, 128]
