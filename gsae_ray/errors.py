@@ -84,6 +84,7 @@ def shown(value: object, quoted: bool = True) -> str:
     """A value as an error line repeats it: on one line, and cut where it is long.
 
     Args:
+        value: what was given.
         quoted: as Python writes it; else as text.
     """
     try:

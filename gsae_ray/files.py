@@ -28,11 +28,11 @@ SEAL = "sha256"
 
 
 @contextlib.contextmanager
-def room_needed(folder: Path) -> Iterator[None]:
-    """Within the context a full disk is one clear error.
+def disk_space_needed(folder: Path) -> Iterator[None]:
+    """Turns the error of a full disk within the context into one clear line.
 
     Raises:
-        StorageFullError: there is no room left.
+        StorageFullError: there is no space left.
     """
     try:
         yield
@@ -216,9 +216,11 @@ class JSONFile(Generic[T]):
     """A kind of JSON file: what it holds, and what is to be done where one is damaged."""
 
     def __init__(self, schema: type[T], remedy: str, sealed: bool = False) -> None:
-        """
+        """Takes what its files have in common.
+
         Args:
-            remedy: ends the line about a damaged one.
+            schema: of the JSON value.
+            remedy: ends the error line about a damaged file.
             sealed: for an object: it carries a hash of itself, so that a wrong number is found, not only bad JSON.
         """
         self.remedy = remedy

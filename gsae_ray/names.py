@@ -42,9 +42,10 @@ def check_run_id(run_id: str) -> str:
 
 
 def refuse_address(path: str | Path, option: str) -> None:
-    """
+    """Refuses what is no path of this machine.
+
     Raises:
-        UserError: what should be a path is an address (s3://…), which would become a folder of that name; or nothing.
+        UserError: it is an address (s3://…), which would become a folder of that name; or it is empty.
     """
     text = str(path)
     if _SCHEME.match(text):  # a Path has one slash only

@@ -14,7 +14,7 @@ import pytest
 from damage import DAMAGES, Damage
 
 from gsae_ray.errors import DamagedError, StorageFullError
-from gsae_ray.files import JSONFile, room_needed, write_atomically, write_together
+from gsae_ray.files import JSONFile, disk_space_needed, write_atomically, write_together
 
 
 @dataclasses.dataclass
@@ -108,7 +108,7 @@ def test_a_failed_write_leaves_the_old_contents_and_no_temporary_file(
 
 
 def test_a_full_disk_is_one_clear_error_that_names_the_path(small_disk: Path) -> None:
-    with pytest.raises(StorageFullError) as found, room_needed(small_disk):
+    with pytest.raises(StorageFullError) as found, disk_space_needed(small_disk):
         write_atomically(small_disk / "file", bytes(2**20))
     message = str(found.value)
     assert message.startswith(f"storage is full: {small_disk}")
@@ -118,10 +118,10 @@ def test_a_full_disk_is_one_clear_error_that_names_the_path(small_disk: Path) ->
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
 def test_the_file_that_found_no_room_is_named_where_it_is_known(tmp_path: Path, number: int) -> None:
-    with pytest.raises(StorageFullError, match=r"storage is full: /far/away: "), room_needed(tmp_path):
+    with pytest.raises(StorageFullError, match=r"storage is full: /far/away: "), disk_space_needed(tmp_path):
         raise OSError(number, os.strerror(number), "/far/away")
 
 
 def test_other_errors_are_not_taken_for_a_full_disk(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError), room_needed(tmp_path):
+    with pytest.raises(FileNotFoundError), disk_space_needed(tmp_path):
         write_atomically(tmp_path / "nowhere" / "file", b"")

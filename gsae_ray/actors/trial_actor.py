@@ -22,7 +22,7 @@ from gsae_ray.config.trial import TrialSpec
 from gsae_ray.errors import NumericError, StaleAttemptError, SweepStoppedError, reason
 from gsae_ray.evaluation.metrics import Evaluation
 from gsae_ray.evaluation.task import Evaluate
-from gsae_ray.files import room_needed
+from gsae_ray.files import disk_space_needed
 from gsae_ray.hardware import machine
 from gsae_ray.saes import SAE, load, to_bytes
 from gsae_ray.storage.trial_directory import TrialDirectory
@@ -102,7 +102,7 @@ class SAETrial(tune.Trainable):
     def _ending(self) -> Iterator[None]:
         """Turns errors that trying again would not help into the trial's result."""
         try:
-            with room_needed(self.directory.path):
+            with disk_space_needed(self.directory.path):
                 yield
         except NumericError as error:
             self.failure = reason(error)

@@ -15,7 +15,7 @@ from gsae_ray.driver.display import Display
 from gsae_ray.driver.prepare import PreparedSweep
 from gsae_ray.driver.ray_session import connected
 from gsae_ray.driver.resources import ResourceRequest, request_resources
-from gsae_ray.files import room_needed
+from gsae_ray.files import disk_space_needed
 from gsae_ray.storage.driver_lock import Driver, driver_lock
 from gsae_ray.storage.event_log import EventLog
 from gsae_ray.storage.launch_directory import (
@@ -100,7 +100,7 @@ def begin(
         UserError: another driver runs the sweep, there is nothing to resume, or the sweep does not fit the cluster.
     """
     with contextlib.ExitStack() as stack:
-        stack.enter_context(room_needed(folder))
+        stack.enter_context(disk_space_needed(folder))
         stack.enter_context(quick_failure())
         driver = stack.enter_context(driver_lock(folder, display.phase if resume == "auto" else None))
         trials = [Trial(spec, TrialDirectory(trial_folder(folder, spec))) for spec in prepared.trials]

@@ -11,7 +11,7 @@ from concurrent.futures import Future
 from gsae_ray.errors import NumericError, ProductionError, StorageFullError, reason
 from gsae_ray.evaluation.metrics import Evaluation
 from gsae_ray.evaluation.task import Evaluate
-from gsae_ray.files import room_needed
+from gsae_ray.files import disk_space_needed
 from gsae_ray.saes.base import CONFIG_FILE, WEIGHTS_FILE
 from gsae_ray.storage.evaluations import EvaluationRequest
 from gsae_ray.storage.trial_directory import Trial
@@ -91,7 +91,7 @@ class EvaluationQueue(threading.Thread):
             trial, pursuit_l0, request = running
             directory = trial.directory
             self._running.remove(running)
-            with self._kept_for_finish(), room_needed(directory.path):
+            with self._kept_for_finish(), disk_space_needed(directory.path):
                 try:
                     evaluation = request.result()
                 except NumericError as error:

@@ -25,7 +25,7 @@ from gsae_ray.driver.start_actors import running_actors
 from gsae_ray.driver.stop import stopped_by_sigterm
 from gsae_ray.driver.trials import TrialRunner
 from gsae_ray.errors import SweepStoppedError
-from gsae_ray.files import room_needed
+from gsae_ray.files import disk_space_needed
 from gsae_ray.names import local_path
 from gsae_ray.results.best import best
 from gsae_ray.results.frontier import frontier
@@ -124,7 +124,7 @@ def run(
             prepared, folder, display, tracking_uri=uri, address=address, resume=resume, overrides=overrides
         ) as launch:
             try:
-                with room_needed(folder):
+                with disk_space_needed(folder):
                     return _run(launch, uri, started)
             except OSError as error:  # not a mistake to mend, as before the launch began
                 raise SweepStoppedError(

@@ -55,19 +55,19 @@ class Driver:
             raise
 
     def beat(self, ended: bool = False) -> None:
-        """Says that the driver lives, or that it has come to its end."""
+        """Writes that the driver lives, or that it has come to its end."""
         mine = _DriverState(host=socket.gethostname(), pid=os.getpid(), ended=ended, heartbeat=time.time())
         _DRIVER.write(self._path, mine, self.storage)
 
     def end(self) -> None:
-        """Says that the driver has come to its end; on a full disk by a file that is empty and old."""
+        """Writes that the driver has come to its end; on a full disk by a file that is empty and old."""
         try:
             self.beat(ended=True)
         except OSError:
             self.storage.expire(self._path)
 
     def leave(self) -> None:
-        """Takes the driver's file away, and the folders that are empty then."""
+        """Removes the driver's file, and the folders that are empty then."""
         self.storage.remove(self._path)
         self.storage.remove_empty(self.folder)
         self.storage.remove_empty(self.folder.parent)
@@ -79,7 +79,8 @@ class Driver:
         return None if other is None or newest <= self.session else _describe_driver(other)
 
     def check(self) -> None:
-        """
+        """Looks whether this driver still leads.
+
         Raises:
             ReplacedError: another driver has taken the sweep over.
         """
@@ -89,12 +90,14 @@ class Driver:
 
 @contextlib.contextmanager
 def driver_lock(folder: Path, wait: Callable[[str], None] | None = None, storage: Storage = LOCAL) -> Iterator[Driver]:
-    """One driver at a time for a sweep's folder; a heartbeat tells a live one from a dead one's remains.
+    """Holds a sweep's folder for one driver; a heartbeat tells a live driver from the remains of a dead one.
 
     Args:
+        folder: of the sweep.
         wait: is told of another driver whose end cannot be seen from here (its machine was lost, say), which is then
             waited for: until it is heard of, or counts as gone. Without this it is refused at once.
         storage: in which the folder is.
+
     Raises:
         UserError: another driver runs the sweep.
     """

@@ -77,8 +77,10 @@ def begin_launch(
         resume: see `Resume`.
         overrides: those of the sweep file, for whoever resumes without them (`recorded_overrides`).
         storage: in which the folder is.
+
     Returns:
         its id, and what the user should know: how this session differs from those before.
+
     Raises:
         UserError: there is nothing to resume, or it has changed (not with `auto`).
     """
@@ -178,7 +180,7 @@ def _revision(launch: _Launch) -> int:
 def _changed(
     before: _Launch, description: dict[str, Any], identities: dict[str, str], launch_id: str
 ) -> tuple[str, str]:
-    """What is another than in an earlier launch, and what to do; both empty where it is the same."""
+    """What differs from an earlier launch, and what the user can do; both empty where nothing does."""
     anew = "run without --resume"
     if _revision(before) != REVISION:
         return f"launch {launch_id} was begun by another version of gsae-ray: {WHY}", anew

@@ -178,10 +178,11 @@ class TrialDirectory:
         return _numbers(self.storage.names(self.path), "metrics-", ".jsonl")
 
     def evaluation(self, fingerprint: str, pursuit_l0: int | None = None) -> EvaluationRecord | None:
-        """Of the finished SAE, if it was evaluated on those contexts.
+        """The finished SAE's evaluation, of any schema; None where it has none.
 
         Args:
-            pursuit_l0: by gradient pursuit with that target, instead of its own encoder.
+            fingerprint: of the held-out contexts.
+            pursuit_l0: target L0 of gradient pursuit; None: the SAE's own encoder.
         """
         done, found = DONE.read_whole(self.path / "DONE", self.storage), self._evaluation_path(fingerprint, pursuit_l0)
         evaluation = EVALUATION.read_whole(found, self.storage)
@@ -223,8 +224,10 @@ class TrialDirectory:
         """Makes this the attempt that may write. Returns its number, from 1.
 
         Args:
+            trial: whose directory this is.
             session: number of the driver's session, which a later one supersedes.
             where: what is to be known of the process, as JSON values.
+
         Raises:
             ReplacedError: a later session has begun an attempt.
         """
@@ -315,17 +318,17 @@ class TrialDirectory:
         FAILED.write(self.path / "FAILED", {"reason": reason}, self.storage)
 
     def fail_evaluation(self, reason: str) -> None:
-        """Marks a finished SAE as one that cannot be measured; as an evaluation, any process may write it."""
+        """Marks a finished SAE as one that cannot be evaluated. As with an evaluation, any process may."""
         FAILED.write(self.path / "FAILED", {"reason": reason}, self.storage)
 
     def forget_failure(self) -> None:
-        """Before a new launch tries again."""
+        """Removes the mark of a failure, so that a launch tries again."""
         self.storage.remove(self.path / "FAILED")
 
     def save_evaluation(
         self, fingerprint: str, tokens: int, evaluation: Evaluation, pursuit_l0: int | None = None
     ) -> None:
-        """Of the finished SAE: whoever evaluates it comes to the same numbers, so any process may write them."""
+        """Saves an evaluation of the finished SAE. Any process may: all that evaluate it come to the same numbers."""
         path = self._evaluation_path(fingerprint, pursuit_l0)
         kind, step = ("eval", tokens) if pursuit_l0 is None else ("pursuit", pursuit_l0)
         metrics = {f"{kind}/{name}": value for name, value in evaluation.metrics.items()}
@@ -356,7 +359,7 @@ class Trial(NamedTuple):
 
 
 def forget_damaged(directories: Iterable[TrialDirectory]) -> list[str]:
-    """Before a new launch: a trial is not done where DONE vouches for what is damaged, nor failed by a damaged FAILED.
+    """Removes, before a launch, the DONE of trials whose files are damaged, and a damaged FAILED.
 
     Returns:
         a line about each.

@@ -145,7 +145,7 @@ def test_what_is_damaged_is_made_again_or_named_in_a_line(
     files: str,
     damage: Damage,
 ) -> None:
-    monkeypatch.setattr(os, "fsync", lambda fd: None)  # no machine crashes here, and it takes most of the time
+    monkeypatch.setattr(os, "fsync", lambda _: None)  # no machine crashes here, and it takes most of the time
     folder = tmp_path / "small"
     shutil.copytree(storages[storage], folder)
     damaged = sorted(folder.glob(files))

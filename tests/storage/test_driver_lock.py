@@ -146,7 +146,8 @@ def test_a_sweep_that_has_not_begun_leaves_what_others_have_put_there(tmp_path: 
     assert other.exists()
 
 
-def test_a_driver_says_again_and_again_that_it_lives(tmp_path: Path, quick_beats: None) -> None:
+@pytest.mark.usefixtures("quick_beats")
+def test_a_driver_says_again_and_again_that_it_lives(tmp_path: Path) -> None:
     with driver_lock(tmp_path):
         path = tmp_path / "drivers/1.json"
         before = json.loads(path.read_text())

@@ -42,7 +42,7 @@ def trials(storage: Path) -> list[Trial]:
     return [Trial(spec, TrialDirectory(storage / "swept/trials" / spec.directory_name)) for spec in TRIALS]
 
 
-def evaluate(site: str, cfg: str, weights: bytes, encoders: Sequence[int | None]) -> list[Future[Evaluation]]:
+def evaluate(_site: str, _cfg: str, _weights: bytes, encoders: Sequence[int | None]) -> list[Future[Evaluation]]:
     futures: list[Future[Evaluation]] = [Future() for _ in encoders]
     for future in futures:
         future.set_result(evaluation(norm_ratio=0.75))

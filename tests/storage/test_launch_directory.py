@@ -54,7 +54,7 @@ def test_a_resumed_launch_keeps_its_id_and_a_plain_run_gets_another(
 ) -> None:
     first, _ = begin_launch(tmp_path, sweep_of(), [], resume=False)
     assert begin_launch(tmp_path, sweep_of(), [], resume=True) == (first, [])
-    monkeypatch.setattr("time.strftime", lambda format, when=None: "99990101-000000")
+    monkeypatch.setattr("time.strftime", lambda *_: "99990101-000000")
     second, _ = begin_launch(tmp_path, sweep_of(), [], resume=False)
     assert second != first
     assert begin_launch(tmp_path, sweep_of(), [], resume=True)[0] == second, "the newest one"
@@ -96,7 +96,7 @@ def test_what_was_computed_wrongly_is_not_reused_and_the_launch_says_why(
     assert {t.identity for t in trials()}.isdisjoint(t.identity for t in old)
     with pytest.raises(UserError, match=f"--resume: .*{re.escape(WHY)}; run without --resume$"):
         begin_launch(tmp_path, sweep_of(), trials(), resume=True)
-    monkeypatch.setattr("time.strftime", lambda format, when=None: "99990101-000000")
+    monkeypatch.setattr("time.strftime", lambda *_: "99990101-000000")
     assert begin_launch(tmp_path, sweep_of(), trials(), resume=False)[1] == [f"every trial is trained anew: {WHY}"]
     assert begin_launch(tmp_path, sweep_of(), trials(), resume=False)[1] == [], "said once"
 
@@ -145,7 +145,7 @@ def test_auto_begins_a_launch_goes_on_until_it_is_finished_and_begins_another(
     assert notices == []
     assert again(tmp_path) == (first, [])
     finish_launch(tmp_path, first, session=1)
-    monkeypatch.setattr("time.strftime", lambda format, when=None: "99990101-000000")
+    monkeypatch.setattr("time.strftime", lambda *_: "99990101-000000")
     second, notices = again(tmp_path)
     assert second != first and notices == []
     assert again(tmp_path) == (second, [])
@@ -155,7 +155,7 @@ def test_auto_goes_on_with_the_newest_launch_that_is_not_finished(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first, _ = begin_launch(tmp_path, sweep_of(), [], resume=False)
-    monkeypatch.setattr("time.strftime", lambda format, when=None: "99990101-000000")
+    monkeypatch.setattr("time.strftime", lambda *_: "99990101-000000")
     second, _ = begin_launch(tmp_path, sweep_of(), [], resume=False)
     finish_launch(tmp_path, second, session=2)
     assert again(tmp_path)[0] == first
@@ -167,7 +167,7 @@ def test_auto_begins_another_launch_where_the_sweep_has_changed_and_names_the_ke
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first, _ = again(tmp_path)
-    monkeypatch.setattr("time.strftime", lambda format, when=None: "99990101-000000")
+    monkeypatch.setattr("time.strftime", lambda *_: "99990101-000000")
     changed = sweep_of(training__lr=2e-3, dataset__seed=5, producers__count=3)
     second, (notice,) = again(tmp_path, changed)
     assert second != first
@@ -183,7 +183,7 @@ def test_auto_begins_another_launch_where_the_newest_cannot_be_read(
     file.write_text("{}")
     with pytest.raises(UserError, match=f"^{file}: this file is damaged"):
         begin_launch(tmp_path, sweep_of(), [], resume=True)
-    monkeypatch.setattr("time.strftime", lambda format, when=None: "99990101-000000")
+    monkeypatch.setattr("time.strftime", lambda *_: "99990101-000000")
     second, (notice,) = again(tmp_path)
     assert second != first and notice.startswith(f"{file}: this file is damaged")
 

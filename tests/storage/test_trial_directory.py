@@ -19,7 +19,7 @@ from trials import FINGERPRINT, begin, evaluation, expand, logged, random_sae, r
 from gsae_ray import saes
 from gsae_ray.config.trial import TrialSpec
 from gsae_ray.errors import ReplacedError, StaleAttemptError, StorageFullError
-from gsae_ray.files import LocalStorage, room_needed
+from gsae_ray.files import LocalStorage, disk_space_needed
 from gsae_ray.storage.evaluations import EvaluationRequest, TrialStatus
 from gsae_ray.storage.trial_directory import ROW, Attempt, TrialDirectory, forget_damaged
 
@@ -189,7 +189,7 @@ def test_a_checkpoint_that_does_not_fit_leaves_the_last_good_one_and_training_go
     ballast = fill(small_disk, leave)
     tensors, rest = state_at(6 * 64)
     tensors["large"] = torch.zeros(2 * PAGE)
-    with pytest.raises(StorageFullError, match=str(directory.path)), room_needed(directory.path):
+    with pytest.raises(StorageFullError, match=str(directory.path)), disk_space_needed(directory.path):
         directory.append(6 * 64, row_metrics(6 * 64))
         directory.checkpoint(6 * 64, tensors, rest)
     ballast.unlink()
@@ -208,7 +208,7 @@ def test_going_on_while_the_disk_is_full_still_costs_no_checkpoint(small_disk: P
         directory.append(64 * step, row_metrics(64 * step))
     directory.checkpoint(100 * 64, *state_at(100 * 64))
     ballast = fill(small_disk, leave)
-    with contextlib.suppress(StorageFullError), room_needed(directory.path):
+    with contextlib.suppress(StorageFullError), disk_space_needed(directory.path):
         assert_state(begin(small_disk, TRIAL).newest_state(), 100 * 64)
     ballast.unlink()
     successor = begin(small_disk, TRIAL)
@@ -221,7 +221,7 @@ def test_an_sae_that_does_not_fit_leaves_the_trial_unfinished_and_its_checkpoint
     directory = begin(small_disk, TRIAL)
     train(directory, 1, 4)
     ballast = fill(small_disk, leave)
-    with contextlib.suppress(StorageFullError), room_needed(directory.path):
+    with contextlib.suppress(StorageFullError), disk_space_needed(directory.path):
         directory.finish(random_sae(TRIAL))
     ballast.unlink()
     if not directory.done:
