@@ -86,12 +86,12 @@ def check_shared(folder: Path, timeout_s: float = 60) -> None:
     probe = folder / f".shared-{secrets.token_hex(4)}"
     probe.touch()
     try:
-        look = ray.remote(_sees)
-        looks = []
+        sees_probe = ray.remote(_sees)
+        answers = []
         for node in others:
             there = NodeAffinitySchedulingStrategy(node, soft=False)
-            looks.append(look.options(num_cpus=0, max_retries=0, scheduling_strategy=there).remote(str(probe)))
-        done, _ = ray.wait(looks, num_returns=len(looks), timeout=timeout_s)
+            answers.append(sees_probe.options(num_cpus=0, max_retries=0, scheduling_strategy=there).remote(str(probe)))
+        done, _ = ray.wait(answers, num_returns=len(answers), timeout=timeout_s)
         for ref in done:
             try:
                 host, sees = ray.get(ref)

@@ -44,7 +44,7 @@ class EvaluationQueue(threading.Thread):
             evaluation: what every SAE is to get.
             submit: has a producer evaluate an SAE.
             at_a_time: SAEs whose weights are in memory for their evaluations.
-            interval_s: seconds between two looks at the directories.
+            interval_s: seconds between two readings of the directories.
         """
         super().__init__(name="evaluations", daemon=True)
         self.evaluation = evaluation
@@ -60,9 +60,9 @@ class EvaluationQueue(threading.Thread):
     def run(self) -> None:
         since: float | None = None
         while not self._stop_asked:
-            last = self._training_over.is_set()  # read before the look, which then sees all that is DONE
+            last = self._training_over.is_set()  # read before the directories: what is DONE by now is then seen
             try:
-                self._look()
+                self._ask_and_save()
                 if last and not self._running and not any(trial.directory.done for trial in self._waiting):
                     return
             except OSError as error:  # it may pass; what stays ends the evaluations
@@ -74,7 +74,8 @@ class EvaluationQueue(threading.Thread):
                 since = None
             time.sleep(self.interval_s)
 
-    def _look(self) -> None:
+    def _ask_and_save(self) -> None:
+        """Asks for the evaluations of SAEs that are finished by now, and saves those that have been made."""
         for trial in [trial for trial in self._waiting if trial.directory.done]:
             if len({running.name for running, *_ in self._running}) >= self.at_a_time:
                 break
@@ -120,7 +121,7 @@ class EvaluationQueue(threading.Thread):
 
         Raises:
             ProductionError: a producer could not evaluate some SAE.
-            StorageFullError: there was no room for an evaluation.
+            StorageFullError: storage was full.
         """
         self._training_over.set()
         while self.is_alive():

@@ -103,8 +103,8 @@ def run(
     Raises:
         UserError: something is wrong with the sweep or its surroundings; no trial was started.
         SweepStoppedError: the sweep cannot go on for now (the language model cannot be run, storage is full, trials
-            have no room, another driver has taken over, somebody has asked for it); what is finished is kept, and
-            `resume` goes on.
+            find no free resources, another driver has taken over, somebody has asked for it); what is finished is kept,
+            and `resume` goes on.
     """
     started = time.monotonic()
     root = local_path("gsae_runs" if storage is None else storage, "--storage").resolve()

@@ -95,7 +95,7 @@ class Supervisor(threading.Thread):
     def round(self) -> None:
         """Looks at everything once. Errors may pass until the next round; those that stay stop the launch."""
         try:
-            self._look()
+            self._check()
             self._succeeded_at = self.clock()
         except Exception as error:  # of storage or of Ray
             logging.getLogger(__name__).debug("a round of the supervisor failed", exc_info=True)
@@ -112,9 +112,9 @@ class Supervisor(threading.Thread):
         self._ending.set()
         self.join()
         with contextlib.suppress(Exception):  # the store may be what has failed
-            self._look()
+            self._check()
 
-    def _look(self) -> None:
+    def _check(self) -> None:
         try:
             self.driver.check()
         except ReplacedError as error:  # the other driver writes down what happens from now on
