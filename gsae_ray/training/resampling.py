@@ -27,7 +27,9 @@ class Resampler:
         self.silent_F = torch.ones(sae.cfg.d_sae, dtype=torch.bool, device=device)
         """Features without an activation since the window began."""
         self.keys_K = torch.empty(0, dtype=torch.float64, device=device)
+        """Random keys of the inputs that were drawn so far, rising."""
         self.inputs_KD = torch.empty(0, n, device=device)
+        """Those inputs, as the SAE is trained on them."""
 
     def _next_event(self, step: int) -> int | None:
         """The next step, after this one, before which features are resampled."""

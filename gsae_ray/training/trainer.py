@@ -68,13 +68,13 @@ class Trainer:
         self.unit_norm = self.settings.objective == "paper" and self.sae.W_dec.requires_grad
         """Whether decoder rows are kept at norm 1."""
         self.coefficient = self.sae.sparsity_coefficient
-        """Of the sparsity penalty, once its warm-up is over; in the units of scaled activations."""
+        """The coefficient of the sparsity penalty once its warm-up is over, in the units of scaled activations."""
         if self.sae.sparsity_in_l1_units:
-            # λ/(m·k) is the same in both (see `l1_units`): from the file's units to those of scale·x.
+            # From the units of the sweep file to those of scale·x: λ/(m·k) is the same in all units (see `l1_units`).
             units = Scale(trial.d_in, statistics.mean_square_norm)
             self.coefficient = self.coefficient / UNITS[self.settings.l1_units](units) * self.scale
-        # Biases have the units of x, weights have none: Adam's steps, of the size of lr, are small for the ones where
-        # they are right for the others, unless E‖x‖² = 1.
+        # Adam's steps have the size of lr, whatever the size of the gradient. Biases have the units of x and weights
+        # have none, so that one lr fits both only where E‖x‖² = 1; elsewhere that of biases is multiplied by its root.
         bias_factor = math.sqrt(self.trivial_loss) if self.settings.unit_biases else 1.0
         self.optimiser = make_optimiser(self.sae, self.settings, bias_factor)
         # Rescale & shift keeps the features of its parent, silent ones too.

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import json
 import math
-import warnings
 from functools import cache
 from typing import Any
 
@@ -13,24 +12,9 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
-from trainers import (
-    BATCH,
-    BLOCKS,
-    ROWS,
-    SITE,
-    WALL_CLOCK,
-    M,
-    N,
-    make,
-    run,
-    same,
-    sparse_rows,
-    through_files,
-    weights,
-)
+from trainers import BATCH, BLOCKS, WALL_CLOCK, M, N, make, run, same, sparse_rows, through_files, weights
 
-from gsae_ray.errors import NumericError
-from gsae_ray.saes import SAE, Losses, Objective, RescaleShiftSAE, to_bytes
+from gsae_ray.saes import Losses, Objective
 from gsae_ray.training.schedules import lr_factor, sparsity_factor
 from gsae_ray.training.trainer import Trainer
 
@@ -248,68 +232,6 @@ def test_the_global_random_state_plays_no_part() -> None:
     assert run(trainer) == uninterrupted("gated")[1]
 
 
-# ---- numeric failure ------------------------------------------------------------------------------------------------
-
-
-def test_a_loss_that_is_not_finite_is_a_numeric_error() -> None:
-    rows_RD = sparse_rows().clone()
-    rows_RD[2500, 3] = 1e30
-    trainer = make(rows_RD=rows_RD, max_norm=None)
-    with pytest.raises(NumericError, match=r"not finite at step 40 \(token 2560\); last finite: step 39: loss "):
-        run(trainer)
-
-
-def test_an_lr_far_too_high_is_a_numeric_error() -> None:
-    with pytest.raises(NumericError):
-        run(make(lr=1e30))
-
-
-def test_activations_that_are_all_zero_are_a_numeric_error() -> None:
-    with pytest.raises(NumericError, match=f"all activations at {SITE} are zero"):
-        make(rows_RD=torch.zeros(ROWS, N))
-
-
-@pytest.mark.parametrize("bad", [math.nan, math.inf])
-def test_activations_that_are_not_finite_from_the_start_are_named_as_such(bad: float) -> None:
-    rows_RD = sparse_rows().clone()
-    rows_RD[0, 0] = bad
-    message = f"activations at {SITE} are not finite in the first block; .*model.dtype"
-    with pytest.raises(NumericError, match=message), np.errstate(invalid="ignore"):
-        make(rows_RD=rows_RD)
-
-
-@pytest.mark.parametrize("bad", [math.nan, math.inf])
-@pytest.mark.parametrize("dtype", ["float16", "float32"])
-def test_activations_that_are_not_finite_later_are_named_with_their_block_and_not_blamed_on_lr(
-    bad: float, dtype: str
-) -> None:
-    row = BLOCKS[0] + 400
-    trainer = make(dtype=dtype)
-    trainer.stream.source.array = trainer.stream.source.array.copy()  # type: ignore[attr-defined]
-    trainer.stream.source.array[row, 3] = bad  # type: ignore[attr-defined]
-    with pytest.raises(NumericError) as caught:
-        run(trainer)
-    message = str(caught.value)
-    assert f"activations at {SITE} are not finite in row {row:,} of the stream (block 1)" in message
-    assert "lr" not in message.split() and f"model.dtype: {dtype}" in message
-    assert ("bfloat16" in message) == (dtype == "float16")
-
-
-def test_a_loss_that_explodes_but_stays_finite_is_a_numeric_error() -> None:
-    rows_RD = sparse_rows().clone()
-    rows_RD[BLOCKS[0] :] *= 1e4  # rows of 1e8 times the loss
-    trainer = make(rows_RD=rows_RD, max_norm=None)
-    with pytest.raises(NumericError, match=r"exploded: between steps 31 and 40 .*last: step 40: loss .*lower lr"):
-        run(trainer)
-
-
-def test_the_last_finite_losses_may_be_those_of_the_interval_before() -> None:
-    rows_RD = sparse_rows().clone()
-    rows_RD[40 * BATCH, 0] = 1e30  # the first step of an interval
-    with pytest.raises(NumericError, match=r"not finite at step 41 \(token 2624\); last finite: step 40: loss [\d.]+,"):
-        run(make(rows_RD=rows_RD, max_norm=None))
-
-
 # ---- the gradient and the scale -------------------------------------------------------------------------------------
 
 
@@ -359,154 +281,3 @@ def test_a_finished_norm_weighted_sae_has_unit_rows_and_takes_raw_activations(
     x_BD = sparse_rows()[-500:].double()
     expected_BD = copy.deepcopy(trainer.sae).double()(x_BD * trainer.scale) / trainer.scale
     assert (finished(x_BD) - expected_BD).norm() <= 1e-5 * expected_BD.norm()
-
-
-# ---- rescale & shift ------------------------------------------------------------------------------------------------
-
-
-@cache
-def parent_sae(objective: Objective = "paper") -> SAE:
-    """A standard SAE with shrinkage."""
-    trainer = make("standard", l1=4.0, objective=objective)
-    run(trainer)
-    return trainer.finished_sae({})
-
-
-@pytest.mark.parametrize("objective", ["paper", "norm_weighted"])
-@pytest.mark.parametrize("schedule", ["paper", "modern"])
-def test_rescale_and_shift_starts_as_its_parent_and_gets_better(objective: Objective, schedule: str) -> None:
-    parent = parent_sae(objective)
-    child = make("rescale_shift", parent=parent, objective=objective, schedule=schedule, lr=2e-2)
-    x_BD = sparse_rows()[-500:]
-    start = child.finished_sae({})
-    for name in ("W_enc", "W_dec", "b_dec"):
-        assert torch.equal(start.get_parameter(name), parent.get_parameter(name))
-    assert not start.get_parameter("r_mag").any()
-    torch.testing.assert_close(start.get_parameter("b_mag"), parent.get_parameter("b_enc"))
-    torch.testing.assert_close(start(x_BD), parent(x_BD), rtol=1e-5, atol=1e-5)
-    rows = run(child)
-    assert rows[-1]["reconstruction_loss"] < rows[0]["reconstruction_loss"]
-    assert rows[0]["loss"] == rows[0]["reconstruction_loss"]
-    finished = child.finished_sae({})
-    error, parents = ((sae(x_BD) - x_BD).square().sum() for sae in (finished, parent))
-    assert error < 0.9 * parents
-    assert torch.equal(finished.encode(x_BD) > 0, (finished.encode(x_BD) > 0) & (parent.encode(x_BD) > 0))
-
-
-def test_rescale_and_shift_keeps_its_parents_parameters_bit_for_bit() -> None:
-    parent = parent_sae()
-    before = to_bytes(parent)
-    child = make("rescale_shift", parent=parent, tokens=30 * BATCH, log_every_tokens=BATCH)
-    frozen = {name: p.clone() for name, p in weights(child).items() if name not in ("r_mag", "b_mag")}
-    assert set(frozen) == {"W_enc", "W_dec", "b_dec", "b_gate"}
-    while not child.done:
-        child.train_interval()
-        assert all(torch.equal(weights(child)[name], tensor) for name, tensor in frozen.items())
-    finished = child.finished_sae({})
-    for name in ("W_enc", "W_dec", "b_dec"):
-        assert torch.equal(finished.get_parameter(name), parent.get_parameter(name)), name
-    assert torch.equal(finished.get_parameter("b_gate"), parent.get_parameter("b_enc"))
-    assert to_bytes(parent) == before
-    assert finished.get_parameter("r_mag").any() and finished.get_parameter("b_mag").any()
-
-
-def test_rescale_and_shift_goes_on_bit_for_bit() -> None:
-    whole = make("rescale_shift", parent=parent_sae())
-    whole.train_interval()
-    state = through_files(whole.state())
-    run(whole)
-    restored = make("rescale_shift", parent=parent_sae())
-    restored.restore(*state)
-    run(restored)
-    assert same(weights(restored), weights(whole))
-    assert to_bytes(restored.finished_sae({})) == to_bytes(whole.finished_sae({}))
-
-
-def test_a_finished_rescale_and_shift_sae_has_a_jumprelu_form() -> None:
-    child = make("rescale_shift", parent=parent_sae())
-    run(child)
-    finished = child.finished_sae({}).double()
-    assert isinstance(finished, RescaleShiftSAE)
-    x_BD = sparse_rows()[-500:].double()
-    torch.testing.assert_close(finished.to_jumprelu()(x_BD), finished(x_BD))
-
-
-# ---- the finished SAE -----------------------------------------------------------------------------------------------
-
-
-@architectures
-def test_the_finished_sae_takes_raw_activations(architecture: str) -> None:
-    trainer = make(architecture)
-    trainer.train_interval()
-    before = weights(trainer)
-    sae = trainer.finished_sae({"trained": "a while"})
-    x_BD = sparse_rows()[-500:]
-    scaled = copy.deepcopy(trainer.sae).double()
-    expected_BD = scaled(x_BD.double() * trainer.scale) / trainer.scale
-    torch.testing.assert_close(sae(x_BD).double(), expected_BD, rtol=1e-4, atol=1e-4)
-    error = (sae(x_BD) - x_BD).square().sum() / (x_BD - x_BD.mean(0)).square().sum()
-    assert error < 0.9  # of raw activations, and it has learnt something
-    torch.testing.assert_close(sae.W_dec.norm(dim=1), torch.ones(M), atol=1e-6, rtol=0)
-    assert same(weights(trainer), before)  # a copy
-    assert not sae.training
-    assert trainer.sae.training
-
-
-def test_the_finished_sae_says_what_it_is() -> None:
-    trainer = make("gated", l1=2.0)
-    trainer.train_interval()
-    cfg = trainer.finished_sae({"trained": "a while"}).cfg
-    assert cfg.model_dump() == {
-        "format": "gsae-1",
-        "architecture": "gated",
-        "d_in": N,
-        "d_sae": M,
-        "hyperparameters": {"l1_coefficient": 2.0},
-        "site": SITE,
-        "metadata": {"trained": "a while"},
-    }
-
-
-def test_finishing_is_repeatable() -> None:
-    trainer = make()
-    trainer.train_interval()
-    assert to_bytes(trainer.finished_sae({})) == to_bytes(trainer.finished_sae({}))
-
-
-def test_read_only_statistics_are_taken_without_a_warning() -> None:
-    warn_always = torch.is_warn_always_enabled()
-    torch.set_warn_always(True)  # torch warns of arrays that are not writable once a process
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error")
-            trainer = make()
-    finally:
-        torch.set_warn_always(warn_always)
-    assert trainer.sae.b_dec.any()
-
-
-# ---- units of the activations ---------------------------------------------------------------------------------------
-
-
-@architectures
-def test_unit_biases_train_as_on_activations_of_unit_norm(architecture: str) -> None:
-    """With them, x scaled to E‖x‖² = n and to E‖x‖² = 1 give the same SAE; λ goes with the scale."""
-    scaled = make(architecture, unit_biases=True, tokens=20 * BATCH)
-    run(scaled)
-    unit = make(
-        architecture, rows_RD=sparse_rows() * scaled.scale / math.sqrt(N), input_scaling=False, tokens=20 * BATCH
-    )
-    assert unit.trivial_loss == pytest.approx(1, rel=1e-5)
-    run(unit)
-    for name, tensor in scaled.sae.named_parameters():
-        factor = 1 / math.sqrt(N) if name in scaled.sae.scaled_tensors else 1.0
-        torch.testing.assert_close(unit.sae.get_parameter(name), tensor * factor, rtol=2e-2, atol=2e-3)
-
-
-def test_an_sae_that_the_last_step_made_not_finite_is_a_failure_and_no_result() -> None:
-    trainer = make("gated")
-    run(trainer)
-    with torch.no_grad():
-        trainer.sae.b_dec[0] = math.inf
-    with pytest.raises(NumericError, match="b_dec is not finite after step 78"):
-        trainer.finished_sae({})

@@ -22,10 +22,16 @@ class StepResult(NamedTuple):
 
 
 class Engine(Protocol):
-    """Computes losses and gradients. What features a row activates, and in what form, is its own affair."""
+    """Computes losses and gradients. How it represents activations is its own affair."""
 
     def step(self, sae: SAE, x_BD: Tensor, coefficient: float, objective: Objective) -> StepResult:
-        """Losses of a batch; their gradient is left in `.grad` of each learnt parameter, where there was none before.
+        """Computes the losses of a batch, and their gradient, which it leaves in `.grad` of each learnt parameter.
 
-        Parameters stay as they are; buffers may change.
+        Before, no parameter has a `.grad`. Parameters stay as they are; buffers may change.
+
+        Args:
+            sae: in training mode.
+            x_BD: scaled activations, float32, at least one row.
+            coefficient: of the sparsity penalty, at this step.
+            objective: what is minimised.
         """
