@@ -1,7 +1,8 @@
 """The registry of architectures.
 
 A new architecture is one new file in this folder: a subclass of `SAE` with its equations in the docstring, its
-`Hyperparameters`, `encode` and `losses`, registered by `@register("name")`.
+`Hyperparameters`, `encode` and `losses`, registered by `@register("name")`. Where a default of `SAE` does not fit it
+(what sets its sparsity, what has the units of activations, new features, costs) it overrides that.
 """
 
 from __future__ import annotations
