@@ -44,7 +44,7 @@ class Producer:
         self._cache: dict[str, Any] = {}
 
     def produce(
-        self, block: int, sites: Sequence[str], made: Callable[[int], None] = lambda rows: None
+        self, block: int, sites: Sequence[str], made: Callable[[int], None] = lambda _: None
     ) -> tuple[dict[str, SiteStatistics], list[NDArray[Any]]]:
         """Makes a block: its rows at `sites`, permuted by (data seed, block), in one pass over the source.
 

@@ -1,4 +1,4 @@
-"""The producers of a store: who is idle, who is gone. A call that a producer did not survive is another's to answer.
+"""The producers of a store: which are idle, which are gone. Another answers a call that a producer did not survive.
 
 No Ray here.
 """
@@ -45,11 +45,13 @@ class ProducerPool:
     """Producers on one event loop. What happens to them is in `events`, one line each."""
 
     def __init__(self, producers: Sequence[ProducerClient], timeout_s: float, changed: Callable[[], None]) -> None:
-        """
+        """Begins with all producers idle.
+
         Args:
+            producers: all of them.
             timeout_s: a call that takes longer means that its producer hangs; without any producer for as long, the
-                crew gives up (`error`).
-            changed: called when a producer is idle again, and when the crew gives up.
+                pool gives up (`error`).
+            changed: called when a producer is idle again, and when the pool gives up.
         """
         self.timeout_s = timeout_s
         self.error: str | None = None
@@ -76,7 +78,7 @@ class ProducerPool:
         return self._idle.pop(0)
 
     def spawn(self, work: Coroutine[Any, Any, None]) -> None:
-        """Runs `work` beside the rest; it is not forgotten halfway."""
+        """Runs `work` beside the rest; the pool keeps a reference, without which it might be collected halfway."""
         task = asyncio.ensure_future(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
@@ -87,7 +89,8 @@ class ProducerPool:
         Args:
             producer: that was taken.
             what: it is to do, in a word, for messages.
-            method: of `ProducerClient`, and its arguments.
+            method: of `ProducerClient`.
+            *args: of the method.
 
         Returns:
             its answer.
@@ -119,7 +122,7 @@ class ProducerPool:
         self.spawn(self._revive(producer, hangs))
 
     async def _revive(self, producer: ProducerClient, hangs: bool) -> None:
-        """Waits until a process of the producer has loaded the model; one that takes longer than `timeout_s` goes."""
+        """Waits until a process of the producer has loaded the model; one that takes too long is restarted."""
         pause, why = FIRST_PAUSE_S, "no answer"
         while True:
             try:

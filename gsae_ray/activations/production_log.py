@@ -20,25 +20,25 @@ class ProductionLog:
     """Completed productions, and what was held when it was written."""
 
     produced: dict[int, int] = dataclasses.field(default_factory=dict)
-    """Block -> how many times it was produced, but for those that a fault made necessary."""
+    """Block -> how many times it was produced, productions that a fault made necessary aside."""
     repeated: dict[int, int] = dataclasses.field(default_factory=dict)
-    """Block -> how many times it was produced again since a fault had taken it."""
+    """Block -> how many times it was produced again because a fault had taken it."""
     held: list[int] = dataclasses.field(default_factory=list)
     """Blocks in the object store, or taken from it by a fault and not made again yet."""
     peak_bytes: int = 0
-    """Of the blocks held and in production."""
+    """Most bytes of blocks, held and in production, at a time."""
     evaluations: int = 0
-    """Of finished SAEs and of those in training, by their own encoders and by pursuit."""
+    """Evaluations of finished SAEs and of SAEs in training, with their own encoders and with pursuit."""
     sinks_told: list[str] = dataclasses.field(default_factory=list)
-    """Sites of whose rows of massive norm the user has been told (`norms`)."""
+    """Sites of whose attention sinks the user has been told (`statistics.Norms.notice`)."""
 
     def add(self, block: int, again: bool) -> None:
-        """A production is complete; `again`: of a block that a fault took."""
+        """Counts a complete production; `again`: of a block that a fault took."""
         times = self.repeated if again else self.produced
         times[block] = times.get(block, 0) + 1
 
     def add_task(self, name: str) -> None:
-        """A task of this name is complete; of tasks, evaluations are counted."""
+        """Counts a complete task of this name, if it is an evaluation."""
         if name == EVALUATE:
             self.evaluations += 1
 
@@ -61,7 +61,7 @@ def damage_of_log(path: Path) -> list[str]:
 
 @dataclasses.dataclass(frozen=True)
 class Counters:
-    """A record in rows."""
+    """A production log, counted in rows."""
 
     rows_produced: int
     """Rows of completed productions; those that a fault made necessary are counted apart."""

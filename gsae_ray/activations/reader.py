@@ -18,16 +18,16 @@ SLAB_BYTES = 8 * 2**20
 
 
 class BlockReader(Protocol):
-    """Where a trial's blocks come from."""
+    """Where a trial gets its blocks from."""
 
     def statistics(self) -> SiteStatistics:
-        """Of block 0 at the trial's site."""
+        """Returns the statistics of block 0 at the trial's site."""
 
     def open(self, block: int) -> None:
         """Makes `block` the current one, waiting for it if need be; the one before is let go."""
 
     def chunk(self, index: int) -> NDArray[Any]:
-        """A view of a chunk of the current block; not to be written to, nor kept."""
+        """Returns a view of a chunk of the current block, neither to be written to nor kept."""
 
 
 def to_array(x: Tensor) -> NDArray[Any]:

@@ -15,7 +15,7 @@ from typing import Any
 from gsae_ray.activations.layout import Layout
 from gsae_ray.activations.producer_pool import ProducerClient, ProducerDied, ProducerPool, Ref
 from gsae_ray.activations.production_log import ProductionLog
-from gsae_ray.activations.retention import RetentionPolicy
+from gsae_ray.activations.retention import Positions, RetentionPolicy
 from gsae_ray.activations.statistics import SiteStatistics
 from gsae_ray.activations.trial_positions import Reader, ReaderSpec, TrialPositions
 from gsae_ray.errors import NumericError, ProductionError, StaleAttemptError
@@ -63,7 +63,7 @@ class StoreReport:
     silent: dict[str, tuple[int, float]]
     """Running trials that have lapsed -> their attempt, and for how many seconds they have been silent."""
     events: tuple[str, ...]
-    """What happened since the last look, a line each."""
+    """What happened since the last report, a line each."""
     machines: frozenset[str]
     """Kinds of machines that producers have come back on."""
 
@@ -81,11 +81,15 @@ class ActivationStore:
         record: ProductionLog | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """
+        """Begins with an empty store; nothing is produced before a trial asks for it.
+
         Args:
+            layout: of the row stream.
+            producers: all of them, idle.
             readers: every trial that may read, whether it runs already or starts late.
+            budget_bytes: what blocks, held and in production, may take together.
             timeout_s: a call that takes longer means that its producer hangs.
-            record: of the stores before this one, which have died; what they held is lost.
+            record: log of the stores before this one, which have died; what they held is lost.
             clock: seconds, for the trials' silence.
         """
         self.layout = layout
@@ -102,17 +106,24 @@ class ActivationStore:
         self._error: str | None = None
         self._log = record.copy() if record else ProductionLog()
         self._lost = set(self._log.held)
-        """Blocks that a fault took; making them again is no forward pass of the policy's."""
+        """Blocks that a fault took; producing them again is counted apart."""
         self._productions = 0
 
     # ---- for trials ----
 
     async def begin_attempt(self, trial: str, attempt: int) -> None:
-        """An attempt has begun; one that hangs before it attaches is seen to be silent."""
+        """Notes that an attempt has begun, so that one that hangs before it attaches is seen to be silent."""
         self._trials.hear(trial, attempt).running = True
 
     async def attach(self, trial: str, attempt: int) -> SiteStatistics:
-        """A trial starts (again): older attempts are refused from now on. Returns block 0's statistics at its site."""
+        """Starts a trial, or starts it again, and returns the statistics of block 0 at its site.
+
+        Older attempts of the trial are refused from now on.
+
+        Raises:
+            ProductionError: producers cannot make block 0.
+            StaleAttemptError: a newer attempt has attached.
+        """
         if attempt < (current := self._trials[trial].attempt):
             raise StaleAttemptError(f"{trial}: attempt {attempt} after attempt {current}")
         reader = self._trials.hear(trial, attempt)
@@ -125,7 +136,7 @@ class ActivationStore:
         return self._statistics[site]
 
     async def lease(self, trial: str, attempt: int, block: int) -> list[Ref]:
-        """References to the chunks of `block` at the trial's site. The trial's block before is let go.
+        """Returns references to the chunks of `block` at the trial's site, and lets the trial's block before go.
 
         Raises:
             ProductionError: producers cannot make it.
@@ -145,7 +156,7 @@ class ActivationStore:
         return refs
 
     async def lost(self, trial: str, attempt: int) -> None:
-        """The chunks that the trial was given last are gone, with their node say: they are to be made again."""
+        """Has the chunks that the trial was given last produced again: they are gone, for example with their node."""
         reader = self._trials.hear(trial, attempt)
         held = self._blocks.get(reader.block) if reader.block is not None else None
         if held is not None and held.production == reader.production:  # another may have said so before
@@ -155,7 +166,7 @@ class ActivationStore:
             del self._blocks[reader.block]
 
     async def release(self, trial: str, attempt: int, finished: bool) -> None:
-        """The trial reads no more: it has finished, or it stops for now."""
+        """Lets the trial's block go: the trial has finished, or it stops for now."""
         reader = self._trials[trial]
         if attempt >= reader.attempt:  # a newer one: after the store's own death this may be its first call
             reader.attempt = attempt
@@ -163,12 +174,12 @@ class ActivationStore:
             self._advance()
 
     async def abandon(self, trial: str, finished: bool = True) -> None:
-        """The trial's process is gone: for good, or until it is tried again."""
+        """Releases a trial whose process is gone: for good, or until it is tried again."""
         if trial in self._trials:
             await self.release(trial, self._trials[trial].attempt, finished)
 
     async def beat(self, trial: str, attempt: int) -> None:
-        """The trial's process is alive."""
+        """Notes that the trial's process is alive."""
         self._trials.hear(trial, attempt)
 
     async def run(self, name: str, task: Ref) -> Any:
@@ -195,7 +206,7 @@ class ActivationStore:
     # ---- for producers ----
 
     async def made(self, block: int, rows: int) -> None:
-        """So many rows of `block`, which is in production, are made."""
+        """Notes how many rows of `block`, which is in production, are made."""
         if block in self._blocks:
             self._blocks[block].made = rows
 
@@ -208,7 +219,7 @@ class ActivationStore:
         return self._log
 
     def report(self) -> StoreReport:
-        """How things stand, trials that have lapsed included: to be called every second or so."""
+        """Says how things stand, and lets silent trials lapse: to be called every second or so."""
         self._trials.lapse()
         self._advance()
         events = (*self._pool.events, *self._events)
@@ -246,7 +257,7 @@ class ActivationStore:
             yield Wait(reader.name, reader.block, reason)
 
     def _held(self, block: int, reader: Reader) -> list[Ref] | None:
-        """The references to `block` at the reader's site, which now holds them; None where they are to be made."""
+        """Returns the references to `block` at the reader's site, which now holds them; None where there are none."""
         held, site = self._blocks.get(block), reader.spec.site
         if held is None or held.refs is None or site not in held.sites:
             return None
@@ -256,7 +267,7 @@ class ActivationStore:
         return held.refs[start : start + len(self.layout.chunks(block, site))]
 
     def _serve(self, block: int) -> None:
-        """Gives those who wait for `block` its references."""
+        """Gives the trials that wait for `block` its references."""
         for reader in [r for r in self._trials if r.block == block and r.waiting is not None]:
             assert reader.waiting is not None
             if (refs := self._held(block, reader)) is not None:
@@ -265,7 +276,7 @@ class ActivationStore:
                 self._trials.move(reader, block)
 
     def _fail(self, error: str) -> None:
-        """Nothing can be produced any more: those who wait are told, and those who come."""
+        """Ends production for good: trials that wait, or ask later, get the error."""
         self._error = self._error or error
         for reader in self._trials:
             if reader.waiting is not None:
@@ -282,14 +293,16 @@ class ActivationStore:
 
     def _advance(self) -> None:
         """Gives idle producers work: blocks that are waited for, then tasks, then blocks ahead."""
-        self._start_productions(ahead=False)
-        self._start_tasks()
-        self._start_productions(ahead=True)
-
-    def _start_productions(self, ahead: bool) -> None:
-        if self._error is not None or not self._pool.idle:  # a failed production would fail again
+        if not self._pool.idle:
             return
         positions = self._trials.snapshot()
+        self._start_productions(positions, ahead=False)
+        self._start_tasks()
+        self._start_productions(positions, ahead=True)
+
+    def _start_productions(self, positions: Positions, ahead: bool) -> None:
+        if self._error is not None:  # a failed production would fail again
+            return
         while self._pool.idle and (step := self._policy.plan(positions, self._blocks, ahead)) is not None:
             for block in step.evict:
                 del self._blocks[block]
@@ -305,8 +318,8 @@ class ActivationStore:
 
     # ---- producers ----
 
-    def _tell_of_sinks(self) -> None:
-        """Once a site and launch, also when block 0 is made again."""
+    def _report_sinks(self) -> None:
+        """Adds an event on attention sinks, once a site and launch, also when block 0 is produced again."""
         for site, statistics in self._statistics.items():
             if site not in self._log.sinks_told and (notice := statistics.norms.notice(site)) is not None:
                 self._log.sinks_told.append(site)
@@ -333,7 +346,7 @@ class ActivationStore:
         else:
             self._failing.pop(block, None)
             self._statistics.update({site: s for site, s in statistics.items() if site not in self._statistics})
-            self._tell_of_sinks()
+            self._report_sinks()
             making.refs = list(refs)
             self._log.add(block, again=block in self._lost)
             self._lost.discard(block)

@@ -22,8 +22,10 @@ class ProducerTask(Protocol):
         Args:
             source: the producer's `ActivationSource`.
             cache: what tasks leave for those after them on the same producer, by keys of their own.
+
         Returns:
             plain data or numpy arrays: they pass through the store's process, which has no torch.
+
         Raises:
             NumericError: numbers are not finite, and would not be on another producer.
         """

@@ -91,7 +91,7 @@ class StoreActor:
     async def begin(
         self, producers: Sequence[ActorHandle[Any]], readers: Mapping[str, ReaderSpec], record: ProductionLog | None
     ) -> None:
-        """Takes up the work: of the first store, or where one that died has left it."""
+        """Starts the store's work, from the beginning or from where a store that died has left it."""
         if not self._begun.is_set():
             store = ray.get_runtime_context().current_actor
             clients = [RayProducerClient(actor, self._layout, store) for actor in producers]
@@ -99,11 +99,11 @@ class StoreActor:
             self._begun.set()
 
     async def report(self) -> StoreReport | None:
-        """None: it waits for `begin`."""
+        """Returns how things stand; None before `begin`."""
         return self._store.report() if self._begun.is_set() else None
 
     async def call(self, method: str, *args: Any) -> Any:
-        """A method of the `ActivationStore`."""
+        """Calls a method of the `ActivationStore`."""
         await self._begun.wait()
         return await getattr(self._store, method)(*args)
 
@@ -112,15 +112,17 @@ class StoreClient:
     """How trials and the driver talk to the store: one that died is asked again when it is back."""
 
     def __init__(self, actor: ActorHandle[Any], patience_s: float = 300) -> None:
-        """
+        """Does not call the store yet.
+
         Args:
+            actor: the store's.
             patience_s: without a store for as long, the client gives up.
         """
         self.actor = actor
         self.patience_s = patience_s
 
     def call(self, method: str, *args: Any) -> Any:
-        """The answer of `ActivationStore.method`.
+        """Calls `ActivationStore.method` and returns its answer.
 
         Raises:
             ProductionError: there is no store.
@@ -149,12 +151,12 @@ class StoreClient:
         return self.call("run", task.name, ref)
 
     def tell(self, method: str, *args: Any) -> None:
-        """Calls without waiting for anything; a store that is dead does not hear it."""
+        """Calls a method without waiting for its answer; a store that is dead misses the call."""
         self.actor.call.remote(method, *args)
 
 
 class StoreBlockReader:
-    """A trial's `Source`: leases from the store, chunks from the object store. A thread tells that the trial lives."""
+    """A trial's `BlockReader`: leases from the store, chunks from the object store; a thread sends heartbeats."""
 
     def __init__(self, store: StoreClient, trial: str, attempt: int) -> None:
         self.store = store
@@ -192,7 +194,7 @@ class StoreBlockReader:
                 return array
 
     def close(self, finished: bool) -> None:
-        """The trial reads no more."""
+        """Stops reading and sending heartbeats."""
         self._closed.set()
         self._refs = []
         self.store.tell("release", *self.caller, finished)

@@ -1,6 +1,6 @@
 """Evaluation of an SAE as saved: the model runs clean, with the site zero-ablated, and with the SAE spliced in.
 
-Only kept positions are replaced; the others keep their own activations, and rows of massive norm (`norms`) are among
+Only kept positions are replaced; the others keep their own activations, rows of massive norm (`massive_norms`) among
 them. All losses average over the same positions of a site: the kept ones that have a next token in the context. Sums
 are float64, one a context, in the order of fixed slices, so that the same SAE gives the same numbers in any process of
 the same kind of machine.
@@ -30,16 +30,16 @@ CLEAN_CACHE_BYTES = 2**30
 
 
 class _Ablated(NamedTuple):
-    """What a pass with a site zero-ablated gives."""
+    """What the pass with a site zero-ablated gives."""
 
     nll_E: Tensor
     """−ln p(next token) summed over the scored positions of each context."""
     mean_D: Tensor
-    """Of the site's rows, float64."""
+    """Mean of the site's rows, float64."""
 
 
 class Evaluator:
-    """Evaluates SAEs on the same contexts; what takes a forward pass without the SAE is computed once a site."""
+    """Evaluates SAEs on the same contexts; passes without an SAE are made once a site."""
 
     def __init__(
         self,
@@ -49,8 +49,10 @@ class Evaluator:
         batch: int,
         max_norm: float | None = None,
     ) -> None:
-        """
+        """Runs no forward pass yet.
+
         Args:
+            model: the language model.
             tokens_ET: held-out contexts [E, T].
             kept: token ids -> which positions are rows.
             batch: contexts of a forward pass.
@@ -68,11 +70,14 @@ class Evaluator:
 
     @torch.no_grad()
     def evaluate(self, site: Site, sae: SAE, pursuit_l0: int | None = None) -> Evaluation:
-        """`sae` spliced in at `site`.
+        """Evaluates `sae`, spliced in at `site`.
 
         Args:
+            site: where the SAE was trained.
+            sae: as saved: it takes raw activations.
             pursuit_l0: the SAE's decoder with at most so many features a row, found by gradient pursuit, in place of
                 its own encoder.
+
         Raises:
             NumericError: the site's activations, or the model's losses without the SAE, are not finite.
         """
@@ -111,19 +116,19 @@ class Evaluator:
         return Evaluation.of(sequences, alive_fraction=(active_F > 0).double().mean().item())
 
     def _check_finite(self, what: str, values: Tensor) -> None:
-        """What is the model's fault is told: no SAE of the site could be measured."""
+        """Raises NumericError where the model's own values are not finite: no SAE of the site can be measured."""
         if not values.isfinite().all():
             dtype = str(next(self.model.parameters()).dtype).removeprefix("torch.")
             raise not_finite(what, "the held-out text", dtype)
 
     def _log_probs(self, tokens_BT: Tensor, edit: tuple[Site, Edit] | None = None) -> Tensor:
-        """Log-probabilities [B, T, vocabulary] of each next token."""
+        """Returns the log-probabilities [B, T, vocabulary] of each next token."""
         with edited(self.model, dict([edit] if edit else [])):
             logits_BTV = self.model(model_input(tokens_BT), use_cache=False).logits
         return F.log_softmax(logits_BTV.float(), dim=-1)
 
     def _clean_log_probs(self, index: int, tokens_BT: Tensor) -> Tensor:
-        """Of the unedited model: kept between SAEs where all of them fit, since they take half of an evaluation."""
+        """Log-probabilities of the unedited model, cached where those of all slices fit (half of the time)."""
         if index in self._clean:
             return self._clean[index]
         log_probs_BTV = self._log_probs(tokens_BT)
@@ -134,7 +139,7 @@ class Evaluator:
 
     @torch.no_grad()
     def rows(self, site: Site) -> list[Tensor]:
-        """Which positions of each slice [B, T] are replaced and measured: rows, but for those of massive norm."""
+        """Which positions of each slice [B, T] are replaced and measured: the rows without those of massive norm."""
         if site not in self._rows:
             kept = [self.kept(tokens_BT) for tokens_BT in self.slices]
             if self.max_norm is not None:
@@ -149,7 +154,7 @@ class Evaluator:
         return self._rows[site]
 
     def _zero_ablated(self, site: Site) -> _Ablated:
-        """From a pass with the site zero-ablated at the kept positions."""
+        """Runs the model with the site zero-ablated at the kept positions."""
         if site not in self._ablated:
             nll: list[Tensor] = []
             sums: list[Tensor] = []
@@ -169,7 +174,7 @@ class Evaluator:
 
 
 def _scored(tokens_BT: Tensor, kept_BT: Tensor) -> Tensor:
-    """Of the kept positions, those [B, T − 1] that have a next token."""
+    """Which positions [B, T − 1] are scored: the kept ones that have a next token."""
     return kept_BT[:, :-1] & (tokens_BT[:, 1:] != PADDING)
 
 
@@ -180,7 +185,7 @@ def _nll(log_probs_BTV: Tensor, tokens_BT: Tensor, scored_BT: Tensor) -> Tensor:
 
 
 def _by_context(values_R: Tensor, kept_BT: Tensor) -> Tensor:
-    """Float64 sums [B], over each context's kept positions, of a value a row."""
+    """Sums values of rows over the kept positions of each context, in float64 [B]."""
     values_BT = torch.zeros(kept_BT.shape, dtype=torch.float64, device=values_R.device)
     values_BT[kept_BT] = values_R.double()
     return values_BT.sum(1)

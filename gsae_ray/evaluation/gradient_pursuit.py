@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 SLICE_BYTES = 2**28
-"""Working memory, about: rows are pursued so many at a time as fit."""
+"""Approximate working memory: as many rows are pursued at a time as fit."""
 
 
 @torch.no_grad()
@@ -26,6 +26,7 @@ def gradient_pursuit(x_RD: Tensor, W_dec_FD: Tensor, b_dec_D: Tensor, l0: int) -
     Args:
         x_RD: activations, float32.
         W_dec_FD: a feature a row, of norm 1.
+        b_dec_D: the decoder's bias.
         l0: most active features of a row; fewer where no feature has a positive inner product with what is left.
     """
     n_features, width = W_dec_FD.shape
@@ -35,7 +36,7 @@ def gradient_pursuit(x_RD: Tensor, W_dec_FD: Tensor, b_dec_D: Tensor, l0: int) -
 
 
 def _pursue(r_RD: Tensor, W_dec_FD: Tensor, l0: int) -> Tensor:
-    """Of one slice; `r_RD` is what is to be explained."""
+    """Pursues one slice of rows; `r_RD` is what remains to be explained."""
     rows, width = r_RD.shape
     free_RF = torch.ones(rows, len(W_dec_FD), dtype=torch.bool, device=r_RD.device)
     index_RK = torch.zeros(rows, l0, dtype=torch.long, device=r_RD.device)
@@ -66,6 +67,6 @@ def _combine(f_Rk: Tensor, atoms_RkD: Tensor) -> Tensor:
 
 
 def _line_search(r_RD: Tensor, direction_RD: Tensor) -> Tensor:
-    """How far along its direction each row's ‖r‖ is least [R, 1]; 0 where there is no direction."""
+    """Step along its direction at which each row's ‖r‖ is least [R, 1]; 0 where there is no direction."""
     squares_R1 = direction_RD.square().sum(1, keepdim=True)
     return torch.where(squares_R1 > 0, (r_RD * direction_RD).sum(1, keepdim=True) / squares_R1, 0)

@@ -24,6 +24,7 @@ def reconstruct(sae: SAE, x_RD: Tensor, mean_D: Tensor, pursuit_l0: int | None) 
     """Encodes rows, decodes them, and measures the difference.
 
     Args:
+        sae: which takes raw activations.
         x_RD: rows, float32, on the SAE's device.
         mean_D: mean of all held-out rows of the site, float64.
         pursuit_l0: at most so many features a row, found by gradient pursuit, in place of the SAE's own encoder.

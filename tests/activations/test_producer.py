@@ -23,6 +23,7 @@ from gsae_ray.config.site import POINTS, Site
 from gsae_ray.config.sweep import Sweep
 from gsae_ray.driver.prepare import PreparedSweep, prepare, producer_spec
 from gsae_ray.evaluation.evaluator import Evaluator
+from gsae_ray.evaluation.metrics import Evaluation
 from gsae_ray.language_model.loading import load_model
 from gsae_ray.saes import SAE
 
@@ -93,12 +94,12 @@ def test_a_producer_tells_how_many_rows_are_made(plan: PreparedSweep, monkeypatc
     for pause_s, calls in ((-1.0, [("made", 0, rows) for rows in told]), (3600.0, [])):
         monkeypatch.setattr(producer_actor, "REPORT_INTERVAL_S", pause_s)
         store = Store()
-        shell.produce(0, SITES[:1], store)  # type: ignore[arg-type]
+        shell.produce(0, SITES[:1], store)
         assert store.calls == calls
 
 
 def test_a_model_in_parts_evaluates_the_same(plan: PreparedSweep, in_parts: Producer) -> None:
-    def evaluate(model: torch.nn.Module, sae: SAE) -> dict[str, float]:
+    def evaluate(model: torch.nn.Module, sae: SAE) -> Evaluation:
         return Evaluator(model, plan.tokens.heldout(), plan.tokens.kept, 4).evaluate(Site(sae.cfg.site or ""), sae)
 
     whole = load_model(plan.sweep.model)

@@ -54,6 +54,12 @@ class CountingProducer:
     async def run(self, task: Any) -> Any:
         raise NotImplementedError
 
+    async def ready(self) -> str:
+        raise NotImplementedError
+
+    async def restart(self) -> None:
+        raise NotImplementedError
+
 
 def sweep(
     lengths: Sequence[int],
@@ -68,10 +74,12 @@ def sweep(
 
     Args:
         lengths: blocks that each trial reads.
+        sites: of each trial.
         slots: trials at a time.
         budget: blocks, at all of `sites`, that the store can hold.
         paces: turns that a trial takes for a block; trials take them one after the other, and again.
         production: turns that a producer takes for a block.
+        producers: how many there are.
     """
     layout = Layout((ROWS,) * max(lengths), WIDTHS, "float32", chunk_bytes=2**20)
     trials = [(f"t{i}", length, paces[i % len(paces)]) for i, length in enumerate(lengths)]
@@ -100,9 +108,9 @@ def sweep(
     return produced
 
 
-def waves_of(count: int, slots: int) -> dict[str, list[Any]]:
-    """Waves of equal trials, each with both sites where there is more than one slot."""
-    return {"lengths": [BLOCKS] * count * slots, "sites": [list(WIDTHS)[i % 2] for i in range(slots)] * count}
+def waves_of(count: int, slots: int) -> tuple[list[int], list[str]]:
+    """Lengths and sites of waves of equal trials, each with both sites where there is more than one slot."""
+    return [BLOCKS] * count * slots, [list(WIDTHS)[i % 2] for i in range(slots)] * count
 
 
 # Turns that trials take for a block, and producers: the trials are the slower, or the producers.
@@ -113,7 +121,7 @@ PACES = pytest.mark.parametrize(("paces", "production"), [([6], 2), ([6, 7], 2),
 @pytest.mark.parametrize("slots", [1, 2, 3])
 def test_waves_of_trials_within_the_budget_have_forward_ratio_1(slots: int, paces: list[int], production: int) -> None:
     for waves in WAVES:
-        produced = sweep(**waves_of(waves, slots), slots=slots, budget=BLOCKS, paces=paces, production=production)
+        produced = sweep(*waves_of(waves, slots), slots=slots, budget=BLOCKS, paces=paces, production=production)
         assert produced == dict.fromkeys(range(BLOCKS), 1), waves
         assert forward_ratio([BLOCKS] * waves, BLOCKS) == 1.0
 
@@ -128,7 +136,7 @@ def test_waves_beyond_the_budget_have_the_forward_ratio_that_plan_predicts_withi
     for waves in WAVES:
         for budget in range(1, BLOCKS):
             trials = waves_of(waves, slots)
-            measured = sweep(**trials, slots=slots, budget=budget, paces=paces, production=production).total()
+            measured = sweep(*trials, slots=slots, budget=budget, paces=paces, production=production).total()
             predicted = BLOCKS * forward_ratio([BLOCKS] * waves, budget)
             fewer = 1 + (max(0, waves - 2) if budget == BLOCKS - 1 else 0)
             if not -fewer - 1e-9 <= measured - predicted <= 1 + 1e-9:

@@ -50,7 +50,7 @@ class Images:
             yield RowBatch(dict.fromkeys(sites, x_Rn), torch.zeros(len(x_Rn), dtype=torch.int64))
 
     def heldout(self) -> HeldOutRows:
-        return HeldOutRows(HELD_OUT // GROUP, lambda site: self.batches())
+        return HeldOutRows(HELD_OUT // GROUP, lambda _: self.batches())
 
     def batches(self) -> Iterator[tuple[Tensor, Tensor]]:
         rows = torch.arange(HELD_OUT)
@@ -153,7 +153,7 @@ def test_an_evaluation_has_no_cross_entropies_and_its_sums_are_those_of_the_grou
         "gamma": x_hat.square().sum() / (x_hat * x).sum(),
         "fvu": (x - x_hat).square().sum() / (x - x.mean(0)).square().sum(),
         "alive_fraction": (acts > 0).any(0).double().mean(),
-        "rows": HELD_OUT,
+        "rows": torch.tensor(HELD_OUT),
     }
     assert metrics == pytest.approx({name: float(value) for name, value in by_hand.items()}, rel=1e-6)
     errors_G = (x - x_hat).square().sum(1).reshape(-1, GROUP).sum(1)

@@ -75,7 +75,7 @@ def make_sae(architecture: str = "standard", d_sae: int = 2 * N, seed: int | Non
 
 
 def perfect_sae() -> SAE:
-    """x = Σ ReLU(x_i) e_i + Σ ReLU(−x_i) (−e_i)."""
+    """Gives x = Σ ReLU(x_i) e_i + Σ ReLU(−x_i) (−e_i)."""
     sae = make_sae()
     with torch.no_grad():
         sae.W_dec.copy_(torch.cat([torch.eye(N), -torch.eye(N)]))
@@ -249,7 +249,7 @@ def test_without_max_norm_an_sae_is_measured_on_the_sinks_alone(with_sinks: Any,
         massive_R = x_RD.norm(dim=1) > MAX_NORM * x_RD.norm(dim=1).median()
         return type(sae).encode(sae, x_RD) * torch.where(massive_R, 1.0, 0.5)[:, None]
 
-    sae.encode = encode  # type: ignore[method-assign]
+    sae.encode = encode  # type: ignore[method-assign,assignment]
     every, without = (
         Evaluator(with_sinks, tokens_ET, kept, CONTEXTS, max_norm).evaluate(site, sae).metrics
         for max_norm in (None, MAX_NORM)
@@ -320,9 +320,7 @@ def test_shrinkage_gives_a_gamma_below_one(evaluator: Evaluator) -> None:
     assert metrics["gamma"] == pytest.approx(0.8, abs=1e-6)
 
 
-def test_gamma_is_a_ratio_of_expectations_not_a_mean_of_ratios(
-    model: Any, tokens_ET: Tensor, evaluator: Evaluator
-) -> None:
+def test_gamma_is_a_ratio_of_expectations_not_a_mean_of_ratios(model: Any, tokens_ET: Tensor) -> None:
     sae, site = make_sae(d_sae=24, seed=4), SITES[0]
     ratio = slow_evaluation(model, tokens_ET, 0, sae)["gamma"]
     per_context = [slow_evaluation(model, tokens_T[None], 0, sae)["gamma"] for tokens_T in tokens_ET]

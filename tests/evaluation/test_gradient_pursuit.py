@@ -26,7 +26,7 @@ def dictionary(seed: int = 0, correlated: float = 0.0) -> Tensor:
 
 
 def activations(W_FD: Tensor, rows: int = 40, seed: int = 1) -> tuple[Tensor, Tensor]:
-    """(rows near sparse combinations of features, b_dec)"""
+    """Rows near sparse combinations of features, and b_dec."""
     generator = torch.Generator().manual_seed(seed)
     acts_RF = torch.relu(torch.randn(rows, len(W_FD), generator=generator) - 1.5)
     b_dec_D = torch.randn(W_FD.shape[1], generator=generator)
