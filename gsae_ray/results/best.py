@@ -80,11 +80,15 @@ def best(
     """Fetches the best SAE of a sweep under a constraint; its frontier row is in `cfg.metadata["frontier"]`.
 
     Args:
-        experiment: as for `frontier`, like `site`, `launch` and `tracking_uri`.
+        experiment: as for `frontier`.
+        site: only SAEs of this one.
         max_l0: the highest loss recovered with at most this L0.
         min_loss_recovered: the lowest L0 that recovers at least this.
+        launch: as for `frontier`.
+        tracking_uri: as for `frontier`.
         tokens: of SAEs that were trained on so many; "all": of any number. Where there are several, one is to be said.
         storage: read the sweep's own storage in MLflow's place.
+
     Raises:
         UserError: as `frontier` and `choose`; or the SAE cannot be had, or is not as it was saved.
     """

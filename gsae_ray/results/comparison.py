@@ -14,7 +14,7 @@ from gsae_ray.tracking.artifacts import fetch_sequences
 
 
 def log_l0_at(rows: pd.DataFrame, loss_recovered: float) -> float:
-    """ln L0 of a frontier at a loss recovered (see `curves.log_l0_at`)."""
+    """The logarithm of L0 on a frontier at a loss recovered (see `curves.log_l0_at`)."""
     return float(curves.log_l0_at(*curve(rows), np.array(loss_recovered)))
 
 
@@ -84,9 +84,13 @@ def sequences(
     """What an SAE's evaluation summed over each held-out context, for `intervals`.
 
     Args:
-        run_id: of a row of `frontier`; `pursuit_l0` too, if it is one of pursuit.
+        run_id: of a row of `frontier`.
+        tracking_uri: as for `frontier`.
+        pursuit_l0: of that row, if the frontier is one of pursuit.
+
     Returns:
         Each of `evaluation.metrics.SUMS`, float64 [contexts], in the order that all SAEs of the frontier share.
+
     Raises:
         UserError: that run has none.
     """

@@ -1,6 +1,6 @@
 """Curves of L0 against quality: the Pareto points of SAEs, and how much less L0 one curve needs than another.
 
-numpy only; `results` has the same for data frames, `intervals` for resampled sums.
+numpy only; `comparison` has the same for data frames, `intervals` for resampled sums.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ def pareto(l0: Array, quality: Array) -> Array:
 
 
 def log_l0_at(l0: Array, quality: Array, wanted: Array) -> Array:
-    """ln L0 of a curve at the `wanted` qualities, between Pareto points by linear interpolation; NaN outside them."""
+    """The logarithm of L0 of a curve at the `wanted` qualities: linear between Pareto points, NaN outside them."""
     kept = pareto(l0, quality)
     order = np.argsort(quality[kept], kind="stable")
     log_l0, quality = np.log(l0[kept][order]), quality[kept][order]
@@ -35,7 +35,8 @@ def l0_ratio(better: tuple[Array, Array], base: tuple[Array, Array], points: int
     """Geometric mean of L0 ÷ L0 at equal quality, over the range that both curves cover; NaN where there is none.
 
     Args:
-        better, base: (L0, quality) of each SAE.
+        better: (L0, quality) of each SAE of the one curve.
+        base: the same of the curve that it is compared with.
         points: qualities at which the curves are compared, evenly spaced over the common range.
     """
     low = max(quality.min() for _, quality in (better, base))

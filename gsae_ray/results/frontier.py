@@ -117,16 +117,19 @@ def frontier(
         experiment: the MLflow experiment, by default the sweep's name.
         site: only this one.
         launch: an id, or "all"; default: the newest.
+        tracking_uri: of MLflow; default: MLFLOW_TRACKING_URI, or `mlflow.db` in the working directory.
         encoder: "own", or "pursuit": the decoders with gradient pursuit, where the sweep has `evaluation.pursuit_l0`.
         tokens: only SAEs that were trained on so many; "all": of any number, on one frontier; default: of any number,
             each with a frontier of its own.
         storage: read the sweep's own storage in MLflow's place; `run_id` is then the folder of each trial.
+
     Returns:
         One row a trial with the columns `columns()`; of pursuit, one row a trial and target, and a column `pursuit_l0`
         more. `on_frontier`: no SAE of its site, and number of tokens unless those are "all", has a lower L0 and a
         higher loss recovered. `recipe`: objective/schedule of the training, and what deviates from them; `variant`:
         options of the architecture that are not at their defaults; `sink_share`: what of the site's E‖x‖² its largest
         0.1 % of rows hold (see `dataset.max_norm`). `attrs["notes"]`: what a reader should know, as lines of text.
+
     Raises:
         UserError: no such experiment, launch, site, encoder or number of tokens, no finished trial, none that pursuit
             was asked of, or trials evaluated on different tokens.
@@ -175,6 +178,7 @@ def _finished(outcomes: Outcomes, launch_id: str | None) -> tuple[list[tuple[Out
     """Finished trials, each with its settings as a table row; and notes about what failed or cannot be read.
 
     Args:
+        outcomes: where they are read.
         launch_id: None for all launches: a trial that several of them carry counts once, as the newest has it.
     """
     finished, notes = _of_sweeps(outcomes.finished(launch_id))

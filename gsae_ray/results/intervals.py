@@ -82,13 +82,16 @@ def interval(
     """A percentile bootstrap interval of a statistic of SAEs.
 
     Args:
+        statistic: as `of` and `l0_ratio` give it.
         replicates: usually one: the SAEs of a site. Of several (other seeds, say), each with SAEs in the same order,
             the statistic is the mean over them, and each draw draws among them too.
         level: the share of draws that the interval covers.
         draws: how many; each needs 8 bytes a context of memory.
         seed: of the draws; the same seed draws the same contexts.
+
     Returns:
         Draws for which the statistic is NaN are left out; where it always is, so is the interval.
+
     Raises:
         UserError: SAEs of one replicate were evaluated on different contexts.
     """

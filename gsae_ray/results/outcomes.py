@@ -1,4 +1,4 @@
-"""What the trials of an experiment came to: told by MLflow, or by the storage that it mirrors. Both tell the same."""
+"""The outcomes of an experiment's trials, read from MLflow or from the storage that it mirrors. Both give the same."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ class Outcome:
     """A trial that has finished or failed, as its run in MLflow has it."""
 
     run_id: str
-    """Of storage: the trial's folder."""
+    """MLflow's id; where the storage was read, the trial's folder."""
     tags: Mapping[str, str]
     params: Mapping[str, str]
     metrics: Mapping[str, float]
-    """The last of each; those that are finite."""
+    """The last value of each metric that is finite."""
 
     @property
     def identity(self) -> str:
@@ -50,7 +50,7 @@ class Outcome:
 
     @property
     def failure(self) -> str:
-        """`TRIAL: why`"""
+        """Which trial failed, and why: `TRIAL: why`."""
         return f"{self.tags.get(TRIAL, self.run_id)}: {self.tags.get(FAILURE, 'it does not say why')}"
 
 
@@ -62,7 +62,7 @@ class Outcomes(Protocol):
 
     @property
     def notes(self) -> Sequence[str]:
-        """What could not be read, of what has been asked for so far."""
+        """A line for each thing that could not be read so far."""
 
     def launches(self) -> list[str]:
         """Ids, the newest first."""
@@ -78,7 +78,7 @@ class Outcomes(Protocol):
 
 
 class MLflowOutcomes:
-    """Those that MLflow has."""
+    """Outcomes read from MLflow."""
 
     failures = "the tag gsae.failure of its run"
     notes: Sequence[str] = ()
@@ -113,7 +113,7 @@ class MLflowOutcomes:
 
 
 class StorageOutcomes:
-    """Those that a storage has, whether or not MLflow can be asked."""
+    """Outcomes read from a storage, without asking MLflow."""
 
     failures = "FAILED in its folder"
 
@@ -129,9 +129,9 @@ class StorageOutcomes:
             raise UserError(f"--storage: no launch in {root}; give the folder that `run` was given")
         self.notes: list[str] = []
         self._launches: dict[str, tuple[Path, dict[str, str]]] = {}
-        """Folder, and trials' identities by name."""
+        """Launch -> its folder, and the identities of its trials by name."""
         self._outcomes: dict[str, list[Outcome]] = {}
-        """By launch: evaluations are large, and are read once."""
+        """Launch -> the outcomes of its trials: evaluations are large, and are read once."""
         others: set[str] = set()
         for file in files:
             if (found := self._read(LAUNCH_FILE, file)) is not None:
@@ -154,15 +154,16 @@ class StorageOutcomes:
         return [outcome for outcome in self._trials(launch) if FAILURE in outcome.tags]
 
     def pursuit(self, outcome: Outcome) -> dict[int, dict[str, float]]:
-        directory, request = TrialDirectory(Path(outcome.run_id)), self._evaluated(outcome.tags[LAUNCH])
-        found = {l0: _metrics(directory, request.fingerprint, l0) for l0 in request.encoders if l0 is not None}
-        return {
-            l0: {name.removeprefix("pursuit/"): value for name, value in metrics.items()}
-            for l0, metrics in found.items()
-        }
+        directory, request = TrialDirectory(Path(outcome.run_id)), self._request(outcome.tags[LAUNCH])
+        evaluations: dict[int, dict[str, float]] = {}
+        for l0 in request.encoders:
+            if l0 is not None and (found := directory.evaluation(request.fingerprint, l0)) is not None:
+                metrics = _finite(found["metrics"]).items()
+                evaluations[l0] = {name.removeprefix("pursuit/"): value for name, value in metrics}
+        return evaluations
 
     def _trials(self, launch: str | None) -> Iterator[Outcome]:
-        """Of a launch, or of all, those that have begun; `EVALUATION` is a tag of those that are finished."""
+        """The trials of a launch, or of all, that have begun; those that are finished have the tag `EVALUATION`."""
         for launch_id in [launch] if launch is not None else self.launches():
             if launch_id not in self._outcomes:
                 self._outcomes[launch_id] = list(self._trials_of(launch_id))
@@ -170,7 +171,7 @@ class StorageOutcomes:
 
     def _trials_of(self, launch_id: str) -> Iterator[Outcome]:
         folder, identities = self._launches[launch_id]
-        request = self._evaluated(launch_id)
+        request = self._request(launch_id)
         for name, identity in identities.items():
             path = find_trial(folder.parent.parent, identity)
             if path is None:
@@ -190,8 +191,8 @@ class StorageOutcomes:
                 tags[FAILURE] = status.failure
             yield Outcome(str(path), tags, _params(path), metrics)
 
-    def _evaluated(self, launch_id: str) -> EvaluationRequest:
-        """On which tokens, and by which encoders, a launch evaluates; by none where that is not known."""
+    def _request(self, launch_id: str) -> EvaluationRequest:
+        """What a launch asks of its SAEs; no evaluation at all where that is not known."""
         file = self._launches[launch_id][0] / "evaluation.json"
         if (found := self._read(EVALUATED, file)) is not None:
             return EvaluationRequest(found["fingerprint"], tuple(found["encoders"]))
@@ -200,7 +201,7 @@ class StorageOutcomes:
         return EvaluationRequest("", ())
 
     def _read(self, kind: JSONFile[T], file: Path) -> T | None:
-        """A file of a launch; with a note about a damaged one, which stops no other from being read."""
+        """Reads a file of a launch; None where there is none, or where it is damaged, which becomes a note."""
         try:
             return kind.read(file)
         except DamagedError as error:
@@ -208,19 +209,13 @@ class StorageOutcomes:
             return None
 
 
-def _metrics(directory: TrialDirectory, fingerprint: str, pursuit_l0: int | None) -> dict[str, float]:
-    """Of an evaluation, as MLflow has them."""
-    found = directory.evaluation(fingerprint, pursuit_l0)
-    return _finite(found["metrics"]) if found is not None else {}
-
-
 def _finite(metrics: Mapping[str, float]) -> dict[str, float]:
-    """Others are not sent to MLflow."""
+    """The metrics that are finite: others are not sent to MLflow."""
     return {name: value for name, value in metrics.items() if math.isfinite(value)}
 
 
 def _params(path: Path) -> dict[str, str]:
-    """As MLflow has them; none where the trial's description is damaged."""
+    """The parameters of a trial, as MLflow has them; none where its description is damaged."""
     try:
         trial = TrialSpec.from_json(json.loads((path / "trial.json").read_bytes()))
         return {key: str(value) for key, value in trial_params(trial).items()}

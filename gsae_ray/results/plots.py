@@ -56,7 +56,7 @@ def plot_frontier(rows: pd.DataFrame, pursuit: pd.DataFrame | None = None) -> Fi
 
 
 def _curves(rows: pd.DataFrame) -> pd.Series[Any]:
-    """Which curve each row is on: by its label, and by recipe, width and tokens where they differ."""
+    """The curve that each SAE is on: its label, with recipe, width and tokens where SAEs differ in them."""
     text = labels(rows)
     if rows["recipe"].nunique() > 1:
         text = text + " " + rows["recipe"]

@@ -16,7 +16,7 @@ from gsae_ray.tracking.connection import open_tracking, quick_failure
 from gsae_ray.tracking.tags import CONTENT
 
 TRANSFER_S = 120
-"""Without a byte of a file for so long a server is said to be away: it may have to fetch that from elsewhere first."""
+"""Seconds without a byte of a file after which a server counts as away. It may have to fetch the file first."""
 _RECORD_ANEW = "run its sweep without --resume, which records anew what is trained"
 
 
@@ -26,7 +26,7 @@ def sequences_path(pursuit_l0: int | None) -> str:
 
 
 def download_sequences(client: MlflowClient, run_id: str, pursuit_l0: int | None) -> dict[str, list[float]]:
-    """What a trial's evaluation summed over each held-out context.
+    """Downloads what a trial's evaluation summed over each held-out context, unchecked.
 
     Raises:
         ValueError: the artifact is damaged.
@@ -38,7 +38,7 @@ def download_sequences(client: MlflowClient, run_id: str, pursuit_l0: int | None
 
 
 def download_sae(client: MlflowClient, run_id: str, directory: str | Path) -> Path:
-    """Fetches a trial's SAE to a folder in `directory`."""
+    """Downloads a trial's SAE to a folder in `directory`, unchecked."""
     uri = client.tracking_uri
     mlflow.artifacts.download_artifacts(run_id=run_id, artifact_path="sae", dst_path=str(directory), tracking_uri=uri)
     return Path(directory) / "sae"

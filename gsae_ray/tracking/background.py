@@ -14,8 +14,8 @@ from gsae_ray.tracking.mirror import Mirror
 _LOG = logging.getLogger(__name__)
 
 
-class _Rounds(threading.Thread):
-    """Calls `attempt` every few seconds beside the sweep, until `finish`."""
+class _PeriodicThread(threading.Thread):
+    """Calls `round` every few seconds beside the sweep until `finish`, whatever errors it raises."""
 
     def __init__(self, name: str, interval_s: float, allowed: Callable[[], bool]) -> None:
         super().__init__(name=name, daemon=True)
@@ -29,7 +29,7 @@ class _Rounds(threading.Thread):
             self.attempt()
 
     def attempt(self) -> bool:
-        """One round; whether everything arrived."""
+        """Does one round. Returns whether everything arrived."""
         try:
             if self.allowed():
                 self.round()
@@ -45,18 +45,18 @@ class _Rounds(threading.Thread):
         raise NotImplementedError
 
     def finish(self) -> bool:
-        """Stops the thread, then a last round; whether everything arrived.
+        """Stops the thread, then does a last round. Returns whether everything arrived.
 
-        A server that works is waited for. One that hangs holds this up for two calls: the one that the thread is in,
-        and the first of the last round, each as long as `quick_failure` says.
+        A server that hangs costs two timeouts of `quick_failure`: that of the call that the thread is in, and that of
+        the first call of the last round.
         """
         self._stop_asked.set()
         self.join()
         return self.attempt()
 
 
-class MirrorThread(_Rounds):
-    """Runs `Mirror.sync` every few seconds beside the sweep, outliving whatever the server does."""
+class MirrorThread(_PeriodicThread):
+    """Sends what is new in trial directories to MLflow every few seconds."""
 
     def __init__(
         self,
@@ -65,9 +65,13 @@ class MirrorThread(_Rounds):
         interval_s: float = 2,
         allowed: Callable[[], bool] = lambda: True,
     ) -> None:
-        """
+        """Prepares the thread; `start` begins it.
+
         Args:
-            allowed: asked before each round; not when another driver mirrors these trials now.
+            mirror: what sends.
+            trials: whose directories are sent.
+            interval_s: seconds between two rounds.
+            allowed: asked before each round; False when another driver mirrors these trials now.
         """
         super().__init__("mlflow-mirror", interval_s, allowed)
         self.mirror = mirror
@@ -77,7 +81,7 @@ class MirrorThread(_Rounds):
         self.mirror.sync(self.trials)
 
 
-class ReportThread(_Rounds):
+class ReportThread(_PeriodicThread):
     """Tells MLflow every few seconds how far a launch is.
 
     Not within `MirrorThread`'s rounds: one that uploads SAEs may take minutes.

@@ -1,4 +1,4 @@
-"""Where MLflow records: an SQLite file, a database or a server, and whether it can be worked with."""
+"""Connecting to where MLflow records: an SQLite file, a database or a server; its errors as one line each."""
 
 from __future__ import annotations
 
@@ -44,9 +44,9 @@ def resolve_uri(tracking_uri: str | None) -> str:
 def quick_failure(timeout_s: int = 30) -> Iterator[None]:
     """A context in which a server that refuses is an error at once, and one that hangs after `timeout_s`.
 
-    MLflow itself would try for minutes at every call, with the sweep's end or a Ctrl-C waiting for it; and it would
-    send again what makes a run, although only the reply may have been lost. The mirror asks first, then tries again.
-    What the user has set stays.
+    MLflow itself would try for minutes at every call, and the sweep's end or a Ctrl-C would have to wait for it. It
+    would also send a request again whose reply was lost, and so make a run twice; the mirror asks before it tries
+    again. Settings that the user has made stay.
     """
     names = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0", "MLFLOW_HTTP_REQUEST_TIMEOUT": str(timeout_s)}
     before = {name: os.environ.get(name) for name in names}
@@ -120,7 +120,8 @@ def _try_once(tracking_uri: str, path: Path | None) -> None:
     """Opens a database once. Where it cannot be opened, MLflow would try for minutes before it says so.
 
     Args:
-        path: of an SQLite store.
+        tracking_uri: of the store.
+        path: of its file, if it is an SQLite store.
     """
     if path is not None:
         with contextlib.closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)) as database:

@@ -21,11 +21,13 @@ from gsae_ray.tracking.tags import SWEEP
 
 
 def check(tracking_uri: str, experiment: str, writing: bool = True) -> None:
-    """Whether a sweep can be recorded there, as far as can be known without making anything.
+    """Checks that a sweep can be recorded, as far as that can be known without making anything.
 
     Args:
-        experiment: where the sweep is to be recorded.
-        writing: the sweep is run with the login that is here.
+        tracking_uri: of the store.
+        experiment: the experiment that the sweep is to be recorded in.
+        writing: whether the login that is here is the one that the sweep is run with.
+
     Raises:
         UserError: it cannot be reached, or takes no writes.
     """
@@ -48,7 +50,7 @@ def check(tracking_uri: str, experiment: str, writing: bool = True) -> None:
 
 
 def reserve(tracking_uri: str, experiment: str) -> None:
-    """Has a server make the experiment, if there is none yet: only that tells whether it may be made and written to.
+    """Makes the experiment on a server, if there is none yet: only so it is known that this login may write to it.
 
     Raises:
         UserError: it may not.
@@ -62,7 +64,7 @@ def reserve(tracking_uri: str, experiment: str) -> None:
 
 
 def _check_permission(client: MlflowClient, experiment: Experiment) -> None:
-    """Whether an experiment may be written to."""
+    """Writes a tag to an experiment, which fails where this login may not write to it."""
     with asking(client.tracking_uri):
         client.set_experiment_tag(experiment.experiment_id, SWEEP, experiment.name)
 
@@ -76,7 +78,7 @@ def open_experiment(client: MlflowClient, name: str) -> Experiment:
 
 
 def make_experiment(client: MlflowClient, name: str) -> Experiment:
-    """A new experiment, or the one that has come to be meanwhile."""
+    """A new experiment, or the one that another driver has made meanwhile."""
     try:
         location = new_artifacts(client.tracking_uri, name)
         return client.get_experiment(client.create_experiment(name, artifact_location=location))
@@ -87,16 +89,13 @@ def make_experiment(client: MlflowClient, name: str) -> Experiment:
 
 
 def new_artifacts(tracking_uri: str, experiment: str) -> str | None:
-    """Where the artifacts of a new experiment go: of an SQLite store beside the file, wherever the driver runs.
-
-    None: where the server says.
-    """
+    """Where the artifacts of a new experiment go: beside the file of an SQLite store; None: where the server says."""
     path = sqlite_file(tracking_uri)
     return None if path is None else (path.parent / "mlruns" / folder_name(experiment)).as_uri()
 
 
 def check_artifacts(tracking_uri: str, location: str) -> None:
-    """Whether artifacts can be written to where a store wants them, which for a local path is done by this process.
+    """Checks that artifacts can be written to where a store wants them; a local path is written by this process.
 
     Raises:
         UserError: a server names a path of this machine, or the folder takes no files.
@@ -114,7 +113,7 @@ def check_artifacts(tracking_uri: str, location: str) -> None:
 
 
 def _check_takes_files(folder: Path) -> None:
-    """Whether a file can be made there; in the folder that is to be made, in the nearest above."""
+    """Checks that a file can be made in a folder, or in the nearest folder above where it is still to be made."""
     there = next(path for path in (folder, *folder.parents) if path.exists())
     try:
         with tempfile.TemporaryFile(dir=there):
@@ -127,7 +126,7 @@ def _check_takes_files(folder: Path) -> None:
 
 
 def _check_takes_writes(path: Path) -> None:
-    """Whether an SQLite file can be written to; nothing stays of what is."""
+    """Checks that an SQLite file can be written to, with a transaction that is rolled back."""
     try:
         with contextlib.closing(sqlite3.connect(path, PATIENCE_S, isolation_level=None)) as database:
             for statement in ("BEGIN IMMEDIATE", "CREATE TABLE gsae_probe (x)", "ROLLBACK"):

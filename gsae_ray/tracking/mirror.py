@@ -1,8 +1,8 @@
 """MLflow as the mirror of storage: what trial directories hold is sent there, again and again until it has arrived.
 
 One experiment a sweep, one parent run a launch, the trials nested under it. Everything is found by tags before it is
-made, and a run is asked what it has before rows are sent, so that mirroring twice changes nothing. After an error it is
-asked again: what was sent may have arrived although no reply came.
+made, and a run is asked what it has before metric rows are sent, so that mirroring twice changes nothing. After an
+error it is asked again: what was sent may have arrived although no reply came.
 """
 
 from __future__ import annotations
@@ -51,16 +51,17 @@ class _Run:
 
     id: str
     steps: dict[str, int]
-    """The last one of each metric."""
+    """The last step of each metric."""
     cursor: Cursor = START
     finished: bool = False
-    """Whether it finished before, with evaluations of an older schema; those of now are added to it."""
+    """Whether it finished before, with evaluations of an older schema; newer ones are added to it."""
 
 
 def _metrics(row: Row, steps: dict[str, int]) -> list[Metric]:
-    """Those of a row that lie after `steps`: rows that were cut back and written again do not go twice.
+    """The metrics of a metric row that the run does not have yet, by its `steps`.
 
-    Non-finite values are left out: MLflow stores infinities as huge numbers, which wreck its charts.
+    Metric rows that were cut back and written again are not sent twice. Non-finite values are left out: MLflow stores
+    infinities as huge numbers, which wreck its charts.
     """
     return [
         Metric(name, value, row["timestamp"], row["step"])
@@ -70,7 +71,7 @@ def _metrics(row: Row, steps: dict[str, int]) -> list[Metric]:
 
 
 def _batches(rows: list[Row], steps: dict[str, int]) -> Iterator[list[Metric]]:
-    """Metrics of whole rows, as many as fit a call: a row arrives whole or not at all."""
+    """Metrics of whole metric rows, as many as fit a call: a metric row arrives whole or not at all."""
     batch: list[Metric] = []
     for row in rows:
         metrics = _metrics(row, steps)
@@ -92,23 +93,30 @@ class Mirror:
         launch_id: str,
         evaluation: EvaluationRequest,
     ) -> None:
-        """
+        """Connects, and finds or makes the experiment.
+
         Args:
+            tracking_uri: of MLflow.
+            experiment: the name of the experiment.
+            launch_id: of the launch that is mirrored.
             evaluation: what a trial needs to be finished.
+
+        Raises:
+            UserError: MLflow cannot be reached.
         """
         self.client = connect(tracking_uri)
         self.launch_id = launch_id
         self.evaluation = evaluation
         self.experiment_id = open_experiment(self.client, experiment).experiment_id
         self.damaged: dict[str, str] = {}
-        """Trial -> which of its files, and what to do: its run has failed, the others' are as they would be."""
+        """Trial -> the line about its damaged file. Its run is marked as failed; other trials go on."""
         self._runs: dict[str, _Run] = {}
         self._ended: set[str] = set()
 
     def _find(self, **tags: str) -> Run | None:
         """The run with those tags. Of several, only the newest stays.
 
-        There are several where a server carried out late what had been given up, and asked for anew.
+        There are several where a request to make a run was given up and sent again, and the server carried out both.
         """
         names = {"launch": LAUNCH, "trial": TRIAL, "kind": KIND}
         query = " and ".join(f"tags.`{names[key]}` = '{value}'" for key, value in tags.items())
@@ -118,10 +126,12 @@ class Mirror:
         return runs[0] if runs else None
 
     def open_launch(self, sweep_name: str, params: dict[str, Any], job: str | None = None) -> str:
-        """The parent run, found or made, and running. Returns its id.
+        """Finds or makes the parent run, and marks it as running. Returns its id.
 
         Args:
-            job: of the cluster, that the launch is run by.
+            sweep_name: of the launch's sweep.
+            params: those of the launch; they are added where they are missing.
+            job: the id of the cluster's job that runs the launch, if one does.
         """
         run = self._find(launch=self.launch_id, kind="launch")
         if run is None:
@@ -138,7 +148,7 @@ class Mirror:
         return self.parent_id
 
     def _log_params(self, run: Run, params: dict[str, Any]) -> None:
-        """Those that are missing: whoever made the run may have died before it had them all."""
+        """Adds the parameters that are missing: whoever made the run may have died before it had them all."""
         missing = [Param(key, str(value)) for key, value in params.items() if key not in run.data.params]
         if missing:
             self.client.log_batch(run.info.run_id, params=missing)
@@ -147,8 +157,8 @@ class Mirror:
         """Sends what is new in the directories of trials that have begun.
 
         Raises:
-            Exception: the first one that a trial met, after all the others had their turn; at once if the server
-                does not answer.
+            Exception: the first error that a trial met, after all others had their turn; at once if the server does
+                not answer.
         """
         first: Exception | None = None
         for trial in trials:
@@ -156,7 +166,7 @@ class Mirror:
                 try:
                     self._sync_trial(trial)
                 except Exception as error:
-                    self._runs.pop(trial.name, None)  # what arrived of it is the server's to say
+                    self._runs.pop(trial.name, None)  # the server is asked again what arrived
                     first = first or error
                     if isinstance(error, MlflowException) and error.get_http_status_code() >= 500:
                         break  # not this trial's fault: the others would wait as long
@@ -164,8 +174,9 @@ class Mirror:
             raise first
 
     def _sync_trial(self, trial: Trial) -> None:
+        """Sends what is new of one trial, and ends its run where it is done or has failed."""
         directory, (fingerprint, encoders) = trial.directory, self.evaluation
-        # Read before the rows: what is final now was written before, so nothing is missed.
+        # The status is read before the metric rows: a trial that is done by now has written them all.
         status = directory.status(self.evaluation)
         run = self._run(trial.spec)
         if trial.name in self._ended:
@@ -201,7 +212,7 @@ class Mirror:
         self._end(trial, run_id, "FAILED")
 
     def _end(self, trial: TrialSpec, run_id: str, status: str) -> None:
-        self._find(launch=self.launch_id, trial=trial.name)  # a second run, made late, would be there by now: it goes
+        self._find(launch=self.launch_id, trial=trial.name)  # removes a second run that the server made late
         self.client.set_terminated(run_id, status)
         self._ended.add(trial.name)
 
@@ -238,7 +249,7 @@ class Mirror:
     def log_launch(
         self, metrics: dict[str, float], artifacts: Sequence[Path] = (), machines: Sequence[str] = ()
     ) -> None:
-        """Metrics, files and kinds of machines of the parent run."""
+        """Records metrics, files and kinds of machines in the parent run."""
         now = time.time_ns() // 1_000_000
         tags = [RunTag("gsae.updated", str(now)), *(RunTag(f"gsae.machine.{i}", m) for i, m in enumerate(machines))]
         points = [Metric(name, value, now, 0) for name, value in metrics.items() if math.isfinite(value)]

@@ -16,7 +16,11 @@ _PARENT = JSONFile(str, "it is fetched again")
 
 
 def fetch_parents(sweep: Sweep, folder: Path, tracking_uri: str | None) -> dict[str, Path]:
-    """Fetches the finished SAEs that entries name by run: run id -> folder. What is there, and whole, stays.
+    """Fetches the SAEs that entries of a sweep name by run, unless they are in `folder` already, and whole.
+
+    Returns:
+        Run id -> folder of its SAE.
+
 
     Raises:
         UserError: there is no such run, or it has no SAE.

@@ -49,6 +49,7 @@ class RecordedExperiment:
             kind: "launch" or "trial".
             launch: only those of this launch.
             status: only those that MLflow says are in it ("FINISHED", "FAILED", …).
+
         Raises:
             UserError: MLflow does not answer.
         """

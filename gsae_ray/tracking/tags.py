@@ -1,4 +1,4 @@
-"""Tags and parameters by which runs in MLflow are found and told apart. Knows nothing of MLflow itself."""
+"""The names of our tags in MLflow, and the parameters of a trial's run. Does not import MLflow."""
 
 from __future__ import annotations
 
@@ -9,8 +9,12 @@ from gsae_ray.config.trial import TrialSpec
 
 SWEEP = "gsae.sweep"
 """The tag of an experiment and of a launch's run: the sweep's name."""
-LAUNCH, TRIAL, KIND, IDENTITY = "gsae.launch", "gsae.trial", "gsae.kind", "gsae.identity"
+KIND = "gsae.kind"
+"""Of each run: "launch" or "trial"."""
+LAUNCH, TRIAL, IDENTITY = "gsae.launch", "gsae.trial", "gsae.identity"
+"""The launch's id; and of a trial's run its name and identity (`TrialSpec.identity`)."""
 EVALUATION, FAILURE = "gsae.evaluation", "gsae.failure"
+"""The fingerprint of the held-out contexts; and of a failed trial's run why it failed."""
 SCHEMA = "gsae.schema"
 """Of a finished trial's run: the schema version of its evaluations (`evaluation.metrics`); 1 where it is missing."""
 CONTENT = "gsae.sae"
@@ -23,7 +27,7 @@ JOB_VARIABLE = "GSAE_JOB"
 
 
 def trial_params(trial: TrialSpec) -> dict[str, Any]:
-    """Flat parameters of a trial's run."""
+    """Parameters of a trial's run, in one flat mapping."""
     site = Site(trial.site)
     training = trial.to_json()["training"]
     return {

@@ -20,7 +20,8 @@ from gsae_ray.tracking import artifacts
 from gsae_ray.tracking.parents import fetch_parents
 
 
-def test_files_may_take_longer_than_answers(recorder: Recorder, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.usefixtures("recorder")
+def test_files_may_take_longer_than_answers(monkeypatch: pytest.MonkeyPatch) -> None:
     """A server that keeps them elsewhere fetches a whole SAE before it sends the first byte."""
     waits = []
 

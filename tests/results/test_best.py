@@ -43,7 +43,7 @@ ROWS = pd.DataFrame(
     ],
 )
 def test_the_best_is_the_highest_quality_or_the_lowest_l0_within_the_constraint(
-    constraint: dict[str, float], trial: str
+    constraint: dict[str, Any], trial: str
 ) -> None:
     assert choose(ROWS, **constraint)["trial"] == trial
 
@@ -74,7 +74,7 @@ def test_the_command_that_is_printed_finds_an_sae_of_this_frontier(lowest: float
 
 
 @pytest.mark.parametrize("constraint", [{}, {"max_l0": 40, "min_loss_recovered": 0.9}])
-def test_the_best_needs_exactly_one_constraint(constraint: dict[str, float]) -> None:
+def test_the_best_needs_exactly_one_constraint(constraint: dict[str, Any]) -> None:
     with pytest.raises(UserError, match=r"either max_l0 \(e\.g\. 40\) or min_loss_recovered"):
         choose(ROWS, **constraint)
 
@@ -87,7 +87,7 @@ def test_the_best_needs_exactly_one_constraint(constraint: dict[str, float]) -> 
     ],
 )
 def test_where_nothing_meets_the_constraint_the_best_there_is_is_named(
-    constraint: dict[str, float], message: str
+    constraint: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(UserError) as error:
         choose(ROWS, **constraint)
@@ -95,7 +95,7 @@ def test_where_nothing_meets_the_constraint_the_best_there_is_is_named(
 
 
 @pytest.mark.parametrize("constraint", [{"max_l0": 9}, {"min_loss_recovered": 0.9}])
-def test_where_no_sae_is_usable_nothing_is_said_to_be_the_best(constraint: dict[str, float]) -> None:
+def test_where_no_sae_is_usable_nothing_is_said_to_be_the_best(constraint: dict[str, Any]) -> None:
     with pytest.raises(UserError) as error:
         choose(ROWS[:0], **constraint)
     assert "nan" not in str(error.value)
@@ -124,7 +124,8 @@ def test_best_is_the_sae_that_was_saved(
     assert sae.decode(sae.encode(x_BD)).shape == x_BD.shape
 
 
-def test_best_of_several_sites_asks_for_one(recorder: Recorder) -> None:
+@pytest.mark.usefixtures("recorder")
+def test_best_of_several_sites_asks_for_one() -> None:
     with pytest.raises(UserError, match=rf"^site: this sweep has 2, name one \(one of: {SITE_1}, {SITE_2}\)$"):
         best("sweep", max_l0=40)
 
@@ -175,13 +176,15 @@ def test_best_of_a_storage_is_the_sae_there_and_never_a_damaged_one(tmp_path: Pa
     assert best("swept", max_l0=20, storage=tmp_path).cfg.metadata["frontier"]["trial"] == lower.name
 
 
-def test_best_leaves_no_temporary_files(recorder: Recorder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.usefixtures("recorder")
+def test_best_leaves_no_temporary_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     best("sweep", site=SITE_1, max_l0=40)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_export_writes_what_load_reads_with_where_it_came_from(recorder: Recorder, tmp_path: Path) -> None:
+@pytest.mark.usefixtures("recorder")
+def test_export_writes_what_load_reads_with_where_it_came_from(tmp_path: Path) -> None:
     sae = best("sweep", site=SITE_1, max_l0=40)
     export(sae, tmp_path / "new" / "folder")
     loaded = saes.load(tmp_path / "new" / "folder")

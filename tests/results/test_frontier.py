@@ -35,7 +35,8 @@ def trials_of(rows: pd.DataFrame) -> list[str]:
     return rows["trial"].tolist()
 
 
-def test_the_newest_launch_is_the_default_and_its_rows_are_whole_and_sorted(recorder: Recorder) -> None:
+@pytest.mark.usefixtures("recorder")
+def test_the_newest_launch_is_the_default_and_its_rows_are_whole_and_sorted() -> None:
     rows = frontier("sweep")
     assert rows.columns.tolist() == columns()
     expected = [GATED_1[2], GATED_1[3], GATED_1[1], STANDARD_1[0], GATED_2[0]]
@@ -43,7 +44,12 @@ def test_the_newest_launch_is_the_default_and_its_rows_are_whole_and_sorted(reco
     assert rows["l0"].tolist() == [20, 30, 40, 45, 12]
     assert rows["on_frontier"].tolist() == [True, False, True, False, True]
     row = rows.iloc[3].to_dict()
-    expected_row = {"site": SITE_1, "architecture": "standard", "recipe": "norm_weighted/modern", "variant": ""}
+    expected_row: dict[str, Any] = {
+        "site": SITE_1,
+        "architecture": "standard",
+        "recipe": "norm_weighted/modern",
+        "variant": "",
+    }
     expected_row |= {"d_sae": 16, "sparsity": 0.5, "sink_share": 0.25}
     expected_row |= {"lr": 5e-4, "seed": 7, "tokens": 1024, "l0": 45.0, "loss_recovered": 0.95, "gamma": 1.0}
     expected_row |= {"fvu": 0.1, "kl": 0.2, "ce_clean": 3.0, "ce_spliced": 3.4, "ce_zero": 7.0, "alive_fraction": 0.5}
@@ -58,13 +64,15 @@ def test_the_store_may_be_named_instead(recorder: Recorder, monkeypatch: pytest.
     pd.testing.assert_frame_equal(frontier("sweep"), expected)
 
 
-def test_a_launch_is_chosen_by_its_id(recorder: Recorder) -> None:
+@pytest.mark.usefixtures("recorder")
+def test_a_launch_is_chosen_by_its_id() -> None:
     rows = frontier("sweep", launch=OLDER)
     assert rows["l0"].tolist() == [9, 19, 29]
     pd.testing.assert_frame_equal(frontier("sweep", launch=NEWER), frontier("sweep"))
 
 
-def test_of_all_launches_a_trial_counts_once_with_its_newest_result(recorder: Recorder) -> None:
+@pytest.mark.usefixtures("recorder")
+def test_of_all_launches_a_trial_counts_once_with_its_newest_result() -> None:
     rows = frontier("sweep", site=SITE_1, launch="all")
     assert trials_of(rows) == [t.name for t in (GATED_1[0], GATED_1[2], GATED_1[3], GATED_1[1], STANDARD_1[0])]
     assert rows["l0"].tolist() == [9, 20, 30, 40, 45]
@@ -104,7 +112,8 @@ def test_different_numbers_of_tokens_never_share_a_frontier_without_being_asked(
         assert best("budgets", launch="all", max_l0=40, tokens=tokens).cfg.metadata["frontier"]["l0"] == l0
 
 
-def test_what_is_left_out_is_said(recorder: Recorder) -> None:
+@pytest.mark.usefixtures("recorder")
+def test_what_is_left_out_is_said() -> None:
     notes = frontier("sweep").attrs["notes"]
     assert [note for note in notes if GATED_2[1].name in note and "L0 = 0" in note]
     assert [note for note in notes if GATED_2[2].name in note and "loss recovered nan" in note]
@@ -114,7 +123,8 @@ def test_what_is_left_out_is_said(recorder: Recorder) -> None:
     assert frontier("sweep", launch=OLDER).attrs["notes"] == []
 
 
-def test_a_site_is_chosen_by_its_name(recorder: Recorder) -> None:
+@pytest.mark.usefixtures("recorder")
+def test_a_site_is_chosen_by_its_name() -> None:
     rows = frontier("sweep", site=SITE_2)
     assert trials_of(rows) == [GATED_2[0].name]
     assert rows["on_frontier"].tolist() == [True]
@@ -150,9 +160,8 @@ def test_a_sweep_of_which_nothing_is_usable_has_an_empty_frontier(recorder: Reco
 # ---- gradient pursuit and sums of each context ----------------------------------------------------------------------
 
 
-def test_a_metric_that_is_added_is_a_column_and_saes_evaluated_before_stay(
-    recorder: Recorder, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.usefixtures("recorder")
+def test_a_metric_that_is_added_is_a_column_and_saes_evaluated_before_stay(monkeypatch: pytest.MonkeyPatch) -> None:
     before = frontier("sweep")
     added_metric(monkeypatch)
     rows = frontier("sweep")
@@ -180,7 +189,8 @@ def test_pursuit_has_a_frontier_of_its_own_with_a_row_for_each_target(recorder: 
     assert frontier("pursued", encoder="pursuit", launch="all")["l0"].tolist() == rows["l0"].tolist()
 
 
-def test_where_pursuit_was_not_asked_for_its_frontier_says_how_to_get_it(recorder: Recorder) -> None:
+@pytest.mark.usefixtures("recorder")
+def test_where_pursuit_was_not_asked_for_its_frontier_says_how_to_get_it() -> None:
     with pytest.raises(UserError, match=r"^--encoder: no trial of 'sweep' \(launch .*\) .* evaluation.pursuit_l0"):
         frontier("sweep", encoder="pursuit")
     with pytest.raises(UserError, match=r"^--encoder: unknown 'pursut'; did you mean 'pursuit'"):
@@ -209,7 +219,7 @@ def test_the_sums_of_each_context_are_fetched_for_a_row(recorder: Recorder) -> N
         sequences("nothing")
 
 
-def test_the_picture_has_dashed_lines_for_pursuit(recorder: Recorder, tmp_path: Path) -> None:
+def test_the_picture_has_dashed_lines_for_pursuit(recorder: Recorder) -> None:
     pursuit = {4: evaluation(l0=4.0, loss_recovered=0.8), 16: evaluation(l0=15.5, loss_recovered=0.95)}
     trials = [
         *zip(GATED_1[:2], ends((9, 0.85), (19, 0.9)), strict=True),
@@ -222,8 +232,8 @@ def test_the_picture_has_dashed_lines_for_pursuit(recorder: Recorder, tmp_path: 
         next(line for line in figure.axes[0].lines if line.get_label() == label)
         for label in ("gated", "gated, pursuit")
     )
-    assert solid.get_linestyle() == "-" and sorted(solid.get_xdata()) == [9, 19]
-    assert dashed.get_linestyle() == "--" and sorted(set(dashed.get_xdata())) == [4, 15.5]
+    assert solid.get_linestyle() == "-" and sorted(np.asarray(solid.get_xdata()).tolist()) == [9, 19]
+    assert dashed.get_linestyle() == "--" and sorted(set(np.asarray(dashed.get_xdata()).tolist())) == [4, 15.5]
     assert all("pursuit" not in str(line.get_label()) for line in plot_frontier(frontier("drawn")).axes[0].lines)
 
 
@@ -315,8 +325,8 @@ def test_storage_tells_the_same_as_mlflow(recorder: Recorder) -> None:
         {"encoder": "pursuit"},
         {"tokens": "all"},
     ):
-        theirs = frontier("other experiment", tracking_uri=uri, **options)  # type: ignore[arg-type]
-        mine = frontier("other experiment", storage=storage, **options)  # type: ignore[arg-type]
+        theirs = frontier("other experiment", tracking_uri=uri, **options)
+        mine = frontier("other experiment", storage=storage, **options)
         assert len(mine) > 0
         pd.testing.assert_frame_equal(mine.drop(columns="run_id"), theirs.drop(columns="run_id"))
         notes = [n.replace("the tag gsae.failure of its run", "FAILED in its folder") for n in theirs.attrs["notes"]]
@@ -329,7 +339,7 @@ def test_storage_tells_the_same_as_mlflow(recorder: Recorder) -> None:
     for options, said in refusals:
         for where in ({"tracking_uri": uri}, {"storage": storage}):
             with pytest.raises(UserError, match=re.escape(said)):
-                frontier("other experiment", **options, **where)  # type: ignore[arg-type]
+                frontier("other experiment", **options, **where)
     with pytest.raises(UserError, match=r"^experiment: no 'swpet' at .*runs; did you mean 'other experiment'|one of"):
         frontier("swpet", storage=storage)
     with pytest.raises(UserError, match="^--storage: no launch in .*/nowhere; give the folder that `run` was given"):
@@ -346,7 +356,7 @@ def test_storage_tells_the_same_as_mlflow(recorder: Recorder) -> None:
 
 @pytest.mark.parametrize("damage", COMMON.values(), ids=COMMON)
 def test_the_frontier_of_a_damaged_storage_names_the_file_and_shows_the_rest(tmp_path: Path, damage: Damage) -> None:
-    """ "No trial has finished" would be wrong, and an older launch in the newest one's place a surprise."""
+    """It says neither that no trial has finished, nor shows an older launch in the newest one's place."""
     finish(begin(tmp_path / "swept/trials", GATED_1[0], steps=2), GATED_1[0], FINGERPRINT)
     for launch in (OLDER, NEWER):
         folder = tmp_path / "swept/launches" / launch
@@ -371,17 +381,20 @@ def test_the_frontier_of_a_damaged_storage_names_the_file_and_shows_the_rest(tmp
 # ---- errors ---------------------------------------------------------------------------------------------------------
 
 
-def test_an_unknown_experiment_names_the_nearest(recorder: Recorder) -> None:
+@pytest.mark.usefixtures("recorder")
+def test_an_unknown_experiment_names_the_nearest() -> None:
     with pytest.raises(UserError, match=r"^experiment: no 'sweeep' at .*; did you mean 'sweep'\? \(one of: .*sweep"):
         frontier("sweeep")
 
 
-def test_an_unknown_site_names_the_nearest(recorder: Recorder) -> None:
+@pytest.mark.usefixtures("recorder")
+def test_an_unknown_site_names_the_nearest() -> None:
     with pytest.raises(UserError, match=rf"^site: no 'blocks.1.resid_post' in 'sweep'; did you mean '{SITE_1}'"):
         frontier("sweep", site="blocks.1.resid_post")
 
 
-def test_an_unknown_launch_names_the_nearest(recorder: Recorder) -> None:
+@pytest.mark.usefixtures("recorder")
+def test_an_unknown_launch_names_the_nearest() -> None:
     with pytest.raises(UserError, match=rf"^launch: no '{OLDER[:-1]}' in 'sweep'; did you mean '{OLDER}'"):
         frontier("sweep", launch=OLDER[:-1])
 
@@ -398,8 +411,9 @@ def test_an_experiment_without_runs_or_without_a_finished_trial_says_so(recorder
         frontier("empty")
 
 
+@pytest.mark.usefixtures("recorder")
 def test_where_nothing_was_recorded_is_said_and_nothing_is_made(
-    recorder: Recorder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("MLFLOW_TRACKING_URI")

@@ -64,9 +64,10 @@ def test_the_value_is_that_of_all_contexts_and_lies_within(metric: str) -> None:
 
 def test_an_interval_of_a_mean_is_about_two_standard_errors_wide() -> None:
     random = np.random.RandomState(0)
-    sae = {**an_sae(20, 0.95, seed=1), "active": ROWS * (20 + random.standard_normal(CONTEXTS))}
+    active = ROWS * (20 + random.standard_normal(CONTEXTS))
+    sae = {**an_sae(20, 0.95, seed=1), "active": active}
     found = interval(of("l0"), [[sae]], draws=4000)
-    error = np.std(sae["active"] / ROWS) / math.sqrt(CONTEXTS)
+    error = np.std(active / ROWS) / math.sqrt(CONTEXTS)
     assert found.high - found.value == pytest.approx(1.96 * error, rel=0.1)
     assert found.value - found.low == pytest.approx(1.96 * error, rel=0.1)
     narrower = interval(of("l0"), [[sae]], draws=4000, level=0.5)

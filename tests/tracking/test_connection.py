@@ -167,7 +167,7 @@ class Impostor(ThreadingHTTPServer):
 
     def __init__(self, answers: dict[str, Answer]) -> None:
         super().__init__(("127.0.0.1", 0), _Replies)
-        self.answers = {"experiments/search": (200, {})} | answers
+        self.answers: dict[str, Answer] = {"experiments/search": (200, {})} | answers
         self.asked: list[str] = []
         self.uri = f"http://127.0.0.1:{self.server_address[1]}"
         self.over = threading.Event()
@@ -217,8 +217,8 @@ def test_a_server_that_hangs_or_fails_is_said_to_be_away(
 ) -> None:
     assert PATIENCE_S == 15
     monkeypatch.setattr(tracking_store, "PATIENCE_S", 1)
-    found = (200, {"experiment": EXPERIMENT | {"artifact_location": "mlflow-artifacts:/1"}})
-    with impostor({"experiments/get-by-name": found} | {path: answer}) as server:
+    found: Answer = (200, {"experiment": EXPERIMENT | {"artifact_location": "mlflow-artifacts:/1"}})
+    with impostor({"experiments/get-by-name": found, path: answer}) as server:
         asks: list[Callable[[], Any]] = [
             lambda: frontier("quickstart", tracking_uri=server.uri),
             lambda: best("quickstart", tracking_uri=server.uri, max_l0=40),
@@ -233,25 +233,26 @@ def test_a_server_that_hangs_or_fails_is_said_to_be_away(
 def test_a_server_does_not_choose_a_path_of_this_machine(here: Path, location: str) -> None:
     target = location.replace("/etc", f"{here}/etc")
     (here / "etc").mkdir()
-    found = (200, {"experiment": EXPERIMENT | {"artifact_location": target}})
+    found: Answer = (200, {"experiment": EXPERIMENT | {"artifact_location": target}})
     with impostor({"experiments/get-by-name": found}) as server:
         said = refused_run("--tracking-uri", server.uri)
         assert f"wants artifacts written to {target!r}" in said and "--artifacts-destination" in said
         assert not any("runs" in path for path in server.asked)
-    made = {"experiments/create": (200, {"experiment_id": "1"}), "experiments/get": found}
+    made: dict[str, Answer] = {"experiments/create": (200, {"experiment_id": "1"}), "experiments/get": found}
     with impostor(made) as server:
         assert "wants artifacts written to" in refusal(lambda: reserve(server.uri, "quickstart"))
     run = {"info": {"run_id": "r", "run_uuid": "r", "experiment_id": "1", "artifact_uri": target}, "data": {}}
-    fine = (200, {"experiment": EXPERIMENT | {"artifact_location": "mlflow-artifacts:/1"}})
-    answers = {"get-by-name": fine, "runs/search": (200, {}), "runs/create": (200, {"run": run})}
+    fine: Answer = (200, {"experiment": EXPERIMENT | {"artifact_location": "mlflow-artifacts:/1"}})
+    answers: dict[str, Answer] = {"get-by-name": fine, "runs/search": (200, {}), "runs/create": (200, {"run": run})}
     with impostor(answers) as server:  # or for a single run
         mirror = Mirror(server.uri, "quickstart", "20260101-000000-abcd", REQUEST)
         assert "wants artifacts written to" in refusal(lambda: mirror.open_launch("quickstart", {}))
     assert [path.name for path in here.rglob("*")] == ["etc"]
 
 
-def test_a_server_that_refuses_the_experiment_leaves_no_launch_behind(here: Path) -> None:
-    denied = (403, {"error_code": "PERMISSION_DENIED", "message": "not you"})
+@pytest.mark.usefixtures("here")
+def test_a_server_that_refuses_the_experiment_leaves_no_launch_behind() -> None:
+    denied: Answer = (403, {"error_code": "PERMISSION_DENIED", "message": "not you"})
     with impostor({"experiments/create": denied}) as server:
         said = refused_run("--tracking-uri", server.uri)
         assert f"{server.uri!r} does not permit that to this login (PERMISSION_DENIED: not you)" in said
