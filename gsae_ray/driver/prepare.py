@@ -12,7 +12,7 @@ from gsae_ray.activations.layout import Layout
 from gsae_ray.activations.producer import ProducerSpec
 from gsae_ray.capacity.memory import Memory, producer_memory
 from gsae_ray.config.sweep import Sweep
-from gsae_ray.config.trial import TrialSpec
+from gsae_ray.config.trial import RUN, TrialSpec
 from gsae_ray.data.documents import find_data, pinned_data
 from gsae_ray.data.prepare import prepare_tokens
 from gsae_ray.data.tokens import TokenStore
@@ -92,7 +92,7 @@ def prepare(
         trials=trials,
         producer=producer_memory(sweep, skeleton, layout.widths, block_bytes, trials),
         evaluation=EvaluationRequest(digest(evaluation), sweep.evaluation.encoders),
-        parents={f"run:{run_id}": folder for run_id, folder in parents.items()},
+        parents={RUN + run_id: folder for run_id, folder in parents.items()},
     )
 
 

@@ -5,19 +5,17 @@ numpy only; `comparison` has the same for data frames, `intervals` for resampled
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 from numpy.typing import NDArray
 
-Array = NDArray[Any]
+from gsae_ray.evaluation.metrics import Array
 
 
-def pareto(l0: Array, quality: Array) -> Array:
+def pareto(l0: Array, quality: Array) -> NDArray[np.bool_]:
     """Which points no other point beats: none has at most its L0 and at least its quality, one of them strictly."""
     worse_or_equal = (l0[:, None] <= l0[None, :]) & (quality[:, None] >= quality[None, :])
     strictly = (l0[:, None] < l0[None, :]) | (quality[:, None] > quality[None, :])
-    beaten: Array = np.any(worse_or_equal & strictly, axis=0)
+    beaten: NDArray[np.bool_] = np.any(worse_or_equal & strictly, axis=0)
     return ~beaten
 
 

@@ -80,7 +80,7 @@ def _row(outcome: Outcome) -> dict[str, Any]:
 
 
 def _of_sweeps(outcomes: Iterable[Outcome]) -> tuple[list[tuple[Outcome, dict[str, Any]]], list[str]]:
-    """Outcomes with what each trial is; and, of runs that no launch has made or that are not whole, a note each."""
+    """Outcomes with the settings of each trial; and a note for each run that is not a whole run of a launch."""
     whole, notes = [], []
     for outcome in outcomes:
         try:
@@ -247,7 +247,7 @@ def _caveats(rows: pd.DataFrame, tokens: int | str | None) -> list[str]:
 
 
 def _of_tokens(rows: pd.DataFrame, tokens: int | str | None) -> pd.DataFrame:
-    """Those of one token budget, if it is named."""
+    """The SAEs that were trained on a number of tokens, if one is asked for."""
     if tokens in (None, MIXED):
         return rows
     chosen = rows[rows["tokens"].astype(str) == str(tokens).replace("_", "")]

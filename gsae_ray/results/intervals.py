@@ -20,14 +20,13 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
 from gsae_ray.errors import UserError, suggest
 from gsae_ray.evaluation import metrics
-from gsae_ray.evaluation.metrics import Sums, resampled
+from gsae_ray.evaluation.metrics import Array, Sums, resampled
 from gsae_ray.results import curves
 
-Array = NDArray[np.float64]
 Sequences = Mapping[str, ArrayLike]
 """An SAE's `Evaluation.sequences`: each sum, of every held-out context."""
 Statistic = Callable[[Sequence[Sums]], Any]
@@ -39,7 +38,7 @@ SAME = 1e-3
 
 class Interval(NamedTuple):
     value: float
-    """Of all contexts, each once."""
+    """The statistic of all contexts, each once."""
     low: float
     high: float
 
@@ -96,7 +95,7 @@ def interval(
         UserError: SAEs of one replicate were evaluated on different contexts.
     """
     random = np.random.RandomState(seed)  # its streams are frozen by numpy's compatibility policy
-    held_out: list[tuple[Array, Array]] = []  # of each set of contexts: a loss of each, and how often each is drawn
+    held_out: list[tuple[Array, Array]] = []  # a set of contexts each: their losses, and how often each is drawn
     values = np.stack([statistic(_drawn(saes, held_out, draws, random)) for saes in replicates])
     chosen = random.randint(len(values), size=(draws, len(values)))
     means = values[chosen, np.arange(1, draws + 1)[:, None]].mean(1)

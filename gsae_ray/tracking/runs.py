@@ -1,4 +1,4 @@
-"""The runs of an experiment, as MLflow has them, for whoever reads what was recorded."""
+"""The runs of an experiment, as MLflow has them, for what reads results."""
 
 from __future__ import annotations
 
