@@ -1,4 +1,4 @@
-"""Sphinx builds these pages: sphinx-build -W docs build/docs"""
+"""Settings of Sphinx, which builds these pages: `sphinx-build -W docs build/docs`."""
 
 from gsae_ray.version import __version__
 
