@@ -8,7 +8,8 @@ import time
 from collections.abc import Callable, Sequence
 
 from gsae_ray.storage.evaluations import EvaluationRequest
-from gsae_ray.storage.trial_directory import START, Trial
+from gsae_ray.storage.metric_rows import START
+from gsae_ray.storage.trial_directory import Trial
 
 STATES = ("waiting", "running", "evaluating", "done", "failed")
 """States of a trial; `evaluating`: its SAE is finished, and some evaluation of it is not."""

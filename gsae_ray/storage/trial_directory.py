@@ -20,7 +20,6 @@ finished SAE by training, an evaluation by evaluating. `DONE` is checked against
 
 from __future__ import annotations
 
-import contextlib
 import json
 import time
 from collections.abc import Iterable
@@ -40,14 +39,7 @@ from gsae_ray.saes.base import saved_files
 from gsae_ray.saes.files import content_hash
 from gsae_ray.storage.checkpoints import Checkpoints, State
 from gsae_ray.storage.evaluations import EVALUATION, EvaluationRecord, EvaluationRequest, TrialStatus, schema_of
-
-
-class Row(TypedDict):
-    """A line of metrics."""
-
-    step: int
-    timestamp: int
-    metrics: dict[str, float]
+from gsae_ray.storage.metric_rows import START, Cursor, MetricRows, Row, numbers
 
 
 class Attempt(TypedDict):
@@ -72,14 +64,9 @@ class _Failed(TypedDict):
 
 
 _AGAIN = "the same command trains this SAE again"
-ROW = JSONFile(Row, "rows are made again from the checkpoint before", sealed=True)
 ATTEMPT = JSONFile(Attempt, "it counts as one of no session", sealed=True)
 DONE = JSONFile(_Done, _AGAIN, sealed=True)
 FAILED = JSONFile(_Failed, "the same command tries this trial again")
-
-Cursor = tuple[int, int]
-"""A place in a file of rows: (attempt, byte)."""
-START: Cursor = (0, 0)
 
 
 class TrialDirectory:
@@ -89,6 +76,7 @@ class TrialDirectory:
         self.path = path
         self.storage = storage
         self.attempt = 0
+        self._rows = MetricRows(path, storage)
         self._checkpoints = Checkpoints(path / "checkpoints", storage)
 
     # ---- reading ----
@@ -136,8 +124,8 @@ class TrialDirectory:
     @property
     def newest_attempt(self) -> int:
         """Number of the newest attempt; 0 before the first."""
-        begun = _numbers(self.storage.names(self.path / "attempts"), "", ".json")
-        return max([*begun, *self._row_files()], default=0)
+        begun = numbers(self.storage.names(self.path / "attempts"), "", ".json")
+        return max([*begun, *self._rows.attempts()], default=0)
 
     @property
     def newest_begun(self) -> Attempt:
@@ -157,25 +145,7 @@ class TrialDirectory:
         A new attempt has a file of its own, with the rows that it keeps; a cursor into an older one begins again at
         the first row.
         """
-        attempts = self._row_files()
-        if not attempts:
-            return [], START
-        attempt = max(attempts)
-        offset = cursor[1] if cursor[0] == attempt else 0
-        try:
-            data = self.storage.read(self._rows_of(attempt), offset)
-        except FileNotFoundError:  # a newer attempt has just taken it away
-            return [], START
-        rows = []
-        with contextlib.suppress(ValueError):
-            for line in data[: data.rfind(b"\n") + 1].splitlines(keepends=True):
-                rows.append(ROW.decode(line))
-                offset += len(line)
-        return rows, (attempt, offset)
-
-    def _row_files(self) -> list[int]:
-        """The attempts that have a file of metric rows."""
-        return _numbers(self.storage.names(self.path), "metrics-", ".jsonl")
+        return self._rows.read(cursor)
 
     def evaluation(self, fingerprint: str, pursuit_l0: int | None = None) -> EvaluationRecord | None:
         """The finished SAE's evaluation, of any schema; None where it has none.
@@ -261,19 +231,12 @@ class TrialDirectory:
         """Adds a metric row."""
         self._check_attempt()
         row: Row = {"step": tokens, "timestamp": time.time_ns() // 1_000_000, "metrics": metrics}
-        self.storage.append(self._rows_of(self.attempt), ROW.encode(row))
+        self._rows.append(self.attempt, row)
 
     def _keep_rows(self, rows: list[Row], tokens: int) -> None:
         """Begins this attempt's rows with those up to `tokens`; what an older one still writes is not among them."""
         self._check_attempt()
-        kept = b"".join(ROW.encode(row) for row in rows if row["step"] <= tokens)
-        self.storage.replace(self._rows_of(self.attempt), kept)
-        for attempt in self._row_files():
-            if attempt < self.attempt:
-                self.storage.remove(self._rows_of(attempt))
-
-    def _rows_of(self, attempt: int) -> Path:
-        return self.path / f"metrics-{attempt}.jsonl"
+        self._rows.begin(self.attempt, [row for row in rows if row["step"] <= tokens])
 
     def checkpoint(self, tokens: int, tensors: dict[str, Tensor], state: dict[str, Any]) -> None:
         """Saves a training state; older ones than the last two go."""
@@ -290,27 +253,14 @@ class TrialDirectory:
         self._check_attempt()  # again: that took a while
         storage.remove_tree(final)
         storage.rename(temporary, final)
-        self._sync_rows()
-        files = [*(final / name for name in storage.names(final)), self._rows_of(self.attempt)]
+        self._rows.sync(self.attempt)
+        files = [*(final / name for name in storage.names(final)), self._rows.path(self.attempt)]
         hashes = {str(path.relative_to(self.path)): file_hash(storage.local(path)) for path in files}
         done: _Done = {"attempt": self.attempt, "sae": content_hash(storage.local(final)), "files": hashes}
         DONE.write(self.path / "DONE", done, storage)
         left = [name for name in storage.names(self.path) if name.startswith(".sae-")]
         for name in ("checkpoints", *left):
             storage.remove_tree(self.path / name)
-
-    def _sync_rows(self) -> None:
-        """Has this attempt's metric rows on disk.
-
-        Raises:
-            DamagedError: they are not whole.
-        """
-        path = self._rows_of(self.attempt)
-        self.storage.append(path, b"")  # there may be none
-        _, (_, end) = self.rows()
-        if end != len(self.storage.read(path)):
-            raise DamagedError(f"{path}: this file is damaged; {ROW.remedy}")
-        self.storage.sync(path)
 
     def fail(self, reason: str) -> None:
         """Marks the trial as failed for good."""
@@ -377,9 +327,3 @@ def forget_damaged(directories: Iterable[TrialDirectory]) -> list[str]:
 
     with ThreadPoolExecutor() as pool:  # hashing leaves the interpreter to others
         return [line for lines in pool.map(forget, directories) for line in lines]
-
-
-def _numbers(names: list[str], prefix: str, suffix: str) -> list[int]:
-    """The numbers between prefix and suffix in those names that have all three."""
-    middles = [name[len(prefix) : -len(suffix)] for name in names if name.startswith(prefix) and name.endswith(suffix)]
-    return [int(middle) for middle in middles if middle.isdecimal()]

@@ -23,7 +23,8 @@ from gsae_ray.errors import DamagedError
 from gsae_ray.evaluation.metrics import schema_version
 from gsae_ray.storage.evaluations import EVALUATION as EVALUATION_FILE
 from gsae_ray.storage.evaluations import EvaluationRequest, schema_of
-from gsae_ray.storage.trial_directory import START, Cursor, Row, Trial
+from gsae_ray.storage.metric_rows import START, Cursor, Row
+from gsae_ray.storage.trial_directory import Trial
 from gsae_ray.tracking.artifacts import sequences_path
 from gsae_ray.tracking.connection import connect
 from gsae_ray.tracking.experiment import check_artifacts, open_experiment

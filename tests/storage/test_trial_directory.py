@@ -21,7 +21,8 @@ from gsae_ray.config.trial import TrialSpec
 from gsae_ray.errors import ReplacedError, StaleAttemptError, StorageFullError
 from gsae_ray.files import LocalStorage, disk_space_needed
 from gsae_ray.storage.evaluations import EvaluationRequest, TrialStatus
-from gsae_ray.storage.trial_directory import ROW, Attempt, TrialDirectory, forget_damaged
+from gsae_ray.storage.metric_rows import ROW
+from gsae_ray.storage.trial_directory import Attempt, TrialDirectory, forget_damaged
 
 (TRIAL,) = expand()
 
