@@ -57,7 +57,7 @@ def test_a_producer_that_is_gone_for_good_does_not_stop_the_sweep_while_another_
     async def work() -> None:
         store = Store(LAYOUT, [lost, healthy], readers_of(LAYOUT, 3))
         await asyncio.gather(train(store, "t0"), train(store, "t1"))
-        await asyncio.sleep(10 * TIMEOUT_S)  # nobody asks for anything, but the crew looks after its own
+        await asyncio.sleep(10 * TIMEOUT_S)  # nobody asks for anything, but the pool looks after its own
         assert await store.evaluate("left", "cfg", "weights") == EVALUATION
         await train(store, "t2")
         assert store.counters().forward_ratio == 1.0
