@@ -99,7 +99,7 @@ def test_names_of_a_sweep_file_that_become_folders_stay_below_theirs_or_are_refu
     assert is_one_component(trial.directory_name[-200:], Path("/storage/trials"))
 
 
-def refused(tmp_path: Path, *overrides: str) -> str:
+def refused(*overrides: str) -> str:
     with pytest.raises(UserError) as caught:
         load_sweep(QUICKSTART, overrides)
     assert "\n" not in str(caught.value)
@@ -107,15 +107,15 @@ def refused(tmp_path: Path, *overrides: str) -> str:
 
 
 @pytest.mark.parametrize("name", ["../../x", "/x", "..", ".hidden", "a/b", "a b", "-x", "ä", "x" * 201])
-def test_a_sweeps_name_is_that_of_a_folder(tmp_path: Path, name: str) -> None:
-    line = refused(tmp_path, f"name='{name}'")
+def test_a_sweeps_name_is_that_of_a_folder(name: str) -> None:
+    line = refused(f"name='{name}'")
     assert ": name: " in line and "letters, digits, _, . and -" in line
 
 
 @pytest.mark.parametrize("parent", ["../../x", "/etc", "..", "", "a.b", "a/b", "0" * 65])
 def test_a_parent_is_a_runs_id_and_no_path(tmp_path: Path, parent: str) -> None:
     entry = f"saes=[{{architecture: rescale_shift, widths: 512, parent: '{parent}'}}]"
-    line = refused(tmp_path, entry)
+    line = refused(entry)
     assert "saes.0.parent: " in line and "run" in line
     result = CliRunner().invoke(main, ["plan", str(QUICKSTART), "--set", entry, "--storage", str(tmp_path / "runs")])
     assert result.exit_code == 2

@@ -127,7 +127,8 @@ def test_only_a_few_saes_are_in_memory_at_a_time(tmp_path: Path) -> None:
 
     def evaluate(_task: Evaluate) -> Future[Evaluation]:
         nonlocal most
-        open_requests.append(future := Future())
+        future: Future[Evaluation] = Future()
+        open_requests.append(future)
         most = max(most, len(open_requests))
         if len(open_requests) == 4:  # of two SAEs, as many as may be: the oldest gets its answers
             for _ in range(2):

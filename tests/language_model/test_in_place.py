@@ -49,7 +49,7 @@ class Toy(nn.Module):
         self.adds = nn.ModuleList(Adds(in_place) for _ in kinds)
         self.same = nn.ModuleList(nn.Identity() for _ in kinds)
 
-    def forward(self, tokens_BT: Tensor, use_cache: bool = False) -> Tensor:
+    def forward(self, tokens_BT: Tensor, use_cache: bool = False) -> Tensor:  # noqa: ARG002  (as every model's)
         h = self.embed(tokens_BT)
         for i, kind in enumerate(self.kinds):
             if kind == "sum of outputs":  # as Falcon

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from concurrent.futures import Future
 from pathlib import Path
 
@@ -13,6 +12,7 @@ from trials import FINGERPRINT, REQUEST, begin, evaluation, expand, finish
 
 from gsae_ray.driver.evaluation_queue import EvaluationQueue
 from gsae_ray.evaluation.metrics import Evaluation, schema_version
+from gsae_ray.evaluation.task import Evaluate
 from gsae_ray.results.frontier import frontier
 from gsae_ray.storage.evaluations import EVALUATION, schema_of
 from gsae_ray.storage.launch_directory import EVALUATED, LAUNCH
@@ -42,11 +42,10 @@ def trials(storage: Path) -> list[Trial]:
     return [Trial(spec, TrialDirectory(storage / "swept/trials" / spec.directory_name)) for spec in TRIALS]
 
 
-def evaluate(_site: str, _cfg: str, _weights: bytes, encoders: Sequence[int | None]) -> list[Future[Evaluation]]:
-    futures: list[Future[Evaluation]] = [Future() for _ in encoders]
-    for future in futures:
-        future.set_result(evaluation(norm_ratio=0.75))
-    return futures
+def evaluate(_task: Evaluate) -> Future[Evaluation]:
+    future: Future[Evaluation] = Future()
+    future.set_result(evaluation(norm_ratio=0.75))
+    return future
 
 
 def test_an_evaluation_without_a_schema_version_is_of_the_first(storage: Path) -> None:
