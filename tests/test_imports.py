@@ -40,6 +40,13 @@ def test_the_stores_process_does_without_torch() -> None:
     python("import sys; sys.modules['torch'] = sys.modules['transformers'] = None\nimport gsae_ray.actors.store_actor")
 
 
+def test_a_trials_process_does_without_transformers_and_datasets() -> None:
+    """They take seconds and memory, once a trial."""
+    python(
+        "import sys; sys.modules['transformers'] = sys.modules['datasets'] = None\nimport gsae_ray.actors.trial_actor"
+    )
+
+
 def test_the_command_line_shows_its_help_without_ray_and_mlflow() -> None:
     """They take seconds to load."""
     python(

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from gsae_ray.config.site import Site
-from gsae_ray.evaluation.evaluator import Evaluator
 from gsae_ray.evaluation.metrics import Evaluation
-from gsae_ray.evaluation.row_evaluator import RowEvaluator
-from gsae_ray.language_model.source import ActivationSource, HeldOutContexts
 from gsae_ray.saes import from_bytes
+
+if TYPE_CHECKING:
+    from gsae_ray.evaluation.evaluator import Evaluator
+    from gsae_ray.evaluation.row_evaluator import RowEvaluator
+    from gsae_ray.language_model.source import ActivationSource
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,6 +46,11 @@ class Evaluate:
 
 def evaluator_of(source: ActivationSource) -> Evaluator | RowEvaluator:
     """Evaluates SAEs spliced into the source's model, where there is one, else on rows alone."""
+    # Here: trials, which name this task, load neither transformers nor datasets.
+    from gsae_ray.evaluation.evaluator import Evaluator
+    from gsae_ray.evaluation.row_evaluator import RowEvaluator
+    from gsae_ray.language_model.source import HeldOutContexts
+
     heldout = source.heldout()
     if isinstance(heldout, HeldOutContexts):
         return Evaluator(heldout.model, heldout.tokens_ET, heldout.kept, heldout.batch, source.max_norm)
