@@ -48,9 +48,9 @@ def refuse_address(path: str | Path, option: str) -> None:
         UserError: it is an address (s3://…), which would become a folder of that name; or it is empty.
     """
     text = str(path)
-    if _SCHEME.match(text):  # a Path has one slash only
-        raise UserError(
-            f"{option}: {shown(text)}: addresses are not supported; give a folder (of a file system that is mounted)"
+    if scheme := _SCHEME.match(text):  # a Path has one slash only
+        raise UserError(  # the rest is not repeated: there may be a password in it
+            f"{option}: {scheme[0]}/…: addresses are not supported; give a folder (of a file system that is mounted)"
         )
     if not text or "\0" in text:
         raise UserError(f"{option}: {shown(text)} is no path; give a folder")

@@ -49,6 +49,7 @@ def plan(
     from gsae_ray.capacity.nodes import Launcher
     from gsae_ray.cli.forecast_table import print_forecast
     from gsae_ray.config.load import load_sweep
+    from gsae_ray.tracking.credentials import redacted
     from gsae_ray.tracking.parents import fetch_parents, parent_configs
 
     root = local_path("gsae_runs" if storage is None else storage, "--storage")
@@ -58,9 +59,11 @@ def plan(
         from gsae_ray.jobs.dashboard import nodes as nodes_of
 
         nodes = nodes_of(address)
+        if launcher is not None and not launcher.started(nodes):
+            raise UserError(
+                f"--cluster: no node at {redacted(address)} is of a type of {cluster_file}: leave one of them out"
+            )
     if launcher is not None:
-        if nodes is not None and not launcher.started(nodes):
-            raise UserError(f"--cluster: no node at {address} is of a type of {cluster_file}: leave one of them out")
         nodes = launcher.at_largest(nodes or ())
     loaded = load_sweep(sweep, overrides)
     parents = parent_configs(fetch_parents(loaded, root / loaded.name / "parents", tracking_uri))

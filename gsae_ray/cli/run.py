@@ -68,7 +68,7 @@ def run(
     from gsae_ray.driver.launch import describe_end
     from gsae_ray.results.best import example_constraint
 
-    # Before trials run, SIGTERM ends the command as Ctrl-C does; while they run, the launch has them save first.
+    # Until producers are started, SIGTERM ends the command as Ctrl-C does; after that the launch has trials save first.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         result = gsae_ray.run(
@@ -95,6 +95,7 @@ def run(
             result = dataclasses.replace(result, mirrored=False)
             rows = result.frontier()
         print_frontier(rows, console())
+        # The address is whole, not redacted: these lines are commands to be run.
         uri = [] if tracking_uri is None else ["--tracking-uri", result.tracking_uri]
         best = ["best", result.experiment, *example_constraint(rows), "--out", "best_sae"]
         click.echo(f"picture:   {_relative(picture)}")

@@ -1,4 +1,4 @@
-"""The begin of a launch: what is left to do is found out, the cluster is joined, and the launch is written down."""
+"""The beginning of a launch: what is left to do is found out, the cluster is joined, and the launch is written down."""
 
 from __future__ import annotations
 

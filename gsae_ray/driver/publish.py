@@ -1,4 +1,4 @@
-"""What a launch shows of itself in MLflow: its run at the begin, its frontier and numbers at the end."""
+"""What a launch shows of itself in MLflow: its run at the beginning, its frontier and numbers at the end."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from gsae_ray.errors import UserError, first_line
 from gsae_ray.results.frontier import frontier
 from gsae_ray.storage.launch_directory import finish_launch
 from gsae_ray.tracking.connection import asking
+from gsae_ray.tracking.credentials import redacted, redacted_in
 from gsae_ray.tracking.mirror import Mirror
 from gsae_ray.tracking.session import Tracking
 from gsae_ray.tracking.tags import JOB_VARIABLE
@@ -76,7 +77,7 @@ def publish(launch: Launch, tracking: Tracking, uri: str, machines: list[str]) -
     Args:
         launch: whose trials have ended.
         tracking: which has ended, too.
-        uri: of MLflow, as it is shown to the user.
+        uri: of MLflow.
         machines: the kinds that producers and trials ran on.
     """
     mirror, picture, last_error = tracking.mirror, None, tracking.last_error
@@ -94,7 +95,7 @@ def publish(launch: Launch, tracking: Tracking, uri: str, machines: list[str]) -
         finish_launch(launch.folder, launch.id, launch.driver.session)
     if last_error is not None:
         launch.log.say(
-            f"MLflow at {uri} is not up to date ({last_error}); nothing is lost: "
+            f"MLflow at {redacted(uri)} is not up to date ({redacted_in(last_error, uri)}); nothing is lost: "
             "the same command with --resume brings it up to date"
         )
         picture, _ = _draw_frontier(launch, storage=launch.folder.parent)

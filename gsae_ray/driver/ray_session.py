@@ -17,7 +17,7 @@ from ray._private.authentication import authentication_token_setup as authentica
 from ray._private.authentication.authentication_token_generator import generate_new_authentication_token
 
 from gsae_ray.errors import UserError, first_line
-from gsae_ray.tracking.credentials import refuse_password
+from gsae_ray.tracking.credentials import redacted, redacted_in, refuse_password
 
 CONNECT_TIMEOUT_S = 15.0
 """Nobody listens at an address that takes longer to connect to."""
@@ -100,18 +100,20 @@ def _of_this_machine_only() -> Iterator[None]:
 @contextlib.contextmanager
 def _explained(where: str) -> Iterator[None]:
     """Turns errors of `ray.init` into a line that says what to do."""
+    shown = redacted(where)
     try:
         yield
     except ray.exceptions.AuthenticationError as error:
-        raise UserError(f"--address: the cluster at {where!r} wants its token: {GIVE_TOKEN}") from error
+        raise UserError(f"--address: the cluster at {shown!r} wants its token: {GIVE_TOKEN}") from error
     except (ConnectionError, RuntimeError, ValueError, ray.exceptions.RuntimeEnvSetupError) as error:
         if "working_dir" in str(error):
-            lines = " ".join(str(error).splitlines())
+            lines = redacted_in(" ".join(str(error).splitlines()), where)
             raise UserError(
                 "--address: under `uv run` Ray ships the working folder to the cluster, and cannot: set "
                 f"RAY_ENABLE_UV_RUN_RUNTIME_ENV=0 to have the nodes' own Python ({lines[:200]})"
             ) from error
-        raise UserError(f"--address: cannot connect to a Ray cluster at {where!r}: {first_line(error)}") from error
+        said = redacted_in(first_line(error), where)
+        raise UserError(f"--address: cannot connect to a Ray cluster at {shown!r}: {said}") from error
 
 
 def keep_token_private(make: bool = False) -> None:

@@ -18,7 +18,7 @@ from gsae_ray.driver.ray_session import GIVE_TOKEN, keep_token_private
 from gsae_ray.errors import UserError, first_line
 from gsae_ray.jobs import defaults
 from gsae_ray.tracking.connection import PATIENCE_S
-from gsae_ray.tracking.credentials import refuse_password
+from gsae_ray.tracking.credentials import redacted, redacted_in, refuse_password
 
 
 def connect(address: str | None = None) -> JobSubmissionClient:
@@ -33,7 +33,7 @@ def connect(address: str | None = None) -> JobSubmissionClient:
     address = address or os.environ.get("RAY_API_SERVER_ADDRESS") or defaults.DASHBOARD
     refuse_password(address, "--address")
     if urlsplit(address).scheme not in ("http", "https"):
-        raise UserError(f"--address: {address!r} is not that of a dashboard; give it as http://HOST:8265")
+        raise UserError(f"--address: {redacted(address)!r} is not that of a dashboard; give it as http://HOST:8265")
     # Ray's clients do not send a token that is there unless they are told to, and remember the first that they see.
     from ray._private.authentication import authentication_token_setup as setup
 
@@ -48,8 +48,8 @@ def connect(address: str | None = None) -> JobSubmissionClient:
     theirs = str(client._server_ray_version)
     if theirs.split(".")[:2] != ray.__version__.split(".")[:2]:
         raise UserError(
-            f"--address: the cluster at {address} runs Ray {theirs}, and this gsae-ray needs Ray {ray.__version__} on "
-            f"both sides; pip install 'ray[default,tune]=={ray.__version__}' on its nodes"
+            f"--address: the cluster at {redacted(address)} runs Ray {theirs}, and this gsae-ray needs Ray "
+            f"{ray.__version__} on both sides; pip install 'ray[default,tune]=={ray.__version__}' on its nodes"
         )
     return client
 
@@ -61,17 +61,19 @@ def explained(address: str) -> Iterator[None]:
     Raises:
         UserError: that line.
     """
+    where = redacted(address)
     try:
         yield
     except ray.exceptions.AuthenticationError as error:
-        raise UserError(f"--address: the cluster at {address} wants its token: {GIVE_TOKEN}") from error
+        raise UserError(f"--address: the cluster at {where} wants its token: {GIVE_TOKEN}") from error
     except (OSError, aiohttp.ClientError) as error:  # requests' errors are OSErrors
         raise UserError(
-            f"--address: no Ray dashboard answers at {address} ({first_line(error)[:200]}); is the tunnel up "
-            "(`ray dashboard cluster.yaml`), and the port right?"
+            f"--address: no Ray dashboard answers at {where} ({redacted_in(first_line(error), address)[:200]}); is the "
+            "tunnel up (`ray dashboard cluster.yaml`), and the port right?"
         ) from error
     except RuntimeError as error:
-        raise UserError(f"--address: the cluster at {address} says: {first_line(error)[:500]}") from error
+        said = redacted_in(first_line(error), address)[:500]
+        raise UserError(f"--address: the cluster at {where} says: {said}") from error
 
 
 def nodes(address: str | None = None) -> list[Node]:

@@ -22,7 +22,7 @@ from gsae_ray.jobs import defaults
 from gsae_ray.jobs.dashboard import connect, explained
 from gsae_ray.jobs.remote_launch import RemoteLaunch
 from gsae_ray.storage.progress import Progress
-from gsae_ray.tracking.credentials import has_login
+from gsae_ray.tracking.credentials import has_login, redacted
 
 LIVE = ("pending", "running")
 MAX_SILENCE_S = 30.0
@@ -62,7 +62,7 @@ class Job:
     Args:
         client: of the cluster's dashboard.
         job_id: its submission id.
-        metadata: what `submit` has written there about it.
+        metadata: what `submit` has written there about it; or anything, where somebody else's tool has.
         trusted: the MLflow server was named on this machine, not only by the job.
     """
 
@@ -75,7 +75,10 @@ class Job:
         self.experiment = metadata[EXPERIMENT_KEY]
         self.tracking_uri = metadata[TRACKING_KEY]
         self.storage = metadata[STORAGE_KEY]
-        self._grace_s = int(metadata.get(GRACE_KEY, defaults.GRACE_S))
+        try:
+            self._grace_s = int(metadata[GRACE_KEY])
+        except (KeyError, ValueError):  # of an older version, or not written by `submit`
+            self._grace_s = defaults.GRACE_S
         self._client = client
 
     def _details(self) -> Any:
@@ -105,8 +108,8 @@ class Job:
         here = self._trusted or self.tracking_uri.rstrip("/") == os.environ.get("MLFLOW_TRACKING_URI", "").rstrip("/")
         if not here and has_login():
             raise UserError(
-                f"the job's MLflow server is {self.tracking_uri}: set MLFLOW_TRACKING_URI to it, if the login that is "
-                "here is for that server"
+                f"the job's MLflow server is {redacted(self.tracking_uri)}: set MLFLOW_TRACKING_URI to it, if the "
+                "login that is here is for that server"
             )
         return RemoteLaunch.find(self.tracking_uri, self.experiment, self.id)
 
@@ -143,7 +146,7 @@ class Job:
             message=trouble if state in LIVE or state == "succeeded" else _last_line(details.message),
             seconds=max(0.0, end - details.start_time / 1000) if details.start_time else 0.0,
             launch_id=launch.launch_id if launch else None,
-            link=launch.link if launch else self.tracking_uri,
+            link=launch.link if launch else redacted(self.tracking_uri),
             progress=progress,
             forward_ratio=launch.forward_ratio if launch else None,
         )
@@ -245,7 +248,7 @@ def overview(address: str | None = None) -> list[JobStatus]:
     for job, details in jobs_of(connect(address)):
         live = state_of(details) in LIVE
         found.append(job._status(details, ask_mlflow=live and job.tracking_uri not in silent))
-        if live and found[-1].message:  # each call would wait for it again
+        if live and found[-1].message:  # the server does not answer, and the next job would wait for it again
             silent.add(job.tracking_uri)
     return found
 
@@ -288,5 +291,5 @@ def _chosen(known: Sequence[tuple[Job, bool]], name: str | None, running: bool, 
         what = "no sweep runs" if running else "no sweep was submitted"
         which = "" if name is None else f" as {name!r}"
         others = f" (there are: {', '.join(job.id for job, _ in known[:5])})" if known else ""
-        raise UserError(f"{what} on {address}{which}{others}")
+        raise UserError(f"{what} on {redacted(address)}{which}{others}")
     return found[0]

@@ -11,6 +11,7 @@ from mlflow.tracking import MlflowClient
 
 from gsae_ray.storage.progress import Progress
 from gsae_ray.tracking.connection import asking, connect
+from gsae_ray.tracking.credentials import redacted
 from gsae_ray.tracking.tags import JOB, KIND, LAUNCH, PROGRESS
 
 
@@ -43,8 +44,8 @@ class RemoteLaunch:
     @property
     def link(self) -> str:
         """The address of its page in the MLflow UI."""
-        info = self.run.info
-        return f"{self.client.tracking_uri.rstrip('/')}/#/experiments/{info.experiment_id}/runs/{info.run_id}"
+        info, server = self.run.info, redacted(self.client.tracking_uri)
+        return f"{server.rstrip('/')}/#/experiments/{info.experiment_id}/runs/{info.run_id}"
 
     @property
     def _reported(self) -> dict[str, Any]:

@@ -26,7 +26,7 @@ from gsae_ray.jobs.dashboard import connect, explained
 from gsae_ray.jobs.job import EXPERIMENT_KEY, GRACE_KEY, LIVE, STORAGE_KEY, TRACKING_KEY, Job, jobs_of, state_of
 from gsae_ray.names import own_command, refuse_address
 from gsae_ray.storage.launch_directory import Resume
-from gsae_ray.tracking.credentials import refuse_password
+from gsae_ray.tracking.credentials import redacted, refuse_password
 from gsae_ray.tracking.experiment import check
 from gsae_ray.tracking.tags import JOB_VARIABLE
 
@@ -136,7 +136,7 @@ def _server_uri(tracking_uri: str | None) -> str:
     refuse_password(uri)
     if urlsplit(uri).scheme not in ("http", "https"):
         raise UserError(
-            f"--tracking-uri: {uri!r} is not an MLflow server that the cluster can reach; give its address "
+            f"--tracking-uri: {redacted(uri)!r} is not an MLflow server that the cluster can reach; give its address "
             "(http://HOST:PORT), or set MLFLOW_TRACKING_URI"
         )
     return uri

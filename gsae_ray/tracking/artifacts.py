@@ -13,6 +13,7 @@ from gsae_ray.errors import UserError, first_line
 from gsae_ray.saes.files import holds
 from gsae_ray.storage.evaluations import EVALUATION as EVALUATION_FILE
 from gsae_ray.tracking.connection import open_tracking, quick_failure
+from gsae_ray.tracking.credentials import redacted_in
 from gsae_ray.tracking.tags import CONTENT
 
 TRANSFER_S = 120
@@ -57,7 +58,8 @@ def fetch_sequences(run_id: str, tracking_uri: str | None, pursuit_l0: int | Non
     except (MlflowException, OSError) as error:
         what = f" by pursuit at L0 {pursuit_l0}" if pursuit_l0 is not None else ""
         raise UserError(
-            f"sequences: run {run_id} has no sums of each context{what} that can be fetched: {first_line(error)}"
+            f"sequences: run {run_id} has no sums of each context{what} that can be fetched: "
+            f"{redacted_in(first_line(error), client.tracking_uri)}"
         ) from error
     except ValueError as error:
         raise UserError(
@@ -78,7 +80,8 @@ def fetch_sae(run_id: str, directory: str | Path, tracking_uri: str | None, key:
             folder = download_sae(client, run_id, directory)
             hash_of_saved = client.get_run(run_id).data.tags.get(CONTENT)
     except (MlflowException, OSError) as error:
-        raise UserError(f"{key}: the SAE of run {run_id} cannot be fetched: {first_line(error)}") from error
+        said = redacted_in(first_line(error), client.tracking_uri)
+        raise UserError(f"{key}: the SAE of run {run_id} cannot be fetched: {said}") from error
     if not holds(folder, hash_of_saved):
         raise UserError(
             f"{key}: the SAE of run {run_id} is damaged: what MLflow has is not what was saved; {_RECORD_ANEW}"

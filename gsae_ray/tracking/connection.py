@@ -20,7 +20,7 @@ from sqlalchemy.engine import create_engine, make_url
 from sqlalchemy.exc import SQLAlchemyError
 
 from gsae_ray.errors import UserError, first_line
-from gsae_ray.tracking.credentials import HTTP, has_login, redacted, refuse_password
+from gsae_ray.tracking.credentials import HTTP, has_login, redacted, redacted_in, refuse_password
 
 PATIENCE_S = 15
 """Seconds without an answer after which a server counts as away."""
@@ -65,7 +65,7 @@ def sqlite_file(tracking_uri: str) -> Path | None:
     MLflow would make a folder that is missing, wherever a typo points.
 
     Raises:
-        UserError: there is no such folder, or it is one itself.
+        UserError: the file's folder does not exist, or the path is that of a folder.
     """
     if not tracking_uri.startswith("sqlite:///"):
         return None
@@ -146,26 +146,23 @@ def asking(tracking_uri: str) -> Iterator[None]:
         with quick_failure(PATIENCE_S):
             yield
     except (MlflowException, SQLAlchemyError, sqlite3.Error, ImportError, OSError, ValueError) as error:
-        told = _explain(tracking_uri, error).replace(tracking_uri, redacted(tracking_uri))  # what MLflow quotes, too
-        raise UserError(f"--tracking-uri: {told}") from error
+        raise UserError(f"--tracking-uri: {_explain(tracking_uri, error)}") from error
 
 
 def _explain(tracking_uri: str, error: BaseException) -> str:
     """Why a store cannot be worked with, and what to do about it."""
-    cause = error
+
+    def quoted(error: BaseException) -> str:
+        return redacted_in(first_line(error), tracking_uri)[:200]
+
+    where, cause = redacted(tracking_uri), error
     while (deeper := cause.__cause__ or cause.__context__) is not None:
         cause = deeper
     if urlsplit(tracking_uri).scheme not in HTTP:
         if tracking_uri.startswith("file:") or Path(tracking_uri).is_dir():
-            return (
-                f"{tracking_uri!r} is a folder, to which MLflow does not record; give a file: sqlite:///PATH/mlflow.db"
-            )
-        return (
-            f"{tracking_uri!r} cannot be used ({first_line(cause)[:200]}); mend that (a database needs its client "
-            f"here), {_ELSEWHERE}"
-        )
-    reason = first_line(error)[:200]
-    server = f"the MLflow server at {tracking_uri!r}"
+            return f"{where!r} is a folder, to which MLflow does not record; give a file: sqlite:///PATH/mlflow.db"
+        return f"{where!r} cannot be used ({quoted(cause)}); mend that (a database needs its client here), {_ELSEWHERE}"
+    reason, server = quoted(error), f"the MLflow server at {where!r}"
     status = error.get_http_status_code() if isinstance(error, MlflowException) else 0
     if status == HTTPStatus.UNAUTHORIZED:
         return (
@@ -179,4 +176,4 @@ def _explain(tracking_uri: str, error: BaseException) -> str:
         )
     if isinstance(cause, MlflowException):
         return f"{server} does not do what it is asked for ({reason}); is it one of MLflow {mlflow.__version__}?"
-    return f"{server} does not answer ({first_line(cause)[:200]}); start it, {_ELSEWHERE}"
+    return f"{server} does not answer ({quoted(cause)}); start it, {_ELSEWHERE}"

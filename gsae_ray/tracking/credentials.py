@@ -15,14 +15,14 @@ from gsae_ray.errors import UserError
 
 HTTP = ("http", "https")
 SECRET_KEYS = ("password", "passwd", "pwd", "sslpassword", "secret", "token", "access_token", "api_key")
-"""Of an address's query."""
+"""Names of parameters in an address's query whose values are passwords."""
 
 
 def refuse_password(address: str, option: str = "--tracking-uri") -> None:
     """Refuses an address with a password, since addresses are printed and written down.
 
     Raises:
-        UserError: there is one, or it is no address. Neither tells what was given.
+        UserError: there is one, or it is no address. The message does not repeat what was given.
     """
     address = address.strip()
     try:
@@ -58,10 +58,18 @@ def _has_password(address: str) -> bool:
 
 def redacted(address: str) -> str:
     """An address as it is printed: without user names, passwords and the values of its query."""
+    return redacted_in(address, address)
+
+
+def redacted_in(text: str, address: str) -> str:
+    """A text that may quote an address, or parts of it, without what `redacted` leaves out of that address."""
     if address.startswith("sqlite:///"):
-        return address
-    address, mark, query = address.partition("?")
-    return re.sub(r"[^/@]+@", "***@", address) + mark + re.sub(r"=[^&]*", "=***", query)
+        return text
+    place, _, query = address.partition("?")
+    secrets = dict.fromkeys(re.findall(r"[^/@]+@", place), "***@") | dict.fromkeys(re.findall(r"=[^&]+", query), "=***")
+    for secret in sorted(secrets, key=len, reverse=True):  # one may begin or end another
+        text = text.replace(secret, secrets[secret])
+    return text
 
 
 def has_login() -> bool:
@@ -74,7 +82,7 @@ def has_login() -> bool:
 
     try:
         return bool(os.environ.get("MLFLOW_TRACKING_TOKEN") or read_mlflow_creds().password)
-    except (configparser.Error, UnicodeDecodeError):  # it is not told: it quotes the file
+    except (configparser.Error, UnicodeDecodeError):  # their messages quote the file, passwords and all
         raise UserError(
             "~/.mlflow/credentials cannot be read: it has a line [mlflow], then mlflow_tracking_username = … and "
             "mlflow_tracking_password = …, with %% for a %"

@@ -111,6 +111,14 @@ def test_a_cluster_that_is_not_there_is_known_at_once(address: str) -> None:
         pass
 
 
+@pytest.mark.parametrize("address", ["ray://secret@127.0.0.1:1", "127.0.0.1:1?key=secret", "secret@127.0.0.1:1"])
+def test_the_secrets_of_an_address_are_not_told(address: str) -> None:
+    with pytest.raises(UserError, match=r"^--address: .*127\.0\.0\.1:1") as error:  # noqa: SIM117
+        with connected(address):
+            pass
+    assert "secret" not in str(error.value)
+
+
 def test_what_ray_takes_for_auto_and_is_no_more_is_known_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """Its file of the last cluster stays when that has gone."""
     monkeypatch.delenv("RAY_ADDRESS", raising=False)

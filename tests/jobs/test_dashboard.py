@@ -50,3 +50,12 @@ def test_a_dashboard_that_hangs_is_said_to_be_away(monkeypatch: pytest.MonkeyPat
             with pytest.raises(UserError, match=f"--address: no Ray dashboard answers at {address}") as error:
                 ask(address=address)
             assert "timed out" in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "address", ["http://127.0.0.1:1?key=secret", "https://127.0.0.1:1/x?key=secret", "ray://secret@h"]
+)
+def test_the_secrets_of_an_address_are_not_told(address: str) -> None:
+    with pytest.raises(UserError, match="^--address: ") as error:
+        dashboard.connect(address)
+    assert "secret" not in str(error.value) and "***" in str(error.value)

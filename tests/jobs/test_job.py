@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -87,6 +88,11 @@ def test_a_login_goes_only_to_the_server_that_it_is_for(tmp_path: Path, monkeypa
     [
         ({"gsae.grace_s": "7"}, True, ["asked s-1 to stop; trials that run save a checkpoint (at most 7 s)"]),
         ({}, True, ["asked s-1 to stop; trials that run save a checkpoint (at most 240 s)"]),  # of an older version
+        (
+            {"gsae.grace_s": "a while"},  # of another tool
+            True,
+            ["asked s-1 to stop; trials that run save a checkpoint (at most 240 s)"],
+        ),
         ({}, False, []),
     ],
 )
@@ -115,3 +121,16 @@ def test_a_job_is_stopped_by_ray_and_has_its_own_grace(
     heard: list[str] = []
     assert Job(Client(), "s-1", told | grace).stop(heard.append) == ("stopped" if running else "succeeded")
     assert heard == said
+
+
+@pytest.mark.parametrize("login", ["", "a-token"])
+def test_the_secrets_of_a_jobs_server_are_not_told(monkeypatch: pytest.MonkeyPatch, login: str) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_TOKEN", login)
+    address = "http://127.0.0.1:1?key=secret"
+    told = {"gsae.sweep": "s", "gsae.experiment": "s", "gsae.tracking_uri": address, "gsae.storage": "~"}
+    details = SimpleNamespace(
+        status=SimpleNamespace(value="RUNNING"), driver_exit_code=None, message="", start_time=1, end_time=None
+    )
+    status = Job(None, "s-1", told)._status(details)
+    assert "http://127.0.0.1:1?key=***" in status.message and status.link == "http://127.0.0.1:1?key=***"
+    assert "secret" not in json.dumps(status.to_json())

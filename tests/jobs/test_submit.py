@@ -27,11 +27,13 @@ def submit_quickstart(**options: Any) -> Job:
         ({}, "no Ray dashboard answers at http://127.0.0.1:1"),
         ({"address": "127.0.0.1:6379"}, "give it as http://HOST:8265"),
         ({"tracking_uri": "sqlite:///mlflow.db"}, "not an MLflow server that the cluster can reach"),
+        ({"tracking_uri": "postgresql://secret@h/db"}, "'postgresql://***@h/db' is not an MLflow server"),
         ({"tracking_uri": "http://me:secret@host:5000"}, "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"),
         ({"tracking_uri": "http://secret@host:5000"}, "there is a password in the address, "),
         ({"tracking_uri": "http://[secret"}, "--tracking-uri: what was given is not an address"),
         ({"address": "http://me:secret@127.0.0.1:1"}, "--address: there is a password in the address, "),
         ({"storage": "runs"}, "'runs' is relative"),
+        ({"storage": "s3://key:secret@host/runs"}, "--storage: s3://…: addresses are not supported"),
         ({"overrides": ["training.lr=no"]}, "training.lr"),
     ],
 )

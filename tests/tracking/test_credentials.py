@@ -11,7 +11,7 @@ from servers import free_ports
 
 from gsae_ray.errors import UserError
 from gsae_ray.tracking.connection import connect, resolve_uri
-from gsae_ray.tracking.credentials import SECRET_KEYS, redacted, refuse_password
+from gsae_ray.tracking.credentials import SECRET_KEYS, redacted, redacted_in, refuse_password
 from gsae_ray.tracking.experiment import check
 
 
@@ -124,7 +124,21 @@ def test_an_address_is_printed_without_userinfo_and_values_of_its_query(address:
     assert redacted(address) == shown
 
 
-@pytest.mark.parametrize("address", ["me:secret@host:5000", "http//me:secret@host", "gopher://there?key=secret"])
+REDACTED = ("http://127.0.0.1:1?key=secret", "postgresql://secret@127.0.0.1:1/db?passfile=secret")
+"""Addresses that are not refused, of servers that are not there."""
+
+
+def test_what_quotes_an_address_in_part_is_printed_without_its_secrets_too() -> None:
+    address = "http://host:5000?key=secret&k=sec"
+    said = "Max retries exceeded with url: /?key=secret&k=sec/api/2.0 of http://host:5000?key=secret&k=sec/api"
+    shown = "Max retries exceeded with url: /?key=***&k=***/api/2.0 of http://host:5000?key=***&k=***/api"
+    assert redacted_in(said, address) == shown
+    assert redacted_in("no route to me@host, aime@host", "ray://me@aime@host") == "no route to ***@host, ***@host"
+
+
+@pytest.mark.parametrize(
+    "address", [*REDACTED, "me:secret@host:5000", "http//me:secret@host", "gopher://there?key=secret"]
+)
 def test_what_mlflow_says_of_an_address_is_told_without_its_secrets(address: str) -> None:
     with pytest.raises(UserError, match="^--tracking-uri: ") as error:
         connect(address)
