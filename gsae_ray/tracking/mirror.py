@@ -55,7 +55,7 @@ class _Run:
     """The last step of each metric."""
     cursor: Cursor = START
     finished: bool = False
-    """Whether it finished before, with evaluations of an older schema; newer ones are added to it."""
+    """Whether it finished before, with evaluations of an older schema; those that are made again are sent whole."""
 
 
 def _metrics(row: Row, steps: dict[str, int]) -> list[Metric]:
@@ -191,7 +191,11 @@ class Mirror:
         rows, cursor = directory.rows(run.cursor)
         evaluations = {l0: found for l0 in encoders if (found := directory.evaluation(fingerprint, l0))}
         if status.done:
-            rows = [*rows, *sorted(evaluations.values(), key=lambda row: row["step"])]  # `run.steps` only ever grow
+            made = sorted(evaluations.values(), key=lambda row: row["step"])  # `run.steps` only ever grow
+            if run.finished:  # they were made again: of two values of a step MLflow shows the newer
+                for row in reversed(made):
+                    run.steps.update(dict.fromkeys(row["metrics"], row["step"] - 1))
+            rows = [*rows, *made]
         for batch in _batches(rows, run.steps):
             self.client.log_batch(run.id, metrics=batch)
             run.steps.update((metric.key, metric.step) for metric in batch)

@@ -18,6 +18,8 @@ from servers import free_ports
 from trials import FINGERPRINT, REQUEST, SITE_1, begin, evaluation, expand, finish, logged, random_sae
 
 from gsae_ray import saes
+from gsae_ray.evaluation.metrics import METRICS
+from gsae_ray.results.outcomes import MLflowOutcomes
 from gsae_ray.saes.files import content_hash
 from gsae_ray.storage.trial_directory import Trial, TrialDirectory
 from gsae_ray.tracking.artifacts import download_sae, download_sequences
@@ -544,3 +546,37 @@ def test_a_finished_run_gets_the_metrics_that_evaluations_of_before_did_not_have
     assert run.data.tags[SCHEMA] == "2"
     assert run.data.metrics == before.data.metrics | {"eval/norm_ratio": 0.75}
     assert server.steps() == [64, 128]
+
+
+def test_a_finished_run_gets_the_new_values_of_metrics_whose_formula_has_changed(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Their steps are those of the old values."""
+    trial, directory = pair(tmp_path, 2)
+    directory.append(192, {"eval/fvu": 0.5})  # an evaluation while it is trained
+    finish(directory, trial, pursuit={4: evaluation(l0=3), 16: evaluation(l0=15)})
+    encoders = (None, 4, 16)
+    server.mirror(encoders=encoders).sync([Trial(trial, directory)])
+    before = server.run()
+    monkeypatch.setitem(METRICS, "fvu", dataclasses.replace(METRICS["fvu"], since=2))
+    time.sleep(0.002)  # made later
+    directory.save_evaluation(FINGERPRINT, 1024, evaluation(fvu=0.25))
+    for l0, fvu in ((4, 0.05), (16, 0.5)):  # less and more than before
+        directory.save_evaluation(FINGERPRINT, 1024, evaluation(l0=l0 - 1, fvu=fvu), l0)
+    failing = server.mirror(encoders=encoders)
+    failing.client.set_tag = fail_in_call(failing.client.set_tag, 1)  # the values are there, and not yet said to be
+    with pytest.raises(ConnectionError):
+        failing.sync([Trial(trial, directory)])
+    for _ in range(2):
+        server.mirror(encoders=encoders).sync([Trial(trial, directory)])
+    run = server.run()
+    assert run.info.run_id == before.info.run_id and run.data.tags[SCHEMA] == "2"
+    assert run.data.metrics == before.data.metrics | {"eval/fvu": 0.25, "pursuit/fvu": 0.5}
+    values = [(step, value) for step, _, value in server.history(run, "eval/fvu")]
+    assert values == [(192, 0.5), (1024, 0.1), (1024, 0.25)]
+    values = [(step, value) for step, _, value in server.history(run, "pursuit/fvu")]
+    assert values == [(4, 0.1), (4, 0.05), (16, 0.1), (16, 0.5)]
+    (read,) = MLflowOutcomes(server.uri, server.experiment).finished(None)
+    assert read.evaluation["fvu"] == 0.25
+    assert MLflowOutcomes(server.uri, server.experiment).pursuit(read)[4]["fvu"] == 0.05
+    assert server.steps("train/loss") == [64, 128]
