@@ -15,7 +15,7 @@ from gsae_ray.config.trial import TrialSpec
 from gsae_ray.storage.evaluations import EvaluationRequest
 from gsae_ray.storage.trial_directory import Trial, TrialDirectory
 from gsae_ray.tracking.mirror import Mirror
-from gsae_ray.tracking.tags import KIND
+from gsae_ray.tracking.tags import KIND, UPDATED
 
 TRIALS = expand(l1_coefficient=[1.0, 2.0, 4.0])
 (ONE, *_) = TRIALS
@@ -57,7 +57,7 @@ class Server:
             run.info.run_id: {
                 "info": (run.info.status, run.info.run_name, run.info.start_time, run.info.end_time),
                 "params": run.data.params,
-                "tags": {k: v for k, v in run.data.tags.items() if k != "gsae.updated"},
+                "tags": {k: v for k, v in run.data.tags.items() if k != UPDATED},
                 "metrics": {name: self.history(run, name) for name in run.data.metrics},
                 "artifacts": [
                     file.path

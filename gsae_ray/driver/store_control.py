@@ -37,8 +37,8 @@ class StoreControl(Protocol):
         """Returns the state of the store; None where its process has just come up and waits for `begin`.
 
         Raises:
-            StoreDied: see there.
-            StoreSilent: see there.
+            StoreDied: its process died.
+            StoreSilent: it gave no answer in time.
         """
 
     def begin(self, readers: Mapping[str, ReaderSpec], record: ProductionLog) -> None:
@@ -49,8 +49,8 @@ class StoreControl(Protocol):
             record: what was produced so far.
 
         Raises:
-            StoreDied: see there.
-            StoreSilent: see there.
+            StoreDied: its process died.
+            StoreSilent: it gave no answer in time.
         """
 
     def restart(self) -> None:

@@ -55,7 +55,7 @@ class Supervisor(threading.Thread):
             readers: those of them that are to be trained, as the store knows them.
             driver: this driver's hold on the sweep's folder.
             record_path: where the record of productions is kept; what is there already is gone on with.
-            settings: for how long a trial may be silent.
+            settings: for how long a trial may be silent, and may wait for free resources.
             stop: by which the launch is stopped.
             log: where events go.
             show_waits: is given the trials that wait for activations, every second.

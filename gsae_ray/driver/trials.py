@@ -94,8 +94,8 @@ class TrialRunner:
             errors = self._tune(left)
             self.supervisor.stop.check()
             for trial in left:
-                untold = self.supervisor.deaths.total[trial.name] == before[trial.name]  # by a callback
-                if untold and not trial.directory.ended:
+                counted = self.supervisor.deaths.total[trial.name] > before[trial.name]  # by a callback of Tune's
+                if not counted and not trial.directory.ended:
                     self.supervisor.trial_died(trial.name, errors.get(trial.name, "it did not end"))
 
     def _tune(self, trials: Sequence[Trial]) -> dict[str, str]:

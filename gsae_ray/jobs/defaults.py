@@ -8,5 +8,5 @@ STORAGE = "~/gsae_runs"
 """A folder of the cluster."""
 GRACE_S = 240
 """Seconds that a job has between SIGTERM, at which trials save a checkpoint, and SIGKILL: a minute for trials that do
-not end (`driver.launch`), and two last calls of either thread that writes to an MLflow server that hangs
-(`tracking`)."""
+not end (TUNE_FORCE_TRIAL_CLEANUP_S of `driver.tune_settings`), and two last calls of either thread that writes to an
+MLflow server that hangs, each as long as `tracking.connection.quick_failure` waits."""

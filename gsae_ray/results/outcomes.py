@@ -17,8 +17,9 @@ from gsae_ray.storage.evaluations import EvaluationRequest, schema_of
 from gsae_ray.storage.launch_directory import EVALUATED, find_trial
 from gsae_ray.storage.launch_directory import LAUNCH as LAUNCH_FILE
 from gsae_ray.storage.trial_directory import TrialDirectory
+from gsae_ray.tracking.params import trial_params
 from gsae_ray.tracking.runs import RecordedExperiment, unknown_experiment
-from gsae_ray.tracking.tags import EVALUATION, FAILURE, IDENTITY, LAUNCH, SCHEMA, TRIAL, trial_params
+from gsae_ray.tracking.tags import EVALUATION, FAILURE, IDENTITY, LAUNCH, SCHEMA, TRIAL
 
 T = TypeVar("T")
 

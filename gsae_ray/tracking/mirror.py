@@ -28,6 +28,7 @@ from gsae_ray.storage.trial_directory import Trial
 from gsae_ray.tracking.artifacts import sequences_path
 from gsae_ray.tracking.connection import connect
 from gsae_ray.tracking.experiment import check_artifacts, open_experiment
+from gsae_ray.tracking.params import trial_params
 from gsae_ray.tracking.tags import (
     CONTENT,
     EVALUATION,
@@ -36,11 +37,12 @@ from gsae_ray.tracking.tags import (
     JOB,
     KIND,
     LAUNCH,
+    MACHINE,
     PROGRESS,
     SCHEMA,
     SWEEP,
     TRIAL,
-    trial_params,
+    UPDATED,
 )
 
 _BATCH = 900  # metrics a call; MLflow takes 1000
@@ -256,7 +258,7 @@ class Mirror:
     ) -> None:
         """Records metrics, files and kinds of machines in the parent run."""
         now = time.time_ns() // 1_000_000
-        tags = [RunTag("gsae.updated", str(now)), *(RunTag(f"gsae.machine.{i}", m) for i, m in enumerate(machines))]
+        tags = [RunTag(UPDATED, str(now)), *(RunTag(f"{MACHINE}{i}", kind) for i, kind in enumerate(machines))]
         points = [Metric(name, value, now, 0) for name, value in metrics.items() if math.isfinite(value)]
         self.client.log_batch(self.parent_id, metrics=points, tags=tags)
         for path in artifacts:

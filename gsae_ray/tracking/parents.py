@@ -21,7 +21,6 @@ def fetch_parents(sweep: Sweep, folder: Path, tracking_uri: str | None) -> dict[
     Returns:
         Run id -> folder of its SAE.
 
-
     Raises:
         UserError: there is no such run, or it has no SAE.
     """

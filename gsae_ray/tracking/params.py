@@ -1,0 +1,27 @@
+"""The parameters of runs in MLflow. Does not import MLflow: storage is read under the same names."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from gsae_ray.config.site import Site
+from gsae_ray.config.trial import TrialSpec
+
+
+def trial_params(trial: TrialSpec) -> dict[str, Any]:
+    """Parameters of a trial's run, in one flat mapping."""
+    site = Site(trial.site)
+    training = trial.to_json()["training"]
+    return {
+        "architecture": trial.architecture,
+        "recipe": trial.recipe,
+        "variant": trial.variant,
+        "d_in": trial.d_in,
+        "d_sae": trial.d_sae,
+        "site": trial.site,
+        "layer": "" if site.layer is None else site.layer,
+        "point": site.point,
+        **{key: value for key, value in trial.hyperparameters.items() if value is not None},
+        **training,
+        **({} if trial.parent is None else {"parent": trial.parent}),
+    }
