@@ -49,7 +49,7 @@ class ArraySource:
 
     def statistics(self) -> SiteStatistics:
         first = torch.tensor(self.array[: self.layout.rows[0]])
-        gathering, order = StatisticsAccumulator(N), torch.arange(len(first))
+        gathering, order = StatisticsAccumulator(first.shape[1]), torch.arange(len(first))
         gathering.add(first)
         statistics = gathering.statistics(first, order, torch.ones_like(order), self.max_norm)
         statistics.mean.flags.writeable = False

@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator, Sequence
 
+from torch import Tensor
+
 from gsae_ray.config.sections import ModelSettings
 from gsae_ray.config.site import Site
 from gsae_ray.data.contexts import PADDING
@@ -59,9 +61,12 @@ class LanguageModelSource:
         tokens_ST = spec.tokens.block(block)
         kept_ST = spec.tokens.kept(tokens_ST)
         for tokens_BT, kept_BT in zip(tokens_ST.split(spec.batch), kept_ST.split(spec.batch), strict=True):
-            read_BT = model_input(tokens_BT).to(self.device)
-            captured = capture(self.model, read_BT, [Site(site) for site in sites], kept_BT)
-            yield RowBatch({site.name: x_Rn for site, x_Rn in captured.items()}, kept_BT.nonzero()[:, 1])
+            yield self._batch(tokens_BT, kept_BT, sites)  # not by a name, which would keep it through the next pass
+
+    def _batch(self, tokens_BT: Tensor, kept_BT: Tensor, sites: Sequence[str]) -> RowBatch:
+        read_BT = model_input(tokens_BT).to(self.device)
+        captured = capture(self.model, read_BT, [Site(site) for site in sites], kept_BT)
+        return RowBatch({site.name: x_Rn for site, x_Rn in captured.items()}, kept_BT.nonzero()[:, 1])
 
     def heldout(self) -> HeldOutContexts:
         """The held-out contexts of the prepared tokens."""

@@ -75,9 +75,10 @@ class Producer:
                 if block == 0:
                     accumulators[site].add(x_Rn)
             positions.append(batch.position_R)
+            del batch, x_Rn  # the next forward pass has the memory
             made(done)
         if done != n_rows:
-            raise ValueError(f"block {block} of the source has not the {n_rows} rows of the layout")
+            raise ValueError(f"block {block} has {done} rows or more at its source, {n_rows} in the layout")
         statistics = {
             site: accumulator.statistics(rows[site], destination, torch.cat(positions), self.source.max_norm)
             for site, accumulator in accumulators.items()

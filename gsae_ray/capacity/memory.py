@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 FLOAT = 4
 """Bytes of a number of an SAE: they are trained in float32."""
+DOUBLE = 8
+"""Bytes of a number of the statistics of block 0: their sums are float64."""
 PROCESS = 2**29
 """Bytes of a process with torch, Ray and our libraries."""
 CUDA_CONTEXT = 704 * 2**20
@@ -90,7 +92,8 @@ def producer_memory(
     """
     size, context = DTYPE_BYTES[sweep.model.dtype], sweep.model.context_size
     weights = size * sum(p.numel() for p in model.parameters())
-    forward = 2 * size * sweep.producers.batch * context * sum(widths.values())
+    positions = sweep.producers.batch * context
+    forward = positions * (2 * size * sum(widths.values()) + 2 * DOUBLE * max(widths.values()))  # sums of block 0
     a_context = FLOAT * context * model.config.get_text_config().vocab_size
     logits = sweep.evaluation.batch * a_context
     clean = a_context * -(-sweep.evaluation.tokens // sweep.rows_a_context)

@@ -183,7 +183,7 @@ class SAE(nn.Module, ABC):
 
     def not_finite(self) -> str | None:
         """The name of a parameter or buffer that holds a NaN or an infinity, if any does."""
-        return next((name for name, tensor in self.state_dict().items() if not tensor.isfinite().all()), None)
+        return next((name for name, tensor in self.state_dict().items() if not _finite(tensor)), None)
 
     # ---- units and norms --------------------------------------------------------------------------------------------
 
@@ -286,3 +286,11 @@ def to_bytes(sae: SAE) -> tuple[str, bytes]:
     """(cfg.json, sae_weights.safetensors) as they would be saved."""
     weights = {name: tensor.detach().cpu().contiguous() for name, tensor in sae.state_dict().items()}
     return sae.cfg.model_dump_json(indent=2), safetensors.torch.save(weights)
+
+
+def _finite(tensor: Tensor) -> bool:
+    """Whether all of it is; without a copy, as `isfinite` makes."""
+    if not tensor.numel():
+        return True
+    least, most = tensor.detach().aminmax()  # either is NaN where one of the numbers is
+    return bool(least.isfinite() and most.isfinite())
