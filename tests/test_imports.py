@@ -56,6 +56,15 @@ def test_the_command_line_shows_its_help_without_ray_and_mlflow() -> None:
     )
 
 
+@pytest.mark.parametrize("package", ["driver", "jobs"])
+def test_rays_environment_is_set_before_any_module_of_a_package_imports_ray(package: str) -> None:
+    """Ray reads some of it when it is imported. A package is imported before its modules, whichever comes first."""
+    python(
+        f"import os, sys; import gsae_ray.{package}\n"
+        "assert os.environ['TUNE_DISABLE_SIGINT_HANDLER'] == '1' and 'ray' not in sys.modules"
+    )
+
+
 @pytest.mark.parametrize("name", gsae_ray.__all__)
 def test_a_public_name_is_there(name: str) -> None:
     assert name in dir(gsae_ray)

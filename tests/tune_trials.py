@@ -31,4 +31,5 @@ def begun(folder: Path, trainer: Trainer) -> SAETrial:
     )
     trial.source = trial.failure = trial.stopped = None
     trial._newest_row = 0
+    trial._newest_metrics = {}
     return trial

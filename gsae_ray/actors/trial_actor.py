@@ -56,7 +56,7 @@ class SAETrial(tune.Trainable):
     """Trains to the end and saves the SAE; all state lies in the trial's directory.
 
     A step is an interval between two metric rows. Its result, which Tune's schedulers see, has the row's metrics under
-    their names, `tokens` as the time, and:
+    their names (the last result those of the newest row that this process has made), `tokens` as the time, and:
 
     done: the trial has come to its end, one way or another.
     failure: why it has failed for good (a loss that is not finite); None where it has not.
@@ -78,6 +78,7 @@ class SAETrial(tune.Trainable):
         self.failure = self.directory.failure  # the driver may have declared it as failed
         self.stopped: str | None = None
         self._newest_row = 0  # in tokens; -1 within an interval
+        self._newest_metrics: dict[str, float] = {}
 
     def _start(self) -> None:
         """Begins an attempt, at the first step: Tune may set up two processes for a trial and use only one of them."""
@@ -111,7 +112,7 @@ class SAETrial(tune.Trainable):
 
     def step(self) -> dict[str, Any]:
         if self.directory.done:  # a process before this one died after it had come to the end
-            return {"tokens": self.trial.training.trained_tokens, "done": True}
+            return self._end_result(self.trial.training.trained_tokens)
         if self.failure is None:
             with self._ending():
                 if self.trainer is None:
@@ -122,8 +123,11 @@ class SAETrial(tune.Trainable):
             with self._ending():
                 self.directory.fail(self.failure)
         self._end()
-        tokens = self.trainer.tokens if self.trainer else 0
-        return {"tokens": tokens, "failure": self.failure, "stopped": self.stopped, "done": True}
+        return self._end_result(self.trainer.tokens if self.trainer else 0)
+
+    def _end_result(self, tokens: int) -> dict[str, Any]:
+        end = {"tokens": tokens, "failure": self.failure, "stopped": self.stopped, "done": True}
+        return {**self._newest_metrics, **end}
 
     def _train(self, trainer: Trainer) -> dict[str, Any]:
         self._newest_row = -1
@@ -137,7 +141,7 @@ class SAETrial(tune.Trainable):
         if crossed and not trainer.done:
             row |= self._evaluate(trainer.finished_sae({}))
         self.directory.append(trainer.tokens, row)
-        self._newest_row = trainer.tokens
+        self._newest_row, self._newest_metrics = trainer.tokens, row
         if not trainer.done and trainer.tokens % self.trial.training.checkpoint_every_tokens == 0:
             self.directory.checkpoint(trainer.tokens, *trainer.state())
         return {**row, "tokens": trainer.tokens, "machine": machine(), "done": False}
@@ -153,7 +157,7 @@ class SAETrial(tune.Trainable):
             metadata["parent"] = self.trial.parent
         self.directory.finish(trainer.finished_sae(metadata))
         self._end()
-        return {"tokens": trainer.tokens, "done": True}
+        return self._end_result(trainer.tokens)
 
     def _evaluate(self, sae: SAE) -> dict[str, float]:
         evaluation: Evaluation = self.store.run(Evaluate(self.trial.site, *to_bytes(sae)))

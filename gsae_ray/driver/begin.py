@@ -54,12 +54,12 @@ class Launch:
     @property
     def own_folder(self) -> Path:
         """The launch's folder in storage."""
-        return self.folder / "launches" / self.id
+        return _own_folder(self.folder, self.id)
 
     @property
     def record_path(self) -> Path:
         """The file with what was produced for this launch."""
-        return self.own_folder / "record.json"
+        return _record_path(self.own_folder)
 
     def counters(self) -> Counters | None:
         """Returns what was produced for this launch, in all of its sessions; None where nothing was."""
@@ -69,6 +69,14 @@ class Launch:
     def is_ours(self) -> bool:
         """Returns whether no other driver has taken the sweep over."""
         return not self.driver.replaced_by
+
+
+def _own_folder(folder: Path, launch_id: str) -> Path:
+    return folder / "launches" / launch_id
+
+
+def _record_path(own_folder: Path) -> Path:
+    return own_folder / "record.json"
 
 
 @contextlib.contextmanager
@@ -123,8 +131,8 @@ def begin(
             resources = request_resources(prepared, readers)
             _LOG.info("the sweep fits the cluster: %.1f GiB of activations are kept", resources.budget_bytes / 2**30)
         launch_id, notices = begin_launch(folder, prepared.sweep, prepared.trials, resume, overrides)
-        own_folder = folder / "launches" / launch_id
-        notices += damage_of_log(own_folder / "record.json")
+        own_folder = _own_folder(folder, launch_id)
+        notices += damage_of_log(_record_path(own_folder))
         fingerprint, encoders = prepared.evaluation
         EVALUATED.write(own_folder / "evaluation.json", {"fingerprint": fingerprint, "encoders": list(encoders)})
         log = EventLog(own_folder / "events.jsonl", display.phase)

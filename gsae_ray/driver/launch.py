@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import logging
 import time
 from collections.abc import Sequence
@@ -12,9 +13,6 @@ from typing import Any
 import pandas as pd
 from rich.console import Console
 
-import gsae_ray.driver.tune_settings  # noqa: F401  (first of those that import Ray: it sets Ray's environment)
-
-# isort: split
 from gsae_ray.config.load import load_sweep
 from gsae_ray.config.sweep import Sweep
 from gsae_ray.driver.begin import Launch, begin
@@ -139,10 +137,10 @@ def _run(launch: Launch, uri: str, started: float) -> SweepResult:
         trial.directory.forget_failure()
     reader = ProgressReader(launch.trials, launch.prepared.evaluation)
     with Tracking(
-        lambda: open_mirror(launch, uri),
-        launch.trials,
-        (lambda: _progress(launch, reader)) if launch.pending else None,
-        launch.is_ours,
+        open_mirror=lambda: open_mirror(launch, uri),
+        trials=launch.trials,
+        progress=functools.partial(_progress, launch, reader) if launch.pending else None,
+        allowed=launch.is_ours,
     ) as tracking:
         if launch.pending:
             machines = _train(launch, tracking, reader)
@@ -179,14 +177,19 @@ def _train(launch: Launch, tracking: Tracking, reader: ProgressReader) -> list[s
         UserError: the model or MLflow cannot be opened.
     """
     with stopped_by_sigterm() as stop, running_actors(launch, stop, tracking.check) as actors:
-        tracking.start_mirroring()
+        tracking.start_mirroring(stop.check)
+        stop.check()
         with launch.display.following(reader):
             TrialRunner(launch, actors).run()
     return actors.supervisor.machines
 
 
 def _progress(launch: Launch, reader: ProgressReader) -> dict[str, Any]:
-    """Returns how far the launch is: `Progress` and its forward ratio, as JSON."""
+    """Returns how far the launch is: `Progress` and its forward ratio, as JSON.
+
+    All of it is read from storage, so it is there before the supervisor is, and without it. The ratio is as old as the
+    record of productions there: a second or two.
+    """
     reader.update()
     counters = launch.counters()
     ratio = counters.forward_ratio if counters is not None and counters.rows_distinct else None

@@ -207,5 +207,8 @@ def running_actors(launch: Launch, stop: StopRequest, check: Callable[[], None])
         try:
             yield Actors(store, supervisor)
         finally:
-            supervisor.finish()
-            ray.kill(store)  # a cluster, or a notebook's Ray, goes on after the launch
+            stop.shutting_down = True
+            try:
+                supervisor.finish()  # it may wait for a store that gives no answer
+            finally:
+                ray.kill(store)  # a cluster, or a notebook's Ray, goes on after the launch

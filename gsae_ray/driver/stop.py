@@ -16,6 +16,8 @@ class StopRequest:
 
     def __init__(self) -> None:
         self.reason: SweepStoppedError | None = None
+        self.shutting_down = False
+        """Whether the launch's work has ended, by itself or by an error: nothing checks for a reason any more."""
 
     def set(self, why: SweepStoppedError) -> None:
         """Has the launch stop: trials that run save a checkpoint."""
@@ -35,7 +37,7 @@ class StopRequest:
 def stopped_by_sigterm() -> Iterator[StopRequest]:
     """Within the context SIGTERM, with which a cluster ends a job, stops the launch.
 
-    A second SIGTERM, while it is stopping, ends the process as Ctrl-C does.
+    While it is stopping or shutting down, SIGTERM interrupts that as Ctrl-C does.
     """
     request = StopRequest()
     if threading.current_thread() is not threading.main_thread():  # handlers are the main thread's
@@ -43,7 +45,7 @@ def stopped_by_sigterm() -> Iterator[StopRequest]:
         return
 
     def handle(number: int, frame: FrameType | None) -> None:
-        if request.reason is not None:
+        if request.reason is not None or request.shutting_down:
             signal.default_int_handler(number, frame)
         request.set(StopAskedError("the launch was asked to stop; the same command with --resume goes on"))
 

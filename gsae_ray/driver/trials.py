@@ -83,7 +83,7 @@ class TrialRunner:
 
         Tune tries a trial again whose process dies, but gives it up where it dies while it is made ready for the trial;
         then Tune runs once more. Each of these runs counts a death of every trial that it leaves, so they come to an
-        end: `TrialDeaths` says when.
+        end: `TrialDeaths` says when. A trial that Tune ends for another reason, as a scheduler may, counts as dead too.
 
         Raises:
             SweepStoppedError: the launch cannot go on, or was asked to stop.

@@ -6,7 +6,7 @@ import contextlib
 import logging
 import threading
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from types import TracebackType
 from typing import Any
 
@@ -16,6 +16,8 @@ from gsae_ray.tracking.mirror import Mirror
 
 OPENINGS, OPENING_PAUSE_S = 5, 5.0
 """How often it is tried to open MLflow, and the seconds between."""
+CHECK_INTERVAL_S = 1.0
+"""Seconds between two checks whether to go on waiting until MLflow is open."""
 
 _LOG = logging.getLogger(__name__)
 
@@ -91,12 +93,17 @@ class Tracking:
         if self._opening.done():
             self._opening.result()
 
-    def start_mirroring(self) -> None:
+    def start_mirroring(self, check: Callable[[], None] = lambda: None) -> None:
         """Waits until MLflow is open; from now on it gets what is new every few seconds.
 
+        Args:
+            check: called every second while it is not open, which may be for minutes; its error ends the wait.
+
         Raises:
-            Exception: what the last try to open it met.
+            Exception: what the last try to open it met, or `check` raised.
         """
+        while not wait([self._opening], timeout=CHECK_INTERVAL_S).done:
+            check()
         mirroring = MirrorThread(self.mirror, self.trials, allowed=self.allowed)
         mirroring.start()
         self._mirroring = mirroring
@@ -106,13 +113,16 @@ class Tracking:
     ) -> None:
         try:
             self._give_up.set()
-            if self._reports is not None:
-                self._reports.finish()
+            try:
+                if self._reports is not None:
+                    self._reports.finish()
+            except BaseException:  # interrupted, maybe a second time: a server that hangs has this take long
+                self._kill()
+                raise
             if error is None:
                 self._send_the_rest()
             else:
-                with contextlib.suppress(Exception):  # the server may be what failed; storage has everything
-                    self._kill()
+                self._kill()
         finally:
             self._pool.shutdown()
 
@@ -124,5 +134,6 @@ class Tracking:
 
     def _kill(self) -> None:
         """Marks the runs as killed; not where another driver has taken over: the launch may be that one's now."""
-        if self.allowed() if self._mirroring is None else self._mirroring.finish():
-            self.mirror.close("KILLED")
+        with contextlib.suppress(Exception):  # the server may be what failed; storage has everything
+            if self.allowed() if self._mirroring is None else self._mirroring.finish():
+                self.mirror.close("KILLED")

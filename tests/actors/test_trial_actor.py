@@ -35,7 +35,7 @@ def test_a_trial_that_is_stopped_between_two_intervals_goes_on_from_there(tmp_pa
 
 
 def test_tune_gets_the_metrics_of_each_row_with_tokens_as_the_time(tmp_path: Path) -> None:
-    """So that a scheduler can act on them."""
+    """So that a scheduler can act on them; it wants them in the last result, too."""
     trial = begun(tmp_path / "trial", make("gated"))
     results = [trial.step() for _ in range(2)]
     rows, _ = trial.directory.rows()
@@ -43,6 +43,20 @@ def test_tune_gets_the_metrics_of_each_row_with_tokens_as_the_time(tmp_path: Pat
     for result, row in zip(results, rows, strict=True):
         assert result["tokens"] == row["step"] and not result["done"]
         assert row["metrics"].items() <= result.items()
+    while not (result := trial.step())["done"]:
+        pass
+    rows, _ = trial.directory.rows()
+    assert trial.directory.done and result["tokens"] == rows[-1]["step"]
+    assert rows[-1]["metrics"].items() <= result.items()
+
+
+def test_the_last_result_of_a_trial_that_fails_has_the_metrics_of_its_newest_row(tmp_path: Path) -> None:
+    trial = begun(tmp_path / "trial", make("gated"))
+    first = trial.step()
+    trial.failure = "the loss is not finite"
+    last = trial.step()
+    assert last["done"] and last["failure"] == trial.directory.failure == "the loss is not finite"
+    assert last["train/loss"] == first["train/loss"]
 
 
 def test_a_trial_that_fails_within_an_interval_saves_nothing_of_it(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from pathlib import Path
 
@@ -10,8 +11,10 @@ import pytest
 import ray
 import torch
 from faults import Home, on_nodes
-from golden import ONE_PRODUCER, SWEEP, full_store, parent_run, run
+from golden import ONE_PRODUCER, SHORT, SWEEP, full_store, parent_run, run
 from mlflow.tracking import MlflowClient
+from ray import tune
+from ray.tune.schedulers import ASHAScheduler
 from rich.console import Console
 
 import gsae_ray
@@ -125,6 +128,15 @@ def test_law_6_evaluation_again_gives_the_logged_numbers(launched: launch.SweepR
 def test_law_7_nothing_on_disk_can_run_code(home: Path) -> None:
     kinds = {path.suffix or path.name for path in (home / "runs").rglob("*") if path.is_file()}
     assert kinds <= {".json", ".jsonl", ".safetensors", ".yaml", ".csv", ".png", "DONE", "FAILED"}
+
+
+@pytest.mark.usefixtures("local_ray")
+def test_trials_run_under_a_scheduler_of_tune(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It finds its metric in every result, the last ones too: Tune itself checks that here. It stops no trial."""
+    monkeypatch.setenv("TUNE_DISABLE_STRICT_METRIC_CHECKING", "0")
+    asha = ASHAScheduler("tokens", "train/loss", "min", max_t=10**9, grace_period=10**8)
+    monkeypatch.setattr(tune, "TuneConfig", functools.partial(tune.TuneConfig, scheduler=asha))
+    assert run(SHORT, tmp_path).failures == {}
 
 
 def test_trials_are_mirrored_once_with_every_row(launched: launch.SweepResult, plan: PreparedSweep, home: Path) -> None:

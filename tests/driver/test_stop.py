@@ -23,6 +23,15 @@ def test_sigterm_stops_a_launch_and_a_second_one_ends_it() -> None:
     assert signal.getsignal(signal.SIGTERM) is before
 
 
+def test_sigterm_interrupts_a_launch_that_is_shutting_down() -> None:
+    """Nothing would see it otherwise, since nothing checks any more."""
+    with stopped_by_sigterm() as stop:
+        stop.shutting_down = True
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGTERM)
+        assert stop.reason is None
+
+
 def test_outside_the_main_thread_signals_are_left_alone() -> None:
     def handler() -> object:
         with stopped_by_sigterm():

@@ -8,7 +8,7 @@ from typing import Any, NoReturn, cast
 
 import pytest
 
-from gsae_ray.errors import UserError
+from gsae_ray.errors import StopAskedError, UserError
 from gsae_ray.tracking import session
 from gsae_ray.tracking.session import OPENINGS, Tracking
 
@@ -105,6 +105,36 @@ def test_a_launch_that_is_interrupted_before_it_mirrors_leaves_a_killed_run() ->
     mirror = Mirror()
     with pytest.raises(KeyboardInterrupt), tracking(lambda: mirror):
         raise KeyboardInterrupt
+    assert mirror.done == ["KILLED"]
+
+
+@pytest.mark.parametrize("ends", [lambda: None, refuse], ids=["after a clean end", "for the second time"])
+def test_a_launch_that_is_interrupted_while_it_reports_its_end_leaves_killed_runs(ends: Callable[[], None]) -> None:
+    class Hangs(Mirror):
+        def report(self, _progress: dict[str, Any]) -> NoReturn:
+            raise KeyboardInterrupt
+
+    mirror = Hangs()
+    with pytest.raises(KeyboardInterrupt), tracking(lambda: mirror, lambda: {}) as track:
+        track.start_mirroring()
+        ends()
+    assert mirror.done == ["sync", "KILLED"]
+
+
+def test_the_wait_for_an_opening_that_hangs_ends_where_the_launch_has_to_stop(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(session, "CHECK_INTERVAL_S", 0.0)
+    mirror, go_on = Mirror(), threading.Event()
+
+    def open_mirror() -> Any:
+        go_on.wait()
+        return mirror
+
+    def check() -> NoReturn:
+        go_on.set()  # else the end would wait for it
+        raise StopAskedError("asked to stop")
+
+    with pytest.raises(StopAskedError), tracking(open_mirror) as track:
+        track.start_mirroring(check)
     assert mirror.done == ["KILLED"]
 
 

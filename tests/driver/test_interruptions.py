@@ -1,0 +1,62 @@
+"""Launches that are interrupted where nothing trains: while MLflow is opened, and while actors are shut down."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+from faults import processes, wait_until
+from golden import SHORT, run
+from mlflow.tracking import MlflowClient
+
+from gsae_ray.driver import launch
+from gsae_ray.driver.supervisor import Supervisor
+from gsae_ray.driver.trials import TrialRunner
+from gsae_ray.errors import StopAskedError
+from gsae_ray.tracking.session import Tracking
+
+
+def statuses(home: Path) -> list[str]:
+    """Returns those of the sweep's runs in MLflow."""
+    client = MlflowClient(f"sqlite:///{home}/mlflow.db")
+    experiment = client.get_experiment_by_name(SHORT["name"])
+    return [run.info.status for run in client.search_runs([experiment.experiment_id])]
+
+
+@pytest.mark.usefixtures("local_ray")
+def test_sigterm_ends_the_wait_for_mlflow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shut_down = threading.Event()
+    open_mirror, start_mirroring, finish = launch.open_mirror, Tracking.start_mirroring, Supervisor.finish
+
+    def hang(*args: Any) -> Any:
+        assert shut_down.wait(100), "the launch waits for MLflow"
+        return open_mirror(*args)
+
+    def interrupted(self: Tracking, *args: Any) -> None:
+        signal.raise_signal(signal.SIGTERM)
+        start_mirroring(self, *args)
+
+    def tell(self: Supervisor) -> None:
+        shut_down.set()
+        finish(self)
+
+    monkeypatch.setattr(launch, "open_mirror", hang)
+    monkeypatch.setattr(Tracking, "start_mirroring", interrupted)
+    monkeypatch.setattr(Supervisor, "finish", tell)
+    with pytest.raises(StopAskedError):
+        run(SHORT, tmp_path)
+    assert statuses(tmp_path) == ["KILLED"]
+
+
+@pytest.mark.usefixtures("local_ray")
+def test_sigterm_interrupts_the_shutdown_of_actors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which may wait for a store that gives no answer; nothing would see that somebody has asked to stop."""
+    monkeypatch.setattr(TrialRunner, "run", lambda _: None)
+    monkeypatch.setattr(Supervisor, "finish", lambda _: signal.raise_signal(signal.SIGTERM))
+    with pytest.raises(KeyboardInterrupt):
+        run(SHORT, tmp_path)
+    assert statuses(tmp_path) == ["KILLED"]
+    wait_until(lambda: not processes("StoreActor"))
