@@ -21,20 +21,11 @@ SHOWN_TRIALS = 8
 
 
 class Display:
-    """Shows a launch: `with Display(console) as display: display.phase("…"); with display.following(reader): …`."""
+    """Shows a launch: `display = Display(console); display.phase("…"); with display.following(reader): …`."""
 
     def __init__(self, console: Console) -> None:
         self.console = console
-        self._live: Live | None = None
-        self._thread: threading.Thread | None = None
-        self._stop = threading.Event()
         self._waits: dict[str, Wait] = {}
-
-    def __enter__(self) -> Display:
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self.stop()
 
     def phase(self, text: str) -> None:
         """Prints a line about what is going on."""
@@ -44,43 +35,32 @@ class Display:
     @contextlib.contextmanager
     def following(self, reader: ProgressReader) -> Iterator[None]:
         """Shows the trials for the length of the context."""
-        self.follow(reader)
-        try:
-            yield
-        finally:
-            self.stop()
-
-    def follow(self, reader: ProgressReader) -> None:
-        """Shows the trials until `stop`."""
         reader.update()
-        if self.console.is_terminal:
-            self._live = Live(self._render(reader), console=self.console, transient=True, auto_refresh=False)
-            self._live.start()
-        self._thread = threading.Thread(target=self._loop, args=(reader,), name="display", daemon=True)
-        self._thread.start()
+        with contextlib.ExitStack() as stack:
+            live = None
+            if self.console.is_terminal:
+                live = Live(self._render(reader), console=self.console, transient=True, auto_refresh=False)
+                stack.enter_context(live)
+            ended = threading.Event()
+            thread = threading.Thread(target=self._loop, args=(reader, live, ended), name="display", daemon=True)
+            thread.start()
+            stack.callback(thread.join)
+            stack.callback(ended.set)
+            yield
 
     def show_waits(self, waits: Sequence[Wait]) -> None:
         """Takes note of the trials that wait for activations from now on."""
         self._waits = {wait.trial: wait for wait in waits}
 
-    def stop(self) -> None:
-        self._stop.set()
-        if self._thread is not None:
-            self._thread.join()
-            self._thread = None
-        if self._live is not None:
-            self._live.stop()
-            self._live = None
-
-    def _loop(self, reader: ProgressReader) -> None:
-        interval = LIVE_INTERVAL_S if self._live else PLAIN_INTERVAL_S
-        while not self._stop.wait(interval):
+    def _loop(self, reader: ProgressReader, live: Live | None, ended: threading.Event) -> None:
+        interval = LIVE_INTERVAL_S if live is not None else PLAIN_INTERVAL_S
+        while not ended.wait(interval):
             try:
                 reader.update()
             except (OSError, ValueError):
                 continue  # of storage; it may pass until the next time
-            if self._live is not None:
-                self._live.update(self._render(reader), refresh=True)
+            if live is not None:
+                live.update(self._render(reader), refresh=True)
             else:
                 self.console.print(describe_progress(self.progress(reader)), highlight=False, soft_wrap=True)
 

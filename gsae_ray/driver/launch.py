@@ -113,22 +113,22 @@ def run(
             sweep = load_sweep(file, overrides)
     uri = resolve_uri(tracking_uri)
     check_tracking(uri, sweep.experiment_name)
-    with Display(console or Console(stderr=True)) as display:
-        display.phase(f"checking {sweep.name}: model {sweep.model.name}, data {sweep.dataset.name}")
-        prepared = prepare(sweep, root, display.phase, uri)
-        _LOG.info("%d trials, %d blocks of activations", len(prepared.trials), len(prepared.layout.rows))
-        folder = root / sweep.name
-        with begin(
-            prepared, folder, display, tracking_uri=uri, address=address, resume=resume, overrides=overrides
-        ) as launch:
-            try:
-                with disk_space_needed(folder):
-                    return _run(launch, uri, started)
-            except OSError as error:  # not a mistake to mend, as before the launch began
-                raise SweepStoppedError(
-                    f"{error.filename or folder}: {error.strerror or error}; what was saved before is whole: the same "
-                    "command with --resume goes on"
-                ) from error
+    display = Display(console or Console(stderr=True))
+    display.phase(f"checking {sweep.name}: model {sweep.model.name}, data {sweep.dataset.name}")
+    prepared = prepare(sweep, root, display.phase, uri)
+    _LOG.info("%d trials, %d blocks of activations", len(prepared.trials), len(prepared.layout.rows))
+    folder = root / sweep.name
+    with begin(
+        prepared, folder, display, tracking_uri=uri, address=address, resume=resume, overrides=overrides
+    ) as launch:
+        try:
+            with disk_space_needed(folder):
+                return _run(launch, uri, started)
+        except OSError as error:  # not a mistake to mend, as before the launch began
+            raise SweepStoppedError(
+                f"{error.filename or folder}: {error.strerror or error}; what was saved before is whole: the same "
+                "command with --resume goes on"
+            ) from error
 
 
 def _run(launch: Launch, uri: str, started: float) -> SweepResult:

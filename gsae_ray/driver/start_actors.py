@@ -150,7 +150,7 @@ def start_store(layout: Layout, budget_bytes: int, timeout_s: float) -> ActorHan
 class Actors(NamedTuple):
     """The processes that trials of a launch need, and the thread that watches them."""
 
-    store: ActorHandle[Any]
+    store_actor: ActorHandle[Any]
     supervisor: Supervisor
 
 
@@ -189,9 +189,9 @@ def running_actors(launch: Launch, stop: StopRequest, check: Callable[[], None])
         may_go_on,
     ) as (producers, machines):
         _LOG.info("the producers have loaded the model")
-        store = start_store(launch.prepared.layout, resources.budget_bytes, settings.timeout_s)
+        store_actor = start_store(launch.prepared.layout, resources.budget_bytes, settings.timeout_s)
         supervisor = Supervisor(
-            RayStore(store, producers),
+            RayStore(store_actor, producers),
             {trial.name: trial for trial in launch.trials},
             launch.readers,
             launch.driver,
@@ -205,10 +205,10 @@ def running_actors(launch: Launch, stop: StopRequest, check: Callable[[], None])
             supervisor.saw_machine(machine)
         supervisor.start()
         try:
-            yield Actors(store, supervisor)
+            yield Actors(store_actor, supervisor)
         finally:
             stop.shutting_down = True
             try:
                 supervisor.finish()  # it may wait for a store that gives no answer
             finally:
-                ray.kill(store)  # a cluster, or a notebook's Ray, goes on after the launch
+                ray.kill(store_actor)  # a cluster, or a notebook's Ray, goes on after the launch

@@ -36,7 +36,7 @@ class Supervisor(threading.Thread):
 
     def __init__(
         self,
-        store: StoreControl,
+        store_control: StoreControl,
         trials: Mapping[str, Trial],
         readers: Mapping[str, ReaderSpec],
         driver: Driver,
@@ -50,7 +50,7 @@ class Supervisor(threading.Thread):
         """Prepares the watch; `start` begins it.
 
         Args:
-            store: the activation store.
+            store_control: of the activation store.
             trials: all trials of the launch, by name.
             readers: those of them that are to be trained, as the store knows them.
             driver: this driver's hold on the sweep's folder.
@@ -62,7 +62,7 @@ class Supervisor(threading.Thread):
             clock: time in seconds.
         """
         super().__init__(name="supervisor", daemon=True)
-        self.store = store
+        self.store_control = store_control
         self.trials = trials
         self.readers = readers
         self.driver = driver
@@ -121,9 +121,9 @@ class Supervisor(threading.Thread):
             self.stop.set(error)
             return
         try:
-            report = self.store.report()
+            report = self.store_control.report()
             if report is None:  # the first store, or one whose predecessor died
-                self.store.begin(self._unfinished(), self.record)
+                self.store_control.begin(self._unfinished(), self.record)
         except StoreDied:
             if not self._store_is_dead:
                 self._store_is_dead = True
@@ -131,7 +131,7 @@ class Supervisor(threading.Thread):
             return
         except StoreSilent:
             self.log.say(f"the activation store gave no answer for {STORE_TIMEOUT_S:g} s; its process is killed")
-            self.store.restart()
+            self.store_control.restart()
             return
         self._store_is_dead = False
         if report is not None:
@@ -185,14 +185,14 @@ class Supervisor(threading.Thread):
                     self.log.say(
                         f"{trial} is silent for trials.hang_timeout_s = {timeout_s:g} s; its process is killed"
                     )
-                    self.store.kill_trial(begun)
+                    self.store_control.kill_trial(begun)
 
     # ---- trials, as Tune's callbacks tell of them ----
 
     def trial_died(self, name: str, reason: str) -> bool:
         """Takes note that a trial's process died. Returns whether the trial has failed for good by that."""
         trial = self.trials[name]
-        self.store.abandon(name, finished=False)
+        self.store_control.abandon(name, finished=False)
         tokens = trial.directory.newest_checkpoint
         failure = self.deaths.died(name, tokens, reason)
         failed = failure is not None and not trial.directory.ended
@@ -207,11 +207,11 @@ class Supervisor(threading.Thread):
         """Has a trial that does not run fail for good."""
         trial.directory.begin_attempt(trial.spec, self.driver.session)
         trial.directory.fail(why)
-        self.store.abandon(trial.name, finished=True)
+        self.store_control.abandon(trial.name, finished=True)
 
     def trial_ended(self, name: str) -> None:
         """Takes note that Tune has ended a trial: it is done, has failed, or was stopped."""
-        self.store.abandon(name, finished=self.trials[name].directory.ended)
+        self.store_control.abandon(name, finished=self.trials[name].directory.ended)
 
     # ---- machines ----
 

@@ -35,7 +35,7 @@ class TrialRunner:
 
     def __init__(self, launch: Launch, actors: Actors) -> None:
         self.launch = launch
-        self.store = actors.store
+        self.store_actor = actors.store_actor
         self.supervisor = actors.supervisor
 
     def run(self) -> None:
@@ -44,7 +44,7 @@ class TrialRunner:
         Raises:
             SweepStoppedError: the launch cannot go on, or was asked to stop.
         """
-        launch, store = self.launch, StoreClient(self.store)
+        launch, store = self.launch, StoreClient(self.store_actor)
         pool = ThreadPoolExecutor(thread_name_prefix="evaluations")
 
         def submit(task: Evaluate) -> Future[Evaluation]:
@@ -111,7 +111,7 @@ class TrialRunner:
         def resources(config: dict[str, Any]) -> tune.PlacementGroupFactory:
             return tune.PlacementGroupFactory([requests[config["trial"]["name"]]], bundle_label_selector=[labels])
 
-        trainable = tune.with_parameters(SAETrial, store=self.store, context=self._context(trials))
+        trainable = tune.with_parameters(SAETrial, store=self.store_actor, context=self._context(trials))
         with tempfile.TemporaryDirectory(prefix="gsae-tune-") as scratch:
             results = tune.Tuner(
                 tune.with_resources(trainable, resources),

@@ -226,8 +226,7 @@ def test_a_line_stays_whole_where_there_is_no_terminal(tmp_path: Path, monkeypat
     display = Display(Console(file=out, width=80))
     notice = "a notice of more than eighty characters" * 5
     display.phase(notice)
-    display.follow(Launch(tmp_path).reader)
-    wait_until(lambda: out.getvalue().count("trials: ") > 1)
-    display.stop()
+    with display.following(Launch(tmp_path).reader):
+        wait_until(lambda: out.getvalue().count("trials: ") > 1)
     first, *progress = out.getvalue().splitlines()
     assert first == notice and len(set(progress)) == 1, progress

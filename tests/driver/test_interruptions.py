@@ -13,6 +13,7 @@ from golden import SHORT, run
 from mlflow.tracking import MlflowClient
 
 from gsae_ray.driver import launch
+from gsae_ray.driver.publish import open_mirror
 from gsae_ray.driver.supervisor import Supervisor
 from gsae_ray.driver.trials import TrialRunner
 from gsae_ray.errors import StopAskedError
@@ -29,7 +30,7 @@ def statuses(home: Path) -> list[str]:
 @pytest.mark.usefixtures("local_ray")
 def test_sigterm_ends_the_wait_for_mlflow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     shut_down = threading.Event()
-    open_mirror, start_mirroring, finish = launch.open_mirror, Tracking.start_mirroring, Supervisor.finish
+    start_mirroring, finish = Tracking.start_mirroring, Supervisor.finish
 
     def hang(*args: Any) -> Any:
         assert shut_down.wait(100), "the launch waits for MLflow"
