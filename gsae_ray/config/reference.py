@@ -38,8 +38,8 @@ true; anchors, aliases and merge keys (`<<`) work.
   their logarithms evenly spaced) or `{log_uniform: [low, high], n: 8, seed: 0}` (n values drawn, their logarithms
   uniformly). A sweep trains one SAE for each combination of all grids of an entry, at each site.
 - Where an integer is due, `1e6` and `400_000` are integers too.
-- *Rows* are activation vectors, one of each token that is kept. Counts of tokens and of rows end in `_tokens`, but for
-  `tokens` itself.
+- *Rows* are activation vectors, one of each token that is kept. Counts of them end in `_tokens`, but for `tokens`
+  itself, `batch_size` and `resampling.inputs`.
 - `null` as a default means what the description says, else nothing.
 - `--set path.to.key=value` overrides a key from the command line, with the value in YAML; `saes.0.lr` is a key of the
   first entry of `saes`.
