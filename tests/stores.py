@@ -28,7 +28,7 @@ PATIENCE_S = 1e6
 WIDTHS = {"left": 3, "right": 2}
 TIMEOUT_S = 20.0
 NORMS = Norms(rows=1000, median_square_norm=1.0, limit=100.0, left_out=0, sink_share=0.002, sink_positions=(1,))
-EVALUATION = Evaluation({"l0": 7.0}, {"rows": [3.0]})
+EVALUATION = Evaluation({"l0": 7.0}, {"rows": [3.0]}, schema=1)
 
 
 def layout_of(*rows: int, chunk_rows: int = 4) -> Layout:

@@ -11,7 +11,7 @@ import torch
 from gsae_ray.config.site import Site
 from gsae_ray.config.sweep import Sweep
 from gsae_ray.config.trial import TrialSpec
-from gsae_ray.evaluation.metrics import Evaluation
+from gsae_ray.evaluation.metrics import Evaluation, schema_version
 from gsae_ray.saes import SAE, SAEConfig, build
 from gsae_ray.storage.evaluations import EvaluationRequest
 from gsae_ray.storage.trial_directory import TrialDirectory
@@ -65,7 +65,7 @@ def begin(root: Path, trial: TrialSpec, steps: int = 0) -> TrialDirectory:
 def evaluation(l0: float = 20.0, loss_recovered: float = 0.9, **metrics: float) -> Evaluation:
     values = {"l0": l0, "loss_recovered": loss_recovered, "gamma": 1.0, "fvu": 0.1, "kl": 0.2}
     values |= {"ce_clean": 3.0, "ce_spliced": 3.4, "ce_zero": 7.0, "alive_fraction": 0.5} | metrics
-    return Evaluation(values, {"rows": [7.0, 6.0], "active": [7 * l0, 6 * l0]})
+    return Evaluation(values, {"rows": [7.0, 6.0], "active": [7 * l0, 6 * l0]}, schema_version())
 
 
 def logged(evaluation: Evaluation, kind: str = "eval") -> dict[str, float]:

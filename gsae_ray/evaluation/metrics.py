@@ -10,13 +10,14 @@ SAEs again that were evaluated before.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+
+from gsae_ray.errors import UserError
 
 Array = NDArray[np.float64]
 Sums = Mapping[str, Any]
@@ -148,6 +149,24 @@ def resampled() -> dict[str, Formula]:
     return {name: metric.formula for name, metric in METRICS.items() if metric.resampled}
 
 
+class AbsentSumError(UserError):
+    """An evaluation lacks a sum that a metric takes: without a language model there are no cross-entropies."""
+
+
+class Totals(dict[str, Any]):
+    """The sums that an evaluation has, as a formula takes them.
+
+    Raises:
+        AbsentSumError: one of `SUMS` is asked for that is not among them.
+        KeyError: there is no such sum at all.
+    """
+
+    def __missing__(self, name: str) -> Any:
+        if name in SUMS:
+            raise AbsentSumError(f"{name}: this evaluation has no such sum ({SUMS[name]}), and no metric that takes it")
+        raise KeyError(name)
+
+
 class Evaluation(NamedTuple):
     """An SAE on the held-out contexts of its site."""
 
@@ -155,16 +174,24 @@ class Evaluation(NamedTuple):
     """Every one of `METRICS` whose sums are there: without a language model there are no cross-entropies."""
     sequences: dict[str, list[float]]
     """Name of `SUMS` -> a number for each held-out context (or group of rows) in their fixed order."""
+    schema: int
+    """`schema_version()` in the process that computed the metrics."""
 
     @classmethod
     def of(cls, sequences: dict[str, list[float]], alive_fraction: float) -> Evaluation:
-        """The evaluation with those sums of each context; metrics whose sums are missing are left out."""
-        totals = {name: np.sum(values) for name, values in sequences.items()} | {"alive_fraction": alive_fraction}
+        """The evaluation with those sums of each context; metrics of which a sum is absent are left out.
+
+        Raises:
+            KeyError: a formula asks for what is none of `SUMS`.
+        """
+        totals = Totals({name: np.sum(values) for name, values in sequences.items()}, alive_fraction=alive_fraction)
         metrics: dict[str, float] = {}
         for name, metric in METRICS.items():
-            with contextlib.suppress(KeyError):  # without a language model there are no cross-entropies
+            try:
                 metrics[name] = float(metric.formula(totals))
-        return cls(metrics, sequences)
+            except AbsentSumError:
+                continue
+        return cls(metrics, sequences, schema_version())
 
 
 def _ratio(numerator: ArrayLike, denominator: ArrayLike) -> Array:

@@ -66,9 +66,13 @@ class RowEvaluator:
 
     def _look_at(self, site: Site) -> _SiteRows:
         """A pass over the rows for their norms, and one for the mean of those that take part."""
-        norms_R = torch.cat([square_norms(x_RD) for x_RD, _ in self._taking_part(site, torch.inf)])
-        if not norms_R.isfinite().all():
-            raise not_finite(f"activations at {site}", "the held-out rows", "float32")
+        norms = []
+        for x_RD, _ in self._taking_part(site, torch.inf):
+            norms.append(square_norms(x_RD))
+            if not norms[-1].isfinite().all():
+                dtype = str(x_RD.dtype).removeprefix("torch.")
+                raise not_finite(f"activations at {site}", "the held-out rows", dtype)
+        norms_R = torch.cat(norms)
         limit = square_norm_limit(norms_R, self.max_norm)
         parts = [x_RD.sum(0, dtype=torch.float64) for x_RD, _ in self._taking_part(site, limit)]
         return _SiteRows(limit, torch.stack(parts).sum(0) / int(takes_part(norms_R, limit).sum()))

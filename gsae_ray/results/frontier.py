@@ -111,7 +111,8 @@ def frontier(
 ) -> pd.DataFrame:
     """The evaluated SAEs of a sweep, sorted by site, tokens and L0.
 
-    Failed and unfinished trials, SAEs with L0 = 0 and non-finite results are left out.
+    Failed and unfinished trials are left out, and SAEs with L0 = 0, or without a finite L0 and loss recovered. Other
+    metrics may be NaN.
 
     Args:
         experiment: the MLflow experiment, by default the sweep's name.
@@ -160,11 +161,17 @@ def frontier(
         rows = rows[rows["site"] == site]
     sharing = ["site"] if tokens == MIXED else ["site", "tokens"]
     rows = _of_tokens(rows, tokens).sort_values([*sharing, "l0", "trial"])
-    usable = (rows["l0"] > 0) & _finite(rows)
+    # Where there is a language model, its own loss is always a number.
+    spliced = rows["loss_recovered"].notna() | rows["ce_clean"].notna()
+    if not spliced.all():
+        notes.append(
+            "without a language model there is no loss recovered, so evaluations on rows alone are left out: "
+            f"{(~spliced).sum()} of {len(rows)}"
+        )
+    usable = (rows["l0"] > 0) & np.isfinite(rows["l0"]) & np.isfinite(rows["loss_recovered"])
     notes += [
-        f"{row.trial}{f', pursuit L0 {row.pursuit_l0},' if encoder == 'pursuit' else ''} is left out: "
-        f"L0 = {row.l0:g}, loss recovered {row.loss_recovered:g}"
-        for row in rows[~usable].itertuples()
+        f"{_named(row)} is left out: L0 = {row['l0']:g}, loss recovered {row['loss_recovered']:g}"
+        for _, row in rows[spliced & ~usable].iterrows()
     ]
     rows = rows[usable].reset_index(drop=True)
     rows["on_frontier"] = False
@@ -211,11 +218,15 @@ def _metrics(evaluation: Mapping[str, float]) -> dict[str, float]:
     return {name: evaluation.get(name, float("nan")) for name in metrics.columns()}
 
 
-def _finite(rows: pd.DataFrame) -> pd.Series[bool]:
-    """Whether all metrics are finite, of those that evaluations of each row's schema carry."""
-    since = np.array([METRICS[name].since for name in metrics.columns()])
-    lacking = since > rows["schema"].to_numpy()[:, None]
-    return (np.isfinite(rows[metrics.columns()]) | lacking).all(axis=1)
+def _named(row: pd.Series[Any]) -> str:
+    """How a note names a table row: by its trial, and of pursuit by its target."""
+    return f"{row['trial']}, pursuit L0 {row['pursuit_l0']}," if "pursuit_l0" in row else str(row["trial"])
+
+
+def _not_finite(row: pd.Series[Any]) -> list[str]:
+    """The metrics of a table row that are not finite, of those that evaluations of its schema carry."""
+    carried = [name for name in metrics.columns() if METRICS[name].since <= row["schema"]]
+    return [name for name in carried if not np.isfinite(row[name])]
 
 
 def _caveats(rows: pd.DataFrame, tokens: int | str | None) -> list[str]:
@@ -236,9 +247,14 @@ def _caveats(rows: pd.DataFrame, tokens: int | str | None) -> list[str]:
         gap = float((group["ce_zero"] - group["ce_clean"]).iloc[0])
         if gap < MEANINGFUL_NATS:
             notes.append(f"{name}: zero-ablation costs only {gap:.3f} nats, so loss recovered means little there")
+    notes += [
+        f"{_named(row)} has no finite {', '.join(undefined)}"
+        for _, row in rows.iterrows()
+        if (undefined := _not_finite(row))
+    ]
     outdated = rows[rows["schema"] < metrics.schema_version()]
     if len(outdated):
-        lacking = [name for name in metrics.columns() if METRICS[name].since > outdated["schema"].min()]
+        lacking = [name for name, metric in METRICS.items() if metric.since > outdated["schema"].min()]
         notes.append(
             f"{len(outdated)} evaluations are of an older version, without {', '.join(lacking)}; the next launch of "
             "the sweep makes them again"

@@ -24,7 +24,7 @@ from numpy.typing import ArrayLike
 
 from gsae_ray.errors import UserError, suggest
 from gsae_ray.evaluation import metrics
-from gsae_ray.evaluation.metrics import Array, Sums, resampled
+from gsae_ray.evaluation.metrics import Array, Sums, Totals, resampled
 from gsae_ray.results import curves
 
 Sequences = Mapping[str, ArrayLike]
@@ -33,7 +33,7 @@ Statistic = Callable[[Sequence[Sums]], Any]
 """The sums of each SAE over some choice of contexts, for many choices at once [draws] -> the number [draws]."""
 
 SAME = 1e-3
-"""Relative difference up to which two losses of the clean model are those of one context (on other hardware)."""
+"""Relative difference up to which two marks (`_mark`) are those of one context (on other hardware)."""
 
 
 class Interval(NamedTuple):
@@ -92,10 +92,11 @@ def interval(
         Draws for which the statistic is NaN are left out; where it always is, so is the interval.
 
     Raises:
-        UserError: SAEs of one replicate were evaluated on different contexts.
+        UserError: SAEs of one replicate were evaluated on different contexts, or without a language model where the
+            statistic takes its losses.
     """
     random = np.random.RandomState(seed)  # its streams are frozen by numpy's compatibility policy
-    held_out: list[tuple[Array, Array]] = []  # a set of contexts each: their losses, and how often each is drawn
+    held_out: list[tuple[Array, Array]] = []  # a set of contexts each: their marks, and how often each is drawn
     values = np.stack([statistic(_drawn(saes, held_out, draws, random)) for saes in replicates])
     chosen = random.randint(len(values), size=(draws, len(values)))
     means = values[chosen, np.arange(1, draws + 1)[:, None]].mean(1)
@@ -109,17 +110,25 @@ def _drawn(
     saes: Sequence[Sequences], held_out: list[tuple[Array, Array]], draws: int, random: np.random.RandomState
 ) -> list[Sums]:
     """The sums of each SAE: over all contexts, then over each draw of them [1 + draws]."""
-    loss = np.asarray(saes[0]["nll_clean"], np.float64)
-    if not all(_same(loss, np.asarray(sae["nll_clean"], np.float64)) for sae in saes):
+    mark = _mark(saes[0])
+    if not all(_same(mark, _mark(sae)) for sae in saes):
         raise UserError("interval: these SAEs were evaluated on different contexts; compare those of one frontier")
-    counts = next((counts for other, counts in held_out if _same(loss, other)), None)
+    counts = next((counts for other, counts in held_out if _same(mark, other)), None)
     if counts is None:
-        n = len(loss)
+        n = len(mark)
         counts = np.concatenate([np.ones((1, n)), random.multinomial(n, np.full(n, 1 / n), size=draws)])
-        held_out.append((loss, counts))
-    return [dict(zip(sae, (counts @ np.array(list(sae.values()), np.float64).T).T, strict=True)) for sae in saes]
+        held_out.append((mark, counts))
+    return [Totals(zip(sae, (counts @ np.array(list(sae.values()), np.float64).T).T, strict=True)) for sae in saes]
 
 
-def _same(loss: Array, other: Array) -> bool:
-    """Whether two evaluations are of the same contexts: the clean model's losses tell."""
-    return loss.shape == other.shape and np.allclose(loss, other, rtol=SAME)
+def _mark(sae: Sequences) -> Array:
+    """A sum of each context that does not depend on the SAE, by which the contexts are known again.
+
+    It is the clean model's loss, which sites share; without a language model it is the rows' ‖x‖².
+    """
+    return np.asarray(sae["nll_clean"] if "nll_clean" in sae else sae["x_sq"], np.float64)
+
+
+def _same(mark: Array, other: Array) -> bool:
+    """Whether two evaluations are of the same contexts."""
+    return mark.shape == other.shape and np.allclose(mark, other, rtol=SAME)

@@ -180,13 +180,11 @@ class StorageOutcomes:
             directory = TrialDirectory(path)
             tags = {TRIAL: name, IDENTITY: identity, LAUNCH: launch_id}
             metrics: dict[str, float] = {}
-            status = directory.status(request)
-            if request.encoders and status.evaluated and status.failure is None:
-                evaluations = [
-                    found for l0 in request.encoders if (found := directory.evaluation(request.fingerprint, l0))
-                ]
-                tags |= {EVALUATION: request.fingerprint, SCHEMA: str(min(map(schema_of, evaluations)))}
-                for row in (*directory.rows()[0], *evaluations):
+            evaluations = directory.evaluations(request)
+            status = directory.status_with(evaluations, request)
+            if request.encoders and status.evaluated:
+                tags |= {EVALUATION: request.fingerprint, SCHEMA: str(min(map(schema_of, evaluations.values())))}
+                for row in (*directory.rows()[0], *evaluations.values()):
                     metrics |= _finite(row["metrics"])
             elif status.failure is not None:
                 tags[FAILURE] = status.failure

@@ -196,9 +196,12 @@ class SAE(nn.Module, ABC):
     def encoder_tensors(self) -> tuple[str, ...]:
         """Names of the parameters and buffers [..., d_sae] that a feature's activation is proportional to.
 
-        Whoever multiplies all of them by c > 0 for a feature multiplies its activations by c.
+        Whoever multiplies all of them by c > 0 for a feature multiplies its activations by c. By default: `W_enc`, and
+        those of `scaled_tensors` that have a number for each feature; one number for all of them is none.
         """
-        return ("W_enc", *(name for name in self.scaled_tensors if name != "b_dec"))
+        state = self.state_dict()
+        by_feature = [name for name in self.scaled_tensors if state[name].shape[-1:] == (self.cfg.d_sae,)]
+        return ("W_enc", *(name for name in by_feature if name != "b_dec"))
 
     @torch.no_grad()
     def fold_scale(self, scale: float) -> None:

@@ -50,7 +50,7 @@ class TrialStatus:
     outdated: tuple[int | None, ...]
     """Those of the missing for which there is an evaluation of an older schema, without some metrics of now."""
     failure: str | None
-    """Why training, or an evaluation that is missing, failed for good; None where it did not."""
+    """Why training, or the evaluation, failed for good; None where it did not, or where `evaluated`."""
 
     @property
     def done(self) -> bool:

@@ -22,7 +22,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple, cast
@@ -95,9 +95,16 @@ class TrialDirectory:
         if (done := DONE.read(self.path / "DONE", self.storage)) is None:
             return None
         for name, sha256 in done["files"].items():
-            if not is_whole(self.storage.local(self.path / name), sha256):
+            if not self._is_whole(name, sha256):
                 raise DamagedError(f"{self.path / name}: this file is damaged; {_AGAIN}")
         return done["sae"]
+
+    def _is_whole(self, name: str, sha256: str) -> bool:
+        """Whether a file of the directory is there, with those contents."""
+        try:
+            return is_whole(self.storage.local(self.path / name), sha256)
+        except FileNotFoundError:
+            return False
 
     def check_failed(self) -> str | None:
         """Why training ended for good, if it did.
@@ -158,14 +165,25 @@ class TrialDirectory:
         evaluation = EVALUATION.read_whole(found, self.storage)
         return evaluation if done and evaluation and evaluation["sae"] == done["sae"] else None
 
+    def evaluations(self, request: EvaluationRequest) -> dict[int | None, EvaluationRecord]:
+        """Those that a launch asks for and the finished SAE has, of any schema, by encoder."""
+        found = {l0: self.evaluation(request.fingerprint, l0) for l0 in request.encoders}
+        return {l0: record for l0, record in found.items() if record is not None}
+
     def status(self, request: EvaluationRequest) -> TrialStatus:
         """Where the trial stands, for a launch that asks for those evaluations."""
-        trained, (fingerprint, encoders) = self.done, request
-        found = {l0: self.evaluation(fingerprint, l0) if trained else None for l0 in encoders}
-        outdated = [l0 for l0, record in found.items() if record and schema_of(record) < schema_version()]
-        missing = tuple(l0 for l0, record in found.items() if record is None or l0 in outdated)
-        # Beside an SAE that has them all, FAILED is of an evaluation on other text.
-        return TrialStatus(trained, missing, tuple(outdated), None if trained and not missing else self.failure)
+        return self.status_with(self.evaluations(request), request)
+
+    def status_with(
+        self, evaluations: Mapping[int | None, EvaluationRecord], request: EvaluationRequest
+    ) -> TrialStatus:
+        """As `status`, where `evaluations(request)` have been read already."""
+        trained, encoders = self.done, request.encoders
+        outdated = tuple(l0 for l0, record in evaluations.items() if schema_of(record) < schema_version())
+        missing = tuple(l0 for l0 in encoders if l0 not in evaluations or l0 in outdated)
+        # Beside an SAE that has them all, of whatever schema, FAILED is of an evaluation on other text.
+        evaluated = trained and bool(encoders) and missing == outdated
+        return TrialStatus(trained, missing, outdated, None if evaluated else self.failure)
 
     def _evaluation_path(self, fingerprint: str, pursuit_l0: int | None) -> Path:
         pursuit = "" if pursuit_l0 is None else f"-pursuit-{pursuit_l0}"
@@ -239,7 +257,7 @@ class TrialDirectory:
         self._rows.begin(self.attempt, [row for row in rows if row["step"] <= tokens])
 
     def checkpoint(self, tokens: int, tensors: dict[str, Tensor], state: dict[str, Any]) -> None:
-        """Saves a training state; older ones than the last two go."""
+        """Saves a training state, and removes all but the last two."""
         self._check_attempt()
         self._checkpoints.write(tokens, (tensors, state), check=self._check_attempt)  # again: writing takes a while
 
@@ -290,7 +308,7 @@ class TrialDirectory:
             "metrics": metrics,
             "sequences": evaluation.sequences,
             "sae": done["sae"],
-            "schema": schema_version(),
+            "schema": evaluation.schema,
         }
         self.storage.make_folder(path.parent)
         EVALUATION.write(path, value, self.storage)

@@ -140,7 +140,7 @@ def test_trials_that_share_a_source_through_the_store_are_trained_as_alone() -> 
 
 
 def test_an_evaluation_has_no_cross_entropies_and_its_sums_are_those_of_the_groups(sae: SAE) -> None:
-    metrics, sequences = evaluate(sae, producer())
+    metrics, sequences, _ = evaluate(sae, producer())
     assert set(metrics) == {"l0", "gamma", "fvu", "alive_fraction", "rows"}
     assert all(len(sums) == HELD_OUT // GROUP for sums in sequences.values())
     assert sequences["rows"] == [GROUP] * (HELD_OUT // GROUP)
@@ -179,7 +179,10 @@ def test_rows_that_are_not_finite_are_named(sae: SAE, monkeypatch: pytest.Monkey
     rows = sparse_rows().clone()
     rows[ROWS + 7, 0] = torch.inf
     monkeypatch.setattr("test_source.sparse_rows", lambda: rows)
-    with pytest.raises(NumericError, match=f"activations at {SITE}"):
+    with pytest.raises(NumericError, match=f"activations at {SITE}.* float32 does not"):
+        evaluate(sae, producer())
+    monkeypatch.setattr("test_source.sparse_rows", lambda: rows.half())
+    with pytest.raises(NumericError, match=f"activations at {SITE}.* float16 end at 65,504"):
         evaluate(sae, producer())
 
 

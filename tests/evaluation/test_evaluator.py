@@ -379,7 +379,7 @@ def test_the_sums_of_each_context_are_those_of_a_slow_evaluation_of_it(
 
 
 def test_the_metrics_are_those_of_the_summed_contexts(evaluator: Evaluator) -> None:
-    metrics, sequences = evaluator.evaluate(SITES[0], make_sae("gated", d_sae=40, seed=2))
+    metrics, sequences, _ = evaluator.evaluate(SITES[0], make_sae("gated", d_sae=40, seed=2))
     totals = {name: sum(values) for name, values in sequences.items()}
     for name, ratio in resampled().items():
         assert float(ratio(totals)) == pytest.approx(metrics[name], rel=1e-12), name
@@ -404,7 +404,7 @@ def test_pursuit_takes_the_encoders_place_in_every_metric(
             return gradient_pursuit(x_BD, sae.W_dec, sae.b_dec, 5)
 
     expected = slow_evaluation(model, tokens_ET, site.layer, Pursued())  # type: ignore[arg-type]
-    metrics, sequences = evaluator.evaluate(site, sae, pursuit_l0=5)
+    metrics, sequences, _ = evaluator.evaluate(site, sae, pursuit_l0=5)
     assert metrics == pytest.approx(expected, rel=1e-4, abs=1e-5)
     assert 0 < metrics["l0"] <= 5
     own = evaluator.evaluate(site, sae)

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from added_metric import added_metric
 
+from gsae_ray.errors import UserError
 from gsae_ray.evaluation import metrics
 from gsae_ray.evaluation.metrics import METRICS, SUMS, Evaluation, Sums, columns, resampled, schema_version
 from gsae_ray.results.intervals import interval, of
@@ -50,3 +51,35 @@ def test_a_metric_that_takes_more_than_sums_is_not_resampled(monkeypatch: pytest
 
     assert Evaluation.of(SEQUENCES, 0.25).metrics["dead_fraction"] == 0.75
     assert "dead_fraction" not in resampled()
+
+
+def test_a_metric_is_left_out_only_where_a_sum_is_absent(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A formula with an error in it is none without sums: it is not left out without a word."""
+    rows_alone = {name: values for name, values in SEQUENCES.items() if not name.startswith(("nll", "kl", "positions"))}
+    found = Evaluation.of(rows_alone, 0.25)
+    assert set(found.metrics) == {"l0", "gamma", "fvu", "alive_fraction", "rows"}
+    monkeypatch.setattr(metrics, "METRICS", dict(METRICS))
+
+    @metrics.metric("misspelt", since=1)
+    def misspelt(s: Sums) -> metrics.Array:
+        return np.asarray(s["x_hat_sqq"])
+
+    with pytest.raises(KeyError, match="x_hat_sqq"):
+        Evaluation.of(SEQUENCES, 0.25)
+
+
+def test_an_evaluation_says_by_which_schema_it_was_computed(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = Evaluation.of(SEQUENCES, 0.5)
+    added_metric(monkeypatch)
+    assert Evaluation.of(SEQUENCES, 0.5).schema == before.schema + 1 == schema_version()
+
+
+def test_intervals_of_rows_alone_are_of_what_needs_no_language_model() -> None:
+    rows_alone = {name: values for name, values in SEQUENCES.items() if not name.startswith(("nll", "kl", "positions"))}
+    assert interval(of("fvu"), [[rows_alone, rows_alone]]).value == Evaluation.of(SEQUENCES, 0.5).metrics["fvu"]
+    other = {**rows_alone, "x_sq": [7.0, 7.0, 7.0]}
+    for saes in ([rows_alone, other], [rows_alone, SEQUENCES]):
+        with pytest.raises(UserError, match="different contexts"):
+            interval(of("fvu"), [saes])
+    with pytest.raises(UserError, match="^nll_spliced: this evaluation has no such sum"):
+        interval(of("loss_recovered"), [[rows_alone]])

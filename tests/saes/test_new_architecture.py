@@ -304,3 +304,24 @@ def test_plan_counts_its_memory_and_its_flops() -> None:
     assert (kind.architecture, kind.d_sae, kind.trials) == ("counting_topk", M, 2)
     wide = forecast.forecast(sweep(widths=[4096]), slots=2)
     assert wide.trial.host > plan.trial.host
+
+
+class OneThreshold(CountingTopK):
+    """As it is, with one θ for all features."""
+
+    def __init__(self, cfg: SAEConfig) -> None:
+        super().__init__(cfg)
+        self.register_buffer("threshold_F", torch.zeros(()))
+
+
+def test_one_threshold_for_all_features_is_folded_with_the_scale_and_not_with_the_norms() -> None:
+    cfg = SAEConfig(architecture="counting_topk", d_in=N, d_sae=M, hyperparameters={"k": 3})
+    sae = OneThreshold(cfg)
+    sae.threshold_F.fill_(6.0)
+    with torch.no_grad():
+        sae.W_dec.copy_(2 * torch.eye(M, N))
+    assert sae.encoder_tensors == ("W_enc", "b_enc")
+    assert CountingTopK(cfg).encoder_tensors == ("W_enc", "b_enc", "threshold_F")
+    sae.fold_norms()
+    sae.fold_scale(2.0)
+    assert sae.threshold_F == 3.0

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import math
 from concurrent.futures import Future
 from pathlib import Path
 
@@ -11,10 +13,10 @@ from added_metric import added_metric
 from trials import FINGERPRINT, REQUEST, begin, evaluation, expand, finish
 
 from gsae_ray.driver.evaluation_queue import EvaluationQueue
-from gsae_ray.evaluation.metrics import Evaluation, schema_version
+from gsae_ray.evaluation.metrics import METRICS, Evaluation, schema_version
 from gsae_ray.evaluation.task import Evaluate
 from gsae_ray.results.frontier import frontier
-from gsae_ray.storage.evaluations import EVALUATION, schema_of
+from gsae_ray.storage.evaluations import EVALUATION, EvaluationRequest, schema_of
 from gsae_ray.storage.launch_directory import EVALUATED, LAUNCH
 from gsae_ray.storage.trial_directory import Trial, TrialDirectory
 
@@ -66,6 +68,64 @@ def test_evaluations_of_an_older_schema_are_made_again(storage: Path, monkeypatc
         record = trial.directory.evaluation(FINGERPRINT)
         assert record is not None and schema_of(record) == schema_version()
         assert record["metrics"]["eval/norm_ratio"] == 0.75
+
+
+def test_an_evaluation_by_a_process_of_an_older_schema_is_outdated(
+    storage: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A producer may have an older install than the driver, or lack a metric from outside of the package."""
+    older = evaluation()
+    added_metric(monkeypatch)
+    (trial, _) = trials(storage)
+    trial.directory.save_evaluation(FINGERPRINT, 1024, older)
+    assert trial.directory.status(REQUEST).outdated == (None,)
+    trial.directory.save_evaluation(FINGERPRINT, 1024, evaluation(norm_ratio=0.75))
+    assert trial.directory.status(REQUEST).done
+
+
+def test_beside_evaluations_of_an_older_schema_a_failure_on_other_text_is_none(
+    storage: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The SAE is shown, and evaluated again; only who asks for no evaluation at all is told."""
+    (trial, _) = trials(storage)
+    trial.directory.fail_evaluation("no number")
+    added_metric(monkeypatch)
+    status = trial.directory.status(REQUEST)
+    assert (status.evaluated, status.outdated, status.failure) == (True, (None,), None)
+    assert len(frontier("swept", storage=storage)) == 2
+    assert trial.directory.status(EvaluationRequest("", ())).failure == "no number"
+
+
+def test_metrics_that_are_no_columns_are_named_too(storage: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    added_metric(monkeypatch)
+    monkeypatch.setitem(METRICS, "norm_ratio", dataclasses.replace(METRICS["norm_ratio"], column=False))
+    (note,) = frontier("swept", storage=storage).attrs["notes"]
+    assert "without norm_ratio;" in note
+
+
+def test_a_metric_that_is_not_finite_is_noted_and_its_sae_stays(storage: Path) -> None:
+    (first, second) = trials(storage)
+    first.directory.save_evaluation(FINGERPRINT, 1024, evaluation(l0=10.0, gamma=math.nan, kl=math.inf))
+    second.directory.save_evaluation(FINGERPRINT, 1024, evaluation(l0=20.0, loss_recovered=math.nan))
+    rows = frontier("swept", storage=storage)
+    assert rows["l0"].tolist() == [10.0] and rows["on_frontier"].all()
+    assert rows.attrs["notes"] == [
+        f"{second.name} is left out: L0 = 20, loss recovered nan",
+        f"{first.name} has no finite gamma, kl",
+    ]
+
+
+def test_saes_that_were_evaluated_without_a_language_model_are_left_out_in_words(storage: Path) -> None:
+    (first, _) = trials(storage)
+    whole = evaluation(l0=10.0)
+    alone = {name: value for name, value in whole.metrics.items() if name in ("l0", "gamma", "fvu", "alive_fraction")}
+    first.directory.save_evaluation(FINGERPRINT, 1024, whole._replace(metrics=alone))
+    rows = frontier("swept", storage=storage)
+    assert rows["l0"].tolist() == [20.0]
+    (note,) = rows.attrs["notes"]
+    assert note == (
+        "without a language model there is no loss recovered, so evaluations on rows alone are left out: 1 of 2"
+    )
 
 
 def test_the_frontier_shows_evaluations_of_an_older_schema_and_says_so(

@@ -25,7 +25,7 @@ from gsae_ray.storage.launch_directory import (
     recorded_overrides,
     trial_folder,
 )
-from gsae_ray.storage.trial_directory import TrialDirectory
+from gsae_ray.storage.trial_directory import TrialDirectory, forget_damaged
 
 (TRIAL,) = expand()
 ROOT = Path("/no/such/place")
@@ -58,6 +58,8 @@ class MemoryStorage:
         return self.times[path]
 
     def local(self, path: Path) -> Path:
+        if not self.exists(path):
+            raise FileNotFoundError(errno.ENOENT, "no such file", str(path))
         copy = self.scratch / str(time.monotonic_ns()) / path.name
         for source in [path] if path in self.files else self._within(path):
             target = copy / source.relative_to(path)
@@ -150,6 +152,9 @@ def test_a_trial_lives_in_any_storage(place: tuple[Storage, Path]) -> None:
     storage.append(path / "sae/cfg.json", b" ")
     with pytest.raises(DamagedError, match="cfg.json: this file is damaged"):
         second.check_done()
+    storage.remove(path / "sae/cfg.json")
+    (line,) = forget_damaged([second])
+    assert "cfg.json: this file is damaged" in line and not second.done
 
 
 def test_what_a_trial_leaves_is_byte_for_byte_the_same_in_any_storage(
