@@ -83,14 +83,14 @@ class ProducerPool:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    async def call(self, producer: ProducerClient, what: str, method: str, *args: Any) -> Any:
+    async def call(self, producer: ProducerClient, method: str, *args: Any, what: str = "") -> Any:
         """Calls a producer that was taken; afterwards it is idle again, or being revived.
 
         Args:
             producer: that was taken.
-            what: it is to do, in a word, for messages.
             method: of `ProducerClient`.
             *args: of the method.
+            what: it is to do, in a word, for messages; by default the method's name.
 
         Returns:
             its answer.
@@ -100,6 +100,7 @@ class ProducerPool:
             NumericError: so it raised; it would be so again.
             ProductionError: it raised; another would too.
         """
+        what = what or method
         try:
             answer = await asyncio.wait_for(getattr(producer, method)(*args), self.timeout_s)
         except asyncio.TimeoutError:

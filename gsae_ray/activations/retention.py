@@ -44,7 +44,8 @@ class Positions(NamedTuple):
     pinned: frozenset[int]
     """Blocks that lapsed trials hold: their memory is free only when these trials are back, or dead."""
     late_rows: int
-    """Rows of the stream that the longest unfinished trial trains on that is not running; 0 where there is none."""
+    """Rows of the stream that the longest trial trains on, of those that are at no block but will begin, or begin
+    again; 0 where there is none."""
     reach: Mapping[str, int]
     """Site -> rows of the stream that the longest unfinished trial at it trains on."""
 

@@ -335,7 +335,7 @@ class ActivationStore:
     async def _produce(self, producer: ProducerClient, block: int) -> None:
         making = self._blocks[block]
         try:
-            statistics, refs = await self._pool.call(producer, "produce", "produce", block, making.sites)
+            statistics, refs = await self._pool.call(producer, "produce", block, making.sites)
         except ProducerDied as error:
             del self._blocks[block]  # wanted again
             if (given_up := self._give_up(block, "produce", error)) is not None:
@@ -355,7 +355,7 @@ class ActivationStore:
 
     async def _run(self, producer: ProducerClient, pending: _PendingTask) -> None:
         try:
-            answer = await self._pool.call(producer, pending.name, "run", pending.task)
+            answer = await self._pool.call(producer, "run", pending.task, what=pending.name)
         except ProducerDied as error:
             if (given_up := self._give_up(pending, pending.name, error)) is not None:
                 self._answer(pending, ProductionError(given_up))

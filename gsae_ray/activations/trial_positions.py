@@ -107,7 +107,7 @@ class TrialPositions:
         return reader
 
     def begin(self, reader: Reader) -> None:
-        """The trial runs, even if it had finished before."""
+        """Notes that the trial runs. One that had finished may begin again: its last state may be lost."""
         reader.running = True
         if reader.finished:
             reader.finished = False

@@ -128,7 +128,10 @@ class Evaluator:
         return F.log_softmax(logits_BTV.float(), dim=-1)
 
     def _clean_log_probs(self, index: int, tokens_BT: Tensor) -> Tensor:
-        """Log-probabilities of the unedited model, cached where those of all slices fit (half of the time)."""
+        """Log-probabilities of the unedited model.
+
+        They are kept where those of all slices fit in memory: that saves each further SAE one of its two passes.
+        """
         if index in self._clean:
             return self._clean[index]
         log_probs_BTV = self._log_probs(tokens_BT)

@@ -51,12 +51,12 @@ class RowEvaluator:
             NumericError: the site's rows are not finite.
         """
         if site not in self._sites:
-            self._sites[site] = self._look_at(site)
-        its = self._sites[site]
+            self._sites[site] = self._measure(site)
+        rows = self._sites[site]
         active_F = torch.zeros(sae.cfg.d_sae, dtype=torch.float64, device=self.device)
         sums: dict[str, Tensor] = {}
-        for x_RD, group_R in self._taking_part(site, its.limit):
-            found = reconstruct(sae, x_RD.float(), its.mean_D, pursuit_l0)
+        for x_RD, group_R in self._taking_part(site, rows.limit):
+            found = reconstruct(sae, x_RD.float(), rows.mean_D, pursuit_l0)
             active_F += found.active_RF.sum(0)
             for name, values_R in {"rows": torch.ones_like(group_R), **found.values}.items():
                 empty = torch.zeros(self.heldout.groups, dtype=torch.float64, device=self.device)
@@ -64,8 +64,8 @@ class RowEvaluator:
         sequences = {name: sums_G.tolist() for name, sums_G in sums.items()}
         return Evaluation.of(sequences, alive_fraction=(active_F > 0).double().mean().item())
 
-    def _look_at(self, site: Site) -> _SiteRows:
-        """A pass over the rows for their norms, and one for the mean of those that take part."""
+    def _measure(self, site: Site) -> _SiteRows:
+        """Passes over the rows twice: for their norms, and for the mean of those that take part."""
         norms = []
         for x_RD, _ in self._taking_part(site, torch.inf):
             norms.append(square_norms(x_RD))

@@ -50,7 +50,7 @@ class Checkpoints:
         return None
 
     def write(self, tokens: int, state: State, check: Callable[[], None]) -> None:
-        """Saves a state; older ones than the last two go.
+        """Saves a state, and removes all but the last two.
 
         Args:
             tokens: that were trained on.

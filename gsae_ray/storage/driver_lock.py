@@ -50,7 +50,7 @@ class Driver:
         storage.create(self._path)
         try:
             self.beat()
-        except OSError:  # on a full disk; nobody is to take the file for a driver's
+        except OSError:  # on a full disk: an empty file would look like a driver that is starting
             storage.remove(self._path)
             raise
 

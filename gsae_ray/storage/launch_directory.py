@@ -85,7 +85,7 @@ def begin_launch(
         UserError: there is nothing to resume, or it has changed (not with `auto`).
     """
     description, identities = json.loads(sweep.model_dump_json()), {trial.name: trial.identity for trial in trials}
-    found, notices = _to_go_on_with(folder, description, identities, resume, storage)
+    found, notices = _resumable(folder, description, identities, resume, storage)
     if found is not None:
         launch, before = found
         storage.remove(launch / DONE)
@@ -114,13 +114,13 @@ def check_resume(
         UserError: as `begin_launch`.
     """
     identities = {trial.name: trial.identity for trial in trials}
-    _to_go_on_with(folder, json.loads(sweep.model_dump_json()), identities, resume, storage)
+    _resumable(folder, json.loads(sweep.model_dump_json()), identities, resume, storage)
 
 
-def _to_go_on_with(
+def _resumable(
     folder: Path, description: dict[str, Any], identities: dict[str, str], resume: Resume, storage: Storage
 ) -> tuple[tuple[Path, _Launch] | None, list[str]]:
-    """The launch to go on with, None for a new one; and what the user should know of a new one."""
+    """The launch to resume, or None where a new one is to be made; and notices about a new one."""
     earlier = _launches(folder, storage)
     newest = LAUNCH.read_whole(earlier[-1] / "launch.json", storage) if earlier else None
     notices = [f"every trial is trained anew: {WHY}"] if newest and _revision(newest) != REVISION else []

@@ -43,7 +43,7 @@ class MetricRows:
         return numbers(self.storage.names(self.folder), "metrics-", ".jsonl")
 
     def read(self, cursor: Cursor = START) -> tuple[list[Row], Cursor]:
-        """See `TrialDirectory.rows`."""
+        """Whole metric rows of the newest attempt from a cursor on, up to a damaged one, and the cursor after them."""
         attempt = max(self.attempts(), default=0)
         if attempt == 0:
             return [], START

@@ -190,5 +190,7 @@ def test_a_source_whose_block_has_other_rows_than_the_layout_is_an_error() -> No
     spec = producer().spec
     for rows in (BLOCK_ROWS - 1, BLOCK_ROWS + 1):
         other = dataclasses.replace(spec, layout=dataclasses.replace(spec.layout, rows=(rows,)))
-        with pytest.raises(ValueError, match="block 0 of the source"):
+        with pytest.raises(
+            ValueError, match=f"block 0 has {BLOCK_ROWS} rows or more at its source, {rows} in the layout"
+        ):
             Producer(other).produce(0, [SITE])
