@@ -1,15 +1,21 @@
-"""The page docs/sweep_file.md, which is made from the schema."""
+"""The reference of a sweep file's keys, made from the schema: docs/sweep_file.md, and what the command line prints."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
+from pydantic import BaseModel
 
 from gsae_ray.config import plain_yaml
-from gsae_ray.config.reference import markdown
+from gsae_ray.config import sweep as sweep_module
+from gsae_ray.config.recipe import TrialTraining
+from gsae_ray.config.reference import describe, markdown
+from gsae_ray.config.site import POINTS
 from gsae_ray.config.sweep import Sweep
+from gsae_ray.fields import Settings
 from gsae_ray.saes import REGISTRY, trainable_architectures
 
 PAGE = Path(__file__).parents[2] / "docs" / "sweep_file.md"
@@ -38,3 +44,56 @@ def test_every_key_has_a_row_with_its_type_default_and_bounds() -> None:
     for name in trainable_architectures():
         assert f"### Keys of architecture {name}" in markdown()
         assert all(f"| `{key}` |" in markdown() for key in REGISTRY[name].Hyperparameters.model_fields)
+
+
+# ---- what the command line prints -----------------------------------------------------------------------------------
+
+
+def schema_models() -> Sequence[type[Settings]]:
+    models = [m for m in vars(sweep_module).values() if isinstance(m, type) and issubclass(m, Settings)]
+    return [model for model in models if model not in (Settings, TrialTraining)]
+
+
+def test_the_description_names_every_field_with_its_own_description() -> None:
+    lines = describe().splitlines()
+    assert len(schema_models()) >= 9
+    models: list[type[BaseModel]] = [*schema_models()]
+    models += [REGISTRY[name].Hyperparameters for name in trainable_architectures()]
+    for model in models:
+        for name, field in model.model_fields.items():
+            found = [line.strip() for line in lines if line.strip().startswith(f"{name}:")]
+            assert found, name
+            if field.description:
+                assert any(field.description in line for line in found), name
+    for name in (*trainable_architectures(), *POINTS):
+        assert name in describe()
+
+
+@pytest.mark.parametrize(
+    ("section", "line"),
+    [
+        ("producers", "count: [1]"),
+        ("producers", "gpus: [0]"),
+        ("trials", "cpus: [1]"),
+        ("dataset", "seed: [0]"),
+        ("dataset", "repeat: [false]"),
+        ("dataset", "skip_positions: [1]"),
+        ("dataset", "split: [train]"),
+        ("training", "seeds: [0]"),
+        ("training", "lr: [0.0003]"),
+        ("training", "adam_betas: [[0, 0.999]]"),
+        ("training", "log_every_tokens: [auto]"),
+        ("model", "context_size: [128]"),
+    ],
+)
+def test_the_description_shows_defaults_as_yaml_writes_them(section: str, line: str) -> None:
+    within = re.search(rf"^{section}:.*\n((?:  .*\n?)+)", describe(), re.MULTILINE)
+    assert within is not None
+    assert re.search(rf"^  {re.escape(line)} ", within[1], re.MULTILINE), within[1]
+
+
+def test_every_field_has_a_description() -> None:
+    for model in schema_models():
+        for name, field in model.model_fields.items():
+            nested = isinstance(field.annotation, type) and issubclass(field.annotation, Settings)
+            assert field.description or nested, f"{model.__name__}.{name}"
