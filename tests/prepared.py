@@ -67,3 +67,7 @@ def complaint(wanted: Sweep, out: Path, error: type[UserError] = UserError) -> s
         prepare_tokens(wanted, out)
     assert "\n" not in str(caught.value)
     return str(caught.value)
+
+
+def rows_of(store: TokenStore) -> list[int]:
+    return [int(store.kept(store.block(index)).sum()) for index in range(len(store.rows))]

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 from damage import COMMON, Damage
-from prepared import DOCUMENTS, blocks, sweep, write_jsonl
+from prepared import blocks, sweep
 
 from gsae_ray.data.prepare import prepare_tokens
 from gsae_ray.data.tokens import TokenStore
@@ -17,11 +17,6 @@ FILES = ["train-*/manifest.json", "train-*/block-00000.safetensors", "heldout-*/
 
 def everything(store: TokenStore) -> tuple[object, ...]:
     return store.rows, store.heldout_rows, blocks(store), store.heldout().tolist()
-
-
-@pytest.fixture
-def text(tmp_path: Path) -> Path:
-    return write_jsonl(tmp_path / "text.jsonl", DOCUMENTS)
 
 
 @pytest.mark.parametrize("files", FILES)
