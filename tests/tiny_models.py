@@ -1,0 +1,214 @@
+"""A tiny random model of every supported family, and where it keeps things."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from functools import cache
+
+import pytest
+import torch
+from torch import Tensor, nn
+from transformers import (
+    AutoModelForCausalLM,
+    DeepseekV2Config,
+    DeepseekV3Config,
+    FalconConfig,
+    Gemma2Config,
+    Gemma3Config,
+    Gemma3TextConfig,
+    GemmaConfig,
+    GPT2Config,
+    GPTJConfig,
+    GPTNeoConfig,
+    GPTNeoXConfig,
+    GptOssConfig,
+    LlamaConfig,
+    MistralConfig,
+    MixtralConfig,
+    Olmo2Config,
+    Olmo3Config,
+    OlmoConfig,
+    OlmoeConfig,
+    Phi3Config,
+    PhiConfig,
+    PreTrainedConfig,
+    PreTrainedModel,
+    Qwen2Config,
+    Qwen2MoeConfig,
+    Qwen3Config,
+    Qwen3MoeConfig,
+    SmolLM3Config,
+)
+
+from gsae_ray.config.site import POINTS, Site
+from gsae_ray.language_model.hooks import capture
+
+D, LAYERS, MLP = 32, 3, 48
+SIZE = {
+    "vocab_size": 64,
+    "hidden_size": D,
+    "intermediate_size": MLP,
+    "num_hidden_layers": LAYERS,
+    "num_attention_heads": 4,
+    "max_position_embeddings": 64,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+GQA = {**SIZE, "num_key_value_heads": 2, "head_dim": 16}  # heads x head_dim = 64, not d_model
+# Contexts of the tests are longer than the window.
+LOCAL = {**GQA, "sliding_window": 4, "layer_types": ["sliding_attention", "full_attention", "sliding_attention"]}
+KV = {**SIZE, "num_key_value_heads": 2}
+EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 24}
+LATENT = {  # attention by way of latent vectors, experts from layer 1 on
+    **{**SIZE, "num_key_value_heads": 4},
+    **{"kv_lora_rank": 16, "qk_rope_head_dim": 8, "qk_nope_head_dim": 8, "v_head_dim": 16},
+    **{"n_routed_experts": 4, "num_experts_per_tok": 2, "n_shared_experts": 1, "moe_intermediate_size": 24},
+    **{"n_group": 1, "topk_group": 1, "first_k_dense_replace": 1},
+}
+VISION = {
+    "hidden_size": 16,
+    "intermediate_size": 16,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "image_size": 28,
+    "patch_size": 14,
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Tiny:
+    """Where a family keeps things, written down here a second time."""
+
+    config: Callable[[], PreTrainedConfig]
+    layers: str = "model.layers"
+    norm: str = "model.norm"
+    attention: str = "self_attn"
+    attention_projection: str = "o_proj"
+    mlp_projection: str = "down_proj"
+    z_width: int = 64
+    mlp_width: int = MLP
+    dense: tuple[int, ...] = tuple(range(LAYERS))
+    """Layers with an MLP, the others being mixtures of experts."""
+
+
+NEOX = {
+    "layers": "gpt_neox.layers",
+    "norm": "gpt_neox.final_layer_norm",
+    "attention": "attention",
+    "attention_projection": "dense",
+    "mlp_projection": "dense_4h_to_h",
+    "z_width": D,
+}
+GPT = {
+    "layers": "transformer.h",
+    "norm": "transformer.ln_f",
+    "attention": "attn",
+    "z_width": D,
+    "mlp_width": 4 * D,
+}
+FALCON = {
+    **GPT,
+    "attention": "self_attention",
+    "attention_projection": "dense",
+    "mlp_projection": "dense_4h_to_h",
+}
+FALCON_SIZE = {key: SIZE[key] for key in ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads")}
+FALCON_SIZE |= {"bos_token_id": 1, "eos_token_id": 2}
+TINY = {
+    "gpt_neox": Tiny(lambda: GPTNeoXConfig(**SIZE, use_parallel_residual=True), **NEOX),  # type: ignore[arg-type]
+    "gpt_neox_sequential": Tiny(lambda: GPTNeoXConfig(**SIZE, use_parallel_residual=False), **NEOX),  # type: ignore[arg-type]
+    "gpt2": Tiny(
+        lambda: GPT2Config(
+            vocab_size=64, n_positions=64, n_embd=D, n_layer=LAYERS, n_head=4, bos_token_id=1, eos_token_id=2
+        ),
+        **{**GPT, "attention_projection": "c_proj", "mlp_projection": "c_proj"},  # type: ignore[arg-type]
+    ),
+    "gpt_neo": Tiny(
+        lambda: GPTNeoConfig(
+            **{"vocab_size": 64, "max_position_embeddings": 64, "hidden_size": D, "num_layers": LAYERS, "num_heads": 4},
+            **{"attention_types": [[["global", "local", "global"], 1]], "window_size": 4},
+            **{"bos_token_id": 1, "eos_token_id": 2},
+        ),
+        **{**GPT, "attention_projection": "attention.out_proj", "mlp_projection": "c_proj"},  # type: ignore[arg-type]
+    ),
+    "gptj": Tiny(
+        lambda: GPTJConfig(
+            **{"vocab_size": 64, "n_positions": 64, "n_embd": D, "n_layer": LAYERS, "n_head": 4, "rotary_dim": 4},
+            **{"bos_token_id": 1, "eos_token_id": 2},
+        ),
+        **{**GPT, "attention_projection": "out_proj", "mlp_projection": "fc_out"},  # type: ignore[arg-type]
+    ),
+    "falcon": Tiny(lambda: FalconConfig(**FALCON_SIZE, parallel_attn=True), **FALCON),  # type: ignore[arg-type]
+    "falcon_sequential": Tiny(lambda: FalconConfig(**FALCON_SIZE, parallel_attn=False), **FALCON),  # type: ignore[arg-type]
+    "phi": Tiny(lambda: PhiConfig(**SIZE), "model.layers", "model.final_layernorm", "self_attn", "dense", "fc2", D),
+    "llama": Tiny(lambda: LlamaConfig(**GQA)),
+    "olmo": Tiny(lambda: OlmoConfig(**KV), z_width=D),
+    "phi3": Tiny(lambda: Phi3Config(**KV), z_width=D),
+    "smollm3": Tiny(lambda: SmolLM3Config(**KV), z_width=D),
+    "olmo2": Tiny(lambda: Olmo2Config(**KV), z_width=D),
+    "olmo3": Tiny(lambda: Olmo3Config(**KV, sliding_window=4, layer_types=LOCAL["layer_types"]), z_width=D),
+    "mixtral": Tiny(lambda: MixtralConfig(**GQA, num_local_experts=4), dense=()),
+    "qwen2_moe": Tiny(
+        lambda: Qwen2MoeConfig(**KV, **EXPERTS, shared_expert_intermediate_size=24, mlp_only_layers=[1]),
+        z_width=D,
+        dense=(1,),
+    ),
+    "qwen3_moe": Tiny(lambda: Qwen3MoeConfig(**GQA, **EXPERTS), dense=()),
+    "olmoe": Tiny(lambda: OlmoeConfig(**KV, num_experts=4, num_experts_per_tok=2), z_width=D, dense=()),
+    "gpt_oss": Tiny(lambda: GptOssConfig(**LOCAL, num_local_experts=4, num_experts_per_tok=2), dense=()),
+    "deepseek_v2": Tiny(lambda: DeepseekV2Config(**LATENT, q_lora_rank=None), dense=(0,)),
+    "deepseek_v3": Tiny(lambda: DeepseekV3Config(**LATENT, q_lora_rank=16), dense=(0,)),
+    "mistral": Tiny(lambda: MistralConfig(**GQA, sliding_window=4)),
+    "qwen2": Tiny(lambda: Qwen2Config(**GQA)),
+    "qwen3": Tiny(lambda: Qwen3Config(**GQA)),
+    "gemma": Tiny(lambda: GemmaConfig(**GQA)),
+    "gemma2": Tiny(lambda: Gemma2Config(**LOCAL)),
+    "gemma3_text": Tiny(lambda: Gemma3TextConfig(**LOCAL)),
+    "gemma3": Tiny(
+        lambda: Gemma3Config(text_config=LOCAL, vision_config=VISION, mm_tokens_per_image=4),
+        "model.language_model.layers",
+        "model.language_model.norm",
+    ),
+}
+TOKENS = torch.arange(3, 23).reshape(2, 10)
+
+
+family = pytest.mark.parametrize("name", TINY)
+layer = pytest.mark.parametrize("layer", range(LAYERS))
+point = pytest.mark.parametrize("point", POINTS)
+
+
+@cache
+def model_of(name: str) -> PreTrainedModel:
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(TINY[name].config())
+    for parameter in model.parameters():
+        if parameter.dim() > 1:
+            nn.init.normal_(parameter, std=0.2)
+        else:  # norms and biases, the post-norms of Gemma too
+            parameter.data.add_(torch.randn_like(parameter), alpha=0.5)
+    return model.eval().requires_grad_(False)
+
+
+def layers_with(name: str, point: str) -> tuple[int, ...]:
+    return TINY[name].dense if point == "mlp_post" else tuple(range(LAYERS))
+
+
+def sites_of(name: str) -> list[Site]:
+    return [Site.of_point(layer, point) for point in POINTS for layer in layers_with(name, point)]
+
+
+@cache
+def activations_of(name: str) -> dict[Site, Tensor]:
+    return capture(model_of(name), TOKENS, sites_of(name))
+
+
+def logits(model: nn.Module) -> Tensor:
+    with torch.no_grad():
+        return model(TOKENS, use_cache=False).logits
+
+
+def part(name: str, layer: int, path: str = "") -> str:
+    return ".".join(filter(None, (TINY[name].layers, str(layer), path)))
