@@ -20,7 +20,7 @@ from gsae_ray.activations.producer_pool import ProducerDied
 from gsae_ray.activations.production_log import Counters, ProductionLog
 from gsae_ray.activations.statistics import Norms, SiteStatistics
 from gsae_ray.activations.store import ActivationStore
-from gsae_ray.activations.trial_positions import ReaderSpec
+from gsae_ray.activations.trial_positions import LAPSE_S, ReaderSpec
 from gsae_ray.evaluation.metrics import Evaluation
 
 TURN_S = 0.001
@@ -33,6 +33,9 @@ EVALUATION = Evaluation({"l0": 7.0}, {"rows": [3.0]}, schema=1)
 
 def layout_of(*rows: int, chunk_rows: int = 4) -> Layout:
     return Layout(rows, WIDTHS, "float32", chunk_bytes=chunk_rows * 12)
+
+
+LAYOUT = layout_of(5, 6, 7, 4, 5, 6)
 
 
 def rows_of(layout: Layout, block: int, site: str) -> np.ndarray[Any, Any]:
@@ -236,3 +239,27 @@ async def out_of_memory() -> None:
 def always(fault: Fault, after: int = 0) -> Iterable[Fault | None]:
     """In every call but the first ones."""
     return itertools.chain([None] * after, itertools.repeat(fault))
+
+
+async def fast_and_silent(store: Store, end: int) -> asyncio.Future[None]:
+    """t1 has leased block 0 and is not heard of any more, and t0 reads up to `end` as far as there is room."""
+    await store.attach("t1", 1)
+    await store.lease("t1", 1, 0)
+    fast = asyncio.ensure_future(beating(store, "t0", train(store, "t0", end=end)))
+    await turns(100)
+    return fast
+
+
+async def beating(store: Store, name: str, work: Coroutine[Any, Any, None], attempt: int = 1) -> None:
+    """`work` of a trial whose heartbeats arrive."""
+
+    async def beat() -> None:
+        while True:
+            await store.beat(name, attempt)
+            await asyncio.sleep(LAPSE_S / 3)
+
+    heart = asyncio.ensure_future(beat())
+    try:
+        await work
+    finally:
+        heart.cancel()
