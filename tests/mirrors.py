@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -77,3 +77,15 @@ def pair(root: Path, steps: int = 0, trial: TrialSpec = ONE) -> Trial:
 def append(directory: TrialDirectory, *steps: int, **metrics: float) -> None:
     for step in steps:
         directory.append(64 * step, row_metrics(64 * step) | metrics)
+
+
+def fail_in_call(function: Callable[..., Any], number: int) -> Callable[..., Any]:
+    """Does as `function` does, but for one call."""
+    calls = itertools.count(1)
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        if next(calls) == number:
+            raise ConnectionError("connection reset\nby peer")
+        return function(*args, **kwargs)
+
+    return call

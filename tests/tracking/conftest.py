@@ -1,0 +1,21 @@
+"""An MLflow that keeps its runs in a file, and an experiment there."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+from mirrors import Server
+
+
+@pytest.fixture(scope="module")
+def uri(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    folder = tmp_path_factory.mktemp("mlflow")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)  # MLflow puts the artifacts of an SQLite store into the working directory
+        yield f"sqlite:///{folder / 'mlflow.db'}"
+
+
+@pytest.fixture
+def server(uri: str) -> Server:
+    return Server(uri)
