@@ -161,7 +161,7 @@ def _yaml(default: object) -> str:
 def _type(annotation: Any) -> str:
     """A type in words: `integer · grid`."""
     origin, arguments = get_origin(annotation), get_args(annotation)
-    if annotation is Layers:
+    if annotation == Layers:  # equal; pydantic may have made it anew
         return "integer · list, or a range"
     if origin is Annotated:
         inner, *validators = arguments

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import typing
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -26,6 +27,12 @@ def test_the_page_is_current() -> None:
     assert PAGE.read_text(encoding="utf-8") == markdown(), (
         f"python -m gsae_ray.config.reference {PAGE.relative_to(PAGE.parents[1])} makes it again"
     )
+
+
+def test_the_page_does_not_depend_on_the_types_that_typing_remembers() -> None:
+    for forget in typing._cleanups:  # type: ignore[attr-defined]
+        forget()
+    assert PAGE.read_text(encoding="utf-8") == markdown()
 
 
 @pytest.mark.parametrize("number", range(len(EXAMPLES)))

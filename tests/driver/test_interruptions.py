@@ -56,7 +56,15 @@ def test_sigterm_ends_the_wait_for_mlflow(tmp_path: Path, monkeypatch: pytest.Mo
 def test_sigterm_interrupts_the_shutdown_of_actors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Which may wait for a store that gives no answer; nothing would see that somebody has asked to stop."""
     monkeypatch.setattr(TrialRunner, "run", lambda _: None)
-    monkeypatch.setattr(Supervisor, "finish", lambda _: signal.raise_signal(signal.SIGTERM))
+    finish = Supervisor.finish
+
+    def interrupted(self: Supervisor) -> None:
+        try:
+            signal.raise_signal(signal.SIGTERM)
+        finally:
+            finish(self)  # else its thread would ask Ray on, which begins another for it
+
+    monkeypatch.setattr(Supervisor, "finish", interrupted)
     with pytest.raises(KeyboardInterrupt):
         run(SHORT, tmp_path)
     assert statuses(tmp_path) == ["KILLED"]
