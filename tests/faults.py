@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import golden
 import psutil
 import yaml
 from mlflow.tracking import MlflowClient
@@ -27,20 +28,13 @@ from gsae_ray.results.frontier import frontier
 from gsae_ray.storage.trial_directory import TrialDirectory
 
 SWEEP: dict[str, Any] = {
+    **golden.SWEEP,
     "name": "faults",
-    "model": {"name": "builtin"},
-    "dataset": {"name": "builtin", "shuffle_tokens": 16_384},
-    "sites": {"layers": [1, 2], "points": ["resid_post"]},
-    "saes": [
-        {"architecture": "gated", "widths": [256], "l1_coefficient": [4]},
-        {"architecture": "standard", "widths": [384], "l1_coefficient": [2]},
-    ],
     "training": {
-        **{"tokens": 81_920, "batch_size": 128, "lr": 1e-3},
-        **{"log_every_tokens": 2_560, "checkpoint_every_tokens": 10_240},
+        **golden.SWEEP["training"],
+        **{"tokens": 81_920, "log_every_tokens": 2_560, "checkpoint_every_tokens": 10_240},
     },
     "evaluation": {"tokens": 4096},
-    "producers": {"count": 2},
     "trials": {"hang_timeout_s": 15},
 }
 TOKENS = SWEEP["training"]["tokens"]
