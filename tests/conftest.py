@@ -46,6 +46,17 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         yield
 
 
+@pytest.fixture(scope="session")
+def local_ray() -> Iterator[None]:
+    """A Ray of this process's own. Its GPU, where there is none, is a number for Ray to count: nothing uses it."""
+    import ray  # takes a second: for those who need it
+
+    gpus = max(1, torch.cuda.device_count())
+    ray.init(address="local", num_cpus=2, num_gpus=gpus, include_dashboard=False, log_to_driver=False)
+    yield
+    ray.shutdown()
+
+
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
     """A file system of 256 KiB; without the right to mount one the test is skipped."""

@@ -31,8 +31,14 @@ SWEEP: dict[str, Any] = {
     "producers": {"count": 2},
 }
 ONE_PRODUCER = {**SWEEP, "producers": {"count": 1}}  # the same trials; one process less to start
-SHORT = {**ONE_PRODUCER, "training": {**SWEEP["training"], "tokens": 24_000}, "evaluation": {"tokens": 2048}}
-"""Two blocks of tokens in place of five: for tests that look at what a launch does, not at how good its SAEs are."""
+SHORT = {
+    **ONE_PRODUCER,
+    "training": {**SWEEP["training"], "tokens": 24_000, "log_every_tokens": 2_560},
+    "evaluation": {"tokens": 2048},
+    "trials": {"max_concurrent": 1},
+}
+"""Two blocks of tokens in place of five, one process for all trials: for tests that look at what a launch does, not at
+how good its SAEs are."""
 
 
 def run(sweep: dict[str, Any] | Sweep, home: Path, **options: Any) -> launch.SweepResult:

@@ -8,19 +8,21 @@ import random
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-import ray
 import torch
 from faults import SWEEP, Home, Outcome, assert_undisturbed, disturbed, position, processes, seed, send
 from footprint import MIB, trainer_mib, training, trial_of
 
 from gsae_ray.capacity.memory import CUDA_CONTEXT, trial_memory
 
-pytestmark = [pytest.mark.slow, pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")]
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.usefixtures("local_ray"),
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here"),
+]
 ON_GPU: dict[str, Any] = copy.deepcopy(SWEEP)
 ON_GPU["producers"] |= {"gpus": 0.2}
 ON_GPU["trials"] |= {"gpus": "auto"}
@@ -29,14 +31,6 @@ ON_GPU["trials"] |= {"gpus": "auto"}
 @pytest.fixture(scope="module")
 def rng() -> random.Random:
     return random.Random(seed())
-
-
-@pytest.fixture(scope="module", autouse=True)
-def local_ray() -> Iterator[None]:
-    ray.init(address="local", include_dashboard=False, log_to_driver=False)
-    assert ray.cluster_resources()["GPU"] >= 1
-    yield
-    ray.shutdown()
 
 
 @pytest.fixture(scope="module")

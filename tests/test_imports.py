@@ -35,16 +35,18 @@ def test_loading_an_sae_needs_neither_ray_nor_mlflow(tmp_path: Path) -> None:
     )
 
 
-def test_the_stores_process_does_without_torch() -> None:
-    """What torch takes would be over the store's budget."""
-    python("import sys; sys.modules['torch'] = sys.modules['transformers'] = None\nimport gsae_ray.actors.store_actor")
-
-
-def test_a_trials_process_does_without_transformers_and_datasets() -> None:
-    """They take seconds and memory, once a trial."""
-    python(
-        "import sys; sys.modules['transformers'] = sys.modules['datasets'] = None\nimport gsae_ray.actors.trial_actor"
-    )
+@pytest.mark.parametrize(
+    ("module", "does_without"),
+    [
+        ("gsae_ray.actors.store_actor", ["torch", "transformers"]),  # they would take more than the store's budget
+        ("gsae_ray.actors.producer_actor", ["torch", "transformers"]),  # the store loads it with a producer's handle
+        ("gsae_ray.actors.trial_actor", ["transformers", "datasets"]),
+        ("gsae_ray.activations.language_model_source", ["datasets"]),
+    ],
+)
+def test_a_process_does_without_what_takes_seconds_and_memory(module: str, does_without: list[str]) -> None:
+    missing = "".join(f"sys.modules['{name}'] = None; " for name in does_without)
+    python(f"import sys; {missing}import {module}")
 
 
 def test_the_command_line_shows_its_help_without_ray_and_mlflow() -> None:

@@ -9,8 +9,7 @@ from torch import Tensor
 
 from gsae_ray.config.sections import ModelSettings
 from gsae_ray.config.site import Site
-from gsae_ray.data.contexts import PADDING
-from gsae_ray.data.tokens import TokenStore, model_input
+from gsae_ray.data.tokens import PADDING, TokenStore, model_input
 from gsae_ray.language_model.causal import check_predictions
 from gsae_ray.language_model.hooks import capture
 from gsae_ray.language_model.loading import load_model

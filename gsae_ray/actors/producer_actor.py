@@ -1,17 +1,23 @@
-"""The producer as a Ray actor: nothing but the crossing of process boundaries."""
+"""The producer as a Ray actor: nothing but the crossing of process boundaries.
+
+Whoever is handed an actor's handle loads the module of its class (Ray 2.60): the store does. So this module imports no
+torch before there is a producer.
+"""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Sequence
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ray.actor import ActorHandle
 
-from gsae_ray.activations.producer import Producer, ProducerSpec
 from gsae_ray.activations.task import ProducerTask
 from gsae_ray.hardware import machine
+
+if TYPE_CHECKING:
+    from gsae_ray.activations.producer import Producer, ProducerSpec
 
 REPORT_INTERVAL_S = 1.0
 """Between two reports of a producer on how many rows of a block it has made."""
@@ -26,6 +32,8 @@ class ProducerActor:
     @cached_property
     def producer(self) -> Producer:
         """Made at the first call, so that what goes wrong is that call's error and not a dead actor."""
+        from gsae_ray.activations.producer import Producer
+
         return Producer(self.spec)
 
     def ready(self) -> str:

@@ -6,10 +6,8 @@ from collections.abc import Callable, Iterable, Iterator
 
 from gsae_ray.config.sections import DatasetSettings
 from gsae_ray.data.documents import Documents
+from gsae_ray.data.tokens import PADDING
 from gsae_ray.errors import UserError
-
-PADDING = -1
-"""Stands for a token id after a context that is shorter than the others: no row, no target, never read."""
 
 
 def packed(documents: Iterable[list[int]], context_size: int, bos: int | None, have_bos: bool) -> Iterator[list[int]]:

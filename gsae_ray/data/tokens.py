@@ -18,9 +18,11 @@ import torch
 from torch import Tensor
 from typing_extensions import TypedDict
 
-from gsae_ray.data.contexts import PADDING
 from gsae_ray.errors import DamagedError
 from gsae_ray.files import JSONFile
+
+PADDING = -1
+"""Stands for a token id after a context that is shorter than the others: no row, no target, never read."""
 
 
 def kept_mask(tokens_BT: Tensor, special_ids: Iterable[int], skip_positions: int) -> Tensor:

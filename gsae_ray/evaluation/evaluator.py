@@ -16,8 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gsae_ray.config.site import Site
-from gsae_ray.data.contexts import PADDING
-from gsae_ray.data.tokens import model_input
+from gsae_ray.data.tokens import PADDING, model_input
 from gsae_ray.errors import not_finite
 from gsae_ray.evaluation.metrics import SUMS, Evaluation
 from gsae_ray.evaluation.reconstruction import reconstruct

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import ray
 import tasks
+from faults import processes
 from producers import small_plan
 from tasks import CountLongRows, Overflow, long_rows
 
@@ -15,13 +15,6 @@ from gsae_ray.actors.store_actor import StoreClient
 from gsae_ray.driver.prepare import producer_spec
 from gsae_ray.driver.start_actors import running_producers, start_store
 from gsae_ray.errors import NumericError
-
-
-@pytest.fixture
-def local_ray() -> Iterator[None]:
-    ray.init(address="local", num_cpus=1, include_dashboard=False, log_to_driver=False)
-    yield
-    ray.shutdown()
 
 
 @pytest.mark.usefixtures("local_ray")
@@ -36,4 +29,7 @@ def test_a_task_runs_through_the_stores_actor_on_a_producers(tmp_path: Path) -> 
         assert store.run(CountLongRows(0, 0.0)) == {"long": plan.layout.rows[0], "before": 1}
         with pytest.raises(NumericError, match="too large"):
             store.run(Overflow())
+        (process,) = processes("StoreActor")
+        libraries = {Path(mapped.path).name for mapped in process.memory_maps()}
+        assert not any(name.startswith("libtorch") for name in libraries), "it would be over the store's budget"
         ray.kill(actor)

@@ -69,13 +69,26 @@ def error_line(result: Result) -> str:
         ("sites={modules: [{module: gpt_neox.layers.1.mpl}]}", ["sites.modules", "mpl", "'gpt_neox.layers.1.mlp'"]),
         ("evaluation.pursuit_l0=[4,4096]", ["evaluation.pursuit_l0", "4096", "w512", "512"]),
         ("evaluation.pursuit_l0=[4,0]", ["evaluation.pursuit_l0", "0", "greater than 0"]),
-        ("trials.cpus=4000", ["trials", "4000"]),
-        ("producers.gpus=1000", ["producers", "gpus: 1000"]),
         ("producers.gpus=1.5", ["producers.gpus", "1.5", "whole number"]),
         ("dataset.shuffle_tokens", ["--set", "path.to.key=value"]),
     ],
 )
 def test_a_mistake_is_one_line_that_names_key_value_and_remedy(here: Path, override: str, expected: list[str]) -> None:
+    check_mistake(here, override, expected)
+
+
+@pytest.mark.usefixtures("local_ray")
+@pytest.mark.parametrize(
+    ("override", "expected"),
+    [("trials.cpus=4000", ["trials", "4000"]), ("producers.gpus=1000", ["producers", "gpus: 1000"])],
+)
+def test_more_than_the_cluster_has_is_one_line_that_names_key_and_value(
+    here: Path, override: str, expected: list[str]
+) -> None:
+    check_mistake(here, override, expected)
+
+
+def check_mistake(here: Path, override: str, expected: list[str]) -> None:
     line = error_line(invoke("run", QUICKSTART, "--set", override))
     for part in expected:
         assert part in line

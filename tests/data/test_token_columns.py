@@ -25,9 +25,8 @@ from gsae_ray.builtin import MODEL_DIR
 from gsae_ray.config.sections import ModelSettings
 from gsae_ray.config.site import Site
 from gsae_ray.config.sweep import Sweep
-from gsae_ray.data.contexts import PADDING
 from gsae_ray.data.prepare import prepare_tokens
-from gsae_ray.data.tokens import TokenStore
+from gsae_ray.data.tokens import PADDING, TokenStore
 from gsae_ray.errors import NoTokenizerError, UserError
 from gsae_ray.language_model.hooks import capture
 from gsae_ray.language_model.loading import load_model, load_tokenizer

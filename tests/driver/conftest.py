@@ -1,13 +1,11 @@
-"""A local Ray for the tests of a file, and the golden sweep launched in it."""
+"""The golden sweep, launched once for the tests of a file."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-import ray
 from golden import SWEEP, run
 
 from gsae_ray.config.sweep import Sweep
@@ -18,14 +16,6 @@ from gsae_ray.driver.prepare import PreparedSweep, prepare
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("launch")
-
-
-@pytest.fixture(scope="module")
-def local_ray() -> Iterator[None]:
-    # The GPU is a number for Ray to count: nothing that runs uses it.
-    ray.init(address="local", num_cpus=2, num_gpus=1, include_dashboard=False, log_to_driver=False)
-    yield
-    ray.shutdown()
 
 
 @pytest.fixture(scope="module")

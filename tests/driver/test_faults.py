@@ -14,7 +14,6 @@ from pathlib import Path
 
 import psutil
 import pytest
-import ray
 from faults import (
     PATIENCE_S,
     SWEEP,
@@ -37,19 +36,12 @@ from gsae_ray.errors import INTERRUPTED, SweepStoppedError
 from gsae_ray.storage.driver_lock import LOCK_STALE_S
 from gsae_ray.storage.trial_directory import TrialDirectory
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("local_ray")]
 
 
 @pytest.fixture(scope="module")
 def rng() -> random.Random:
     return random.Random(seed())
-
-
-@pytest.fixture(scope="module", autouse=True)
-def local_ray() -> Iterator[None]:
-    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
-    yield
-    ray.shutdown()
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,7 @@ import json
 import os
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pandas as pd
 import pytest
@@ -51,25 +51,64 @@ def test_a_launch_that_goes_on_says_so(tmp_path: Path) -> None:
     assert events == ["begins: 4 of 4 trials to train", "ends", *shown, "ends"]
 
 
-def test_one_lambda_more_trains_only_its_trials(launched: launch.SweepResult, home: Path) -> None:
-    sweep = json.loads(json.dumps(SHORT))
-    sweep["saes"][0]["l1_coefficient"] = [4, 8]
-    before = {p: p.stat().st_mtime_ns for p in (home / "runs/golden/trials").glob("*/DONE")}
-    again = run(sweep, home)
+PURSUED = {**SHORT, "evaluation": {"tokens": 1024, "pursuit_l0": [8]}}
+GROWN = {
+    **SHORT,
+    "saes": [{**SHORT["saes"][0], "l1_coefficient": [4, 8]}, *SHORT["saes"][1:]],
+    "evaluation": {"tokens": 1024, "pursuit_l0": [8, 32]},
+}
+
+
+class Extended(NamedTuple):
+    """The sweep twice more: on other held-out tokens with a target of pursuit, then with another and one λ more."""
+
+    first: launch.SweepResult
+    second: launch.SweepResult
+    kept: dict[Path, int]
+    """Finished SAEs and their evaluations -> when each was written; as they were before the second."""
+
+
+@pytest.fixture(scope="module")
+def extended(launched: launch.SweepResult, home: Path) -> Extended:
+    assert len(launched.frontier()) == 4
+    trained = {p: p.stat().st_mtime_ns for p in (home / "runs/golden/trials").glob("*/DONE")}
+    first = run(PURSUED, home)
+    evaluated = {p: p.stat().st_mtime_ns for p in (home / "runs/golden/trials").glob("*/evaluations/*")}
+    return Extended(first, run(GROWN, home), trained | evaluated)
+
+
+def test_one_lambda_more_trains_only_its_trials(extended: Extended, home: Path) -> None:
     trials = sorted((home / "runs/golden/trials").iterdir())
     assert len(trials) == 6
-    assert {path: path.stat().st_mtime_ns for path in before} == before
+    assert {path: path.stat().st_mtime_ns for path in extended.kept} == extended.kept
     attempts = {TrialDirectory(path).newest_attempt for path in trials}
     assert attempts == {1}
-    rows = gsae_ray.frontier("golden", tracking_uri=again.tracking_uri)
+    grown = extended.second
+    rows = gsae_ray.frontier("golden", launch=grown.launch_id, tracking_uri=grown.tracking_uri)
     assert len(rows) == 6
-    merged = rows.merge(launched.frontier(), on="trial")
+    merged = rows.merge(extended.first.frontier(), on="trial")
     assert list(merged["loss_recovered_x"]) == list(merged["loss_recovered_y"])
 
 
-@pytest.mark.usefixtures("launched")
-def test_other_held_out_tokens_cost_an_evaluation_not_a_training(home: Path) -> None:
-    result = run({**SHORT, "evaluation": {"tokens": 1024}}, home)
+def test_pursuit_and_one_target_more_cost_only_their_evaluations(extended: Extended, home: Path) -> None:
+    evaluations = [parent_run(result).data.metrics["evaluations"] for result in (extended.first, extended.second)]
+    assert evaluations == [4 * 2, 4 + 2 * 3], "of each SAE as itself and at each target, what was not there"
+    resumed = run(GROWN, home, resume=True)
+    assert resumed.launch_id == extended.second.launch_id
+    own, rows = resumed.frontier(), resumed.frontier(encoder="pursuit")
+    before = extended.first.frontier().set_index("trial")[metrics.columns()]
+    pd.testing.assert_frame_equal(own.set_index("trial").loc[before.index, metrics.columns()], before)
+    assert sorted(rows["pursuit_l0"]) == [8] * 6 + [32] * 6
+    assert (rows["l0"] <= rows["pursuit_l0"]).all() and (rows["l0"] > 0.9 * rows["pursuit_l0"]).all()
+    assert rows["loss_recovered"].between(0.5, 1.01).all()
+    client = MlflowClient(resumed.tracking_uri)
+    for run_id in own["run_id"]:
+        assert [m.step for m in client.get_metric_history(run_id, "pursuit/kl")] == [8, 32]
+    assert "pursuit.csv" in {item.path for item in client.list_artifacts(parent_run(resumed).info.run_id)}
+
+
+def test_other_held_out_tokens_cost_an_evaluation_not_a_training(extended: Extended) -> None:
+    result = extended.first
     assert len(result.frontier()) == 4
     assert result.forward_ratio != result.forward_ratio  # nothing was produced
     with pytest.raises(UserError, match="different tokens"):
@@ -158,29 +197,6 @@ def test_auto_begins_another_launch_where_the_newest_is_finished(launched: launc
 def test_a_second_driver_of_the_same_sweep_is_refused(home: Path) -> None:
     with driver_lock(home / "runs/golden"), pytest.raises(UserError, match=f"process {os.getpid()}"):
         run(SHORT, home)
-
-
-def test_pursuit_and_one_target_more_cost_only_their_evaluations(launched: launch.SweepResult, home: Path) -> None:
-    def pursued(*targets: int, **options: Any) -> launch.SweepResult:
-        return run({**SHORT, "evaluation": {**SHORT["evaluation"], "pursuit_l0": list(targets)}}, home, **options)
-
-    trained = {p: p.stat().st_mtime_ns for p in (home / "runs/golden/trials").glob("*/DONE")}
-    first = pursued(8)
-    files = {p: p.stat().st_mtime_ns for p in (home / "runs/golden/trials").glob("*/evaluations/*")}
-    second = pursued(8, 32)
-    assert parent_run(first).data.metrics["evaluations"] == parent_run(second).data.metrics["evaluations"] == 4
-    assert {path: path.stat().st_mtime_ns for path in trained | files} == trained | files
-    resumed = pursued(8, 32, resume=True)
-    assert resumed.launch_id == second.launch_id
-    own, rows = resumed.frontier(), resumed.frontier(encoder="pursuit")
-    pd.testing.assert_frame_equal(own[metrics.columns()], launched.frontier()[metrics.columns()])
-    assert sorted(rows["pursuit_l0"]) == [8] * 4 + [32] * 4
-    assert (rows["l0"] <= rows["pursuit_l0"]).all() and (rows["l0"] > 0.9 * rows["pursuit_l0"]).all()
-    assert rows["loss_recovered"].between(0.5, 1.01).all()
-    client = MlflowClient(resumed.tracking_uri)
-    for run_id in own["run_id"]:
-        assert [m.step for m in client.get_metric_history(run_id, "pursuit/kl")] == [8, 32]
-    assert "pursuit.csv" in {item.path for item in client.list_artifacts(parent_run(resumed).info.run_id)}
 
 
 @pytest.mark.usefixtures("local_ray")

@@ -7,49 +7,66 @@ from pathlib import Path
 
 import pytest
 import torch
-from golden import ONE_PRODUCER, SHORT, parent_run, run
+from golden import SHORT, parent_run, run
 from mlflow.tracking import MlflowClient
 
 import gsae_ray
 from gsae_ray.builtin import MODEL_DIR
+from gsae_ray.driver.launch import SweepResult
 from gsae_ray.errors import UserError
 from gsae_ray.storage.trial_directory import TrialDirectory
 
+STANDARD = {"architecture": "standard", "widths": [64], "l1_coefficient": [1, 2]}
+SHIFTED = {"architecture": "rescale_shift", "widths": [64], "l1_coefficient": [1, 2], "tokens": 20_000}
+FAILS = {"widths": [32], "lr": 1e30, "schedule": "paper"}
+DEAD = {**STANDARD, "l1_coefficient": 1e6, "lr": 0.1, "objective": "paper", "gradient_clip": 0.0, "unit_biases": False}
+"""Clipped, it would not die at once."""
+PHASES = {
+    **SHORT,
+    "name": "phases",
+    "sites": {"layers": [1], "points": ["resid_post"]},
+    "training": {**SHORT["training"], "tokens": 40_000},
+    "saes": [SHIFTED, STANDARD, {**STANDARD, **FAILS}, {**SHIFTED, **FAILS}, DEAD],
+}
 
-@pytest.mark.usefixtures("local_ray")
-def test_a_trial_in_nan_is_failed_and_the_sweep_goes_on(home: Path) -> None:
-    sweep = {**SHORT, "name": "nan", "saes": [{**SHORT["saes"][1], "lr": [1e30, 1e-3]}]}
-    result = run({**sweep, "sites": {"layers": [1], "points": ["resid_post"]}}, home)
-    assert len(result.frontier()) == 1
-    ((name, reason),) = result.failures.items()
-    assert "lr1e30" in name and "not finite" in reason
-    client = MlflowClient(result.tracking_uri)
-    experiment = client.get_experiment_by_name("nan").experiment_id
+
+@pytest.fixture(scope="module")
+def phases(home: Path, request: pytest.FixtureRequest) -> SweepResult:
+    request.getfixturevalue("local_ray")
+    return run(PHASES, home)
+
+
+def test_a_trial_in_nan_is_failed_and_the_sweep_goes_on(phases: SweepResult) -> None:
+    in_nan = {name: reason for name, reason in phases.failures.items() if "standard" in name}
+    assert len(in_nan) == 2
+    assert all("lr1e30" in name and reason.startswith("the loss is not finite") for name, reason in in_nan.items())
+    assert len(phases.frontier()) == 4
+    client = MlflowClient(phases.tracking_uri)
+    experiment = client.get_experiment_by_name("phases").experiment_id
     failed = client.search_runs([experiment], "attributes.status = 'FAILED'")
-    assert [run.data.tags["gsae.trial"] for run in failed] == [name]
+    assert {run.data.tags["gsae.trial"] for run in failed} == phases.failures.keys()
 
 
-@pytest.mark.usefixtures("local_ray")
-def test_a_trial_that_failed_for_good_is_left_by_auto_and_tried_again_by_resume(home: Path) -> None:
-    sweep = {**SHORT, "name": "again", "saes": [{**SHORT["saes"][1], "lr": 1e30}]}
-    sweep |= {"sites": {"layers": [1], "points": ["resid_post"]}}
-    first = run(sweep, home, resume="auto")
-    (path,) = (home / "runs/again/trials").iterdir()
-    attempts = TrialDirectory(path).newest_attempt
-    second = run(sweep, home, resume="auto")
-    assert second.failures == first.failures and list(first.failures.values())[0].startswith("the loss is not finite")
-    assert second.launch_id == first.launch_id and TrialDirectory(path).newest_attempt == attempts
-    third = run(sweep, home, resume=True)
-    assert third.failures == first.failures
-    assert third.launch_id == first.launch_id and TrialDirectory(path).newest_attempt == attempts + 1
+def test_a_trial_that_failed_for_good_is_left_by_auto_and_tried_again_by_resume(
+    phases: SweepResult, home: Path
+) -> None:
+    def attempts() -> dict[str, int]:
+        return {path.name: TrialDirectory(path).newest_attempt for path in (home / "runs/phases/trials").iterdir()}
+
+    before = attempts()
+    second = run(PHASES, home, resume="auto")
+    assert second.failures == phases.failures
+    assert second.launch_id == phases.launch_id and attempts() == before
+    third = run(PHASES, home, resume=True)
+    assert third.failures == phases.failures
+    assert third.launch_id == phases.launch_id
+    assert attempts() == {name: n + ("_w32_" in name) for name, n in before.items()}
 
 
-@pytest.mark.usefixtures("local_ray")
-def test_a_sweep_of_nothing_but_dead_saes_ends_with_a_note(home: Path) -> None:
-    plain = {"objective": "paper", "gradient_clip": 0.0, "unit_biases": False}  # clipped, it would not die at once
-    sweep = {**ONE_PRODUCER, "name": "dead", "saes": [{**SHORT["saes"][1], "l1_coefficient": 1e6, "lr": 0.1, **plain}]}
-    sweep |= {"sites": {"layers": [1], "points": ["resid_post"]}}
-    result = run(sweep, home)
+@pytest.mark.usefixtures("phases")
+def test_a_sweep_of_nothing_but_dead_saes_ends_with_a_note(home: Path, tmp_path: Path) -> None:
+    shutil.copytree(home / "runs", tmp_path / "runs")  # where they are trained
+    result = run({**PHASES, "saes": [DEAD]}, tmp_path)
     assert result.picture is None and result.failures == {}
     assert result.frontier().empty and "L0 = 0" in result.frontier().attrs["notes"][0]
     assert parent_run(result).info.status == "FINISHED"
@@ -66,28 +83,20 @@ def test_weights_that_cannot_be_loaded_are_refused_before_anything_starts(home: 
     assert not (home / "runs/damaged").exists()
 
 
-@pytest.mark.usefixtures("local_ray")
-def test_rescale_and_shift_begins_when_its_parents_are_done_and_is_skipped_where_they_failed(home: Path) -> None:
-    standard = {"architecture": "standard", "widths": [64], "l1_coefficient": [1, 2]}
-    child = {"architecture": "rescale_shift", "widths": [64], "l1_coefficient": [1, 2], "tokens": 20_000}
-    fails = {"lr": 1e30, "schedule": "paper"}
-    sweep = {**SHORT, "name": "phases", "sites": {"layers": [1], "points": ["resid_post"]}}
-    sweep |= {
-        "training": {**SHORT["training"], "tokens": 40_000},
-        "saes": [child, standard, {**standard, "widths": [32], **fails}, {**child, "widths": [32], **fails}],
-    }
-    result = run(sweep, home)
-    assert result.forward_ratio == 1.0, "the second phase reads what the first has read"
-    assert sorted(reason.split(" ")[0] for reason in result.failures.values()) == ["skipped:"] * 2 + ["the"] * 2
-    skipped = [trial for trial, reason in result.failures.items() if reason == "skipped: parent failed"]
+def test_rescale_and_shift_begins_when_its_parents_are_done_and_is_skipped_where_they_failed(
+    phases: SweepResult, home: Path
+) -> None:
+    assert phases.forward_ratio == 1.0, "the second phase reads what the first has read"
+    assert sorted(reason.split(" ")[0] for reason in phases.failures.values()) == ["skipped:"] * 2 + ["the"] * 2
+    skipped = [trial for trial, reason in phases.failures.items() if reason == "skipped: parent failed"]
     assert all("rescale_shift_w32" in trial for trial in skipped)
 
-    rows = result.frontier().set_index(["architecture", "sparsity"])
+    rows = phases.frontier().set_index(["architecture", "sparsity"])
     for l1 in (1.0, 2.0):
         parent, shifted = (rows.loc[(name, l1)] for name in ("standard", "rescale_shift"))
         assert parent["gamma"] < 0.95 < shifted["gamma"], "the shrinkage is gone"
         assert shifted["fvu"] < parent["fvu"]
-    client = MlflowClient(result.tracking_uri)
+    client = MlflowClient(phases.tracking_uri)
     run_of = client.get_run(rows.loc[("rescale_shift", 1.0)]["run_id"])
     assert run_of.data.params["parent"] == rows.loc[("standard", 1.0)]["trial"]
 

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import ray
 import torch
 import transformers
 from checkpoints import save_transformer_lens
@@ -65,18 +63,11 @@ def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return {path.name: path for path in root.iterdir()}
 
 
-@pytest.fixture(scope="module")
-def local_ray() -> Iterator[None]:
-    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
-    yield
-    ray.shutdown()
-
-
 def cut_down(file: str, checkpoints: dict[str, Path]) -> list[str]:
     """Overrides: a tiny model, a few thousand rows, no GPU, two values of λ an entry, narrow SAEs."""
     overrides = [f"model.context_size={CONTEXT}", "model.dtype=float32", "evaluation.tokens=500"]
     overrides += ["training.tokens=2048", "training.batch_size=64", "evaluation.batch=8"]
-    overrides += ["producers={count: 1, batch: 8}", "trials={cpus: 1}"]
+    overrides += ["producers={count: 1, batch: 8}", "trials={cpus: 1, max_concurrent: 1}"]
     model = MODELS.get(file)
     if model is not None:
         tokenizer = ", tokenizer: builtin" if model == "gelu_1l" else ""

@@ -13,8 +13,7 @@ from torch import Tensor, nn
 from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
 
 from gsae_ray.config.site import Site
-from gsae_ray.data.contexts import PADDING
-from gsae_ray.data.tokens import kept_mask
+from gsae_ray.data.tokens import PADDING, kept_mask
 from gsae_ray.errors import NumericError
 from gsae_ray.evaluation import evaluator as evaluator_module
 from gsae_ray.evaluation.evaluator import Evaluator

@@ -29,7 +29,7 @@ from gsae_ray.activations.producer import Producer
 from gsae_ray.builtin import MODEL_DIR
 from gsae_ray.config.sections import ModelSettings
 from gsae_ray.config.sweep import Sweep
-from gsae_ray.data.contexts import PADDING
+from gsae_ray.data.tokens import PADDING
 from gsae_ray.driver.prepare import prepare, producer_spec
 from gsae_ray.errors import UserError
 from gsae_ray.language_model.causal import check_predictions

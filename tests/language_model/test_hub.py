@@ -1,10 +1,11 @@
 """What a hub that refuses says is told, and the token goes there: a server on loopback that answers as the hub does.
 
-In processes of their own, since the hub's library reads its address when it is imported.
+In a process of its own, since the hub's library reads its address when it is imported.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -50,19 +51,31 @@ def hub() -> Iterator[Hub]:
         yield server
 
 
-@pytest.mark.parametrize(
-    ("token", "remedy"), [("hf_mine", "see that HF_TOKEN is of an account that may have it"), (None, "set HF_TOKEN")]
-)
-def test_a_gated_model_is_told_of_in_the_hubs_words(hub: Hub, tmp_path: Path, token: str | None, remedy: str) -> None:
+REMEDIES = {"hf_mine": "see that HF_TOKEN is of an account that may have it", None: "set HF_TOKEN"}
+PLAN = f"""
+import json, os, sys
+from click.testing import CliRunner
+from gsae_ray.cli.main import main
+for token in {list(REMEDIES)}:
+    os.environ.pop("HF_TOKEN", None)
+    os.environ |= {{"HF_TOKEN": token}} if token else {{}}
+    result = CliRunner().invoke(main, ["plan", sys.argv[1]])
+    print(json.dumps([result.exit_code, result.stderr]))
+"""
+
+
+def test_a_gated_model_is_told_of_in_the_hubs_words(hub: Hub, tmp_path: Path) -> None:
     file = tmp_path / "sweep.yaml"
     sweep = Path(__file__).parents[2] / "sweeps" / "quickstart.yaml"
     file.write_text(sweep.read_text().replace("name: builtin", "name: some/gated", 1))
     assert "some/gated" in file.read_text()
     environment = {k: v for k, v in os.environ.items() if not k.startswith("HF_")}
-    environment |= {"HF_ENDPOINT": hub.uri, "HF_HOME": str(tmp_path)} | ({"HF_TOKEN": token} if token else {})
-    command = [sys.executable, "-m", "gsae_ray", "plan", str(file)]
+    environment |= {"HF_ENDPOINT": hub.uri, "HF_HOME": str(tmp_path)}
+    command = [sys.executable, "-c", PLAN, str(file)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=200, cwd=tmp_path)
-    assert done.returncode == 2, done.stdout + done.stderr
-    (line,) = done.stderr.strip().splitlines()
-    assert f"({MODEL}); accept its licence on the hub, and {remedy}" in line, line
-    assert (f"Bearer {token}" in hub.tokens) if token else (hub.tokens == {None})
+    answers = [json.loads(line) for line in done.stdout.splitlines()]
+    assert len(answers) == len(REMEDIES), done.stderr
+    for (exit_code, said), remedy in zip(answers, REMEDIES.values(), strict=True):
+        (line,) = said.strip().splitlines()
+        assert exit_code == 2 and f"({MODEL}); accept its licence on the hub, and {remedy}" in line, line
+    assert hub.tokens == {"Bearer hf_mine", None}
