@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -27,9 +28,9 @@ def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Unit tests come first, then the files that start Ray: what is quick fails early."""
-    start_ray = {item.path for item in items if "local_ray" in getattr(item, "fixturenames", ())}
-    items.sort(key=lambda item: item.path in start_ray)
+    """Unit tests come first: what is quick fails early. Then the files that start Ray, those with most launches first."""
+    on_ray = Counter(item.path for item in items if "local_ray" in getattr(item, "fixturenames", ()))
+    items.sort(key=lambda item: (item.path in on_ray, -on_ray[item.path]))
 
 
 @pytest.fixture(autouse=True)

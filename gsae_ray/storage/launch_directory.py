@@ -13,6 +13,7 @@ trials/{name}-{identity}/       see `storage.trial_directory`
 
 from __future__ import annotations
 
+import functools
 import importlib.metadata
 import json
 import platform
@@ -245,5 +246,10 @@ def versions() -> dict[str, str]:
         "gsae-ray": __version__,
         "python": platform.python_version(),
         "machine": machine(),
-        **{name: importlib.metadata.version(name) for name in names},
+        **{name: _version(name) for name in names},
     }
+
+
+@functools.cache
+def _version(package: str) -> str:
+    return importlib.metadata.version(package)

@@ -29,6 +29,5 @@ def plan(home: Path, sweep: dict[str, Any]) -> PreparedSweep:
 
 
 @pytest.fixture(scope="module")
-def launched(home: Path, sweep: dict[str, Any], request: pytest.FixtureRequest) -> launch.SweepResult:
-    request.getfixturevalue("local_ray")  # which is joined
+def launched(home: Path, sweep: dict[str, Any], local_ray: None) -> launch.SweepResult:  # noqa: ARG001
     return run(sweep, home)

@@ -8,24 +8,17 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-import ray
-import torch
 from faults import Home, on_nodes
-from golden import ONE_PRODUCER, SHORT, SWEEP, full_store, parent_run, run
+from golden import ONE_PRODUCER, SWEEP, full_store, parent_run, run
 from mlflow.tracking import MlflowClient
-from ray import tune
-from ray.tune.schedulers import ASHAScheduler
 from rich.console import Console
 
 import gsae_ray
 from gsae_ray.activations.producer import LocalBlockReader, Producer
 from gsae_ray.activations.reader import RowStream
-from gsae_ray.activations.trial_positions import ReaderSpec
-from gsae_ray.actors.store_actor import StoreBlockReader, StoreClient
 from gsae_ray.config.sweep import Sweep
 from gsae_ray.driver import launch
 from gsae_ray.driver.prepare import PreparedSweep, producer_spec
-from gsae_ray.driver.start_actors import running_producers, start_store
 from gsae_ray.evaluation.task import Evaluate
 from gsae_ray.results import sequences
 from gsae_ray.results.frontier import frontier
@@ -53,25 +46,6 @@ def test_every_trial_finishes_and_the_golden_numbers_come_out(launched: launch.S
         assert row.l0 == pytest.approx(l0, rel=0.1)
         assert row.loss_recovered == pytest.approx(loss_recovered, abs=0.01)
         assert row.gamma == pytest.approx(gamma, abs=0.02)
-
-
-@pytest.mark.usefixtures("local_ray")
-def test_law_1_same_tokens_whatever_the_number_of_producers(plan: PreparedSweep) -> None:
-    site = plan.trials[0].site
-    rows = 40_000
-    alone = RowStream(LocalBlockReader(Producer(producer_spec(plan)), site), plan.layout, site)
-    expected = alone.read(rows)
-    with running_producers(2, 0, 0, {}, producer_spec(plan), 120) as (two, _):
-        for producers in (two[:1], two):
-            readers = {"a": ReaderSpec(site, rows), "b": ReaderSpec(plan.trials[-1].site, rows)}
-            store = start_store(plan.layout, 10**9, 60.0)
-            store.begin.remote(producers, readers, None)
-            source = StoreBlockReader(StoreClient(store), "a", 1)
-            source.statistics()
-            stream = RowStream(source, plan.layout, site)
-            assert torch.equal(torch.cat([stream.read(n) for n in (1, 127, 20_000, 19_872)]), expected)
-            source.close(finished=True)
-            ray.kill(store)
 
 
 @pytest.mark.usefixtures("launched")
@@ -133,16 +107,6 @@ def test_law_6_evaluation_again_gives_the_logged_numbers(launched: launch.SweepR
 def test_law_7_nothing_on_disk_can_run_code(home: Path) -> None:
     kinds = {path.suffix or path.name for path in (home / "runs").rglob("*") if path.is_file()}
     assert kinds <= {".json", ".jsonl", ".safetensors", ".yaml", ".csv", ".png", "DONE", "FAILED"}
-
-
-@pytest.mark.usefixtures("local_ray")
-def test_trials_run_under_a_scheduler_of_tune(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It finds its metric in every result, the last ones too: Tune itself checks that here. It stops no trial."""
-    monkeypatch.setenv("TUNE_DISABLE_STRICT_METRIC_CHECKING", "0")
-    asha = ASHAScheduler("tokens", "train/loss", "min", max_t=10**9, grace_period=10**8)
-    monkeypatch.setattr(tune, "TuneConfig", functools.partial(tune.TuneConfig, scheduler=asha))
-    sweep = {**SHORT, "name": "scheduled", "sites": {"layers": [1], "points": ["resid_post"]}}
-    assert run(sweep, home).failures == {}
 
 
 def test_trials_are_mirrored_once_with_every_row(launched: launch.SweepResult, plan: PreparedSweep, home: Path) -> None:

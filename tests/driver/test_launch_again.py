@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import functools
 import io
 import json
 import os
@@ -15,6 +16,8 @@ import pytest
 from damage import flip
 from golden import SHORT, parent_run, run
 from mlflow.tracking import MlflowClient
+from ray import tune
+from ray.tune.schedulers import ASHAScheduler
 from rich.console import Console
 
 import gsae_ray
@@ -60,7 +63,11 @@ GROWN = {
 
 
 class Extended(NamedTuple):
-    """The sweep twice more: on other held-out tokens with a target of pursuit, then with another and one λ more."""
+    """The sweep twice more: on other held-out tokens with a target of pursuit, then with another and one λ more.
+
+    The second time under a scheduler of Tune that stops no trial. It finds its metric in every result, the last ones
+    too: Tune itself checks that here.
+    """
 
     first: launch.SweepResult
     second: launch.SweepResult
@@ -74,7 +81,15 @@ def extended(launched: launch.SweepResult, home: Path) -> Extended:
     trained = {p: p.stat().st_mtime_ns for p in (home / "runs/golden/trials").glob("*/DONE")}
     first = run(PURSUED, home)
     evaluated = {p: p.stat().st_mtime_ns for p in (home / "runs/golden/trials").glob("*/evaluations/*")}
-    return Extended(first, run(GROWN, home), trained | evaluated)
+    asha = ASHAScheduler("tokens", "train/loss", "min", max_t=10**9, grace_period=10**8)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TUNE_DISABLE_STRICT_METRIC_CHECKING", "0")
+        patch.setattr(tune, "TuneConfig", functools.partial(tune.TuneConfig, scheduler=asha))
+        return Extended(first, run(GROWN, home), trained | evaluated)
+
+
+def test_trials_run_under_a_scheduler_of_tune(extended: Extended) -> None:
+    assert extended.second.failures == {} and len(extended.second.frontier()) == 6
 
 
 def test_one_lambda_more_trains_only_its_trials(extended: Extended, home: Path) -> None:
@@ -107,10 +122,11 @@ def test_pursuit_and_one_target_more_cost_only_their_evaluations(extended: Exten
     assert "pursuit.csv" in {item.path for item in client.list_artifacts(parent_run(resumed).info.run_id)}
 
 
-def test_other_held_out_tokens_cost_an_evaluation_not_a_training(extended: Extended) -> None:
+def test_other_held_out_tokens_cost_an_evaluation_not_a_training(extended: Extended, home: Path) -> None:
     result = extended.first
     assert len(result.frontier()) == 4
     assert result.forward_ratio != result.forward_ratio  # nothing was produced
+    run(SHORT, home)
     with pytest.raises(UserError, match="different tokens"):
         gsae_ray.frontier("golden", launch="all", tracking_uri=result.tracking_uri)
 
@@ -120,9 +136,8 @@ def test_resume_finds_the_launch_and_refuses_a_changed_sweep(home: Path) -> None
     newest = sorted((home / "runs/golden/launches").iterdir())[-1].name
     sweep = json.loads((home / "runs/golden/launches" / newest / "launch.json").read_text())["sweep"]
     with pytest.raises(UserError, match="training.batch_size"):
-        run({**SHORT, "training": {**SHORT["training"], "batch_size": 256}}, home, resume=True)
-    resumed = run({**SHORT, "evaluation": {"tokens": sweep["evaluation"]["tokens"]}}, home, resume=True)
-    assert resumed.launch_id == newest
+        run({**sweep, "training": {**sweep["training"], "batch_size": 256}}, home, resume=True)
+    assert run(sweep, home, resume=True).launch_id == newest
 
 
 def test_finished_work_that_is_damaged_is_made_again_as_it_was_and_nothing_else_is(

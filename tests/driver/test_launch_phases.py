@@ -31,8 +31,7 @@ PHASES = {
 
 
 @pytest.fixture(scope="module")
-def phases(home: Path, request: pytest.FixtureRequest) -> SweepResult:
-    request.getfixturevalue("local_ray")
+def phases(home: Path, local_ray: None) -> SweepResult:  # noqa: ARG001
     return run(PHASES, home)
 
 
