@@ -28,7 +28,7 @@ def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Unit tests come first: what is quick fails early. Then the files that start Ray, those with most launches first."""
+    """Unit tests come first: what is quick fails early. Then the files that start Ray, those with most tests first."""
     on_ray = Counter(item.path for item in items if "local_ray" in getattr(item, "fixturenames", ()))
     items.sort(key=lambda item: (item.path in on_ray, -on_ray[item.path]))
 
