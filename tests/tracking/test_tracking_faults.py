@@ -14,6 +14,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+from faults import seed
 from mirrors import TRIALS, Server, append, pair
 from mlflow.exceptions import MlflowException
 from servers import MLflowServer, serving
@@ -125,11 +126,8 @@ def check_all_is_there_once(server: Server, pairs: list[Trial]) -> None:
 # ---- killed, hanging, gone ------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("seed", [int(os.environ.get("GSAE_TEST_SEED", time.time_ns() % 2**32))])
-def test_all_is_there_once_when_the_server_is_killed_again_and_again(
-    process: MLflowServer, tmp_path: Path, seed: int
-) -> None:
-    draw = random.Random(seed)
+def test_all_is_there_once_when_the_server_is_killed_again_and_again(process: MLflowServer, tmp_path: Path) -> None:
+    draw = random.Random(seed())
     server = Server(process.uri)
     pairs = [pair(tmp_path, 1, trial) for trial in TRIALS]
     writers = [directory for _, directory in pairs]
