@@ -9,6 +9,7 @@ from gsae_ray.config.recipe import Resampling
 from gsae_ray.files import digest
 from gsae_ray.saes import SAE
 from gsae_ray.saes.base import Objective
+from gsae_ray.training.optimiser import Adam
 
 
 class Resampler:
@@ -53,7 +54,7 @@ class Resampler:
         self.keys_K, self.inputs_KD = keys_K[kept], torch.cat([self.inputs_KD, x_BD])[kept]
 
     @torch.no_grad()
-    def resample(self, step: int, sae: SAE, optimiser: torch.optim.Optimizer, objective: Objective) -> int:
+    def resample(self, step: int, sae: SAE, optimiser: Adam, objective: Objective) -> int:
         """Gives silent features new directions, if the step is one to do so before. Returns how many it gave."""
         if step not in self.settings.at_steps:
             return 0

@@ -17,7 +17,7 @@ from gsae_ray.saes import SAE, SAEConfig, build
 from gsae_ray.training.engines.base import LOSSES, Engine
 from gsae_ray.training.engines.dense import DenseEngine
 from gsae_ray.training.l1_units import UNITS, Scale
-from gsae_ray.training.optimiser import make_optimiser, optimiser_state, restore_optimiser, set_lr
+from gsae_ray.training.optimiser import Adam
 from gsae_ray.training.resampling import Resampler
 from gsae_ray.training.schedules import lr_factor, sparsity_factor
 
@@ -76,7 +76,7 @@ class Trainer:
         # Adam's steps have the size of lr, whatever the size of the gradient. Biases have the units of x and weights
         # have none, so that one lr fits both only where E‖x‖² = 1; elsewhere that of biases is multiplied by its root.
         bias_factor = math.sqrt(self.trivial_loss) if self.settings.unit_biases else 1.0
-        self.optimiser = make_optimiser(self.sae, self.settings, bias_factor)
+        self.optimiser = Adam(self.sae, self.settings.adam_betas, bias_factor)
         # Rescale & shift keeps the features of its parent, silent ones too.
         resampling = self.settings.resampling if self.sae.W_dec.requires_grad else None
         self.resampler = (
@@ -163,9 +163,8 @@ class Trainer:
             self.sae.project_decoder_gradient()
         if self.settings.gradient_clip:
             torch.nn.utils.clip_grad_norm_(self.sae.learnt_parameters().values(), self.settings.gradient_clip)
-        set_lr(self.optimiser, lr)
-        self.optimiser.step()
-        self.optimiser.zero_grad(set_to_none=True)
+        self.optimiser.step(lr)
+        self.optimiser.zero_grad()
         if self.unit_norm:
             self.sae.normalise_decoder()
         self._losses.append(losses_4)
@@ -261,7 +260,7 @@ class Trainer:
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """(tensors, the rest): all that a successor needs to go on bit for bit."""
         tensors = {f"sae.{name}": tensor.to("cpu", copy=True) for name, tensor in self.sae.state_dict().items()}
-        tensors |= {f"adam.{name}": tensor for name, tensor in optimiser_state(self.optimiser, self.sae).items()}
+        tensors |= {f"adam.{name}": tensor for name, tensor in self.optimiser.tensors().items()}
         if self.resampler is not None:
             tensors |= {f"resampling.{name}": tensor for name, tensor in self.resampler.state().items()}
         return tensors, {"step": self.step, "position": self.stream.position, "scale": self.scale}
@@ -269,7 +268,7 @@ class Trainer:
     def restore(self, tensors: dict[str, Tensor], rest: dict[str, Any]) -> None:
         """Goes back to what `state` returned."""
         self.sae.load_state_dict(_beginning_with("sae.", tensors))
-        restore_optimiser(self.optimiser, self.sae, _beginning_with("adam.", tensors))
+        self.optimiser.restore(_beginning_with("adam.", tensors))
         if self.resampler is not None:
             self.resampler.restore(_beginning_with("resampling.", tensors))
         self.step = rest["step"]

@@ -12,6 +12,7 @@ from trainers import BATCH, M, make, run, same, sparse_rows, through_files, weig
 
 from gsae_ray.config.recipe import Resampling
 from gsae_ray.saes import SAE, Losses, Objective, SAEConfig, build
+from gsae_ray.training.optimiser import Adam
 from gsae_ray.training.resampling import Resampler
 from gsae_ray.training.trainer import Trainer
 
@@ -158,7 +159,9 @@ def test_moments_of_new_features_are_those_of_an_ordinary_alive_one(kind: str, o
 
 @kinds
 @objectives
-def test_the_first_update_after_an_event_is_an_ordinary_one(kind: str, objective: Objective) -> None:
+def test_the_first_update_after_an_event_is_an_ordinary_one(
+    kind: str, objective: Objective, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A second moment of 0 would make it 31.6 × lr once Adam's bias correction is over."""
     silent_F, _ = silent_features(kind, objective)
     t = trainer(kind, objective, {**SETTINGS, "rewarm_steps": 0})
@@ -167,9 +170,13 @@ def test_the_first_update_after_an_event_is_an_ordinary_one(kind: str, objective
         state["exp_avg_sq"].div_(1 - 0.999**EVENT)  # as late in a run, when the correction of the bias is over
         state["step"].fill_(1e6)
     after: dict[str, Tensor] = {}
-    t.optimiser.register_step_pre_hook(
-        lambda *_: after.update({n: p.detach().clone() for n, p in t.sae.named_parameters()})
-    )
+    update = t.optimiser.step
+
+    def look_and_update(lr: float) -> None:
+        after.update({n: p.detach().clone() for n, p in t.sae.named_parameters()})
+        update(lr)
+
+    monkeypatch.setattr(t.optimiser, "step", look_and_update)
     t._train_step()
     steps = {
         name: (rows_first(name, p.detach()) - rows_first(name, after[name]))[silent_F].abs() / t.settings.lr
@@ -190,9 +197,9 @@ def drawn(rows_RD: Tensor, silent: int, seed: int, batches: int = 1) -> Tensor:
     with torch.no_grad():
         for parameter in sae.parameters():
             parameter.zero_()
-    optimiser = torch.optim.Adam(sae.parameters())
+    optimiser = Adam(sae, (0.9, 0.999), 1.0)
     sum(p.sum() for p in sae.parameters()).backward()  # type: ignore[union-attr]
-    optimiser.step()
+    optimiser.step(1e-3)
     with torch.no_grad():
         for parameter in sae.parameters():
             parameter.zero_()

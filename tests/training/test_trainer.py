@@ -15,6 +15,7 @@ from torch import Tensor
 from trainers import BATCH, BLOCKS, WALL_CLOCK, M, N, make, run, same, sparse_rows, through_files, weights
 
 from gsae_ray.saes import Losses, Objective
+from gsae_ray.training.optimiser import Adam
 from gsae_ray.training.schedules import lr_factor, sparsity_factor
 from gsae_ray.training.trainer import Trainer
 
@@ -242,12 +243,15 @@ def test_clipping_bounds_the_norm_of_the_whole_gradient(variant: str, objective:
         trainer = make_variant(variant, objective=objective, gradient_clip=clip, tokens=20 * BATCH)
         found: list[float] = []
 
-        def measure(optimiser: Any, *_: Any) -> None:
-            gradients = [p.grad for group in optimiser.param_groups for p in group["params"]]
+        def measure(optimiser: Adam, lr: float) -> None:
+            gradients = [p.grad for p in optimiser.names if p.grad is not None]
             found.append(torch.cat([g.flatten().double() for g in gradients]).norm().item())
+            update(optimiser, lr)
 
-        trainer.optimiser.register_step_pre_hook(measure)
-        run(trainer)
+        update = Adam.step
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(Adam, "step", measure)
+            run(trainer)
         return found
 
     free, clipped = norms(0.0), norms(0.5)
