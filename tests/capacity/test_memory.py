@@ -1,6 +1,6 @@
-"""Predicted memory against that of real trainers and producers, each in a process of its own: from 20 % below to 30 above.
+"""Predicted memory against that of real trainers and producers: from 20 % below it to 30 % above.
 
-The part that every process has (`PROCESS`) is left out of both: it would hide the rest.
+Each is a process of its own. The part that every process has (`PROCESS`) is left out: it would hide the rest.
 """
 
 from __future__ import annotations
