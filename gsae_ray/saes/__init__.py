@@ -1,7 +1,8 @@
-"""Sparse autoencoders: one file an architecture, a registry, and their files on disk. No Ray here."""
+"""Sparse autoencoders: one file an architecture, a registry, and their formats on disk. No Ray here."""
 
 from gsae_ray.saes.base import SAE, Losses, Objective, SAEConfig, to_bytes
-from gsae_ray.saes.files import from_bytes, load
+from gsae_ray.saes.files import from_bytes
+from gsae_ray.saes.formats import load
 from gsae_ray.saes.gated import GatedSAE
 from gsae_ray.saes.jumprelu import JumpReLUSAE
 from gsae_ray.saes.registry import REGISTRY, build, register, trainable_architectures

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
 from gsae_ray.errors import UserError, shown, suggest
 from gsae_ray.names import local_path
 from gsae_ray.saes.base import SAE
 from gsae_ray.saes.files import foreign_files
-
-FORMATS: dict[str, Callable[[SAE, Path], None]] = {"gsae": lambda sae, directory: sae.save(directory)}
-"""Functions that write an SAE to a folder, by the name of the format."""
+from gsae_ray.saes.formats import WRITERS
 
 
 def check_export(directory: str | Path, format: str) -> Path:
@@ -20,8 +17,8 @@ def check_export(directory: str | Path, format: str) -> Path:
     Raises:
         UserError: the format is unknown, or the directory is a file, or has files that are not of an SAE.
     """
-    if format not in FORMATS:
-        raise UserError(f"--format: unknown {format!r}; {suggest(format, FORMATS)}")
+    if format not in WRITERS:
+        raise UserError(f"--format: unknown {format!r}; {suggest(format, WRITERS)}")
     directory = local_path(directory, "--out")
     if directory.exists() and not directory.is_dir():
         raise UserError(f"--out: {directory} is a file; give a folder")
@@ -34,10 +31,10 @@ def check_export(directory: str | Path, format: str) -> Path:
 
 
 def export(sae: SAE, directory: str | Path, format: str = "gsae") -> None:
-    """Writes an SAE in one of `FORMATS`.
+    """Writes an SAE in one of `WRITERS`.
 
     Raises:
         UserError: as `check_export`.
     """
     directory = check_export(directory, format)
-    FORMATS[format](sae, directory)
+    WRITERS[format](sae, directory)

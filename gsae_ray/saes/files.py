@@ -1,8 +1,9 @@
-"""Reading SAEs, from disk and over the wire: JSON and safetensors, nothing that could run code."""
+"""Reading SAEs of ours, from disk and over the wire: JSON and safetensors, nothing that could run code."""
 
 from __future__ import annotations
 
 import contextlib
+import json
 from pathlib import Path
 
 import pydantic
@@ -10,11 +11,12 @@ import safetensors
 import safetensors.torch
 import torch
 
-from gsae_ray.errors import UserError, first_line, shown
+from gsae_ray.errors import UserError, shown
 from gsae_ray.files import digest, file_hash
 from gsae_ray.saes.base import CONFIG_FILE, SAE, WEIGHTS_FILE, SAEConfig
 from gsae_ray.saes.registry import REGISTRY, build
 
+FILES = f"{CONFIG_FILE} and {WEIGHTS_FILE}"
 WEIGHT_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 """What saved weights may be; they are loaded as float32."""
 
@@ -98,19 +100,22 @@ def foreign_files(directory: Path) -> list[str]:
     return sorted(path.name for path in directory.iterdir() if path.name not in ours and path.name[0] != ".")
 
 
-def load(directory: str | Path) -> SAE:
+def recognises(directory: Path) -> bool:
+    """Whether `cfg.json` says that the SAE is ours, or is damaged."""
+    try:
+        cfg = json.loads((directory / CONFIG_FILE).read_bytes())
+    except FileNotFoundError:
+        return False
+    except (ValueError, RecursionError):
+        return True
+    return not isinstance(cfg, dict) or "format" in cfg
+
+
+def read(directory: Path) -> SAE:
     """The SAE that `save` wrote, on the CPU, in evaluation mode.
 
     Raises:
-        UserError: there is none, or its files are damaged.
+        ValueError, UserError: its files are damaged.
+        OSError: they cannot be read.
     """
-    directory = Path(directory)
-    try:
-        return from_bytes((directory / CONFIG_FILE).read_bytes(), (directory / WEIGHTS_FILE).read_bytes())
-    except FileNotFoundError as error:
-        raise UserError(
-            f"{directory}: no SAE here ({Path(str(error.filename)).name} is missing); "
-            f"a saved SAE is a folder with {CONFIG_FILE} and {WEIGHTS_FILE}"
-        ) from error
-    except (OSError, ValueError, UserError) as error:
-        raise UserError(f"{directory}: this SAE cannot be read: {first_line(error)}") from error
+    return from_bytes((directory / CONFIG_FILE).read_bytes(), (directory / WEIGHTS_FILE).read_bytes())

@@ -79,11 +79,14 @@ def load_error(directory: Path) -> str:
     return message
 
 
-@pytest.mark.parametrize("missing", [CONFIG_FILE, WEIGHTS_FILE])
-def test_a_missing_file_is_named(missing: str, tmp_path: Path) -> None:
+def test_a_missing_file_is_named_and_what_is_known(tmp_path: Path) -> None:
     trained("gated").save(tmp_path)
-    (tmp_path / missing).unlink()
-    assert f"({missing} is missing)" in load_error(tmp_path)
+    (tmp_path / WEIGHTS_FILE).rename(tmp_path / "weights.bin")
+    assert f"no SAE here ({WEIGHTS_FILE} is missing); known are folders of gsae ({CONFIG_FILE}" in load_error(tmp_path)
+    (tmp_path / CONFIG_FILE).unlink()
+    assert "no SAE here, but weights.bin; known are folders of gsae" in load_error(tmp_path)
+    (tmp_path / "weights.bin").unlink()
+    assert "no SAE here, but nothing; known are" in load_error(tmp_path)
     assert str(tmp_path / "nowhere") in load_error(tmp_path / "nowhere")
 
 
@@ -175,7 +178,7 @@ def test_what_has_no_format_is_not_an_sae_of_ours(tmp_path: Path) -> None:
     cfg = json.loads((tmp_path / CONFIG_FILE).read_text("utf-8"))
     del cfg["format"]
     (tmp_path / CONFIG_FILE).write_text(json.dumps(cfg))
-    assert "cfg.json: no format" in load_error(tmp_path)
+    assert "no SAE here, but cfg.json, sae_weights.safetensors; known are" in load_error(tmp_path)
 
 
 def test_a_width_that_the_weights_do_not_have_allocates_nothing(tmp_path: Path) -> None:
