@@ -9,12 +9,15 @@ from typing import Any, ClassVar, Literal, NamedTuple
 
 import safetensors.torch
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 
+from gsae_ray.errors import UserError
 from gsae_ray.files import write_together
+from gsae_ray.saes import config_file
+from gsae_ray.saes.config_file import CONFIG_FILE as CONFIG_FILE
+from gsae_ray.saes.sae_config import SAEConfig as SAEConfig
 
-CONFIG_FILE = "cfg.json"
 WEIGHTS_FILE = "sae_weights.safetensors"
 
 Objective = Literal["paper", "norm_weighted"]
@@ -29,20 +32,6 @@ FREE_NORM = 0.1
 """Decoder norms at the start of a norm-weighted run."""
 RESAMPLED_ENCODER_NORM = 0.2
 """Norm of the encoder row of a resampled feature ÷ the mean of those of alive features."""
-
-
-class SAEConfig(BaseModel):
-    """`cfg.json` of a saved SAE."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
-
-    format: Literal["gsae-1"] = Field("gsae-1", description="version of this file format")
-    architecture: str = Field(description="key of the registry")
-    d_in: int = Field(gt=0, lt=2**31, description="n, coordinates of an activation")
-    d_sae: int = Field(gt=0, lt=2**31, description="M, number of features")
-    hyperparameters: dict[str, Any] = Field({}, description="the architecture's own, e.g. l1_coefficient")
-    site: str = Field("", description="where in the model, e.g. blocks.2.hook_resid_post")
-    metadata: dict[str, Any] = Field({}, description="model, data and training settings that it came from")
 
 
 class Losses(NamedTuple):
@@ -269,12 +258,33 @@ class SAE(nn.Module, ABC):
                 share = 1.0 if name == "W_dec" else RESAMPLED_ENCODER_NORM
                 by_feature[features_K] = directions_KD * (share * norm)
 
+    # ---- other forms ------------------------------------------------------------------------------------------------
+
+    def saelens_form(self) -> dict[str, Any]:
+        """What SAELens' `cfg.json` says of this function: its `architecture` there, and further keys, such as `k`.
+
+        The parameters and buffers have to be those of that architecture, in names and shapes.
+
+        Raises:
+            UserError: SAELens has none.
+        """
+        raise UserError(f"SAELens has no {self.architecture} SAE")
+
+    def to_jumprelu(self) -> SAE:
+        """The same function as a JumpReLU SAE.
+
+        Raises:
+            UserError: it is none.
+        """
+        raise UserError(f"to_jumprelu: a {self.architecture} SAE has no such form")
+
     # ---- files ------------------------------------------------------------------------------------------------------
 
     def save(self, directory: str | Path) -> None:
-        """Writes `cfg.json` and `sae_weights.safetensors` to `directory`, which is made if need be.
+        """Writes `cfg.json` and `sae_weights.safetensors`, a folder that SAELens reads too, to `directory`.
 
-        An SAE that is there already is replaced; a save that fails halfway never leaves its files beside new ones.
+        The folder is made if need be. An SAE of ours that is there already is replaced; a save that fails halfway
+        never leaves its files beside new ones.
         """
         write_together(Path(directory), saved_files(self))
 
@@ -287,8 +297,21 @@ def saved_files(sae: SAE) -> dict[str, bytes]:
 
 def to_bytes(sae: SAE) -> tuple[str, bytes]:
     """(cfg.json, sae_weights.safetensors) as they would be saved."""
-    weights = {name: tensor.detach().cpu().contiguous() for name, tensor in sae.state_dict().items()}
-    return sae.cfg.model_dump_json(indent=2), safetensors.torch.save(weights)
+    return config_file.encode(sae.cfg, saelens_form_or_reason(sae)), weight_bytes(sae)
+
+
+def saelens_form_or_reason(sae: SAE) -> dict[str, Any]:
+    """`saelens_form`; where there is none, the reason as an architecture, which SAELens' error about it then shows."""
+    try:
+        return sae.saelens_form()
+    except UserError as error:
+        return {"architecture": str(error)}
+
+
+def weight_bytes(sae: SAE) -> bytes:
+    """The parameters and buffers as safetensors, contiguous; those that are no integers as float32."""
+    state = {name: tensor.detach().cpu().contiguous() for name, tensor in sae.state_dict().items()}
+    return safetensors.torch.save({k: t.float() if t.is_floating_point() else t for k, t in state.items()})
 
 
 def _finite(tensor: Tensor) -> bool:

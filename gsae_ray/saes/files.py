@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import json
 from pathlib import Path
+from typing import Any
 
 import pydantic
 import safetensors
@@ -13,8 +13,11 @@ import torch
 
 from gsae_ray.errors import UserError, shown
 from gsae_ray.files import digest, file_hash
-from gsae_ray.saes.base import CONFIG_FILE, SAE, WEIGHTS_FILE, SAEConfig
+from gsae_ray.saes import config_file
+from gsae_ray.saes.base import SAE, WEIGHTS_FILE, saelens_form_or_reason
+from gsae_ray.saes.config_file import CONFIG_FILE
 from gsae_ray.saes.registry import REGISTRY, build
+from gsae_ray.saes.sae_config import SAEConfig
 
 FILES = f"{CONFIG_FILE} and {WEIGHTS_FILE}"
 WEIGHT_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
@@ -27,10 +30,12 @@ def from_bytes(cfg: str | bytes, weights: bytes) -> SAE:
     Raises:
         ValueError: they are not those of a finished SAE; in one line.
     """
-    config = _read_config(cfg)
+    config, for_saelens = _read_config(cfg)
     try:
         with torch.device("meta"):
-            expected = build(config).state_dict()
+            empty = build(config)
+        config_file.check_agreement(config, saelens_form_or_reason(empty), for_saelens)
+        expected = empty.state_dict()
         tensors = safetensors.torch.load(weights)
     except KeyError as error:
         raise ValueError(f"{WEIGHTS_FILE}: a tensor is {shown(error.args[0])}, a dtype that torch has not") from error
@@ -53,25 +58,19 @@ def from_bytes(cfg: str | bytes, weights: bytes) -> SAE:
     return sae.eval()
 
 
-def _read_config(text: str | bytes) -> SAEConfig:
-    """The configuration of a saved SAE.
+def _read_config(text: str | bytes) -> tuple[SAEConfig, dict[str, Any]]:
+    """As `config_file.decode`, with the hyperparameters checked.
 
     Raises:
         ValueError: it is none; in one line.
     """
-    where: tuple[str, ...] = (CONFIG_FILE,)
-    try:
-        cfg = SAEConfig.model_validate_json(text)
-        if "format" not in cfg.model_fields_set:
-            raise ValueError(f"{CONFIG_FILE}: no format; this is not an SAE of ours")
-        if cfg.architecture in REGISTRY:
-            where = (CONFIG_FILE, "hyperparameters")
+    cfg, for_saelens = config_file.decode(text)
+    if cfg.architecture in REGISTRY:
+        try:
             REGISTRY[cfg.architecture].check_hyperparameters(cfg.hyperparameters)
-    except pydantic.ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        key = ".".join(str(part) for part in (*where, *first["loc"]))
-        raise ValueError(f"{shown(key, quoted=False)}: {shown(first['input'])}: {first['msg']}") from error
-    return cfg
+        except pydantic.ValidationError as error:
+            raise config_file.one_line(error, "hyperparameters") from error
+    return cfg, for_saelens
 
 
 def content_hash(directory: str | Path) -> str:
@@ -101,14 +100,13 @@ def foreign_files(directory: Path) -> list[str]:
 
 
 def recognises(directory: Path) -> bool:
-    """Whether `cfg.json` says that the SAE is ours, or is damaged."""
+    """Whether `cfg.json` says that the SAE is ours, or is damaged, which `read` then tells."""
     try:
-        cfg = json.loads((directory / CONFIG_FILE).read_bytes())
+        return config_file.is_ours((directory / CONFIG_FILE).read_bytes())
     except FileNotFoundError:
         return False
-    except (ValueError, RecursionError):
+    except ValueError:
         return True
-    return not isinstance(cfg, dict) or "format" in cfg
 
 
 def read(directory: Path) -> SAE:
