@@ -63,8 +63,8 @@ FAMILIES: dict[str, Family] = {
     **dict.fromkeys(("llama", "mistral", "qwen2", "qwen3", "gemma", "olmo", "phi3", "smollm3"), _LLAMA),
     # Mixtures of experts: mlp_post in their dense layers only.
     **dict.fromkeys(("mixtral", "qwen2_moe", "qwen3_moe", "olmoe", "gpt_oss", "deepseek_v2", "deepseek_v3"), _LLAMA),
-    # Most of their layers have linear attention in attention's place: attn_out and attn_z in the others only, attn_z after
-    # its gate.
+    # Most of their layers have linear attention in attention's place: attn_out and attn_z in the others only, attn_z
+    # after its gate.
     **dict.fromkeys(("qwen3_next", "qwen3_5_text", "qwen3_5_moe_text"), _LLAMA),
     **dict.fromkeys(("gemma2", "gemma3", "gemma3_text", "olmo2", "olmo3"), _POST_NORMS),
     **dict.fromkeys(("gemma4", "gemma4_text", "gemma4_unified", "gemma4_unified_text"), _GEMMA4),
