@@ -186,7 +186,7 @@ def test_it_is_read_and_saved_anew_in_the_format_of_now(
         ({"gsae": {"format": "gsae-1"}}, "cfg.json.format: 'gsae-1' is not gsae-2"),
         ({"gsae": {"format": "gsae-2"}}, "cfg.json.architecture: "),
         ({"gsae": {"format": "gsae-2", "architecture": "standard"}}, "cfg.json.hyperparameters.l1_coefficient: "),
-        ({"d_sae": 11}, "do not fit: b_gate is [10], not [11]"),
+        ({"d_sae": 11}, "sae_weights.safetensors and cfg.json do not fit: "),
     ],
 )
 def test_keys_that_do_not_fit_together_are_named(change: dict[str, Any], line: str, tmp_path: Path) -> None:
