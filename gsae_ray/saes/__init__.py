@@ -8,6 +8,7 @@ from gsae_ray.saes.jumprelu import JumpReLUSAE
 from gsae_ray.saes.registry import REGISTRY, build, register, trainable_architectures
 from gsae_ray.saes.rescale_shift import RescaleShiftSAE
 from gsae_ray.saes.standard import StandardSAE
+from gsae_ray.saes.topk import TopKSAE
 
 __all__ = [
     "REGISTRY",
@@ -19,6 +20,7 @@ __all__ = [
     "RescaleShiftSAE",
     "SAEConfig",
     "StandardSAE",
+    "TopKSAE",
     "build",
     "from_bytes",
     "load",

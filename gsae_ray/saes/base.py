@@ -19,6 +19,8 @@ from gsae_ray.saes.config_file import CONFIG_FILE as CONFIG_FILE
 from gsae_ray.saes.sae_config import SAEConfig as SAEConfig
 
 WEIGHTS_FILE = "sae_weights.safetensors"
+ORIGIN = "origin"
+"""Key of the metadata of an SAE that was not trained here: the format that it was read from."""
 
 Objective = Literal["paper", "norm_weighted"]
 """What training minimises, beyond the architecture's own terms.
@@ -121,6 +123,11 @@ class SAE(nn.Module, ABC):
         shift_F = -(self.b_dec @ W_DF)
         return x_BD.to(W_DF.dtype) @ W_DF + (shift_F if bias_F is None else bias_F + shift_F)
 
+    def _encoder_input(self, x_BD: Tensor) -> Tensor:
+        """x − b_dec in the dtype of the weights; x itself with `subtract_b_dec: false`, as in SAEs of some libraries."""
+        x_BD = x_BD.to(self.W_enc.dtype)
+        return x_BD - self.b_dec if self.subtracts_b_dec else x_BD
+
     def _l1(self, acts_BF: Tensor, objective: Objective) -> Tensor:
         """The objective's penalty of non-negative activations: a sum over features, a mean over the batch."""
         if objective == "norm_weighted":
@@ -147,18 +154,28 @@ class SAE(nn.Module, ABC):
         return 5
 
     @classmethod
-    def check_hyperparameters(cls, hyperparameters: dict[str, Any]) -> None:
-        """Checks the hyperparameters of a saved SAE.
+    def check_hyperparameters(cls, hyperparameters: dict[str, Any], trained_here: bool = True) -> None:
+        """Checks the hyperparameters of a finished SAE.
+
+        Args:
+            hyperparameters: of its `cfg.json`.
+            trained_here: false: the coefficient of its L1 penalty may be missing, which nobody knows in our units.
 
         Raises:
             ValidationError: they are not those of a finished SAE of this architecture.
         """
-        cls.Hyperparameters.model_validate(hyperparameters)
+        unknown = not trained_here and cls.sparsity_in_l1_units and cls.sparsity_hyperparameter is not None
+        cls.Hyperparameters.model_validate({**({cls.sparsity_hyperparameter: 0.0} if unknown else {}), **hyperparameters})
 
     @classmethod
     def canonical(cls, hyperparameters: dict[str, Any], objective: Objective) -> dict[str, Any]:
         """The one form of hyperparameters that mean the same, so that the same SAE has the same identity."""
         return hyperparameters
+
+    @property
+    def subtracts_b_dec(self) -> bool:
+        """Whether the encoder takes x − b_dec, as all SAEs that are trained here do, or x."""
+        return bool(self.cfg.hyperparameters.get("subtract_b_dec", True))
 
     @property
     def sparsity_coefficient(self) -> float:

@@ -14,7 +14,7 @@ import torch
 from gsae_ray.errors import UserError, shown
 from gsae_ray.files import digest, file_hash
 from gsae_ray.saes import config_file
-from gsae_ray.saes.base import SAE, WEIGHTS_FILE, saelens_form_or_reason
+from gsae_ray.saes.base import ORIGIN, SAE, WEIGHTS_FILE, saelens_form_or_reason
 from gsae_ray.saes.config_file import CONFIG_FILE
 from gsae_ray.saes.registry import REGISTRY, build
 from gsae_ray.saes.sae_config import SAEConfig
@@ -67,7 +67,8 @@ def _read_config(text: str | bytes) -> tuple[SAEConfig, dict[str, Any]]:
     cfg, for_saelens = config_file.decode(text)
     if cfg.architecture in REGISTRY:
         try:
-            REGISTRY[cfg.architecture].check_hyperparameters(cfg.hyperparameters)
+            trained_here = ORIGIN not in cfg.metadata
+            REGISTRY[cfg.architecture].check_hyperparameters(cfg.hyperparameters, trained_here)
         except pydantic.ValidationError as error:
             raise config_file.one_line(error, "hyperparameters") from error
     return cfg, for_saelens

@@ -1,10 +1,11 @@
-"""The JumpReLU SAE: a form in which finished SAEs can be written."""
+"""The JumpReLU SAE: a form of finished SAEs, and of SAEs that other libraries have trained."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 
 from gsae_ray.saes.base import SAE, Losses, Objective, SAEConfig
@@ -16,10 +17,16 @@ class JumpReLUSAE(SAE):
     """Rajamanoharan et al. 2024, appendix E; `threshold` is θ ≥ 0. `to_jumprelu` makes one; none is trained.
 
     f(x) = 1[z > θ] ReLU(z),  z = W_enc (x − b_dec) + b_enc,  x̂ = W_dec f + b_dec
+
+    x − b_dec is computed as it stands here, not as `_pre` does: an activation near its threshold is then on or off as
+    it is in the libraries that such SAEs come from.
     """
 
     trainable = False
     sparsity_hyperparameter = None
+
+    class Hyperparameters(SAE.Hyperparameters):
+        subtract_b_dec: bool = Field(True, description="false: the encoder takes x, not x − b_dec")
 
     def __init__(self, cfg: SAEConfig) -> None:
         super().__init__(cfg)
@@ -41,7 +48,7 @@ class JumpReLUSAE(SAE):
         return jumprelu.eval()
 
     def encode(self, x_BD: Tensor) -> Tensor:
-        pre_BF = self._pre(x_BD, self.b_enc)
+        pre_BF = self._encoder_input(x_BD) @ self.W_enc + self.b_enc
         return torch.relu(pre_BF) * (pre_BF > self.threshold)
 
     def saelens_form(self) -> dict[str, Any]:
