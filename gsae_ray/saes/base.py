@@ -124,7 +124,7 @@ class SAE(nn.Module, ABC):
         return x_BD.to(W_DF.dtype) @ W_DF + (shift_F if bias_F is None else bias_F + shift_F)
 
     def _encoder_input(self, x_BD: Tensor) -> Tensor:
-        """x − b_dec in the dtype of the weights; x itself with `subtract_b_dec: false`, as in SAEs of some libraries."""
+        """What W_enc is applied to: x − b_dec, or x where b_dec is not subtracted, in the dtype of the weights."""
         x_BD = x_BD.to(self.W_enc.dtype)
         return x_BD - self.b_dec if self.subtracts_b_dec else x_BD
 
@@ -165,7 +165,9 @@ class SAE(nn.Module, ABC):
             ValidationError: they are not those of a finished SAE of this architecture.
         """
         unknown = not trained_here and cls.sparsity_in_l1_units and cls.sparsity_hyperparameter is not None
-        cls.Hyperparameters.model_validate({**({cls.sparsity_hyperparameter: 0.0} if unknown else {}), **hyperparameters})
+        cls.Hyperparameters.model_validate(
+            {**({cls.sparsity_hyperparameter: 0.0} if unknown else {}), **hyperparameters}
+        )
 
     @classmethod
     def canonical(cls, hyperparameters: dict[str, Any], objective: Objective) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from typing import Protocol
 from gsae_ray.errors import UserError, first_line, shown
 from gsae_ray.saes import files as gsae
 from gsae_ray.saes.base import SAE
+from gsae_ray.saes.formats import dictionary_learning, gemma_scope, llama_scope, pickled_topk, saelens, sparsify
 
 
 class Reader(Protocol):
@@ -36,10 +37,22 @@ class Reader(Protocol):
         """
 
 
-READERS: dict[str, Reader] = {"gsae": gsae}
+READERS: dict[str, Reader] = {
+    "pickled_topk": pickled_topk,  # which may be a file
+    "gsae": gsae,
+    "saelens": saelens,
+    "dictionary_learning": dictionary_learning,
+    "sparsify": sparsify,
+    "gemma_scope": gemma_scope,
+    "llama_scope": llama_scope,
+}
 """Formats that `load` reads; the first that recognises a folder reads it."""
 
-WRITERS: dict[str, Callable[[SAE, Path], None]] = {"gsae": lambda sae, folder: sae.save(folder)}
+WRITERS: dict[str, Callable[[SAE, Path], None]] = {
+    "gsae": lambda sae, folder: sae.save(folder),
+    "dictionary_learning": dictionary_learning.write,
+    "sparsify": sparsify.write,
+}
 """Formats that `export` writes. A function writes an SAE to a folder, which is made if need be.
 
 It raises a `UserError` that names the reason where the SAE has no form in its format.

@@ -1,4 +1,4 @@
-"""dictionary_learning: `ae.pt`, a pickled state dict, and `config.json`, as its `load_dictionary` and SAEBench read them.
+"""dictionary_learning: `ae.pt`, a pickled state dict, and `config.json`; `load_dictionary` and SAEBench read them.
 
 After dictionary-learning 0.1.0, `dictionary.py` and `trainers/`.
 """
@@ -19,7 +19,7 @@ from torch import Tensor
 from gsae_ray.errors import UserError, shown, suggest
 from gsae_ray.files import write_together
 from gsae_ray.saes.base import SAE
-from gsae_ray.saes.formats.foreign import assemble, check, read_json, read_pickle
+from gsae_ray.saes.formats.foreign import assemble, checked, read_json, read_pickle
 from gsae_ray.saes.gated import GatedSAE
 from gsae_ray.saes.jumprelu import JumpReLUSAE
 from gsae_ray.saes.standard import StandardSAE
@@ -56,8 +56,8 @@ def read(directory: Path) -> SAE:
     if not isinstance(name, str) or name not in _CLASSES:
         raise ValueError(f"{CONFIG}: unknown dict_class {shown(name)}; {suggest(name, _CLASSES)}")
     dict_class = _CLASSES[name]
-    check({key: tensor for key, tensor in tensors.items() if key not in dict_class.counts}, dict_class.shapes, WEIGHTS)
-    architecture, hyperparameters, ours = dict_class.form(tensors)
+    counts = {key: tensors.pop(key) for key in dict_class.counts if key in tensors}
+    architecture, hyperparameters, ours = dict_class.form({**checked(tensors, dict_class.shapes, WEIGHTS), **counts})
     site, model = trainer.get("submodule_name"), trainer.get("lm_name")
     return assemble("dictionary_learning", architecture, ours, settings, hyperparameters, site, model)
 
@@ -126,7 +126,7 @@ def _above_threshold(ours: dict[str, Tensor], threshold: Tensor) -> Form:
 class _DictClass:
     form: Callable[[Mapping[str, Tensor]], Form]
     shapes: Mapping[str, str]
-    """Tensors of floats, as `check` takes them."""
+    """Tensors of floats, as `checked` takes them."""
     counts: frozenset[str] = frozenset()
     """Buffers of whole numbers."""
 
@@ -158,12 +158,11 @@ def write(sae: SAE, directory: Path) -> None:
     """
     if isinstance(sae, GatedSAE) and not sae.tied:
         raise UserError("dictionary_learning: a gated SAE with untied encoders (tied: false) has no form there")
-    for kind, (name, trainer, tensors) in _WRITTEN.items():
-        if isinstance(sae, kind):
-            break
-    else:
-        raise UserError(f"dictionary_learning: {sae.architecture} has no form there")
-    settings = {"dict_class": name, "trainer_class": trainer, **_settings(sae)}
+    kind = next((kind for kind in _WRITTEN if isinstance(sae, kind)), None)
+    if kind is None:
+        raise UserError(f"dictionary_learning: a {sae.architecture} SAE has no form there")
+    dict_class, trainer_class, tensors = _WRITTEN[kind]
+    settings = {"dict_class": dict_class, "trainer_class": trainer_class, **_settings(sae)}
     model = sae.cfg.metadata.get("model")
     context_size = model.get("context_size") if isinstance(model, dict) else None
     weights = io.BytesIO()

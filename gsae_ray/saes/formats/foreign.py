@@ -1,4 +1,4 @@
-"""What readers of other libraries' files share: tensors without code, checked by name and shape, and the SAE of them."""
+"""What readers of other libraries' files share: tensors without code, checked by name and shape, and their SAE."""
 
 from __future__ import annotations
 
@@ -77,11 +77,11 @@ def read_pickle(path: Path) -> dict[str, Tensor]:
     return tensors
 
 
-def check(tensors: Mapping[str, Tensor], shapes: Mapping[str, str], file: str) -> None:
-    """Checks the names, shapes, dtypes and numbers of what a file holds.
+def checked(tensors: Mapping[str, Tensor], shapes: Mapping[str, str], file: str) -> dict[str, Tensor]:
+    """The tensors of a file as float32, their names, shapes, dtypes and numbers checked.
 
     Args:
-        tensors: by name.
+        tensors: all of them, by name.
         shapes: name -> axes, D for d_in and F for d_sae; the first tensor says how large these are.
         file: the file's name, for errors.
 
@@ -102,8 +102,9 @@ def check(tensors: Mapping[str, Tensor], shapes: Mapping[str, str], file: str) -
             raise ValueError(f"{file}: {name} is {list(tensor.shape)}, not [{', '.join(map(str, expected))}]")
         if tensor.dtype not in WEIGHT_DTYPES:
             raise ValueError(f"{file}: {name} is {tensor.dtype}; known: {', '.join(map(str, WEIGHT_DTYPES))}")
-        if not tensor.isfinite().all():
+        if not tensor.float().isfinite().all():
             raise ValueError(f"{file}: {name} is not finite")
+    return {name: tensor.float() for name, tensor in tensors.items()}
 
 
 def assemble(
@@ -149,6 +150,4 @@ def assemble(
         )
     )
     sae.load_state_dict(dict(tensors))
-    if (name := sae.not_finite()) is not None:  # in the file it was: float64 that float32 does not hold
-        raise ValueError(f"{name} is not finite as float32")
     return sae.eval()

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from gsae_ray.errors import shown
 from gsae_ray.saes.base import SAE
-from gsae_ray.saes.formats.foreign import assemble, check, read_json, read_safetensors
+from gsae_ray.saes.formats.foreign import assemble, checked, read_json, read_safetensors
 
 FIRST, SECOND, CONFIG = "params.npz", "params.safetensors", "config.json"
 FILES = f"{FIRST}, or {CONFIG} with {SECOND}"
@@ -37,17 +37,15 @@ def read(directory: Path) -> SAE:
     """
     settings: dict[str, Any] = {}
     if (directory / FIRST).is_file():
-        tensors = _read_npz(directory / FIRST)
-        check(tensors, _SHAPES, FIRST)
+        ours = checked(_read_npz(directory / FIRST), _SHAPES, FIRST)
     else:
         settings = read_json(directory / CONFIG)
         tensors = read_safetensors(directory / SECOND)
         _check_kind(settings, tensors)
-        check(tensors, {name.lower(): axes for name, axes in _SHAPES.items()}, SECOND)
-    ours = {name: tensors.get(name, tensors.get(name.lower())) for name in _SHAPES}
-    settings_of_function = {"subtract_b_dec": False}
+        lower = checked(tensors, {name.lower(): axes for name, axes in _SHAPES.items()}, SECOND)
+        ours = {name: lower[name.lower()] for name in _SHAPES}
     model = settings.get("model_name")
-    return assemble("gemma_scope", "jumprelu", ours, settings, settings_of_function, model=model)
+    return assemble("gemma_scope", "jumprelu", ours, settings, {"subtract_b_dec": False}, model=model)
 
 
 def _read_npz(path: Path) -> dict[str, Tensor]:

@@ -1,6 +1,6 @@
-"""Llama Scope and what llamascopium trains: `config.json` and `sae_weights.safetensors`; the encoder takes x, not x − b_D.
+"""Llama Scope, and what llamascopium trains: `config.json` and `sae_weights.safetensors`.
 
-After llamascopium 2.0.0b34, `models/sae.py`.
+After llamascopium 2.0.0b34, `models/sae.py`. The encoder takes x, not x − b_D.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from gsae_ray.errors import shown
 from gsae_ray.saes.base import SAE, WEIGHTS_FILE
-from gsae_ray.saes.formats.foreign import assemble, check, read_json, read_safetensors
+from gsae_ray.saes.formats.foreign import assemble, checked, read_json, read_safetensors
 
 CONFIG = "config.json"
 FILES = f"{CONFIG} with {WEIGHTS_FILE}"
@@ -41,7 +41,8 @@ def read(directory: Path) -> SAE:
     tensors = read_safetensors(directory / WEIGHTS_FILE)
     norms = {name: tensors.pop(name) for name in list(tensors) if name.startswith(_NORM)}
     activation = settings.get("act_fn")
-    check(tensors, {**_SHAPES, **({_THRESHOLD: "F"} if activation == "jumprelu" else {})}, WEIGHTS_FILE)
+    shapes = {**_SHAPES, _THRESHOLD: "F"} if activation == "jumprelu" else _SHAPES
+    tensors = checked(tensors, shapes, WEIGHTS_FILE)
     ours = {"W_enc": tensors["W_E"], "b_enc": tensors["b_E"], "W_dec": tensors["W_D"], "b_dec": tensors["b_D"]}
     hyperparameters: dict[str, Any] = {"subtract_b_dec": False}
     norms_F = ours["W_dec"].norm(dim=1) if settings.get("sparsity_include_decoder_norm", True) else torch.ones(1)
@@ -80,8 +81,7 @@ def _check_kind(settings: dict[str, Any]) -> None:
     }
     for key, values in known.items():
         if settings.get(key) not in values:
-            raise ValueError(f"{CONFIG}: {key} is {shown(settings.get(key))}; known: {shown(values[0])}" + "".join(
-                f", {shown(value)}" for value in values[1:] if value is not None
-            ))
+            names = ", ".join(shown(value) for value in values if value is not None)
+            raise ValueError(f"{CONFIG}: {key} is {shown(settings.get(key))}; known: {names}")
     if settings.get("hook_point_in") != settings.get("hook_point_out"):
         raise ValueError(f"{CONFIG}: hook_point_out is another place than hook_point_in: a transcoder, not an SAE")

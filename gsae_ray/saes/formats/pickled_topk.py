@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 
 from gsae_ray.saes.base import SAE
-from gsae_ray.saes.formats.foreign import assemble, check, read_pickle
+from gsae_ray.saes.formats.foreign import assemble, checked, read_pickle
 
 FILES = "layer{L}.sae.pt, the only one"
 
@@ -34,8 +34,7 @@ def read(directory: Path) -> SAE:
     k = re.findall(r"L0_(\d+)", str(path))
     if not k:
         raise ValueError(f"{path.name} has no k; it is taken from the path, which should have L0_50 for k = 50")
-    tensors = read_pickle(path)
-    check(tensors, _SHAPES, path.name)
+    tensors = checked(read_pickle(path), _SHAPES, path.name)
     ours = {**tensors, "W_enc": tensors["W_enc"].T, "W_dec": tensors["W_dec"].T}
     layer = re.match(r"layer(\d+)\.", path.name)
     site = f"blocks.{layer[1]}.hook_resid_post" if layer and "SAE-Res" in str(path) else None

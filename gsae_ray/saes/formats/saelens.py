@@ -13,7 +13,7 @@ from torch import Tensor
 
 from gsae_ray.errors import shown, suggest
 from gsae_ray.saes.base import CONFIG_FILE, SAE, WEIGHTS_FILE
-from gsae_ray.saes.formats.foreign import assemble, check, keys_of, read_json, read_safetensors
+from gsae_ray.saes.formats.foreign import assemble, checked, keys_of, read_json, read_safetensors
 
 FILES = f"{CONFIG_FILE} with {WEIGHTS_FILE}"
 
@@ -24,7 +24,7 @@ _SHAPES = {
     "jumprelu": {**_LINEAR, "threshold": "F"},
     "gated": {"W_enc": "DF", "W_dec": "FD", "b_dec": "D", "b_gate": "F", "b_mag": "F", "r_mag": "F"},
 }
-"""Architecture -> its tensors, which have the names and shapes of ours. batchtopk and matryoshka are saved as jumprelu."""
+"""Architecture -> its tensors, which are named and shaped as ours. batchtopk and matryoshka are saved as jumprelu."""
 _NORMALISED = {
     "expected_average_only_in": "the scale of its activations is not in the files, and SAELens leaves it out too",
     "covariance_whitening": "the whitening of its activations is not in the files, and SAELens leaves it out too",
@@ -50,10 +50,12 @@ def read(directory: Path) -> SAE:
     about = settings["metadata"] if isinstance(settings.get("metadata"), dict) else settings  # before release 6
     architecture = _architecture(settings)
     if architecture not in _SHAPES:
-        raise ValueError(f"{CONFIG_FILE}: architecture {shown(architecture)} is not known; {suggest(architecture, _SHAPES)}")
+        raise ValueError(
+            f"{CONFIG_FILE}: architecture {shown(architecture)} is not known; {suggest(architecture, _SHAPES)}"
+        )
     _check_normalisation(settings.get("normalize_activations"))
-    tensors = _without_scaling_factor(read_safetensors(directory / WEIGHTS_FILE))
-    check(tensors, _SHAPES[architecture], WEIGHTS_FILE)
+    found = _without_scaling_factor(read_safetensors(directory / WEIGHTS_FILE))
+    tensors = checked(found, _SHAPES[architecture], WEIGHTS_FILE)
     d_in, d_sae = tensors["W_enc"].shape
     for key, size in (("d_in", d_in), ("d_sae", d_sae)):
         if settings.get(key) != size:

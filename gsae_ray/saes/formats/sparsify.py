@@ -1,4 +1,7 @@
-"""sparsify: a folder a hook, with `cfg.json` and `sae.safetensors`; TopK SAEs. After eai-sparsify 1.3.3, `sparse_coder.py`."""
+"""sparsify: TopK SAEs, a folder each, with `cfg.json` and `sae.safetensors`.
+
+After eai-sparsify 1.3.3, `sparse_coder.py`.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,7 @@ import safetensors.torch
 from gsae_ray.errors import UserError, shown
 from gsae_ray.files import write_together
 from gsae_ray.saes.base import SAE
-from gsae_ray.saes.formats.foreign import assemble, check, read_json, read_safetensors
+from gsae_ray.saes.formats.foreign import assemble, checked, read_json, read_safetensors
 from gsae_ray.saes.topk import TopKSAE
 
 WEIGHTS, CONFIG = "sae.safetensors", "cfg.json"
@@ -39,8 +42,7 @@ def read(directory: Path) -> SAE:
         raise ValueError(f"{CONFIG}: activation is {shown(activation)}; known: 'topk'")
     if "k" not in settings:  # older ones have a default, which has changed
         raise ValueError(f"{CONFIG}: k is missing")
-    tensors = read_safetensors(directory / WEIGHTS)
-    check(tensors, _SHAPES, WEIGHTS)
+    tensors = checked(read_safetensors(directory / WEIGHTS), _SHAPES, WEIGHTS)
     if settings.get("d_in") != tensors["b_dec"].shape[0]:
         raise ValueError(f"{CONFIG}: d_in is {shown(settings.get('d_in'))}; {WEIGHTS} has {tensors['b_dec'].shape[0]}")
     ours = {"W_enc": tensors["encoder.weight"].T, "b_enc": tensors["encoder.bias"]}
@@ -55,7 +57,7 @@ def write(sae: SAE, directory: Path) -> None:
         UserError: it is no TopK SAE.
     """
     if not isinstance(sae, TopKSAE):
-        raise UserError(f"sparsify: {sae.architecture} has no form there; it knows TopK SAEs only")
+        raise UserError(f"sparsify: a {sae.architecture} SAE has no form there; it knows TopK SAEs only")
     b_enc = sae.b_enc if sae.subtracts_b_dec else sae.b_enc + sae.b_dec @ sae.W_enc  # it subtracts b_dec
     tensors = {"encoder.weight": sae.W_enc.T, "encoder.bias": b_enc, "W_dec": sae.W_dec, "b_dec": sae.b_dec}
     settings = {
