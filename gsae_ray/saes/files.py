@@ -90,14 +90,18 @@ def holds(directory: str | Path, content: str | None) -> bool:
     return False
 
 
-def foreign_files(directory: Path) -> list[str]:
-    """Names of the files in a folder that are not of an SAE saved there; hidden files are not counted."""
+def visible_files(directory: Path) -> set[str]:
+    """Names of a folder's files that are not hidden; none where there is no such folder."""
+    return {path.name for path in directory.iterdir() if path.name[0] != "."} if directory.exists() else set()
+
+
+def saved_files_of(directory: Path) -> set[str]:
+    """Names of the files of a folder that are of an SAE of ours."""
     try:
         _read_config((directory / CONFIG_FILE).read_bytes())
-        ours = {CONFIG_FILE, WEIGHTS_FILE}
     except (OSError, ValueError, UserError):
-        ours = set()
-    return sorted(path.name for path in directory.iterdir() if path.name not in ours and path.name[0] != ".")
+        return set()
+    return {CONFIG_FILE, WEIGHTS_FILE}
 
 
 def recognises(directory: Path) -> bool:

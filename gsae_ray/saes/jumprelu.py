@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import torch
@@ -36,7 +37,7 @@ class JumpReLUSAE(SAE):
     @classmethod
     @torch.no_grad()
     def of(cls, sae: SAE, W_enc_DF: Tensor, b_enc_F: Tensor, threshold_F: Tensor) -> JumpReLUSAE:
-        """A JumpReLU SAE with an encoder of its own, and all else of another SAE."""
+        """A JumpReLU SAE with this encoder, and all else of another SAE."""
         trained = {"training_architecture": sae.architecture, sae.architecture: sae.cfg.hyperparameters}
         form = {"architecture": cls.architecture, "hyperparameters": {}, "metadata": {**sae.cfg.metadata, **trained}}
         jumprelu = cls(sae.cfg.model_copy(update=form)).to(sae.W_enc)
@@ -52,11 +53,21 @@ class JumpReLUSAE(SAE):
         return torch.relu(pre_BF) * (pre_BF > self.threshold)
 
     def saelens_form(self) -> dict[str, Any]:
-        return {"architecture": "jumprelu"}
+        return {"architecture": "jumprelu", "apply_b_dec_to_input": self.subtracts_b_dec}
 
     def to_jumprelu(self) -> JumpReLUSAE:
         """This SAE itself."""
         return self
+
+    @torch.no_grad()
+    def without_subtraction(self) -> JumpReLUSAE:
+        """The same function, but for rounding at thresholds, with an encoder that takes x: b_enc − W_encᵀ b_dec."""
+        if not self.subtracts_b_dec:
+            return self
+        sae = copy.deepcopy(self)
+        sae.cfg = self.cfg.model_copy(update={"hyperparameters": {"subtract_b_dec": False}})
+        sae.b_enc.sub_(self.b_dec @ self.W_enc)
+        return sae
 
     @property
     def scaled_tensors(self) -> tuple[str, ...]:

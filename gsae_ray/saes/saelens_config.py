@@ -48,7 +48,9 @@ def _metadata(cfg: SAEConfig) -> dict[str, Any]:
         "exclude_special_tokens": dataset.get("skip_special_tokens"),
         "seqpos_slice": None if skipped is None else [skipped or None, None],
     }
-    return {key: value for key, value in found.items() if value is not None}
+    theirs = _section(cfg, "settings").get("metadata")  # of an SAE that was read from a folder of SAELens
+    known = theirs if isinstance(theirs, dict) and "sae_lens_version" in theirs else {}
+    return {**known, **{key: value for key, value in found.items() if value is not None}}
 
 
 def _section(cfg: SAEConfig, name: str) -> dict[str, Any]:

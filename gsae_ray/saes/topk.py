@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from pydantic import Field
 from torch import Tensor, nn
@@ -37,6 +39,10 @@ class TopKSAE(SAE):
         acts_BF = torch.relu(self._encoder_input(x_BD) @ self.W_enc + self.b_enc)
         top = acts_BF.topk(self.k, dim=-1, sorted=False)
         return torch.zeros_like(acts_BF).scatter(-1, top.indices, top.values)
+
+    def saelens_form(self) -> dict[str, Any]:
+        subtracts = {"apply_b_dec_to_input": self.subtracts_b_dec}
+        return {"architecture": "topk", "k": self.k, "rescale_acts_by_decoder_norm": False, **subtracts}
 
     def losses(self, x_BD: Tensor, coefficient: float, objective: Objective = "paper") -> Losses:
         raise NotImplementedError("a TopK SAE is not trained here")

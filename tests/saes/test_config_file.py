@@ -73,6 +73,7 @@ def test_the_whole_file() -> None:
         ("gated", {"l1_coefficient": 1.0, "auxiliary": "none", "learn_r_mag": False}, "gated"),
         ("rescale_shift", {"l1_coefficient": 1.0}, "gated"),
         ("jumprelu", {}, "jumprelu"),
+        ("topk", {"k": 3}, "topk"),
         (
             "gated",
             {"l1_coefficient": 1.0, "tied": False},
@@ -126,6 +127,29 @@ def test_a_jumprelu_form_names_the_architecture_that_was_trained(architecture: s
     assert (found["architecture"], found["gsae"]["architecture"]) == ("jumprelu", "jumprelu")
     assert found["metadata"]["training_architecture"] == architecture
     assert found["gsae"]["metadata"][architecture] == {"l1_coefficient": 2.5}
+
+
+@pytest.mark.parametrize("subtracts", [True, False])
+@pytest.mark.parametrize(("architecture", "own"), [("topk", {"k": 3}), ("jumprelu", {})])
+def test_whether_b_dec_is_subtracted_and_how_many_are_kept_is_said(
+    architecture: str, own: dict[str, Any], subtracts: bool, tmp_path: Path
+) -> None:
+    sae = of(architecture, hyperparameters={**own, "subtract_b_dec": subtracts})
+    found = saved(sae)
+    assert found["apply_b_dec_to_input"] is subtracts
+    assert [found.get(key) for key in ("k", "rescale_acts_by_decoder_norm")] == ([3, False] if own else [None, None])
+    sae.save(tmp_path)
+    assert load(tmp_path).cfg == sae.cfg
+    (tmp_path / CONFIG_FILE).write_text(json.dumps({**found, "apply_b_dec_to_input": not subtracts}))
+    with pytest.raises(UserError, match=f"apply_b_dec_to_input is {not subtracts}, but {subtracts} by what gsae says"):
+        load(tmp_path)
+
+
+def test_of_an_sae_of_saelens_what_its_folder_said_is_said_again() -> None:
+    theirs = {"sae_lens_version": "6.1.0", "context_size": 64, "prepend_bos": True, "hook_name": "blocks.8.x"}
+    found = saved(of("standard", metadata={"origin": "saelens", "settings": {"metadata": theirs}}))["metadata"]
+    assert (found["context_size"], found["prepend_bos"]) == (64, True)
+    assert (found["sae_lens_version"], found["hook_name"]) == ("6.54.12", "blocks.8.hook_resid_post")
 
 
 # ---- the format before ----------------------------------------------------------------------------------------------

@@ -73,9 +73,11 @@ def load_error(directory: Path) -> str:
 def test_a_missing_file_is_named_and_what_is_known(tmp_path: Path) -> None:
     trained("gated").save(tmp_path)
     (tmp_path / WEIGHTS_FILE).rename(tmp_path / "weights.bin")
-    assert f"no SAE here ({WEIGHTS_FILE} is missing); known are folders of gsae ({CONFIG_FILE}" in load_error(tmp_path)
+    line = load_error(tmp_path)
+    assert f"no SAE here ({WEIGHTS_FILE} is missing); known are folders of " in line
+    assert f"gsae ({CONFIG_FILE} and {WEIGHTS_FILE}); saelens (" in line
     (tmp_path / CONFIG_FILE).unlink()
-    assert "no SAE here, but weights.bin; known are folders of gsae" in load_error(tmp_path)
+    assert "no SAE here, but weights.bin; known are" in load_error(tmp_path)
     (tmp_path / "weights.bin").unlink()
     assert "no SAE here, but nothing; known are" in load_error(tmp_path)
     assert str(tmp_path / "nowhere") in load_error(tmp_path / "nowhere")
@@ -204,7 +206,8 @@ def test_the_saes_of_every_architecture_and_form_are_loaded(tmp_path: Path) -> N
         "standard": [{"l1_coefficient": 1}],
         "gated": [{"l1_coefficient": 0.5, "tied": False, "auxiliary": "none"}, {"l1_coefficient": 2.0}],
         "rescale_shift": [{"l1_coefficient": 1.0, "parent": None}, {"l1_coefficient": 1.0, "parent": "abc"}],
-        "jumprelu": [{}],
+        "jumprelu": [{}, {"subtract_b_dec": False}],
+        "topk": [{"k": 3}],
     }
     assert set(hyperparameters) == set(REGISTRY)
     for architecture, several in hyperparameters.items():

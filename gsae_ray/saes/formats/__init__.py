@@ -13,7 +13,15 @@ from typing import Protocol
 from gsae_ray.errors import UserError, first_line, shown
 from gsae_ray.saes import files as gsae
 from gsae_ray.saes.base import SAE
-from gsae_ray.saes.formats import dictionary_learning, gemma_scope, llama_scope, pickled_topk, saelens, sparsify
+from gsae_ray.saes.formats import (
+    dictionary_learning,
+    gemma_scope,
+    jumprelu,
+    llama_scope,
+    pickled_topk,
+    saelens,
+    sparsify,
+)
 
 
 class Reader(Protocol):
@@ -50,6 +58,8 @@ READERS: dict[str, Reader] = {
 
 WRITERS: dict[str, Callable[[SAE, Path], None]] = {
     "gsae": lambda sae, folder: sae.save(folder),
+    "saelens": saelens.write,
+    "jumprelu": jumprelu.write,
     "dictionary_learning": dictionary_learning.write,
     "sparsify": sparsify.write,
 }

@@ -5,6 +5,7 @@ The SAEs that we save ourselves are such folders too; `gsae_ray.saes.files` read
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,10 @@ import torch
 from torch import Tensor
 
 from gsae_ray.errors import shown, suggest
-from gsae_ray.saes.base import CONFIG_FILE, SAE, WEIGHTS_FILE
+from gsae_ray.files import write_together
+from gsae_ray.saes.base import CONFIG_FILE, SAE, WEIGHTS_FILE, weight_bytes
 from gsae_ray.saes.formats.foreign import assemble, checked, keys_of, read_json, read_safetensors
+from gsae_ray.saes.saelens_config import saelens_config
 
 FILES = f"{CONFIG_FILE} with {WEIGHTS_FILE}"
 
@@ -117,3 +120,13 @@ def _subtracting(architecture: str, tensors: dict[str, Tensor]) -> dict[str, Ten
         return {**tensors, "b_enc": tensors["b_enc"] + shift}
     shift_mag = shift * tensors["r_mag"].exp()
     return {**tensors, "b_gate": tensors["b_gate"] + shift, "b_mag": tensors["b_mag"] + shift_mag}
+
+
+def write(sae: SAE, directory: Path) -> None:
+    """Writes a folder for `SAE.load_from_disk`; the one that `sae.save` writes has all that is ours besides.
+
+    Raises:
+        UserError: the architecture has no form there.
+    """
+    cfg = json.dumps(saelens_config(sae.cfg, sae.saelens_form()), indent=2)
+    write_together(directory, {WEIGHTS_FILE: weight_bytes(sae), CONFIG_FILE: (cfg + "\n").encode()})
