@@ -80,7 +80,12 @@ def _linear(tensors: Mapping[str, Tensor], b_dec: str) -> dict[str, Tensor]:
 
 
 def _auto_encoder(tensors: Mapping[str, Tensor]) -> Form:
-    return "standard", {}, {**_linear(tensors, "bias"), "b_enc": tensors["encoder.bias"]}
+    ours, b_enc = _linear(tensors, "bias"), tensors["encoder.bias"]
+    norms_F = ours["W_dec"].norm(dim=1)  # of this class alone, `load_dictionary` folds the decoder's norms
+    if torch.allclose(norms_F, torch.ones(1)):
+        return "standard", {}, {**ours, "b_enc": b_enc}
+    folded = {"W_enc": ours["W_enc"] * norms_F, "b_enc": b_enc * norms_F, "W_dec": ours["W_dec"] / norms_F[:, None]}
+    return "standard", {}, {**ours, **folded}
 
 
 def _auto_encoder_new(tensors: Mapping[str, Tensor]) -> Form:

@@ -1,0 +1,88 @@
+"""SAEs of the real libraries compute here what they compute there, and ours do there what they do here."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from environments import environment, run_in
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from gsae_ray.saes import SAE, SAEConfig, build, load
+from gsae_ray.saes.export import export
+from gsae_ray.saes.jumprelu import JumpReLUSAE
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]  # makes an environment
+
+REQUIREMENTS = ["sae-lens==6.54.12", "dictionary-learning==0.1.0", "eai-sparsify==1.3.3", "torch>=2.11,<2.14"]
+SCRIPT = Path(__file__).with_name("neighbours.py")
+N, M, ROWS = 16, 48, 256
+WRITTEN: dict[str, tuple[str, dict[str, Any]]] = {
+    "dictionary_learning-standard": ("standard", {"l1_coefficient": 1.0}),
+    "dictionary_learning-gated": ("gated", {"l1_coefficient": 1.0}),
+    "dictionary_learning-rescale_shift": ("rescale_shift", {"l1_coefficient": 1.0}),
+    "dictionary_learning-jumprelu": ("jumprelu", {}),
+    "dictionary_learning-jumprelu of x": ("jumprelu", {"subtract_b_dec": False}),
+    "dictionary_learning-topk": ("topk", {"k": 5}),
+    "dictionary_learning-topk of x": ("topk", {"k": 5, "subtract_b_dec": False}),
+    "sparsify-topk": ("topk", {"k": 5}),
+    "sparsify-topk of x": ("topk", {"k": 5, "subtract_b_dec": False}),
+}
+"""Folder -> architecture and hyperparameters of an SAE that is written there; the format is the name up to the hyphen."""
+
+
+@pytest.fixture(scope="module")
+def python(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    # torchvision comes with nnsight; built for CUDA, it does not load beside a torch without, and nothing needs it.
+    return environment(REQUIREMENTS, tmp_path_factory.mktemp("environments"), without=["torchvision"])
+
+
+def finished(architecture: str, hyperparameters: dict[str, Any], x_BD: Tensor) -> SAE:
+    """Random weights of few binary digits, decoder rows of norm 1; feature f is exactly at its threshold in row f."""
+    metadata = {"model": {"name": "gpt2", "context_size": 32}}
+    fields = {"architecture": architecture, "hyperparameters": hyperparameters, "metadata": metadata}
+    sae = build(SAEConfig(d_in=N, d_sae=M, site="blocks.1.hook_resid_post", **fields))
+    generator = torch.Generator().manual_seed(3)
+    with torch.no_grad():
+        for parameter in sae.parameters():
+            parameter.copy_((torch.randn(parameter.shape, generator=generator) * 4).round() / 8)
+        sae.normalise_decoder()
+        pre_BF = (x_BD - sae.b_dec if sae.subtracts_b_dec else x_BD) @ sae.W_enc
+        if isinstance(sae, JumpReLUSAE):
+            sae.threshold.copy_((pre_BF + sae.b_enc)[:M].diagonal().clamp_min(0))
+        elif hasattr(sae, "b_gate"):
+            sae.get_parameter("b_gate").copy_(-pre_BF[:M].diagonal())
+    return sae
+
+
+def same(sae: SAE, computed: dict[str, Tensor]) -> None:
+    with torch.no_grad():
+        acts_BF = sae.encode(computed["x"])
+        assert 0.02 < (acts_BF > 0).double().mean() < 0.98
+        torch.testing.assert_close(acts_BF, computed["acts"], rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(sae.decode(computed["acts"]), computed["out"], rtol=1e-5, atol=1e-5)
+
+
+def test_what_the_libraries_save_is_loaded_and_computes_the_same(python: Path, tmp_path: Path) -> None:
+    run_in(python, SCRIPT, "make", tmp_path / "made")
+    made = sorted((tmp_path / "made").iterdir())
+    assert len(made) == 28
+    for directory in made:
+        sae = load(directory)
+        same(sae, load_file(directory / "computed.safetensors"))
+        sae.save(tmp_path / "ours" / directory.name)  # and as ours it stays that
+        same(load(tmp_path / "ours" / directory.name), load_file(directory / "computed.safetensors"))
+
+
+def test_what_is_written_for_the_libraries_is_loaded_there_and_computes_the_same(python: Path, tmp_path: Path) -> None:
+    x_BD = (torch.randn(ROWS, N, generator=torch.Generator().manual_seed(4)) * 4).round() / 8
+    save_file({"x": x_BD}, tmp_path / "x.safetensors")
+    saes = {name: finished(*what, x_BD) for name, what in WRITTEN.items()}
+    for name, sae in saes.items():
+        export(sae, tmp_path / name, format=name.partition("-")[0])
+    run_in(python, SCRIPT, "load", tmp_path)
+    for name, sae in saes.items():
+        same(sae, load_file(tmp_path / name / "computed.safetensors"))
