@@ -18,6 +18,8 @@ class TopKSAE(SAE):
     """Gao et al. 2024, section 2.3: of a row's activations the k largest are kept. None is trained here.
 
     f(x) = TopK_k(ReLU(z)),  z = W_enc (x − b_dec) + b_enc,  x̂ = W_dec f + b_dec
+
+    `fold_norms` makes another function of it: which ones are largest changes.
     """
 
     trainable = False

@@ -97,7 +97,12 @@ def saelens(out: Path) -> Iterator[tuple[str, Tensor]]:
         yield f"saelens-{name}", x
     for kind, training_class, config_class, options in (
         ("batchtopk", BatchTopKTrainingSAE, BatchTopKTrainingSAEConfig, {}),
-        ("matryoshka", MatryoshkaBatchTopKTrainingSAE, MatryoshkaBatchTopKTrainingSAEConfig, {"matryoshka_widths": [8]}),
+        (
+            "matryoshka",
+            MatryoshkaBatchTopKTrainingSAE,
+            MatryoshkaBatchTopKTrainingSAEConfig,
+            {"matryoshka_widths": [8]},
+        ),
     ):
         weights, x = random(99, exact=False)
         sae = training_class(config_class(d_in=N, d_sae=M, k=K, metadata=about, **options))
