@@ -22,10 +22,10 @@ from dictionary_learning.trainers.batch_top_k import BatchTopKSAE
 from dictionary_learning.trainers.matryoshka_batch_top_k import MatryoshkaBatchTopKSAE
 from dictionary_learning.trainers.top_k import AutoEncoderTopK
 from dictionary_learning.utils import load_dictionary
-from safetensors.torch import load_file, save_file
 from sae_lens.saes.batchtopk_sae import BatchTopKTrainingSAE, BatchTopKTrainingSAEConfig
 from sae_lens.saes.matryoshka_batchtopk_sae import MatryoshkaBatchTopKTrainingSAE, MatryoshkaBatchTopKTrainingSAEConfig
 from sae_lens.saes.sae import SAEMetadata
+from safetensors.torch import load_file, save_file
 from sparsify.config import SparseCoderConfig
 from sparsify.sparse_coder import SparseCoder
 from torch import Tensor

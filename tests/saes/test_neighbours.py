@@ -31,7 +31,7 @@ WRITTEN: dict[str, tuple[str, dict[str, Any]]] = {
     "sparsify-topk": ("topk", {"k": 5}),
     "sparsify-topk of x": ("topk", {"k": 5, "subtract_b_dec": False}),
 }
-"""Folder -> architecture and hyperparameters of an SAE that is written there; the format is the name up to the hyphen."""
+"""Folder -> architecture and hyperparameters of an SAE that is written there; up to the hyphen it names the format."""
 
 
 @pytest.fixture(scope="module")
