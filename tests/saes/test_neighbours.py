@@ -43,7 +43,7 @@ def python(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def finished(architecture: str, hyperparameters: dict[str, Any], x_BD: Tensor) -> SAE:
     """Random weights of few binary digits, decoder rows of norm 1; feature f is exactly at its threshold in row f."""
     metadata = {"model": {"name": "gpt2", "context_size": 32}}
-    fields = {"architecture": architecture, "hyperparameters": hyperparameters, "metadata": metadata}
+    fields: dict[str, Any] = {"architecture": architecture, "hyperparameters": hyperparameters, "metadata": metadata}
     sae = build(SAEConfig(d_in=N, d_sae=M, site="blocks.1.hook_resid_post", **fields))
     generator = torch.Generator().manual_seed(3)
     with torch.no_grad():
