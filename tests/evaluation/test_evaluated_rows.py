@@ -1,4 +1,4 @@
-"""Which rows an evaluation counts: neither masked ones nor padding nor rows of massive norm, and only finite ones."""
+"""Which rows an evaluation counts: neither masked ones nor padding nor those of massive norm; and what it refuses."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from slow_evaluation import (
     MLP_OUT,
     SITES,
     SPECIAL,
+    N,
     at_both_layers,
     kept,
     make_sae,
@@ -24,8 +25,10 @@ from transformers import GPTNeoXForCausalLM
 
 from gsae_ray.config.site import Site
 from gsae_ray.data.tokens import PADDING
-from gsae_ray.errors import NumericError
+from gsae_ray.errors import NumericError, UserError
 from gsae_ray.evaluation.evaluator import Evaluator
+from gsae_ray.evaluation.row_evaluator import RowEvaluator
+from gsae_ray.language_model.source import HeldOutRows
 
 
 @at_both_layers
@@ -63,6 +66,29 @@ def test_padding_is_neither_read_nor_scored(model: Any, tokens_ET: Tensor) -> No
     assert padded.metrics == pytest.approx(alone.metrics, rel=1e-5)
     for name, sums in alone.sequences.items():
         assert padded.sequences[name] == pytest.approx(sums, rel=1e-5, abs=1e-6), name
+
+
+def test_an_sae_of_another_width_and_a_site_that_is_not_there_are_one_line(evaluator: Evaluator) -> None:
+    sae = make_sae(seed=1)
+    with pytest.raises(UserError, match=r"^sites.layers: 2 is out of range; this model has layers 0 to 1$"):
+        evaluator.evaluate(Site.of_point(2, "resid_post"), sae)
+    neurons = Site.of_point(1, "mlp_post")
+    for pursuit_l0 in (None, 4):
+        with pytest.raises(UserError) as caught:
+            evaluator.evaluate(neurons, sae, pursuit_l0)
+        assert str(caught.value) == (
+            f"site: the activations at {neurons} have 32 coordinates, and this SAE takes {N} (its d_in); evaluate it "
+            "at the site, and with the model, that it was trained on"
+        )
+
+
+def test_rows_of_another_width_than_the_saes_are_one_line() -> None:
+    site = MLP_OUT
+    rows = HeldOutRows(1, lambda _site: [(torch.ones(4, N + 1), torch.zeros(4, dtype=torch.long))])
+    sae = make_sae(seed=1)
+    sae.cfg = sae.cfg.model_copy(update={"site": "blocks.9.hook_mlp_out"})
+    with pytest.raises(UserError, match=rf"^site: .* at {site} have {N + 1} .*SAE, trained at .*blocks.9.* takes {N} "):
+        RowEvaluator(rows, torch.device("cpu"), None).evaluate(site, sae)
 
 
 # ---- rows of massive norm -------------------------------------------------------------------------------------------
