@@ -56,6 +56,20 @@ def _without_attention(model: nn.Module, layer: int) -> str | None:
     return ", ".join(name for name, _ in layers[layer].named_children())
 
 
+def _like(model: nn.Module, path: str) -> list[str]:
+    """Up to 40 modules that `path` may stand for.
+
+    Those with the same end, since multimodal classes keep the same layers elsewhere; else those of the same depth.
+    """
+    names = [name for name, _ in model.named_modules() if name]
+    parts = path.split(".")
+    for start in range(1, len(parts) - 1):
+        end = ".".join(parts[start:])
+        if found := [name for name in names if f".{name}".endswith(f".{end}")]:
+            return found[:40]
+    return [name for name in names if name.count(".") == path.count(".")][:40]
+
+
 def locate(model: nn.Module, site: Site) -> tuple[nn.Module, IO]:
     """The module whose input or output a site is, and which of the two.
 
@@ -71,8 +85,7 @@ def locate(model: nn.Module, site: Site) -> tuple[nn.Module, IO]:
             )
         module = _submodule(model, path)
         if module is None:
-            paths = [name for name, _ in model.named_modules() if name and name.count(".") == path.count(".")]
-            raise UserError(f"sites.modules: no module {path!r} in this model; {suggest(path, paths[:40])}")
+            raise UserError(f"sites.modules: no module {path!r} in this model; {suggest(path, _like(model, path))}")
         return module, "input" if io == "input" else "output"
     model_type = str(model.config.model_type)  # type: ignore[union-attr]
     if site.point in ("attn_z", "attn_out") and (parts := _without_attention(model, site.layer)):

@@ -140,6 +140,20 @@ def test_an_unknown_module_is_named_with_the_nearest() -> None:
     assert "did you mean 'model.layers.1.mlp'?" in message
 
 
+@pytest.mark.parametrize(
+    ("name", "path", "right"),
+    [
+        ("gemma3", "model.layers.1.mlp", "model.language_model.layers.1.mlp"),
+        ("qwen3_5_text", "model.language_model.layers.1.mlp", "model.layers.1.mlp"),
+    ],
+)
+def test_a_module_of_the_other_class_of_a_multimodal_model_is_named_with_the_right_path(
+    name: str, path: str, right: str
+) -> None:
+    message = complaint(model_of(name), Site.of_module(path, "output"))
+    assert message == f"sites.modules: no module {path!r} in this model; did you mean {right!r}? (one of: {right})"
+
+
 def test_a_module_that_text_does_not_reach_is_named() -> None:
     site = Site.of_module("model.vision_tower.encoder.layers.0", "output")
     assert "is not reached" in complaint(model_of("gemma3"), site)
