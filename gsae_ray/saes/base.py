@@ -17,6 +17,7 @@ from gsae_ray.files import write_together
 from gsae_ray.saes import config_file
 from gsae_ray.saes.config_file import CONFIG_FILE as CONFIG_FILE
 from gsae_ray.saes.sae_config import SAEConfig as SAEConfig
+from gsae_ray.saes.saelens_config import NO_FORM
 
 WEIGHTS_FILE = "sae_weights.safetensors"
 ORIGIN = "origin"
@@ -320,11 +321,11 @@ def to_bytes(sae: SAE) -> tuple[str, bytes]:
 
 
 def saelens_form_or_reason(sae: SAE) -> dict[str, Any]:
-    """`saelens_form`; where there is none, the reason as an architecture, which SAELens' error about it then shows."""
+    """`saelens_form`; where there is none, the reason in the architecture's place."""
     try:
         return sae.saelens_form()
     except UserError as error:
-        return {"architecture": str(error)}
+        return {"architecture": f"{NO_FORM}{error}"}
 
 
 def weight_bytes(sae: SAE) -> bytes:

@@ -8,7 +8,9 @@ from typing import Any
 from gsae_ray.saes.sae_config import SAEConfig
 
 VERSION = "6.54.12"
-"""The SAELens that this was checked against. Before 6.0.0 SAELens looked for `metadata` elsewhere, and drops it."""
+"""The SAELens that this was checked against; it drops the `metadata` of a file that names none, or one before 6.0.0."""
+NO_FORM = "none: "
+"""An `architecture` that begins so says why SAELens has none; its KeyError shows the rest."""
 
 
 def saelens_config(cfg: SAEConfig, form: Mapping[str, Any]) -> dict[str, Any]:
@@ -49,8 +51,9 @@ def _metadata(cfg: SAEConfig) -> dict[str, Any]:
         "seqpos_slice": None if skipped is None else [skipped or None, None],
     }
     theirs = _section(cfg, "settings").get("metadata")  # of an SAE that was read from a folder of SAELens
-    known = theirs if isinstance(theirs, dict) and "sae_lens_version" in theirs else {}
-    return {**known, **{key: value for key, value in found.items() if value is not None}}
+    if isinstance(theirs, dict) and "sae_lens_version" in theirs:
+        found |= {**theirs, "sae_lens_version": VERSION}
+    return {key: value for key, value in found.items() if value is not None}
 
 
 def _section(cfg: SAEConfig, name: str) -> dict[str, Any]:

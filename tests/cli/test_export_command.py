@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import tarfile
 from pathlib import Path
 
 import pytest
@@ -64,6 +65,15 @@ def test_a_trial_goes_out_and_comes_back_in_each_format(trial: Path, tmp_path: P
     assert same_weights(trial / "sae", tmp_path / "ours")
     export(trial, "--format", "jumprelu", "--fold-b-dec", "--out", tmp_path / "folded")
     assert json.loads((tmp_path / "folded/cfg.json").read_text())["apply_b_dec_to_input"] is False
+
+
+def test_a_trial_that_was_saved_in_the_format_before_is_read(tmp_path: Path) -> None:
+    with tarfile.open(Path(__file__).parents[1] / "storage/before_layout.tar.gz") as archive:
+        archive.extractall(tmp_path, filter="data")
+    (cfg,) = tmp_path.glob("before/trials/*/sae/cfg.json")
+    assert json.loads(cfg.read_text())["format"] == "gsae-1"
+    export(cfg.parents[1], "--format", "saelens", "--out", tmp_path / "out")
+    assert same_weights(cfg.parent, tmp_path / "out")
 
 
 def test_a_run_is_fetched_and_best_takes_the_same_formats(tmp_path: Path) -> None:

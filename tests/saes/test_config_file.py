@@ -77,7 +77,7 @@ def test_the_whole_file() -> None:
         (
             "gated",
             {"l1_coefficient": 1.0, "tied": False},
-            "SAELens has no gated SAE with untied encoders (tied: false)",
+            "none: SAELens has no gated SAE with untied encoders (tied: false)",
         ),
     ],
 )
@@ -146,10 +146,16 @@ def test_whether_b_dec_is_subtracted_and_how_many_are_kept_is_said(
 
 
 def test_of_an_sae_of_saelens_what_its_folder_said_is_said_again() -> None:
-    theirs = {"sae_lens_version": "6.1.0", "context_size": 64, "prepend_bos": True, "hook_name": "blocks.8.x"}
-    found = saved(of("standard", metadata={"origin": "saelens", "settings": {"metadata": theirs}}))["metadata"]
-    assert (found["context_size"], found["prepend_bos"]) == (64, True)
-    assert (found["sae_lens_version"], found["hook_name"]) == ("6.54.12", "blocks.8.hook_resid_post")
+    theirs = {
+        "sae_lens_version": "6.1.0",
+        "model_class_name": "AutoModelForCausalLM",
+        "hook_name": "model.layers.3",
+        "prepend_bos": True,
+    }
+    read = {"origin": "saelens", "model": {"name": "m"}, "settings": {"metadata": theirs}}
+    found = saved(of("standard", "model.layers.3", metadata=read))["metadata"]
+    own = {"sae_lens_version": "6.54.12", "training_architecture": "standard", "model_name": "m"}
+    assert found == {**theirs, **own}
 
 
 # ---- the format before ----------------------------------------------------------------------------------------------
@@ -230,6 +236,16 @@ def test_another_architecture_of_ours_than_the_tensors_have_is_refused(tmp_path:
     cfg["gsae"]["architecture"] = cfg["architecture"] = "standard"
     (tmp_path / CONFIG_FILE).write_text(json.dumps(cfg))
     with pytest.raises(UserError, match="do not fit: b_enc, b_gate, b_mag, r_mag$"):
+        load(tmp_path)
+
+
+def test_a_file_of_an_sae_without_a_form_in_saelens_is_read_whatever_the_reason_was(tmp_path: Path) -> None:
+    sae = of("gated", hyperparameters={"l1_coefficient": 1.0, "tied": False})
+    sae.save(tmp_path)
+    (tmp_path / CONFIG_FILE).write_text(json.dumps({**saved(sae), "architecture": "none: of another version"}))
+    assert load(tmp_path).cfg == sae.cfg
+    (tmp_path / CONFIG_FILE).write_text(json.dumps({**saved(sae), "architecture": "gated"}))
+    with pytest.raises(UserError, match="architecture is 'gated', but 'none: SAELens has no gated SAE"):
         load(tmp_path)
 
 

@@ -99,7 +99,10 @@ def test_what_has_no_form_there_is_refused_with_the_reason_and_nothing_is_writte
         export(untied(), tmp_path / "new", format_)
     assert list(tmp_path.iterdir()) == []
     export(untied(), tmp_path / "ours")
-    assert files(tmp_path / "ours")[0]["architecture"] == "SAELens has no gated SAE with untied encoders (tied: false)"
+    assert (
+        files(tmp_path / "ours")[0]["architecture"]
+        == "none: SAELens has no gated SAE with untied encoders (tied: false)"
+    )
 
 
 @pytest.mark.parametrize("architecture", ["standard", "gated"])

@@ -5,7 +5,6 @@ The SAEs that we save ourselves are such folders too; `gsae_ray.saes.files` read
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ from torch import Tensor
 from gsae_ray.errors import shown, suggest
 from gsae_ray.files import write_together
 from gsae_ray.saes.base import CONFIG_FILE, SAE, WEIGHTS_FILE, weight_bytes
+from gsae_ray.saes.config_file import json_text
 from gsae_ray.saes.formats.foreign import assemble, checked, keys_of, read_json, read_safetensors
 from gsae_ray.saes.saelens_config import saelens_config
 
@@ -128,5 +128,5 @@ def write(sae: SAE, directory: Path) -> None:
     Raises:
         UserError: the architecture has no form there.
     """
-    cfg = json.dumps(saelens_config(sae.cfg, sae.saelens_form()), indent=2)
+    cfg = json_text(saelens_config(sae.cfg, sae.saelens_form()))
     write_together(directory, {WEIGHTS_FILE: weight_bytes(sae), CONFIG_FILE: (cfg + "\n").encode()})
