@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from transformers import (
     AutoModelForCausalLM,
     Gemma3Config,
+    Gemma3nTextConfig,
     JambaConfig,
     LlamaConfig,
     MambaConfig,
@@ -50,6 +51,20 @@ def test_an_unknown_family_is_named_with_the_known_ones() -> None:
     assert all(known in message for known in FAMILIES)
     by_path = Site.of_module("model.layers.1.mlp.down_proj", "output")
     assert site_widths(model, [by_path]) == {by_path: D}  # as the message says
+
+
+def test_a_family_whose_layers_do_not_add_to_one_stream_has_modules_only() -> None:
+    """Gemma 3n, where a layer carries several streams."""
+    sizes = {**LOCAL, "layer_types": ["sliding_attention", "full_attention", "full_attention"]}
+    config = Gemma3nTextConfig(
+        **{**sizes, "hidden_size_per_layer_input": 8, "vocab_size_per_layer_input": 64, "laurel_rank": 4},
+        num_kv_shared_layers=1,
+    )
+    model = AutoModelForCausalLM.from_config(config).eval()
+    assert "the points of model family 'gemma3n_text' are not known" in complaint(model, Site.of_point(1, "resid_post"))
+    assert "carries [4, 1, 2, 32] for tokens [1, 2]" in complaint(model, Site.of_module("model.layers.1", "output"))
+    mlp = Site.of_module("model.layers.1.mlp", "output")
+    assert site_widths(model, [mlp]) == {mlp: D}
 
 
 @family

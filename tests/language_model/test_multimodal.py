@@ -33,6 +33,7 @@ from gsae_ray.builtin import MODEL_DIR
 from gsae_ray.capacity.forecast import forecast
 from gsae_ray.config.site import Site
 from gsae_ray.config.sweep import Sweep
+from gsae_ray.data.vocabulary import Vocabulary
 from gsae_ray.driver.prepare import PreparedSweep, prepare, producer_spec
 from gsae_ray.evaluation.evaluator import Evaluator
 from gsae_ray.language_model.hooks import capture
@@ -156,6 +157,17 @@ def test_an_sae_is_spliced_and_evaluated(checkpoint: Checkpoint) -> None:
         metrics = evaluator.evaluate(Site(trial.site), random_sae(trial)).metrics
         assert all(np.isfinite(value) for value in metrics.values())
         assert metrics["ce_spliced"] != metrics["ce_clean"] != metrics["ce_zero"]
+
+
+def test_without_a_tokenizer_special_tokens_are_those_of_the_checkpoint_and_of_its_language_model(
+    tmp_path: Path,
+) -> None:
+    """As in the checkpoints of Gemma 3, where only the outer configuration has the token that ends a turn."""
+    text = {**LOCAL, "bos_token_id": 2, "eos_token_id": 1}
+    Gemma3Config(text_config=text, vision_config=VISION, eos_token_id=[1, 106]).save_pretrained(tmp_path)
+    vocabulary = Vocabulary.of(settings(tmp_path), is_text=False)
+    assert (vocabulary.bos, vocabulary.eos, vocabulary.pad) == (2, 1, 0)
+    assert vocabulary.special_ids == (0, 1, 2, 106)
 
 
 def test_kernels_that_come_with_a_checkpoint_are_used_in_none_of_its_parts(
