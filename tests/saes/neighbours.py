@@ -195,7 +195,12 @@ def run_sparsify(directory: Path, x: Tensor) -> tuple[Tensor, Tensor]:
 
 # ---------------------------------------------------------------------------------------------------------------------
 
-RUN = {"saelens": run_saelens, "dictionary_learning": run_dictionary_learning, "sparsify": run_sparsify}
+RUN = {
+    **dict.fromkeys(("saelens", "gsae", "jumprelu"), run_saelens),
+    "dictionary_learning": run_dictionary_learning,
+    "sparsify": run_sparsify,
+}
+"""Format that a folder's name begins with -> what runs it."""
 
 
 @torch.no_grad()

@@ -14,6 +14,7 @@ from torch import Tensor
 from gsae_ray.saes import SAE, SAEConfig, build, load
 from gsae_ray.saes.export import export
 from gsae_ray.saes.jumprelu import JumpReLUSAE
+from gsae_ray.saes.topk import TopKSAE
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]  # makes an environment
 
@@ -21,6 +22,19 @@ REQUIREMENTS = ["sae-lens==6.54.12", "dictionary-learning==0.1.0", "eai-sparsify
 SCRIPT = Path(__file__).with_name("neighbours.py")
 N, M, ROWS = 16, 48, 256
 WRITTEN: dict[str, tuple[str, dict[str, Any]]] = {
+    "gsae-standard": ("standard", {"l1_coefficient": 1.0}),
+    "gsae-gated": ("gated", {"l1_coefficient": 1.0}),
+    "gsae-gated at attn_z": ("gated", {"l1_coefficient": 1.0}),
+    "gsae-rescale_shift": ("rescale_shift", {"l1_coefficient": 1.0}),
+    "gsae-jumprelu": ("jumprelu", {}),
+    "gsae-jumprelu of x": ("jumprelu", {"subtract_b_dec": False}),
+    "gsae-topk": ("topk", {"k": 5}),
+    "gsae-topk of x": ("topk", {"k": 5, "subtract_b_dec": False}),
+    "saelens-standard": ("standard", {"l1_coefficient": 1.0}),
+    "saelens-gated": ("gated", {"l1_coefficient": 1.0}),
+    "saelens-jumprelu of x": ("jumprelu", {"subtract_b_dec": False}),
+    "saelens-topk": ("topk", {"k": 5}),
+    "jumprelu-standard": ("standard", {"l1_coefficient": 1.0}),
     "dictionary_learning-standard": ("standard", {"l1_coefficient": 1.0}),
     "dictionary_learning-gated": ("gated", {"l1_coefficient": 1.0}),
     "dictionary_learning-rescale_shift": ("rescale_shift", {"l1_coefficient": 1.0}),
@@ -40,11 +54,11 @@ def python(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return environment(REQUIREMENTS, tmp_path_factory.mktemp("environments"), without=["torchvision"])
 
 
-def finished(architecture: str, hyperparameters: dict[str, Any], x_BD: Tensor) -> SAE:
+def finished(architecture: str, hyperparameters: dict[str, Any], x_BD: Tensor, site: str) -> SAE:
     """Random weights of few binary digits, decoder rows of norm 1; feature f is exactly at its threshold in row f."""
     metadata = {"model": {"name": "gpt2", "context_size": 32}}
     fields: dict[str, Any] = {"architecture": architecture, "hyperparameters": hyperparameters, "metadata": metadata}
-    sae = build(SAEConfig(d_in=N, d_sae=M, site="blocks.1.hook_resid_post", **fields))
+    sae = build(SAEConfig(d_in=N, d_sae=M, site=site, **fields))
     generator = torch.Generator().manual_seed(3)
     with torch.no_grad():
         for parameter in sae.parameters():
@@ -55,6 +69,8 @@ def finished(architecture: str, hyperparameters: dict[str, Any], x_BD: Tensor) -
             sae.threshold.copy_((pre_BF + sae.b_enc)[:M].diagonal().clamp_min(0))
         elif hasattr(sae, "b_gate"):
             sae.get_parameter("b_gate").copy_(-pre_BF[:M].diagonal())
+        elif isinstance(sae, TopKSAE):  # no two alike: which of them is kept is nowhere said
+            sae.b_enc.add_(torch.randn(M, generator=generator) / 100)
     return sae
 
 
@@ -80,7 +96,8 @@ def test_what_the_libraries_save_is_loaded_and_computes_the_same(python: Path, t
 def test_what_is_written_for_the_libraries_is_loaded_there_and_computes_the_same(python: Path, tmp_path: Path) -> None:
     x_BD = (torch.randn(ROWS, N, generator=torch.Generator().manual_seed(4)) * 4).round() / 8
     save_file({"x": x_BD}, tmp_path / "x.safetensors")
-    saes = {name: finished(*what, x_BD) for name, what in WRITTEN.items()}
+    sites = {name: f"blocks.1.{'attn.hook_z' if name.endswith('attn_z') else 'hook_resid_post'}" for name in WRITTEN}
+    saes = {name: finished(*what, x_BD, sites[name]) for name, what in WRITTEN.items()}
     for name, sae in saes.items():
         export(sae, tmp_path / name, format=name.partition("-")[0])
     run_in(python, SCRIPT, "load", tmp_path)
