@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import pickle
+import struct
+import zipfile
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -18,6 +21,12 @@ from gsae_ray.errors import shown
 from gsae_ray.saes.base import ORIGIN, SAE, SAEConfig
 from gsae_ray.saes.files import WEIGHT_DTYPES
 from gsae_ray.saes.registry import REGISTRY, build
+
+DAMAGE: tuple[type[Exception], ...] = (
+    *(ArithmeticError, AssertionError, AttributeError, EOFError, LookupError, RuntimeError, TypeError, ValueError),
+    *(pickle.UnpicklingError, struct.error, zipfile.BadZipFile, zlib.error),
+)
+"""What unpickling and reading of archives raise where bytes are wrong: nearly anything."""
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -68,7 +77,7 @@ def read_pickle(path: Path) -> dict[str, Tensor]:
     """
     try:
         tensors = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as error:
+    except DAMAGE as error:
         raise ValueError(
             f"{path.name} is not a file of tensors only; nothing else is read from a pickle, since it could run code"
         ) from error

@@ -5,7 +5,6 @@ The first set has `params.npz` (Lieberum et al. 2024), the second `config.json` 
 
 from __future__ import annotations
 
-import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ from torch import Tensor
 
 from gsae_ray.errors import shown
 from gsae_ray.saes.base import SAE
-from gsae_ray.saes.formats.foreign import assemble, checked, read_json, read_safetensors
+from gsae_ray.saes.formats.foreign import DAMAGE, assemble, checked, read_json, read_safetensors
 
 FIRST, SECOND, CONFIG = "params.npz", "params.safetensors", "config.json"
 FILES = f"{FIRST}, or {CONFIG} with {SECOND}"
@@ -52,7 +51,7 @@ def _read_npz(path: Path) -> dict[str, Tensor]:
     try:
         with np.load(path, allow_pickle=False) as arrays:
             return {name: torch.from_numpy(arrays[name]) for name in arrays.files}
-    except (ValueError, TypeError, EOFError, KeyError, zipfile.BadZipFile) as error:
+    except DAMAGE as error:
         raise ValueError(f"{path.name} is not a file of arrays of numbers: {shown(error, quoted=False)}") from error
 
 
