@@ -177,17 +177,15 @@ class _AllCaptured(Exception):
 
 
 def forward(model: nn.Module, tokens_BT: Tensor) -> Any:
-    """A forward pass of `model`, which may be on the meta device, without weights."""
+    """Runs `model`, which may be on the meta device, without weights; returns its output."""
     if not tokens_BT.is_meta:
         return model(tokens_BT, use_cache=False)
     # With a cache transformers skips a look at the data for packed sequences, which the meta device has not. Some
     # multimodal classes look before their language model makes the cache, so they are given one.
     text = model.config.get_text_config()  # type: ignore[operator, union-attr]
-    if text is not model.config:
-        takes = inspect.signature(model.forward).parameters
-        name = "cache" if "cache" in takes else "past_key_values"  # renamed in transformers 5.24
-        return model(tokens_BT, use_cache=True, **{name: DynamicCache(config=text)})
-    return model(tokens_BT, use_cache=True)
+    takes = () if text is model.config else inspect.signature(model.forward).parameters
+    names = [name for name in ("cache", "past_key_values") if name in takes]  # renamed in transformers 5.24
+    return model(tokens_BT, use_cache=True, **{name: DynamicCache(config=text) for name in names[:1]})
 
 
 @torch.no_grad()
