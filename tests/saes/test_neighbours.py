@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from checkpoints import save_transformer_lens
 from environments import environment, run_in
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from gsae_ray.config.sections import ModelSettings
+from gsae_ray.config.site import Site
+from gsae_ray.evaluation.evaluator import Evaluator
+from gsae_ray.language_model.hooks import capture
+from gsae_ray.language_model.loading import load_model
 from gsae_ray.saes import SAE, SAEConfig, build, load
 from gsae_ray.saes.export import export
 from gsae_ray.saes.jumprelu import JumpReLUSAE
@@ -103,3 +110,42 @@ def test_what_is_written_for_the_libraries_is_loaded_there_and_computes_the_same
     run_in(python, SCRIPT, "load", tmp_path)
     for name, sae in saes.items():
         same(sae, load_file(tmp_path / name / "computed.safetensors"))
+
+
+# ---- in a language model --------------------------------------------------------------------------------------------
+
+SPLICED = [Site(f"blocks.{layer}.{point}") for layer, point in ((0, "hook_resid_post"), (1, "hook_mlp_out"))]
+SPLICED += [Site("blocks.1.attn.hook_z")]
+
+
+def every_position(tokens_BT: Tensor) -> Tensor:
+    return torch.ones_like(tokens_BT, dtype=torch.bool)
+
+
+def test_a_run_with_our_saes_spliced_in_has_the_loss_that_we_measure(python: Path, tmp_path: Path) -> None:
+    """At each kind of site, of each architecture that is trained; as `best` writes them."""
+    directory = save_transformer_lens(tmp_path / "model")
+    model = load_model(ModelSettings(name=str(directory), context_size=32))
+    generator = torch.Generator().manual_seed(0)
+    tokens_ET = torch.randint(4096, (8, 32), generator=generator)
+    save_file({"tokens": tokens_ET}, tmp_path / "tokens.safetensors")
+    evaluator = Evaluator(model, tokens_ET, every_position, batch=4)
+    activations = capture(model, tokens_ET, SPLICED)
+    expected: dict[str, float] = {}
+    for site in SPLICED:
+        x_BD = activations[site].flatten(0, 1)
+        for architecture in ("standard", "gated", "rescale_shift"):
+            cfg = SAEConfig(architecture=architecture, d_in=x_BD.shape[1], d_sae=96, site=site.name)
+            sae = build(cfg.model_copy(update={"hyperparameters": {"l1_coefficient": 1.0}}))
+            sae.initialise(generator, x_BD.mean(0))
+            with torch.no_grad():
+                for name, parameter in sae.named_parameters():
+                    if name in ("b_enc", "b_gate", "b_mag", "r_mag"):
+                        parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.2)
+            name = f"{site.name}-{architecture}"
+            export(sae.eval(), tmp_path / "saes" / name)
+            metrics = evaluator.evaluate(site, sae).metrics
+            expected |= {name: metrics["ce_spliced"], "clean": metrics["ce_clean"]}
+    run_in(python, SCRIPT.with_name("spliced.py"), tmp_path)
+    assert json.loads((tmp_path / "losses.json").read_text()) == pytest.approx(expected, abs=1e-4)
+    assert all(abs(value - expected["clean"]) > 1e-3 for name, value in expected.items() if name != "clean")
