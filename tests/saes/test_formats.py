@@ -292,6 +292,13 @@ def test_where_an_sae_is_of_and_what_its_files_said_is_kept(tmp_path: Path) -> N
     assert sae.cfg.metadata["model"] == {"name": "gpt2"} and sae.cfg.metadata["origin"] == "saelens"
     assert sae.cfg.metadata["settings"]["metadata"]["sae_lens_version"] == "6.54.12"
     assert sae.cfg.hyperparameters == {}
+    about = {"sae_lens_version": "6.54.12", "hook_name": "model.layers.3", "model_class_name": "AutoModelForCausalLM"}
+    assert load(write(tmp_path, saelens("standard", metadata=about))).cfg.site == "model.layers.3:output"
+    named = load(write(tmp_path / "named", dictionary("AutoEncoder", linear("bias"))))
+    assert named.cfg.site == "" and named.cfg.metadata["settings"]["trainer"] == {
+        "dict_class": "AutoEncoder",
+        **TRAINER,
+    }
     qwen = tmp_path / "SAE-Res-Qwen3-1.7B-Base-W32K-L0_3"
     write(qwen, {"layer7.sae.pt": qwen_scope(), "layer8.sae.pt": qwen_scope()})
     assert load(qwen / "layer8.sae.pt").cfg.site == "blocks.8.hook_resid_post"
@@ -336,7 +343,9 @@ def test_a_dictionary_is_written_and_says_what_saebench_asks_for(name: str, tmp_
     state = torch.load(tmp_path / "out" / "ae.pt", weights_only=True)
     assert all(tensor.is_contiguous() and not tensor.requires_grad for tensor in state.values())
     x = torch.tensor(X, dtype=torch.float32)
-    torch.testing.assert_close(load(tmp_path / "out")(x), sae(x))
+    again = load(tmp_path / "out")
+    assert again.cfg.site == sae.cfg.site
+    torch.testing.assert_close(again(x), sae(x))
 
 
 def test_sparsify_is_written_of_topk_only(tmp_path: Path) -> None:

@@ -58,8 +58,12 @@ def read(directory: Path) -> SAE:
     dict_class = _CLASSES[name]
     counts = {key: tensors.pop(key) for key in dict_class.counts if key in tensors}
     architecture, hyperparameters, ours = dict_class.form({**checked(tensors, dict_class.shapes, WEIGHTS), **counts})
-    site, model = trainer.get("submodule_name"), trainer.get("lm_name")
-    return assemble("dictionary_learning", architecture, ours, settings, hyperparameters, site, model)
+    site = trainer.get("submodule_name")  # whatever the trainer was given; a site where we wrote it
+    known = isinstance(site, str) and re.match(r"blocks\.\d+\..|.+:(in|out)put$", site)
+    model = trainer.get("lm_name")
+    return assemble(
+        "dictionary_learning", architecture, ours, settings, hyperparameters, site if known else None, model
+    )
 
 
 def _class_of(tensors: Mapping[str, Tensor]) -> str:

@@ -72,6 +72,8 @@ def read(directory: Path) -> SAE:
     if architecture == "topk":
         hyperparameters["k"] = _k(settings)
     site = about.get("hook_name", about.get("hook_point"))
+    if about.get("model_class_name") == "AutoModelForCausalLM" and site is not None:
+        site = f"{site}:output"  # there a hook is a module of transformers
     sae = assemble("saelens", architecture, tensors, settings, hyperparameters, site, about.get("model_name"))
     if architecture == "topk" and _flag(settings, "rescale_acts_by_decoder_norm", False):
         sae.fold_norms()  # its features are z ‖d‖, and decoded with d ÷ ‖d‖
