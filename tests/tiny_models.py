@@ -17,6 +17,10 @@ from transformers import (
     Gemma2Config,
     Gemma3Config,
     Gemma3TextConfig,
+    Gemma4Config,
+    Gemma4TextConfig,
+    Gemma4UnifiedConfig,
+    Gemma4UnifiedTextConfig,
     GemmaConfig,
     GPT2Config,
     GPTJConfig,
@@ -36,8 +40,11 @@ from transformers import (
     PreTrainedModel,
     Qwen2Config,
     Qwen2MoeConfig,
+    Qwen3_5MoeTextConfig,
+    Qwen3_5TextConfig,
     Qwen3Config,
     Qwen3MoeConfig,
+    Qwen3NextConfig,
     SmolLM3Config,
 )
 
@@ -60,6 +67,19 @@ GQA = {**SIZE, "num_key_value_heads": 2, "head_dim": 16}  # heads x head_dim = 6
 # Contexts of the tests are longer than the window.
 LOCAL = {**GQA, "sliding_window": 4, "layer_types": ["sliding_attention", "full_attention", "sliding_attention"]}
 KV = {**SIZE, "num_key_value_heads": 2}
+HYBRID = {  # one layer with attention proper between two with linear attention
+    **GQA,
+    "layer_types": ["linear_attention", "full_attention", "linear_attention"],
+    **{"linear_num_key_heads": 2, "linear_num_value_heads": 4, "linear_key_head_dim": 8, "linear_value_head_dim": 8},
+}
+GLOBAL = {  # wider heads in layers with full attention
+    **{**GQA, "sliding_window": 4, "global_head_dim": 24},
+    "layer_types": ["sliding_attention", "full_attention", "full_attention"],
+}
+PER_LAYER = {  # embeddings for each layer; the last one takes keys and values from the one before, its MLP is wider
+    **{**GLOBAL, "hidden_size_per_layer_input": 8, "vocab_size_per_layer_input": 64},
+    **{"num_kv_shared_layers": 1, "use_double_wide_mlp": True},
+}
 EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 24}
 LATENT = {  # attention by way of latent vectors, experts from layer 1 on
     **{**SIZE, "num_key_value_heads": 4},
@@ -76,6 +96,11 @@ VISION = {
     "patch_size": 14,
 }
 
+VISION_4 = {
+    **{"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": LAYERS, "num_attention_heads": 2},
+    **{"num_key_value_heads": 2, "head_dim": 8, "patch_size": 4, "position_embedding_size": 64},
+}
+
 
 @dataclasses.dataclass(frozen=True)
 class Tiny:
@@ -87,10 +112,19 @@ class Tiny:
     attention: str = "self_attn"
     attention_projection: str = "o_proj"
     mlp_projection: str = "down_proj"
-    z_width: int = 64
-    mlp_width: int = MLP
+    z_width: int | tuple[int, ...] = 64
+    mlp_width: int | tuple[int, ...] = MLP
     dense: tuple[int, ...] = tuple(range(LAYERS))
     """Layers with an MLP, the others being mixtures of experts."""
+    attending: tuple[int, ...] = tuple(range(LAYERS))
+    """Layers with attention, the others having the module `mixer` in its place."""
+    mixer: str = ""
+    sums: bool = True
+    """Whether what attention and MLP add is all that a layer does to the residual stream."""
+
+    def width(self, point: str, layer: int) -> int:
+        width = {"attn_z": self.z_width, "mlp_post": self.mlp_width}.get(point, D)
+        return width if isinstance(width, int) else width[layer]
 
 
 NEOX = {
@@ -116,6 +150,7 @@ FALCON = {
 }
 FALCON_SIZE = {key: SIZE[key] for key in ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads")}
 FALCON_SIZE |= {"bos_token_id": 1, "eos_token_id": 2}
+LINEAR = {"attending": (1,), "mixer": "linear_attn"}
 TINY = {
     "gpt_neox": Tiny(lambda: GPTNeoXConfig(**SIZE, use_parallel_residual=True), **NEOX),  # type: ignore[arg-type]
     "gpt_neox_sequential": Tiny(lambda: GPTNeoXConfig(**SIZE, use_parallel_residual=False), **NEOX),  # type: ignore[arg-type]
@@ -171,6 +206,41 @@ TINY = {
         "model.language_model.layers",
         "model.language_model.norm",
     ),
+    "qwen3_next": Tiny(
+        lambda: Qwen3NextConfig(**HYBRID, **EXPERTS, shared_expert_intermediate_size=24, mlp_only_layers=[1]),
+        dense=(1,),
+        **LINEAR,  # type: ignore[arg-type]
+    ),
+    "qwen3_5_text": Tiny(lambda: Qwen3_5TextConfig(**HYBRID), **LINEAR),  # type: ignore[arg-type]
+    "qwen3_5_moe_text": Tiny(
+        lambda: Qwen3_5MoeTextConfig(**HYBRID, **EXPERTS, shared_expert_intermediate_size=24),
+        dense=(),
+        **LINEAR,  # type: ignore[arg-type]
+    ),
+    "gemma4_text": Tiny(
+        lambda: Gemma4TextConfig(**PER_LAYER), z_width=(64, 96, 96), mlp_width=(MLP, MLP, 2 * MLP), sums=False
+    ),
+    "gemma4": Tiny(  # experts beside the MLP
+        lambda: Gemma4Config(
+            text_config={
+                **{**GLOBAL, "hidden_size_per_layer_input": 0, "enable_moe_block": True},
+                **{"num_experts": 4, "top_k_experts": 2, "moe_intermediate_size": 24},
+            },
+            vision_config=VISION_4,
+        ),
+        "model.language_model.layers",
+        "model.language_model.norm",
+        z_width=(64, 96, 96),
+        sums=False,
+    ),
+    "gemma4_unified_text": Tiny(lambda: Gemma4UnifiedTextConfig(**GLOBAL), z_width=(64, 96, 96), sums=False),
+    "gemma4_unified": Tiny(
+        lambda: Gemma4UnifiedConfig(text_config=GLOBAL),
+        "model.language_model.layers",
+        "model.language_model.norm",
+        z_width=(64, 96, 96),
+        sums=False,
+    ),
 }
 TOKENS = torch.arange(3, 23).reshape(2, 10)
 
@@ -189,11 +259,19 @@ def model_of(name: str) -> PreTrainedModel:
             nn.init.normal_(parameter, std=0.2)
         else:  # norms and biases, the post-norms of Gemma too
             parameter.data.add_(torch.randn_like(parameter), alpha=0.5)
+    for buffer_name, buffer in model.named_buffers():
+        if buffer_name.endswith("layer_scalar"):  # of Gemma 4; 1 in a model that was not trained
+            buffer.fill_(0.7)
     return model.eval().requires_grad_(False)
 
 
 def layers_with(name: str, point: str) -> tuple[int, ...]:
-    return TINY[name].dense if point == "mlp_post" else tuple(range(LAYERS))
+    tiny = TINY[name]
+    if point in ("attn_out", "mlp_out") and not tiny.sums:
+        return ()
+    if point in ("attn_out", "attn_z"):
+        return tiny.attending
+    return tiny.dense if point == "mlp_post" else tuple(range(LAYERS))
 
 
 def sites_of(name: str) -> list[Site]:

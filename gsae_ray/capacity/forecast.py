@@ -26,7 +26,7 @@ from gsae_ray.config.site import Site
 from gsae_ray.config.sweep import EQUAL_COMPUTE, Sweep
 from gsae_ray.config.trial import TrialSpec
 from gsae_ray.errors import UserError, first_line
-from gsae_ray.language_model.hooks import capture, site_widths
+from gsae_ray.language_model.hooks import capture, forward, site_widths
 from gsae_ray.language_model.loading import layer_count, load_skeleton
 from gsae_ray.saes import REGISTRY, SAEConfig
 
@@ -216,9 +216,9 @@ def _measure(skeleton: PreTrainedModel, sweep: Sweep) -> tuple[dict[Site, int], 
     try:
         d_in = site_widths(skeleton, sweep.used_sites)
         with to_deepest_site:
-            capture(skeleton, tokens_BT, sweep.used_sites, use_cache=True)
+            capture(skeleton, tokens_BT, sweep.used_sites)
         with whole:
-            skeleton(tokens_BT)
+            forward(skeleton, tokens_BT)
     except (RuntimeError, NotImplementedError) as error:  # some kinds of layers need their weights
         raise UserError(
             f"model.name: {sweep.model.name!r} cannot be forecast, since it does not run without its weights "

@@ -6,7 +6,7 @@ import click
 
 from gsae_ray.cli.jobs import list_jobs, logs, status, stop, submit
 from gsae_ray.cli.plan import plan
-from gsae_ray.cli.results import best, frontier
+from gsae_ray.cli.results import best, export, frontier
 from gsae_ray.cli.run import run
 from gsae_ray.cli.ui import ui
 from gsae_ray.cli.verbose import verbose_option
@@ -20,5 +20,5 @@ def main() -> None:
     """Sweeps of sparse autoencoders that share one pass over the language model."""
 
 
-for command in (run, plan, submit, status, logs, stop, list_jobs, frontier, best, ui):
+for command in (run, plan, submit, status, logs, stop, list_jobs, frontier, best, export, ui):
     main.add_command(command)

@@ -1,4 +1,4 @@
-"""`gsae-ray frontier` and `best`."""
+"""`gsae-ray frontier`, `best` and `export`."""
 
 from __future__ import annotations
 
@@ -11,6 +11,18 @@ from gsae_ray.cli.options import launch_option, one_line_errors, site_option, to
 
 _storage_option = click.option(
     "--storage", metavar="PATH", help="read the storage in MLflow's place: it holds the truth"
+)
+_out_option = click.option("--out", required=True, type=click.Path(path_type=Path), help="folder to write the SAE to")
+_format_option = click.option(
+    "--format",
+    "format_",
+    default="gsae",
+    show_default=True,
+    metavar="F",
+    help="gsae (ours, which SAELens reads too), saelens, jumprelu (of SAELens), dictionary_learning, sparsify",
+)
+_fold_option = click.option(
+    "--fold-b-dec", is_flag=True, help="with --format jumprelu: for tools that do not subtract b_dec from activations"
 )
 
 
@@ -59,8 +71,9 @@ def frontier(
 @site_option
 @click.option("--max-l0", type=float, metavar="L0", help="the highest loss recovered with at most this L0")
 @click.option("--min-loss-recovered", type=float, metavar="R", help="the lowest L0 that recovers at least this")
-@click.option("--out", required=True, type=click.Path(path_type=Path), help="folder to write the SAE to")
-@click.option("--format", "format_", default="gsae", show_default=True, help="file format of the SAE")
+@_out_option
+@_format_option
+@_fold_option
 @launch_option
 @tokens_option
 @tracking_option
@@ -73,6 +86,7 @@ def best(
     min_loss_recovered: float | None,
     out: Path,
     format_: str,
+    fold_b_dec: bool,
     launch: str | None,
     tokens: str | None,
     tracking_uri: str | None,
@@ -81,8 +95,31 @@ def best(
     """Fetches the best SAE of a sweep under one constraint."""
     from gsae_ray.saes.export import check_export
 
-    check_export(out, format_)
+    check_export(out, format_, fold_b_dec)
     sae = gsae_ray.best(experiment, site, max_l0, min_loss_recovered, launch, tracking_uri, tokens, storage)
-    gsae_ray.export(sae, out, format_)
+    gsae_ray.export(sae, out, format_, fold_b_dec)
     row = sae.cfg.metadata["frontier"]
     click.echo(f"{row['trial']}: L0 {row['l0']:.2f}, loss recovered {row['loss_recovered']:.4f}, written to {out}")
+
+
+@click.command()
+@click.argument("source", metavar="DIR_OR_RUN")
+@_out_option
+@_format_option
+@_fold_option
+@tracking_option
+@one_line_errors
+def export(source: str, out: Path, format_: str, fold_b_dec: bool, tracking_uri: str | None) -> None:
+    """Writes an SAE in the format of a library.
+
+    DIR_OR_RUN is a folder in any format that is read here, a trial's directory, or the id of a run of MLflow, which is
+    not needed otherwise.
+    """
+    from gsae_ray.results.saved import load_from
+    from gsae_ray.saes.export import check_export
+
+    check_export(out, format_, fold_b_dec)
+    sae = load_from(source, tracking_uri)
+    gsae_ray.export(sae, out, format_, fold_b_dec)
+    where = f" of {sae.cfg.site}" if sae.cfg.site else ""
+    click.echo(f"{sae.architecture}{where}, {sae.cfg.d_sae} features: written to {out} as {format_}")

@@ -59,6 +59,7 @@ def prepare_tokens(sweep: Sweep, directory: Path, report: Progress = _silent) ->
         heldout_rows=sum(heldout["rows"]),
         special_ids=work.special_ids,
         skip_positions=sweep.dataset.skip_positions,
+        prepends_bos=work.bos is not None,
         seed=sweep.dataset.seed,
         fingerprint=digest(train_key),
         heldout_fingerprint=digest(heldout_key),

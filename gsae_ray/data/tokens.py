@@ -62,6 +62,8 @@ class TokenStore:
     heldout_rows: int
     special_ids: tuple[int, ...]
     skip_positions: int
+    prepends_bos: bool
+    """Whether contexts were made to begin with BOS."""
     seed: int
     fingerprint: str
     """Hash of all that decides the training rows, but for the forward pass."""

@@ -36,8 +36,9 @@ class Vocabulary:
         Raises:
             UserError: the configuration or the tokenizer cannot be loaded; for text, there is no tokenizer.
         """
-        config = load_config(model).get_text_config()
-        size = config.vocab_size
+        config = load_config(model)
+        text = config.get_text_config()  # of a multimodal model, its language model's; both name special tokens
+        size = text.vocab_size
         try:
             tokenizer = load_tokenizer(model)
         except NoTokenizerError:
@@ -48,8 +49,8 @@ class Vocabulary:
             bos, eos, pad = tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id
             return cls(model.name, size, bos, eos, pad, special_ids, tokenizer)
         # Several may be EOS. A family's defaults may lie beyond the embedding of this model.
-        said = (getattr(config, f"{name}_token_id", None) for name in ("bos", "eos", "pad"))
-        found = [[token for token in _listed(ids) if 0 <= token < size] for ids in said]
+        said = ([getattr(part, f"{name}_token_id", None) for part in (config, text)] for name in ("bos", "eos", "pad"))
+        found = [[token for ids in of_both for token in _listed(ids) if 0 <= token < size] for of_both in said]
         bos, eos, pad = (next(iter(ids), None) for ids in found)
         special_ids = tuple(sorted({token for ids in found for token in ids}))
         return cls(model.name, size, bos, eos, pad, special_ids, None)

@@ -137,7 +137,7 @@ class TrialRunner:
             metadata={
                 "sweep": sweep.name,
                 "model": sweep.model.model_dump(),
-                "dataset": sweep.dataset.model_dump(),
+                "dataset": {**sweep.dataset.model_dump(), "prepend_bos": prepared.tokens.prepends_bos},
                 "versions": versions(),
             },
         )

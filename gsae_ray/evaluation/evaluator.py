@@ -19,7 +19,7 @@ from gsae_ray.config.site import Site
 from gsae_ray.data.tokens import PADDING, model_input
 from gsae_ray.errors import not_finite
 from gsae_ray.evaluation.metrics import SUMS, Evaluation
-from gsae_ray.evaluation.reconstruction import reconstruct
+from gsae_ray.evaluation.reconstruction import check_width, reconstruct
 from gsae_ray.language_model.hooks import Edit, capture, edited
 from gsae_ray.language_model.massive_norms import square_norm_limit, square_norms, takes_part
 from gsae_ray.saes import SAE
@@ -79,8 +79,10 @@ class Evaluator:
 
         Raises:
             NumericError: the site's activations, or the model's losses without the SAE, are not finite.
+            UserError: the model has no such site, or the SAE takes activations of another width.
         """
         ablated = self._zero_ablated(site)
+        check_width(sae, site, len(ablated.mean_D))
         self._check_finite(f"activations at {site}", ablated.mean_D)
         active_F = torch.zeros(sae.cfg.d_sae, dtype=torch.float64, device=self.device)
         sums: dict[str, list[Tensor]] = {name: [] for name in SUMS}

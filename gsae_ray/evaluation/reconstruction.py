@@ -6,6 +6,8 @@ from typing import NamedTuple
 
 from torch import Tensor
 
+from gsae_ray.config.site import Site
+from gsae_ray.errors import UserError, shown
 from gsae_ray.evaluation.gradient_pursuit import gradient_pursuit
 from gsae_ray.saes import SAE
 
@@ -18,6 +20,20 @@ class Reconstruction(NamedTuple):
     """Which features are active."""
     values: dict[str, Tensor]
     """Name of a sum (`metrics.SUMS`) -> what each row [R] adds to it."""
+
+
+def check_width(sae: SAE, site: Site, width: int) -> None:
+    """Checks that an SAE takes the activations of a site, which have `width` coordinates.
+
+    Raises:
+        UserError: it does not.
+    """
+    if sae.cfg.d_in != width:
+        trained_at = f", trained at {shown(sae.cfg.site)}" if sae.cfg.site else ""
+        raise UserError(
+            f"site: the activations at {site} have {width} coordinates, and this SAE{trained_at} takes {sae.cfg.d_in} "
+            "(its d_in); evaluate it at the site, and with the model, that it was trained on"
+        )
 
 
 def reconstruct(sae: SAE, x_RD: Tensor, mean_D: Tensor, pursuit_l0: int | None) -> Reconstruction:

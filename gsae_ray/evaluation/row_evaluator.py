@@ -11,7 +11,7 @@ from torch import Tensor
 from gsae_ray.config.site import Site
 from gsae_ray.errors import not_finite
 from gsae_ray.evaluation.metrics import Evaluation
-from gsae_ray.evaluation.reconstruction import reconstruct
+from gsae_ray.evaluation.reconstruction import check_width, reconstruct
 from gsae_ray.language_model.massive_norms import square_norm_limit, square_norms, takes_part
 from gsae_ray.language_model.source import HeldOutRows
 from gsae_ray.saes import SAE
@@ -49,10 +49,12 @@ class RowEvaluator:
 
         Raises:
             NumericError: the site's rows are not finite.
+            UserError: the SAE takes rows of another width.
         """
         if site not in self._sites:
             self._sites[site] = self._measure(site)
         rows = self._sites[site]
+        check_width(sae, site, len(rows.mean_D))
         active_F = torch.zeros(sae.cfg.d_sae, dtype=torch.float64, device=self.device)
         sums: dict[str, Tensor] = {}
         for x_RD, group_R in self._taking_part(site, rows.limit):

@@ -5,12 +5,14 @@ Points are named as TransformerLens names them; what stands for them in each fam
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers import DynamicCache
 
 from gsae_ray.config.site import IO, POINTS, Site
 from gsae_ray.errors import UserError, suggest
@@ -25,14 +27,26 @@ def _submodule(model: nn.Module, path: str) -> nn.Module | None:
     return model
 
 
+def _layers(model: nn.Module) -> nn.ModuleList | None:
+    """The layers of the language model; None where they are not found.
+
+    Outside of the families' table, the first list of as many modules as it has layers.
+    """
+    family = FAMILIES.get(str(model.config.model_type))  # type: ignore[union-attr]
+    if family:  # a vision tower may have as many layers
+        found = (_submodule(model, path) for path in family.layers)
+        return next((layers for layers in found if isinstance(layers, nn.ModuleList)), None)
+    n_layers = getattr(model.config.get_text_config(), "num_hidden_layers", None)  # type: ignore[operator, union-attr]
+    lists = (module for module in model.modules() if isinstance(module, nn.ModuleList) and len(module) == n_layers)
+    return next(lists, None)
+
+
 def _without_attention(model: nn.Module, layer: int) -> str | None:
     """The parts of a layer that has no attention (a state-space block, say), in words; None for any other layer.
 
     For families outside of the table too, hybrids among them: told by how classes and modules are called.
     """
-    n_layers = getattr(model.config.get_text_config(), "num_hidden_layers", None)  # type: ignore[operator, union-attr]
-    lists = (module for module in model.modules() if isinstance(module, nn.ModuleList) and len(module) == n_layers)
-    layers = next(lists, None)
+    layers = _layers(model)
     if layers is None or not 0 <= layer < len(layers):
         return None
     for path, module in layers[layer].named_modules():
@@ -40,6 +54,20 @@ def _without_attention(model: nn.Module, layer: int) -> str | None:
         if "attention" in type(module).__name__.lower() or called in ("attn", "self_attn", "attention"):
             return None
     return ", ".join(name for name, _ in layers[layer].named_children())
+
+
+def _like(model: nn.Module, path: str) -> list[str]:
+    """Up to 40 modules that `path` may stand for.
+
+    Those with the same end, since multimodal classes keep the same layers elsewhere; else those of the same depth.
+    """
+    names = [name for name, _ in model.named_modules() if name]
+    parts = path.split(".")
+    for start in range(1, len(parts) - 1):
+        end = ".".join(parts[start:])
+        if found := [name for name in names if f".{name}".endswith(f".{end}")]:
+            return found[:40]
+    return [name for name in names if name.count(".") == path.count(".")][:40]
 
 
 def locate(model: nn.Module, site: Site) -> tuple[nn.Module, IO]:
@@ -57,28 +85,33 @@ def locate(model: nn.Module, site: Site) -> tuple[nn.Module, IO]:
             )
         module = _submodule(model, path)
         if module is None:
-            paths = [name for name, _ in model.named_modules() if name and name.count(".") == path.count(".")]
-            raise UserError(f"sites.modules: no module {path!r} in this model; {suggest(path, paths[:40])}")
+            raise UserError(f"sites.modules: no module {path!r} in this model; {suggest(path, _like(model, path))}")
         return module, "input" if io == "input" else "output"
     model_type = str(model.config.model_type)  # type: ignore[union-attr]
     if site.point in ("attn_z", "attn_out") and (parts := _without_attention(model, site.layer)):
         raise UserError(
             f"sites.points: no {site.name} in this {model_type} model: layer {site.layer} has no attention, so no "
-            f"attention output matrix W_O (it has {parts}); choose other layers for {site.point}"
+            f"attention output matrix W_O (it has {parts}); choose other layers for {site.point}, or name one of its "
+            "modules: sites.modules"
         )
-    if model_type not in FAMILIES:
+    layers = _layers(model)
+    if model_type not in FAMILIES or layers is None:
         raise UserError(
             f"sites.points: the points of model family {model_type!r} are not known; "
             f"{suggest(model_type, FAMILIES)}; any model's modules can be named by path: sites.modules"
         )
     family = FAMILIES[model_type]
-    layers = next(found for path in family.layers if (found := _submodule(model, path)) is not None)
-    n_layers = len(layers)  # type: ignore[arg-type]
-    if not 0 <= site.layer < n_layers:
-        raise UserError(f"sites.layers: {site.layer} is out of range; this model has layers 0 to {n_layers - 1}")
+    if not 0 <= site.layer < len(layers):
+        raise UserError(f"sites.layers: {site.layer} is out of range; this model has layers 0 to {len(layers) - 1}")
+    if site.point not in family.points:
+        raise UserError(
+            f"sites.points: no {site.name} in this {model_type} model: a layer {family.besides}, so that "
+            "resid_pre + attn_out + mlp_out is not resid_post; "
+            f"choose from {', '.join(family.points)}, or name a module: sites.modules"
+        )
     path, io = family.points[site.point]
-    module = _submodule(layers[site.layer], path)  # type: ignore[index]
-    if module is None and site.point == "mlp_post" and _submodule(layers[site.layer], "mlp.experts"):  # type: ignore[index]
+    module = _submodule(layers[site.layer], path)
+    if module is None and site.point == "mlp_post" and _submodule(layers[site.layer], "mlp.experts"):
         raise UserError(
             f"sites.points: no {site.name} in this {model_type} model: layer {site.layer} is a mixture of experts, "
             "which has no MLP neurons that all tokens share; choose mlp_out, or other layers"
@@ -143,9 +176,21 @@ class _AllCaptured(Exception):
     """Ends a forward pass early; never leaves `capture`."""
 
 
+def forward(model: nn.Module, tokens_BT: Tensor) -> Any:
+    """Runs `model`, which may be on the meta device, without weights; returns its output."""
+    if not tokens_BT.is_meta:
+        return model(tokens_BT, use_cache=False)
+    # With a cache transformers skips a look at the data for packed sequences, which the meta device has not. Some
+    # multimodal classes look before their language model makes the cache, so they are given one.
+    text = model.config.get_text_config()  # type: ignore[operator, union-attr]
+    takes = () if text is model.config else inspect.signature(model.forward).parameters
+    names = [name for name in ("cache", "past_key_values") if name in takes]  # renamed in transformers 5.24
+    return model(tokens_BT, use_cache=True, **{name: DynamicCache(config=text) for name in names[:1]})
+
+
 @torch.no_grad()
 def capture(
-    model: nn.Module, tokens_BT: Tensor, sites: Sequence[Site], kept_BT: Tensor | None = None, use_cache: bool = False
+    model: nn.Module, tokens_BT: Tensor, sites: Sequence[Site], kept_BT: Tensor | None = None
 ) -> dict[Site, Tensor]:
     """The activations of all `sites` in one forward that stops at the deepest of them.
 
@@ -154,7 +199,6 @@ def capture(
         tokens_BT: token ids [B, T], on the model's device.
         sites: where to read; each is reached once in a forward (see `site_widths`).
         kept_BT: the positions to take; default: all of them.
-        use_cache: passed to the model; needed on the meta device.
 
     Returns:
         site -> [R, n], the rows of the kept positions, context by context; without `kept_BT` [B, T, n]. In the model's
@@ -169,7 +213,7 @@ def capture(
 
     edits: dict[Site, Edit] = {site: (lambda x, site=site: keep(site, x)) for site in sites}  # type: ignore[misc]
     with edited(model, edits), suppress(_AllCaptured):
-        model(tokens_BT, use_cache=use_cache)
+        forward(model, tokens_BT)
     missing = [site.name for site in sites if site not in captured]
     if missing:
         raise UserError(f"sites: {missing[0]} is not reached by this model's forward pass on text")
@@ -192,8 +236,7 @@ def site_widths(model: nn.Module, sites: Sequence[Site]) -> dict[Site, int]:
 
     edits: dict[Site, Edit] = {site: (lambda x, site=site: record(site, x)) for site in sites}  # type: ignore[misc]
     with edited(model, edits):  # the whole forward: calls beyond the deepest site count too
-        # With a cache transformers skips a look at the data for packed sequences, which the meta device has not.
-        model(tokens, use_cache=True)
+        forward(model, tokens)
     for site, shapes in carried.items():
         if not shapes:
             raise UserError(f"sites: {site.name} is not reached by this model's forward pass on text")

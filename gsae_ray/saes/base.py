@@ -9,13 +9,19 @@ from typing import Any, ClassVar, Literal, NamedTuple
 
 import safetensors.torch
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 
+from gsae_ray.errors import UserError
 from gsae_ray.files import write_together
+from gsae_ray.saes import config_file
+from gsae_ray.saes.config_file import CONFIG_FILE as CONFIG_FILE
+from gsae_ray.saes.sae_config import SAEConfig as SAEConfig
+from gsae_ray.saes.saelens_config import NO_FORM
 
-CONFIG_FILE = "cfg.json"
 WEIGHTS_FILE = "sae_weights.safetensors"
+ORIGIN = "origin"
+"""Key of the metadata of an SAE that was not trained here: the format that it was read from."""
 
 Objective = Literal["paper", "norm_weighted"]
 """What training minimises, beyond the architecture's own terms.
@@ -29,20 +35,6 @@ FREE_NORM = 0.1
 """Decoder norms at the start of a norm-weighted run."""
 RESAMPLED_ENCODER_NORM = 0.2
 """Norm of the encoder row of a resampled feature ÷ the mean of those of alive features."""
-
-
-class SAEConfig(BaseModel):
-    """`cfg.json` of a saved SAE."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
-
-    format: Literal["gsae-1"] = Field("gsae-1", description="version of this file format")
-    architecture: str = Field(description="key of the registry")
-    d_in: int = Field(gt=0, lt=2**31, description="n, coordinates of an activation")
-    d_sae: int = Field(gt=0, lt=2**31, description="M, number of features")
-    hyperparameters: dict[str, Any] = Field({}, description="the architecture's own, e.g. l1_coefficient")
-    site: str = Field("", description="where in the model, e.g. blocks.2.hook_resid_post")
-    metadata: dict[str, Any] = Field({}, description="model, data and training settings that it came from")
 
 
 class Losses(NamedTuple):
@@ -132,6 +124,11 @@ class SAE(nn.Module, ABC):
         shift_F = -(self.b_dec @ W_DF)
         return x_BD.to(W_DF.dtype) @ W_DF + (shift_F if bias_F is None else bias_F + shift_F)
 
+    def _encoder_input(self, x_BD: Tensor) -> Tensor:
+        """What W_enc is applied to: x − b_dec, or x where b_dec is not subtracted, in the dtype of the weights."""
+        x_BD = x_BD.to(self.W_enc.dtype)
+        return x_BD - self.b_dec if self.subtracts_b_dec else x_BD
+
     def _l1(self, acts_BF: Tensor, objective: Objective) -> Tensor:
         """The objective's penalty of non-negative activations: a sum over features, a mean over the batch."""
         if objective == "norm_weighted":
@@ -158,18 +155,30 @@ class SAE(nn.Module, ABC):
         return 5
 
     @classmethod
-    def check_hyperparameters(cls, hyperparameters: dict[str, Any]) -> None:
-        """Checks the hyperparameters of a saved SAE.
+    def check_hyperparameters(cls, hyperparameters: dict[str, Any], trained_here: bool = True) -> None:
+        """Checks the hyperparameters of a finished SAE.
+
+        Args:
+            hyperparameters: of its `cfg.json`.
+            trained_here: false: the coefficient of its L1 penalty may be missing, which nobody knows in our units.
 
         Raises:
             ValidationError: they are not those of a finished SAE of this architecture.
         """
-        cls.Hyperparameters.model_validate(hyperparameters)
+        unknown = not trained_here and cls.sparsity_in_l1_units and cls.sparsity_hyperparameter is not None
+        cls.Hyperparameters.model_validate(
+            {**({cls.sparsity_hyperparameter: 0.0} if unknown else {}), **hyperparameters}
+        )
 
     @classmethod
     def canonical(cls, hyperparameters: dict[str, Any], objective: Objective) -> dict[str, Any]:
         """The one form of hyperparameters that mean the same, so that the same SAE has the same identity."""
         return hyperparameters
+
+    @property
+    def subtracts_b_dec(self) -> bool:
+        """Whether the encoder takes x − b_dec, as all SAEs that are trained here do, or x."""
+        return bool(self.cfg.hyperparameters.get("subtract_b_dec", True))
 
     @property
     def sparsity_coefficient(self) -> float:
@@ -269,12 +278,33 @@ class SAE(nn.Module, ABC):
                 share = 1.0 if name == "W_dec" else RESAMPLED_ENCODER_NORM
                 by_feature[features_K] = directions_KD * (share * norm)
 
+    # ---- other forms ------------------------------------------------------------------------------------------------
+
+    def saelens_form(self) -> dict[str, Any]:
+        """What SAELens' `cfg.json` says of this function: its `architecture` there, and further keys, such as `k`.
+
+        The parameters and buffers have to be those of that architecture, in names and shapes.
+
+        Raises:
+            UserError: SAELens has none.
+        """
+        raise UserError(f"SAELens has no {self.architecture} SAE")
+
+    def to_jumprelu(self) -> SAE:
+        """The same function as a JumpReLU SAE.
+
+        Raises:
+            UserError: it is none.
+        """
+        raise UserError(f"to_jumprelu: a {self.architecture} SAE has no such form")
+
     # ---- files ------------------------------------------------------------------------------------------------------
 
     def save(self, directory: str | Path) -> None:
-        """Writes `cfg.json` and `sae_weights.safetensors` to `directory`, which is made if need be.
+        """Writes `cfg.json` and `sae_weights.safetensors`, a folder that SAELens reads too, to `directory`.
 
-        An SAE that is there already is replaced; a save that fails halfway never leaves its files beside new ones.
+        The folder is made if need be. An SAE of ours that is there already is replaced; a save that fails halfway
+        never leaves its files beside new ones.
         """
         write_together(Path(directory), saved_files(self))
 
@@ -287,8 +317,21 @@ def saved_files(sae: SAE) -> dict[str, bytes]:
 
 def to_bytes(sae: SAE) -> tuple[str, bytes]:
     """(cfg.json, sae_weights.safetensors) as they would be saved."""
-    weights = {name: tensor.detach().cpu().contiguous() for name, tensor in sae.state_dict().items()}
-    return sae.cfg.model_dump_json(indent=2), safetensors.torch.save(weights)
+    return config_file.encode(sae.cfg, saelens_form_or_reason(sae)), weight_bytes(sae)
+
+
+def saelens_form_or_reason(sae: SAE) -> dict[str, Any]:
+    """`saelens_form`; where there is none, the reason in the architecture's place."""
+    try:
+        return sae.saelens_form()
+    except UserError as error:
+        return {"architecture": f"{NO_FORM}{error}"}
+
+
+def weight_bytes(sae: SAE) -> bytes:
+    """The parameters and buffers as safetensors, contiguous; those that are no integers as float32."""
+    state = {name: tensor.detach().cpu().contiguous() for name, tensor in sae.state_dict().items()}
+    return safetensors.torch.save({k: t.float() if t.is_floating_point() else t for k, t in state.items()})
 
 
 def _finite(tensor: Tensor) -> bool:

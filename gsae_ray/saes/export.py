@@ -2,42 +2,55 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
 from gsae_ray.errors import UserError, shown, suggest
 from gsae_ray.names import local_path
 from gsae_ray.saes.base import SAE
-from gsae_ray.saes.files import foreign_files
+from gsae_ray.saes.files import saved_files_of, visible_files
+from gsae_ray.saes.formats import WRITERS
+from gsae_ray.saes.formats.jumprelu import write_folded
 
-FORMATS: dict[str, Callable[[SAE, Path], None]] = {"gsae": lambda sae, directory: sae.save(directory)}
-"""Functions that write an SAE to a folder, by the name of the format."""
+FOLDABLE = "jumprelu"
+"""The format that can be written without b_dec subtracted."""
 
 
-def check_export(directory: str | Path, format: str) -> Path:
+def check_export(directory: str | Path, format: str, fold_b_dec: bool = False) -> Path:
     """Checks that `export` can write there, before anything is fetched. Returns the directory.
 
     Raises:
-        UserError: the format is unknown, or the directory is a file, or has files that are not of an SAE.
+        UserError: the format is unknown or cannot have b_dec folded, or the directory is a file, or has files; those of
+            an SAE that was saved there are replaced by format `gsae`.
     """
-    if format not in FORMATS:
-        raise UserError(f"--format: unknown {format!r}; {suggest(format, FORMATS)}")
+    if format not in WRITERS:
+        raise UserError(f"--format: unknown {format!r}; {suggest(format, WRITERS)}")
+    if fold_b_dec and format != FOLDABLE:
+        raise UserError(f"--fold-b-dec: only --format {FOLDABLE} can be written so, not {format}")
     directory = local_path(directory, "--out")
     if directory.exists() and not directory.is_dir():
         raise UserError(f"--out: {directory} is a file; give a folder")
-    if directory.exists() and (foreign := ", ".join(foreign_files(directory))):
+    replaceable = saved_files_of(directory) if format == "gsae" else set()
+    if taken := sorted(visible_files(directory) - replaceable):
         raise UserError(
-            f"--out: {directory} has files that are not of an SAE saved there before ({shown(foreign, quoted=False)}); "
-            "nothing is overwritten: give a new folder, or remove them"
+            f"--out: {directory} has other files ({shown(', '.join(taken), quoted=False)}); nothing is overwritten: "
+            "give a new folder, or remove them"
         )
     return directory
 
 
-def export(sae: SAE, directory: str | Path, format: str = "gsae") -> None:
-    """Writes an SAE in one of `FORMATS`.
+def export(sae: SAE, directory: str | Path, format: str = "gsae", fold_b_dec: bool = False) -> None:
+    """Writes an SAE in one of the formats of `gsae_ray.saes.formats.WRITERS`.
+
+    Args:
+        sae: what to write.
+        directory: a folder that is new or empty; with format `gsae` it may have an SAE that was saved there.
+        format: the format's name.
+        fold_b_dec: with format `jumprelu`, for tools that do not subtract b_dec from the encoder's input: b_enc takes
+            it in. The same function, but for rounding at thresholds.
 
     Raises:
-        UserError: as `check_export`.
+        UserError: as `check_export`; or the SAE has no form in that format, for a reason that the line gives.
     """
-    directory = check_export(directory, format)
-    FORMATS[format](sae, directory)
+    directory = check_export(directory, format, fold_b_dec)
+    write = write_folded if fold_b_dec else WRITERS[format]
+    write(sae, directory)

@@ -1,20 +1,25 @@
-"""Reading SAEs, from disk and over the wire: JSON and safetensors, nothing that could run code."""
+"""Reading SAEs of ours, from disk and over the wire: JSON and safetensors, nothing that could run code."""
 
 from __future__ import annotations
 
 import contextlib
 from pathlib import Path
+from typing import Any
 
 import pydantic
 import safetensors
 import safetensors.torch
 import torch
 
-from gsae_ray.errors import UserError, first_line, shown
+from gsae_ray.errors import UserError, shown
 from gsae_ray.files import digest, file_hash
-from gsae_ray.saes.base import CONFIG_FILE, SAE, WEIGHTS_FILE, SAEConfig
+from gsae_ray.saes import config_file
+from gsae_ray.saes.base import ORIGIN, SAE, WEIGHTS_FILE, saelens_form_or_reason
+from gsae_ray.saes.config_file import CONFIG_FILE
 from gsae_ray.saes.registry import REGISTRY, build
+from gsae_ray.saes.sae_config import SAEConfig
 
+FILES = f"{CONFIG_FILE} and {WEIGHTS_FILE}"
 WEIGHT_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 """What saved weights may be; they are loaded as float32."""
 
@@ -25,10 +30,12 @@ def from_bytes(cfg: str | bytes, weights: bytes) -> SAE:
     Raises:
         ValueError: they are not those of a finished SAE; in one line.
     """
-    config = _read_config(cfg)
+    config, for_saelens = _read_config(cfg)
     try:
         with torch.device("meta"):
-            expected = build(config).state_dict()
+            empty = build(config)
+        config_file.check_agreement(config, saelens_form_or_reason(empty), for_saelens)
+        expected = empty.state_dict()
         tensors = safetensors.torch.load(weights)
     except KeyError as error:
         raise ValueError(f"{WEIGHTS_FILE}: a tensor is {shown(error.args[0])}, a dtype that torch has not") from error
@@ -51,25 +58,20 @@ def from_bytes(cfg: str | bytes, weights: bytes) -> SAE:
     return sae.eval()
 
 
-def _read_config(text: str | bytes) -> SAEConfig:
-    """The configuration of a saved SAE.
+def _read_config(text: str | bytes) -> tuple[SAEConfig, dict[str, Any]]:
+    """As `config_file.decode`, with the hyperparameters checked.
 
     Raises:
         ValueError: it is none; in one line.
     """
-    where: tuple[str, ...] = (CONFIG_FILE,)
-    try:
-        cfg = SAEConfig.model_validate_json(text)
-        if "format" not in cfg.model_fields_set:
-            raise ValueError(f"{CONFIG_FILE}: no format; this is not an SAE of ours")
-        if cfg.architecture in REGISTRY:
-            where = (CONFIG_FILE, "hyperparameters")
-            REGISTRY[cfg.architecture].check_hyperparameters(cfg.hyperparameters)
-    except pydantic.ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        key = ".".join(str(part) for part in (*where, *first["loc"]))
-        raise ValueError(f"{shown(key, quoted=False)}: {shown(first['input'])}: {first['msg']}") from error
-    return cfg
+    cfg, for_saelens = config_file.decode(text)
+    if cfg.architecture in REGISTRY:
+        try:
+            trained_here = ORIGIN not in cfg.metadata
+            REGISTRY[cfg.architecture].check_hyperparameters(cfg.hyperparameters, trained_here)
+        except pydantic.ValidationError as error:
+            raise config_file.one_line(error, "hyperparameters") from error
+    return cfg, for_saelens
 
 
 def content_hash(directory: str | Path) -> str:
@@ -88,29 +90,35 @@ def holds(directory: str | Path, content: str | None) -> bool:
     return False
 
 
-def foreign_files(directory: Path) -> list[str]:
-    """Names of the files in a folder that are not of an SAE saved there; hidden files are not counted."""
+def visible_files(directory: Path) -> set[str]:
+    """Names of a folder's files that are not hidden; none where there is no such folder."""
+    return {path.name for path in directory.iterdir() if path.name[0] != "."} if directory.exists() else set()
+
+
+def saved_files_of(directory: Path) -> set[str]:
+    """Names of the files of a folder that are of an SAE of ours."""
     try:
         _read_config((directory / CONFIG_FILE).read_bytes())
-        ours = {CONFIG_FILE, WEIGHTS_FILE}
     except (OSError, ValueError, UserError):
-        ours = set()
-    return sorted(path.name for path in directory.iterdir() if path.name not in ours and path.name[0] != ".")
+        return set()
+    return {CONFIG_FILE, WEIGHTS_FILE}
 
 
-def load(directory: str | Path) -> SAE:
+def recognises(directory: Path) -> bool:
+    """Whether `cfg.json` says that the SAE is ours, or is damaged, which `read` then tells."""
+    try:
+        return config_file.is_ours((directory / CONFIG_FILE).read_bytes())
+    except FileNotFoundError:
+        return False
+    except ValueError:
+        return True
+
+
+def read(directory: Path) -> SAE:
     """The SAE that `save` wrote, on the CPU, in evaluation mode.
 
     Raises:
-        UserError: there is none, or its files are damaged.
+        ValueError, UserError: its files are damaged.
+        OSError: they cannot be read.
     """
-    directory = Path(directory)
-    try:
-        return from_bytes((directory / CONFIG_FILE).read_bytes(), (directory / WEIGHTS_FILE).read_bytes())
-    except FileNotFoundError as error:
-        raise UserError(
-            f"{directory}: no SAE here ({Path(str(error.filename)).name} is missing); "
-            f"a saved SAE is a folder with {CONFIG_FILE} and {WEIGHTS_FILE}"
-        ) from error
-    except (OSError, ValueError, UserError) as error:
-        raise UserError(f"{directory}: this SAE cannot be read: {first_line(error)}") from error
+    return from_bytes((directory / CONFIG_FILE).read_bytes(), (directory / WEIGHTS_FILE).read_bytes())

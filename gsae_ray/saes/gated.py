@@ -123,6 +123,11 @@ class GatedSAE(SAE):
             loss = loss + auxiliary
         return Losses(loss, reconstruction, l1, auxiliary, acts_BF.detach())
 
+    def saelens_form(self) -> dict[str, Any]:
+        if not self.tied:
+            raise UserError("SAELens has no gated SAE with untied encoders (tied: false)")
+        return {"architecture": "gated"}
+
     @torch.no_grad()
     def to_jumprelu(self) -> JumpReLUSAE:
         """The same function as a JumpReLU SAE (appendix E): W_mag and b_mag with thresholds.
@@ -136,14 +141,6 @@ class GatedSAE(SAE):
         """
         if not self.tied:
             raise UserError("to_jumprelu: this gated SAE has untied encoders (tied: false), which have no such form")
-        metadata = {**self.cfg.metadata, self.architecture: self.cfg.hyperparameters}
-        form = {"architecture": JumpReLUSAE.architecture, "hyperparameters": {}, "metadata": metadata}
-        cfg = self.cfg.model_copy(update=form)
-        jumprelu = JumpReLUSAE(cfg).to(self.W_enc)
         scale_F = self.r_mag.exp()
-        jumprelu.W_enc.copy_(self.W_enc * scale_F)
-        jumprelu.W_dec.copy_(self.W_dec)
-        jumprelu.b_dec.copy_(self.b_dec)
-        jumprelu.b_enc.copy_(self.b_mag)
-        jumprelu.threshold.copy_((self.b_mag - scale_F * self.b_gate).clamp_min(0))
-        return jumprelu.eval()
+        threshold_F = (self.b_mag - scale_F * self.b_gate).clamp_min(0)
+        return JumpReLUSAE.of(self, self.W_enc * scale_F, self.b_mag, threshold_F)

@@ -46,9 +46,9 @@ class RescaleShiftSAE(GatedSAE):
             parameter.requires_grad_(False)
 
     @classmethod
-    def check_hyperparameters(cls, hyperparameters: dict[str, Any]) -> None:
+    def check_hyperparameters(cls, hyperparameters: dict[str, Any], trained_here: bool = True) -> None:
         left_out = {"l1_coefficient"} if hyperparameters.get("parent") is not None else set()  # known by the parent
-        super().check_hyperparameters({k: v for k, v in hyperparameters.items() if k not in left_out})
+        super().check_hyperparameters({k: v for k, v in hyperparameters.items() if k not in left_out}, trained_here)
 
     @property
     def sparsity_coefficient(self) -> float:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from pydantic import Field
 from torch import Tensor, nn
 
 from gsae_ray.fields import Finite32
 from gsae_ray.saes.base import SAE, Losses, Objective, SAEConfig
+from gsae_ray.saes.jumprelu import JumpReLUSAE
 from gsae_ray.saes.registry import register
 
 
@@ -38,3 +41,10 @@ class StandardSAE(SAE):
         reconstruction = (x_BD - self.decode(acts_BF)).square().sum() / len(x_BD)
         l1 = self._l1(acts_BF, objective)
         return Losses(reconstruction + coefficient * l1, reconstruction, l1, x_BD.new_zeros(()), acts_BF.detach())
+
+    def saelens_form(self) -> dict[str, Any]:
+        return {"architecture": "standard"}
+
+    def to_jumprelu(self) -> JumpReLUSAE:
+        """The same function as a JumpReLU SAE, whose thresholds are 0."""
+        return JumpReLUSAE.of(self, self.W_enc, self.b_enc, torch.zeros_like(self.b_enc))

@@ -64,6 +64,24 @@ def test_law_2_a_trial_in_a_sweep_is_the_trial_alone_bit_for_bit(
         assert to_bytes(trainer.finished_sae({}))[1] == to_bytes(shared)[1], trial.name
 
 
+@pytest.mark.usefixtures("launched")
+def test_a_saved_sae_tells_saelens_what_it_was_trained_on(plan: PreparedSweep, home: Path) -> None:
+    for trial in plan.trials:
+        cfg = json.loads((home / "runs/golden/trials" / trial.directory_name / "sae/cfg.json").read_text())
+        assert cfg["metadata"] == {
+            "sae_lens_version": "6.54.12",
+            "training_architecture": trial.architecture,
+            "model_name": "builtin",
+            "model_class_name": "HookedTransformer",
+            "hook_name": trial.site,
+            "context_size": 128,
+            "dataset_path": "builtin",
+            "prepend_bos": False,
+            "exclude_special_tokens": True,
+            "seqpos_slice": [1, None],
+        }
+
+
 def test_law_3_one_forward_for_all_trials(launched: launch.SweepResult, plan: PreparedSweep) -> None:
     assert launched.forward_ratio == 1.0
     metrics = parent_run(launched).data.metrics

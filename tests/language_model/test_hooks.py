@@ -34,11 +34,16 @@ def test_every_family_of_the_table_is_tested() -> None:
 @family
 @layer
 def test_what_is_added_to_the_residual_stream_sums_to_its_change(name: str, layer: int) -> None:
-    points = ("resid_pre", "attn_out", "mlp_out", "resid_post")
-    x = {point: activations_of(name)[Site.of_point(layer, point)] for point in points}
-    for added in ("attn_out", "mlp_out"):
-        assert x[added].norm() > 0.01 * x["resid_pre"].norm()  # else the sum would say little
-    torch.testing.assert_close(x["resid_pre"] + x["attn_out"] + x["mlp_out"], x["resid_post"], rtol=1e-5, atol=1e-4)
+    tiny = TINY[name]
+    if not tiny.sums:
+        return
+    pre, post, mlp_out = (Site.of_point(layer, point) for point in ("resid_pre", "resid_post", "mlp_out"))
+    mixer = Site.of_module(part(name, layer, tiny.mixer), "output")
+    attn_out = Site.of_point(layer, "attn_out") if layer in tiny.attending else mixer
+    x = capture(model_of(name), TOKENS, [pre, post, attn_out, mlp_out])
+    for added in (attn_out, mlp_out):
+        assert x[added].norm() > 0.01 * x[pre].norm()  # else the sum would say little
+    torch.testing.assert_close(x[pre] + x[attn_out] + x[mlp_out], x[post], rtol=1e-5, atol=1e-4)
 
 
 @family
@@ -59,9 +64,11 @@ def test_residual_points_are_the_models_own_hidden_states(name: str, layer: int)
 @layer
 def test_attn_z_is_the_heads_that_the_output_projection_gets(name: str, layer: int) -> None:
     tiny, model = TINY[name], model_of(name)
+    if layer not in tiny.attending:
+        return
     attention = part(name, layer, tiny.attention)
     z = activations_of(name)[Site.of_point(layer, "attn_z")]
-    assert z.shape == (*TOKENS.shape, tiny.z_width)
+    assert z.shape == (*TOKENS.shape, tiny.width("attn_z", layer))
     output = Site.of_module(attention, "output")
     project = model.get_submodule(f"{attention}.{tiny.attention_projection}")
     assert torch.equal(project(z), capture(model, TOKENS, [output])[output])
@@ -75,7 +82,7 @@ def test_mlp_post_is_the_neurons_that_the_down_projection_gets(name: str, layer:
         return
     mlp = part(name, layer, "mlp")
     neurons = activations_of(name)[Site.of_point(layer, "mlp_post")]
-    assert neurons.shape == (*TOKENS.shape, tiny.mlp_width)
+    assert neurons.shape == (*TOKENS.shape, tiny.width("mlp_post", layer))
     output = Site.of_module(mlp, "output")
     assert torch.equal(
         model.get_submodule(f"{mlp}.{tiny.mlp_projection}")(neurons), capture(model, TOKENS, [output])[output]
@@ -99,7 +106,7 @@ def test_splicing_a_sites_own_activations_changes_no_bit_and_zeros_do(name: str,
 @family
 def test_splicing_reaches_what_comes_after_the_site_and_nothing_before(name: str) -> None:
     model, before, after = model_of(name), Site.of_point(1, "resid_pre"), Site.of_point(1, "resid_post")
-    with edited(model, {Site.of_point(1, "attn_out"): torch.zeros_like}):
+    with edited(model, {Site.of_point(1, "attn_z"): torch.zeros_like}):
         spliced = capture(model, TOKENS, [before, after])
     assert torch.equal(spliced[before], activations_of(name)[before])
     assert not torch.allclose(spliced[after], activations_of(name)[after])
@@ -125,7 +132,7 @@ def test_capture_runs_no_layer_beyond_the_deepest_site(name: str, layer: int) ->
         model.get_submodule(part(name, number)).register_forward_pre_hook(lambda *_, number=number: count(number))
         for number in range(LAYERS)
     ]
-    capture(model, TOKENS, [Site.of_point(0, "mlp_out"), Site.of_point(layer, "resid_post")])
+    capture(model, TOKENS, [Site.of_point(0, "resid_pre"), Site.of_point(layer, "resid_post")])
     for handle in handles:
         handle.remove()
     assert calls == [1] * (layer + 1) + [0] * (LAYERS - layer - 1)
@@ -156,9 +163,8 @@ def test_widths_are_known_without_weights(name: str) -> None:
     config._experts_implementation = "batched_mm"  # as `load_skeleton` does
     with torch.device("meta"):
         skeleton = AutoModelForCausalLM.from_config(config).eval()
-    own = {"attn_z": TINY[name].z_width, "mlp_post": TINY[name].mlp_width}
     module = Site.of_module(part(name, 2, "mlp"), "input")
-    expected = {site: own.get(site.point, D) for site in sites_of(name)} | {module: D}
+    expected = {site: TINY[name].width(site.point, site.layer or 0) for site in sites_of(name)} | {module: D}
     assert site_widths(skeleton, list(expected)) == expected == site_widths(model_of(name), list(expected))
 
 

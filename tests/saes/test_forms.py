@@ -24,15 +24,19 @@ FORMS: dict[str, tuple[str, dict[str, Any]]] = {
     "r_mag-0": ("gated", {"learn_r_mag": False}),
     "rescale_shift": ("rescale_shift", {}),
     "jumprelu": ("jumprelu", {}),
+    "jumprelu of x": ("jumprelu", {"subtract_b_dec": False}),
+    "topk": ("topk", {"k": 3}),
+    "topk of x": ("topk", {"k": 3, "subtract_b_dec": False}),
 }
 forms = pytest.mark.parametrize("form", FORMS)
+fold_norms_forms = pytest.mark.parametrize("form", [form for form in FORMS if not form.startswith("topk")])
 tied_forms = pytest.mark.parametrize("form", ["gated", "r_mag-0", "rescale_shift"])
 
 
 def random_sae(form: str, seed: int = 0) -> SAE:
     """Every parameter random, decoder norms from 0.05 to 20, in double precision."""
     architecture, options = FORMS[form]
-    cfg = SAEConfig(architecture=architecture, d_in=N, d_sae=M, hyperparameters={"l1_coefficient": 1.0, **options})
+    cfg = SAEConfig(architecture=architecture, d_in=N, d_sae=M, hyperparameters=options)
     sae = build(cfg).double()
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
@@ -67,7 +71,7 @@ def test_activations_of_any_dtype_are_encoded_in_the_dtype_of_the_weights(
 # ---- decoder norms --------------------------------------------------------------------------------------------------
 
 
-@forms
+@fold_norms_forms
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 def test_folding_the_norms_keeps_reconstructions_and_gives_unit_rows(form: str, dtype: torch.dtype) -> None:
     sae, folded = random_sae(form).to(dtype), random_sae(form).to(dtype)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -249,6 +250,7 @@ def test_it_is_saved_and_loaded_with_its_buffers(tmp_path: Path) -> None:
         assert type(loaded) is CountingTopK
         assert same(dict(loaded.state_dict()), dict(sae.state_dict()))
         assert torch.equal(loaded(sparse_rows()), sae(sparse_rows()))
+    assert json.loads(to_bytes(sae)[0])["architecture"] == "none: SAELens has no counting_topk SAE"
     with torch.no_grad():
         sae.get_buffer("threshold_F")[3] = torch.nan
     with pytest.raises(ValueError, match="threshold_F is not finite"):

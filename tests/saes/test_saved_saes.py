@@ -41,20 +41,11 @@ def test_a_saved_sae_is_a_json_and_a_safetensors_file(architecture: str, tmp_pat
     sae = trained(architecture)
     sae.save(str(tmp_path))
     assert sorted(p.name for p in tmp_path.iterdir()) == ["cfg.json", "sae_weights.safetensors"]
-    cfg = json.loads((tmp_path / "cfg.json").read_text("utf-8"))
-    assert cfg == {
-        "format": "gsae-1",
-        "architecture": architecture,
-        "d_in": 6,
-        "d_sae": 10,
-        "hyperparameters": {"l1_coefficient": 2.5},
-        "site": "blocks.1.hook_mlp_out",
-        "metadata": {"model": "builtin", "λ": [1, 0.1, None]},
-    }
     weights = safetensors.torch.load_file(tmp_path / "sae_weights.safetensors")
     assert set(weights) == {name for name, _ in sae.named_parameters()}
     assert weights["W_enc"].shape == (6, 10)
     assert weights["W_dec"].shape == (10, 6)
+    assert {tensor.dtype for tensor in weights.values()} == {torch.float32}
 
 
 def test_saving_twice_gives_the_same_bytes(tmp_path: Path) -> None:
@@ -79,11 +70,16 @@ def load_error(directory: Path) -> str:
     return message
 
 
-@pytest.mark.parametrize("missing", [CONFIG_FILE, WEIGHTS_FILE])
-def test_a_missing_file_is_named(missing: str, tmp_path: Path) -> None:
+def test_a_missing_file_is_named_and_what_is_known(tmp_path: Path) -> None:
     trained("gated").save(tmp_path)
-    (tmp_path / missing).unlink()
-    assert f"({missing} is missing)" in load_error(tmp_path)
+    (tmp_path / WEIGHTS_FILE).rename(tmp_path / "weights.bin")
+    line = load_error(tmp_path)
+    assert f"no SAE here ({WEIGHTS_FILE} is missing); known are folders of " in line
+    assert f"gsae ({CONFIG_FILE} and {WEIGHTS_FILE}); saelens (" in line
+    (tmp_path / CONFIG_FILE).unlink()
+    assert "no SAE here, but weights.bin; known are" in load_error(tmp_path)
+    (tmp_path / "weights.bin").unlink()
+    assert "no SAE here, but nothing; known are" in load_error(tmp_path)
     assert str(tmp_path / "nowhere") in load_error(tmp_path / "nowhere")
 
 
@@ -122,34 +118,42 @@ def test_damaged_weights_are_one_clear_line(kind: str, weights: bytes, tmp_path:
         assert f"{WEIGHTS_FILE}: {kind}" in message
 
 
-@pytest.mark.parametrize(
-    ("change", "named"),
-    [
-        ({"d_in": -1}, "d_in"),
-        ({"d_sae": "ten"}, "d_sae"),
-        ({"architecture": None}, "architecture"),
-        ({"surprise": 1}, "surprise"),
-        ({"format": "gsae-99"}, "gsae-99"),
-        ({"format": None}, "cfg.json.format"),
-        ({"d_in": 6.0}, "d_in"),
-        ({"d_in": True}, "d_in"),
-        ({"d_in": "6"}, "d_in"),
-        ({"d_in": 10**400}, "d_in"),
-        ({"hyperparameters": {"l1_coefficient": 2.5, "tied": "false"}}, "cfg.json.hyperparameters.tied: 'false'"),
-        ({"hyperparameters": {"l1_coefficient": 2.5, "ties": True}}, "cfg.json.hyperparameters.ties"),
-        ({"hyperparameters": {"l1_coefficient": True}}, "cfg.json.hyperparameters.l1_coefficient"),
-        ({"hyperparameters": {"l1_coefficient": math.nan}}, "cfg.json.hyperparameters.l1_coefficient"),
-        ({"hyperparameters": {}}, "cfg.json.hyperparameters.l1_coefficient"),
-        ({"surprise": "x" * 10**6}, "surprise"),
-        ({"x" * 10**6: 1}, "xxx"),
-        ({"architecture": "x" * 10**6}, "architecture"),
-    ],
-    ids=range(18),
-)
-def test_a_damaged_configuration_names_the_key(change: dict[str, Any], named: str, tmp_path: Path) -> None:
+DAMAGE: list[tuple[dict[str, Any], str]] = [
+    ({"d_in": -1}, "cfg.json.d_in: -1"),
+    ({"d_sae": "ten"}, "d_sae"),
+    ({"architecture": None}, "architecture"),
+    ({"surprise": 1}, "surprise"),
+    ({"format": "gsae-99"}, "cfg.json.format: 'gsae-99' is not gsae-"),
+    ({"format": None}, "cfg.json.format: None is not gsae-"),
+    ({"d_in": 6.0}, "d_in"),
+    ({"d_in": True}, "d_in"),
+    ({"d_in": "6"}, "d_in"),
+    ({"d_in": 10**400}, "d_in"),
+    ({"hyperparameters": {"l1_coefficient": 2.5, "tied": "false"}}, "cfg.json.hyperparameters.tied: 'false'"),
+    ({"hyperparameters": {"l1_coefficient": 2.5, "ties": True}}, "cfg.json.hyperparameters.ties"),
+    ({"hyperparameters": {"l1_coefficient": True}}, "cfg.json.hyperparameters.l1_coefficient"),
+    ({"hyperparameters": {"l1_coefficient": math.nan}}, "cfg.json.hyperparameters.l1_coefficient"),
+    ({"hyperparameters": {}}, "cfg.json.hyperparameters.l1_coefficient"),
+    ({"surprise": "x" * 10**6}, "surprise"),
+    ({"x" * 10**6: 1}, "xxx"),
+    ({"architecture": "x" * 10**6}, "architecture"),
+]
+
+
+@pytest.mark.parametrize("first_format", [True, False])
+@pytest.mark.parametrize(("change", "named"), DAMAGE, ids=range(len(DAMAGE)))
+def test_a_damaged_configuration_names_the_key(
+    change: dict[str, Any], named: str, first_format: bool, tmp_path: Path
+) -> None:
     trained("gated").save(tmp_path)
     cfg = json.loads((tmp_path / CONFIG_FILE).read_text("utf-8"))
-    (tmp_path / CONFIG_FILE).write_text(json.dumps({**cfg, **change}))
+    sizes = {key: value for key, value in {**cfg, **change}.items() if key in ("d_in", "d_sae")}
+    own = {**cfg["gsae"], **{key: value for key, value in change.items() if key not in sizes}}
+    if first_format:
+        cfg = {**own, **sizes, "format": own["format"].replace("gsae-2", "gsae-1") if own["format"] else None}
+    else:
+        cfg = {**cfg, **sizes, "gsae": own}
+    (tmp_path / CONFIG_FILE).write_text(json.dumps(cfg))
     message = load_error(tmp_path)
     assert named in message
     assert len(message) < 800
@@ -173,7 +177,7 @@ def test_whatever_bytes_are_changed_one_clear_line_or_an_sae_is_the_answer(tmp_p
 def test_what_has_no_format_is_not_an_sae_of_ours(tmp_path: Path) -> None:
     trained("gated").save(tmp_path)
     cfg = json.loads((tmp_path / CONFIG_FILE).read_text("utf-8"))
-    del cfg["format"]
+    del cfg["gsae"]["format"]
     (tmp_path / CONFIG_FILE).write_text(json.dumps(cfg))
     assert "cfg.json: no format" in load_error(tmp_path)
 
@@ -191,6 +195,7 @@ def test_a_width_that_the_weights_do_not_have_allocates_nothing(tmp_path: Path) 
 def test_weights_of_another_precision_are_loaded_as_float32(dtype: torch.dtype, tmp_path: Path) -> None:
     sae = trained("gated").to(dtype)
     sae.save(tmp_path)
+    safetensors.torch.save_file(sae.state_dict(), tmp_path / WEIGHTS_FILE)
     for name, parameter in load(tmp_path).named_parameters():
         assert parameter.dtype == torch.float32
         assert torch.equal(parameter, sae.get_parameter(name).float()), name
@@ -201,7 +206,8 @@ def test_the_saes_of_every_architecture_and_form_are_loaded(tmp_path: Path) -> N
         "standard": [{"l1_coefficient": 1}],
         "gated": [{"l1_coefficient": 0.5, "tied": False, "auxiliary": "none"}, {"l1_coefficient": 2.0}],
         "rescale_shift": [{"l1_coefficient": 1.0, "parent": None}, {"l1_coefficient": 1.0, "parent": "abc"}],
-        "jumprelu": [{}],
+        "jumprelu": [{}, {"subtract_b_dec": False}],
+        "topk": [{"k": 3}],
     }
     assert set(hyperparameters) == set(REGISTRY)
     for architecture, several in hyperparameters.items():

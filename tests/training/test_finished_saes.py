@@ -38,7 +38,6 @@ def test_the_finished_sae_says_what_it_is() -> None:
     trainer.train_interval()
     cfg = trainer.finished_sae({"trained": "a while"}).cfg
     assert cfg.model_dump() == {
-        "format": "gsae-1",
         "architecture": "gated",
         "d_in": N,
         "d_sae": M,

@@ -1,0 +1,93 @@
+"""The file formats of SAEs by name: ours, and those of other libraries, one module each.
+
+A format is a module with `FILES`, `recognises` and `read`, entered in `READERS`. If it can be written it has `write`,
+entered in `WRITERS`. All of them read JSON, safetensors and weights-only pickles: nothing that could run code.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Protocol
+
+from gsae_ray.errors import UserError, first_line, shown
+from gsae_ray.saes import files as gsae
+from gsae_ray.saes.base import SAE
+from gsae_ray.saes.formats import (
+    dictionary_learning,
+    gemma_scope,
+    jumprelu,
+    llama_scope,
+    pickled_topk,
+    saelens,
+    sparsify,
+)
+
+
+class Reader(Protocol):
+    """What a module of a format offers."""
+
+    FILES: str
+    """What a folder of this format has, as an error line says it: "cfg.json with sae_weights.safetensors"."""
+
+    def recognises(self, directory: Path) -> bool:
+        """Whether a folder looks like one of this format: by names of files, and keys of a small JSON file at most.
+
+        Weights are not read.
+        """
+
+    def read(self, directory: Path) -> SAE:
+        """The SAE of a folder that is recognised, on the CPU, in evaluation mode, as float32.
+
+        Raises:
+            ValueError, UserError: the files hold no SAE that we know, or are damaged; in one line.
+            OSError: they cannot be read.
+        """
+
+
+READERS: dict[str, Reader] = {
+    "pickled_topk": pickled_topk,  # which may be a file
+    "gsae": gsae,
+    "saelens": saelens,
+    "dictionary_learning": dictionary_learning,
+    "sparsify": sparsify,
+    "gemma_scope": gemma_scope,
+    "llama_scope": llama_scope,
+}
+"""Formats that `load` reads; the first that recognises a folder reads it."""
+
+WRITERS: dict[str, Callable[[SAE, Path], None]] = {
+    "gsae": lambda sae, folder: sae.save(folder),
+    "saelens": saelens.write,
+    "jumprelu": jumprelu.write,
+    "dictionary_learning": dictionary_learning.write,
+    "sparsify": sparsify.write,
+}
+"""Formats that `export` writes. A function writes an SAE to a folder, which is made if need be.
+
+It raises a `UserError` that names the reason where the SAE has no form in its format.
+"""
+
+
+def load(directory: str | Path) -> SAE:
+    """The SAE of a folder in any format of `READERS`, on the CPU, in evaluation mode.
+
+    Raises:
+        UserError: there is none, or its files are damaged.
+    """
+    directory = Path(directory)
+    try:
+        for reader in READERS.values():
+            if reader.recognises(directory):
+                return reader.read(directory)
+        found = sorted(path.name for path in directory.iterdir())
+    except FileNotFoundError as error:
+        missing = Path(str(error.filename)).name
+        raise UserError(f"{directory}: no SAE here ({missing} is missing); {_known()}") from error
+    except (OSError, ValueError, UserError) as error:
+        raise UserError(f"{directory}: this SAE cannot be read: {first_line(error)}") from error
+    raise UserError(f"{directory}: no SAE here, but {shown(', '.join(found) or 'nothing', quoted=False)}; {_known()}")
+
+
+def _known() -> str:
+    return "known are folders of " + "; ".join(f"{name} ({reader.FILES})" for name, reader in READERS.items())

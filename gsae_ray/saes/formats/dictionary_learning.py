@@ -1,0 +1,230 @@
+"""dictionary_learning: `ae.pt`, a pickled state dict, and `config.json`; `load_dictionary` and SAEBench read them.
+
+After dictionary-learning 0.1.0, `dictionary.py` and `trainers/`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import json
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gsae_ray.errors import UserError, shown, suggest
+from gsae_ray.files import write_together
+from gsae_ray.saes.base import SAE
+from gsae_ray.saes.formats.foreign import assemble, checked, read_json, read_pickle
+from gsae_ray.saes.gated import GatedSAE
+from gsae_ray.saes.jumprelu import JumpReLUSAE
+from gsae_ray.saes.standard import StandardSAE
+from gsae_ray.saes.topk import TopKSAE
+
+WEIGHTS, CONFIG = "ae.pt", "config.json"
+FILES = f"{WEIGHTS} with {CONFIG}"
+
+Form = tuple[str, dict[str, Any], dict[str, Tensor]]
+"""Of a function here: its architecture, hyperparameters and tensors."""
+
+
+# ---- in -------------------------------------------------------------------------------------------------------------
+
+
+def recognises(directory: Path) -> bool:
+    """Whether there is an `ae.pt`."""
+    return (directory / WEIGHTS).is_file()
+
+
+def read(directory: Path) -> SAE:
+    """The SAE of a folder; `config.json` may be missing where the tensors say which class it is of.
+
+    Raises:
+        ValueError: the files hold no SAE that we know, or are damaged; in one line.
+        OSError: they cannot be read.
+    """
+    tensors = read_pickle(directory / WEIGHTS)
+    settings = read_json(directory / CONFIG) if (directory / CONFIG).exists() else {}
+    trainer = settings.get("trainer", {})
+    if not isinstance(trainer, dict) or (settings and "dict_class" not in trainer):
+        raise ValueError(f"{CONFIG}: no trainer.dict_class; this is not a configuration of dictionary_learning")
+    name = trainer["dict_class"] if settings else _class_of(tensors)
+    if not isinstance(name, str) or name not in _CLASSES:
+        raise ValueError(f"{CONFIG}: unknown dict_class {shown(name)}; {suggest(name, _CLASSES)}")
+    dict_class = _CLASSES[name]
+    counts = {key: tensors.pop(key) for key in dict_class.counts if key in tensors}
+    architecture, hyperparameters, ours = dict_class.form({**checked(tensors, dict_class.shapes, WEIGHTS), **counts})
+    site = trainer.get("submodule_name")  # whatever the trainer was given; a site where we wrote it
+    known = isinstance(site, str) and re.match(r"blocks\.\d+\..|.+:(in|out)put$", site)
+    model = trainer.get("lm_name")
+    return assemble(
+        "dictionary_learning", architecture, ours, settings, hyperparameters, site if known else None, model
+    )
+
+
+def _class_of(tensors: Mapping[str, Tensor]) -> str:
+    """The dict_class that has tensors of these names.
+
+    Raises:
+        ValueError: none has, or two have.
+    """
+    found = [name for name, c in _CLASSES.items() if tensors.keys() == c.shapes.keys() | c.counts]
+    if len(found) != 1:
+        what = f"may be of {' or '.join(found)}" if found else "are of none that we know"
+        raise ValueError(f"{CONFIG} is missing, which says the dict_class; the tensors of {WEIGHTS} {what}")
+    return found[0]
+
+
+def _linear(tensors: Mapping[str, Tensor], b_dec: str) -> dict[str, Tensor]:
+    return {"W_enc": tensors["encoder.weight"].T, "W_dec": tensors["decoder.weight"].T, "b_dec": tensors[b_dec]}
+
+
+def _auto_encoder(tensors: Mapping[str, Tensor]) -> Form:
+    ours, b_enc = _linear(tensors, "bias"), tensors["encoder.bias"]
+    norms_F = ours["W_dec"].norm(dim=1)  # of this class alone, `load_dictionary` folds the decoder's norms
+    if torch.allclose(norms_F, torch.ones(1)):
+        return "standard", {}, {**ours, "b_enc": b_enc}
+    folded = {"W_enc": ours["W_enc"] * norms_F, "b_enc": b_enc * norms_F, "W_dec": ours["W_dec"] / norms_F[:, None]}
+    return "standard", {}, {**ours, **folded}
+
+
+def _auto_encoder_new(tensors: Mapping[str, Tensor]) -> Form:
+    ours = _linear(tensors, "decoder.bias")  # which is not subtracted from the encoder's input
+    return "standard", {}, {**ours, "b_enc": tensors["encoder.bias"] + ours["b_dec"] @ ours["W_enc"]}
+
+
+def _gated(tensors: Mapping[str, Tensor]) -> Form:
+    biases = {"b_gate": tensors["gate_bias"], "b_mag": tensors["mag_bias"], "r_mag": tensors["r_mag"]}
+    return "gated", {}, {**_linear(tensors, "decoder_bias"), **biases}
+
+
+def _jumprelu(tensors: Mapping[str, Tensor]) -> Form:
+    return "jumprelu", {"subtract_b_dec": False}, dict(tensors)
+
+
+def _topk(tensors: Mapping[str, Tensor]) -> Form:
+    k = tensors["k"] if "k" in tensors else torch.zeros(())
+    if k.numel() != 1 or k.dtype not in (torch.int32, torch.int64):
+        raise ValueError(f"{WEIGHTS}: k is missing, or no whole number")
+    return "topk", {"k": int(k)}, {**_linear(tensors, "b_dec"), "b_enc": tensors["encoder.bias"]}
+
+
+def _batch_topk(tensors: Mapping[str, Tensor]) -> Form:
+    return _above_threshold({**_linear(tensors, "b_dec"), "b_enc": tensors["encoder.bias"]}, tensors["threshold"])
+
+
+def _matryoshka(tensors: Mapping[str, Tensor]) -> Form:
+    ours = {name: tensors[name] for name in ("W_enc", "b_enc", "W_dec", "b_dec")}
+    return _above_threshold(ours, tensors["threshold"])
+
+
+def _above_threshold(ours: dict[str, Tensor], threshold: Tensor) -> Form:
+    if threshold < 0:
+        raise ValueError(
+            f"{WEIGHTS}: threshold is {float(threshold):g}: it was not learnt yet (training begins to at "
+            "threshold_start_step), and features would be those of a ReLU, not about k a row"
+        )
+    return "jumprelu", {}, {**ours, "threshold": threshold.expand_as(ours["b_enc"])}
+
+
+@dataclasses.dataclass(frozen=True)
+class _DictClass:
+    form: Callable[[Mapping[str, Tensor]], Form]
+    shapes: Mapping[str, str]
+    """Tensors of floats, as `checked` takes them."""
+    counts: frozenset[str] = frozenset()
+    """Buffers of whole numbers."""
+
+
+_LINEAR = {"encoder.weight": "FD", "encoder.bias": "F", "decoder.weight": "DF"}
+_GATED = {"encoder.weight": "FD", "decoder.weight": "DF", "gate_bias": "F", "mag_bias": "F", "r_mag": "F"}
+_PLAIN = {"W_enc": "DF", "b_enc": "F", "W_dec": "FD", "b_dec": "D"}
+_K = frozenset({"k"})
+_CLASSES = {
+    "AutoEncoder": _DictClass(_auto_encoder, {**_LINEAR, "bias": "D"}),
+    "AutoEncoderNew": _DictClass(_auto_encoder_new, {**_LINEAR, "decoder.bias": "D"}),
+    "GatedAutoEncoder": _DictClass(_gated, {**_GATED, "decoder_bias": "D"}),
+    "JumpReluAutoEncoder": _DictClass(_jumprelu, {**_PLAIN, "threshold": "F"}),
+    "AutoEncoderTopK": _DictClass(_topk, {**_LINEAR, "b_dec": "D", "threshold": ""}, _K),
+    "BatchTopKSAE": _DictClass(_batch_topk, {**_LINEAR, "b_dec": "D", "threshold": ""}, _K),
+    "MatryoshkaBatchTopKSAE": _DictClass(_matryoshka, {**_PLAIN, "threshold": ""}, _K | {"group_sizes"}),
+}
+"""By `trainer.dict_class`. Whether b_dec is subtracted from the encoder's input differs between them."""
+
+
+# ---- out ------------------------------------------------------------------------------------------------------------
+
+
+def write(sae: SAE, directory: Path) -> None:
+    """Writes the folder of a dictionary; `config.json` says of model and site what the SAE's metadata does.
+
+    Raises:
+        UserError: the architecture has no form there.
+    """
+    if isinstance(sae, GatedSAE) and not sae.tied:
+        raise UserError("dictionary_learning: a gated SAE with untied encoders (tied: false) has no form there")
+    kind = next((kind for kind in _WRITTEN if isinstance(sae, kind)), None)
+    if kind is None:
+        raise UserError(f"dictionary_learning: a {sae.architecture} SAE has no form there")
+    dict_class, trainer_class, tensors = _WRITTEN[kind]
+    settings = {"dict_class": dict_class, "trainer_class": trainer_class, **_settings(sae)}
+    model = sae.cfg.metadata.get("model")
+    context_size = model.get("context_size") if isinstance(model, dict) else None
+    weights = io.BytesIO()
+    state = {key: tensor.detach().cpu().contiguous().clone() for key, tensor in tensors(sae).items()}
+    torch.save(state, weights)
+    config = json.dumps({"trainer": settings, "buffer": {"ctx_len": context_size}}, indent=4)
+    write_together(directory, {WEIGHTS: weights.getvalue(), CONFIG: (config + "\n").encode()})
+
+
+def _settings(sae: SAE) -> dict[str, Any]:
+    """What `config.json` says of the trainer, in its words; SAEBench needs `layer` and `lm_name`."""
+    model = sae.cfg.metadata.get("model")
+    layer = re.match(r"blocks\.(\d+)\.", sae.cfg.site)
+    settings = {
+        "activation_dim": sae.cfg.d_in,
+        "dict_size": sae.cfg.d_sae,
+        "layer": int(layer[1]) if layer else None,
+        "lm_name": model.get("name") if isinstance(model, dict) else None,
+        "submodule_name": sae.cfg.site or None,
+    }
+    return {**settings, "k": sae.k} if isinstance(sae, TopKSAE) else settings
+
+
+def _linear_state(sae: SAE, b_dec: str) -> dict[str, Tensor]:
+    return {"encoder.weight": sae.W_enc.T, "decoder.weight": sae.W_dec.T, b_dec: sae.b_dec}
+
+
+def _standard_state(sae: SAE) -> dict[str, Tensor]:
+    return {**_linear_state(sae, "bias"), "encoder.bias": sae.get_parameter("b_enc")}
+
+
+def _gated_state(sae: SAE) -> dict[str, Tensor]:
+    names = {"gate_bias": "b_gate", "mag_bias": "b_mag", "r_mag": "r_mag"}
+    return {**_linear_state(sae, "decoder_bias"), **{key: sae.get_parameter(name) for key, name in names.items()}}
+
+
+def _jumprelu_state(sae: SAE) -> dict[str, Tensor]:
+    b_enc = sae.get_parameter("b_enc")  # its class does not subtract b_dec
+    folded = b_enc - sae.b_dec @ sae.W_enc if sae.subtracts_b_dec else b_enc
+    return {**dict(sae.named_parameters()), "b_enc": folded}
+
+
+def _topk_state(sae: SAE) -> dict[str, Tensor]:
+    b_enc = sae.get_parameter("b_enc")  # its class subtracts b_dec
+    folded = b_enc if sae.subtracts_b_dec else b_enc + sae.b_dec @ sae.W_enc
+    k = torch.tensor(sae.cfg.hyperparameters["k"], dtype=torch.int32)
+    return {**_linear_state(sae, "b_dec"), "encoder.bias": folded, "k": k, "threshold": torch.tensor(-1.0)}
+
+
+_WRITTEN: dict[type[SAE], tuple[str, str, Callable[[SAE], dict[str, Tensor]]]] = {
+    StandardSAE: ("AutoEncoder", "StandardTrainer", _standard_state),
+    GatedSAE: ("GatedAutoEncoder", "GatedSAETrainer", _gated_state),
+    JumpReLUSAE: ("JumpReluAutoEncoder", "JumpReluTrainer", _jumprelu_state),
+    TopKSAE: ("AutoEncoderTopK", "TopKTrainer", _topk_state),
+}
+"""Architecture -> dict_class, trainer_class, and the state dict."""

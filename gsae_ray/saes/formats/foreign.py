@@ -1,0 +1,162 @@
+"""What readers of other libraries' files share: tensors without code, checked by name and shape, and their SAE."""
+
+from __future__ import annotations
+
+import json
+import pickle
+import struct
+import zipfile
+import zlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pydantic
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from gsae_ray.errors import shown
+from gsae_ray.saes.base import ORIGIN, SAE, SAEConfig
+from gsae_ray.saes.files import WEIGHT_DTYPES
+from gsae_ray.saes.registry import REGISTRY, build
+
+DAMAGE: tuple[type[Exception], ...] = (
+    *(ArithmeticError, AssertionError, AttributeError, EOFError, LookupError, RuntimeError, TypeError, ValueError),
+    *(pickle.UnpicklingError, struct.error, zipfile.BadZipFile, zlib.error),
+)
+"""What unpickling and reading of archives raise where bytes are wrong: nearly anything."""
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a JSON file.
+
+    Raises:
+        ValueError: there is something else; in one line.
+        OSError: the file cannot be read.
+    """
+    try:
+        value = json.loads(path.read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path.name} is not JSON: {shown(error, quoted=False)}") from error
+    if not isinstance(value, dict):
+        raise ValueError(f"{path.name} holds no JSON object")
+    return value
+
+
+def keys_of(path: Path) -> set[str]:
+    """The top-level keys of a JSON file; none where there is no such file, or something else in it."""
+    try:
+        return set(read_json(path))
+    except (OSError, ValueError):
+        return set()
+
+
+def read_safetensors(path: Path) -> dict[str, Tensor]:
+    """The tensors of a safetensors file.
+
+    Raises:
+        ValueError: it is none; in one line.
+        OSError: the file cannot be read.
+    """
+    try:
+        return safetensors.torch.load(path.read_bytes())
+    except KeyError as error:
+        raise ValueError(f"{path.name}: a tensor is {shown(error.args[0])}, a dtype that torch has not") from error
+    except (RuntimeError, safetensors.SafetensorError) as error:
+        raise ValueError(f"{path.name} cannot be read: {shown(error, quoted=False)}") from error
+
+
+def read_pickle(path: Path) -> dict[str, Tensor]:
+    """The tensors of a state dict that `torch.save` wrote. Code in the file is not run.
+
+    Raises:
+        ValueError: it holds anything else; in one line.
+        OSError: the file cannot be read.
+    """
+    try:
+        tensors = torch.load(path, map_location="cpu", weights_only=True)
+    except DAMAGE as error:
+        raise ValueError(
+            f"{path.name} is not a file of tensors only; nothing else is read from a pickle, since it could run code"
+        ) from error
+    if not isinstance(tensors, dict) or not all(isinstance(tensor, Tensor) for tensor in tensors.values()):
+        raise ValueError(f"{path.name} is not a state dict of tensors")
+    return tensors
+
+
+def checked(tensors: Mapping[str, Tensor], shapes: Mapping[str, str], file: str) -> dict[str, Tensor]:
+    """The tensors of a file as float32, their names, shapes, dtypes and numbers checked.
+
+    Args:
+        tensors: all of them, by name.
+        shapes: name -> axes, D for d_in and F for d_sae; the first tensor says how large these are.
+        file: the file's name, for errors.
+
+    Raises:
+        ValueError: they are others; in one line.
+    """
+    if missing := [name for name in shapes if name not in tensors]:
+        raise ValueError(f"{file}: {missing[0]} is missing")
+    if unknown := [name for name in tensors if name not in shapes]:
+        raise ValueError(f"{file}: {shown(unknown[0])} is no tensor of this architecture")
+    sizes: dict[str, int] = {}
+    for name, axes in shapes.items():
+        tensor = tensors[name]
+        if tensor.dim() == len(axes):
+            sizes = {**dict(zip(axes, tensor.shape, strict=True)), **sizes}
+        expected = [sizes.get(axis, axis) for axis in axes]
+        if list(tensor.shape) != expected or not tensor.numel():
+            raise ValueError(f"{file}: {name} is {list(tensor.shape)}, not [{', '.join(map(str, expected))}]")
+        if tensor.dtype not in WEIGHT_DTYPES:
+            raise ValueError(f"{file}: {name} is {tensor.dtype}; known: {', '.join(map(str, WEIGHT_DTYPES))}")
+        if not tensor.float().isfinite().all():
+            raise ValueError(f"{file}: {name} is not finite")
+    return {name: tensor.float() for name, tensor in tensors.items()}
+
+
+def assemble(
+    origin: str,
+    architecture: str,
+    tensors: Mapping[str, Tensor],
+    settings: Mapping[str, Any],
+    hyperparameters: Mapping[str, Any] | None = None,
+    site: object = None,
+    model: object = None,
+) -> SAE:
+    """An SAE of ours with tensors of another library, in evaluation mode; its weights are float32.
+
+    Args:
+        origin: the format's name, which goes to the metadata.
+        architecture: key of the registry.
+        tensors: all that this architecture has, by our names; checked.
+        settings: what the library wrote about the SAE, which goes to the metadata.
+        hyperparameters: those that the function depends on; what it was trained with stays in `settings`.
+        site: where in the model, if the files say so.
+        model: its name, if the files say so.
+
+    Raises:
+        ValueError: a hyperparameter is none of this architecture; in one line.
+    """
+    d_in, d_sae = tensors["W_enc"].shape
+    metadata: dict[str, Any] = {ORIGIN: origin, "settings": dict(settings)}
+    if isinstance(model, str):
+        metadata["model"] = {"name": model}
+    try:
+        REGISTRY[architecture].check_hyperparameters(dict(hyperparameters or {}), trained_here=False)
+    except pydantic.ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        raise ValueError(f"{'.'.join(map(str, first['loc']))}: {shown(first['input'])}: {first['msg']}") from error
+    sae = build(
+        SAEConfig(
+            architecture=architecture,
+            d_in=d_in,
+            d_sae=d_sae,
+            hyperparameters=dict(hyperparameters or {}),
+            site=site if isinstance(site, str) else "",
+            metadata=metadata,
+        )
+    )
+    sae.load_state_dict(dict(tensors))
+    return sae.eval()

@@ -1,0 +1,134 @@
+"""SAELens: `cfg.json` and `sae_weights.safetensors` of `save_model`, of any release. After sae-lens 6.54.12, `saes/`.
+
+The SAEs that we save ourselves are such folders too; `gsae_ray.saes.files` reads them.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gsae_ray.errors import shown, suggest
+from gsae_ray.files import write_together
+from gsae_ray.saes.base import CONFIG_FILE, SAE, WEIGHTS_FILE, weight_bytes
+from gsae_ray.saes.config_file import json_text
+from gsae_ray.saes.formats.foreign import assemble, checked, keys_of, read_json, read_safetensors
+from gsae_ray.saes.saelens_config import saelens_config
+
+FILES = f"{CONFIG_FILE} with {WEIGHTS_FILE}"
+
+_LINEAR = {"W_enc": "DF", "b_enc": "F", "W_dec": "FD", "b_dec": "D"}
+_SHAPES = {
+    "standard": _LINEAR,
+    "topk": _LINEAR,
+    "jumprelu": {**_LINEAR, "threshold": "F"},
+    "gated": {"W_enc": "DF", "W_dec": "FD", "b_dec": "D", "b_gate": "F", "b_mag": "F", "r_mag": "F"},
+}
+"""Architecture -> its tensors, which are named and shaped as ours. batchtopk and matryoshka are saved as jumprelu."""
+_NORMALISED = {
+    "expected_average_only_in": "the scale of its activations is not in the files, and SAELens leaves it out too",
+    "covariance_whitening": "the whitening of its activations is not in the files, and SAELens leaves it out too",
+    "constant_norm_rescale": "each row is divided by its norm, which decoding needs as well",
+    "layer_norm": "each row is normalised by its mean and deviation, which decoding needs as well",
+}
+"""normalize_activations -> why such an SAE is none of raw activations."""
+
+
+def recognises(directory: Path) -> bool:
+    """Whether there are weights beside a `cfg.json` that gives the size of an SAE."""
+    return (directory / WEIGHTS_FILE).is_file() and {"d_in", "d_sae"} <= keys_of(directory / CONFIG_FILE)
+
+
+def read(directory: Path) -> SAE:
+    """The SAE of a folder, as `SAE.load_from_disk` has it.
+
+    Raises:
+        ValueError: the files hold no SAE that we know, or are damaged; in one line.
+        OSError: they cannot be read.
+    """
+    settings = read_json(directory / CONFIG_FILE)
+    about = settings["metadata"] if isinstance(settings.get("metadata"), dict) else settings  # before release 6
+    architecture = _architecture(settings)
+    if architecture not in _SHAPES:
+        raise ValueError(
+            f"{CONFIG_FILE}: architecture {shown(architecture)} is not known; {suggest(architecture, _SHAPES)}"
+        )
+    _check_normalisation(settings.get("normalize_activations"))
+    found = _without_scaling_factor(read_safetensors(directory / WEIGHTS_FILE))
+    tensors = checked(found, _SHAPES[architecture], WEIGHTS_FILE)
+    d_in, d_sae = tensors["W_enc"].shape
+    for key, size in (("d_in", d_in), ("d_sae", d_sae)):
+        if settings.get(key) != size:
+            raise ValueError(f"{CONFIG_FILE}: {key} is {shown(settings.get(key))}, but {WEIGHTS_FILE} has {size}")
+    subtracts_b_dec = _flag(settings, "apply_b_dec_to_input", True)
+    hyperparameters: dict[str, Any] = {}
+    if architecture in ("topk", "jumprelu"):
+        hyperparameters["subtract_b_dec"] = subtracts_b_dec
+    elif not subtracts_b_dec:
+        tensors = _subtracting(architecture, tensors)
+    if architecture == "topk":
+        hyperparameters["k"] = _k(settings)
+    site = about.get("hook_name", about.get("hook_point"))
+    if about.get("model_class_name") == "AutoModelForCausalLM" and site is not None:
+        site = f"{site}:output"  # there a hook is a module of transformers
+    sae = assemble("saelens", architecture, tensors, settings, hyperparameters, site, about.get("model_name"))
+    if architecture == "topk" and _flag(settings, "rescale_acts_by_decoder_norm", False):
+        sae.fold_norms()  # its features are z ‖d‖, and decoded with d ÷ ‖d‖
+    return sae
+
+
+def _architecture(settings: dict[str, Any]) -> object:
+    before_6 = settings.get("activation_fn_str", settings.get("activation_fn"))
+    return "topk" if before_6 == "topk" else settings.get("architecture", "standard")
+
+
+def _k(settings: dict[str, Any]) -> object:
+    before_6 = settings.get("activation_fn_kwargs")
+    return settings.get("k", before_6.get("k") if isinstance(before_6, dict) else None)
+
+
+def _flag(settings: dict[str, Any], key: str, default: bool) -> bool:
+    value = settings.get(key, default)
+    if not isinstance(value, bool):
+        raise ValueError(f"{CONFIG_FILE}: {key} is {shown(value)}, neither true nor false")
+    return value
+
+
+def _check_normalisation(value: object) -> None:
+    if isinstance(value, bool):  # before release 6
+        value = "expected_average_only_in" if value else "none"
+    if value not in (None, "none"):
+        why = _NORMALISED.get(value, "which is not known") if isinstance(value, str) else "which is not known"
+        raise ValueError(
+            f"{CONFIG_FILE}: normalize_activations is {shown(value)}: {why}; fold it into the weights with SAELens "
+            "where that can be, and save it again"
+        )
+
+
+def _without_scaling_factor(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Old releases added a tensor of ones; one of other numbers is left, to be refused by its name."""
+    factor = tensors.get("scaling_factor")
+    ones = factor is not None and torch.allclose(factor.float(), torch.ones(()))
+    return {name: tensor for name, tensor in tensors.items() if not (ones and name == "scaling_factor")}
+
+
+def _subtracting(architecture: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The same function with b_dec subtracted from the encoder's input."""
+    shift = tensors["b_dec"] @ tensors["W_enc"]
+    if architecture == "standard":
+        return {**tensors, "b_enc": tensors["b_enc"] + shift}
+    shift_mag = shift * tensors["r_mag"].exp()
+    return {**tensors, "b_gate": tensors["b_gate"] + shift, "b_mag": tensors["b_mag"] + shift_mag}
+
+
+def write(sae: SAE, directory: Path) -> None:
+    """Writes a folder for `SAE.load_from_disk`; the one that `sae.save` writes has all that is ours besides.
+
+    Raises:
+        UserError: the architecture has no form there.
+    """
+    cfg = json_text(saelens_config(sae.cfg, sae.saelens_form()))
+    write_together(directory, {WEIGHTS_FILE: weight_bytes(sae), CONFIG_FILE: (cfg + "\n").encode()})

@@ -1,0 +1,75 @@
+"""sparsify: TopK SAEs, a folder each, with `cfg.json` and `sae.safetensors`.
+
+After eai-sparsify 1.3.3, `sparse_coder.py`.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import safetensors.torch
+
+from gsae_ray.errors import UserError, shown
+from gsae_ray.files import write_together
+from gsae_ray.saes.base import SAE
+from gsae_ray.saes.formats.foreign import assemble, checked, read_json, read_safetensors
+from gsae_ray.saes.topk import TopKSAE
+
+WEIGHTS, CONFIG = "sae.safetensors", "cfg.json"
+FILES = f"{CONFIG} with {WEIGHTS}"
+
+_SHAPES = {"encoder.weight": "FD", "encoder.bias": "F", "W_dec": "FD", "b_dec": "D"}
+
+
+def recognises(directory: Path) -> bool:
+    """Whether there is a `sae.safetensors`."""
+    return (directory / WEIGHTS).is_file()
+
+
+def read(directory: Path) -> SAE:
+    """The SAE of a folder.
+
+    Raises:
+        ValueError: the files hold no SAE that we know, or are damaged; in one line.
+        OSError: they cannot be read.
+    """
+    settings = read_json(directory / CONFIG)
+    for key in ("transcode", "skip_connection"):
+        if settings.get(key):
+            raise ValueError(f"{CONFIG}: {key} is true: this is a transcoder, not an SAE")
+    if (activation := settings.get("activation", "topk")) != "topk":
+        raise ValueError(f"{CONFIG}: activation is {shown(activation)}; known: 'topk'")
+    if "k" not in settings:  # older ones have a default, which has changed
+        raise ValueError(f"{CONFIG}: k is missing")
+    tensors = checked(read_safetensors(directory / WEIGHTS), _SHAPES, WEIGHTS)
+    if settings.get("d_in") != tensors["b_dec"].shape[0]:
+        raise ValueError(f"{CONFIG}: d_in is {shown(settings.get('d_in'))}; {WEIGHTS} has {tensors['b_dec'].shape[0]}")
+    ours = {"W_enc": tensors["encoder.weight"].T, "b_enc": tensors["encoder.bias"]}
+    ours |= {"W_dec": tensors["W_dec"], "b_dec": tensors["b_dec"]}
+    return assemble("sparsify", "topk", ours, settings, {"k": settings["k"]})
+
+
+def write(sae: SAE, directory: Path) -> None:
+    """Writes a folder for `SparseCoder.load_from_disk`.
+
+    Raises:
+        UserError: it is no TopK SAE.
+    """
+    if not isinstance(sae, TopKSAE):
+        raise UserError(f"sparsify: a {sae.architecture} SAE has no form there; it knows TopK SAEs only")
+    b_enc = sae.b_enc if sae.subtracts_b_dec else sae.b_enc + sae.b_dec @ sae.W_enc  # it subtracts b_dec
+    tensors = {"encoder.weight": sae.W_enc.T, "encoder.bias": b_enc, "W_dec": sae.W_dec, "b_dec": sae.b_dec}
+    settings = {
+        "activation": "topk",
+        "expansion_factor": max(1, sae.cfg.d_sae // sae.cfg.d_in),
+        "normalize_decoder": True,
+        "num_latents": sae.cfg.d_sae,
+        "k": sae.k,
+        "multi_topk": False,
+        "skip_connection": False,
+        "transcode": False,
+        "d_in": sae.cfg.d_in,
+    }
+    weights = safetensors.torch.save({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()})
+    write_together(directory, {WEIGHTS: weights, CONFIG: (json.dumps(settings, indent=2) + "\n").encode()})

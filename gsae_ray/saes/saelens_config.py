@@ -1,0 +1,71 @@
+"""The `cfg.json` of SAELens, of an SAE of ours: what `SAE.load_from_disk` and `ActivationsStore.from_sae` read."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from gsae_ray.saes.sae_config import SAEConfig
+
+VERSION = "6.54.12"
+"""The SAELens that this was checked against; it drops the `metadata` of a file that names none, or one before 6.0.0."""
+NO_FORM = "none: "
+"""An `architecture` that begins so says why SAELens has none; its KeyError shows the rest."""
+
+
+def saelens_config(cfg: SAEConfig, form: Mapping[str, Any]) -> dict[str, Any]:
+    """The keys of SAELens' `cfg.json`.
+
+    Args:
+        cfg: the SAE's configuration.
+        form: what `SAE.saelens_form` gives: the `architecture`, and its keys that are not as they are by default.
+    """
+    at_heads = cfg.site.endswith(".attn.hook_z")  # [..., heads, width of a head] there; SAEs take them side by side
+    return {
+        "architecture": form["architecture"],
+        "d_in": cfg.d_in,
+        "d_sae": cfg.d_sae,
+        "dtype": "float32",
+        "device": "cpu",
+        "apply_b_dec_to_input": True,
+        "normalize_activations": "none",
+        "reshape_activations": "hook_z" if at_heads else "none",
+        **form,
+        "metadata": _metadata(cfg),
+    }
+
+
+def _metadata(cfg: SAEConfig) -> dict[str, Any]:
+    """What the activations are of; what is not known is left out."""
+    model, dataset = (_section(cfg, name) for name in ("model", "dataset"))
+    skipped = dataset.get("skip_positions")
+    found = {
+        "sae_lens_version": VERSION,
+        "training_architecture": cfg.metadata.get("training_architecture", cfg.architecture),
+        "model_name": model.get("name"),
+        **_hook(cfg.site),
+        "context_size": model.get("context_size"),
+        "dataset_path": dataset.get("name"),
+        "prepend_bos": dataset.get("prepend_bos"),
+        "exclude_special_tokens": dataset.get("skip_special_tokens"),
+        "seqpos_slice": None if skipped is None else [skipped or None, None],
+    }
+    theirs = _section(cfg, "settings").get("metadata")  # of an SAE that was read from a folder of SAELens
+    if isinstance(theirs, dict) and "sae_lens_version" in theirs:
+        found |= {**theirs, "sae_lens_version": VERSION}
+    return {key: value for key, value in found.items() if value is not None}
+
+
+def _section(cfg: SAEConfig, name: str) -> dict[str, Any]:
+    """A section of the sweep file that the SAE came from; of an SAE from elsewhere it may be anything."""
+    section = cfg.metadata.get(name)
+    return section if isinstance(section, dict) else {}
+
+
+def _hook(site: str) -> dict[str, str]:
+    """Where SAELens finds the activations: a hook of TransformerLens, or the output of a module of transformers."""
+    module, _, io = site.rpartition(":")
+    if not module:
+        return {"model_class_name": "HookedTransformer", "hook_name": site} if site else {}
+    known = {"model_class_name": "AutoModelForCausalLM"}
+    return {**known, "hook_name": module} if io == "output" else known  # SAELens has no hook of a module's input

@@ -1,0 +1,116 @@
+"""The frontier of a sweep, read from storage: what MLflow tells too, and damaged files."""
+
+from __future__ import annotations
+
+import math
+import re
+import time
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+from damage import COMMON, Damage, cut
+from recorder import GATED_1, GATED_2, NEWER, OLDER, End, Recorder, ends
+from trials import FINGERPRINT, SITE_2, begin, evaluation, expand, finish
+
+from gsae_ray import saes
+from gsae_ray.config.trial import TrialSpec
+from gsae_ray.errors import UserError
+from gsae_ray.results.frontier import frontier
+from gsae_ray.storage import launch_directory
+from gsae_ray.storage.evaluations import EvaluationRequest
+from gsae_ray.storage.trial_directory import Trial
+from gsae_ray.tracking.mirror import Mirror
+
+
+def test_storage_tells_the_same_as_mlflow(recorder: Recorder) -> None:
+    """The same rows, notes and refusals, but for where each trial is found."""
+    storage, uri = recorder.folder / "runs", f"sqlite:///{recorder.folder}/other.db"
+    pursuit = {4: evaluation(l0=4.0, loss_recovered=0.8), 16: evaluation(l0=15.5, loss_recovered=math.inf)}
+    wide = expand("standard", l1_coefficient=[0.5, 1.0], tokens=2048)
+    values: list[tuple[TrialSpec, End]] = [
+        *zip(GATED_1, ends((40, 0.96), (20, 0.90), (30, 0.89), (30, 0.7)), strict=True),
+        *zip(wide, ends((45, 0.95), (0, 0.5)), strict=True),
+        *zip(GATED_2, [*ends((12, 0.80), (8, math.inf)), "failed", "running"], strict=True),
+    ]
+    directories = {}
+    for trial, end in values:
+        directory = directories[trial.name] = begin(storage / "swept" / "trials", trial, steps=2)
+        if isinstance(end, dict):
+            finish(directory, trial, FINGERPRINT, pursuit, **end)
+        elif end == "failed":
+            directory.fail("NaN")
+    launches = {OLDER: values[:3], NEWER: values}
+    for launch, carried in launches.items():
+        time.sleep(0.002)
+        encoders: list[int | None] = [None] if launch == OLDER else [None, *pursuit]
+        mirror = Mirror(uri, "other experiment", launch, EvaluationRequest(FINGERPRINT, tuple(encoders)))
+        mirror.open_launch("swept", {})
+        mirror.sync([Trial(trial, directories[trial.name]) for trial, _ in carried])
+        mirror.close("FINISHED")
+        folder = storage / "swept" / "launches" / launch
+        folder.mkdir(parents=True)
+        sweep = {"name": "swept", "experiment": "other experiment"}
+        identities = {trial.name: trial.identity for trial, _ in carried}
+        launch_directory.LAUNCH.write(folder / "launch.json", {"sweep": sweep, "trials": identities})
+        launch_directory.EVALUATED.write(folder / "evaluation.json", {"fingerprint": FINGERPRINT, "encoders": encoders})
+    for options in (
+        {},
+        {"launch": "all"},
+        {"launch": OLDER},
+        {"site": SITE_2},
+        {"encoder": "pursuit"},
+        {"tokens": "all"},
+    ):
+        theirs = frontier("other experiment", tracking_uri=uri, **options)
+        mine = frontier("other experiment", storage=storage, **options)
+        assert len(mine) > 0
+        pd.testing.assert_frame_equal(mine.drop(columns="run_id"), theirs.drop(columns="run_id"))
+        notes = [n.replace("the tag gsae.failure of its run", "FAILED in its folder") for n in theirs.attrs["notes"]]
+        assert mine.attrs["notes"] == notes
+        assert all(saes.load(Path(folder) / "sae").cfg.d_sae == 16 for folder in mine["run_id"])
+    refusals: list[tuple[dict[str, Any], str]] = [
+        ({"launch": "none"}, f"launch: no 'none' in 'other experiment'; (one of: {NEWER}, {OLDER})"),
+        ({"launch": OLDER, "encoder": "pursuit"}, "--encoder: no trial of 'other experiment'"),
+    ]
+    for options, said in refusals:
+        for where in ({"tracking_uri": uri}, {"storage": storage}):
+            with pytest.raises(UserError, match=re.escape(said)):
+                frontier("other experiment", **options, **where)
+    with pytest.raises(UserError, match=r"^experiment: no 'swpet' at .*runs; did you mean 'other experiment'|one of"):
+        frontier("swpet", storage=storage)
+    with pytest.raises(UserError, match="^--storage: no launch in .*/nowhere; give the folder that `run` was given"):
+        frontier("other experiment", storage=storage / "nowhere")
+    launch_directory.EVALUATED.write(folder / "evaluation.json", {"fingerprint": "a" * 64, "encoders": [None]})
+    directories[GATED_1[0].name].save_evaluation("a" * 64, 1024, evaluation(l0=10.0))
+    assert frontier("other experiment", storage=storage)["l0"].tolist() == [10]
+    with pytest.raises(UserError, match="were evaluated on different tokens"):
+        frontier("other experiment", storage=storage, launch="all")
+    (directories[GATED_1[0].name].path / "trial.json").write_text("{")
+    with pytest.raises(UserError, match="no run of a sweep, or not a whole one"):
+        frontier("other experiment", storage=storage)
+
+
+@pytest.mark.parametrize("damage", COMMON.values(), ids=COMMON)
+def test_the_frontier_of_a_damaged_storage_names_the_file_and_shows_the_rest(tmp_path: Path, damage: Damage) -> None:
+    """It says neither that no trial has finished, nor shows an older launch in the newest one's place."""
+    finish(begin(tmp_path / "swept/trials", GATED_1[0], steps=2), GATED_1[0], FINGERPRINT)
+    for launch in (OLDER, NEWER):
+        folder = tmp_path / "swept/launches" / launch
+        folder.mkdir(parents=True)
+        identities = {GATED_1[0].name: GATED_1[0].identity}
+        launch_directory.LAUNCH.write(folder / "launch.json", {"sweep": {"name": "swept"}, "trials": identities})
+        launch_directory.EVALUATED.write(folder / "evaluation.json", {"fingerprint": FINGERPRINT, "encoders": [None]})
+    damage(folder / "evaluation.json")
+    with pytest.raises(UserError, match=rf"^experiment: no trial .*{NEWER}/evaluation.json"):
+        frontier("swept", storage=tmp_path)
+    rows = frontier("swept", storage=tmp_path, launch="all")
+    assert rows["launch"].tolist() == [OLDER]
+    (note,) = rows.attrs["notes"]
+    assert f"{NEWER}/evaluation.json" in note
+    cut(folder / "launch.json")
+    rows = frontier("swept", storage=tmp_path)
+    assert rows["launch"].tolist() == [OLDER]
+    (note,) = rows.attrs["notes"]
+    assert f"{NEWER}/launch.json: this file is damaged" in note
