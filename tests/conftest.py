@@ -16,6 +16,7 @@ os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 import datasets
 import pytest
 import torch
+from environments import neighbours
 
 MOST_WORKERS = 4  # each may start a Ray of its own
 
@@ -56,6 +57,13 @@ def local_ray() -> Iterator[None]:
     ray.init(address="local", num_cpus=2, num_gpus=gpus, include_dashboard=False, log_to_driver=False)
     yield
     ray.shutdown()
+
+
+@pytest.fixture(scope="session")
+def neighbours_python(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Path:
+    """The Python of an environment with the libraries whose formats we read; one for all workers of pytest-xdist."""
+    base = tmp_path_factory.getbasetemp()
+    return neighbours((base if worker_id == "master" else base.parent) / "environments")
 
 
 @pytest.fixture

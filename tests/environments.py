@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import os
 import subprocess
@@ -9,9 +10,21 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+NEIGHBOURS = ("sae-lens==6.54.12", "dictionary-learning==0.1.0", "eai-sparsify==1.3.3", "transformer-lens==3.9.0")
+"""The libraries that read and write SAEs and checkpoints as we do; they agree on one environment.
+
+Version 4 of TransformerLens has no HookedTransformer.
+"""
+
+
+def neighbours(root: Path) -> Path:
+    """The Python of an environment with `NEIGHBOURS` and a torch of our range; see `environment`."""
+    # torchvision comes with nnsight; built for CUDA, it does not load beside a torch without, and nothing needs it.
+    return environment([*NEIGHBOURS, "torch>=2.11,<2.14"], root, without=["torchvision"])
+
 
 def environment(requirements: Sequence[str], root: Path, without: Sequence[str] = ()) -> Path:
-    """The Python of a virtual environment with `requirements`, made under `root` at the first use.
+    """The Python of a virtual environment with `requirements`, made under `root` at the first use, by one process.
 
     Args:
         requirements: as pip takes them.
@@ -24,12 +37,15 @@ def environment(requirements: Sequence[str], root: Path, without: Sequence[str] 
     key = hashlib.sha256("\n".join([sys.version, *requirements, *without]).encode()).hexdigest()[:16]
     directory = root / key
     python, ready = directory / "bin" / "python", directory / "ready"
-    if not ready.exists():
-        subprocess.run([sys.executable, "-m", "venv", "--clear", directory], check=True)
-        subprocess.run([python, "-m", "pip", "install", "--quiet", *requirements], check=True)
-        if without:
-            subprocess.run([python, "-m", "pip", "uninstall", "--quiet", "--yes", *without], check=True)
-        ready.touch()
+    root.mkdir(parents=True, exist_ok=True)
+    with (root / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not ready.exists():
+            subprocess.run([sys.executable, "-m", "venv", "--clear", directory], check=True)
+            subprocess.run([python, "-m", "pip", "install", "--quiet", *requirements], check=True)
+            if without:
+                subprocess.run([python, "-m", "pip", "uninstall", "--quiet", "--yes", *without], check=True)
+            ready.touch()
     return python
 
 

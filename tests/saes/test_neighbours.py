@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from checkpoints import save_transformer_lens
-from environments import environment, run_in
+from environments import run_in
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -25,7 +25,6 @@ from gsae_ray.saes.topk import TopKSAE
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]  # makes an environment
 
-REQUIREMENTS = ["sae-lens==6.54.12", "dictionary-learning==0.1.0", "eai-sparsify==1.3.3", "torch>=2.11,<2.14"]
 SCRIPT = Path(__file__).with_name("neighbours.py")
 N, M, ROWS = 16, 48, 256
 WRITTEN: dict[str, tuple[str, dict[str, Any]]] = {
@@ -53,12 +52,6 @@ WRITTEN: dict[str, tuple[str, dict[str, Any]]] = {
     "sparsify-topk of x": ("topk", {"k": 5, "subtract_b_dec": False}),
 }
 """Folder -> architecture and hyperparameters of an SAE that is written there; up to the hyphen it names the format."""
-
-
-@pytest.fixture(scope="module")
-def python(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    # torchvision comes with nnsight; built for CUDA, it does not load beside a torch without, and nothing needs it.
-    return environment(REQUIREMENTS, tmp_path_factory.mktemp("environments"), without=["torchvision"])
 
 
 def finished(architecture: str, hyperparameters: dict[str, Any], x_BD: Tensor, site: str) -> SAE:
@@ -89,8 +82,8 @@ def same(sae: SAE, computed: dict[str, Tensor]) -> None:
         torch.testing.assert_close(sae.decode(computed["acts"]), computed["out"], rtol=1e-5, atol=1e-5)
 
 
-def test_what_the_libraries_save_is_loaded_and_computes_the_same(python: Path, tmp_path: Path) -> None:
-    run_in(python, SCRIPT, "make", tmp_path / "made")
+def test_what_the_libraries_save_is_loaded_and_computes_the_same(neighbours_python: Path, tmp_path: Path) -> None:
+    run_in(neighbours_python, SCRIPT, "make", tmp_path / "made")
     made = sorted((tmp_path / "made").iterdir())
     assert len(made) == 28
     for directory in made:
@@ -100,14 +93,16 @@ def test_what_the_libraries_save_is_loaded_and_computes_the_same(python: Path, t
         same(load(tmp_path / "ours" / directory.name), load_file(directory / "computed.safetensors"))
 
 
-def test_what_is_written_for_the_libraries_is_loaded_there_and_computes_the_same(python: Path, tmp_path: Path) -> None:
+def test_what_is_written_for_the_libraries_is_loaded_there_and_computes_the_same(
+    neighbours_python: Path, tmp_path: Path
+) -> None:
     x_BD = (torch.randn(ROWS, N, generator=torch.Generator().manual_seed(4)) * 4).round() / 8
     save_file({"x": x_BD}, tmp_path / "x.safetensors")
     sites = {name: f"blocks.1.{'attn.hook_z' if name.endswith('attn_z') else 'hook_resid_post'}" for name in WRITTEN}
     saes = {name: finished(*what, x_BD, sites[name]) for name, what in WRITTEN.items()}
     for name, sae in saes.items():
         export(sae, tmp_path / name, format=name.partition("-")[0])
-    run_in(python, SCRIPT, "load", tmp_path)
+    run_in(neighbours_python, SCRIPT, "load", tmp_path)
     for name, sae in saes.items():
         same(sae, load_file(tmp_path / name / "computed.safetensors"))
 
@@ -122,7 +117,7 @@ def every_position(tokens_BT: Tensor) -> Tensor:
     return torch.ones_like(tokens_BT, dtype=torch.bool)
 
 
-def test_a_run_with_our_saes_spliced_in_has_the_loss_that_we_measure(python: Path, tmp_path: Path) -> None:
+def test_a_run_with_our_saes_spliced_in_has_the_loss_that_we_measure(neighbours_python: Path, tmp_path: Path) -> None:
     """At each kind of site, of each architecture that is trained; as `best` writes them."""
     directory = save_transformer_lens(tmp_path / "model")
     model = load_model(ModelSettings(name=str(directory), context_size=32))
@@ -146,6 +141,6 @@ def test_a_run_with_our_saes_spliced_in_has_the_loss_that_we_measure(python: Pat
             export(sae.eval(), tmp_path / "saes" / name)
             metrics = evaluator.evaluate(site, sae).metrics
             expected |= {name: metrics["ce_spliced"], "clean": metrics["ce_clean"]}
-    run_in(python, SCRIPT.with_name("spliced.py"), tmp_path)
+    run_in(neighbours_python, SCRIPT.with_name("spliced.py"), tmp_path)
     assert json.loads((tmp_path / "losses.json").read_text()) == pytest.approx(expected, abs=1e-4)
     assert all(abs(value - expected["clean"]) > 1e-3 for name, value in expected.items() if name != "clean")
