@@ -1,0 +1,152 @@
+"""What is no SAE, another function or damaged in the layouts of others is one line that names it; code is not run."""
+
+from __future__ import annotations
+
+import math
+import pickle
+from collections.abc import Callable
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from public_layouts import (
+    LAYOUTS,
+    LINEAR,
+    Files,
+    M,
+    N,
+    W,
+    counted,
+    dictionary,
+    gemma_scope_2,
+    linear,
+    llama_scope,
+    qwen_scope,
+    refusal,
+    saelens,
+    sparsify,
+    write,
+)
+
+from gsae_ray.errors import UserError
+from gsae_ray.saes import load
+
+
+def with_cfg(files: Files, **changes: Any) -> Files:
+    name = next(name for name in files if name.endswith(".json"))
+    return {**files, name: {k: v for k, v in {**files[name], **changes}.items() if v is not ...}}
+
+
+def with_tensors(files: Files, **changes: Any) -> Files:
+    name = next(name for name in files if not name.endswith(".json"))
+    new = {key.replace("__", "."): value for key, value in changes.items()}
+    return {**files, name: {k: v for k, v in {**files[name], **new}.items() if v is not ...}}
+
+
+STANDARD = saelens("standard")
+AE = dictionary("AutoEncoder", linear("bias"))
+REFUSED: dict[str, tuple[Files, str]] = {
+    "average": (
+        with_cfg(STANDARD, normalize_activations="expected_average_only_in"),
+        "scale of its activations is not",
+    ),
+    "average, before 6": (with_cfg(STANDARD, normalize_activations=True), "'expected_average_only_in'"),
+    "layer norm": (with_cfg(STANDARD, normalize_activations="layer_norm"), "layer_norm': each row is normalised"),
+    "row norms": (with_cfg(STANDARD, normalize_activations="constant_norm_rescale"), "each row is divided by its norm"),
+    "transcoder": (with_cfg(STANDARD, architecture="skip_transcoder"), "architecture 'skip_transcoder' is not known"),
+    "W_skip": (with_tensors(STANDARD, W_skip=torch.zeros(N, N)), "'W_skip' is no tensor of this architecture"),
+    "other architecture": (with_cfg(STANDARD, architecture="gated"), "b_gate is missing"),
+    "d_in": (with_cfg(STANDARD, d_in=7), f"d_in is 7, but sae_weights.safetensors has {N}"),
+    "k": (saelens("topk"), "k: None: "),
+    "large k": (saelens("topk", k=11), "k: 11 is more than the 10 features"),
+    "flag": (with_cfg(STANDARD, apply_b_dec_to_input="no"), "apply_b_dec_to_input is 'no'"),
+    "shape": (with_tensors(STANDARD, b_enc=torch.zeros(11)), "b_enc is [11], not [10]"),
+    "axes": (with_tensors(STANDARD, W_enc=torch.zeros(10)), "W_enc is [10], not [D, F]"),
+    "NaN": (with_tensors(STANDARD, b_enc=torch.full((M,), math.nan)), "b_enc is not finite"),
+    "large float64": (
+        with_tensors(STANDARD, b_enc=torch.full((M,), 1e300, dtype=torch.float64)),
+        "b_enc is not finite",
+    ),
+    "integers": (with_tensors(STANDARD, b_enc=torch.zeros(M, dtype=torch.int64)), "b_enc is torch.int64"),
+    "scaling factor": (with_tensors(STANDARD, scaling_factor=torch.full((M,), 2.0)), "'scaling_factor' is no tensor"),
+    "no safetensors": ({**STANDARD, "sae_weights.safetensors": b"none"}, "sae_weights.safetensors cannot be read"),
+    "JSON": ({**STANDARD, "cfg.json": b"{"}, "cfg.json"),
+    "dict_class": (dictionary("IdentityDict", linear("bias")), "unknown dict_class 'IdentityDict'; "),
+    "dict_class of another type": (with_cfg(AE, trainer={"dict_class": [1]}), "unknown dict_class [1]"),
+    "another class": (dictionary("GatedAutoEncoder", linear("bias")), "gate_bias is missing"),
+    "another library": ({**AE, "config.json": {"architectures": ["GPT2"]}}, "no trainer.dict_class"),
+    "no trainer": (with_cfg(AE, trainer=1), "no trainer.dict_class"),
+    "which of two": (
+        {"ae.pt": {**linear("b_dec"), **counted(1.0)}},
+        "may be of AutoEncoderTopK or BatchTopKSAE",
+    ),
+    "none": ({"ae.pt": {"weight": torch.zeros(3)}}, "are of none that we know"),
+    "no k": (dictionary("AutoEncoderTopK", {**linear("b_dec"), "threshold": torch.tensor(-1.0)}), "k is missing"),
+    "threshold": (
+        dictionary("BatchTopKSAE", {**linear("b_dec"), **counted(-1.0)}),
+        "threshold is -1: it was not learnt yet",
+    ),
+    "list": ({**AE, "ae.pt": [torch.zeros(3)]}, "ae.pt is not a state dict"),
+    "object": ({**AE, "ae.pt": {"bias": "text"}}, "ae.pt is not a state dict"),
+    "groupmax": (sparsify(activation="groupmax"), "activation is 'groupmax'; known: 'topk'"),
+    "sparsify's transcoder": (sparsify(transcode=True), "transcode is true: this is a transcoder"),
+    "skip connection": (sparsify(skip_connection=True), "skip_connection is true"),
+    "sparsify without k": (with_cfg(sparsify(), k=...), "k is missing"),
+    "sparsify's d_in": (sparsify(d_in=7), f"d_in is 7; sae.safetensors has {N}"),
+    "npz of objects": ({"params.npz": {"W_enc": np.array([{}], dtype=object)}}, "params.npz is not a file of arrays"),
+    "no npz": ({"params.npz": b"PK none"}, "params.npz is not a file of arrays"),
+    "npz of text": ({"params.npz": {"W_enc": np.array(["a"])}}, "params.npz is not a file of arrays"),
+    "npz without threshold": ({"params.npz": {name: W[name] for name in LINEAR}}, "threshold is missing"),
+    "gemma transcoder": (gemma_scope_2(hf_hook_point_out="model.layers.9.mlp.output"), "this is a transcoder"),
+    "gemma skip": (with_tensors(gemma_scope_2(), affine_skip_connection=torch.zeros(N, N)), "this is a transcoder"),
+    "gemma architecture": (gemma_scope_2(architecture="topk"), "architecture is 'topk'; known: 'jump_relu'"),
+    "GLU": (llama_scope("relu", use_glu_encoder=True), "use_glu_encoder is True"),
+    "batch": (llama_scope("batchtopk"), "act_fn is 'batchtopk'; known: 'relu', 'jumprelu', 'topk'"),
+    "token norms": (llama_scope("relu", "token-wise"), "norm_activation is 'token-wise'"),
+    "llama transcoder": (llama_scope("relu", hook_point_out="blocks.15.hook_mlp_out"), "a transcoder, not an SAE"),
+    "no norm": (with_cfg(llama_scope("relu"), norm_activation="dataset-wise"), "is missing, or no positive number"),
+    "top of norms": (llama_scope("topk", sparsity_include_decoder_norm=True), "decoder norms other than 1"),
+    "no k in the path": ({"layer7.sae.pt": qwen_scope()}, "layer7.sae.pt has no k"),
+}
+
+
+@pytest.mark.parametrize("kind", REFUSED)
+def test_what_is_refused_is_one_line_that_names_it(kind: str, tmp_path: Path) -> None:
+    files, named = REFUSED[kind]
+    assert named in refusal(write(tmp_path, files))
+
+
+@pytest.mark.parametrize("name", ["ae.pt", "L0_3/layer7.sae.pt"])
+@pytest.mark.parametrize("save", [torch.save, lambda value, path: path.write_bytes(pickle.dumps(value))])
+def test_code_in_a_pickle_is_never_run(name: str, save: Callable[[Any, Path], Any], tmp_path: Path) -> None:
+    class Bomb:
+        def __reduce__(self) -> tuple[Any, ...]:
+            return Path.touch, (tmp_path / "ran",)
+
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    save({**linear("bias"), "bomb": Bomb()}, tmp_path / name)
+    assert "is not a file of tensors only" in refusal((tmp_path / name).parent)
+    assert not (tmp_path / "ran").exists()
+
+
+DAMAGED = ("saelens gated", "AutoEncoderTopK", "sparsify", "gemma scope", "gemma scope 2", "llama scope", "qwen scope")
+
+
+@pytest.mark.parametrize("name", DAMAGED)
+def test_whatever_bytes_are_changed_one_line_or_an_sae_is_the_answer(name: str, tmp_path: Path) -> None:
+    rng = Random(0)
+    folder = write(tmp_path, LAYOUTS[name][1])
+    whole = {path: path.read_bytes() for path in folder.iterdir()}
+    for path, data in [*whole.items()] * 60:
+        changed = bytearray(data)
+        for _ in range(rng.randint(1, 4)):
+            changed[rng.randrange(-min(len(data), 600), min(len(data), 1500))] = rng.randrange(256)  # headers, mostly
+        path.write_bytes(changed if rng.random() < 0.8 else data[: rng.randrange(len(data))])
+        try:
+            assert load(folder).not_finite() is None
+        except UserError as error:
+            assert str(error).startswith(f"{folder}: ") and "\n" not in str(error)
+        path.write_bytes(data)
