@@ -50,11 +50,10 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def local_ray() -> Iterator[None]:
-    """A Ray of this process's own. Its GPU, where there is none, is a number for Ray to count: nothing uses it."""
+    """A Ray of this process's own. It counts one GPU, which nothing uses where the machine has none."""
     import ray  # takes a second: for those who need it
 
-    gpus = max(1, torch.cuda.device_count())
-    ray.init(address="local", num_cpus=2, num_gpus=gpus, include_dashboard=False, log_to_driver=False)
+    ray.init(address="local", num_cpus=2, num_gpus=1, include_dashboard=False, log_to_driver=False)
     yield
     ray.shutdown()
 

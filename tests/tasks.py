@@ -1,4 +1,4 @@
-"""Tasks of a producer as another package would define them, on the rows of `producers.small_plan`."""
+"""Tasks of a producer as another package would define them."""
 
 from __future__ import annotations
 

@@ -8,10 +8,12 @@ import random
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import ray
 import torch
 from faults import SWEEP, Home, Outcome, assert_undisturbed, disturbed, position, processes, seed, send
 from footprint import MIB, trainer_mib, training, trial_of
@@ -31,6 +33,17 @@ ON_GPU["trials"] |= {"gpus": "auto"}
 @pytest.fixture(scope="module")
 def rng() -> random.Random:
     return random.Random(seed())
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _all_of_the_machine() -> Iterator[None]:
+    """All trials run side by side: a Ray with every core, in place of one that other files may have left."""
+    ray.shutdown()
+    ray.init(address="local", include_dashboard=False, log_to_driver=False)
+    assert ray.cluster_resources()["GPU"] >= 1
+    yield
+    ray.shutdown()
+    ray.init(address="local", num_cpus=2, num_gpus=1, include_dashboard=False, log_to_driver=False)  # as conftest's
 
 
 @pytest.fixture(scope="module")

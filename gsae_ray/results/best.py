@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +12,8 @@ import pandas as pd
 from gsae_ray.errors import UserError
 from gsae_ray.results.comparison import check_tokens
 from gsae_ray.results.frontier import MIXED, frontier
-from gsae_ray.saes import SAE, load
-from gsae_ray.storage.trial_directory import TrialDirectory
-from gsae_ray.tracking.artifacts import fetch_sae
+from gsae_ray.results.saved import load_finished, load_run
+from gsae_ray.saes import SAE
 
 EXAMPLE_L0 = 40
 """An L0 to ask for, where some SAE has it."""
@@ -94,13 +92,7 @@ def best(
     """
     rows = frontier(experiment, site, launch, tracking_uri, tokens=tokens, storage=storage)
     row = choose(rows, max_l0, min_loss_recovered, mixed_tokens=tokens == MIXED)
-    if storage is None:
-        with tempfile.TemporaryDirectory(prefix="gsae-") as folder:
-            sae = load(fetch_sae(row["run_id"], folder, tracking_uri, "best"))
-    else:
-        directory = TrialDirectory(Path(row["run_id"]))
-        directory.check_done()
-        sae = load(directory.path / "sae")
+    sae = load_run(row["run_id"], tracking_uri, "best") if storage is None else load_finished(Path(row["run_id"]))
     record = {name: value.item() if isinstance(value, np.generic) else value for name, value in row.items()}
     sae.cfg = sae.cfg.model_copy(update={"metadata": {**sae.cfg.metadata, "frontier": record}})
     return sae

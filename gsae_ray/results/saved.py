@@ -6,7 +6,7 @@ import re
 import tempfile
 from pathlib import Path
 
-from gsae_ray.errors import UserError
+from gsae_ray.errors import DamagedError, UserError, first_line
 from gsae_ray.names import local_path
 from gsae_ray.saes import SAE, load
 from gsae_ray.storage.trial_directory import TrialDirectory
@@ -26,13 +26,34 @@ def load_from(source: str | Path, tracking_uri: str | None = None) -> SAE:
     """
     path = local_path(source, "DIR_OR_RUN")
     if _RUN.fullmatch(str(source)) and not path.exists():
-        from gsae_ray.tracking.artifacts import fetch_sae  # MLflow takes seconds to import
-
-        with tempfile.TemporaryDirectory(prefix="gsae-") as folder:
-            return load(fetch_sae(str(source), folder, tracking_uri, "DIR_OR_RUN"))
+        return load_run(str(source), tracking_uri, "DIR_OR_RUN")
     if not (path / "trial.json").exists():
         return load(path)
-    directory = TrialDirectory(path)
-    if directory.check_done() is None:
-        raise UserError(f"{path}: this trial is not finished; it has no SAE yet")
-    return load(path / "sae")
+    return load_finished(path)
+
+
+def load_finished(trial: Path) -> SAE:
+    """The SAE of a trial's directory.
+
+    Raises:
+        UserError: it is not finished, or not as it was when it was.
+    """
+    try:
+        if TrialDirectory(trial).check_done() is None:
+            raise UserError(f"{trial}: this trial is not finished; it has no SAE yet")
+    except DamagedError as error:
+        damaged = first_line(error).partition(";")[0]
+        raise UserError(f"{damaged}; run its sweep again, which trains this SAE again") from error
+    return load(trial / "sae")
+
+
+def load_run(run_id: str, tracking_uri: str | None, option: str) -> SAE:
+    """The SAE of an MLflow run; `option` is what errors name.
+
+    Raises:
+        UserError: it cannot be had, or is not as it was saved.
+    """
+    from gsae_ray.tracking.artifacts import fetch_sae  # MLflow takes seconds to import
+
+    with tempfile.TemporaryDirectory(prefix="gsae-") as folder:
+        return load(fetch_sae(run_id, folder, tracking_uri, option))

@@ -252,4 +252,5 @@ def versions() -> dict[str, str]:
 
 @functools.cache
 def _version(package: str) -> str:
+    """The version that is installed; to find it, all that is installed is looked through."""
     return importlib.metadata.version(package)

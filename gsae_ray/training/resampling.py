@@ -65,7 +65,8 @@ class Resampler:
         alive_F = ~self.silent_F if not self.silent_F.all() else torch.ones_like(self.silent_F)
         sae.replace_features(silent_K, directions_KD, alive_F, objective)
         for name, parameter in sae.learnt_parameters().items():
-            state = optimiser.state[parameter]
+            if (state := optimiser.state.get(parameter)) is None:  # it has learnt nothing yet
+                continue
             first, second = (sae.features_first(name, state[moment]) for moment in ("exp_avg", "exp_avg_sq"))
             if first is None or second is None:
                 continue

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import contextlib
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import pytest
 import ray
 import tasks
 import torch
-from faults import processes
+from faults import processes, wait_until
 from golden import SWEEP
 from ray.actor import ActorHandle
 from tasks import CountLongRows, Overflow, long_rows
@@ -36,6 +37,17 @@ def producers(plan: PreparedSweep, local_ray: None) -> Iterator[list[ActorHandle
         yield two
 
 
+@contextlib.contextmanager
+def stored(plan: PreparedSweep, budget: int, begin: Callable[[ActorHandle[Any]], Any]) -> Iterator[StoreClient]:
+    """A store that has begun, for the length of the context."""
+    actor = start_store(plan.layout, budget, 60)
+    try:
+        ray.get(begin(actor))
+        yield StoreClient(actor)
+    finally:
+        ray.kill(actor)
+
+
 def test_law_1_same_tokens_whatever_the_number_of_producers(
     plan: PreparedSweep, producers: list[ActorHandle[Any]]
 ) -> None:
@@ -43,30 +55,34 @@ def test_law_1_same_tokens_whatever_the_number_of_producers(
     rows = 40_000
     alone = RowStream(LocalBlockReader(Producer(producer_spec(plan)), site), plan.layout, site)
     expected = alone.read(rows)
+    readers = {"a": ReaderSpec(site, rows), "b": ReaderSpec(plan.trials[-1].site, rows)}
     for count in (1, 2):
-        readers = {"a": ReaderSpec(site, rows), "b": ReaderSpec(plan.trials[-1].site, rows)}
-        store = start_store(plan.layout, 10**9, 60.0)
-        store.begin.remote(producers[:count], readers, None)
-        source = StoreBlockReader(StoreClient(store), "a", 1)
-        source.statistics()
-        stream = RowStream(source, plan.layout, site)
-        assert torch.equal(torch.cat([stream.read(n) for n in (1, 127, 20_000, 19_872)]), expected)
-        source.close(finished=True)
-        ray.kill(store)
+        with stored(plan, 10**9, lambda actor, n=count: actor.begin.remote(producers[:n], readers, None)) as store:  # type: ignore[misc]
+            source = StoreBlockReader(store, "a", 1)
+            source.statistics()
+            stream = RowStream(source, plan.layout, site)
+            assert torch.equal(torch.cat([stream.read(n) for n in (1, 127, 20_000, 19_872)]), expected)
+            source.close(finished=True)
 
 
-def test_a_task_runs_through_the_stores_actor_on_a_producers(
-    plan: PreparedSweep, producers: list[ActorHandle[Any]]
-) -> None:
+@pytest.fixture
+def store(plan: PreparedSweep, producers: list[ActorHandle[Any]]) -> Iterator[StoreClient]:
+    with stored(plan, 2**20, lambda actor: actor.begin.remote(producers[:1], {}, None)) as client:
+        yield client
+
+
+def test_a_task_runs_through_the_stores_actor_on_a_producers(plan: PreparedSweep, store: StoreClient) -> None:
     ray.cloudpickle.register_pickle_by_value(tasks)  # workers need not have this folder
-    actor = start_store(plan.layout, 2**20, 60)
-    ray.get(actor.begin.remote(producers[:1], {}, None))
-    store = StoreClient(actor)
     assert store.run(CountLongRows(0, 5.0)) == {"long": long_rows(plan, 5.0), "before": 0}
     assert store.run(CountLongRows(0, 0.0)) == {"long": plan.layout.rows[0], "before": 1}
     with pytest.raises(NumericError, match="too large"):
         store.run(Overflow())
-    (process,) = processes("StoreActor")
+
+
+@pytest.mark.usefixtures("store")
+def test_the_stores_process_does_without_torch() -> None:
+    """Though it has the handles of producers."""
+    (process,) = wait_until(lambda: found if len(found := processes("StoreActor")) == 1 else None)
     libraries = {Path(mapped.path).name for mapped in process.memory_maps()}
+    assert any(name.startswith("_raylet") for name in libraries)
     assert not any(name.startswith("libtorch") for name in libraries), "it would be over the store's budget"
-    ray.kill(actor)

@@ -113,7 +113,8 @@ def test_what_cannot_be_exported_is_one_line_and_nothing_is_written(trial: Path,
     assert "s3:/" in refusal("s3://bucket/sae", *out)
     weights = trial / "sae/sae_weights.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1])
-    assert "sae_weights.safetensors: this file is damaged" in refusal(trial, *out)
+    expected = "sae_weights.safetensors: this file is damaged; run its sweep again, which trains this SAE again"
+    assert expected in refusal(trial, *out)
     unfinished = begin(tmp_path, expand("standard")[0]).path
     assert f"{unfinished}: this trial is not finished; it has no SAE yet" in refusal(unfinished, *out)
     assert not (tmp_path / "out").exists()

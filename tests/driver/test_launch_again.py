@@ -71,6 +71,8 @@ class Extended(NamedTuple):
 
     first: launch.SweepResult
     second: launch.SweepResult
+    resumed: launch.SweepResult
+    """The second again, with --resume."""
     kept: dict[Path, int]
     """Finished SAEs and their evaluations -> when each was written; as they were before the second."""
 
@@ -85,7 +87,8 @@ def extended(launched: launch.SweepResult, home: Path) -> Extended:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TUNE_DISABLE_STRICT_METRIC_CHECKING", "0")
         patch.setattr(tune, "TuneConfig", functools.partial(tune.TuneConfig, scheduler=asha))
-        return Extended(first, run(GROWN, home), trained | evaluated)
+        second = run(GROWN, home)
+    return Extended(first, second, run(GROWN, home, resume=True), trained | evaluated)
 
 
 def test_trials_run_under_a_scheduler_of_tune(extended: Extended) -> None:
@@ -105,10 +108,10 @@ def test_one_lambda_more_trains_only_its_trials(extended: Extended, home: Path) 
     assert list(merged["loss_recovered_x"]) == list(merged["loss_recovered_y"])
 
 
-def test_pursuit_and_one_target_more_cost_only_their_evaluations(extended: Extended, home: Path) -> None:
+def test_pursuit_and_one_target_more_cost_only_their_evaluations(extended: Extended) -> None:
     evaluations = [parent_run(result).data.metrics["evaluations"] for result in (extended.first, extended.second)]
     assert evaluations == [4 * 2, 4 + 2 * 3], "of each SAE as itself and at each target, what was not there"
-    resumed = run(GROWN, home, resume=True)
+    resumed = extended.resumed
     assert resumed.launch_id == extended.second.launch_id
     own, rows = resumed.frontier(), resumed.frontier(encoder="pursuit")
     before = extended.first.frontier().set_index("trial")[metrics.columns()]

@@ -143,13 +143,11 @@ def test_a_sweep_from_the_laptop_to_the_cluster_to_the_notebook(
     assert {job, again} <= set(user.run(*readme("gsae-ray list", user)).split())
     assert again in user.run(*readme("gsae-ray status", user))
 
-    def begun() -> bool:
-        """It trains, or has trained: on a loaded machine it may be over before the second look."""
-        status = user.wait(again, "running", "succeeded")
-        return bool(status["progress"]) and status["forward_ratio"] == 1.0
-
-    while not begun():
+    deadline = time.monotonic() + 240  # it trains, or has: on a loaded machine it may be over before the second look
+    while (status := user.wait(again, "running", "succeeded"))["forward_ratio"] is None:
+        assert time.monotonic() < deadline, status
         time.sleep(1)
+    assert status["forward_ratio"] == 1.0
     log = user.run(*readme("gsae-ray logs", user))
     assert "forward ratio 1.00" in log, log
     assert user.wait(again, "succeeded")["progress"]["trials"]["done"] == 4

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from damage import cut, flip
 from training_steps import TRIAL, assert_state, state_at, steps_of, train
 from trials import FINGERPRINT, begin, random_sae, row_metrics
 
@@ -43,16 +44,6 @@ def test_only_the_last_two_checkpoints_are_kept(tmp_path: Path) -> None:
     train(directory, 1, 11, checkpoint_every=1)
     kept = sorted(int(path.name) for path in (directory.path / "checkpoints").iterdir())
     assert kept == [10 * 64, 11 * 64]
-
-
-def cut(path: Path) -> None:
-    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-
-
-def flip(path: Path) -> None:
-    data = bytearray(path.read_bytes())
-    data[-1] ^= 1
-    path.write_bytes(data)
 
 
 DAMAGES: list[tuple[str, Callable[[Path], None]]] = [
