@@ -95,6 +95,11 @@ def locate(model: nn.Module, site: Site) -> tuple[nn.Module, IO]:
             "modules: sites.modules"
         )
     layers = _layers(model)
+    if model_type in FAMILIES and layers is None:
+        raise UserError(
+            f"sites.points: this {model_type} model keeps its layers elsewhere than others of its family, in none of "
+            f"{', '.join(FAMILIES[model_type].layers)}; its modules can be named by path: sites.modules"
+        )
     if model_type not in FAMILIES or layers is None:
         raise UserError(
             f"sites.points: the points of model family {model_type!r} are not known; "

@@ -39,7 +39,10 @@ def load_finished(trial: Path) -> SAE:
         UserError: it is not finished, or not as it was when it was.
     """
     try:
-        if TrialDirectory(trial).check_done() is None:
+        directory = TrialDirectory(trial)
+        if directory.check_done() is None:
+            if (failure := directory.check_failed()) is not None:
+                raise UserError(f"{trial}: this trial has failed ({failure}); it has no SAE")
             raise UserError(f"{trial}: this trial is not finished; it has no SAE yet")
     except DamagedError as error:
         damaged = first_line(error).partition(";")[0]

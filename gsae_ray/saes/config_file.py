@@ -46,7 +46,7 @@ def is_ours(text: str | bytes) -> bool:
     Raises:
         ValueError: it is no JSON object.
     """
-    return not {OURS, "format"}.isdisjoint(_json_object(text))
+    return not {OURS, "format"}.isdisjoint(json_object(text))
 
 
 def decode(text: str | bytes) -> tuple[SAEConfig, dict[str, Any]]:
@@ -55,7 +55,7 @@ def decode(text: str | bytes) -> tuple[SAEConfig, dict[str, Any]]:
     Raises:
         ValueError: it is none of ours, or damaged; in one line.
     """
-    found = _json_object(text)
+    found = json_object(text)
     own = found.get(OURS, found)
     if not isinstance(own, dict):
         raise ValueError(f"{CONFIG_FILE}: {OURS} is {shown(own)}, no JSON object")
@@ -97,11 +97,16 @@ def check_agreement(cfg: SAEConfig, form: Mapping[str, Any], found: Mapping[str,
             )
 
 
-def _json_object(text: str | bytes) -> dict[str, Any]:
+def json_object(text: str | bytes, file: str = CONFIG_FILE) -> dict[str, Any]:
+    """The object that a JSON file holds.
+
+    Raises:
+        ValueError: it holds something else; in one line.
+    """
     try:
         found = pydantic_core.from_json(text)
     except ValueError as error:
-        raise ValueError(f"{CONFIG_FILE}: {shown(error, quoted=False)}") from error
+        raise ValueError(f"{file}: {shown(error, quoted=False)}") from error
     if not isinstance(found, dict):
-        raise ValueError(f"{CONFIG_FILE}: {shown(found)} is no JSON object")
+        raise ValueError(f"{file}: {shown(found)} is no JSON object")
     return found

@@ -10,6 +10,7 @@ import pydantic
 import safetensors
 import safetensors.torch
 import torch
+from torch import Tensor
 
 from gsae_ray.errors import UserError, shown
 from gsae_ray.files import digest, file_hash
@@ -35,12 +36,10 @@ def from_bytes(cfg: str | bytes, weights: bytes) -> SAE:
         with torch.device("meta"):
             empty = build(config)
         config_file.check_agreement(config, saelens_form_or_reason(empty), for_saelens)
-        expected = empty.state_dict()
-        tensors = safetensors.torch.load(weights)
-    except KeyError as error:
-        raise ValueError(f"{WEIGHTS_FILE}: a tensor is {shown(error.args[0])}, a dtype that torch has not") from error
-    except (RuntimeError, safetensors.SafetensorError) as error:
-        raise ValueError(f"{WEIGHTS_FILE} cannot be read: {shown(error, quoted=False)}") from error
+    except RuntimeError as error:  # of a size that is none
+        raise ValueError(f"{CONFIG_FILE}: {shown(error, quoted=False)}") from error
+    expected = empty.state_dict()
+    tensors = tensors_of(weights, WEIGHTS_FILE)
     if tensors.keys() != expected.keys():
         names = ", ".join(sorted(tensors.keys() ^ expected.keys()))
         raise ValueError(f"{WEIGHTS_FILE} and {CONFIG_FILE} do not fit: {shown(names, quoted=False)}")
@@ -53,9 +52,23 @@ def from_bytes(cfg: str | bytes, weights: bytes) -> SAE:
             raise ValueError(f"{WEIGHTS_FILE}: {name} is {tensor.dtype}; known: {', '.join(map(str, known))}")
     sae = build(config)
     sae.load_state_dict(tensors)
-    if (name := sae.not_finite()) is not None:
-        raise ValueError(f"{WEIGHTS_FILE}: {name} is not finite")
+    if (damaged := sae.not_finite()) is not None:
+        raise ValueError(f"{WEIGHTS_FILE}: {damaged} is not finite")
     return sae.eval()
+
+
+def tensors_of(data: bytes, file: str) -> dict[str, Tensor]:
+    """The tensors of a safetensors file.
+
+    Raises:
+        ValueError: it is none; in one line.
+    """
+    try:
+        return safetensors.torch.load(data)
+    except KeyError as error:
+        raise ValueError(f"{file}: a tensor is {shown(error.args[0])}, a dtype that torch has not") from error
+    except (RuntimeError, safetensors.SafetensorError) as error:
+        raise ValueError(f"{file} cannot be read: {shown(error, quoted=False)}") from error
 
 
 def _read_config(text: str | bytes) -> tuple[SAEConfig, dict[str, Any]]:

@@ -117,6 +117,9 @@ def test_what_cannot_be_exported_is_one_line_and_nothing_is_written(trial: Path,
     assert expected in refusal(trial, *out)
     unfinished = begin(tmp_path, expand("standard")[0]).path
     assert f"{unfinished}: this trial is not finished; it has no SAE yet" in refusal(unfinished, *out)
+    failed = begin(tmp_path / "failed", expand("standard")[0])
+    failed.fail("NaN")
+    assert "this trial has failed (NaN); it has no SAE" in refusal(failed.path, *out)
     assert not (tmp_path / "out").exists()
 
 

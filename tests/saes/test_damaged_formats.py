@@ -62,6 +62,17 @@ REFUSED: dict[str, tuple[Files, str]] = {
     "d_in": (with_cfg(STANDARD, d_in=7), f"d_in is 7, but sae_weights.safetensors has {N}"),
     "k": (saelens("topk"), "k: None: "),
     "large k": (saelens("topk", k=11), "k: 11 is more than the 10 features"),
+    "architecture": (with_cfg(STANDARD, architecture=["gated"]), "architecture ['gated'] is not known"),
+    "surrogate": ({**STANDARD, "cfg.json": b'{"d_in": 5, "d_sae": 10, "model": "\\ud800"}'}, "cfg.json: "),
+    "zero column": (with_tensors(AE, decoder__weight=torch.eye(N, M)), "a column of decoder.weight is zero"),
+    "sparse": (with_tensors(AE, decoder__weight=torch.ones(N, M).to_sparse()), "'decoder.weight' is no dense tensor"),
+    "infinite threshold": (
+        with_tensors(
+            llama_scope("jumprelu"),
+            **{"activation_function.log_jumprelu_threshold": torch.full((M,), 1000.0)},
+        ),
+        "threshold is not finite once it takes raw activations",
+    ),
     "flag": (with_cfg(STANDARD, apply_b_dec_to_input="no"), "apply_b_dec_to_input is 'no'"),
     "shape": (with_tensors(STANDARD, b_enc=torch.zeros(11)), "b_enc is [11], not [10]"),
     "axes": (with_tensors(STANDARD, W_enc=torch.zeros(10)), "W_enc is [10], not [D, F]"),

@@ -88,6 +88,8 @@ def _auto_encoder(tensors: Mapping[str, Tensor]) -> Form:
     norms_F = ours["W_dec"].norm(dim=1)  # of this class alone, `load_dictionary` folds the decoder's norms
     if torch.allclose(norms_F, torch.ones(1)):
         return "standard", {}, {**ours, "b_enc": b_enc}
+    if (norms_F == 0).any():
+        raise ValueError(f"{WEIGHTS}: a column of decoder.weight is zero; `load_dictionary` divides by its norm")
     folded = {"W_enc": ours["W_enc"] * norms_F, "b_enc": b_enc * norms_F, "W_dec": ours["W_dec"] / norms_F[:, None]}
     return "standard", {}, {**ours, **folded}
 

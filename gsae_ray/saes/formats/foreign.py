@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import lzma
 import pickle
 import struct
 import zipfile
@@ -12,19 +12,18 @@ from pathlib import Path
 from typing import Any
 
 import pydantic
-import safetensors
-import safetensors.torch
 import torch
 from torch import Tensor
 
 from gsae_ray.errors import shown
 from gsae_ray.saes.base import ORIGIN, SAE, SAEConfig
-from gsae_ray.saes.files import WEIGHT_DTYPES
+from gsae_ray.saes.config_file import json_object
+from gsae_ray.saes.files import WEIGHT_DTYPES, tensors_of
 from gsae_ray.saes.registry import REGISTRY, build
 
 DAMAGE: tuple[type[Exception], ...] = (
     *(ArithmeticError, AssertionError, AttributeError, EOFError, LookupError, RuntimeError, TypeError, ValueError),
-    *(pickle.UnpicklingError, struct.error, zipfile.BadZipFile, zlib.error),
+    *(lzma.LZMAError, pickle.UnpicklingError, struct.error, zipfile.BadZipFile, zlib.error),
 )
 """What unpickling and reading of archives raise where bytes are wrong: nearly anything."""
 
@@ -36,13 +35,7 @@ def read_json(path: Path) -> dict[str, Any]:
         ValueError: there is something else; in one line.
         OSError: the file cannot be read.
     """
-    try:
-        value = json.loads(path.read_bytes())
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path.name} is not JSON: {shown(error, quoted=False)}") from error
-    if not isinstance(value, dict):
-        raise ValueError(f"{path.name} holds no JSON object")
-    return value
+    return json_object(path.read_bytes(), path.name)
 
 
 def keys_of(path: Path) -> set[str]:
@@ -60,12 +53,7 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
         ValueError: it is none; in one line.
         OSError: the file cannot be read.
     """
-    try:
-        return safetensors.torch.load(path.read_bytes())
-    except KeyError as error:
-        raise ValueError(f"{path.name}: a tensor is {shown(error.args[0])}, a dtype that torch has not") from error
-    except (RuntimeError, safetensors.SafetensorError) as error:
-        raise ValueError(f"{path.name} cannot be read: {shown(error, quoted=False)}") from error
+    return tensors_of(path.read_bytes(), path.name)
 
 
 def read_pickle(path: Path) -> dict[str, Tensor]:
@@ -83,6 +71,9 @@ def read_pickle(path: Path) -> dict[str, Tensor]:
         ) from error
     if not isinstance(tensors, dict) or not all(isinstance(tensor, Tensor) for tensor in tensors.values()):
         raise ValueError(f"{path.name} is not a state dict of tensors")
+    for name, tensor in tensors.items():
+        if tensor.is_meta or tensor.layout is not torch.strided:
+            raise ValueError(f"{path.name}: {shown(name)} is no dense tensor")
     return tensors
 
 
@@ -159,4 +150,6 @@ def assemble(
         )
     )
     sae.load_state_dict(dict(tensors))
+    if (name := sae.not_finite()) is not None:
+        raise ValueError(f"{name} is not finite once it takes raw activations; the file holds extreme numbers")
     return sae.eval()

@@ -52,9 +52,9 @@ def read(directory: Path) -> SAE:
     settings = read_json(directory / CONFIG_FILE)
     about = settings["metadata"] if isinstance(settings.get("metadata"), dict) else settings  # before release 6
     architecture = _architecture(settings)
-    if architecture not in _SHAPES:
+    if not isinstance(architecture, str) or architecture not in _SHAPES:
         raise ValueError(
-            f"{CONFIG_FILE}: architecture {shown(architecture)} is not known; {suggest(architecture, _SHAPES)}"
+            f"{CONFIG_FILE}: architecture {shown(architecture)} is not known; {suggest(str(architecture), _SHAPES)}"
         )
     _check_normalisation(settings.get("normalize_activations"))
     found = _without_scaling_factor(read_safetensors(directory / WEIGHTS_FILE))
