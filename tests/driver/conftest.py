@@ -1,11 +1,13 @@
-"""The golden sweep, launched once for the tests of a file."""
+"""The golden sweep, launched once for the tests of a file, and what the tests of faults share."""
 
 from __future__ import annotations
 
+import random
 from pathlib import Path
 from typing import Any
 
 import pytest
+from faults import Home, Outcome, seed
 from golden import SWEEP, run
 
 from gsae_ray.config.sweep import Sweep
@@ -31,3 +33,20 @@ def plan(home: Path, sweep: dict[str, Any]) -> PreparedSweep:
 @pytest.fixture(scope="module")
 def launched(home: Path, sweep: dict[str, Any], local_ray: None) -> launch.SweepResult:  # noqa: ARG001
     return run(sweep, home)
+
+
+@pytest.fixture(scope="module")
+def rng() -> random.Random:
+    return random.Random(seed())
+
+
+@pytest.fixture(scope="session")
+def quiet(tmp_path_factory: pytest.TempPathFactory, local_ray: None) -> Outcome:  # noqa: ARG001
+    """The sweep of the fault tests, undisturbed."""
+    where = Home(tmp_path_factory.mktemp("quiet"))
+    result = where.run()
+    assert result.failures == {} and result.forward_ratio == 1.0 and result.repeated_rows == 0
+    outcome = Outcome.of(where)
+    assert len(outcome.weights) == len(outcome.frontier) == 4
+    assert {len(rows) for rows in outcome.rows.values()} == {32}
+    return outcome
