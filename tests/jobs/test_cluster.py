@@ -256,7 +256,8 @@ def test_a_sweep_is_stopped_without_mlflow(
 ) -> None:
     """The tunnel to MLflow is down: trials save a checkpoint all the same, for which they have the job's grace."""
     user = User(tmp_path / "user", head, mlflow_server)
-    job = job_id(user.submit("--grace", "100", sets=[*SHORT, "name=unasked"]))
+    longer = [*SHORT, "name=unasked", "training.tokens=2_000_000"]  # on a quick machine SHORT is over before the stop
+    job = job_id(user.submit("--grace", "100", sets=longer))
     deadline = time.monotonic() + 200
     while not any(directory.rows()[0] for directory in directories_of(user, "unasked")):
         assert time.monotonic() < deadline, user.run("logs", job)
