@@ -42,7 +42,7 @@ class _Registry(dict[str, type[SAE]]):
 
     def __iter__(self) -> Iterator[str]:
         self._fill()
-        return super().__iter__()
+        return iter(sorted(super().__iter__()))  # not by which module was imported first
 
 
 REGISTRY = _Registry()
