@@ -121,7 +121,8 @@ def test_pursuit_and_one_target_more_cost_only_their_evaluations(extended: Exten
     assert rows["loss_recovered"].between(0.5, 1.01).all()
     client = MlflowClient(resumed.tracking_uri)
     for run_id in own["run_id"]:
-        assert [m.step for m in client.get_metric_history(run_id, "pursuit/kl")] == [8, 32]
+        steps = [m.step for m in client.get_metric_history(run_id, "pursuit/kl")]
+        assert sorted(steps) == [8, 32], "in whichever order they were evaluated"
     assert "pursuit.csv" in {item.path for item in client.list_artifacts(parent_run(resumed).info.run_id)}
 
 
