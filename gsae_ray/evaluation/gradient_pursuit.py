@@ -22,17 +22,25 @@ def gradient_pursuit(x_RD: Tensor, W_dec_FD: Tensor, b_dec_D: Tensor, l0: int) -
         f     += β step                                 r = x − b_dec − f D
 
     β is 1 unless the clamp bent the step so far that the whole of it would overshoot; it keeps ‖r‖ from growing.
+    Directions are unit vectors: the coefficients of features of another norm are divided by it in the end.
 
     Args:
         x_RD: activations, float32.
-        W_dec_FD: a feature a row, of norm 1.
+        W_dec_FD: a feature a row. Those of an SAE that was trained here have norm 1.
         b_dec_D: the decoder's bias.
         l0: most active features of a row; fewer where no feature has a positive inner product with what is left.
     """
+    norms_F = W_dec_FD.norm(dim=1).clamp_min(torch.finfo(W_dec_FD.dtype).tiny)
+    if torch.allclose(norms_F, torch.ones_like(norms_F), rtol=0, atol=1e-5):
+        return _pursue_slices(x_RD - b_dec_D, W_dec_FD, l0)
+    return _pursue_slices(x_RD - b_dec_D, W_dec_FD / norms_F[:, None], l0) / norms_F
+
+
+def _pursue_slices(r_RD: Tensor, W_dec_FD: Tensor, l0: int) -> Tensor:
+    """Pursues rows, a slice at a time; `r_RD` is what is to be explained, by rows of W_dec of norm 1."""
     n_features, width = W_dec_FD.shape
     row_bytes = W_dec_FD.element_size() * (3 * n_features + (l0 + 4) * width)  # products, mask and result; atoms
-    slices = x_RD.split(max(1, SLICE_BYTES // row_bytes))
-    return torch.cat([_pursue(x_RD - b_dec_D, W_dec_FD, l0) for x_RD in slices])
+    return torch.cat([_pursue(r_RD, W_dec_FD, l0) for r_RD in r_RD.split(max(1, SLICE_BYTES // row_bytes))])
 
 
 def _pursue(r_RD: Tensor, W_dec_FD: Tensor, l0: int) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from pathlib import Path
@@ -9,8 +10,9 @@ from typing import Any, ClassVar, Literal, NamedTuple
 
 import safetensors.torch
 import torch
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
+from typing_extensions import Self
 
 from gsae_ray.errors import UserError
 from gsae_ray.files import write_together
@@ -52,10 +54,19 @@ class Losses(NamedTuple):
     """Feature activations of the batch, detached."""
 
 
-class SAE(nn.Module, ABC):
-    """A sparse autoencoder: x̂ = W_dec f + b_dec with sparse f = encode(x); a finished one has unit decoder rows.
+class _Finished(BaseModel):
+    """Hyperparameters that a finished SAE of any architecture may have besides its own."""
 
-    Weights are stored as W_enc [d_in, d_sae] and W_dec [d_sae, d_in]: feature i's direction is `W_dec[i]`.
+    model_config = ConfigDict(strict=True)
+
+    subtract_b_dec: bool = Field(True, description="false: the encoder takes x, not x − b_dec")
+
+
+class SAE(nn.Module, ABC):
+    """A sparse autoencoder: x̂ = W_dec f + b_dec with sparse f = encode(x).
+
+    Weights are stored as W_enc [d_in, d_sae] and W_dec [d_sae, d_in]: feature i's direction is `W_dec[i]`. Decoder
+    rows of SAEs that were trained here have norm 1; those from elsewhere may have any, which `fold_norms` changes.
 
     Parameters are what is learnt; whatever else an architecture keeps (a count of steps, a running threshold) is a
     buffer. Checkpoints and saved SAEs hold both.
@@ -115,19 +126,20 @@ class SAE(nn.Module, ABC):
         """
 
     def _pre(self, x_BD: Tensor, bias_F: Tensor | None = None, W_DF: Tensor | None = None) -> Tensor:
-        """W (x − b_dec) + bias, as W x + (bias − W b_dec); W is W_enc unless given.
+        """W (x − b_dec) + bias, or W x + bias where b_dec is not subtracted; W is W_enc unless given.
 
-        The gradient with respect to b_dec is then a product with a vector, not with the whole batch: a sixth (gated:
-        an eighth) of a training step.
+        SAEs of a trained architecture compute W x + (bias − W b_dec), in evaluation as in training: the gradient with
+        respect to b_dec is then a product with a vector, not with the whole batch, a sixth (gated: an eighth) of a
+        training step. Those from elsewhere compute it as it stands, as their libraries do: where norms are large the
+        two round differently, and an activation near its threshold may be on in one and off in the other.
         """
         W_DF = self.W_enc if W_DF is None else W_DF
-        shift_F = -(self.b_dec @ W_DF)
-        return x_BD.to(W_DF.dtype) @ W_DF + (shift_F if bias_F is None else bias_F + shift_F)
-
-    def _encoder_input(self, x_BD: Tensor) -> Tensor:
-        """What W_enc is applied to: x − b_dec, or x where b_dec is not subtracted, in the dtype of the weights."""
-        x_BD = x_BD.to(self.W_enc.dtype)
-        return x_BD - self.b_dec if self.subtracts_b_dec else x_BD
+        x_BD = x_BD.to(W_DF.dtype)
+        if self.trainable and self.subtracts_b_dec and ORIGIN not in self.cfg.metadata:
+            shift_F = -(self.b_dec @ W_DF)
+            return x_BD @ W_DF + (shift_F if bias_F is None else bias_F + shift_F)
+        pre_BF = (x_BD - self.b_dec if self.subtracts_b_dec else x_BD) @ W_DF
+        return pre_BF if bias_F is None else pre_BF + bias_F
 
     def _l1(self, acts_BF: Tensor, objective: Objective) -> Tensor:
         """The objective's penalty of non-negative activations: a sum over features, a mean over the batch."""
@@ -166,9 +178,9 @@ class SAE(nn.Module, ABC):
             ValidationError: they are not those of a finished SAE of this architecture.
         """
         unknown = not trained_here and cls.sparsity_in_l1_units and cls.sparsity_hyperparameter is not None
-        cls.Hyperparameters.model_validate(
-            {**({cls.sparsity_hyperparameter: 0.0} if unknown else {}), **hyperparameters}
-        )
+        own = {key: value for key, value in hyperparameters.items() if key not in _Finished.model_fields}
+        cls.Hyperparameters.model_validate({**({cls.sparsity_hyperparameter: 0.0} if unknown else {}), **own})
+        _Finished.model_validate(hyperparameters)
 
     @classmethod
     def canonical(cls, hyperparameters: dict[str, Any], objective: Objective) -> dict[str, Any]:
@@ -224,7 +236,11 @@ class SAE(nn.Module, ABC):
 
     @torch.no_grad()
     def fold_norms(self) -> None:
-        """Moves ‖d_i‖ into the encoder, so that decoder rows have norm 1 and reconstructions stay."""
+        """Moves ‖d_i‖ into the encoder: decoder rows have norm 1, features are multiplied by it, x̂ stays.
+
+        Raises:
+            UserError: reconstructions would not stay.
+        """
         norms_F = self.W_dec.norm(dim=1).clamp_min(torch.finfo(self.W_dec.dtype).tiny)
         self.W_dec.div_(norms_F[:, None])
         state = self.state_dict()
@@ -242,6 +258,28 @@ class SAE(nn.Module, ABC):
         gradient = self.W_dec.grad
         if gradient is not None:
             gradient.sub_((gradient * self.W_dec).sum(dim=1, keepdim=True) * self.W_dec)
+
+    # ---- b_dec in the encoder ----------------------------------------------------------------------------------------
+
+    def _encoders(self) -> dict[str, Tensor]:
+        """Encoder bias, by name -> the matrix [d_in, d_sae] whose product with the encoder's input it is added to."""
+        return {"b_enc": self.W_enc}
+
+    @torch.no_grad()
+    def subtracting_b_dec(self, subtract: bool) -> Self:
+        """The same function, but for rounding, with an encoder that takes x − b_dec (`subtract`) or x.
+
+        W_encᵀ b_dec goes into the encoder's biases, or out of them. An SAE that is so already is returned as it is.
+        """
+        if subtract == self.subtracts_b_dec:
+            return self
+        sae = copy.deepcopy(self)
+        sae.cfg = self.cfg.model_copy(
+            update={"hyperparameters": {**self.cfg.hyperparameters, "subtract_b_dec": subtract}}
+        )
+        for name, W_DF in self._encoders().items():
+            sae.get_parameter(name).add_(self.b_dec @ W_DF, alpha=1 if subtract else -1)
+        return sae
 
     # ---- resampling -------------------------------------------------------------------------------------------------
 
@@ -281,7 +319,7 @@ class SAE(nn.Module, ABC):
     # ---- other forms ------------------------------------------------------------------------------------------------
 
     def saelens_form(self) -> dict[str, Any]:
-        """What SAELens' `cfg.json` says of this function: its `architecture` there, and further keys, such as `k`.
+        """What SAELens' `cfg.json` says of this function: its `architecture` there, and keys of that, such as `k`.
 
         The parameters and buffers have to be those of that architecture, in names and shapes.
 

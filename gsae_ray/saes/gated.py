@@ -75,6 +75,9 @@ class GatedSAE(SAE):
         """As of every SAE, and W_mag where it is a matrix of its own; r_mag is a ratio of encoder rows and stays."""
         return super().encoder_tensors if self.tied else (*super().encoder_tensors, "W_mag")
 
+    def _encoders(self) -> dict[str, Tensor]:
+        return {"b_gate": self.W_enc, "b_mag": self.W_enc * self.r_mag.exp() if self.tied else self.W_mag}
+
     @staticmethod
     def _auxiliary(hyperparameters: Mapping[str, Any], objective: Objective) -> Auxiliary:
         return hyperparameters.get("auxiliary") or DEFAULT_AUXILIARY[objective]

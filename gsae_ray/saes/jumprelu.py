@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import copy
 from typing import Any
 
 import torch
-from pydantic import Field
 from torch import Tensor, nn
 
 from gsae_ray.saes.base import SAE, Losses, Objective, SAEConfig
@@ -19,15 +17,10 @@ class JumpReLUSAE(SAE):
 
     f(x) = 1[z > θ] ReLU(z),  z = W_enc (x − b_dec) + b_enc,  x̂ = W_dec f + b_dec
 
-    x − b_dec is computed as it stands here, not as `_pre` does: an activation near its threshold is then on or off as
-    it is in the libraries that such SAEs come from.
     """
 
     trainable = False
     sparsity_hyperparameter = None
-
-    class Hyperparameters(SAE.Hyperparameters):
-        subtract_b_dec: bool = Field(True, description="false: the encoder takes x, not x − b_dec")
 
     def __init__(self, cfg: SAEConfig) -> None:
         super().__init__(cfg)
@@ -39,7 +32,9 @@ class JumpReLUSAE(SAE):
     def of(cls, sae: SAE, W_enc_DF: Tensor, b_enc_F: Tensor, threshold_F: Tensor) -> JumpReLUSAE:
         """A JumpReLU SAE with this encoder, and all else of another SAE."""
         trained = {"training_architecture": sae.architecture, sae.architecture: sae.cfg.hyperparameters}
-        form = {"architecture": cls.architecture, "hyperparameters": {}, "metadata": {**sae.cfg.metadata, **trained}}
+        subtracts = {} if sae.subtracts_b_dec else {"subtract_b_dec": False}
+        metadata = {**sae.cfg.metadata, **trained}
+        form = {"architecture": cls.architecture, "hyperparameters": subtracts, "metadata": metadata}
         jumprelu = cls(sae.cfg.model_copy(update=form)).to(sae.W_enc)
         jumprelu.W_enc.copy_(W_enc_DF)
         jumprelu.W_dec.copy_(sae.W_dec)
@@ -49,25 +44,15 @@ class JumpReLUSAE(SAE):
         return jumprelu.eval()
 
     def encode(self, x_BD: Tensor) -> Tensor:
-        pre_BF = self._encoder_input(x_BD) @ self.W_enc + self.b_enc
+        pre_BF = self._pre(x_BD, self.b_enc)
         return torch.relu(pre_BF) * (pre_BF > self.threshold)
 
     def saelens_form(self) -> dict[str, Any]:
-        return {"architecture": "jumprelu", "apply_b_dec_to_input": self.subtracts_b_dec}
+        return {"architecture": "jumprelu"}
 
     def to_jumprelu(self) -> JumpReLUSAE:
         """This SAE itself."""
         return self
-
-    @torch.no_grad()
-    def without_subtraction(self) -> JumpReLUSAE:
-        """The same function, but for rounding at thresholds, with an encoder that takes x: b_enc − W_encᵀ b_dec."""
-        if not self.subtracts_b_dec:
-            return self
-        sae = copy.deepcopy(self)
-        sae.cfg = self.cfg.model_copy(update={"hyperparameters": {"subtract_b_dec": False}})
-        sae.b_enc.sub_(self.b_dec @ self.W_enc)
-        return sae
 
     @property
     def scaled_tensors(self) -> tuple[str, ...]:

@@ -61,6 +61,7 @@ class RescaleShiftSAE(GatedSAE):
     @torch.no_grad()
     def adopt(self, parent: SAE, start: bool) -> None:
         """Copies the frozen parameters from the parent; at the `start` also its b_enc to b_mag, and r_mag is 0."""
+        parent = parent.subtracting_b_dec(True)
         self.W_enc.copy_(parent.W_enc)
         self.W_dec.copy_(parent.W_dec)
         self.b_dec.copy_(parent.b_dec)

@@ -27,7 +27,7 @@ def saelens_config(cfg: SAEConfig, form: Mapping[str, Any]) -> dict[str, Any]:
         "d_sae": cfg.d_sae,
         "dtype": "float32",
         "device": "cpu",
-        "apply_b_dec_to_input": True,
+        "apply_b_dec_to_input": cfg.hyperparameters.get("subtract_b_dec", True),
         "normalize_activations": "none",
         "reshape_activations": "hook_z" if at_heads else "none",
         **form,

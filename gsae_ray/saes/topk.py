@@ -18,8 +18,6 @@ class TopKSAE(SAE):
     """Gao et al. 2024, section 2.3: of a row's activations the k largest are kept. None is trained here.
 
     f(x) = TopK_k(ReLU(z)),  z = W_enc (x − b_dec) + b_enc,  x̂ = W_dec f + b_dec
-
-    `fold_norms` makes another function of it: which ones are largest changes.
     """
 
     trainable = False
@@ -28,7 +26,6 @@ class TopKSAE(SAE):
 
     class Hyperparameters(SAE.Hyperparameters):
         k: int = Field(gt=0, description="the most features that are active at once")
-        subtract_b_dec: bool = Field(True, description="false: the encoder takes x, not x − b_dec")
 
     def __init__(self, cfg: SAEConfig) -> None:
         super().__init__(cfg)
@@ -38,13 +35,20 @@ class TopKSAE(SAE):
         self.b_enc = nn.Parameter(torch.zeros(cfg.d_sae))
 
     def encode(self, x_BD: Tensor) -> Tensor:
-        acts_BF = torch.relu(self._encoder_input(x_BD) @ self.W_enc + self.b_enc)
+        acts_BF = torch.relu(self._pre(x_BD, self.b_enc))
         top = acts_BF.topk(self.k, dim=-1, sorted=False)
         return torch.zeros_like(acts_BF).scatter(-1, top.indices, top.values)
 
     def saelens_form(self) -> dict[str, Any]:
-        subtracts = {"apply_b_dec_to_input": self.subtracts_b_dec}
-        return {"architecture": "topk", "k": self.k, "rescale_acts_by_decoder_norm": False, **subtracts}
+        return {"architecture": "topk", "k": self.k, "rescale_acts_by_decoder_norm": False}
+
+    def fold_norms(self) -> None:
+        """Refuses: of features times their norms others may be the k largest.
+
+        Raises:
+            UserError: always.
+        """
+        raise UserError("fold_norms: of a TopK SAE others would then be the k largest features, another function")
 
     def losses(self, x_BD: Tensor, coefficient: float, objective: Objective = "paper") -> Losses:
         raise NotImplementedError("a TopK SAE is not trained here")

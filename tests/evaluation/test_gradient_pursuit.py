@@ -119,6 +119,19 @@ def test_what_no_feature_points_to_gets_none() -> None:
     assert f_RF.tolist() == [[0, 0, 0], [0, 0, 0], [0, 3, 0]]
 
 
+def test_features_of_other_norms_are_the_same_directions() -> None:
+    """As SAEs from elsewhere may have them; one without a direction is never chosen."""
+    W_FD = dictionary(seed=4)
+    x_RD, b_dec_D = activations(W_FD)
+    norms_F = 20 ** torch.linspace(-1, 1, FEATURES)
+    expected_RF = gradient_pursuit(x_RD, W_FD, b_dec_D, 8)
+    actual_RF = gradient_pursuit(x_RD, W_FD * norms_F[:, None], b_dec_D, 8)
+    torch.testing.assert_close(actual_RF * norms_F, expected_RF, atol=1e-4, rtol=1e-4)
+    W_FD[7] = 0
+    without_RF = gradient_pursuit(x_RD, W_FD, b_dec_D, 8)
+    assert expected_RF[:, 7].any() and not without_RF[:, 7].any() and without_RF.isfinite().all()
+
+
 def test_every_feature_may_be_used() -> None:
     W_FD = torch.eye(5)
     x_RD = torch.arange(1.0, 11.0).reshape(2, 5)

@@ -64,7 +64,7 @@ REFUSED: dict[str, tuple[Files, str]] = {
     "large k": (saelens("topk", k=11), "k: 11 is more than the 10 features"),
     "architecture": (with_cfg(STANDARD, architecture=["gated"]), "architecture ['gated'] is not known"),
     "surrogate": ({**STANDARD, "cfg.json": b'{"d_in": 5, "d_sae": 10, "model": "\\ud800"}'}, "cfg.json: "),
-    "zero column": (with_tensors(AE, decoder__weight=torch.eye(N, M)), "a column of decoder.weight is zero"),
+    "zero column": (with_tensors(AE, decoder__weight=torch.eye(N, M)), "direction in the decoder is zero"),
     "sparse": (with_tensors(AE, decoder__weight=torch.ones(N, M).to_sparse()), "'decoder.weight' is no dense tensor"),
     "infinite threshold": (
         with_tensors(

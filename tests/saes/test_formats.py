@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 from public_layouts import (
     LAYOUTS,
+    LINEAR,
     NORMS,
     SCALE,
     TRAINER,
@@ -25,6 +26,7 @@ from public_layouts import (
     pre,
     qwen_scope,
     refusal,
+    relu,
     saelens,
     write,
 )
@@ -102,6 +104,21 @@ def test_where_an_sae_is_of_and_what_its_files_said_is_kept(tmp_path: Path) -> N
     assert "2 SAEs, layer7.sae.pt to layer8.sae.pt; give the path of one" in refusal(qwen)
 
 
+def test_on_rows_of_large_norm_a_gate_is_open_where_the_library_has_it_open(tmp_path: Path) -> None:
+    """What is computed is x − b_dec as it stands; as training does it, some of these gates would be the other way."""
+    generator = torch.Generator().manual_seed(0)
+    files = saelens("gated", *LINEAR, "b_gate", "r_mag")
+    weights = {name: torch.randn(t.shape, generator=generator) for name, t in files["sae_weights.safetensors"].items()}
+    weights["b_dec"] *= 1e4
+    x = weights["b_dec"] + torch.randn(20_000, N, generator=generator)
+    sae = load(write(tmp_path, {**files, "sae_weights.safetensors": weights}))
+    open_there = (x - weights["b_dec"]) @ weights["W_enc"] + weights["b_gate"] > 0
+    shift = weights["b_gate"] - weights["b_dec"] @ weights["W_enc"]
+    assert ((x @ weights["W_enc"] + shift > 0) != open_there).any()
+    magnitude = ((x - weights["b_dec"]) @ weights["W_enc"]) * weights["r_mag"].exp() + weights["b_mag"]
+    assert torch.equal(sae.encode(x), magnitude.relu() * open_there)
+
+
 # ---- written --------------------------------------------------------------------------------------------------------
 
 
@@ -142,6 +159,18 @@ def test_a_dictionary_is_written_and_says_what_saebench_asks_for(name: str, tmp_
     x = torch.tensor(X, dtype=torch.float32)
     again = load(tmp_path / "out")
     assert again.cfg.site == sae.cfg.site
+    torch.testing.assert_close(again(x), sae(x))
+
+
+def test_features_of_a_dictionary_are_not_multiplied_by_decoder_norms(tmp_path: Path) -> None:
+    """`load_dictionary` does that to an AutoEncoder whose norms are not 1, as those of SAEs from elsewhere may be."""
+    sae, x = load(write(tmp_path / "in", saelens("standard"))), torch.tensor(X, dtype=torch.float32)
+    assert sae.W_dec.norm(dim=1).max() > 1.5
+    export(sae, tmp_path / "out", format="dictionary_learning")
+    trainer = json.loads((tmp_path / "out" / "config.json").read_text())["trainer"]
+    assert (trainer["dict_class"], trainer["trainer_class"]) == ("AutoEncoderNew", "StandardTrainerAprilUpdate")
+    again = load(tmp_path / "out")
+    close(again.encode(x), relu(pre(True)))
     torch.testing.assert_close(again(x), sae(x))
 
 

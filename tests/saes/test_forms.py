@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -84,7 +85,7 @@ def test_folding_the_norms_keeps_reconstructions_and_gives_unit_rows(form: str, 
     torch.testing.assert_close(folded.encode(x_BD), acts_BF * sae.W_dec.norm(dim=1), rtol=1e-4, atol=1e-4)
 
 
-@forms
+@fold_norms_forms
 def test_folding_twice_is_folding_once(form: str) -> None:
     once, twice = random_sae(form), random_sae(form)
     once.fold_norms()
@@ -94,7 +95,7 @@ def test_folding_twice_is_folding_once(form: str) -> None:
         torch.testing.assert_close(twice.get_parameter(name), parameter)
 
 
-@forms
+@fold_norms_forms
 def test_the_order_of_folding_scale_and_norms_does_not_matter(form: str) -> None:
     first, second = random_sae(form), random_sae(form)
     first.fold_scale(7.0)
@@ -114,6 +115,11 @@ def test_folding_the_scale_makes_an_sae_of_scaled_activations_take_raw_ones(form
     torch.testing.assert_close(folded(x_BD / 0.037), scaled(x_BD) / 0.037)
 
 
+def test_norms_of_a_topk_sae_are_not_folded_which_would_be_another_function() -> None:
+    with pytest.raises(UserError, match="fold_norms: of a TopK SAE others would then be the k largest features"):
+        random_sae("topk").fold_norms()
+
+
 def test_a_decoder_row_of_zeros_folds_to_zeros() -> None:
     sae = random_sae("gated")
     with torch.no_grad():
@@ -121,6 +127,47 @@ def test_a_decoder_row_of_zeros_folds_to_zeros() -> None:
     sae.fold_norms()
     assert all(parameter.isfinite().all() for parameter in sae.parameters())
     assert not sae.W_dec[3].any()
+
+
+# ---- b_dec in the encoder -------------------------------------------------------------------------------------------
+
+
+@forms
+def test_with_or_without_b_dec_subtracted_it_is_the_same_function(form: str) -> None:
+    sae, x_BD = random_sae(form), random_rows()
+    other = sae.subtracting_b_dec(not sae.subtracts_b_dec)
+    assert type(other) is type(sae) and other.subtracts_b_dec is not sae.subtracts_b_dec
+    torch.testing.assert_close(other.encode(x_BD), sae.encode(x_BD), rtol=1e-9, atol=1e-9)
+    assert other.subtracting_b_dec(other.subtracts_b_dec) is other
+    back = other.subtracting_b_dec(sae.subtracts_b_dec)
+    for name, parameter in sae.named_parameters():
+        torch.testing.assert_close(back.get_parameter(name), parameter, rtol=1e-12, atol=1e-12)
+    assert any(not torch.equal(other.get_parameter(name), p) for name, p in sae.named_parameters())
+    sae.b_dec.data.zero_()  # of x, b_dec is the decoder's alone
+    alone = sae.subtracting_b_dec(False)
+    alone.b_dec.data.fill_(3.0)
+    torch.testing.assert_close(alone.encode(x_BD), sae.encode(x_BD), rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("form", ["standard", "gated", "untied", "jumprelu", "topk"])
+def test_that_b_dec_is_not_subtracted_is_saved_and_said_to_saelens(form: str, tmp_path: Path) -> None:
+    sae = random_sae(form).float()
+    sae.cfg = sae.cfg.model_copy(update={"hyperparameters": {"l1_coefficient": 1.0, **sae.cfg.hyperparameters}})
+    if form in ("jumprelu", "topk"):
+        del sae.cfg.hyperparameters["l1_coefficient"]
+    sae.subtracting_b_dec(False).save(tmp_path)
+    assert json.loads((tmp_path / "cfg.json").read_text())["apply_b_dec_to_input"] is False
+    loaded, x_BD = load(tmp_path), random_rows().float()
+    assert not loaded.subtracts_b_dec
+    assert torch.equal(loaded.encode(x_BD), sae.subtracting_b_dec(False).encode(x_BD))
+
+
+@pytest.mark.parametrize("form", ["standard", "gated"])
+def test_the_jumprelu_form_of_one_that_takes_x_takes_x(form: str) -> None:
+    sae, x_BD = random_sae(form).subtracting_b_dec(False), random_rows()
+    jumprelu = sae.to_jumprelu()
+    assert not jumprelu.subtracts_b_dec
+    torch.testing.assert_close(jumprelu.encode(x_BD), sae.encode(x_BD), rtol=1e-9, atol=1e-9)
 
 
 # ---- the JumpReLU form ----------------------------------------------------------------------------------------------

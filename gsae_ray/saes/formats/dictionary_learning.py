@@ -19,7 +19,7 @@ from torch import Tensor
 from gsae_ray.errors import UserError, shown, suggest
 from gsae_ray.files import write_together
 from gsae_ray.saes.base import SAE
-from gsae_ray.saes.formats.foreign import assemble, checked, read_json, read_pickle
+from gsae_ray.saes.formats.foreign import assemble, checked, norms_folded, read_json, read_pickle
 from gsae_ray.saes.gated import GatedSAE
 from gsae_ray.saes.jumprelu import JumpReLUSAE
 from gsae_ray.saes.standard import StandardSAE
@@ -84,19 +84,19 @@ def _linear(tensors: Mapping[str, Tensor], b_dec: str) -> dict[str, Tensor]:
 
 
 def _auto_encoder(tensors: Mapping[str, Tensor]) -> Form:
-    ours, b_enc = _linear(tensors, "bias"), tensors["encoder.bias"]
-    norms_F = ours["W_dec"].norm(dim=1)  # of this class alone, `load_dictionary` folds the decoder's norms
-    if torch.allclose(norms_F, torch.ones(1)):
-        return "standard", {}, {**ours, "b_enc": b_enc}
-    if (norms_F == 0).any():
-        raise ValueError(f"{WEIGHTS}: a column of decoder.weight is zero; `load_dictionary` divides by its norm")
-    folded = {"W_enc": ours["W_enc"] * norms_F, "b_enc": b_enc * norms_F, "W_dec": ours["W_dec"] / norms_F[:, None]}
-    return "standard", {}, {**ours, **folded}
+    ours = {**_linear(tensors, "bias"), "b_enc": tensors["encoder.bias"]}
+    # Of this class alone, `load_dictionary` folds the decoder's norms.
+    return "standard", {}, ours if _unit_norms(ours["W_dec"]) else norms_folded(ours, WEIGHTS)
+
+
+def _unit_norms(W_dec_FD: Tensor) -> bool:
+    """Whether `load_dictionary` takes decoder rows for unit vectors, and leaves an AutoEncoder as it is."""
+    return torch.allclose(W_dec_FD.norm(dim=1), torch.ones(1))
 
 
 def _auto_encoder_new(tensors: Mapping[str, Tensor]) -> Form:
-    ours = _linear(tensors, "decoder.bias")  # which is not subtracted from the encoder's input
-    return "standard", {}, {**ours, "b_enc": tensors["encoder.bias"] + ours["b_dec"] @ ours["W_enc"]}
+    ours = {**_linear(tensors, "decoder.bias"), "b_enc": tensors["encoder.bias"]}
+    return "standard", {"subtract_b_dec": False}, ours
 
 
 def _gated(tensors: Mapping[str, Tensor]) -> Form:
@@ -172,12 +172,14 @@ def write(sae: SAE, directory: Path) -> None:
     kind = next((kind for kind in _WRITTEN if isinstance(sae, kind)), None)
     if kind is None:
         raise UserError(f"dictionary_learning: a {sae.architecture} SAE has no form there")
-    dict_class, trainer_class, tensors = _WRITTEN[kind]
-    settings = {"dict_class": dict_class, "trainer_class": trainer_class, **_settings(sae)}
+    other_norms = kind is StandardSAE and not _unit_norms(sae.W_dec)
+    written = _OF_OTHER_NORMS if other_norms else _WRITTEN[kind]
+    sae = sae.subtracting_b_dec(written.subtracts_b_dec)
+    settings = {"dict_class": written.dict_class, "trainer_class": written.trainer_class, **_settings(sae)}
     model = sae.cfg.metadata.get("model")
     context_size = model.get("context_size") if isinstance(model, dict) else None
     weights = io.BytesIO()
-    state = {key: tensor.detach().cpu().contiguous().clone() for key, tensor in tensors(sae).items()}
+    state = {key: tensor.detach().cpu().contiguous().clone() for key, tensor in written.state(sae).items()}
     torch.save(state, weights)
     config = json.dumps({"trainer": settings, "buffer": {"ctx_len": context_size}}, indent=4)
     write_together(directory, {WEIGHTS: weights.getvalue(), CONFIG: (config + "\n").encode()})
@@ -205,28 +207,40 @@ def _standard_state(sae: SAE) -> dict[str, Tensor]:
     return {**_linear_state(sae, "bias"), "encoder.bias": sae.get_parameter("b_enc")}
 
 
+def _new_state(sae: SAE) -> dict[str, Tensor]:
+    return {**_linear_state(sae, "decoder.bias"), "encoder.bias": sae.get_parameter("b_enc")}
+
+
 def _gated_state(sae: SAE) -> dict[str, Tensor]:
     names = {"gate_bias": "b_gate", "mag_bias": "b_mag", "r_mag": "r_mag"}
     return {**_linear_state(sae, "decoder_bias"), **{key: sae.get_parameter(name) for key, name in names.items()}}
 
 
 def _jumprelu_state(sae: SAE) -> dict[str, Tensor]:
-    b_enc = sae.get_parameter("b_enc")  # its class does not subtract b_dec
-    folded = b_enc - sae.b_dec @ sae.W_enc if sae.subtracts_b_dec else b_enc
-    return {**dict(sae.named_parameters()), "b_enc": folded}
+    return dict(sae.named_parameters())
 
 
 def _topk_state(sae: SAE) -> dict[str, Tensor]:
-    b_enc = sae.get_parameter("b_enc")  # its class subtracts b_dec
-    folded = b_enc if sae.subtracts_b_dec else b_enc + sae.b_dec @ sae.W_enc
     k = torch.tensor(sae.cfg.hyperparameters["k"], dtype=torch.int32)
-    return {**_linear_state(sae, "b_dec"), "encoder.bias": folded, "k": k, "threshold": torch.tensor(-1.0)}
+    state = {**_linear_state(sae, "b_dec"), "encoder.bias": sae.get_parameter("b_enc")}
+    return {**state, "k": k, "threshold": torch.tensor(-1.0)}
 
 
-_WRITTEN: dict[type[SAE], tuple[str, str, Callable[[SAE], dict[str, Tensor]]]] = {
-    StandardSAE: ("AutoEncoder", "StandardTrainer", _standard_state),
-    GatedSAE: ("GatedAutoEncoder", "GatedSAETrainer", _gated_state),
-    JumpReLUSAE: ("JumpReluAutoEncoder", "JumpReluTrainer", _jumprelu_state),
-    TopKSAE: ("AutoEncoderTopK", "TopKTrainer", _topk_state),
+@dataclasses.dataclass(frozen=True)
+class _Written:
+    dict_class: str
+    trainer_class: str
+    subtracts_b_dec: bool
+    """Whether the class subtracts b_dec from the encoder's input."""
+    state: Callable[[SAE], dict[str, Tensor]]
+
+
+_WRITTEN: dict[type[SAE], _Written] = {
+    StandardSAE: _Written("AutoEncoder", "StandardTrainer", True, _standard_state),
+    GatedSAE: _Written("GatedAutoEncoder", "GatedSAETrainer", True, _gated_state),
+    JumpReLUSAE: _Written("JumpReluAutoEncoder", "JumpReluTrainer", False, _jumprelu_state),
+    TopKSAE: _Written("AutoEncoderTopK", "TopKTrainer", True, _topk_state),
 }
-"""Architecture -> dict_class, trainer_class, and the state dict."""
+"""By architecture."""
+_OF_OTHER_NORMS = _Written("AutoEncoderNew", "StandardTrainerAprilUpdate", False, _new_state)
+"""Of standard SAEs with decoder norms other than 1, by which `load_dictionary` multiplies an AutoEncoder's features."""

@@ -107,6 +107,19 @@ def checked(tensors: Mapping[str, Tensor], shapes: Mapping[str, str], file: str)
     return {name: tensor.float() for name, tensor in tensors.items()}
 
 
+def norms_folded(tensors: Mapping[str, Tensor], file: str) -> dict[str, Tensor]:
+    """Tensors of ours with the norms of decoder rows moved into W_enc and b_enc.
+
+    Raises:
+        ValueError: a row is zero.
+    """
+    norms_F = tensors["W_dec"].norm(dim=1)
+    if (norms_F == 0).any():
+        raise ValueError(f"{file}: a feature's direction in the decoder is zero, and its library divides by its norm")
+    folded = {"W_enc": tensors["W_enc"] * norms_F, "b_enc": tensors["b_enc"] * norms_F}
+    return {**tensors, **folded, "W_dec": tensors["W_dec"] / norms_F[:, None]}
+
+
 def assemble(
     origin: str,
     architecture: str,

@@ -6,7 +6,6 @@ from pathlib import Path
 
 from gsae_ray.saes.base import SAE
 from gsae_ray.saes.formats import saelens
-from gsae_ray.saes.jumprelu import JumpReLUSAE
 
 
 def write(sae: SAE, directory: Path) -> None:
@@ -24,6 +23,4 @@ def write_folded(sae: SAE, directory: Path) -> None:
     Raises:
         UserError: as `write`.
     """
-    jumprelu = sae.to_jumprelu()
-    assert isinstance(jumprelu, JumpReLUSAE)
-    saelens.write(jumprelu.without_subtraction(), directory)
+    saelens.write(sae.to_jumprelu().subtracting_b_dec(False), directory)

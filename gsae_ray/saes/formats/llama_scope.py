@@ -47,8 +47,7 @@ def read(directory: Path) -> SAE:
     hyperparameters: dict[str, Any] = {"subtract_b_dec": False}
     norms_F = ours["W_dec"].norm(dim=1) if settings.get("sparsity_include_decoder_norm", True) else torch.ones(1)
     if activation == "relu":
-        ours["b_enc"] = ours["b_enc"] + ours["b_dec"] @ ours["W_enc"]
-        architecture, hyperparameters = "standard", {}
+        architecture = "standard"
     elif activation == "jumprelu":  # z ‖d‖ > θ
         architecture, ours["threshold"] = "jumprelu", tensors[_THRESHOLD].exp() / norms_F
     else:

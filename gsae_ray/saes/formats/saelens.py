@@ -15,7 +15,7 @@ from gsae_ray.errors import shown, suggest
 from gsae_ray.files import write_together
 from gsae_ray.saes.base import CONFIG_FILE, SAE, WEIGHTS_FILE, weight_bytes
 from gsae_ray.saes.config_file import json_text
-from gsae_ray.saes.formats.foreign import assemble, checked, keys_of, read_json, read_safetensors
+from gsae_ray.saes.formats.foreign import assemble, checked, keys_of, norms_folded, read_json, read_safetensors
 from gsae_ray.saes.saelens_config import saelens_config
 
 FILES = f"{CONFIG_FILE} with {WEIGHTS_FILE}"
@@ -63,21 +63,17 @@ def read(directory: Path) -> SAE:
     for key, size in (("d_in", d_in), ("d_sae", d_sae)):
         if settings.get(key) != size:
             raise ValueError(f"{CONFIG_FILE}: {key} is {shown(settings.get(key))}, but {WEIGHTS_FILE} has {size}")
-    subtracts_b_dec = _flag(settings, "apply_b_dec_to_input", True)
     hyperparameters: dict[str, Any] = {}
-    if architecture in ("topk", "jumprelu"):
-        hyperparameters["subtract_b_dec"] = subtracts_b_dec
-    elif not subtracts_b_dec:
-        tensors = _subtracting(architecture, tensors)
+    if not _flag(settings, "apply_b_dec_to_input", True):
+        hyperparameters["subtract_b_dec"] = False
+    if architecture == "topk" and _flag(settings, "rescale_acts_by_decoder_norm", False):
+        tensors = norms_folded(tensors, WEIGHTS_FILE)  # its features are z ‖d‖, and decoded with d ÷ ‖d‖
     if architecture == "topk":
         hyperparameters["k"] = _k(settings)
     site = about.get("hook_name", about.get("hook_point"))
     if about.get("model_class_name") == "AutoModelForCausalLM" and site is not None:
         site = f"{site}:output"  # there a hook is a module of transformers
-    sae = assemble("saelens", architecture, tensors, settings, hyperparameters, site, about.get("model_name"))
-    if architecture == "topk" and _flag(settings, "rescale_acts_by_decoder_norm", False):
-        sae.fold_norms()  # its features are z ‖d‖, and decoded with d ÷ ‖d‖
-    return sae
+    return assemble("saelens", architecture, tensors, settings, hyperparameters, site, about.get("model_name"))
 
 
 def _architecture(settings: dict[str, Any]) -> object:
@@ -113,15 +109,6 @@ def _without_scaling_factor(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     factor = tensors.get("scaling_factor")
     ones = factor is not None and torch.allclose(factor.float(), torch.ones(()))
     return {name: tensor for name, tensor in tensors.items() if not (ones and name == "scaling_factor")}
-
-
-def _subtracting(architecture: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The same function with b_dec subtracted from the encoder's input."""
-    shift = tensors["b_dec"] @ tensors["W_enc"]
-    if architecture == "standard":
-        return {**tensors, "b_enc": tensors["b_enc"] + shift}
-    shift_mag = shift * tensors["r_mag"].exp()
-    return {**tensors, "b_gate": tensors["b_gate"] + shift, "b_mag": tensors["b_mag"] + shift_mag}
 
 
 def write(sae: SAE, directory: Path) -> None:

@@ -58,8 +58,8 @@ def write(sae: SAE, directory: Path) -> None:
     """
     if not isinstance(sae, TopKSAE):
         raise UserError(f"sparsify: a {sae.architecture} SAE has no form there; it knows TopK SAEs only")
-    b_enc = sae.b_enc if sae.subtracts_b_dec else sae.b_enc + sae.b_dec @ sae.W_enc  # it subtracts b_dec
-    tensors = {"encoder.weight": sae.W_enc.T, "encoder.bias": b_enc, "W_dec": sae.W_dec, "b_dec": sae.b_dec}
+    sae = sae.subtracting_b_dec(True)
+    tensors = {"encoder.weight": sae.W_enc.T, "encoder.bias": sae.b_enc, "W_dec": sae.W_dec, "b_dec": sae.b_dec}
     settings = {
         "activation": "topk",
         "expansion_factor": max(1, sae.cfg.d_sae // sae.cfg.d_in),
