@@ -113,7 +113,8 @@ def export(source: str, out: Path, format_: str, fold_b_dec: bool, tracking_uri:
     """Writes an SAE in the format of a library.
 
     DIR_OR_RUN is a folder in any format that is read here, a trial's directory, or the id of a run of MLflow, which is
-    not needed otherwise.
+    not needed otherwise. Where there is no such path it is a folder on the Hugging Face hub: owner/name/folder, or
+    owner/name@revision/folder.
     """
     from gsae_ray.results.saved import load_from
     from gsae_ray.saes.export import check_export

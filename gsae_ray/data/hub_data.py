@@ -16,7 +16,8 @@ from gsae_ray.data.local_data import cache_of
 from gsae_ray.data.local_files import files_below
 from gsae_ray.errors import UserError, first_line
 from gsae_ray.files import digest, file_hash
-from gsae_ray.language_model.hub import hub_login, quiet_hub
+from gsae_ray.hub import hub_login
+from gsae_ray.language_model.hub import quiet_hub
 
 
 @dataclasses.dataclass(frozen=True)

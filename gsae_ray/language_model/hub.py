@@ -3,23 +3,18 @@
 from __future__ import annotations
 
 import contextlib
-import logging
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import transformers
-from huggingface_hub import get_token
-from huggingface_hub.errors import (  # type: ignore[attr-defined]
-    HfHubHTTPError,
-    HFValidationError,
-    HTTPError,
-)
+from huggingface_hub.errors import HFValidationError, HTTPError  # type: ignore[attr-defined]
 from safetensors import SafetensorError
 from transformers.utils import cached_file
 
 from gsae_ray.builtin import MODEL_DIR
 from gsae_ray.errors import UserError
+from gsae_ray.hub import hub_login, quiet_client, said_by_the_hub
 
 
 def local_directory(name: str) -> Path | None:
@@ -35,14 +30,12 @@ def local_directory(name: str) -> Path | None:
 def quiet_hub() -> Iterator[None]:
     """A context in which the hub's client and transformers print nothing while they try and retry."""
     transformers.utils.logging.disable_progress_bar()
-    hub_log = logging.getLogger("huggingface_hub")
-    level, verbosity = hub_log.level, transformers.utils.logging.get_verbosity()
-    hub_log.setLevel(logging.ERROR)
+    verbosity = transformers.utils.logging.get_verbosity()
     transformers.utils.logging.set_verbosity_error()  # reports of many lines on weights that do not fit
     try:
-        yield
+        with quiet_client():
+            yield
     finally:
-        hub_log.setLevel(level)
         transformers.utils.logging.set_verbosity(verbosity)
 
 
@@ -82,30 +75,12 @@ def explained(name: str, what: str, key: str = "model.name") -> Iterator[None]:
         elif Path(name).expanduser().is_absolute() or name.startswith("."):
             raise UserError(f"{key}: there is no directory {name!r}") from error
         elif "gated repo" in text or "401" in text or "403" in text:
-            reason = (
-                f"it is gated or private{_said_by_the_hub(error)}; accept its licence on the hub, and {hub_login()}"
-            )
+            reason = f"it is gated or private{said_by_the_hub(error)}; accept its licence on the hub, and {hub_login()}"
         else:
             reason = (
                 f"it is neither 'builtin' nor a local directory, and the hub has no such {what} or cannot be reached"
             )
         raise UserError(f"{key}: cannot load the {what} of {name!r}: {reason}") from error
-
-
-def _said_by_the_hub(error: BaseException | None) -> str:
-    """The words that the hub sent with its refusal, in brackets: they name the page to visit."""
-    while error is not None:
-        if isinstance(error, HfHubHTTPError) and error.server_message:
-            return f" ({' '.join(error.server_message.split())[:300]})"
-        error = error.__cause__ or error.__context__
-    return ""
-
-
-def hub_login() -> str:
-    """Advice on the hub's token."""
-    if get_token() is None:
-        return "set HF_TOKEN"
-    return "see that HF_TOKEN is of an account that may have it"
 
 
 def find_file(source: dict[str, Any], name: str) -> Path | None:

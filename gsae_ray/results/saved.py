@@ -1,4 +1,4 @@
-"""SAEs by where they lie: in a folder, in a trial's directory, or with a run of MLflow."""
+"""SAEs by where they lie: in a folder, in a trial's directory, with a run of MLflow, or on the Hugging Face hub."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ _RUN = re.compile(r"[0-9a-f]{32}")
 
 
 def load_from(source: str | Path, tracking_uri: str | None = None) -> SAE:
-    """The SAE of a folder in any format, of a trial's directory, or of a run.
+    """The SAE of a folder in any format, of a trial's directory, of a run, or of the hub.
 
     Args:
-        source: a path, or the id of an MLflow run.
+        source: a path, or the id of an MLflow run, or what else `gsae_ray.load` takes.
         tracking_uri: of MLflow, which is asked for a run only.
 
     Raises:

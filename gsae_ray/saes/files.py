@@ -21,6 +21,7 @@ from gsae_ray.saes.registry import REGISTRY, build
 from gsae_ray.saes.sae_config import SAEConfig
 
 FILES = f"{CONFIG_FILE} and {WEIGHTS_FILE}"
+NAMES = (CONFIG_FILE, WEIGHTS_FILE)
 WEIGHT_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 """What saved weights may be; they are loaded as float32."""
 

@@ -1,12 +1,13 @@
 """The file formats of SAEs by name: ours, and those of other libraries, one module each.
 
-A format is a module with `FILES`, `recognises` and `read`, entered in `READERS`. If it can be written it has `write`,
-entered in `WRITERS`. All of them read JSON, safetensors and weights-only pickles: nothing that could run code.
+A format is a module with `FILES`, `NAMES`, `recognises` and `read`, entered in `READERS`. If it can be written it has
+`write`, entered in `WRITERS`. All of them read JSON, safetensors and weights-only pickles: nothing that could run code.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -22,6 +23,7 @@ from gsae_ray.saes.formats import (
     saelens,
     sparsify,
 )
+from gsae_ray.saes.hub import fetch, parse_hub_id
 
 
 class Reader(Protocol):
@@ -29,6 +31,10 @@ class Reader(Protocol):
 
     FILES: str
     """What a folder of this format has, as an error line says it: "cfg.json with sae_weights.safetensors"."""
+
+    @property
+    def NAMES(self) -> Sequence[str]:
+        """The files of such a folder that `read` reads: of a folder on the hub, only these are downloaded."""
 
     def recognises(self, directory: Path) -> bool:
         """Whether a folder looks like one of this format: by names of files, and keys of a small JSON file at most.
@@ -69,24 +75,44 @@ It raises a `UserError` that names the reason where the SAE has no form in its f
 """
 
 
-def load(directory: str | Path) -> SAE:
+def load(source: str | Path) -> SAE:
     """The SAE of a folder in any format of `READERS`, on the CPU, in evaluation mode.
 
+    Args:
+        source: the folder, or the file of weights where a format has nothing else. Where there is no such path,
+            `owner/name/folder` or `owner/name@revision/folder` of a repository of the Hugging Face hub: what is read
+            of that folder is downloaded to the hub's cache.
+
     Raises:
-        UserError: there is none, or its files are damaged.
+        UserError: there is none, its files are damaged, or the hub refuses it or cannot be reached.
     """
-    directory = Path(directory)
+    path = _on_disk(source)
     try:
         for reader in READERS.values():
-            if reader.recognises(directory):
-                return reader.read(directory)
-        found = sorted(path.name for path in directory.iterdir())
+            if reader.recognises(path):
+                return reader.read(path)
+        found = sorted(file.name for file in path.iterdir())
     except FileNotFoundError as error:
         missing = Path(str(error.filename)).name
-        raise UserError(f"{directory}: no SAE here ({missing} is missing); {_known()}") from error
+        raise UserError(f"{source}: no SAE here ({missing} is missing); {_known()}") from error
     except (OSError, ValueError, UserError) as error:
-        raise UserError(f"{directory}: this SAE cannot be read: {first_line(error)}") from error
-    raise UserError(f"{directory}: no SAE here, but {shown(', '.join(found) or 'nothing', quoted=False)}; {_known()}")
+        raise UserError(f"{source}: this SAE cannot be read: {first_line(error)}") from error
+    raise UserError(f"{source}: no SAE here, but {shown(', '.join(found) or 'nothing', quoted=False)}; {_known()}")
+
+
+def _on_disk(source: str | Path) -> Path:
+    """The path itself; or where there is none, and it may be a hub id, that of the SAE in the hub's cache.
+
+    Raises:
+        UserError: the hub has none, refuses it, or cannot be reached.
+    """
+    path, hub_id = Path(source), parse_hub_id(str(source))
+    if hub_id is None:
+        return path
+    with contextlib.suppress(OSError):  # too long a name
+        if path.exists():
+            return path
+    return fetch(hub_id, str(source), {name for reader in READERS.values() for name in reader.NAMES})
 
 
 def _known() -> str:

@@ -27,6 +27,7 @@ from gsae_ray.saes.topk import TopKSAE
 
 WEIGHTS, CONFIG = "ae.pt", "config.json"
 FILES = f"{WEIGHTS} with {CONFIG}"
+NAMES = (WEIGHTS, CONFIG)
 
 Form = tuple[str, dict[str, Any], dict[str, Tensor]]
 """Of a function here: its architecture, hyperparameters and tensors."""

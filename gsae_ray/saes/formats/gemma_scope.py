@@ -18,6 +18,7 @@ from gsae_ray.saes.formats.foreign import DAMAGE, assemble, checked, read_json, 
 
 FIRST, SECOND, CONFIG = "params.npz", "params.safetensors", "config.json"
 FILES = f"{FIRST}, or {CONFIG} with {SECOND}"
+NAMES = (FIRST, SECOND, CONFIG)
 
 _SHAPES = {"W_enc": "DF", "W_dec": "FD", "b_enc": "F", "b_dec": "D", "threshold": "F"}
 

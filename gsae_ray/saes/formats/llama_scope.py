@@ -18,6 +18,7 @@ from gsae_ray.saes.formats.foreign import assemble, checked, read_json, read_saf
 
 CONFIG = "config.json"
 FILES = f"{CONFIG} with {WEIGHTS_FILE}"
+NAMES = (CONFIG, WEIGHTS_FILE)
 
 _SHAPES = {"W_E": "DF", "b_E": "F", "W_D": "FD", "b_D": "D"}
 _THRESHOLD = "activation_function.log_jumprelu_threshold"

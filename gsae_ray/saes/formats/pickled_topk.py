@@ -9,6 +9,7 @@ from gsae_ray.saes.base import SAE
 from gsae_ray.saes.formats.foreign import assemble, checked, read_pickle
 
 FILES = "layer{L}.sae.pt, the only one"
+NAMES = ()  # on the hub a file is named: a folder has one for each layer
 
 _SUFFIX = ".sae.pt"
 _SHAPES = {"W_enc": "FD", "W_dec": "DF", "b_enc": "F", "b_dec": "D"}

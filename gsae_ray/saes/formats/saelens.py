@@ -19,6 +19,7 @@ from gsae_ray.saes.formats.foreign import assemble, checked, keys_of, norms_fold
 from gsae_ray.saes.saelens_config import saelens_config
 
 FILES = f"{CONFIG_FILE} with {WEIGHTS_FILE}"
+NAMES = (CONFIG_FILE, WEIGHTS_FILE)
 
 _LINEAR = {"W_enc": "DF", "b_enc": "F", "W_dec": "FD", "b_dec": "D"}
 _SHAPES = {

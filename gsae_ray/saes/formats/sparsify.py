@@ -18,6 +18,7 @@ from gsae_ray.saes.topk import TopKSAE
 
 WEIGHTS, CONFIG = "sae.safetensors", "cfg.json"
 FILES = f"{CONFIG} with {WEIGHTS}"
+NAMES = (CONFIG, WEIGHTS)
 
 _SHAPES = {"encoder.weight": "FD", "encoder.bias": "F", "W_dec": "FD", "b_dec": "D"}
 
