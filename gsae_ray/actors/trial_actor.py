@@ -50,6 +50,8 @@ class TrialContext:
     """Between two evaluations of an SAE in training; None: there are none."""
     metadata: dict[str, Any]
     """Written to the `cfg.json` of every SAE."""
+    modules: dict[str, str] = dataclasses.field(default_factory=dict)
+    """Site -> the same by module path, `model.layers.3:output`, where transformers alone loads the model."""
 
 
 class SAETrial(tune.Trainable):
@@ -153,6 +155,8 @@ class SAETrial(tune.Trainable):
     def _finish(self, trainer: Trainer) -> dict[str, Any]:
         metadata = {**self.context.metadata, "identity": self.trial.identity}
         metadata["training"] = {**self.trial.to_json()["training"], "recipe": self.trial.recipe}
+        if (module := self.context.modules.get(self.trial.site)) is not None:
+            metadata["module"] = module
         if self.trial.parent is not None:
             metadata["parent"] = self.trial.parent
         self.directory.finish(trainer.finished_sae(metadata))

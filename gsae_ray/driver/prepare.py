@@ -17,7 +17,7 @@ from gsae_ray.data.documents import find_data, pinned_data
 from gsae_ray.data.prepare import prepare_tokens
 from gsae_ray.data.tokens import TokenStore
 from gsae_ray.files import digest
-from gsae_ray.language_model.hooks import site_widths
+from gsae_ray.language_model.hooks import by_module, site_widths
 from gsae_ray.language_model.loading import (
     check_weights,
     layer_count,
@@ -26,6 +26,7 @@ from gsae_ray.language_model.loading import (
     model_fingerprint,
     pinned,
 )
+from gsae_ray.language_model.transformer_lens import TransformerLensModel
 from gsae_ray.storage.evaluations import EvaluationRequest
 from gsae_ray.tracking.parents import fetch_parents, parent_configs
 
@@ -42,6 +43,8 @@ class PreparedSweep:
     """What every SAE is evaluated on, and with which encoders."""
     producer: Memory
     """What each producer needs."""
+    modules: dict[str, str]
+    """Site -> the same by module path, as `by_module`; none where transformers alone does not load the model."""
     parents: dict[str, Path]
     """Folders of finished SAEs of other sweeps that trials start from, by `TrialSpec.parent`."""
 
@@ -65,6 +68,7 @@ def prepare(
         say(notice)
     skeleton = load_skeleton(sweep.model)
     sweep = sweep.of_model(layer_count(skeleton))
+    own_format = sweep.model.name == "builtin" or isinstance(skeleton, TransformerLensModel)
     check_weights(sweep.model)
     sweep = sweep.model_copy(update={"model": pinned(sweep.model), "dataset": pinned_data(sweep.dataset)})
     try:
@@ -92,6 +96,7 @@ def prepare(
         trials=trials,
         producer=producer_memory(sweep, skeleton, layout.widths, block_bytes, trials),
         evaluation=EvaluationRequest(digest(evaluation), sweep.evaluation.encoders),
+        modules={} if own_format else {site.name: by_module(skeleton, site).name for site in widths},
         parents={RUN + run_id: folder for run_id, folder in parents.items()},
     )
 

@@ -134,6 +134,7 @@ class TrialRunner:
             threads=sweep.trials.cpus,
             gpu=sweep.trials.gpus != 0,
             evaluate_every_tokens=sweep.evaluation.every_tokens,
+            modules=prepared.modules,
             metadata={
                 "sweep": sweep.name,
                 "model": sweep.model.model_dump(),

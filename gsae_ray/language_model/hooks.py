@@ -126,6 +126,16 @@ def locate(model: nn.Module, site: Site) -> tuple[nn.Module, IO]:
     return module, io
 
 
+def by_module(model: nn.Module, site: Site) -> Site:
+    """A site as the input or output of a module, by its path.
+
+    Raises:
+        UserError: as `locate`.
+    """
+    module, io = locate(model, site)
+    return Site.of_module(next(name for name, found in model.named_modules() if found is module), io)
+
+
 Edit = Callable[[Tensor], Tensor | None]
 """A function that gets a site's activations [B, T, n] during a forward; what it returns, if anything, replaces them.
 

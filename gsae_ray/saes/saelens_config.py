@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from gsae_ray.saes.sae_config import SAEConfig
+from gsae_ray.saes.transformer_lens_names import TRANSFORMER_LENS_MODELS
 
 VERSION = "6.54.12"
 """The SAELens that this was checked against; it drops the `metadata` of a file that names none, or one before 6.0.0."""
@@ -21,6 +22,7 @@ def saelens_config(cfg: SAEConfig, form: Mapping[str, Any]) -> dict[str, Any]:
         form: what `SAE.saelens_form` gives: the `architecture`, and its keys that are not as they are by default.
     """
     at_heads = cfg.site.endswith(".attn.hook_z")  # [..., heads, width of a head] there; SAEs take them side by side
+    theirs = _section(cfg, "settings").get("reshape_activations")  # of an SAE that was read from a folder of SAELens
     return {
         "architecture": form["architecture"],
         "d_in": cfg.d_in,
@@ -29,7 +31,7 @@ def saelens_config(cfg: SAEConfig, form: Mapping[str, Any]) -> dict[str, Any]:
         "device": "cpu",
         "apply_b_dec_to_input": cfg.hyperparameters.get("subtract_b_dec", True),
         "normalize_activations": "none",
-        "reshape_activations": "hook_z" if at_heads else "none",
+        "reshape_activations": theirs if theirs in ("none", "hook_z") else "hook_z" if at_heads else "none",
         **form,
         "metadata": _metadata(cfg),
     }
@@ -43,7 +45,7 @@ def _metadata(cfg: SAEConfig) -> dict[str, Any]:
         "sae_lens_version": VERSION,
         "training_architecture": cfg.metadata.get("training_architecture", cfg.architecture),
         "model_name": model.get("name"),
-        **_hook(cfg.site),
+        **_hook(cfg.site, None if str(model.get("name")) in TRANSFORMER_LENS_MODELS else cfg.metadata.get("module")),
         "context_size": model.get("context_size"),
         "dataset_path": dataset.get("name"),
         "prepend_bos": dataset.get("prepend_bos"),
@@ -62,10 +64,18 @@ def _section(cfg: SAEConfig, name: str) -> dict[str, Any]:
     return section if isinstance(section, dict) else {}
 
 
-def _hook(site: str) -> dict[str, str]:
-    """Where SAELens finds the activations: a hook of TransformerLens, or the output of a module of transformers."""
+def _hook(site: str, place: object) -> dict[str, str]:
+    """Where SAELens finds the activations: a hook of TransformerLens, or the output of a module of transformers.
+
+    Args:
+        site: the SAE's.
+        place: the same as a module's output or input, `model.layers.3:output`, where TransformerLens does not have the
+            model. SAELens has no hook of a module's input.
+    """
+    if isinstance(place, str) and place.endswith(":output"):
+        site = place
     module, _, io = site.rpartition(":")
     if not module:
         return {"model_class_name": "HookedTransformer", "hook_name": site} if site else {}
     known = {"model_class_name": "AutoModelForCausalLM"}
-    return {**known, "hook_name": module} if io == "output" else known  # SAELens has no hook of a module's input
+    return {**known, "hook_name": module} if io == "output" else known

@@ -10,6 +10,7 @@ from torch import Tensor
 from trainers import make, run, same, weights
 from tune_trials import begun
 
+from gsae_ray.saes import load
 from gsae_ray.storage.trial_directory import TrialDirectory
 
 
@@ -37,6 +38,7 @@ def test_a_trial_that_is_stopped_between_two_intervals_goes_on_from_there(tmp_pa
 def test_tune_gets_the_metrics_of_each_row_with_tokens_as_the_time(tmp_path: Path) -> None:
     """So that a scheduler can act on them; it wants them in the last result, too."""
     trial = begun(tmp_path / "trial", make("gated"))
+    trial.context.modules[trial.trial.site] = "model.layers.0:output"
     results = [trial.step() for _ in range(2)]
     rows, _ = trial.directory.rows()
     assert len(rows) == 2 and all("train/loss" in row["metrics"] for row in rows)
@@ -48,6 +50,7 @@ def test_tune_gets_the_metrics_of_each_row_with_tokens_as_the_time(tmp_path: Pat
     rows, _ = trial.directory.rows()
     assert trial.directory.done and result["tokens"] == rows[-1]["step"]
     assert rows[-1]["metrics"].items() <= result.items()
+    assert load(tmp_path / "trial" / "sae").cfg.metadata["module"] == "model.layers.0:output"
 
 
 def test_the_last_result_of_a_trial_that_fails_has_the_metrics_of_its_newest_row(tmp_path: Path) -> None:

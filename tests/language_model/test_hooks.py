@@ -24,7 +24,7 @@ from transformers import AutoModelForCausalLM
 
 from gsae_ray.config.site import Site
 from gsae_ray.language_model.families import FAMILIES
-from gsae_ray.language_model.hooks import Edit, capture, edited, site_widths
+from gsae_ray.language_model.hooks import Edit, by_module, capture, edited, site_widths
 
 
 def test_every_family_of_the_table_is_tested() -> None:
@@ -166,6 +166,14 @@ def test_widths_are_known_without_weights(name: str) -> None:
     module = Site.of_module(part(name, 2, "mlp"), "input")
     expected = {site: TINY[name].width(site.point, site.layer or 0) for site in sites_of(name)} | {module: D}
     assert site_widths(skeleton, list(expected)) == expected == site_widths(model_of(name), list(expected))
+
+
+@family
+def test_a_point_by_module_is_the_same_place(name: str) -> None:
+    model, sites = model_of(name), sites_of(name)
+    found = {site: by_module(model, site) for site in sites}
+    got = capture(model, TOKENS, [*sites, *found.values()])
+    assert all(place.layer is None and torch.equal(got[place], got[site]) for site, place in found.items())
 
 
 @family

@@ -36,7 +36,7 @@ from gsae_ray.config.sweep import Sweep
 from gsae_ray.data.vocabulary import Vocabulary
 from gsae_ray.driver.prepare import PreparedSweep, prepare, producer_spec
 from gsae_ray.evaluation.evaluator import Evaluator
-from gsae_ray.language_model.hooks import capture
+from gsae_ray.language_model.hooks import by_module, capture
 from gsae_ray.language_model.loading import load_config, load_skeleton
 
 LOCAL = {**SIZE, "sliding_window": 8, "layer_types": ["sliding_attention", "full_attention"]}
@@ -141,6 +141,8 @@ def test_rows_are_the_activations_of_the_checkpoint(checkpoint: Checkpoint) -> N
         torch.testing.assert_close(model_of(producer)(tokens_BT, use_cache=False).logits, expected.logits)
         hidden = checkpoint.model(tokens_BT, use_cache=False, output_hidden_states=True).hidden_states
     site = Site.of_point(0, "resid_post")
+    module = Site(checkpoint.plan.modules[site.name])  # of what transformers loads, and SAELens with it
+    assert module == by_module(model_of(producer), site) and module.layer is None
     torch.testing.assert_close(capture(model_of(producer), tokens_BT, [site])[site], hidden[1])
     _, (chunk,) = producer.produce(0, [site.name])
     kept_SW = checkpoint.plan.tokens.kept(tokens_BT)

@@ -108,6 +108,24 @@ def test_the_hook_of_each_kind_of_site(site: str, hook: tuple[str | None, str | 
     assert found["gsae"]["site"] == site
 
 
+@pytest.mark.parametrize(
+    ("model", "site", "module", "hook"),
+    [
+        ("gpt2", "blocks.3.hook_mlp_out", "transformer.h.3.mlp:output", ("HookedTransformer", "blocks.3.hook_mlp_out")),
+        ("a/b", "blocks.3.hook_mlp_out", "model.layers.3.mlp:output", ("AutoModelForCausalLM", "model.layers.3.mlp")),
+        ("a/b", "blocks.3.attn.hook_z", "m.o_proj:input", ("HookedTransformer", "blocks.3.attn.hook_z")),
+        ("a/b", "blocks.3.hook_mlp_out", None, ("HookedTransformer", "blocks.3.hook_mlp_out")),
+    ],
+)
+def test_a_model_that_transformer_lens_does_not_have_is_one_of_transformers(
+    model: str, site: str, module: str | None, hook: tuple[str, str]
+) -> None:
+    """Where the site is a module's output: SAELens hooks no inputs. By name, and where the module is known."""
+    metadata = {"model": {"name": model}, **({"module": module} if module else {})}
+    found = saved(of("standard", site, metadata=metadata))["metadata"]
+    assert (found["model_class_name"], found["hook_name"], found["model_name"]) == (*hook, model)
+
+
 @pytest.mark.parametrize("metadata", [{}, {"model": "gpt2", "dataset": None}, {"dataset": {"prepend_bos": None}}])
 def test_what_is_not_known_is_left_out(metadata: dict[str, Any]) -> None:
     found = saved(of("standard", "", metadata=metadata))["metadata"]

@@ -119,6 +119,43 @@ def test_on_rows_of_large_norm_a_gate_is_open_where_the_library_has_it_open(tmp_
     assert torch.equal(sae.encode(x), magnitude.relu() * open_there)
 
 
+def said_to_saelens(sae: SAE, folder: Path) -> dict[str, Any]:
+    sae.save(folder)
+    return json.loads((folder / "cfg.json").read_text())
+
+
+def test_what_the_activations_are_of_is_said_again_when_it_is_saved_as_ours(tmp_path: Path) -> None:
+    """Of files from before SAELens 6, whose BOS was there unless they said that it was not, and of dictionaries."""
+    flat = {"hook_point": "blocks.2.attn.hook_z", "model_name": "gpt2", "context_size": 64, "dataset_path": "some/text"}
+    before_6 = {key: value for key, value in saelens("standard")["cfg.json"].items() if key != "metadata"}
+    for name, own, prepended in (("a", {}, True), ("b", {"prepend_bos": False}, False)):
+        files = {**saelens("standard"), "cfg.json": {**before_6, **flat, **own}}
+        cfg = said_to_saelens(load(write(tmp_path / name, files)), tmp_path / f"{name} as ours")
+        assert cfg["reshape_activations"] == "hook_z"
+        assert cfg["metadata"] == {
+            "sae_lens_version": "6.54.12",
+            "training_architecture": "standard",
+            "model_name": "gpt2",
+            "model_class_name": "HookedTransformer",
+            "hook_name": "blocks.2.attn.hook_z",
+            "context_size": 64,
+            "dataset_path": "some/text",
+            "prepend_bos": prepended,
+        }
+    files = dictionary("AutoEncoder", linear("bias"))
+    files["config.json"]["buffer"] = {"ctx_len": 256}
+    found = said_to_saelens(load(write(tmp_path / "c", files)), tmp_path / "c as ours")["metadata"]
+    assert (found["model_name"], found["context_size"]) == ("gpt2", 256)
+
+
+@pytest.mark.parametrize("reshape", ["none", "hook_z"])
+def test_whether_heads_are_reshaped_is_said_again(reshape: str, tmp_path: Path) -> None:
+    about = {"sae_lens_version": "6.54.12", "hook_name": "blocks.1.attn.hook_z"}
+    sae = load(write(tmp_path / "in", saelens("standard", metadata=about, reshape_activations=reshape)))
+    assert said_to_saelens(sae, tmp_path / "out")["reshape_activations"] == reshape
+    assert load(tmp_path / "out").cfg == sae.cfg
+
+
 # ---- written --------------------------------------------------------------------------------------------------------
 
 

@@ -19,7 +19,7 @@ from torch import Tensor
 from gsae_ray.errors import UserError, shown, suggest
 from gsae_ray.files import write_together
 from gsae_ray.saes.base import SAE
-from gsae_ray.saes.formats.foreign import assemble, checked, norms_folded, read_json, read_pickle
+from gsae_ray.saes.formats.foreign import ActivationsOf, assemble, checked, norms_folded, read_json, read_pickle
 from gsae_ray.saes.gated import GatedSAE
 from gsae_ray.saes.jumprelu import JumpReLUSAE
 from gsae_ray.saes.standard import StandardSAE
@@ -61,10 +61,10 @@ def read(directory: Path) -> SAE:
     architecture, hyperparameters, ours = dict_class.form({**checked(tensors, dict_class.shapes, WEIGHTS), **counts})
     site = trainer.get("submodule_name")  # whatever the trainer was given; a site where we wrote it
     known = isinstance(site, str) and re.match(r"blocks\.\d+\..|.+:(in|out)put$", site)
-    model = trainer.get("lm_name")
-    return assemble(
-        "dictionary_learning", architecture, ours, settings, hyperparameters, site if known else None, model
-    )
+    buffer = settings.get("buffer")
+    context_size = buffer.get("ctx_len") if isinstance(buffer, dict) else None
+    of = ActivationsOf(site if known else None, trainer.get("lm_name"), context_size)
+    return assemble("dictionary_learning", architecture, ours, settings, hyperparameters, of)
 
 
 def _class_of(tensors: Mapping[str, Tensor]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import lzma
 import pickle
 import struct
@@ -107,6 +108,30 @@ def checked(tensors: Mapping[str, Tensor], shapes: Mapping[str, str], file: str)
     return {name: tensor.float() for name, tensor in tensors.items()}
 
 
+@dataclasses.dataclass(frozen=True)
+class ActivationsOf:
+    """What an SAE's activations are of, as far as its files say; values of another type count as not said."""
+
+    site: object = None
+    """As our sites are named."""
+    model: object = None
+    context_size: object = None
+    dataset: object = None
+    prepend_bos: object = None
+
+    def metadata(self) -> dict[str, dict[str, Any]]:
+        """The sections `model` and `dataset` of an SAE's metadata, as a sweep has them."""
+        said: dict[str, dict[str, tuple[object, type]]] = {
+            "model": {"name": (self.model, str), "context_size": (self.context_size, int)},
+            "dataset": {"name": (self.dataset, str), "prepend_bos": (self.prepend_bos, bool)},
+        }
+        found = {
+            section: {key: value for key, (value, kind) in keys.items() if type(value) is kind}
+            for section, keys in said.items()
+        }
+        return {section: keys for section, keys in found.items() if keys}
+
+
 def norms_folded(tensors: Mapping[str, Tensor], file: str) -> dict[str, Tensor]:
     """Tensors of ours with the norms of decoder rows moved into W_enc and b_enc.
 
@@ -126,8 +151,7 @@ def assemble(
     tensors: Mapping[str, Tensor],
     settings: Mapping[str, Any],
     hyperparameters: Mapping[str, Any] | None = None,
-    site: object = None,
-    model: object = None,
+    of: ActivationsOf | None = None,
 ) -> SAE:
     """An SAE of ours with tensors of another library, in evaluation mode; its weights are float32.
 
@@ -137,16 +161,14 @@ def assemble(
         tensors: all that this architecture has, by our names; checked.
         settings: what the library wrote about the SAE, which goes to the metadata.
         hyperparameters: those that the function depends on; what it was trained with stays in `settings`.
-        site: where in the model, if the files say so.
-        model: its name, if the files say so.
+        of: what the files say of its activations.
 
     Raises:
         ValueError: a hyperparameter is none of this architecture; in one line.
     """
     d_in, d_sae = tensors["W_enc"].shape
-    metadata: dict[str, Any] = {ORIGIN: origin, "settings": dict(settings)}
-    if isinstance(model, str):
-        metadata["model"] = {"name": model}
+    of = of or ActivationsOf()
+    metadata = {ORIGIN: origin, "settings": dict(settings), **of.metadata()}
     try:
         REGISTRY[architecture].check_hyperparameters(dict(hyperparameters or {}), trained_here=False)
     except pydantic.ValidationError as error:
@@ -158,7 +180,7 @@ def assemble(
             d_in=d_in,
             d_sae=d_sae,
             hyperparameters=dict(hyperparameters or {}),
-            site=site if isinstance(site, str) else "",
+            site=of.site if isinstance(of.site, str) else "",
             metadata=metadata,
         )
     )

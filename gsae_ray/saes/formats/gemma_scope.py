@@ -14,7 +14,7 @@ from torch import Tensor
 
 from gsae_ray.errors import shown
 from gsae_ray.saes.base import SAE
-from gsae_ray.saes.formats.foreign import DAMAGE, assemble, checked, read_json, read_safetensors
+from gsae_ray.saes.formats.foreign import DAMAGE, ActivationsOf, assemble, checked, read_json, read_safetensors
 
 FIRST, SECOND, CONFIG = "params.npz", "params.safetensors", "config.json"
 FILES = f"{FIRST}, or {CONFIG} with {SECOND}"
@@ -44,8 +44,8 @@ def read(directory: Path) -> SAE:
         _check_kind(settings, tensors)
         lower = checked(tensors, {name.lower(): axes for name, axes in _SHAPES.items()}, SECOND)
         ours = {name: lower[name.lower()] for name in _SHAPES}
-    model = settings.get("model_name")
-    return assemble("gemma_scope", "jumprelu", ours, settings, {"subtract_b_dec": False}, model=model)
+    of = ActivationsOf(model=settings.get("model_name"))
+    return assemble("gemma_scope", "jumprelu", ours, settings, {"subtract_b_dec": False}, of)
 
 
 def _read_npz(path: Path) -> dict[str, Tensor]:

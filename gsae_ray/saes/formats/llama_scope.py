@@ -14,7 +14,7 @@ from torch import Tensor
 
 from gsae_ray.errors import shown
 from gsae_ray.saes.base import SAE, WEIGHTS_FILE
-from gsae_ray.saes.formats.foreign import assemble, checked, read_json, read_safetensors
+from gsae_ray.saes.formats.foreign import ActivationsOf, assemble, checked, read_json, read_safetensors
 
 CONFIG = "config.json"
 FILES = f"{CONFIG} with {WEIGHTS_FILE}"
@@ -56,7 +56,7 @@ def read(directory: Path) -> SAE:
         if not torch.allclose(norms_F, torch.ones(1), atol=1e-5):
             raise ValueError(f"{CONFIG}: sparsity_include_decoder_norm with decoder norms other than 1 is not known")
     site = settings.get("hook_point_in")
-    sae = assemble("llama_scope", architecture, ours, settings, hyperparameters, site)
+    sae = assemble("llama_scope", architecture, ours, settings, hyperparameters, ActivationsOf(site))
     if settings.get("norm_activation") == "dataset-wise":
         sae.fold_scale(_scale(norms, site, sae.cfg.d_in))
     return sae

@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 
 from gsae_ray.saes.base import SAE
-from gsae_ray.saes.formats.foreign import assemble, checked, read_pickle
+from gsae_ray.saes.formats.foreign import ActivationsOf, assemble, checked, read_pickle
 
 FILES = "layer{L}.sae.pt, the only one"
 NAMES = ()  # on the hub a file is named: a folder has one for each layer
@@ -39,7 +39,7 @@ def read(directory: Path) -> SAE:
     ours = {**tensors, "W_enc": tensors["W_enc"].T, "W_dec": tensors["W_dec"].T}
     layer = re.match(r"layer(\d+)\.", path.name)
     site = f"blocks.{layer[1]}.hook_resid_post" if layer and "SAE-Res" in str(path) else None
-    return assemble("pickled_topk", "topk", ours, {}, {"k": int(k[-1]), "subtract_b_dec": False}, site)
+    return assemble("pickled_topk", "topk", ours, {}, {"k": int(k[-1]), "subtract_b_dec": False}, ActivationsOf(site))
 
 
 def _files(path: Path) -> list[Path]:

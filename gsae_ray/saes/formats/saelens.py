@@ -15,7 +15,15 @@ from gsae_ray.errors import shown, suggest
 from gsae_ray.files import write_together
 from gsae_ray.saes.base import CONFIG_FILE, SAE, WEIGHTS_FILE, weight_bytes
 from gsae_ray.saes.config_file import json_text
-from gsae_ray.saes.formats.foreign import assemble, checked, keys_of, norms_folded, read_json, read_safetensors
+from gsae_ray.saes.formats.foreign import (
+    ActivationsOf,
+    assemble,
+    checked,
+    keys_of,
+    norms_folded,
+    read_json,
+    read_safetensors,
+)
 from gsae_ray.saes.saelens_config import saelens_config
 
 FILES = f"{CONFIG_FILE} with {WEIGHTS_FILE}"
@@ -29,6 +37,12 @@ _SHAPES = {
     "gated": {"W_enc": "DF", "W_dec": "FD", "b_dec": "D", "b_gate": "F", "b_mag": "F", "r_mag": "F"},
 }
 """Architecture -> its tensors, which are named and shaped as ours. batchtopk and matryoshka are saved as jumprelu."""
+_OTHER_FUNCTIONS = {
+    "abstopk": "its features may be negative",
+    "matching_pursuit": "its encoder is a search with the decoder, step by step",
+    "temporal": "its features depend on earlier positions too",
+}
+"""architecture -> why it is no SAE of ours."""
 _NORMALISED = {
     "expected_average_only_in": "the scale of its activations is not in the files, and SAELens leaves it out too",
     "covariance_whitening": "the whitening of its activations is not in the files, and SAELens leaves it out too",
@@ -51,13 +65,9 @@ def read(directory: Path) -> SAE:
         OSError: they cannot be read.
     """
     settings = read_json(directory / CONFIG_FILE)
-    about = settings["metadata"] if isinstance(settings.get("metadata"), dict) else settings  # before release 6
     architecture = _architecture(settings)
-    if not isinstance(architecture, str) or architecture not in _SHAPES:
-        raise ValueError(
-            f"{CONFIG_FILE}: architecture {shown(architecture)} is not known; {suggest(str(architecture), _SHAPES)}"
-        )
     _check_normalisation(settings.get("normalize_activations"))
+    of = _activations_of(settings)
     found = _without_scaling_factor(read_safetensors(directory / WEIGHTS_FILE))
     tensors = checked(found, _SHAPES[architecture], WEIGHTS_FILE)
     d_in, d_sae = tensors["W_enc"].shape
@@ -71,15 +81,44 @@ def read(directory: Path) -> SAE:
         tensors = norms_folded(tensors, WEIGHTS_FILE)  # its features are z ‖d‖, and decoded with d ÷ ‖d‖
     if architecture == "topk":
         hyperparameters["k"] = _k(settings)
+    return assemble("saelens", architecture, tensors, settings, hyperparameters, of)
+
+
+def _architecture(settings: dict[str, Any]) -> str:
+    """The key of `_SHAPES`.
+
+    Raises:
+        ValueError: it is another function; in one line, with the reason.
+    """
+    before_6 = settings.get("activation_fn_str", settings.get("activation_fn"))
+    architecture = "topk" if before_6 == "topk" else settings.get("architecture", "standard")
+    name = str(architecture)
+    if architecture == name and name in _SHAPES:
+        return name
+    why = _OTHER_FUNCTIONS.get(name, "a transcoder, not an SAE" if "transcoder" in name else None)
+    if why is not None:
+        raise ValueError(f"{CONFIG_FILE}: architecture is {shown(architecture)}: {why}")
+    raise ValueError(f"{CONFIG_FILE}: architecture {shown(architecture)} is not known; {suggest(name, _SHAPES)}")
+
+
+def _activations_of(settings: dict[str, Any]) -> ActivationsOf:
+    """What the activations are of, by the file's `metadata`, or by its own keys, as before release 6.
+
+    Raises:
+        ValueError: they are of no site; in one line.
+    """
+    nested = settings.get("metadata")
+    about = nested if isinstance(nested, dict) else {"prepend_bos": True, **settings}  # its default there
+    head = about.get("hook_head_index", about.get("hook_point_head_index"))
+    if head is not None:
+        raise ValueError(f"{CONFIG_FILE}: hook_head_index is {shown(head)}: an SAE of one head; sites have all heads")
+    if (reshape := settings.get("reshape_activations", "none")) not in ("none", "hook_z"):
+        raise ValueError(f"{CONFIG_FILE}: reshape_activations is {shown(reshape)}; known: 'none', 'hook_z'")
     site = about.get("hook_name", about.get("hook_point"))
     if about.get("model_class_name") == "AutoModelForCausalLM" and site is not None:
         site = f"{site}:output"  # there a hook is a module of transformers
-    return assemble("saelens", architecture, tensors, settings, hyperparameters, site, about.get("model_name"))
-
-
-def _architecture(settings: dict[str, Any]) -> object:
-    before_6 = settings.get("activation_fn_str", settings.get("activation_fn"))
-    return "topk" if before_6 == "topk" else settings.get("architecture", "standard")
+    keys = ("model_name", "context_size", "dataset_path", "prepend_bos")
+    return ActivationsOf(site, *(about.get(key) for key in keys))
 
 
 def _k(settings: dict[str, Any]) -> object:
