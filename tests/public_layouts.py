@@ -90,8 +90,9 @@ def linear(b_dec: str) -> dict[str, torch.Tensor]:
     return {**tensors(**known), b_dec: torch.tensor(W["b_dec"], dtype=torch.float32)}
 
 
-def dictionary(dict_class: str, state: dict[str, torch.Tensor]) -> Files:
-    return {"ae.pt": state, "config.json": {"trainer": {"dict_class": dict_class, **TRAINER}, "buffer": {}}}
+def dictionary(dict_class: str, state: dict[str, torch.Tensor], **trainer: Any) -> Files:
+    known = {"dict_class": dict_class, **TRAINER, **trainer}
+    return {"ae.pt": state, "config.json": {"trainer": known, "buffer": {}}}
 
 
 def counted(threshold: float) -> dict[str, torch.Tensor]:
@@ -180,6 +181,11 @@ LAYOUTS: dict[str, tuple[str, Files, NDArray[Any]]] = {
         dictionary("AutoEncoderTopK", {**linear("b_dec"), **counted(-1.0)}),
         top(pre(True)),
     ),
+    "AutoEncoderTopK of the first releases": (
+        "topk",
+        dictionary("AutoEncoderTopK", linear("b_dec"), k=K),
+        top(pre(True)),
+    ),
     "BatchTopKSAE": (
         "jumprelu",
         dictionary("BatchTopKSAE", {**linear("b_dec"), **counted(HALF)}),
@@ -194,6 +200,11 @@ LAYOUTS: dict[str, tuple[str, Files, NDArray[Any]]] = {
     "gemma scope": (
         "jumprelu",
         {"params.npz": {name: W[name] for name in (*LINEAR, "threshold")}},
+        jump(pre(False), W["threshold"]),
+    ),
+    "gemma scope 2 without config.json": (
+        "jumprelu",
+        {"resid_post/layer_9_width_16k_l0_small/params.safetensors": gemma_scope_2()["params.safetensors"]},
         jump(pre(False), W["threshold"]),
     ),
     "gemma scope 2": ("jumprelu", gemma_scope_2(), jump(pre(False), W["threshold"])),

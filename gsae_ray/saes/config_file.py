@@ -41,12 +41,13 @@ def json_text(value: Mapping[str, Any]) -> str:
 
 
 def is_ours(text: str | bytes) -> bool:
-    """Whether a `cfg.json` is of an SAE of ours.
+    """Whether a `cfg.json` is of an SAE of ours: it has `gsae`, or a `format` that is one of ours, of any version.
 
     Raises:
         ValueError: it is no JSON object.
     """
-    return not {OURS, "format"}.isdisjoint(json_object(text))
+    found = json_object(text)
+    return OURS in found or str(found.get("format")).startswith(OURS)
 
 
 def decode(text: str | bytes) -> tuple[SAEConfig, dict[str, Any]]:

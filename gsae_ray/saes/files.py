@@ -119,13 +119,13 @@ def saved_files_of(directory: Path) -> set[str]:
 
 
 def recognises(directory: Path) -> bool:
-    """Whether `cfg.json` says that the SAE is ours, or is damaged, which `read` then tells."""
+    """Whether `cfg.json` says that the SAE is ours, or is damaged beside weights named as ours, which `read` tells."""
     try:
         return config_file.is_ours((directory / CONFIG_FILE).read_bytes())
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return False
     except ValueError:
-        return True
+        return (directory / WEIGHTS_FILE).is_file()
 
 
 def read(directory: Path) -> SAE:

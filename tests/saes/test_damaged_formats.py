@@ -47,6 +47,7 @@ def with_tensors(files: Files, **changes: Any) -> Files:
 
 
 STANDARD = saelens("standard")
+PARAMS = {name: W[name] for name in (*LINEAR, "threshold")}
 AE = dictionary("AutoEncoder", linear("bias"))
 REFUSED: dict[str, tuple[Files, str]] = {
     "average": (
@@ -133,6 +134,29 @@ REFUSED: dict[str, tuple[Files, str]] = {
     "no norm": (with_cfg(llama_scope("relu"), norm_activation="dataset-wise"), "is missing, or no positive number"),
     "top of norms": (llama_scope("topk", sparsity_include_decoder_norm=True), "decoder norms other than 1"),
     "no k in the path": ({"layer7.sae.pt": qwen_scope()}, "layer7.sae.pt has no k"),
+    "k of a folder above": ({"L0_3/saes/layer7.sae.pt": qwen_scope()}, "layer7.sae.pt has no k; it is taken from the"),
+    "two k": ({"L0_3-L0_5/layer7.sae.pt": qwen_scope()}, "layer7.sae.pt has no k"),
+    "gemma transcoder by name": (
+        {"gemma-scope-2b-pt-transcoders/layer_20/width_16k/average_l0_71/params.npz": PARAMS},
+        "it lies in 'gemma-scope-2b-pt-transcoders': this is a transcoder, not an SAE",
+    ),
+    "gemma transcoder in the hub's cache": (
+        {"models--google--gemma-scope-2b-pt-transcoders/snapshots/af01/layer_2/width_16k/l0/params.npz": PARAMS},
+        "this is a transcoder, not an SAE",
+    ),
+    "gemma embeddings": (
+        {"gemma-scope-2b-pt-res/embedding/width_4k/average_l0_6/params.npz": PARAMS},
+        "it lies in embedding: an SAE of embeddings before their scaling",
+    ),
+    "gemma 2 transcoder by name": (
+        {"transcoder_all/layer_12_width_16k_l0_small/params.safetensors": gemma_scope_2()["params.safetensors"]},
+        "it lies in 'transcoder_all/layer_12_width_16k_l0_small': this is a transcoder",
+    ),
+    "signed": (sparsify(signed=True), "signed is true: its features may be negative"),
+    "k of another type": (
+        dictionary("AutoEncoderTopK", {**linear("b_dec")}, k=10**30),
+        "k is missing, or no whole number",
+    ),
 }
 
 
@@ -140,6 +164,24 @@ REFUSED: dict[str, tuple[Files, str]] = {
 def test_what_is_refused_is_one_line_that_names_it(kind: str, tmp_path: Path) -> None:
     files, named = REFUSED[kind]
     assert named in refusal(write(tmp_path, files))
+
+
+def test_a_file_in_place_of_its_folder_is_named(tmp_path: Path) -> None:
+    folder = write(tmp_path, STANDARD)
+    for name in STANDARD:
+        assert refusal(folder / name).endswith("this is a file; give the folder that it lies in")
+
+
+def test_a_configuration_that_is_no_json_is_named_in_each_format_and_a_format_of_others_is_not_ours(
+    tmp_path: Path,
+) -> None:
+    damaged = write(tmp_path / "a", {**sparsify(), "cfg.json": b"{"})
+    assert "this SAE cannot be read: cfg.json: " in refusal(damaged)
+    assert load(write(tmp_path / "b", with_cfg(sparsify(), format="safetensors"))).architecture == "topk"
+    assert load(write(tmp_path / "c", with_cfg(STANDARD, format=2))).cfg.metadata["origin"] == "saelens"
+    assert "cfg.json.format: 'gsae-9' is not gsae-1" in refusal(
+        write(tmp_path / "d", with_cfg(STANDARD, format="gsae-9"))
+    )
 
 
 @pytest.mark.parametrize("name", ["ae.pt", "L0_3/layer7.sae.pt"])

@@ -16,12 +16,14 @@ from public_layouts import (
     NORMS,
     SCALE,
     TRAINER,
+    Files,
     K,
     M,
     N,
     W,
     X,
     dictionary,
+    gemma_scope_2,
     linear,
     pre,
     qwen_scope,
@@ -35,6 +37,7 @@ from gsae_ray.errors import UserError
 from gsae_ray.saes import SAE, SAEConfig, build, load
 from gsae_ray.saes.export import export
 
+NPZ: Files = {"params.npz": {name: W[name] for name in (*LINEAR, "threshold")}}
 layouts = pytest.mark.parametrize("name", LAYOUTS)
 
 
@@ -117,6 +120,58 @@ def test_on_rows_of_large_norm_a_gate_is_open_where_the_library_has_it_open(tmp_
     assert ((x @ weights["W_enc"] + shift > 0) != open_there).any()
     magnitude = ((x - weights["b_dec"]) @ weights["W_enc"]) * weights["r_mag"].exp() + weights["b_mag"]
     assert torch.equal(sae.encode(x), magnitude.relu() * open_there)
+
+
+GEMMA = "gemma-scope-{}/layer_20/width_16k/average_l0_71"
+SITES: dict[str, tuple[str, Files, str, str | None]] = {
+    "res": (GEMMA.format("2b-pt-res"), NPZ, "blocks.20.hook_resid_post", "google/gemma-2-2b"),
+    "mlp": (GEMMA.format("9b-pt-mlp-canonical"), NPZ, "blocks.20.hook_mlp_out", "google/gemma-2-9b"),
+    "att": (GEMMA.format("9b-it-att"), NPZ, "blocks.20.attn.hook_z", "google/gemma-2-9b-it"),
+    "cached": (
+        "models--google--gemma-scope-2b-pt-res/snapshots/0a1/layer_3/width_16k/average_l0_71",
+        NPZ,
+        "blocks.3.hook_resid_post",
+        "google/gemma-2-2b",
+    ),
+    "unknown": ("layer_20/width_16k/average_l0_71", NPZ, "", None),
+    "2": ("x", gemma_scope_2(), "blocks.9.hook_resid_post", "gemma-v3-270m"),
+    "2, attention": (
+        "x",
+        gemma_scope_2(hf_hook_point_in="model.language_model.layers.9.self_attn.o_proj.input"),
+        "blocks.9.attn.hook_z",
+        "gemma-v3-270m",
+    ),
+    "2, MLP": (
+        "x",
+        gemma_scope_2(hf_hook_point_in="model.layers.9.post_feedforward_layernorm.output"),
+        "blocks.9.hook_mlp_out",
+        "gemma-v3-270m",
+    ),
+    "2, other": ("x", gemma_scope_2(hf_hook_point_in="model.norm.input"), "model.norm:input", "gemma-v3-270m"),
+    "2 by names": ("attn_out_all/x", {}, "", None),
+    "2 by their names": ("attn_out/layer_7_width_16k_l0_small", {}, "blocks.7.attn.hook_z", None),
+}
+
+
+@pytest.mark.parametrize("name", SITES)
+def test_the_site_of_gemma_scope_is_known_by_its_configuration_or_by_the_published_folders(
+    name: str, tmp_path: Path
+) -> None:
+    folder, files, site, model = SITES[name]
+    files = files or {"params.safetensors": gemma_scope_2()["params.safetensors"]}
+    sae = load(write(tmp_path, {f"{folder}/{file}": value for file, value in files.items()}))
+    assert (sae.cfg.site, sae.cfg.metadata.get("model", {}).get("name")) == (site, model)
+
+
+def test_k_of_a_pickled_sae_is_of_its_file_its_folder_or_its_repository_in_the_hub_s_cache(tmp_path: Path) -> None:
+    for path, k in (
+        ("L0_5/layer7.L0_2.sae.pt", 2),
+        ("L0_5/L0_2/layer7.sae.pt", 2),
+        ("models--Qwen--SAE-Res-Qwen3-1.7B-Base-W32K-L0_4/snapshots/0a1/layer7.sae.pt", 4),
+    ):
+        write(tmp_path, {path: qwen_scope()})
+        assert load(tmp_path / path).cfg.hyperparameters["k"] == k
+    assert load(tmp_path / path).cfg.site == "blocks.7.hook_resid_post"
 
 
 def said_to_saelens(sae: SAE, folder: Path) -> dict[str, Any]:

@@ -124,7 +124,7 @@ DAMAGE: list[tuple[dict[str, Any], str]] = [
     ({"architecture": None}, "architecture"),
     ({"surprise": 1}, "surprise"),
     ({"format": "gsae-99"}, "cfg.json.format: 'gsae-99' is not gsae-"),
-    ({"format": None}, "cfg.json.format: None is not gsae-"),
+    ({"format": "gsae"}, "cfg.json.format: 'gsae' is not gsae-"),
     ({"d_in": 6.0}, "d_in"),
     ({"d_in": True}, "d_in"),
     ({"d_in": "6"}, "d_in"),

@@ -92,6 +92,8 @@ def load(source: str | Path) -> SAE:
             if reader.recognises(path):
                 return reader.read(path)
         found = sorted(file.name for file in path.iterdir())
+    except NotADirectoryError as error:
+        raise UserError(f"{source}: this is a file; give the folder that it lies in") from error
     except FileNotFoundError as error:
         missing = Path(str(error.filename)).name
         raise UserError(f"{source}: no SAE here ({missing} is missing); {_known()}") from error

@@ -58,7 +58,11 @@ def read(directory: Path) -> SAE:
         raise ValueError(f"{CONFIG}: unknown dict_class {shown(name)}; {suggest(name, _CLASSES)}")
     dict_class = _CLASSES[name]
     counts = {key: tensors.pop(key) for key in dict_class.counts if key in tensors}
-    architecture, hyperparameters, ours = dict_class.form({**checked(tensors, dict_class.shapes, WEIGHTS), **counts})
+    k = trainer.get("k")
+    if "k" in dict_class.counts and isinstance(k, int) and 0 < k < 2**31:
+        counts.setdefault("k", torch.tensor(k))
+    shapes = {key: axes for key, axes in dict_class.shapes.items() if key in tensors or key not in dict_class.optional}
+    architecture, hyperparameters, ours = dict_class.form({**checked(tensors, shapes, WEIGHTS), **counts})
     site = trainer.get("submodule_name")  # whatever the trainer was given; a site where we wrote it
     known = isinstance(site, str) and re.match(r"blocks\.\d+\..|.+:(in|out)put$", site)
     buffer = settings.get("buffer")
@@ -140,7 +144,9 @@ class _DictClass:
     shapes: Mapping[str, str]
     """Tensors of floats, as `checked` takes them."""
     counts: frozenset[str] = frozenset()
-    """Buffers of whole numbers."""
+    """Buffers of whole numbers. The first releases had none, and k in `config.json` alone."""
+    optional: frozenset[str] = frozenset()
+    """Of the tensors those that the function does not depend on, which the first releases did not have."""
 
 
 _LINEAR = {"encoder.weight": "FD", "encoder.bias": "F", "decoder.weight": "DF"}
@@ -152,7 +158,7 @@ _CLASSES = {
     "AutoEncoderNew": _DictClass(_auto_encoder_new, {**_LINEAR, "decoder.bias": "D"}),
     "GatedAutoEncoder": _DictClass(_gated, {**_GATED, "decoder_bias": "D"}),
     "JumpReluAutoEncoder": _DictClass(_jumprelu, {**_PLAIN, "threshold": "F"}),
-    "AutoEncoderTopK": _DictClass(_topk, {**_LINEAR, "b_dec": "D", "threshold": ""}, _K),
+    "AutoEncoderTopK": _DictClass(_topk, {**_LINEAR, "b_dec": "D", "threshold": ""}, _K, frozenset({"threshold"})),
     "BatchTopKSAE": _DictClass(_batch_topk, {**_LINEAR, "b_dec": "D", "threshold": ""}, _K),
     "MatryoshkaBatchTopKSAE": _DictClass(_matryoshka, {**_PLAIN, "threshold": ""}, _K | {"group_sizes"}),
 }

@@ -108,6 +108,21 @@ def checked(tensors: Mapping[str, Tensor], shapes: Mapping[str, str], file: str)
     return {name: tensor.float() for name, tensor in tensors.items()}
 
 
+def published_names(path: Path, folders: int) -> list[str]:
+    """Names that whoever published a file has given to it and to what it lies in, the nearest first.
+
+    Args:
+        path: the file.
+        folders: how many folders the layout has; no others are looked at, which may be called anything. In the cache
+            of the Hugging Face hub those are the ones within the repository, and its name is the last one.
+    """
+    parts = path.absolute().parts[::-1]
+    if "snapshots" in parts[1:] and parts[parts.index("snapshots") + 1].startswith("models--"):
+        snapshots = parts.index("snapshots")
+        return [*parts[: snapshots - 1], parts[snapshots + 1].rpartition("--")[2]]
+    return list(parts[: folders + 1])
+
+
 @dataclasses.dataclass(frozen=True)
 class ActivationsOf:
     """What an SAE's activations are of, as far as its files say; values of another type count as not said."""

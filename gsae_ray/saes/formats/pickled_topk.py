@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 
 from gsae_ray.saes.base import SAE
-from gsae_ray.saes.formats.foreign import ActivationsOf, assemble, checked, read_pickle
+from gsae_ray.saes.formats.foreign import ActivationsOf, assemble, checked, published_names, read_pickle
 
 FILES = "layer{L}.sae.pt, the only one"
 NAMES = ()  # on the hub a file is named: a folder has one for each layer
@@ -21,7 +21,9 @@ def recognises(directory: Path) -> bool:
 
 
 def read(directory: Path) -> SAE:
-    """The SAE of a file, or of the only such file in a folder. Its k stands in the path, as `L0_50`: no file has it.
+    """The SAE of a file, or of the only such file in a folder.
+
+    Its k is in no file: it stands in the name of the file, of its folder, or of its repository on the hub, as `L0_50`.
 
     Raises:
         ValueError: it holds no such SAE, or is damaged, or there are several, or no k; in one line.
@@ -29,17 +31,22 @@ def read(directory: Path) -> SAE:
     """
     files = _files(directory)
     if len(files) > 1:
-        names = f"{files[0].name} to {files[-1].name}"
-        raise ValueError(f"{len(files)} SAEs, {names}; give the path of one of these files")
-    path = files[0].absolute()
-    k = re.findall(r"L0_(\d+)", str(path))
-    if not k:
-        raise ValueError(f"{path.name} has no k; it is taken from the path, which should have L0_50 for k = 50")
+        first, last = files[0].name, files[-1].name
+        raise ValueError(f"{len(files)} SAEs, {first} to {last}; give the path of one of these files")
+    path = files[0]
+    names = published_names(path, folders=1)
+    said = (set(re.findall(r"L0_(\d+)", name)) for name in names)
+    ks = next((found for found in said if found), set())
+    if len(ks) != 1:
+        raise ValueError(
+            f"{path.name} has no k; it is taken from the name of its file or folder, which should have one L0_50 for "
+            "k = 50"
+        )
     tensors = checked(read_pickle(path), _SHAPES, path.name)
     ours = {**tensors, "W_enc": tensors["W_enc"].T, "W_dec": tensors["W_dec"].T}
     layer = re.match(r"layer(\d+)\.", path.name)
-    site = f"blocks.{layer[1]}.hook_resid_post" if layer and "SAE-Res" in str(path) else None
-    return assemble("pickled_topk", "topk", ours, {}, {"k": int(k[-1]), "subtract_b_dec": False}, ActivationsOf(site))
+    site = f"blocks.{layer[1]}.hook_resid_post" if layer and any("SAE-Res" in name for name in names) else None
+    return assemble("pickled_topk", "topk", ours, {}, {"k": int(*ks), "subtract_b_dec": False}, ActivationsOf(site))
 
 
 def _files(path: Path) -> list[Path]:

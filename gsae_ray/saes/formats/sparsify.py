@@ -39,6 +39,8 @@ def read(directory: Path) -> SAE:
     for key in ("transcode", "skip_connection"):
         if settings.get(key):
             raise ValueError(f"{CONFIG}: {key} is true: this is a transcoder, not an SAE")
+    if settings.get("signed"):  # of the first releases
+        raise ValueError(f"{CONFIG}: signed is true: its features may be negative")
     if (activation := settings.get("activation", "topk")) != "topk":
         raise ValueError(f"{CONFIG}: activation is {shown(activation)}; known: 'topk'")
     if "k" not in settings:  # older ones have a default, which has changed
