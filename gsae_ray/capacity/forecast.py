@@ -78,6 +78,8 @@ class Forecast:
     """The same if nothing could be kept."""
     model_flops: float
     """FLOPs of all forward passes that make activations; they stop at the deepest site."""
+    references: int
+    """SAEs from elsewhere that are evaluated beside the trials."""
     evaluation_flops: float
     """FLOPs of the language model's passes over the held-out tokens."""
     training_flops: float
@@ -164,7 +166,8 @@ def forecast(
     flops = {trial.name: flops_a_row(trial) * trial.training.trained_tokens for trial in trials}
     heldout = sweep.evaluation.tokens / sweep.rows_a_context
     a_site = 1 if sweep.dataset.max_norm is None else 2  # ablated; before that for the norms of its rows
-    passes = len(trials) * len(sweep.evaluation.encoders) + a_site * len(d_in) + 1  # and the model as it is
+    passes = len(trials) * len(sweep.evaluation.encoders) + len(sweep.references)
+    passes += a_site * len(d_in) + 1  # the last one is of the model as it is
     model_flops = to_deepest_site * contexts * ratio
     evaluation_flops = whole * heldout * passes
     largest = sorted(parameters.values())[-slots:]
@@ -182,6 +185,7 @@ def forecast(
         forward_ratio=ratio,
         forward_ratio_without_budget=forward_ratio(waves, 0),
         model_flops=model_flops,
+        references=len(sweep.references),
         evaluation_flops=evaluation_flops,
         training_flops=float(sum(flops.values())),
         pace=pace(

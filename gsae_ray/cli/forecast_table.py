@@ -30,12 +30,13 @@ def print_forecast(cost: Forecast) -> None:
     unknown = "all kept if 60 % of the object store holds them, else set producers.budget_gib"
     given = f"{(cost.budget_bytes or 0) / 2**30:.2f} GiB keep {cost.kept_blocks} of {cost.blocks} blocks"
     kept = unknown if cost.budget_bytes is None else given
+    references = f", with {cost.references} reference{'s' * (cost.references > 1)}" if cost.references else ""
     lines = [
         f"trials:         {cost.trials}{phases}, {cost.slots} at a time: {cost.waves} wave{'s' * (cost.waves > 1)}",
         f"rows:           {cost.rows:,} of the stream, {gib:.2f} GiB of activations, {block:.2f} GiB a block, {kept}",
         f"forward ratio:  {cost.forward_ratio:.2f}{ratio}",
         f"language model: {cost.model_flops:.3g} FLOPs{' at that ratio' if not ratio else ' if all is kept'}",
-        f"evaluations:    {cost.evaluation_flops:.3g} FLOPs of the language model",
+        f"evaluations:    {cost.evaluation_flops:.3g} FLOPs of the language model{references}",
         f"SAEs:           {cost.training_flops:.3g} FLOPs",
         f"time:           {_time(cost.pace)}",
         f"memory:         a trial {_memory(cost.trial)}, a producer {_memory(cost.producer)}, the store "

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import pandas as pd
@@ -11,7 +11,7 @@ from rich.console import Console
 from gsae_ray.cli.tables import print_table
 from gsae_ray.config.recipe import show
 from gsae_ray.evaluation.metrics import METRICS
-from gsae_ray.results.comparison import labels
+from gsae_ray.results.comparison import labels, own_saes
 
 SETTINGS = ("recipe", "lr", "seed", "batch_size", "l1_units", "tokens")
 """Shown where SAEs differ in them, beside those that are always shown."""
@@ -19,11 +19,11 @@ LAST_RESORT = ("parent", "launch")
 """Shown where nothing else tells two SAEs apart."""
 NEEDED = ("l0", "loss_recovered")
 """Metrics that are never left out; the others are, from the last on, where the terminal is too narrow."""
-TEXTS = ("architecture", "recipe", "parent", "launch")
+TEXTS = ("origin", "architecture", "recipe", "parent", "launch")
 
 
 def print_frontier(rows: pd.DataFrame, console: Console, mixed_tokens: bool = False) -> None:
-    """A table for each frontier; a star marks the SAEs on it.
+    """A table for each frontier, with the references of its site at its end; a star marks the SAEs on it.
 
     Args:
         rows: as `results.frontier` returns them.
@@ -32,16 +32,28 @@ def print_frontier(rows: pd.DataFrame, console: Console, mixed_tokens: bool = Fa
     """
     measured = [name for name, metric in METRICS.items() if metric.table]
     expendable = [_head(name) for name in reversed(measured) if name not in NEEDED]
-    shared = mixed_tokens or rows["tokens"].nunique() < 2
     rows = rows.assign(architecture=labels(rows))
-    names = [*_settings(rows, ["site"] if shared else ["site", "tokens"]), *measured]
-    for (site, *tokens), group in rows.groupby(["site"] if shared else ["site", "tokens"]):
-        budget = "".join(f", {n:,} tokens" for n in tokens)
-        console.print(f"{site}{budget} (* on the frontier)", style="italic", highlight=False, markup=False)
+    own = own_saes(rows)
+    shared = mixed_tokens or own["tokens"].nunique() < 2
+    names = [*_settings(own, ["site"] if shared else ["site", "tokens"]), *measured]
+    names = [*(["origin"] if len(own) < len(rows) else []), *names]
+    for title, group in _tables(rows, shared):
+        console.print(f"{title} (* on the frontier)", style="italic", highlight=False, markup=False)
         columns = {_head(name): [_text(name, value) for value in group[name]] for name in names}
         columns["*"] = ["*" if on_frontier else "" for on_frontier in group["on_frontier"]]
         print_table(columns, console, texts=TEXTS, expendable=expendable)
         console.print()
+
+
+def _tables(rows: pd.DataFrame, shared: bool) -> Iterator[tuple[str, pd.DataFrame]]:
+    """The rows of each table, with its title: a site, and a number of tokens unless SAEs of all numbers share one."""
+    for site, at_site in rows.groupby("site"):
+        own = own_saes(at_site)
+        if shared or own.empty:
+            yield str(site), at_site
+        else:
+            for tokens, group in own.groupby("tokens"):
+                yield f"{site}, {tokens:,} tokens", pd.concat([group, at_site.drop(own.index)])
 
 
 def _settings(rows: pd.DataFrame, elsewhere: Sequence[str]) -> list[str]:
@@ -55,6 +67,8 @@ def _settings(rows: pd.DataFrame, elsewhere: Sequence[str]) -> list[str]:
 
 
 def _text(name: str, value: Any) -> str:
+    if value is pd.NA or (name not in METRICS and value != value):  # of a reference: its training is not known
+        return ""
     if name == "tokens":
         return f"{value:,}"
     return f"{value:.4g}" if name in METRICS else show(value)

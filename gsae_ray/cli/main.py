@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import click
 
+from gsae_ray.cli.evaluate import evaluate
 from gsae_ray.cli.jobs import list_jobs, logs, status, stop, submit
 from gsae_ray.cli.plan import plan
 from gsae_ray.cli.results import best, export, frontier
@@ -20,5 +21,5 @@ def main() -> None:
     """Sweeps of sparse autoencoders that share one pass over the language model."""
 
 
-for command in (run, plan, submit, status, logs, stop, list_jobs, frontier, best, export, ui):
+for command in (run, plan, submit, status, logs, stop, list_jobs, frontier, best, evaluate, export, ui):
     main.add_command(command)

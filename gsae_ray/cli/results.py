@@ -21,6 +21,11 @@ _format_option = click.option(
     metavar="F",
     help="gsae (ours, which SAELens reads too), saelens, jumprelu (of SAELens), dictionary_learning, sparsify",
 )
+_references_option = click.option(
+    "--with-references",
+    is_flag=True,
+    help="references, SAEs from elsewhere that are shown beside the sweep's own, compete too",
+)
 _fold_option = click.option(
     "--fold-b-dec", is_flag=True, help="with --format jumprelu: for tools that do not subtract b_dec from activations"
 )
@@ -40,6 +45,7 @@ _fold_option = click.option(
     metavar="E",
     help="own, or pursuit: the decoders with gradient pursuit (evaluation.pursuit_l0), a row for each target L0",
 )
+@_references_option
 @click.option("--json", "as_json", is_flag=True, help="print a JSON list of objects, one a row")
 @one_line_errors
 def frontier(
@@ -50,14 +56,18 @@ def frontier(
     tracking_uri: str | None,
     storage: str | None,
     encoder: str,
+    with_references: bool,
     as_json: bool,
 ) -> None:
-    """Shows what came out of a sweep: L0 and fidelity of each SAE; a star marks the Pareto frontier."""
+    """Shows what came out of a sweep: L0 and fidelity of each SAE; a star marks the Pareto frontier.
+
+    Its references (see `gsae-ray evaluate`) are shown beside that: their origin says which they are.
+    """
     from gsae_ray.cli.frontier_table import print_frontier
     from gsae_ray.cli.tables import console
     from gsae_ray.results.frontier import MIXED
 
-    rows = gsae_ray.frontier(experiment, site, launch, tracking_uri, encoder, tokens, storage)
+    rows = gsae_ray.frontier(experiment, site, launch, tracking_uri, encoder, tokens, storage, with_references)
     if as_json:
         click.echo(rows.to_json(orient="records", indent=2, double_precision=15))
         return
@@ -78,6 +88,7 @@ def frontier(
 @tokens_option
 @tracking_option
 @_storage_option
+@_references_option
 @one_line_errors
 def best(
     experiment: str,
@@ -91,15 +102,18 @@ def best(
     tokens: str | None,
     tracking_uri: str | None,
     storage: str | None,
+    with_references: bool,
 ) -> None:
     """Fetches the best SAE of a sweep under one constraint."""
     from gsae_ray.saes.export import check_export
 
     check_export(out, format_, fold_b_dec)
-    sae = gsae_ray.best(experiment, site, max_l0, min_loss_recovered, launch, tracking_uri, tokens, storage)
+    where = launch, tracking_uri, tokens, storage, with_references
+    sae = gsae_ray.best(experiment, site, max_l0, min_loss_recovered, *where)
     gsae_ray.export(sae, out, format_, fold_b_dec)
     row = sae.cfg.metadata["frontier"]
-    click.echo(f"{row['trial']}: L0 {row['l0']:.2f}, loss recovered {row['loss_recovered']:.4f}, written to {out}")
+    name = row["trial"] or row["origin"]
+    click.echo(f"{name}: L0 {row['l0']:.2f}, loss recovered {row['loss_recovered']:.4f}, written to {out}")
 
 
 @click.command()

@@ -50,11 +50,15 @@ def with_parent(
             raise UserError(f"{where}.parent: the SAE of run {run_id} is of model {of_model!r}, not of {model!r}")
         training = _part(cfg, "training")
         objective, recipe = training.get("objective", trial.training.objective), training.get("recipe")
-        of_parent = float(cfg.hyperparameters[_sparsity_hyperparameter(cfg.architecture)])
+        of_parent = cfg.hyperparameters.get(_sparsity_hyperparameter(cfg.architecture))
+        if of_parent is None:
+            raise UserError(
+                f"{where}.parent: the SAE of run {run_id} was not trained here: its {sparsity} is not known"
+            )
         l1_units = training.get("l1_units", trial.training.l1_units)
         trial = dataclasses.replace(
             trial,
-            hyperparameters={**trial.hyperparameters, sparsity: of_parent},
+            hyperparameters={**trial.hyperparameters, sparsity: float(of_parent)},
             training=trial.training.model_copy(update={"l1_units": l1_units}),
         )
     else:

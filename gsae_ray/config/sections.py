@@ -26,6 +26,9 @@ from gsae_ray.fields import (
     Settings,
 )
 
+OWN = "own"
+"""The origin of a sweep's own SAEs."""
+
 
 class ModelSettings(Settings):
     """The language model."""
@@ -137,6 +140,35 @@ class EvaluationSettings(Settings):
     def encoders(self) -> tuple[int | None, ...]:
         """What each finished SAE is evaluated with: None for its own encoder, then the L0s of gradient pursuit."""
         return (None, *(self.pursuit_l0 or ()))
+
+
+class ReferenceSettings(Settings):
+    """An SAE from elsewhere to compare with, which is evaluated as the sweep's own are and shown beside them."""
+
+    source: str = Field(
+        min_length=1,
+        description="a folder in any format that `gsae_ray.load` reads (relative to the working directory), a trial's "
+        "directory, a run's id, or an SAE of the Hugging Face hub",
+    )
+    site: str = Field(description="one of the sweep's sites, as the frontier names it, e.g. blocks.2.hook_resid_post")
+    name: str | None = Field(
+        None,
+        min_length=1,
+        max_length=250,
+        description="what the frontier and its picture call it; several may share one; default: the source",
+    )
+
+    @property
+    def origin(self) -> str:
+        """What the frontier calls it."""
+        return self.name or self.source
+
+    @pydantic.field_validator("name")
+    @classmethod
+    def _not_ours(cls, name: str | None) -> str | None:
+        if name == OWN:
+            raise ValueError(f"{OWN!r} is what the frontier calls the sweep's own SAEs; give another")
+        return name
 
 
 def _whole_or_part(gpus: float) -> float:

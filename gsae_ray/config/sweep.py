@@ -21,11 +21,12 @@ from gsae_ray.config.sections import (
     EvaluationSettings,
     ModelSettings,
     ProducerSettings,
+    ReferenceSettings,
     TrialSettings,
 )
 from gsae_ray.config.site import Site, SiteSettings
 from gsae_ray.config.trial import TrialSpec
-from gsae_ray.errors import UserError, shown
+from gsae_ray.errors import UserError, shown, suggest
 from gsae_ray.fields import Settings
 from gsae_ray.names import MAX_COMPONENT, folder_name
 from gsae_ray.saes import REGISTRY, SAEConfig
@@ -53,6 +54,9 @@ class Sweep(Settings):
     evaluation: EvaluationSettings = EvaluationSettings()
     producers: ProducerSettings = ProducerSettings()
     trials: TrialSettings = TrialSettings()
+    references: tuple[ReferenceSettings, ...] = Field(
+        (), description="SAEs from elsewhere to show on the frontier; a list of entries"
+    )
 
     @pydantic.field_validator("name")
     @classmethod
@@ -64,7 +68,7 @@ class Sweep(Settings):
             )
         return name
 
-    @pydantic.field_validator("saes", mode="before")
+    @pydantic.field_validator("saes", "references", mode="before")
     @classmethod
     def _list(cls, value: object) -> object:
         return tuple(value) if isinstance(value, list) else value
@@ -99,7 +103,7 @@ class Sweep(Settings):
         return self
 
     def _site_problems(self) -> list[tuple[Key, str]]:
-        """What is wrong with the entries' filters, once it is known which layers are meant."""
+        """What is wrong with filters of entries and sites of references, once it is known which layers are meant."""
         found: list[tuple[Key, str]] = []
         for index, entry in enumerate(self.saes):
             if not any(entry.selects(site) for site in self.sites.sites()):
@@ -111,6 +115,16 @@ class Sweep(Settings):
                         (("saes", index, "sites", key), f"{shown(value)} is not among the sweep's own sites")
                         for value in missing
                     ]
+        if not found:
+            own = [site.name for site in self.used_sites]
+            found += [
+                (
+                    ("references", index, "site"),
+                    f"no SAE of this sweep is at {shown(given.site)}; {suggest(given.site, own)}",
+                )
+                for index, given in enumerate(self.references)
+                if given.site not in own
+            ]
         return found
 
     @property

@@ -16,6 +16,7 @@ from gsae_ray.driver.prepare import PreparedSweep
 from gsae_ray.driver.ray_session import connected
 from gsae_ray.driver.resources import ResourceRequest, request_resources
 from gsae_ray.files import disk_space_needed
+from gsae_ray.storage import references
 from gsae_ray.storage.driver_lock import Driver, driver_lock
 from gsae_ray.storage.event_log import EventLog
 from gsae_ray.storage.launch_directory import (
@@ -25,6 +26,7 @@ from gsae_ray.storage.launch_directory import (
     check_resume,
     trial_folder,
 )
+from gsae_ray.storage.references import Reference
 from gsae_ray.storage.trial_directory import Trial, TrialDirectory, forget_damaged
 from gsae_ray.tracking.connection import quick_failure
 from gsae_ray.tracking.experiment import reserve
@@ -45,11 +47,18 @@ class Launch:
     trials: list[Trial]
     pending: list[Trial]
     """Those that are to be trained, or to be evaluated."""
+    references: list[Reference]
+    """SAEs from elsewhere that are to be evaluated."""
     readers: dict[str, ReaderSpec]
     """Those that are to be trained, by name, as the store knows them."""
     resources: ResourceRequest
     display: Display
     log: EventLog
+
+    @property
+    def has_work(self) -> bool:
+        """Whether there is anything to train or to evaluate."""
+        return bool(self.pending or self.references)
 
     @property
     def own_folder(self) -> Path:
@@ -121,10 +130,15 @@ def begin(
             for trial in pending
             if not trial.directory.done
         }
+        left = [
+            reference
+            for reference in prepared.references
+            if references.lacks_evaluation(folder.parent, reference, prepared.evaluation.fingerprint)
+        ]
         check_resume(folder, prepared.sweep, prepared.trials, resume)
         reserve(tracking_uri, prepared.sweep.experiment_name)
         resources = ResourceRequest()
-        if pending:
+        if pending or left:
             _LOG.info("connecting to Ray")
             stack.enter_context(connected(address))
             cluster_nodes.check_shared(folder)
@@ -135,13 +149,15 @@ def begin(
         notices += damage_of_log(_record_path(own_folder))
         fingerprint, encoders = prepared.evaluation
         EVALUATED.write(own_folder / "evaluation.json", {"fingerprint": fingerprint, "encoders": list(encoders)})
+        for reference in prepared.references:
+            references.tag(own_folder, reference)
         log = EventLog(own_folder / "events.jsonl", display.phase)
         stack.enter_context(log.session(f"{len(pending)} of {len(trials)} trials to train or to evaluate"))
         for line in damaged:
             log.say(line, show=False)
         for notice in (*notices, *resources.notices):
             log.say(notice)
-        yield Launch(prepared, launch_id, folder, driver, trials, pending, readers, resources, display, log)
+        yield Launch(prepared, launch_id, folder, driver, trials, pending, left, readers, resources, display, log)
 
 
 def _what_is_left(prepared: PreparedSweep, trials: Sequence[Trial], resume: Resume, display: Display) -> list[Trial]:

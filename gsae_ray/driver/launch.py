@@ -57,10 +57,16 @@ class SweepResult:
     """Rows that went through it again since a fault had taken them; not in the ratio."""
     seconds: float
 
-    def frontier(self, site: str | None = None, encoder: str = "own", tokens: int | str | None = None) -> pd.DataFrame:
+    def frontier(
+        self,
+        site: str | None = None,
+        encoder: str = "own",
+        tokens: int | str | None = None,
+        with_references: bool = False,
+    ) -> pd.DataFrame:
         """See `gsae_ray.frontier`."""
-        storage = None if self.mirrored else self.storage
-        return frontier(self.experiment, site, self.launch_id, self.tracking_uri, encoder, tokens, storage)
+        where = self.launch_id, self.tracking_uri, encoder, tokens, None if self.mirrored else self.storage
+        return frontier(self.experiment, site, *where, with_references)
 
     def best(
         self,
@@ -68,10 +74,11 @@ class SweepResult:
         max_l0: float | None = None,
         min_loss_recovered: float | None = None,
         tokens: int | str | None = None,
+        with_references: bool = False,
     ) -> SAE:
         """See `gsae_ray.best`."""
         where = self.launch_id, self.tracking_uri, tokens, None if self.mirrored else self.storage
-        return best(self.experiment, site, max_l0, min_loss_recovered, *where)
+        return best(self.experiment, site, max_l0, min_loss_recovered, *where, with_references)
 
 
 def run(
@@ -139,11 +146,11 @@ def _run(launch: Launch, uri: str, started: float) -> SweepResult:
     with Tracking(
         open_mirror=lambda: open_mirror(launch, uri),
         trials=launch.trials,
-        progress=functools.partial(_progress, launch, reader) if launch.pending else None,
+        progress=functools.partial(_progress, launch, reader) if launch.has_work else None,
         allowed=launch.is_ours,
     ) as tracking:
-        if launch.pending:
-            machines = _train(launch, tracking, reader)
+        if launch.has_work:
+            machines = _train(launch, tracking, reader, uri)
         else:
             machines = []
             tracking.start_mirroring()
@@ -166,8 +173,8 @@ def _run(launch: Launch, uri: str, started: float) -> SweepResult:
     )
 
 
-def _train(launch: Launch, tracking: Tracking, reader: ProgressReader) -> list[str]:
-    """Starts producers and store, and has every pending trial trained and evaluated.
+def _train(launch: Launch, tracking: Tracking, reader: ProgressReader, uri: str) -> list[str]:
+    """Starts producers and store, and has every pending trial trained and evaluated, and every pending reference.
 
     Returns:
         the kinds of machines that producers and trials ran on.
@@ -180,7 +187,7 @@ def _train(launch: Launch, tracking: Tracking, reader: ProgressReader) -> list[s
         tracking.start_mirroring(stop.check)
         stop.check()
         with launch.display.following(reader):
-            TrialRunner(launch, actors).run()
+            TrialRunner(launch, actors, uri).run()
     return actors.supervisor.machines
 
 

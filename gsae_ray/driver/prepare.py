@@ -16,6 +16,7 @@ from gsae_ray.config.trial import RUN, TrialSpec
 from gsae_ray.data.documents import find_data, pinned_data
 from gsae_ray.data.prepare import prepare_tokens
 from gsae_ray.data.tokens import TokenStore
+from gsae_ray.driver.references import read_references
 from gsae_ray.files import digest
 from gsae_ray.language_model.hooks import by_module, site_widths
 from gsae_ray.language_model.loading import (
@@ -28,6 +29,7 @@ from gsae_ray.language_model.loading import (
 )
 from gsae_ray.language_model.transformer_lens import TransformerLensModel
 from gsae_ray.storage.evaluations import EvaluationRequest
+from gsae_ray.storage.references import Reference
 from gsae_ray.tracking.parents import fetch_parents, parent_configs
 
 
@@ -47,6 +49,8 @@ class PreparedSweep:
     """Site -> the same by module path, as `by_module`; none where transformers alone does not load the model."""
     parents: dict[str, Path]
     """Folders of finished SAEs of other sweeps that trials start from, by `TrialSpec.parent`."""
+    references: tuple[Reference, ...] = ()
+    """SAEs from elsewhere to be evaluated and shown beside the trials."""
 
 
 def prepare(
@@ -58,7 +62,7 @@ def prepare(
         sweep: as its file has it.
         storage: where tokens and parents are kept.
         say: is told what the user should know, and how far the tokens are.
-        tracking_uri: where the parents that a sweep names by run are fetched from.
+        tracking_uri: where the parents and references that a sweep names by run are fetched from.
 
     Raises:
         UserError: what the sweep names is not there, or does not fit together.
@@ -77,6 +81,7 @@ def prepare(
         widths = site_widths(load_model(sweep.model), sweep.used_sites)
     parents = fetch_parents(sweep, storage / sweep.name / "parents", tracking_uri)
     configs = parent_configs(parents)
+    references = read_references(sweep, widths, tracking_uri)
     sweep.expand(widths, {}, configs)  # what does not fit is told before tokens are prepared
     tokens = prepare_tokens(sweep, storage / "tokens", _every_few_seconds(say))
     model = model_fingerprint(sweep.model)
@@ -98,6 +103,7 @@ def prepare(
         evaluation=EvaluationRequest(digest(evaluation), sweep.evaluation.encoders),
         modules={} if own_format else {site.name: by_module(skeleton, site).name for site in widths},
         parents={RUN + run_id: folder for run_id, folder in parents.items()},
+        references=references,
     )
 
 

@@ -104,6 +104,7 @@ def publish(launch: Launch, tracking: Tracking, uri: str, machines: list[str]) -
 
 def _publish_to(mirror: Mirror, launch: Launch, machines: list[str]) -> Path | None:
     """Sends frontier and counters to the launch's run, which ends. Returns the picture, if there is one."""
+    mirror.send_references(launch.own_folder)
     picture, artifacts = _draw_frontier(launch, tracking_uri=mirror.client.tracking_uri)
     log = [launch.log.path] if launch.log.path.exists() else []
     mirror.log_launch(_metrics(launch.counters()), [*log, *artifacts], machines)

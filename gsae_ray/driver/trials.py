@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import logging
 import tempfile
-from collections.abc import Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +18,11 @@ from gsae_ray.config.trial import TrialSpec
 from gsae_ray.driver import cluster_nodes
 from gsae_ray.driver.begin import Launch
 from gsae_ray.driver.evaluation_queue import EvaluationQueue
+from gsae_ray.driver.references import evaluate_reference
 from gsae_ray.driver.start_actors import Actors
 from gsae_ray.driver.tune_callbacks import StopWhenAsked, TrialCallbacks
 from gsae_ray.driver.tune_settings import run_config
-from gsae_ray.errors import reason
+from gsae_ray.errors import NumericError, ProductionError, reason
 from gsae_ray.evaluation.metrics import Evaluation
 from gsae_ray.evaluation.task import Evaluate
 from gsae_ray.storage.launch_directory import versions
@@ -33,16 +34,18 @@ _LOG = logging.getLogger(__name__)
 class TrialRunner:
     """Runs what is pending in a launch."""
 
-    def __init__(self, launch: Launch, actors: Actors) -> None:
+    def __init__(self, launch: Launch, actors: Actors, tracking_uri: str) -> None:
         self.launch = launch
+        self.tracking_uri = tracking_uri
         self.store_actor = actors.store_actor
         self.supervisor = actors.supervisor
 
     def run(self) -> None:
-        """Trains what is to be trained, and has every finished SAE evaluated beside that.
+        """Trains what is to be trained, has every finished SAE evaluated beside that, and after it the references.
 
         Raises:
             SweepStoppedError: the launch cannot go on, or was asked to stop.
+            UserError: a reference is not where it was, or is another SAE now.
         """
         launch, store = self.launch, StoreClient(self.store_actor)
         pool = ThreadPoolExecutor(thread_name_prefix="evaluations")
@@ -60,9 +63,32 @@ class TrialRunner:
                 self._train_to_the_end(self._with_parents(trials))
             _LOG.info("all trials have ended; waiting for their evaluations")
             queue.finish(check=self.supervisor.stop.check)
+            self._evaluate_references(submit)
         finally:
             queue.stop()
             pool.shutdown(wait=False, cancel_futures=True)
+
+    def _evaluate_references(self, submit: Callable[[Evaluate], Future[Evaluation]]) -> None:
+        """Has the SAEs from elsewhere evaluated, now that producers have nothing else to do."""
+
+        def run(task: Evaluate) -> Evaluation:
+            evaluation = submit(task)
+            while not wait([evaluation], timeout=1).done:
+                self.supervisor.stop.check()
+            try:
+                return evaluation.result()
+            except NumericError:
+                raise
+            except Exception as error:
+                raise ProductionError(reason(error)) from error
+
+        launch = self.launch
+        where = launch.folder.parent, launch.prepared.evaluation.fingerprint
+        for reference in launch.references:
+            try:
+                evaluate_reference(reference, *where, run, launch.log.say, self.tracking_uri)
+            except NumericError as error:
+                launch.log.say(f"{reference['origin']} cannot be evaluated: {reason(error)}")
 
     def _with_parents(self, trials: Sequence[Trial]) -> list[Trial]:
         """Returns the trials without those whose parent has failed; they fail, too."""

@@ -82,7 +82,7 @@ class Evaluator:
             UserError: the model has no such site, or the SAE takes activations of another width.
         """
         ablated = self._zero_ablated(site)
-        check_width(sae, site, len(ablated.mean_D))
+        check_width(sae.cfg, site, len(ablated.mean_D))
         self._check_finite(f"activations at {site}", ablated.mean_D)
         active_F = torch.zeros(sae.cfg.d_sae, dtype=torch.float64, device=self.device)
         sums: dict[str, list[Tensor]] = {name: [] for name in SUMS}

@@ -9,7 +9,7 @@ from torch import Tensor
 from gsae_ray.config.site import Site
 from gsae_ray.errors import UserError, shown
 from gsae_ray.evaluation.gradient_pursuit import gradient_pursuit
-from gsae_ray.saes import SAE
+from gsae_ray.saes import SAE, SAEConfig
 
 
 class Reconstruction(NamedTuple):
@@ -22,16 +22,16 @@ class Reconstruction(NamedTuple):
     """Name of a sum (`metrics.SUMS`) -> what each row [R] adds to it."""
 
 
-def check_width(sae: SAE, site: Site, width: int) -> None:
-    """Checks that an SAE takes the activations of a site, which have `width` coordinates.
+def check_width(cfg: SAEConfig, site: Site, width: int) -> None:
+    """Checks that an SAE of this configuration takes the activations of a site, which have `width` coordinates.
 
     Raises:
         UserError: it does not.
     """
-    if sae.cfg.d_in != width:
-        trained_at = f", trained at {shown(sae.cfg.site)}" if sae.cfg.site else ""
+    if cfg.d_in != width:
+        trained_at = f", trained at {shown(cfg.site)}" if cfg.site else ""
         raise UserError(
-            f"site: the activations at {site} have {width} coordinates, and this SAE{trained_at} takes {sae.cfg.d_in} "
+            f"site: the activations at {site} have {width} coordinates, and this SAE{trained_at} takes {cfg.d_in} "
             "(its d_in); evaluate it at the site, and with the model, that it was trained on"
         )
 

@@ -54,7 +54,7 @@ class RowEvaluator:
         if site not in self._sites:
             self._sites[site] = self._measure(site)
         rows = self._sites[site]
-        check_width(sae, site, len(rows.mean_D))
+        check_width(sae.cfg, site, len(rows.mean_D))
         active_F = torch.zeros(sae.cfg.d_sae, dtype=torch.float64, device=self.device)
         sums: dict[str, Tensor] = {}
         for x_RD, group_R in self._taking_part(site, rows.limit):

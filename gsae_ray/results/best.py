@@ -9,9 +9,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from gsae_ray.config.sections import OWN
 from gsae_ray.errors import UserError
-from gsae_ray.results.comparison import check_tokens
-from gsae_ray.results.frontier import MIXED, frontier
+from gsae_ray.results.comparison import check_tokens, own_saes
+from gsae_ray.results.frontier import MIXED, frontier, outcomes_of
+from gsae_ray.results.references import load_reference
 from gsae_ray.results.saved import load_finished, load_run
 from gsae_ray.saes import SAE
 
@@ -24,13 +26,18 @@ def choose(
     max_l0: float | None = None,
     min_loss_recovered: float | None = None,
     mixed_tokens: bool = False,
+    with_references: bool = False,
 ) -> pd.Series[Any]:
     """The row of the best SAE: the highest loss recovered with L0 ≤ max_l0, or the lowest L0 that recovers enough.
+
+    It is one of the sweep's own SAEs, unless `with_references`.
 
     Raises:
         UserError: rows of several sites, or numbers of tokens that may not be mixed; not exactly one constraint, or
             nothing meets it.
     """
+    if not with_references:
+        rows = own_saes(rows)
     if rows.empty:
         raise UserError("best: no SAE to choose from; those of this sweep have L0 = 0 or a result that is not finite")
     sites = sorted(set(rows["site"]))
@@ -55,7 +62,8 @@ def choose(
 
 
 def example_constraint(rows: pd.DataFrame) -> list[str]:
-    """Options with which `gsae-ray best` finds an SAE of these rows, of which there is at least one."""
+    """Options with which `gsae-ray best` finds an own SAE of these rows, of which there is at least one."""
+    rows = own_saes(rows)
     last = rows.iloc[-1]
     of_site = rows[rows["site"] == last["site"]]
     options = ["--site", str(last["site"])]
@@ -74,6 +82,7 @@ def best(
     tracking_uri: str | None = None,
     tokens: int | str | None = None,
     storage: str | Path | None = None,
+    with_references: bool = False,
 ) -> SAE:
     """Fetches the best SAE of a sweep under a constraint; its frontier row is in `cfg.metadata["frontier"]`.
 
@@ -86,13 +95,28 @@ def best(
         tracking_uri: as for `frontier`.
         tokens: of SAEs that were trained on so many; "all": of any number. Where there are several, one is to be said.
         storage: read the sweep's own storage in MLflow's place.
+        with_references: it may be a reference, which is then read from where it was when it was evaluated.
 
     Raises:
         UserError: as `frontier` and `choose`; or the SAE cannot be had, or is not as it was saved.
     """
-    rows = frontier(experiment, site, launch, tracking_uri, tokens=tokens, storage=storage)
-    row = choose(rows, max_l0, min_loss_recovered, mixed_tokens=tokens == MIXED)
-    sae = load_run(row["run_id"], tracking_uri, "best") if storage is None else load_finished(Path(row["run_id"]))
-    record = {name: value.item() if isinstance(value, np.generic) else value for name, value in row.items()}
+    rows = frontier(
+        experiment, site, launch, tracking_uri, tokens=tokens, storage=storage, with_references=with_references
+    )
+    row = choose(rows, max_l0, min_loss_recovered, tokens == MIXED, with_references)
+    if row["origin"] != OWN:
+        sae = load_reference(outcomes_of(experiment, tracking_uri, storage), row, tracking_uri)
+    elif storage is None:
+        sae = load_run(row["run_id"], tracking_uri, "best")
+    else:
+        sae = load_finished(Path(row["run_id"]))
+    record = {name: _plain(value) for name, value in row.items()}
     sae.cfg = sae.cfg.model_copy(update={"metadata": {**sae.cfg.metadata, "frontier": record}})
     return sae
+
+
+def _plain(value: Any) -> Any:
+    """A value of a table row as JSON has it; None for one that is missing."""
+    if value is pd.NA:
+        return None
+    return value.item() if isinstance(value, np.generic) else value

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from gsae_ray.config.sections import OWN
 from gsae_ray.errors import UserError
 from gsae_ray.results import curves
 from gsae_ray.tracking.artifacts import fetch_sequences
@@ -18,13 +19,20 @@ def log_l0_at(rows: pd.DataFrame, loss_recovered: float) -> float:
     return float(curves.log_l0_at(*curve(rows), np.array(loss_recovered)))
 
 
+def own_saes(rows: pd.DataFrame) -> pd.DataFrame:
+    """The table rows of a sweep's own SAEs: without references, SAEs from elsewhere that are shown beside them."""
+    return rows[rows["origin"] == OWN] if "origin" in rows else rows  # tables of before have no references
+
+
 def check_tokens(*groups: pd.DataFrame) -> None:
     """Refuses table rows that may not share a frontier: more tokens make a better SAE of any kind.
+
+    References take no part: what they were trained on is not known.
 
     Raises:
         UserError: they were trained on different numbers of tokens.
     """
-    budgets = sorted({tokens for rows in groups for tokens in rows["tokens"]})
+    budgets = sorted({tokens for rows in groups for tokens in own_saes(rows)["tokens"]})
     if len(budgets) > 1:
         raise UserError(
             f"tokens: these SAEs were trained on {listed(budgets)} tokens; name one number of them "
@@ -41,10 +49,12 @@ def listed(budgets: Iterable[int]) -> str:
 def check_recipes(*groups: pd.DataFrame) -> None:
     """Refuses table rows that may not be compared: recipes differ as much as architectures do.
 
+    References take no part: theirs are not known.
+
     Raises:
         UserError: they were trained by several recipes.
     """
-    recipes = sorted({recipe for rows in groups for recipe in rows["recipe"]})
+    recipes = sorted({recipe for rows in groups for recipe in own_saes(rows)["recipe"]})
     if len(recipes) > 1:
         raise UserError(
             f"recipe: these SAEs were trained by {len(recipes)} recipes ({', '.join(recipes)}), which no comparison "

@@ -2,24 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
+from gsae_ray.config.sections import OWN
 from gsae_ray.errors import UserError, first_line, suggest
 from gsae_ray.evaluation import metrics
 from gsae_ray.evaluation.metrics import METRICS
-from gsae_ray.results.comparison import curve, listed
+from gsae_ray.results.comparison import curve, listed, own_saes
 from gsae_ray.results.curves import pareto
 from gsae_ray.results.outcomes import MLflowOutcomes, Outcome, Outcomes, StorageOutcomes
+from gsae_ray.results.references import UNKNOWN, row_of, trained_elsewhere
 from gsae_ray.saes import REGISTRY
 from gsae_ray.tracking.tags import EVALUATION, LAUNCH, TRIAL
 
 SETTINGS = ("run_id", "trial", "site", "architecture", "recipe", "d_sae", "sparsity", "lr", "seed", "tokens")
-REST = ("on_frontier", "variant", "sink_share", "l1_units", "batch_size", "parent", "launch")
+REST = ("on_frontier", "variant", "sink_share", "l1_units", "batch_size", "parent", "launch", "origin")
 MEANINGFUL_NATS = 0.05
 """Where zero-ablation costs less than this, loss recovered is a ratio of noise."""
 ENCODERS = ("own", "pursuit")
@@ -34,11 +36,12 @@ def columns() -> list[str]:
     return [*SETTINGS, *metrics.columns(), *REST]
 
 
-def _outcomes(experiment: str, tracking_uri: str | None, storage: str | Path | None) -> Outcomes:
+def outcomes_of(experiment: str, tracking_uri: str | None, storage: str | Path | None) -> Outcomes:
+    """Where the outcomes of an experiment are read: MLflow, or the storage where one is given."""
     return MLflowOutcomes(tracking_uri, experiment) if storage is None else StorageOutcomes(storage, experiment)
 
 
-def _launch_id(outcomes: Outcomes, experiment: str, launch: str | None) -> str | None:
+def choose_launch(outcomes: Outcomes, experiment: str, launch: str | None) -> str | None:
     """The launch asked for, the newest by default; None for all."""
     ids = outcomes.launches()
     if not ids:
@@ -76,16 +79,21 @@ def _row(outcome: Outcome) -> dict[str, Any]:
         "parent": params.get("parent", ""),
         "launch": outcome.tags[LAUNCH],
         "sink_share": outcome.metrics.get("train/sink_share", float("nan")),
+        "origin": OWN,
+        "trained_at": params["site"],
+        "fingerprint": outcome.tags[EVALUATION],
+        "schema": outcome.schema,
     }
 
 
-def _of_sweeps(outcomes: Iterable[Outcome]) -> tuple[list[tuple[Outcome, dict[str, Any]]], list[str]]:
-    """Outcomes with the settings of each trial; and a note for each run that is not a whole run of a launch."""
+def _of_sweeps(
+    outcomes: Iterable[Outcome], row_of: Callable[[Outcome], dict[str, Any]]
+) -> tuple[list[tuple[Outcome, dict[str, Any]]], list[str]]:
+    """Outcomes with their settings as table rows; and a note for each run that is not a whole run of a launch."""
     whole, notes = [], []
     for outcome in outcomes:
         try:
-            row = _row(outcome)
-            row |= {"fingerprint": outcome.tags[EVALUATION], "schema": outcome.schema}
+            row = row_of(outcome)
         except (KeyError, ValueError) as error:
             notes.append(f"{outcome.run_id} is left out: no run of a sweep, or not a whole one ({first_line(error)})")
         else:
@@ -108,8 +116,9 @@ def frontier(
     encoder: str = "own",
     tokens: int | str | None = None,
     storage: str | Path | None = None,
+    with_references: bool = False,
 ) -> pd.DataFrame:
-    """The evaluated SAEs of a sweep, sorted by site, tokens and L0.
+    """The evaluated SAEs of a sweep and its references, SAEs from elsewhere; sorted by site, tokens and L0.
 
     Failed and unfinished trials are left out, and SAEs with L0 = 0, or without a finite L0 and loss recovered. Other
     metrics may be NaN.
@@ -123,13 +132,17 @@ def frontier(
         tokens: only SAEs that were trained on so many; "all": of any number, on one frontier; default: of any number,
             each with a frontier of its own.
         storage: read the sweep's own storage in MLflow's place; `run_id` is then the folder of each trial.
+        with_references: references compete for the frontier; by default they are shown beside it.
 
     Returns:
-        One row a trial with the columns `columns()`; of pursuit, one row a trial and target, and a column `pursuit_l0`
-        more. `on_frontier`: no SAE of its site, and number of tokens unless those are "all", has a lower L0 and a
-        higher loss recovered. `recipe`: objective/schedule of the training, and what deviates from them; `variant`:
-        options of the architecture that are not at their defaults; `sink_share`: what of the site's E‖x‖² its largest
-        0.1 % of rows hold (see `dataset.max_norm`). `attrs["notes"]`: what a reader should know, as lines of text.
+        One row a trial and one a reference, with the columns `columns()`; of pursuit, one row a trial and target, no
+        references, and a column `pursuit_l0` more. `on_frontier`: no SAE of its site, and number of tokens unless those
+        are "all", has a lower L0 and a higher loss recovered; never a reference's, unless `with_references`.
+        `recipe`: objective/schedule of the training, and what deviates from them; `variant`: options of the
+        architecture that are not at their defaults; `sink_share`: what of the site's E‖x‖² its largest
+        0.1 % of rows hold (see `dataset.max_norm`); `origin`: `own`, or what a reference is called. Of a reference,
+        trial and recipe are empty, and sparsity, lr, seed, tokens and batch_size are missing. `attrs["notes"]`: what a
+        reader should know, as lines of text.
 
     Raises:
         UserError: no such experiment, launch, site, encoder or number of tokens, no finished trial, none that pursuit
@@ -137,8 +150,8 @@ def frontier(
     """
     if encoder not in ENCODERS:
         raise UserError(f"--encoder: unknown {encoder!r}; {suggest(encoder, ENCODERS)}")
-    outcomes = _outcomes(experiment, tracking_uri, storage)
-    launch_id = _launch_id(outcomes, experiment, launch)
+    outcomes = outcomes_of(experiment, tracking_uri, storage)
+    launch_id = choose_launch(outcomes, experiment, launch)
     where = f"{experiment!r} ({f'launch {launch_id}' if launch_id else 'any launch'})"
     finished, notes = _finished(outcomes, launch_id)
     if not finished:
@@ -150,6 +163,9 @@ def frontier(
             "evaluation.pursuit_l0 and run it again: what is trained is not trained again"
         )
     rows = pd.DataFrame(evaluated)
+    if encoder == "own":
+        rows, left_out = _with_references(rows, outcomes, launch_id)
+        notes += left_out
     if rows["fingerprint"].nunique() > 1:
         raise UserError(
             f"launch: the launches of {experiment!r} were evaluated on different tokens, or with another "
@@ -175,10 +191,30 @@ def frontier(
     ]
     rows = rows[usable].reset_index(drop=True)
     rows["on_frontier"] = False
-    for _, group in rows.groupby(sharing):
-        rows.loc[group.index, "on_frontier"] = pareto(*curve(group))
+    for group in _frontiers(rows, tokens, with_references):
+        rows.loc[group.index, "on_frontier"] |= pareto(*curve(group))
     rows.attrs["notes"] = notes + _caveats(rows, tokens)
     return rows[[*columns(), *(["pursuit_l0"] if encoder == "pursuit" else [])]]
+
+
+def _frontiers(rows: pd.DataFrame, tokens: int | str | None, with_references: bool) -> Iterator[pd.DataFrame]:
+    """The SAEs of each frontier: at each site, of each number of tokens; references are on all of their site's."""
+    for _, at_site in rows.groupby("site"):
+        own = own_saes(at_site)
+        beside = at_site.index.difference(own.index) if with_references else []
+        for group in [own] if tokens == MIXED or own.empty else [group for _, group in own.groupby("tokens")]:
+            yield rows.loc[[*group.index, *beside]]
+
+
+def _with_references(rows: pd.DataFrame, outcomes: Outcomes, launch_id: str | None) -> tuple[pd.DataFrame, list[str]]:
+    """Table rows of trials, and of the references of a launch, or of all, each once; and notes about damaged ones."""
+    found, notes = _of_sweeps(outcomes.references(launch_id), row_of)
+    found = list({(o.identity, row["fingerprint"]): (o, row) for o, row in reversed(found)}.values())
+    if not found:
+        return rows, notes
+    references = pd.DataFrame([row | metrics_of(outcome.evaluation) for outcome, row in found])
+    whole = dict.fromkeys(UNKNOWN, "Int64")  # integers of which some are missing
+    return pd.concat([rows.astype(whole), references.astype(whole)], ignore_index=True), notes
 
 
 def _finished(outcomes: Outcomes, launch_id: str | None) -> tuple[list[tuple[Outcome, dict[str, Any]]], list[str]]:
@@ -188,7 +224,7 @@ def _finished(outcomes: Outcomes, launch_id: str | None) -> tuple[list[tuple[Out
         outcomes: where they are read.
         launch_id: None for all launches: a trial that several of them carry counts once, as the newest has it.
     """
-    finished, notes = _of_sweeps(outcomes.finished(launch_id))
+    finished, notes = _of_sweeps(outcomes.finished(launch_id), _row)
     failed = outcomes.failed(launch_id)
     notes = [*outcomes.notes, *notes]
     if launch_id is None:
@@ -206,21 +242,22 @@ def _evaluated(
     """Table rows of finished trials with their evaluations: one a trial, or of pursuit one a trial and target."""
     if encoder == "pursuit":
         return [
-            row | _metrics(evaluation) | {"pursuit_l0": l0}
+            row | metrics_of(evaluation) | {"pursuit_l0": l0}
             for outcome, row in finished
             for l0, evaluation in sorted(outcomes.pursuit(outcome).items())
         ]
-    return [row | _metrics(outcome.evaluation) for outcome, row in finished]
+    return [row | metrics_of(outcome.evaluation) for outcome, row in finished]
 
 
-def _metrics(evaluation: Mapping[str, float]) -> dict[str, float]:
+def metrics_of(evaluation: Mapping[str, float]) -> dict[str, float]:
     """The metrics that are columns; NaN for those that an evaluation lacks."""
     return {name: evaluation.get(name, float("nan")) for name in metrics.columns()}
 
 
 def _named(row: pd.Series[Any]) -> str:
-    """How a note names a table row: by its trial, and of pursuit by its target."""
-    return f"{row['trial']}, pursuit L0 {row['pursuit_l0']}," if "pursuit_l0" in row else str(row["trial"])
+    """How a note names a table row: by its trial, and of pursuit by its target; a reference by its origin."""
+    name = str(row["trial"] or row["origin"])
+    return f"{name}, pursuit L0 {row['pursuit_l0']}," if "pursuit_l0" in row else name
 
 
 def _not_finite(row: pd.Series[Any]) -> list[str]:
@@ -231,18 +268,18 @@ def _not_finite(row: pd.Series[Any]) -> list[str]:
 
 def _caveats(rows: pd.DataFrame, tokens: int | str | None) -> list[str]:
     """What makes the SAEs of a frontier hard to compare, a line each."""
-    notes = []
-    recipes = sorted(set(rows["recipe"]))
+    notes, own = [], own_saes(rows)
+    recipes = sorted(set(own["recipe"]))
     if len(recipes) > 1:
         notes.append(
             f"{len(recipes)} recipes are mixed here ({', '.join(recipes)}): the frontier is that of all SAEs, not a "
             "comparison of architectures"
         )
-    if len(set(rows["l1_units"]) - {""}) > 1:
+    if len(set(own["l1_units"]) - {""}) > 1:
         notes.append("sparsity: some coefficients are in the paper's units, others in sum units (training.l1_units)")
-    if rows.groupby("site")["tokens"].nunique().gt(1).any():
+    if own.groupby("site")["tokens"].nunique().gt(1).any():
         shared = "share one frontier" if tokens == MIXED else "have a frontier each (--tokens all: one for all)"
-        notes.append(f"SAEs trained on {listed(sorted(set(rows['tokens'])))} tokens {shared}")
+        notes.append(f"SAEs trained on {listed(sorted(set(own['tokens'])))} tokens {shared}")
     for name, group in rows.groupby("site"):
         gap = float((group["ce_zero"] - group["ce_clean"]).iloc[0])
         if gap < MEANINGFUL_NATS:
@@ -252,23 +289,26 @@ def _caveats(rows: pd.DataFrame, tokens: int | str | None) -> list[str]:
         for _, row in rows.iterrows()
         if (undefined := _not_finite(row))
     ]
+    for _, row in rows.iterrows():
+        notes += trained_elsewhere(row["origin"], row["site"], row["trained_at"])
     outdated = rows[rows["schema"] < metrics.schema_version()]
     if len(outdated):
         lacking = [name for name, metric in METRICS.items() if metric.since > outdated["schema"].min()]
         notes.append(
             f"{len(outdated)} evaluations are of an older version, without {', '.join(lacking)}; the next launch of "
-            "the sweep makes them again"
+            "the sweep makes them again, `gsae-ray evaluate` those of references"
         )
     return notes
 
 
 def _of_tokens(rows: pd.DataFrame, tokens: int | str | None) -> pd.DataFrame:
-    """The SAEs that were trained on a number of tokens, if one is asked for."""
+    """The SAEs that were trained on a number of tokens, if one is asked for; and all references."""
     if tokens in (None, MIXED):
         return rows
-    chosen = rows[rows["tokens"].astype(str) == str(tokens).replace("_", "")]
+    own = own_saes(rows)
+    chosen = own[own["tokens"].astype(str) == str(tokens).replace("_", "")]
     if chosen.empty:
         raise UserError(
-            f"tokens: no SAE was trained on {tokens}; {suggest(tokens, [*sorted(set(rows['tokens'])), MIXED])}"
+            f"tokens: no SAE was trained on {tokens}; {suggest(tokens, [*sorted(set(own['tokens'])), MIXED])}"
         )
-    return chosen
+    return rows.drop(own.index.difference(chosen.index))

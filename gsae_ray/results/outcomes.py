@@ -1,4 +1,7 @@
-"""The outcomes of an experiment's trials, read from MLflow or from the storage that it mirrors. Both give the same."""
+"""The outcomes of an experiment's trials and references, read from MLflow or from the storage that it mirrors.
+
+Both give the same.
+"""
 
 from __future__ import annotations
 
@@ -16,20 +19,21 @@ from gsae_ray.names import local_path
 from gsae_ray.storage.evaluations import EvaluationRequest, schema_of
 from gsae_ray.storage.launch_directory import EVALUATED, find_trial
 from gsae_ray.storage.launch_directory import LAUNCH as LAUNCH_FILE
+from gsae_ray.storage.references import evaluation_of, folder_of, reference_id, tagged
 from gsae_ray.storage.trial_directory import TrialDirectory
-from gsae_ray.tracking.params import trial_params
+from gsae_ray.tracking.params import reference_params, trial_params
 from gsae_ray.tracking.runs import RecordedExperiment, unknown_experiment
-from gsae_ray.tracking.tags import EVALUATION, FAILURE, IDENTITY, LAUNCH, SCHEMA, TRIAL
+from gsae_ray.tracking.tags import CONTENT, EVALUATION, FAILURE, IDENTITY, LAUNCH, ORIGIN, SCHEMA, SOURCE, TRIAL
 
 T = TypeVar("T")
 
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
-    """A trial that has finished or failed, as its run in MLflow has it."""
+    """A trial that has finished or failed, or a reference, as its run in MLflow has it."""
 
     run_id: str
-    """MLflow's id; where the storage was read, the trial's folder."""
+    """MLflow's id; where the storage was read, the folder of the trial, or of the reference's evaluations."""
     tags: Mapping[str, str]
     params: Mapping[str, str]
     metrics: Mapping[str, float]
@@ -77,6 +81,9 @@ class Outcomes(Protocol):
     def pursuit(self, outcome: Outcome) -> dict[int, dict[str, float]]:
         """The metrics of a finished trial by gradient pursuit, by target L0; none where it was not asked for."""
 
+    def references(self, launch: str | None) -> list[Outcome]:
+        """SAEs from elsewhere that a launch is, or all are, compared with; those of newer launches first."""
+
 
 class MLflowOutcomes:
     """Outcomes read from MLflow."""
@@ -96,10 +103,10 @@ class MLflowOutcomes:
         return [run.tags[LAUNCH] for run in self._experiment.runs("launch") if LAUNCH in run.tags]
 
     def finished(self, launch: str | None) -> list[Outcome]:
-        return self._trials(launch, "FINISHED")
+        return self._runs("trial", launch, "FINISHED")
 
     def failed(self, launch: str | None) -> list[Outcome]:
-        return self._trials(launch, "FAILED")
+        return self._runs("trial", launch, "FAILED")
 
     def pursuit(self, outcome: Outcome) -> dict[int, dict[str, float]]:
         evaluations: dict[int, dict[str, float]] = {}
@@ -108,8 +115,11 @@ class MLflowOutcomes:
                 evaluations.setdefault(step, {})[name.removeprefix("pursuit/")] = value
         return evaluations
 
-    def _trials(self, launch: str | None, status: str) -> list[Outcome]:
-        runs = self._experiment.runs("trial", launch, status)
+    def references(self, launch: str | None) -> list[Outcome]:
+        return self._runs("reference", launch, "FINISHED")
+
+    def _runs(self, kind: str, launch: str | None, status: str) -> list[Outcome]:
+        runs = self._experiment.runs(kind, launch, status)
         return [Outcome(run.id, run.tags, run.params, run.metrics) for run in runs]
 
 
@@ -155,13 +165,35 @@ class StorageOutcomes:
         return [outcome for outcome in self._trials(launch) if FAILURE in outcome.tags]
 
     def pursuit(self, outcome: Outcome) -> dict[int, dict[str, float]]:
-        directory, request = TrialDirectory(Path(outcome.run_id)), self._request(outcome.tags[LAUNCH])
+        directory, request = TrialDirectory(Path(outcome.run_id)), self.request(outcome.tags[LAUNCH])
         evaluations: dict[int, dict[str, float]] = {}
         for l0 in request.encoders:
             if l0 is not None and (found := directory.evaluation(request.fingerprint, l0)) is not None:
                 metrics = _finite(found["metrics"]).items()
                 evaluations[l0] = {name.removeprefix("pursuit/"): value for name, value in metrics}
         return evaluations
+
+    def references(self, launch: str | None) -> list[Outcome]:
+        found: list[Outcome] = []
+        for launch_id in [launch] if launch is not None else self.launches():
+            folder, fingerprint = self.folder(launch_id), self.request(launch_id).fingerprint
+            references, damaged = tagged(folder)
+            self.notes += damaged
+            for reference in references:
+                evaluation = evaluation_of(folder.parents[2], reference, fingerprint)
+                if evaluation is None:  # it was not, so far
+                    continue
+                tags = {LAUNCH: launch_id, IDENTITY: reference_id(reference), EVALUATION: fingerprint}
+                tags |= {ORIGIN: reference["origin"], SOURCE: reference["source"], CONTENT: reference["sae"]}
+                tags |= {SCHEMA: str(schema_of(evaluation))}
+                params = {key: str(value) for key, value in reference_params(reference).items()}
+                path = folder_of(folder.parents[2], reference)
+                found.append(Outcome(str(path), tags, params, _finite(evaluation["metrics"])))
+        return found
+
+    def folder(self, launch: str) -> Path:
+        """A launch's folder in the storage."""
+        return self._launches[launch][0]
 
     def _trials(self, launch: str | None) -> Iterator[Outcome]:
         """The trials of a launch, or of all, that have begun; those that are finished have the tag `EVALUATION`."""
@@ -172,7 +204,7 @@ class StorageOutcomes:
 
     def _trials_of(self, launch_id: str) -> Iterator[Outcome]:
         folder, identities = self._launches[launch_id]
-        request = self._request(launch_id)
+        request = self.request(launch_id)
         for name, identity in identities.items():
             path = find_trial(folder.parent.parent, identity)
             if path is None:
@@ -190,7 +222,7 @@ class StorageOutcomes:
                 tags[FAILURE] = status.failure
             yield Outcome(str(path), tags, _params(path), metrics)
 
-    def _request(self, launch_id: str) -> EvaluationRequest:
+    def request(self, launch_id: str) -> EvaluationRequest:
         """What a launch asks of its SAEs; no evaluation at all where that is not known."""
         file = self._launches[launch_id][0] / "evaluation.json"
         if (found := self._read(EVALUATED, file)) is not None:

@@ -9,28 +9,35 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, NullFormatter
 
-from gsae_ray.results.comparison import labels
+from gsae_ray.results.comparison import labels, own_saes
 from gsae_ray.results.curves import pareto
 
 COLUMNS_A_ROW = 3
 KINDS = ["architecture", "variant", "recipe", "d_sae", "tokens"]
 """The order of curves."""
+MARKS = "*DXP^v<>"
+"""Of references, by origin."""
+LEGEND = 32
+"""The most characters of an origin in the legend; of a path, its end tells more."""
 
 
 def plot_frontier(rows: pd.DataFrame, pursuit: pd.DataFrame | None = None) -> Figure:
     """L0 (log axis) against loss recovered: a panel a site, a line through the Pareto points of each kind of SAE.
 
-    Kinds are as `_curves` tells them apart. SAEs that another of their kind beats are points alone.
+    Kinds are as `_curves` tells them apart. SAEs that another of their kind beats are points alone. References have
+    marks of their own, one for all of an origin.
 
     Args:
         rows: as `results.frontier` returns them.
         pursuit: the same of gradient pursuit, as dashed lines.
     """
-    everything = rows.assign(pursued=False)
+    everything = own_saes(rows).assign(pursued=False)
+    references = rows.drop(everything.index)
+    origins = list(references["origin"].unique()) if len(references) else []
     if pursuit is not None:
         everything = pd.concat([everything, pursuit.assign(pursued=True)], ignore_index=True)
     everything = everything.assign(label=_curves(everything)).sort_values([*KINDS, "l0"])
-    sites, kinds = sorted(set(everything["site"])), list(everything["label"].unique())
+    sites, kinds = sorted({*everything["site"], *references["site"]}), list(everything["label"].unique())
     columns = min(COLUMNS_A_ROW, len(sites))
     height = -(-len(sites) // columns)
     figure = Figure(figsize=(5.2 * columns, 4.2 * height), layout="constrained")
@@ -46,6 +53,11 @@ def plot_frontier(rows: pd.DataFrame, pursuit: pd.DataFrame | None = None) -> Fi
             points = {"linestyle": "none", "markerfacecolor": "none", "alpha": 0.35}
             for part, how in ((group[front], line), (group[~front], points)):
                 axis.plot(part["l0"], part["loss_recovered"], **how, **style)
+        for number, origin in enumerate(origins):
+            group = references[(references["site"] == site) & (references["origin"] == origin)]
+            if len(group):
+                how = {"linestyle": "none", "marker": MARKS[number % len(MARKS)], "color": "black"}
+                axis.plot(group["l0"], group["loss_recovered"], label=_shortened(origin), **how)
         axis.set_xscale("log")
         axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         axis.xaxis.set_minor_formatter(NullFormatter())
@@ -65,6 +77,10 @@ def _curves(rows: pd.DataFrame) -> pd.Series[Any]:
     if rows["tokens"].nunique() > 1:
         text = text + rows["tokens"].map(" {:,} tokens".format)
     return text
+
+
+def _shortened(origin: str) -> str:
+    return origin if len(origin) <= LEGEND else f"…{origin[1 - LEGEND :]}"
 
 
 def save_frontier(rows: pd.DataFrame, path: Path, pursuit: pd.DataFrame | None = None) -> None:

@@ -193,10 +193,15 @@ class SAE(nn.Module, ABC):
         return bool(self.cfg.hyperparameters.get("subtract_b_dec", True))
 
     @property
-    def sparsity_coefficient(self) -> float:
-        """The coefficient that `losses` is given once sparsity warm-up is over; 0 where there is no penalty."""
-        name = self.sparsity_hyperparameter
-        return 0.0 if name is None else float(self.cfg.hyperparameters[name])
+    def sparsity_coefficient(self) -> float | None:
+        """The coefficient that `losses` is given once sparsity warm-up is over; 0 where there is no penalty.
+
+        None where it is not known, as of some SAEs from elsewhere.
+        """
+        if self.sparsity_hyperparameter is None:
+            return 0.0
+        value = self.cfg.hyperparameters.get(self.sparsity_hyperparameter)
+        return None if value is None else float(value)
 
     def learnt_parameters(self) -> dict[str, nn.Parameter]:
         """The parameters that training changes, by name."""

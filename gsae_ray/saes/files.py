@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 from pathlib import Path
 from typing import Any
 
@@ -95,6 +96,15 @@ def content_hash(directory: str | Path) -> str:
         FileNotFoundError: one is missing.
     """
     return digest([file_hash(Path(directory) / name) for name in (CONFIG_FILE, WEIGHTS_FILE)])
+
+
+def function_hash(sae: SAE) -> str:
+    """The sha256 of what an SAE computes, its form and its weights, whatever files they came in."""
+    tensors = {
+        name: [str(tensor.dtype), list(tensor.shape), hashlib.sha256(tensor.cpu().contiguous().numpy()).hexdigest()]
+        for name, tensor in sae.state_dict().items()
+    }
+    return digest([saelens_form_or_reason(sae), sae.subtracts_b_dec, tensors])
 
 
 def holds(directory: str | Path, content: str | None) -> bool:

@@ -29,6 +29,8 @@ from gsae_ray.tracking.artifacts import sequences_path
 from gsae_ray.tracking.connection import connect
 from gsae_ray.tracking.experiment import check_artifacts, open_experiment
 from gsae_ray.tracking.params import trial_params
+from gsae_ray.tracking.references import send_references
+from gsae_ray.tracking.runs import find_run
 from gsae_ray.tracking.tags import (
     CONTENT,
     EVALUATION,
@@ -117,16 +119,9 @@ class Mirror:
         self._ended: set[str] = set()
 
     def _find(self, **tags: str) -> Run | None:
-        """The run with those tags. Of several, only the newest stays.
-
-        There are several where a request to make a run was given up and sent again, and the server carried out both.
-        """
+        """As `find_run`, tags by short names."""
         names = {"launch": LAUNCH, "trial": TRIAL, "kind": KIND}
-        query = " and ".join(f"tags.`{names[key]}` = '{value}'" for key, value in tags.items())
-        runs = self.client.search_runs([self.experiment_id], query, order_by=["attributes.start_time DESC"])
-        for run in runs[1:]:
-            self.client.delete_run(run.info.run_id)
-        return runs[0] if runs else None
+        return find_run(self.client, self.experiment_id, {names[key]: value for key, value in tags.items()})
 
     def open_launch(self, sweep_name: str, params: dict[str, Any], job: str | None = None) -> str:
         """Finds or makes the parent run, and marks it as running. Returns its id.
@@ -252,6 +247,11 @@ class Mirror:
             steps = {metric.key: metric.step for metric in run.data.to_proto().metrics}
             self._runs[trial.name] = _Run(run.info.run_id, steps, finished=finished)
         return self._runs[trial.name]
+
+    def send_references(self, launch: Path) -> None:
+        """Sends the references of the launch, whose folder in storage it is, as far as they are evaluated."""
+        where = self.experiment_id, self.parent_id
+        send_references(self.client, *where, launch, self.evaluation.fingerprint)
 
     def log_launch(
         self, metrics: dict[str, float], artifacts: Sequence[Path] = (), machines: Sequence[str] = ()

@@ -6,6 +6,7 @@ from typing import Any
 
 from gsae_ray.config.site import Site
 from gsae_ray.config.trial import TrialSpec
+from gsae_ray.storage.references import Reference
 
 
 def trial_params(trial: TrialSpec) -> dict[str, Any]:
@@ -25,3 +26,8 @@ def trial_params(trial: TrialSpec) -> dict[str, Any]:
         **training,
         **({} if trial.parent is None else {"parent": trial.parent}),
     }
+
+
+def reference_params(reference: Reference) -> dict[str, Any]:
+    """Parameters of the run of a reference: no recipe, and nothing else of a training that nobody knows."""
+    return {key: reference[key] for key in ("architecture", "d_in", "d_sae", "site", "trained_at")}

@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 
 from mlflow.entities import Run
+from mlflow.tracking import MlflowClient
 
 from gsae_ray.errors import UserError, suggest
 from gsae_ray.tracking.connection import asking, open_tracking
@@ -46,7 +47,7 @@ class RecordedExperiment:
         """Its runs, the newest first.
 
         Args:
-            kind: "launch" or "trial".
+            kind: "launch", "trial" or "reference".
             launch: only those of this launch.
             status: only those that MLflow says are in it ("FINISHED", "FAILED", …).
 
@@ -75,6 +76,18 @@ class RecordedExperiment:
         with asking(self._uri):
             points = self._client.get_metric_history(run_id, metric)
         return [(point.step, point.value) for point in points]
+
+
+def find_run(client: MlflowClient, experiment_id: str, tags: Mapping[str, str]) -> Run | None:
+    """The run with those tags. Of several, only the newest stays.
+
+    There are several where a request to make a run was given up and sent again, and the server carried out both.
+    """
+    query = " and ".join(f"tags.`{key}` = '{value}'" for key, value in tags.items())
+    runs = client.search_runs([experiment_id], query, order_by=["attributes.start_time DESC"])
+    for run in runs[1:]:
+        client.delete_run(run.info.run_id)
+    return runs[0] if runs else None
 
 
 def unknown_experiment(name: str, where: str, known: Sequence[str]) -> UserError:

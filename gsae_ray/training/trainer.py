@@ -67,7 +67,9 @@ class Trainer:
         self.sae = self._initial_sae(torch.tensor(statistics.mean)).to(self.device).train()
         self.unit_norm = self.settings.objective == "paper" and self.sae.W_dec.requires_grad
         """Whether decoder rows are kept at norm 1."""
-        self.coefficient = self.sae.sparsity_coefficient
+        coefficient = self.sae.sparsity_coefficient
+        assert coefficient is not None, "every entry of a sweep file has one"
+        self.coefficient = coefficient
         """The coefficient of the sparsity penalty once its warm-up is over, in the units of scaled activations."""
         if self.sae.sparsity_in_l1_units:
             # From the units of the sweep file to those of scale·x: λ/(m·k) is the same in all units (see `l1_units`).

@@ -25,7 +25,7 @@ class Runner(TrialRunner):
     """Runs the test's function in place of Tune."""
 
     def __init__(self, watch: Watch, tune: Callable[[Sequence[Trial]], dict[str, str]], launch: Any = None) -> None:
-        super().__init__(launch, Actors(None, watch.supervisor))
+        super().__init__(launch, Actors(None, watch.supervisor), "")
         self.watch = watch
         self.tune = tune
         self.runs: list[list[str]] = []

@@ -55,14 +55,15 @@ def test_storage_tells_the_same_as_mlflow(recorder: Recorder) -> None:
         identities = {trial.name: trial.identity for trial, _ in carried}
         launch_directory.LAUNCH.write(folder / "launch.json", {"sweep": sweep, "trials": identities})
         launch_directory.EVALUATED.write(folder / "evaluation.json", {"fingerprint": FINGERPRINT, "encoders": encoders})
-    for options in (
+    questions: list[dict[str, Any]] = [
         {},
         {"launch": "all"},
         {"launch": OLDER},
         {"site": SITE_2},
         {"encoder": "pursuit"},
         {"tokens": "all"},
-    ):
+    ]
+    for options in questions:
         theirs = frontier("other experiment", tracking_uri=uri, **options)
         mine = frontier("other experiment", storage=storage, **options)
         assert len(mine) > 0
@@ -75,6 +76,7 @@ def test_storage_tells_the_same_as_mlflow(recorder: Recorder) -> None:
         ({"launch": OLDER, "encoder": "pursuit"}, "--encoder: no trial of 'other experiment'"),
     ]
     for options, said in refusals:
+        where: dict[str, Any]
         for where in ({"tracking_uri": uri}, {"storage": storage}):
             with pytest.raises(UserError, match=re.escape(said)):
                 frontier("other experiment", **options, **where)

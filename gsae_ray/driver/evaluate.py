@@ -1,0 +1,187 @@
+"""SAEs from elsewhere on the held-out tokens of a launch, evaluated in this process, without Ray."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import pandas as pd
+import pydantic
+import torch
+from rich.console import Console
+
+from gsae_ray.activations.producer import Producer
+from gsae_ray.config.explain import explain
+from gsae_ray.config.site import Site
+from gsae_ray.config.sweep import Sweep
+from gsae_ray.driver.display import Display
+from gsae_ray.driver.prepare import PreparedSweep, prepare, producer_spec
+from gsae_ray.driver.references import evaluate_reference
+from gsae_ray.errors import NumericError, UserError, shown, suggest
+from gsae_ray.evaluation.reconstruction import check_width
+from gsae_ray.names import local_path
+from gsae_ray.results.frontier import choose_launch, columns, metrics_of
+from gsae_ray.results.intervals import interval, of
+from gsae_ray.results.outcomes import StorageOutcomes
+from gsae_ray.results.references import open_reference, row_of, trained_elsewhere
+from gsae_ray.saes import SAEConfig
+from gsae_ray.storage.launch_directory import LAUNCH
+from gsae_ray.storage.references import Reference, evaluation_of, lacks_evaluation, reference_id, tag
+from gsae_ray.tracking.references import record_references
+from gsae_ray.tracking.tags import EVALUATION
+
+WITH_INTERVALS = ("l0", "loss_recovered")
+"""Metrics of which the rows have the ends of an interval, too."""
+
+
+def evaluate(
+    sources: str | Path | Sequence[str | Path],
+    like: str,
+    site: str,
+    *,
+    name: str | None = None,
+    launch: str | None = None,
+    tracking_uri: str | None = None,
+    storage: str | Path | None = None,
+    console: Console | None = None,
+) -> pd.DataFrame:
+    """Evaluates SAEs from elsewhere as a launch's own were, and shows them on its frontier from now on.
+
+    They are spliced into the same model on the same held-out tokens, in this process. What was evaluated before is not
+    evaluated again, and one that was interrupted goes on. Storage keeps the evaluations, MLflow mirrors them; the SAEs
+    stay where they are.
+
+    Args:
+        sources: folders in any format that `gsae_ray.load` reads, trials' directories, ids of runs, or SAEs of the
+            Hugging Face hub.
+        like: the experiment whose launch they are compared with.
+        site: of the launch, where they are spliced in.
+        name: what the frontier calls them (its `origin`); default: each by its source.
+        launch: its id; default: the newest.
+        tracking_uri: of MLflow; default: MLFLOW_TRACKING_URI, or `mlflow.db` in the working directory.
+        storage: that of the launch, where its held-out tokens are; default: `gsae_runs` in the working directory.
+        console: where progress goes; default: standard error.
+
+    Returns:
+        a row for each, with the columns of `gsae_ray.frontier`, and the ends of 95 % intervals: `l0_low`, `l0_high`,
+        `loss_recovered_low`, `loss_recovered_high`. `attrs["notes"]`: what a reader should know, as lines of text.
+
+    Raises:
+        UserError: the launch's storage is not here, or its model or data are others now; an SAE cannot be read, or does
+            not take the activations of the site.
+    """
+    say = Display(console or Console(stderr=True)).phase
+    root = local_path("gsae_runs" if storage is None else storage, "--storage").resolve()
+    outcomes = StorageOutcomes(root, like)
+    launch_id = choose_launch(outcomes, like, launch)
+    if launch_id is None:
+        raise UserError("launch: name one; what is compared with all of them is compared with none")
+    folder, fingerprint = outcomes.folder(launch_id), outcomes.request(launch_id).fingerprint
+    if not fingerprint:
+        raise UserError("; ".join(outcomes.notes))
+    sweep = _sweep_of(folder, say)
+    own = [used.name for used in sweep.used_sites]
+    if site not in own:
+        raise UserError(f"--site: launch {launch_id} has no SAEs at {shown(site)}; {suggest(site, own)}")
+    sources = [sources] if isinstance(sources, (str, Path)) else sources
+    opened = [_open(str(source), site, name, tracking_uri) for source in sources]
+    missing = [reference for _, reference in opened if lacks_evaluation(root, reference, fingerprint)]
+    if missing:
+        prepared = _prepared(sweep, root, launch_id, fingerprint, say, tracking_uri)
+        for sae, _ in opened:
+            check_width(sae, Site(site), prepared.layout.widths[site])
+        with _producer(prepared, say) as producer:
+            for reference in missing:
+                try:
+                    evaluate_reference(reference, root, fingerprint, producer.run, say, tracking_uri)
+                except NumericError as error:
+                    raise UserError(f"{reference['origin']}: it cannot be evaluated: {error}") from error
+    for _, reference in opened:
+        tag(folder, reference)
+    rows = _rows(outcomes, launch_id, root, [reference for _, reference in opened])
+    rows.attrs["notes"] = [
+        line
+        for _, reference in opened
+        for line in trained_elsewhere(reference["origin"], site, reference["trained_at"])
+    ]
+    try:
+        record_references(tracking_uri, like, folder, fingerprint)
+    except UserError as error:
+        rows.attrs["notes"].append(
+            f"MLflow does not show this ({error}); `gsae-ray frontier --storage` does, and the same command again "
+            "brings MLflow up to date"
+        )
+    return rows
+
+
+def _open(source: str, site: str, name: str | None, tracking_uri: str | None) -> tuple[SAEConfig, Reference]:
+    """The configuration of an SAE, without its weights, and the reference that it is to be."""
+    sae, reference = open_reference(source, site, name, tracking_uri)
+    return sae.cfg, reference
+
+
+def _sweep_of(launch: Path, say: Callable[[str], None]) -> Sweep:
+    """The sweep file of a launch, resolved, without references of its own; for the CPU where there is no GPU.
+
+    Raises:
+        UserError: it is damaged, or of another version of this program.
+    """
+    found = LAUNCH.read(launch / "launch.json")
+    assert found is not None, "that is how it was found"
+    try:
+        sweep = Sweep.model_validate_json(json.dumps({**found["sweep"], "references": []}))
+    except pydantic.ValidationError as error:
+        said = explain(error, Sweep).replace("\n", ";")
+        raise UserError(f"--like: launch {launch.name} was begun by another version of gsae-ray ({said})") from error
+    if sweep.producers.gpus and not torch.cuda.is_available():
+        say("there is no GPU here, as the launch had: this takes longer, and the last digits may differ")
+        producers = sweep.producers.model_copy(update={"gpus": 0.0})
+        sweep = sweep.model_copy(update={"producers": producers})
+    return sweep
+
+
+def _prepared(
+    sweep: Sweep, root: Path, launch_id: str, fingerprint: str, say: Callable[[str], None], tracking_uri: str | None
+) -> PreparedSweep:
+    """What the launch ran on, as it can be had here.
+
+    Raises:
+        UserError: model or data cannot be had, or are others now.
+    """
+    say(f"checking launch {launch_id}: model {sweep.model.name}, data {sweep.dataset.name}")
+    prepared = prepare(sweep, root, say, tracking_uri)
+    if prepared.evaluation.fingerprint != fingerprint:
+        raise UserError(
+            f"--like: the model, its data or gsae-ray has changed since launch {launch_id}, so its held-out tokens "
+            "cannot be had any more; run its sweep again, and compare with that launch"
+        )
+    return prepared
+
+
+@contextlib.contextmanager
+def _producer(prepared: PreparedSweep, say: Callable[[str], None]) -> Iterator[Producer]:
+    """A producer like the launch's, with as many threads, in this process."""
+    threads = torch.get_num_threads()
+    say("loading the language model")
+    try:
+        yield Producer(producer_spec(prepared))
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _rows(outcomes: StorageOutcomes, launch_id: str, root: Path, references: Sequence[Reference]) -> pd.DataFrame:
+    """References as rows of the frontier, with the ends of intervals."""
+    found = {outcome.identity: outcome for outcome in outcomes.references(launch_id)}
+    rows = []
+    for reference in references:
+        outcome = found[reference_id(reference)]
+        row = row_of(outcome) | metrics_of(outcome.evaluation) | {"on_frontier": False}
+        evaluation = evaluation_of(root, reference, outcome.tags[EVALUATION])
+        assert evaluation is not None, "it was made, or found, before"
+        for metric in WITH_INTERVALS:
+            _, row[f"{metric}_low"], row[f"{metric}_high"] = interval(of(metric), [[evaluation["sequences"]]])
+        rows.append(row)
+    ends = [f"{metric}_{end}" for metric in WITH_INTERVALS for end in ("low", "high")]
+    return pd.DataFrame(rows)[[*columns(), *ends]]
