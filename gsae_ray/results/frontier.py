@@ -291,12 +291,12 @@ def _caveats(rows: pd.DataFrame, tokens: int | str | None) -> list[str]:
     ]
     for _, row in rows.iterrows():
         notes += trained_elsewhere(row["origin"], row["site"], row["trained_at"])
-    outdated = rows[rows["schema"] < metrics.schema_version()]
+    outdated = own[own["schema"] < metrics.schema_version()]
     if len(outdated):
         lacking = [name for name, metric in METRICS.items() if metric.since > outdated["schema"].min()]
         notes.append(
             f"{len(outdated)} evaluations are of an older version, without {', '.join(lacking)}; the next launch of "
-            "the sweep makes them again, `gsae-ray evaluate` those of references"
+            "the sweep makes them again"
         )
     return notes
 
