@@ -104,7 +104,8 @@ def function_hash(sae: SAE) -> str:
         name: [str(tensor.dtype), list(tensor.shape), hashlib.sha256(tensor.cpu().contiguous().numpy()).hexdigest()]
         for name, tensor in sae.state_dict().items()
     }
-    return digest([saelens_form_or_reason(sae), sae.subtracts_b_dec, tensors])
+    rounding = "elsewhere" if ORIGIN in sae.cfg.metadata else "here"  # the last bits: see `SAE._pre`
+    return digest([saelens_form_or_reason(sae), sae.subtracts_b_dec, rounding, tensors])
 
 
 def holds(directory: str | Path, content: str | None) -> bool:

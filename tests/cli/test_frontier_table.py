@@ -35,6 +35,7 @@ def rows_of(*trials: TrialSpec, **values: Any) -> pd.DataFrame:
         params = trial_params(trial)
         row = {name: params.get(name, "") for name in columns()} | dict.fromkeys(metrics.columns(), 0.98765)
         row |= {"sparsity": params["l1_coefficient"], "l0": 100.0 + number, "on_frontier": number == 0, "launch": "one"}
+        row |= {"origin": "own"}
         rows.append(row | values)
     return pd.DataFrame(rows)[columns()]
 
