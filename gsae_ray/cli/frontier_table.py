@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -10,6 +11,7 @@ from rich.console import Console
 
 from gsae_ray.cli.tables import print_table
 from gsae_ray.config.recipe import show
+from gsae_ray.config.sections import OWN
 from gsae_ray.evaluation.metrics import METRICS
 from gsae_ray.results.comparison import labels, own_saes
 
@@ -39,7 +41,9 @@ def print_frontier(rows: pd.DataFrame, console: Console, mixed_tokens: bool = Fa
     names = [*(["origin"] if len(own) < len(rows) else []), *names]
     for title, group in _tables(rows, shared):
         console.print(f"{title} (* on the frontier)", style="italic", highlight=False, markup=False)
-        columns = {_head(name): [_text(name, value) for value in group[name]] for name in names}
+        columns = {
+            _head(name): list(map(functools.partial(_text, name), group[name], group["origin"])) for name in names
+        }
         columns["*"] = ["*" if on_frontier else "" for on_frontier in group["on_frontier"]]
         print_table(columns, console, texts=TEXTS, expendable=expendable)
         console.print()
@@ -66,8 +70,8 @@ def _settings(rows: pd.DataFrame, elsewhere: Sequence[str]) -> list[str]:
     return names
 
 
-def _text(name: str, value: Any) -> str:
-    if value is pd.NA or (name not in METRICS and value != value):  # of a reference: its training is not known
+def _text(name: str, value: Any, origin: str) -> str:
+    if origin != OWN and name not in METRICS and pd.isna(value):  # nothing is known of its training
         return ""
     if name == "tokens":
         return f"{value:,}"

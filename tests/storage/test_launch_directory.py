@@ -120,6 +120,7 @@ VALUES = {
     "trials.max_concurrent": 2,
     "trials.hang_timeout_s": 77.0,
     "trials.room_timeout_s": 66.0,
+    "references": [{"source": "theirs", "site": "blocks.1.hook_resid_post"}],
 }
 
 
