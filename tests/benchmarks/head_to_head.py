@@ -1,11 +1,12 @@
 """Gated SAEs of ours against those of dictionary_learning and SAELens, trained on the very same activations.
 
-    python tests/benchmarks/head_to_head.py --work DIR [--ours NAME KEY=VALUE ...]... [--json FILE]
+    python tests/benchmarks/head_to_head.py --work DIR [--set KEY=VALUE ...] [--ours NAME KEY=VALUE ...]... [--json FILE]
 
 Same rows in the same order, same batch size, width, peak learning rate, number of λ and steps; everything else is each
 library's own (`neighbours.py` says what that is). `--ours` names a family of our SAEs and the keys of its entry in
 `head_to_head.yaml` that differ; it may be given more than once. The neighbours get an environment of their own (made in
---environment, a few minutes), and what they trained stays in --work, so that later runs train ours alone.
+--environment, a few minutes), and what they trained stays in --work, so that later runs train ours alone. Rows of
+massive norm, which ours leave out, are not among theirs. `--set` takes another model, text or site.
 
 Two frontiers are compared at equal quality, over the range that both cover: log L0, linear in log FVU (or in
 log(1 − loss recovered)) between SAEs. The ratio is ours ÷ theirs, so below 1 is better. Intervals: 95 %, bootstrap over
@@ -42,6 +43,7 @@ from gsae_ray.evaluation.evaluator import Evaluator
 from gsae_ray.evaluation.metrics import METRICS
 from gsae_ray.files import digest
 from gsae_ray.language_model.loading import model_fingerprint
+from gsae_ray.language_model.massive_norms import square_norms, takes_part
 from gsae_ray.saes import SAE, SAEConfig, build
 from gsae_ray.training.trainer import Trainer
 
@@ -120,8 +122,9 @@ def train_neighbours(
     with tempfile.TemporaryDirectory(dir=work) as directory:
         rows, todo = Path(directory, "rows.safetensors"), Path(directory, "jobs.json")
         stream = RowStream(source, plan.layout, plan.trials[0].site)
-        trained_tokens = jobs[0]["steps"] * jobs[0]["batch_size"]
-        safetensors.torch.save_file({"rows": stream.read(trained_tokens).float()}, rows)
+        rows_RD = stream.read(jobs[0]["steps"] * jobs[0]["batch_size"]).float()
+        part_R = takes_part(square_norms(rows_RD), source.statistics().norms.limit)  # theirs know no max_norm
+        safetensors.torch.save_file({"rows": rows_RD[part_R]}, rows)
         todo.write_text(json.dumps(jobs), "utf-8")
         environ = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"} | {"OMP_NUM_THREADS": "1"}
         command = [str(python), str(HERE / "neighbours.py"), str(rows), str(todo)]

