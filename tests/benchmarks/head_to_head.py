@@ -1,6 +1,6 @@
 """Gated SAEs of ours against those of dictionary_learning and SAELens, trained on the very same activations.
 
-    python tests/benchmarks/head_to_head.py --work DIR [--set KEY=VALUE ...] [--ours NAME KEY=VALUE ...]... [--json FILE]
+    python tests/benchmarks/head_to_head.py --work DIR [--set KEY=VALUE]... [--ours NAME KEY=VALUE ...]... [--json FILE]
 
 Same rows in the same order, same batch size, width, peak learning rate, number of λ and steps; everything else is each
 library's own (`neighbours.py` says what that is). `--ours` names a family of our SAEs and the keys of its entry in
@@ -100,6 +100,7 @@ def neighbour_jobs(plan: PreparedSweep, lambdas: list[float], directory: Path) -
     """What the neighbours are to train: the plan's quantities, their recipes."""
     trial, producers = plan.trials[0], plan.sweep.producers
     data = [model_fingerprint(plan.sweep.model), plan.tokens.fingerprint, trial.site, producers.batch, producers.cpus]
+    data.append(plan.sweep.dataset.max_norm)
     jobs = []
     for library in LIBRARIES:
         for l1 in lambdas:
