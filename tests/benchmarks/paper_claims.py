@@ -28,6 +28,7 @@ import numpy as np
 import pandas as pd
 import yaml
 
+from gsae_ray.errors import UserError
 from gsae_ray.evaluation.metrics import METRICS, Sums
 from gsae_ray.results import intervals, sequences
 from gsae_ray.results.frontier import frontier
@@ -54,13 +55,13 @@ class Launch:
     """The SAEs of one data seed at one site, with the positions of those of a kind."""
 
     def __init__(self, experiment: str, launch_id: str, site: str | None, tracking_uri: str | None) -> None:
-        own, pursuit = (
-            frontier(experiment, site=site, launch=launch_id, tracking_uri=tracking_uri, encoder=encoder)
-            for encoder in ("own", "pursuit")
-        )
+        own = frontier(experiment, site=site, launch=launch_id, tracking_uri=tracking_uri)
         if own["site"].nunique() > 1:
             raise SystemExit(f"--site: one of {', '.join(sorted(set(own['site'])))}")
-        rows = pd.concat([own.assign(pursuit_l0=0), pursuit])
+        tables = [own.assign(pursuit_l0=0)]
+        with contextlib.suppress(UserError):  # without `evaluation.pursuit_l0` there is no such table
+            tables.append(frontier(experiment, site, launch_id, tracking_uri, encoder="pursuit"))
+        rows = pd.concat(tables)
         order = ["recipe", "architecture", "variant", "sparsity", "pursuit_l0"]
         self.rows = rows.sort_values(order, ignore_index=True)
         self.key = list(self.rows[order].itertuples(index=False, name=None))
@@ -274,7 +275,27 @@ def main() -> None:
             verdict = "—" if math.isnan(value.value) else "yes" if finding.holds(value) else "no"
             print("| " + " | ".join([*cells, *(f"{v:.3f}" for v in alone), verdict]) + " |", flush=True)
     print(f"\n{len(seeds)} data seeds, {len(data[0].key)} evaluations each.")
+    print_saes(data[0])
     print_step_times(args.experiment, list(launches.values()), args.tracking_uri)
+
+
+def print_saes(launch: Launch) -> None:
+    """The SAEs of the first data seed, each alone; and what their numbers are to be read against."""
+    rows = launch.rows[launch.rows["pursuit_l0"] == 0]
+    totals = {name: sum(values) for name, values in launch.sequences[rows.index[0]].items()}
+    nats = (totals["nll_zero"] - totals["nll_clean"]) / totals["positions"]
+    print(f"\nzero-ablation costs {nats:.3g} nats a token")
+    print(f"largest 0.1 % of rows: {rows['sink_share'].iloc[0]:.1%} of Σ‖x‖² before max_norm\n")
+    names = ("l0", "loss_recovered", "fvu", "gamma")
+    columns = ["recipe", "SAE", "width", "λ", "L0", "loss recovered", "FVU", "γ", "alive"]
+    print("| " + " | ".join(columns) + " |\n|" + "---|" * len(columns))
+    for index, row in rows.iterrows():
+        cells = [row["recipe"], f"{row['architecture']} {row['variant']}".strip(), f"{row['d_sae']:,}"]
+        cells.append(f"{row['sparsity']:g}")
+        for name in names:
+            value = intervals.interval(intervals.of(name, index), [launch.sequences])
+            cells.append(f"{value.value:.4g} [{value.low:.4g}, {value.high:.4g}]")
+        print("| " + " | ".join([*cells, f"{row['alive_fraction']:.3g}"]) + " |", flush=True)
 
 
 def print_step_times(experiment: str, launches: Sequence[str], tracking_uri: str | None) -> None:
