@@ -26,6 +26,7 @@ if TYPE_CHECKING:  # for type checkers and editors, what `_MODULES` says
     from gsae_ray.jobs.submit import submit as submit
     from gsae_ray.results.best import best as best
     from gsae_ray.results.frontier import frontier as frontier
+    from gsae_ray.results.push import push as push
     from gsae_ray.saes import SAE as SAE
     from gsae_ray.saes import load as load
     from gsae_ray.saes.export import export as export
@@ -42,6 +43,7 @@ _MODULES = {
     "frontier": "results.frontier",
     "load": "saes",
     "load_sweep": "config.load",
+    "push": "results.push",
     "run": "driver.launch",
     "submit": "jobs.submit",
 }

@@ -66,7 +66,7 @@ def _reason(error: BaseException) -> str:
             remedy = hub_login() if status in (401, 403) else "try again later"
             return f"the hub refuses it with status {status}{said_by_the_hub(cause)}; {remedy}"
         if isinstance(cause, OfflineModeIsEnabled):
-            return "it is not in the cache, and HF_HUB_OFFLINE forbids to ask the hub; unset it"
+            return "HF_HUB_OFFLINE is set, so the hub is not asked; unset it"
         if isinstance(cause, HTTPError):
             why = shown(first_line(cause), quoted=False)
             return f"the hub ({constants.ENDPOINT}) cannot be reached: {why}; it needs a network"

@@ -80,7 +80,11 @@ def oid(path: str, data: bytes) -> str:
 
 
 class RefusedError(Exception):
-    """A request that is answered with a status, an error code and words of the hub."""
+    """A request that is answered with a status, an error code, words of the hub, and further keys of a JSON object."""
+
+    def __init__(self, status: int, code: str, words: str, **more: str) -> None:
+        self.status, self.headers = status, {"X-Error-Code": code, "X-Error-Message": words}
+        self.body = json.dumps({"error": words, **more}).encode()
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -103,8 +107,7 @@ class Handler(BaseHTTPRequestHandler):
         try:
             self._send(200, *self._route(path.strip("/").split("/")))
         except RefusedError as refused:
-            status, code, words = refused.args
-            self._send(status, json.dumps({"error": words}).encode(), {"X-Error-Code": code, "X-Error-Message": words})
+            self._send(refused.status, refused.body, refused.headers)
 
     def _send(self, status: int, data: bytes, headers: dict[str, str] | None = None) -> None:
         self.send_response(status)
@@ -176,7 +179,7 @@ class Handler(BaseHTTPRequestHandler):
         name = f"{asked['organization']}/{asked['name']}"
         self._check_owner(name)
         if name in self.server.repositories:
-            raise RefusedError(409, "", "You already created this model repo")
+            raise RefusedError(409, "", "You already created this model repo", url=f"{self.server.uri}/{name}")
         private = asked.get("visibility") == "private" or bool(asked.get("private"))
         self.server.repositories[name] = Repository([Commit("initial commit", {})], private)
         return {"url": f"{self.server.uri}/{name}"}
@@ -225,7 +228,13 @@ class Handler(BaseHTTPRequestHandler):
         match rest:
             case [] | ["revision", _]:
                 commit = self._revision(name, unquote(rest[1]) if rest else "main")
-                return {"id": name, "sha": commit.oid, "siblings": [{"rfilename": path} for path in commit.files]}
+                private = self.server.repositories[name].private
+                return {
+                    "id": name,
+                    "sha": commit.oid,
+                    "private": private,
+                    "siblings": [{"rfilename": path} for path in commit.files],
+                }
             case ["tree", revision]:
                 return [self._entry(*file) for file in self._revision(name, unquote(revision)).files.items()]
         raise RefusedError(404, "NotFound", "not here")
@@ -250,12 +259,14 @@ class Handler(BaseHTTPRequestHandler):
 
 _COMMANDS = """
 import json, os, sys
+import click
 from click.testing import CliRunner
 from gsae_ray.cli.main import main
-for token, arguments in json.load(sys.stdin):
+for token, asked in json.load(sys.stdin):
     os.environ.pop("HF_TOKEN", None)
     os.environ |= {"HF_TOKEN": token} if token else {}
-    done = CliRunner().invoke(main, arguments)
+    code = click.Command("code", callback=lambda: exec(asked, {}))
+    done = CliRunner().invoke(*((code, []) if isinstance(asked, str) else (main, asked)))
     print(json.dumps([done.exit_code, done.stdout, done.stderr, repr(done.exception)]))
 """
 
@@ -267,21 +278,22 @@ class Done(NamedTuple):
     exception: str
 
 
-def commands(uri: str, folder: Path, *asked: tuple[str | None, Sequence[object]], **environment: str) -> list[Done]:
+def commands(uri: str, folder: Path, *asked: tuple[str | None, Sequence[object] | str]) -> list[Done]:
     """Runs commands of ours one after the other, each with a token, in a process that knows the hub at `uri`.
 
     Args:
         uri: the hub's address.
         folder: where they run; the hub's cache is `home` in it.
-        asked: (token, arguments) of each.
-        environment: further variables.
+        asked: (token, arguments) of each; or Python code in the arguments' place.
     """
     own = {name: value for name, value in os.environ.items() if not name.startswith("HF_")}
     # Without Xet, the hub's newer way of transfer, whose client wants a storage server besides.
-    own |= {"HF_ENDPOINT": uri, "HF_HOME": str(folder / "home"), "HF_HUB_DISABLE_XET": "1", **environment}
-    plan = json.dumps([[token, [str(argument) for argument in arguments]] for token, arguments in asked])
+    own |= {"HF_ENDPOINT": uri, "HF_HOME": str(folder / "home"), "HF_HUB_DISABLE_XET": "1"}
+    plan = json.dumps(
+        [[token, what if isinstance(what, str) else [str(word) for word in what]] for token, what in asked]
+    )
     command = [sys.executable, "-c", _COMMANDS]
-    done = subprocess.run(command, input=plan, env=own, cwd=folder, capture_output=True, text=True, timeout=200)
+    done = subprocess.run(command, input=plan, env=own, cwd=folder, capture_output=True, text=True, timeout=250)
     answers = [Done(*json.loads(line)) for line in done.stdout.splitlines()]
     assert len(answers) == len(asked), done.stderr
     return answers

@@ -7,6 +7,7 @@ import click
 from gsae_ray.cli.evaluate import evaluate
 from gsae_ray.cli.jobs import list_jobs, logs, status, stop, submit
 from gsae_ray.cli.plan import plan
+from gsae_ray.cli.push import push
 from gsae_ray.cli.results import best, export, frontier
 from gsae_ray.cli.run import run
 from gsae_ray.cli.ui import ui
@@ -21,5 +22,5 @@ def main() -> None:
     """Sweeps of sparse autoencoders that share one pass over the language model."""
 
 
-for command in (run, plan, submit, status, logs, stop, list_jobs, frontier, best, evaluate, export, ui):
+for command in (run, plan, submit, status, logs, stop, list_jobs, frontier, best, evaluate, export, push, ui):
     main.add_command(command)

@@ -128,5 +128,5 @@ def test_a_path_that_is_there_wins_and_offline_the_hub_is_not_asked(
     assert load("some/saes/sparsify").architecture == "topk"
     with pytest.raises(UserError) as caught:
         load("some/saes-that-are-nowhere/sparsify")
-    expected = "it is not in the cache, and HF_HUB_OFFLINE forbids to ask the hub; unset it"
+    expected = "HF_HUB_OFFLINE is set, so the hub is not asked; unset it"
     assert str(caught.value).endswith(f"and it cannot be had from the hub: {expected}")

@@ -1,0 +1,166 @@
+"""The model card of published SAEs: front matter that the hub reads, how to load them, their frontier, their recipe."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import pandas as pd
+import yaml
+
+from gsae_ray.config.recipe import show
+from gsae_ray.evaluation.metrics import METRICS
+from gsae_ray.results.comparison import labels
+from gsae_ray.results.intervals import Interval
+from gsae_ray.saes import SAE
+from gsae_ray.saes.base import saelens_form_or_reason
+from gsae_ray.saes.saelens_config import NO_FORM
+from gsae_ray.version import __version__
+
+PICTURE = "frontier.png"
+LIBRARY = "saelens"
+"""The library that the hub names for the repository: every folder is one of SAELens'."""
+TAGS = ["sparse-autoencoder", "mechanistic-interpretability", "gsae-ray"]
+SECTIONS = ("model", "dataset", "training")
+"""What of an SAE's metadata is its recipe, beside its hyperparameters."""
+_HUB_NAME = re.compile(r"\w[\w.-]*/\w[\w.-]*")
+
+
+@dataclasses.dataclass(frozen=True)
+class PublishedSAE:
+    """An SAE of a frontier, as it is published."""
+
+    row: pd.Series[Any]
+    """Its row of `gsae_ray.frontier`."""
+    sae: SAE
+    folder: str
+    """Its folder in the repository."""
+    intervals: Mapping[str, Interval]
+    """Of those metrics of the table that have one."""
+    contexts: int
+    """Number of held-out contexts that they are over."""
+
+
+def model_card(repository: str, experiment: str, saes: Sequence[PublishedSAE], license: str | None) -> str:
+    """The text of `README.md`.
+
+    Args:
+        repository: `owner/name` on the hub.
+        experiment: the sweep.
+        saes: in the order of the frontier's table.
+        license: as the hub writes it (`apache-2.0`); None: nothing is said about it.
+    """
+    models = _distinct(_section(published.sae, "model").get("name") for published in saes)
+    texts = _distinct(_section(published.sae, "dataset").get("name") for published in saes)
+    front: dict[str, Any] = {"library_name": LIBRARY, "tags": TAGS}
+    front |= {"license": license} if license else {}
+    front |= {key: found for key, names in (("base_model", models), ("datasets", texts)) if (found := _on_hub(names))}
+    named = [
+        "the built-in model of gsae-ray" if name == "builtin" else str(name) for name in models if name is not None
+    ]
+    of_models = f" of {' and '.join(named)}" if named else ""
+    parts = [
+        f"---\n{yaml.safe_dump(front, sort_keys=False, allow_unicode=True)}---",
+        f"# {repository.partition('/')[2]}",
+        f"{len(saes)} sparse autoencoders{of_models}: those of the sweep `{experiment}` that no other of their site "
+        f"beats in both L0 and loss recovered. Trained with gsae-ray {__version__}.",
+        "## Load",
+        _loading(repository, saes),
+        "## Frontier",
+        f"![L0 and loss recovered of all SAEs of the sweep]({PICTURE})",
+        *_tables(saes),
+        _legend(saes),
+        "## Recipe",
+        "Where SAEs differ, it is `one or another`; the `cfg.json` of each has its own settings, under `gsae`.",
+        f"```yaml\n{yaml.safe_dump(_recipe(saes), sort_keys=False, allow_unicode=True)}```",
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def _loading(repository: str, saes: Sequence[PublishedSAE]) -> str:
+    without = [s.folder for s in saes if str(saelens_form_or_reason(s.sae)["architecture"]).startswith(NO_FORM)]
+    example = next((s.folder for s in saes if s.folder not in without), None)
+    parts = ["Each folder has one SAE. It takes raw activations of its site; its decoder rows have norm 1."]
+    if example is not None:
+        parts += [
+            "```python\nfrom sae_lens import SAE\n\n"
+            f'sae = SAE.from_pretrained("{repository}", "{example}")\n'
+            "features = sae.encode(activations)\n```"
+        ]
+    parts += [
+        "```python\nimport gsae_ray\n\n"
+        f'sae = gsae_ray.load("{repository}/{example or saes[0].folder}")\n'
+        "features = sae.encode(activations)\n```"
+    ]
+    if without:
+        parts += [f"SAELens has no form of {', '.join(f'`{folder}`' for folder in without)}."]
+    return "\n\n".join(parts)
+
+
+def _tables(saes: Sequence[PublishedSAE]) -> Iterable[str]:
+    """For each site a title and a table of its SAEs."""
+    rows = pd.DataFrame([published.row for published in saes])
+    rows = rows.assign(architecture=labels(rows))
+    differing = [name for name in ("recipe", "lr", "seed", "batch_size", "tokens") if rows[name].nunique() > 1]
+    settings = ["architecture", "d_sae", "sparsity", *differing]
+    measured = [name for name, metric in METRICS.items() if metric.table]
+    for site in _distinct(rows["site"]):
+        lines = [_line(["folder", *(name.replace("_", " ") for name in (*settings, *measured))])]
+        lines += [_line(["---"] * (1 + len(settings) + len(measured)))]
+        for published, (_, row) in zip(saes, rows.iterrows(), strict=True):
+            if row["site"] == site:
+                cells = [*(show(row[name]) for name in settings), *(_measured(published, name) for name in measured)]
+                lines.append(_line([f"`{published.folder}`", *cells]))
+        yield f"### {site}"
+        yield "\n".join(lines)
+
+
+def _line(cells: Iterable[str]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def _measured(published: PublishedSAE, name: str) -> str:
+    """A metric with its interval: `0.9644 [0.961, 0.968]`."""
+    interval = published.intervals.get(name)
+    return f"{published.row[name]:.4g}" + (f" [{interval.low:.4g}, {interval.high:.4g}]" if interval else "")
+
+
+def _legend(saes: Sequence[PublishedSAE]) -> str:
+    over = " and ".join(f"{count:,}" for count in _distinct(published.contexts for published in saes))
+    meanings = [f"- {name.replace('_', ' ')}: {metric.meaning}" for name, metric in METRICS.items() if metric.table]
+    return "\n".join([f"In brackets: 95 % bootstrap intervals over the {over} held-out contexts.", "", *meanings])
+
+
+def _recipe(saes: Sequence[PublishedSAE]) -> dict[str, Any]:
+    """Section -> setting -> its value, or as text those that differ; settings that none has are left out."""
+    recipe: dict[str, Any] = {}
+    sections = {name: [_section(published.sae, name) for published in saes] for name in SECTIONS}
+    sections["hyperparameters"] = [published.sae.cfg.hyperparameters for published in saes]
+    for section, found in sections.items():
+        for key in _distinct(key for settings in found for key in settings):
+            values = _distinct(settings.get(key) for settings in found)
+            if values != [None]:
+                recipe.setdefault(section, {})[key] = values[0] if len(values) == 1 else " or ".join(map(show, values))
+    return recipe
+
+
+def _section(sae: SAE, name: str) -> dict[str, Any]:
+    """A section of an SAE's metadata; empty where it does not say."""
+    section = sae.cfg.metadata.get(name)
+    return section if isinstance(section, dict) else {}
+
+
+def _distinct(values: Iterable[Any]) -> list[Any]:
+    """Different values in the order in which they come; dictionaries and lists among them."""
+    found: list[Any] = []
+    for value in values:
+        if value not in found:
+            found.append(value)
+    return found
+
+
+def _on_hub(names: Iterable[Any]) -> list[str]:
+    """Those that can be names of the hub, which refuses a card with others."""
+    return [name for name in names if isinstance(name, str) and _HUB_NAME.fullmatch(name)]

@@ -1,0 +1,226 @@
+"""Publishing the SAEs of a frontier: a folder that is a repository of the Hugging Face hub, and its upload."""
+
+from __future__ import annotations
+
+import hashlib
+import tempfile
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path, PurePath
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from gsae_ray.errors import UserError, first_line, shown
+from gsae_ray.evaluation.metrics import METRICS, resampled
+from gsae_ray.names import folder_name, local_path
+from gsae_ray.results.comparison import sequences
+from gsae_ray.results.frontier import frontier
+from gsae_ray.results.intervals import interval, of
+from gsae_ray.results.model_card import PICTURE, PublishedSAE, model_card
+from gsae_ray.results.plots import save_frontier
+from gsae_ray.results.saved import load_run
+from gsae_ray.saes import SAE
+from gsae_ray.saes.base import weight_bytes
+from gsae_ray.saes.files import visible_files
+from gsae_ray.saes.hub import HubId, parse_hub_id
+from gsae_ray.version import __version__
+
+
+def push(
+    experiment: str,
+    repo: str,
+    site: str | None = None,
+    launch: str | None = None,
+    tracking_uri: str | None = None,
+    tokens: int | str | None = None,
+    private: bool = False,
+    base_model: str | None = None,
+    license: str | None = None,
+    dry_run: str | Path | None = None,
+) -> str:
+    """Publishes the SAEs on a sweep's frontier in a repository of the Hugging Face hub, in one commit.
+
+    Each is a folder `{site}/width_{N}/l0_{N}`, which SAELens and `gsae_ray.load` read. Besides there are the frontier's
+    picture and a model card. What is in the repository under other names stays; pushing the same again changes nothing.
+
+    Args:
+        experiment: as for `frontier`.
+        repo: `owner/name`; it is made if need be.
+        site: only SAEs of this one.
+        launch: as for `frontier`.
+        tracking_uri: as for `frontier`.
+        tokens: as for `frontier`.
+        private: make a new repository private; one that is there has to be.
+        base_model: the language model's name on the hub, where the sweep read it from a folder.
+        license: of the SAEs, as the hub writes it (`apache-2.0`).
+        dry_run: write the repository's files to this new or empty folder, and upload nothing.
+
+    Returns:
+        The repository's address; of a dry run, the folder.
+
+    Raises:
+        UserError: as `frontier`; no SAE is on it, or one cannot be had; the folder has files; or the hub refuses.
+    """
+    check_repository(repo)
+    folder = None if dry_run is None else _new_folder(dry_run)
+    if folder is None:
+        _check_token()
+    rows = frontier(experiment, site, launch, tracking_uri, tokens=tokens)
+    chosen = rows[rows["on_frontier"]]
+    if chosen.empty:
+        raise UserError("; ".join([f"push: no SAE of {experiment!r} is on a frontier", *rows.attrs["notes"]]))
+    saes = [_public(load_run(run_id, tracking_uri, "push"), base_model) for run_id in chosen["run_id"]]
+    published = [
+        PublishedSAE(row, sae, path, *_intervals(row["run_id"], tracking_uri))
+        for (_, row), sae, path in zip(chosen.iterrows(), saes, folders(chosen, saes), strict=True)
+    ]
+    if folder is not None:
+        _write(folder, repo, experiment, rows, published, license)
+        return str(folder)
+    with tempfile.TemporaryDirectory(prefix="gsae-") as temporary:
+        _write(Path(temporary), repo, experiment, rows, published, license)
+        return _upload(Path(temporary), repo, private, f"{len(saes)} SAEs of {experiment}, by gsae-ray {__version__}")
+
+
+# ---- checks before anything is fetched ------------------------------------------------------------------------------
+
+
+def check_repository(repo: str) -> None:
+    """Refuses what is no name of a repository.
+
+    Raises:
+        UserError: it is none.
+    """
+    from huggingface_hub.utils import HFValidationError, validate_repo_id  # type: ignore[attr-defined]
+
+    if parse_hub_id(repo) != HubId(repo, None, ""):
+        raise UserError(f"--repo: {shown(repo)} is no repository of the hub; give owner/name")
+    try:
+        validate_repo_id(repo)
+    except HFValidationError as error:
+        raise UserError(f"--repo: {first_line(error)}") from error
+
+
+def _check_token() -> None:
+    from huggingface_hub import get_token
+
+    if get_token() is None:
+        raise UserError(
+            "--repo: the hub wants a token that may write; set HF_TOKEN, or have the files only (--dry-run DIR)"
+        )
+
+
+def _new_folder(path: str | Path) -> Path:
+    folder = local_path(path, "--dry-run")
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"--dry-run: {folder} is a file; give a folder")
+    if visible_files(folder):
+        raise UserError(f"--dry-run: {folder} has files; give a new or empty folder")
+    return folder
+
+
+# ---- what is published ----------------------------------------------------------------------------------------------
+
+
+def folders(rows: pd.DataFrame, saes: Sequence[SAE]) -> list[str]:
+    """A folder of its own for each SAE: `{site}/width_{N}/l0_{N}`, L0 being rounded.
+
+    SAEs that would share one get the first digits of a hash of their weights besides.
+    """
+    names = [
+        f"{folder_name(site)}/width_{d_sae}/l0_{round(l0)}"
+        for site, d_sae, l0 in zip(rows["site"], rows["d_sae"], rows["l0"], strict=True)
+    ]
+    shared = Counter(names)
+    return [
+        f"{name}_{hashlib.sha256(weight_bytes(sae)).hexdigest()[:8]}" if shared[name] > 1 else name
+        for name, sae in zip(names, saes, strict=True)
+    ]
+
+
+def _intervals(run_id: str, tracking_uri: str | None) -> tuple[dict[str, Any], int]:
+    """The intervals of the metrics that are shown, and the number of contexts that they are over."""
+    sums = sequences(run_id, tracking_uri)
+    shown_metrics = [name for name, metric in METRICS.items() if metric.table and name in resampled()]
+    return {name: interval(of(name), [[sums]]) for name in shown_metrics}, len(np.atleast_1d(sums["rows"]))
+
+
+def _public(sae: SAE, base_model: str | None) -> SAE:
+    """The SAE with metadata that may be read by anybody: of paths of this machine the last name only.
+
+    Raises:
+        UserError: the language model was read from a folder, and nobody says what it is called.
+    """
+    metadata = dict(sae.cfg.metadata)
+    model = metadata.get("model")
+    if isinstance(model, dict):
+        if base_model is None and _is_local(model.get("name")):
+            raise UserError(
+                f"--base-model: the sweep's language model was {shown(model['name'])}, a folder; give its name on the "
+                "hub, or what it is to be called"
+            )
+        metadata["model"] = {**model, "name": base_model or model.get("name")}
+    elif base_model is not None:
+        metadata["model"] = {"name": base_model}
+    sae.cfg = sae.cfg.model_copy(update={"metadata": _without_paths(metadata)})
+    return sae
+
+
+def _is_local(name: object) -> bool:
+    return isinstance(name, str) and (_is_path(name) or Path(name).is_dir())
+
+
+def _is_path(text: str) -> bool:
+    """Whether a text is a path of this machine, and not a name of the hub."""
+    return text.startswith(("/", "~", "./", "../")) or ("/" in text and Path(text).exists())
+
+
+def _without_paths(value: Any) -> Any:
+    """A JSON value in which of each path of this machine the last name is left."""
+    if isinstance(value, dict):
+        return {key: _without_paths(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_without_paths(item) for item in value]
+    return PurePath(value).name if isinstance(value, str) and _is_path(value) else value
+
+
+def _write(
+    folder: Path,
+    repo: str,
+    experiment: str,
+    rows: pd.DataFrame,
+    published: Sequence[PublishedSAE],
+    license: str | None,
+) -> None:
+    """Writes the repository's files."""
+    for each in published:
+        each.sae.save(folder / each.folder)
+    save_frontier(rows, folder / PICTURE)
+    (folder / "README.md").write_text(model_card(repo, experiment, published, license), encoding="utf-8")
+
+
+# ---- upload ---------------------------------------------------------------------------------------------------------
+
+
+def _upload(folder: Path, repo: str, private: bool, message: str) -> str:
+    """Makes the folder's files part of a repository by one commit; none where they are there already.
+
+    Raises:
+        UserError: the hub refuses or cannot be reached, or the repository is public and should be private.
+    """
+    from huggingface_hub import CommitOperationAdd, HfApi
+
+    from gsae_ray.hub import explained_by_hub
+
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    hub = HfApi(library_name="gsae-ray", library_version=__version__)
+    with explained_by_hub(f"--repo: cannot push to {repo}"):
+        address = hub.create_repo(repo, private=private or None, exist_ok=True)
+        if private and not hub.model_info(repo).private:
+            raise UserError(f"--private: {repo} is there already, and public; name another, or make it private first")
+        additions = [CommitOperationAdd(path.relative_to(folder).as_posix(), path) for path in files]
+        # Not `upload_folder`, which may make several commits: SAEs without the card that is of them.
+        hub.create_commit(repo, additions, commit_message=message)
+    return str(address)
