@@ -16,6 +16,7 @@ from gsae_ray.saes import load
 from gsae_ray.saes.hub import HubId, parse_hub_id
 
 FOLDERS = {name: f"layer_1/{name.replace(' ', '_')}" for name in LAYOUTS}
+"""Layout -> where its files are in the repository."""
 ASK = "Visit https://hub.example/some/gated to ask for access."
 
 
@@ -59,8 +60,9 @@ def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hub]:
 
 def test_an_sae_in_any_layout_comes_from_the_hub_and_then_from_its_cache(hub: Hub, tmp_path: Path) -> None:
     """Of its folder only what the reader reads; a repository that has gone is no hindrance."""
-    ids = {name: f"some/saes/{folder}" for name, folder in FOLDERS.items()}
-    ids["qwen scope"] += "/L0_3/layer7.sae.pt"  # whose k is read from the path
+    files = {name: f"some/saes/{FOLDERS[name]}/{list(layout)[-1]}" for name, (_, layout, _) in LAYOUTS.items()}
+    # A pickle is named itself: on the hub its folder has one for each layer.
+    ids = {name: file if file.endswith(".sae.pt") else str(Path(file).parent) for name, file in files.items()}
     hub.asked.clear()
     asked = [(None, ["export", hub_id, "--out", tmp_path / name]) for name, hub_id in ids.items()]
     for done in commands(hub.uri, tmp_path, *asked):
