@@ -6,7 +6,7 @@ Same rows in the same order, same batch size, width, peak learning rate, number 
 library's own (`neighbours.py` says what that is). `--ours` names a family of our SAEs and the keys of its entry in
 `head_to_head.yaml` that differ; it may be given more than once. The neighbours get an environment of their own (made in
 --environment, a few minutes), and what they trained stays in --work, so that later runs train ours alone. Rows of
-massive norm, which ours leave out, are not among theirs. `--set` takes another model, text or site.
+massive norm, which ours leave out, are not among theirs; as many of the first rows come again at the end. `--set` takes another model, text or site.
 
 Two frontiers are compared at equal quality, over the range that both cover: log L0, linear in log FVU (or in
 log(1 − loss recovered)) between SAEs. The ratio is ours ÷ theirs, so below 1 is better. Intervals: 95 %, bootstrap over
@@ -124,8 +124,9 @@ def train_neighbours(
         rows, todo = Path(directory, "rows.safetensors"), Path(directory, "jobs.json")
         stream = RowStream(source, plan.layout, plan.trials[0].site)
         rows_RD = stream.read(jobs[0]["steps"] * jobs[0]["batch_size"]).float()
-        part_R = takes_part(square_norms(rows_RD), source.statistics().norms.limit)  # theirs know no max_norm
-        safetensors.torch.save_file({"rows": rows_RD[part_R]}, rows)
+        kept_RD = rows_RD[takes_part(square_norms(rows_RD), source.statistics().norms.limit)]  # theirs know no max_norm
+        again_RD = kept_RD[: len(rows_RD) - len(kept_RD)]  # in place of the others: they count batches, not rows
+        safetensors.torch.save_file({"rows": torch.cat([kept_RD, again_RD])}, rows)
         todo.write_text(json.dumps(jobs), "utf-8")
         environ = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"} | {"OMP_NUM_THREADS": "1"}
         command = [str(python), str(HERE / "neighbours.py"), str(rows), str(todo)]
