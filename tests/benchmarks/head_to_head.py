@@ -6,7 +6,8 @@ Same rows in the same order, same batch size, width, peak learning rate, number 
 library's own (`neighbours.py` says what that is). `--ours` names a family of our SAEs and the keys of its entry in
 `head_to_head.yaml` that differ; it may be given more than once. The neighbours get an environment of their own (made in
 --environment, a few minutes), and what they trained stays in --work, so that later runs train ours alone. Rows of
-massive norm, which ours leave out, are not among theirs; as many of the first rows come again at the end. `--set` takes another model, text or site.
+massive norm, which ours leave out, are not among theirs; as many of the first rows come again at the end. `--set` takes
+another model, text or site.
 
 Two frontiers are compared at equal quality, over the range that both cover: log L0, linear in log FVU (or in
 log(1 − loss recovered)) between SAEs. The ratio is ours ÷ theirs, so below 1 is better. Intervals: 95 %, bootstrap over
