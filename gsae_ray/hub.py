@@ -48,7 +48,7 @@ def explained_by_hub(what: str) -> Iterator[None]:
     try:
         with quiet_client():
             yield
-    except (OSError, ValueError, HTTPError) as error:
+    except (OSError, ValueError, HTTPError, RuntimeError) as error:  # the last of Xet, the hub's way of transfer
         raise UserError(f"{what}: {_reason(error)}") from error
 
 

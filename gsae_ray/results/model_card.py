@@ -14,9 +14,7 @@ from gsae_ray.config.recipe import show
 from gsae_ray.evaluation.metrics import METRICS
 from gsae_ray.results.comparison import labels
 from gsae_ray.results.intervals import Interval
-from gsae_ray.saes import SAE
-from gsae_ray.saes.base import saelens_form_or_reason
-from gsae_ray.saes.saelens_config import NO_FORM
+from gsae_ray.saes import SAEConfig
 from gsae_ray.version import __version__
 
 PICTURE = "frontier.png"
@@ -34,7 +32,9 @@ class PublishedSAE:
 
     row: pd.Series[Any]
     """Its row of `gsae_ray.frontier`."""
-    sae: SAE
+    cfg: SAEConfig
+    in_saelens: bool
+    """Whether SAELens has a form of it."""
     folder: str
     """Its folder in the repository."""
     intervals: Mapping[str, Interval]
@@ -52,8 +52,8 @@ def model_card(repository: str, experiment: str, saes: Sequence[PublishedSAE], l
         saes: in the order of the frontier's table.
         license: as the hub writes it (`apache-2.0`); None: nothing is said about it.
     """
-    models = _distinct(_section(published.sae, "model").get("name") for published in saes)
-    texts = _distinct(_section(published.sae, "dataset").get("name") for published in saes)
+    models = _distinct(_section(published.cfg, "model").get("name") for published in saes)
+    texts = _distinct(_section(published.cfg, "dataset").get("name") for published in saes)
     front: dict[str, Any] = {"library_name": LIBRARY, "tags": TAGS}
     front |= {"license": license} if license else {}
     front |= {key: found for key, names in (("base_model", models), ("datasets", texts)) if (found := _on_hub(names))}
@@ -80,8 +80,8 @@ def model_card(repository: str, experiment: str, saes: Sequence[PublishedSAE], l
 
 
 def _loading(repository: str, saes: Sequence[PublishedSAE]) -> str:
-    without = [s.folder for s in saes if str(saelens_form_or_reason(s.sae)["architecture"]).startswith(NO_FORM)]
-    example = next((s.folder for s in saes if s.folder not in without), None)
+    without = [published.folder for published in saes if not published.in_saelens]
+    example = next((published.folder for published in saes if published.in_saelens), None)
     parts = ["Each folder has one SAE. It takes raw activations of its site; its decoder rows have norm 1."]
     if example is not None:
         parts += [
@@ -136,8 +136,8 @@ def _legend(saes: Sequence[PublishedSAE]) -> str:
 def _recipe(saes: Sequence[PublishedSAE]) -> dict[str, Any]:
     """Section -> setting -> its value, or as text those that differ; settings that none has are left out."""
     recipe: dict[str, Any] = {}
-    sections = {name: [_section(published.sae, name) for published in saes] for name in SECTIONS}
-    sections["hyperparameters"] = [published.sae.cfg.hyperparameters for published in saes]
+    sections = {name: [_section(published.cfg, name) for published in saes] for name in SECTIONS}
+    sections["hyperparameters"] = [published.cfg.hyperparameters for published in saes]
     for section, found in sections.items():
         for key in _distinct(key for settings in found for key in settings):
             values = _distinct(settings.get(key) for settings in found)
@@ -146,9 +146,9 @@ def _recipe(saes: Sequence[PublishedSAE]) -> dict[str, Any]:
     return recipe
 
 
-def _section(sae: SAE, name: str) -> dict[str, Any]:
+def _section(cfg: SAEConfig, name: str) -> dict[str, Any]:
     """A section of an SAE's metadata; empty where it does not say."""
-    section = sae.cfg.metadata.get(name)
+    section = cfg.metadata.get(name)
     return section if isinstance(section, dict) else {}
 
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import shutil
 import tempfile
-from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator
 from pathlib import Path, PurePath
 from typing import Any
 
@@ -17,14 +17,15 @@ from gsae_ray.evaluation.metrics import METRICS, resampled
 from gsae_ray.names import folder_name, local_path
 from gsae_ray.results.comparison import sequences
 from gsae_ray.results.frontier import frontier
-from gsae_ray.results.intervals import interval, of
+from gsae_ray.results.intervals import Interval, interval, of
 from gsae_ray.results.model_card import PICTURE, PublishedSAE, model_card
 from gsae_ray.results.plots import save_frontier
 from gsae_ray.results.saved import load_run
 from gsae_ray.saes import SAE
-from gsae_ray.saes.base import weight_bytes
+from gsae_ray.saes.base import saelens_form_or_reason, weight_bytes
 from gsae_ray.saes.files import visible_files
 from gsae_ray.saes.hub import HubId, parse_hub_id
+from gsae_ray.saes.saelens_config import NO_FORM
 from gsae_ray.version import __version__
 
 
@@ -63,7 +64,7 @@ def push(
     Raises:
         UserError: as `frontier`; no SAE is on it, or one cannot be had; the folder has files; or the hub refuses.
     """
-    check_repository(repo)
+    _check_repository(repo)
     folder = None if dry_run is None else _new_folder(dry_run)
     if folder is None:
         _check_token()
@@ -71,23 +72,21 @@ def push(
     chosen = rows[rows["on_frontier"]]
     if chosen.empty:
         raise UserError("; ".join([f"push: no SAE of {experiment!r} is on a frontier", *rows.attrs["notes"]]))
-    saes = [_public(load_run(run_id, tracking_uri, "push"), base_model) for run_id in chosen["run_id"]]
-    published = [
-        PublishedSAE(row, sae, path, *_intervals(row["run_id"], tracking_uri))
-        for (_, row), sae, path in zip(chosen.iterrows(), saes, folders(chosen, saes), strict=True)
-    ]
-    if folder is not None:
-        _write(folder, repo, experiment, rows, published, license)
-        return str(folder)
     with tempfile.TemporaryDirectory(prefix="gsae-") as temporary:
-        _write(Path(temporary), repo, experiment, rows, published, license)
-        return _upload(Path(temporary), repo, private, f"{len(saes)} SAEs of {experiment}, by gsae-ray {__version__}")
+        files = Path(temporary)
+        published = list(_write_saes(files, chosen, tracking_uri, base_model))
+        save_frontier(rows, files / PICTURE)
+        (files / "README.md").write_text(model_card(repo, experiment, published, license), encoding="utf-8")
+        if folder is not None:
+            shutil.copytree(files, folder, dirs_exist_ok=True)
+            return str(folder)
+        return _upload(files, repo, private, f"{len(chosen)} SAEs of {experiment}, by gsae-ray {__version__}")
 
 
 # ---- checks before anything is fetched ------------------------------------------------------------------------------
 
 
-def check_repository(repo: str) -> None:
+def _check_repository(repo: str) -> None:
     """Refuses what is no name of a repository.
 
     Raises:
@@ -124,23 +123,26 @@ def _new_folder(path: str | Path) -> Path:
 # ---- what is published ----------------------------------------------------------------------------------------------
 
 
-def folders(rows: pd.DataFrame, saes: Sequence[SAE]) -> list[str]:
-    """A folder of its own for each SAE: `{site}/width_{N}/l0_{N}`, L0 being rounded.
-
-    SAEs that would share one get the first digits of a hash of their weights besides.
-    """
-    names = [
-        f"{folder_name(site)}/width_{d_sae}/l0_{round(l0)}"
-        for site, d_sae, l0 in zip(rows["site"], rows["d_sae"], rows["l0"], strict=True)
-    ]
-    shared = Counter(names)
-    return [
-        f"{name}_{hashlib.sha256(weight_bytes(sae)).hexdigest()[:8]}" if shared[name] > 1 else name
-        for name, sae in zip(names, saes, strict=True)
-    ]
+def _write_saes(
+    root: Path, rows: pd.DataFrame, tracking_uri: str | None, base_model: str | None
+) -> Iterator[PublishedSAE]:
+    """Writes the SAEs of table rows, each to a folder of its own; one at a time is in memory."""
+    names = folder_names(rows)
+    for name, (_, row) in zip(names, rows.iterrows(), strict=True):
+        sae = _public(load_run(row["run_id"], tracking_uri, "push"), base_model)
+        folder = name if names.count(name) == 1 else f"{name}_{hashlib.sha256(weight_bytes(sae)).hexdigest()[:8]}"
+        sae.save(root / folder)
+        in_saelens = not str(saelens_form_or_reason(sae)["architecture"]).startswith(NO_FORM)
+        yield PublishedSAE(row, sae.cfg, in_saelens, folder, *_intervals(row["run_id"], tracking_uri))
 
 
-def _intervals(run_id: str, tracking_uri: str | None) -> tuple[dict[str, Any], int]:
+def folder_names(rows: pd.DataFrame) -> list[str]:
+    """`{site}/width_{N}/l0_{N}` of each SAE, L0 being rounded. Several may share one."""
+    columns = (rows[name] for name in ("site", "d_sae", "l0"))
+    return [f"{folder_name(site)}/width_{d_sae}/l0_{round(l0)}" for site, d_sae, l0 in zip(*columns, strict=True)]
+
+
+def _intervals(run_id: str, tracking_uri: str | None) -> tuple[dict[str, Interval], int]:
     """The intervals of the metrics that are shown, and the number of contexts that they are over."""
     sums = sequences(run_id, tracking_uri)
     shown_metrics = [name for name, metric in METRICS.items() if metric.table and name in resampled()]
@@ -184,21 +186,6 @@ def _without_paths(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return [_without_paths(item) for item in value]
     return PurePath(value).name if isinstance(value, str) and _is_path(value) else value
-
-
-def _write(
-    folder: Path,
-    repo: str,
-    experiment: str,
-    rows: pd.DataFrame,
-    published: Sequence[PublishedSAE],
-    license: str | None,
-) -> None:
-    """Writes the repository's files."""
-    for each in published:
-        each.sae.save(folder / each.folder)
-    save_frontier(rows, folder / PICTURE)
-    (folder / "README.md").write_text(model_card(repo, experiment, published, license), encoding="utf-8")
 
 
 # ---- upload ---------------------------------------------------------------------------------------------------------

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import glob
 import re
-from collections.abc import Iterable
+from collections.abc import Collection
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 from urllib.parse import unquote
@@ -35,7 +35,7 @@ def parse_hub_id(text: str) -> HubId | None:
     return None if ".." in folder.split("/") else HubId(repository, unquote(revision) or None, folder)
 
 
-def fetch(hub_id: HubId, text: str, names: Iterable[str]) -> Path:
+def fetch(hub_id: HubId, text: str, names: Collection[str]) -> Path:
     """Downloads an SAE, unless it is in the cache, and returns its path there, which ends as in the repository.
 
     Args:
@@ -60,7 +60,7 @@ def fetch(hub_id: HubId, text: str, names: Iterable[str]) -> Path:
         there = HfApi().list_repo_files(repository, revision=revision)
     folders = {str(parent) for file in there for parent in PurePosixPath(file).parents}
     nearest = difflib.get_close_matches(folder, {*folders, *there}, n=1)
-    hint = f"did you mean {shown(f'{repository}/{nearest[0]}')}? " if nearest and nearest[0] != folder else ""
+    hint = f"did you mean {shown(nearest[0])}? " if nearest and nearest[0] != folder else ""
     below = [file for file in there if file.startswith(f"{folder}/")] or there
     raise UserError(
         f"{text}: no such path here, and on the hub no SAE of a known format; {hint}"

@@ -102,7 +102,7 @@ REFUSALS = [
     (
         "some/saes/layer_1/sparsfy",
         None,
-        "no SAE of a known format; did you mean 'some/saes/layer_1/sparsify'? there is ",
+        "no SAE of a known format; did you mean 'layer_1/sparsify'? there is ",
     ),
     ("some/saes", None, "on the hub no SAE of a known format; there is README.md, layer_1/"),
     (
