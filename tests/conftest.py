@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import subprocess
 from collections import Counter
@@ -18,6 +19,8 @@ import pytest
 import torch
 from environments import neighbours
 
+gc.disable()  # until tests begin: importing libraries makes a million objects, and looking through them takes seconds
+
 MOST_WORKERS = 4  # each may start a Ray of its own
 
 
@@ -32,6 +35,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Unit tests come first: what is quick fails early. Then the files that start Ray, those with most tests first."""
     on_ray = Counter(item.path for item in items if "local_ray" in getattr(item, "fixturenames", ()))
     items.sort(key=lambda item: (item.path in on_ray, -on_ray[item.path]))
+
+
+def pytest_collection_finish() -> None:
+    """What libraries have made stays to the end: the collector need not look at it again."""
+    gc.freeze()
+    gc.enable()
 
 
 @pytest.fixture(autouse=True)

@@ -19,6 +19,7 @@ import golden
 import psutil
 import yaml
 from mlflow.tracking import MlflowClient
+from mlflow_stores import new_store
 from ray.cluster_utils import Cluster
 from rich.console import Console
 
@@ -74,7 +75,7 @@ class Home:
     def __post_init__(self) -> None:
         self.path.mkdir(parents=True, exist_ok=True)
         self.storage = self.path / "runs"
-        self.uri = self.uri or f"sqlite:///{self.path}/mlflow.db"
+        self.uri = self.uri or new_store(self.path)
 
     def run(self, **options: Any) -> launch.SweepResult:
         """In this process, on the Ray that it has."""

@@ -10,12 +10,12 @@ from typing import Any
 
 import ray
 from mlflow.tracking import MlflowClient
+from mlflow_stores import new_store
 from ray.actor import ActorHandle
 from rich.console import Console
 
 from gsae_ray.config.sweep import Sweep
 from gsae_ray.driver import launch
-from gsae_ray.tracking.connection import connect
 
 SWEEP: dict[str, Any] = {
     "name": "golden",
@@ -42,8 +42,7 @@ how good its SAEs are."""
 
 
 def run(sweep: dict[str, Any] | Sweep, home: Path, **options: Any) -> launch.SweepResult:
-    uri = f"sqlite:///{home}/mlflow.db"
-    quiet = Console(quiet=True)
+    uri, quiet = new_store(home), Console(quiet=True)
     return launch.run(Sweep.model_validate(sweep), storage=home / "runs", tracking_uri=uri, console=quiet, **options)
 
 
@@ -76,8 +75,7 @@ def occupied(**resources: float) -> Iterator[ActorHandle[Any]]:
 
 def full_store(home: Path, full: str) -> str:
     """An MLflow store of which one table takes no rows."""
-    uri = f"sqlite:///{home}/mlflow.db"
-    connect(uri)
+    uri = new_store(home)
     with contextlib.closing(sqlite3.connect(home / "mlflow.db")) as database:
         refuse = f"CREATE TRIGGER full BEFORE INSERT ON {full} BEGIN SELECT RAISE(ABORT, 'it is full'); END"
         database.execute(refuse)

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
+from mlflow_stores import new_store
 from trials import FINGERPRINT, begin, expand, finish, row_metrics
 
 from gsae_ray import saes
@@ -30,7 +31,7 @@ class Recorder:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.uri = f"sqlite:///{folder / 'mlflow.db'}"
+        self.uri = new_store(folder)
 
     def record(
         self,

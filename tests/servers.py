@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import TypeVar
 
 import psutil
+from mlflow_stores import new_store
 
 AUTH_SETTINGS = Path(__file__).parent.parent / "deploy" / "mlflow.ini"
 """As `cluster.yaml` has them."""
@@ -45,7 +46,7 @@ class MLflowServer:
 
     def start(self, wait: bool = True) -> None:
         command = f"server --host 127.0.0.1 --port {self.port} --workers 1".split()
-        command += ["--backend-store-uri", f"sqlite:///{self.folder / 'mlflow.db'}"]
+        command += ["--backend-store-uri", new_store(self.folder)]
         command += ["--artifacts-destination", str(self.folder / "artifacts")]
         command += ["--app-name", "basic-auth"] if self.login else []
         settings = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_AUTH_CONFIG_PATH": str(AUTH_SETTINGS)}

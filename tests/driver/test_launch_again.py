@@ -16,6 +16,7 @@ import pytest
 from damage import flip
 from golden import SHORT, parent_run, run
 from mlflow.tracking import MlflowClient
+from mlflow_stores import new_store
 from ray import tune
 from ray.tune.schedulers import ASHAScheduler
 from rich.console import Console
@@ -156,7 +157,7 @@ def test_finished_work_that_is_damaged_is_made_again_as_it_was_and_nothing_else_
     block = f"tokens/{plan.tokens.blocks_directory.name}/block-00001.safetensors"
     flip(tmp_path / "runs" / block)
     told = io.StringIO()
-    sweep, uri = Sweep.model_validate(SHORT), f"sqlite:///{tmp_path}/mlflow.db"
+    sweep, uri = Sweep.model_validate(SHORT), new_store(tmp_path)
     result = launch.run(
         sweep, storage=tmp_path / "runs", tracking_uri=uri, console=Console(file=told, width=1000), resume=False
     )

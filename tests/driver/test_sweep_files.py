@@ -10,6 +10,7 @@ import torch
 import transformers
 from checkpoints import save_transformer_lens
 from click.testing import CliRunner
+from mlflow_stores import new_store
 from rich.console import Console
 
 from gsae_ray.cli.main import main
@@ -124,9 +125,7 @@ QUICK = ("gelu_1l.yaml", "ablations.yaml")
 @pytest.mark.usefixtures("local_ray")
 def test_a_sweep_file_runs_end_to_end_cut_down(file: str, checkpoints: dict[str, Path], tmp_path: Path) -> None:
     sweep = small(file, checkpoints)
-    result = launch.run(
-        sweep, storage=tmp_path, tracking_uri=f"sqlite:///{tmp_path}/mlflow.db", console=Console(quiet=True)
-    )
+    result = launch.run(sweep, storage=tmp_path, tracking_uri=new_store(tmp_path), console=Console(quiet=True))
     assert result.failures == {}
     assert result.forward_ratio == 1.0
     rows = result.frontier()

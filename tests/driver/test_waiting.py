@@ -19,6 +19,7 @@ import ray
 from faults import Home, on_nodes, processes, wait_until
 from golden import ONE_PRODUCER, SWEEP, full_store, occupied, process, run
 from mlflow.tracking import MlflowClient
+from mlflow_stores import new_store
 from ray.actor import ActorHandle
 from stores import NORMS
 
@@ -173,7 +174,7 @@ def test_producers_wait_for_a_node_though_theirs_dies(tmp_path: Path) -> None:
 @pytest.mark.usefixtures("local_ray")
 def test_a_sweep_that_waits_for_room_is_seen_and_can_be_stopped(tmp_path: Path) -> None:
     """By SIGTERM, which `gsae-ray stop` has the cluster send."""
-    client = MlflowClient(f"sqlite:///{tmp_path}/mlflow.db")
+    client = MlflowClient(new_store(tmp_path))
     experiment = client.create_experiment(SWEEP["name"])
 
     def reported() -> Any:
@@ -202,7 +203,7 @@ def test_a_sweep_that_waits_for_room_is_seen_and_can_be_stopped(tmp_path: Path) 
 def test_a_sweep_that_waits_for_room_sees_that_it_was_replaced(tmp_path: Path) -> None:
     """The launch may be the other's now: its runs are left alone."""
     drivers = tmp_path / "runs" / SWEEP["name"] / "drivers"
-    client = MlflowClient(f"sqlite:///{tmp_path}/mlflow.db")
+    client = MlflowClient(new_store(tmp_path))
     experiment = client.create_experiment(SWEEP["name"])
 
     def replace() -> None:

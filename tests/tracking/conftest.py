@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 from mirrors import Server
+from mlflow_stores import new_store
 
 
 @pytest.fixture(scope="module")
@@ -13,7 +14,7 @@ def uri(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     folder = tmp_path_factory.mktemp("mlflow")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)  # MLflow puts the artifacts of an SQLite store into the working directory
-        yield f"sqlite:///{folder / 'mlflow.db'}"
+        yield new_store(folder)
 
 
 @pytest.fixture
