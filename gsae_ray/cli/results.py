@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 import gsae_ray
+from gsae_ray import SAE
 from gsae_ray.cli.options import launch_option, one_line_errors, site_option, tokens_option, tracking_option
 
 _storage_option = click.option(
@@ -29,6 +30,28 @@ _references_option = click.option(
 _fold_option = click.option(
     "--fold-b-dec", is_flag=True, help="with --format jumprelu: for tools that do not subtract b_dec from activations"
 )
+_rows_option = click.option(
+    "--rows",
+    metavar="FILE",
+    type=click.Path(path_type=Path),
+    help="with --fold-b-dec: activations [rows, d_in], .npy or .safetensors, on which to count changed decisions",
+)
+
+
+def _write(sae: SAE, out: Path, format_: str, fold_b_dec: bool, rows: Path | None) -> str:
+    """Exports an SAE. Returns what is to be said of it: with b_dec folded, how many features are on that were off."""
+    from gsae_ray.saes.decisions import decisions_changed, read_rows
+
+    if not fold_b_dec:
+        gsae_ray.export(sae, out, format_)
+        return ""
+    if rows is None:
+        gsae_ray.export(sae, out, format_, fold_b_dec)
+        return "\nHow many on/off decisions changed by rounding was not counted; --rows FILE counts them"
+    x_RD = read_rows(rows, sae.cfg.d_in)
+    gsae_ray.export(sae, out, format_, fold_b_dec)
+    changed = decisions_changed(sae, gsae_ray.load(out), x_RD)
+    return f"\n{changed:,} of {len(x_RD) * sae.cfg.d_sae:,} on/off decisions changed, on {len(x_RD):,} rows"
 
 
 @click.command()
@@ -84,6 +107,7 @@ def frontier(
 @_out_option
 @_format_option
 @_fold_option
+@_rows_option
 @launch_option
 @tokens_option
 @tracking_option
@@ -98,6 +122,7 @@ def best(
     out: Path,
     format_: str,
     fold_b_dec: bool,
+    rows: Path | None,
     launch: str | None,
     tokens: str | None,
     tracking_uri: str | None,
@@ -107,13 +132,13 @@ def best(
     """Fetches the best SAE of a sweep under one constraint."""
     from gsae_ray.saes.export import check_export
 
-    check_export(out, format_, fold_b_dec)
+    check_export(out, format_, fold_b_dec, rows)
     where = launch, tracking_uri, tokens, storage, with_references
     sae = gsae_ray.best(experiment, site, max_l0, min_loss_recovered, *where)
-    gsae_ray.export(sae, out, format_, fold_b_dec)
+    said = _write(sae, out, format_, fold_b_dec, rows)
     row = sae.cfg.metadata["frontier"]
     name = row["trial"] or row["origin"]
-    click.echo(f"{name}: L0 {row['l0']:.2f}, loss recovered {row['loss_recovered']:.4f}, written to {out}")
+    click.echo(f"{name}: L0 {row['l0']:.2f}, loss recovered {row['loss_recovered']:.4f}, written to {out}{said}")
 
 
 @click.command()
@@ -121,9 +146,10 @@ def best(
 @_out_option
 @_format_option
 @_fold_option
+@_rows_option
 @tracking_option
 @one_line_errors
-def export(source: str, out: Path, format_: str, fold_b_dec: bool, tracking_uri: str | None) -> None:
+def export(source: str, out: Path, format_: str, fold_b_dec: bool, rows: Path | None, tracking_uri: str | None) -> None:
     """Writes an SAE in the format of a library.
 
     DIR_OR_RUN is a folder in any format that is read here, a trial's directory, or the id of a run of MLflow, which is
@@ -133,8 +159,8 @@ def export(source: str, out: Path, format_: str, fold_b_dec: bool, tracking_uri:
     from gsae_ray.results.saved import load_from
     from gsae_ray.saes.export import check_export
 
-    check_export(out, format_, fold_b_dec)
+    check_export(out, format_, fold_b_dec, rows)
     sae = load_from(source, tracking_uri)
-    gsae_ray.export(sae, out, format_, fold_b_dec)
+    said = _write(sae, out, format_, fold_b_dec, rows)
     where = f" of {sae.cfg.site}" if sae.cfg.site else ""
-    click.echo(f"{sae.architecture}{where}, {sae.cfg.d_sae} features: written to {out} as {format_}")
+    click.echo(f"{sae.architecture}{where}, {sae.cfg.d_sae} features: written to {out} as {format_}{said}")

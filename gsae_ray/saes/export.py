@@ -15,7 +15,7 @@ FOLDABLE = "jumprelu"
 """The format that can be written without b_dec subtracted."""
 
 
-def check_export(directory: str | Path, format: str, fold_b_dec: bool = False) -> Path:
+def check_export(directory: str | Path, format: str, fold_b_dec: bool = False, rows: Path | None = None) -> Path:
     """Checks that `export` can write there, before anything is fetched. Returns the directory.
 
     Raises:
@@ -26,6 +26,8 @@ def check_export(directory: str | Path, format: str, fold_b_dec: bool = False) -
         raise UserError(f"--format: unknown {format!r}; {suggest(format, WRITERS)}")
     if fold_b_dec and format != FOLDABLE:
         raise UserError(f"--fold-b-dec: only --format {FOLDABLE} can be written so, not {format}")
+    if rows is not None and not fold_b_dec:
+        raise UserError("--rows: only what --fold-b-dec changes is counted")
     directory = local_path(directory, "--out")
     if directory.exists() and not directory.is_dir():
         raise UserError(f"--out: {directory} is a file; give a folder")

@@ -8,15 +8,17 @@ import sys
 import tarfile
 from pathlib import Path
 
+import numpy
 import pytest
 import torch
 from click.testing import CliRunner, Result
 from recorder import GATED_1, NEWER, Recorder
+from safetensors.torch import save_file
 from trials import begin, expand, finish
 
 from gsae_ray.cli.main import main
 from gsae_ray.results.frontier import frontier
-from gsae_ray.saes import load
+from gsae_ray.saes import SAEConfig, build, load
 from gsae_ray.saes.formats import WRITERS
 
 
@@ -63,8 +65,40 @@ def test_a_trial_goes_out_and_comes_back_in_each_format(trial: Path, tmp_path: P
     assert same_weights(trial / "sae", tmp_path / "dictionary")
     export(tmp_path / "dictionary", "--out", tmp_path / "ours")
     assert same_weights(trial / "sae", tmp_path / "ours")
-    export(trial, "--format", "jumprelu", "--fold-b-dec", "--out", tmp_path / "folded")
+    folded = export(trial, "--format", "jumprelu", "--fold-b-dec", "--out", tmp_path / "folded")
+    assert folded.output.splitlines()[1].startswith("How many on/off decisions changed by rounding was not counted")
     assert json.loads((tmp_path / "folded/cfg.json").read_text())["apply_b_dec_to_input"] is False
+
+
+def test_it_says_how_many_decisions_change_where_b_dec_is_folded(tmp_path: Path) -> None:
+    """In float32, 0.5 − 2²⁴ is −2²⁴: of the first row the first feature is on, by 0.5, and off once that is rounded."""
+    sae = build(SAEConfig(architecture="jumprelu", d_in=1, d_sae=3))
+    with torch.no_grad():
+        sae.W_enc.fill_(1.0)
+        sae.b_dec.fill_(2.0**24)
+        sae.get_parameter("b_enc").copy_(torch.tensor([0.5, 1.0, -0.5]))
+    sae.save(tmp_path / "sae")
+    x_RD = torch.tensor([[2.0**24], [2.0**24 + 4], [0.0]])
+    numpy.save(tmp_path / "rows.npy", x_RD.numpy())
+    save_file({"x": x_RD.double()}, tmp_path / "rows.safetensors")
+    fold = ("--format", "jumprelu", "--fold-b-dec", "--rows")
+    for name in ("rows.npy", "rows.safetensors"):
+        result = export(tmp_path / "sae", *fold, tmp_path / name, "--out", tmp_path / f"out of {name}")
+        assert result.output.splitlines()[1] == "1 of 9 on/off decisions changed, on 3 rows"
+    out = ("--out", tmp_path / "none")
+    assert "--rows: only what --fold-b-dec changes" in refusal(tmp_path / "sae", "--rows", tmp_path / "rows.npy", *out)
+    numpy.save(tmp_path / "wide.npy", numpy.ones((3, 2), dtype="float32"))
+    numpy.save(tmp_path / "objects.npy", numpy.array([{}], dtype=object))
+    save_file({"x": x_RD, "y": x_RD.clone()}, tmp_path / "two.safetensors")
+    for name, named in (
+        ("wide.npy", "has [3, 2] of torch.float32, not finite activations [rows, 1]"),
+        ("objects.npy", "is not an .npy, or safetensors with one tensor"),
+        ("two.safetensors", "is not an .npy, or safetensors with one tensor"),
+        ("missing.npy", "is not an .npy, or safetensors with one tensor"),
+    ):
+        line = refusal(tmp_path / "sae", *fold, tmp_path / name, *out)
+        assert line.startswith("gsae-ray: --rows: ") and named in line
+    assert not (tmp_path / "none").exists()
 
 
 def test_a_trial_that_was_saved_in_the_format_before_is_read(tmp_path: Path) -> None:
