@@ -209,7 +209,7 @@ class SAE(nn.Module, ABC):
 
     def not_finite(self) -> str | None:
         """The name of a parameter or buffer that holds a NaN or an infinity, if any does."""
-        return next((name for name, tensor in self.state_dict().items() if not _finite(tensor)), None)
+        return next((name for name, tensor in self.state_dict().items() if not is_finite(tensor)), None)
 
     # ---- units and norms --------------------------------------------------------------------------------------------
 
@@ -377,7 +377,7 @@ def weight_bytes(sae: SAE) -> bytes:
     return safetensors.torch.save({k: t.float() if t.is_floating_point() else t for k, t in state.items()})
 
 
-def _finite(tensor: Tensor) -> bool:
+def is_finite(tensor: Tensor) -> bool:
     """Whether all of it is; without a copy, as `isfinite` makes."""
     if not tensor.numel():
         return True

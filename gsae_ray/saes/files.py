@@ -27,11 +27,16 @@ WEIGHT_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 """What saved weights may be; they are loaded as float32."""
 
 
-def from_bytes(cfg: str | bytes, weights: bytes) -> SAE:
+def from_bytes(cfg: str | bytes, weights: bytes | Path) -> SAE:
     """The SAE that `to_bytes` wrote. Nothing is allocated before configuration and tensors are known to fit.
+
+    Args:
+        cfg: its `cfg.json`.
+        weights: its `sae_weights.safetensors`, or the path of that.
 
     Raises:
         ValueError: they are not those of a finished SAE; in one line.
+        OSError: the file cannot be read.
     """
     config, for_saelens = _read_config(cfg)
     try:
@@ -59,14 +64,17 @@ def from_bytes(cfg: str | bytes, weights: bytes) -> SAE:
     return sae.eval()
 
 
-def tensors_of(data: bytes, file: str) -> dict[str, Tensor]:
-    """The tensors of a safetensors file.
+def tensors_of(data: bytes | Path, file: str) -> dict[str, Tensor]:
+    """The tensors of a safetensors file; of a path they are mapped, and take no memory of their own.
 
     Raises:
         ValueError: it is none; in one line.
+        OSError: the file cannot be read.
     """
+    if isinstance(data, Path):
+        data.stat()  # its error names the file
     try:
-        return safetensors.torch.load(data)
+        return safetensors.torch.load_file(data) if isinstance(data, Path) else safetensors.torch.load(data)
     except KeyError as error:
         raise ValueError(f"{file}: a tensor is {shown(error.args[0])}, a dtype that torch has not") from error
     except (RuntimeError, safetensors.SafetensorError) as error:
@@ -146,4 +154,4 @@ def read(directory: Path) -> SAE:
         ValueError, UserError: its files are damaged.
         OSError: they cannot be read.
     """
-    return from_bytes((directory / CONFIG_FILE).read_bytes(), (directory / WEIGHTS_FILE).read_bytes())
+    return from_bytes((directory / CONFIG_FILE).read_bytes(), directory / WEIGHTS_FILE)

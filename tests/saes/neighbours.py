@@ -79,9 +79,13 @@ def saelens(out: Path) -> Iterator[tuple[str, Tensor]]:
         *((f"jumprelu-no-b_dec{kind}", "jumprelu", {"apply_b_dec_to_input": False}) for kind in ("", "-exact")),
         *((f"gated{kind}", "gated", {}) for kind in ("", "-exact")),
         *((f"gated-no-b_dec{kind}", "gated", {"apply_b_dec_to_input": False}) for kind in ("", "-exact")),
+        ("gated-large", "gated", {}),
     ]
     for seed, (name, architecture, options) in enumerate(kinds):
         weights, x = random(seed, name.endswith("exact"))
+        if name.endswith("large"):  # x and b_dec of large norm, and near each other
+            weights["b_dec"] *= 1e4
+            x = x + weights["b_dec"]
         subtract = options.get("apply_b_dec_to_input", True)
         state = {key: weights[key] for key in ("W_enc", "b_enc", "W_dec", "b_dec")}
         if architecture == "jumprelu":

@@ -248,6 +248,19 @@ def test_keys_that_do_not_fit_together_are_named(change: dict[str, Any], line: s
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("said", [True, False])
+def test_without_what_is_ours_the_keys_of_saelens_count(said: bool, tmp_path: Path) -> None:
+    sae = trained("gated")
+    sae.save(tmp_path)
+    cfg = json.loads((tmp_path / CONFIG_FILE).read_text("utf-8"))
+    del cfg["gsae"]
+    (tmp_path / CONFIG_FILE).write_text(json.dumps({**cfg, "apply_b_dec_to_input": said}))
+    loaded, x_BD = load(tmp_path), torch.randn(50, 6)
+    assert loaded.subtracts_b_dec is said and loaded.cfg.metadata["origin"] == "saelens"
+    expected = sae.encode(x_BD if said else x_BD + sae.b_dec)
+    torch.testing.assert_close(loaded.encode(x_BD), expected)
+
+
 def test_another_architecture_of_ours_than_the_tensors_have_is_refused(tmp_path: Path) -> None:
     trained("gated").save(tmp_path)
     cfg = json.loads((tmp_path / CONFIG_FILE).read_text("utf-8"))

@@ -37,6 +37,7 @@ WRITTEN: dict[str, tuple[str, dict[str, Any]]] = {
     "gsae-standard": ("standard", {"l1_coefficient": 1.0}),
     "gsae-gated": ("gated", {"l1_coefficient": 1.0}),
     "gsae-gated at attn_z": ("gated", {"l1_coefficient": 1.0}),
+    "gsae-gated of x": ("gated", {"l1_coefficient": 1.0, "subtract_b_dec": False}),
     "gsae-rescale_shift": ("rescale_shift", {"l1_coefficient": 1.0}),
     "gsae-jumprelu": ("jumprelu", {}),
     "gsae-jumprelu of x": ("jumprelu", {"subtract_b_dec": False}),
@@ -44,10 +45,14 @@ WRITTEN: dict[str, tuple[str, dict[str, Any]]] = {
     "gsae-topk of x": ("topk", {"k": 5, "subtract_b_dec": False}),
     "saelens-standard": ("standard", {"l1_coefficient": 1.0}),
     "saelens-gated": ("gated", {"l1_coefficient": 1.0}),
+    "saelens-standard of x": ("standard", {"l1_coefficient": 1.0, "subtract_b_dec": False}),
     "saelens-jumprelu of x": ("jumprelu", {"subtract_b_dec": False}),
     "saelens-topk": ("topk", {"k": 5}),
+    "jumprelu-standard of x": ("standard", {"l1_coefficient": 1.0, "subtract_b_dec": False}),
     "jumprelu-standard": ("standard", {"l1_coefficient": 1.0}),
     "dictionary_learning-standard": ("standard", {"l1_coefficient": 1.0}),
+    "dictionary_learning-standard of other norms": ("standard", {"l1_coefficient": 1.0}),
+    "dictionary_learning-gated of x": ("gated", {"l1_coefficient": 1.0, "subtract_b_dec": False}),
     "dictionary_learning-gated": ("gated", {"l1_coefficient": 1.0}),
     "dictionary_learning-rescale_shift": ("rescale_shift", {"l1_coefficient": 1.0}),
     "dictionary_learning-jumprelu": ("jumprelu", {}),
@@ -60,7 +65,7 @@ WRITTEN: dict[str, tuple[str, dict[str, Any]]] = {
 """Folder -> architecture and hyperparameters of an SAE that is written there; up to the hyphen it names the format."""
 
 
-def finished(architecture: str, hyperparameters: dict[str, Any], x_BD: Tensor, site: str) -> SAE:
+def finished(architecture: str, hyperparameters: dict[str, Any], x_BD: Tensor, site: str, unit_norms: bool) -> SAE:
     """Random weights of few binary digits, decoder rows of norm 1; feature f is exactly at its threshold in row f."""
     metadata = {"model": {"name": "gpt2", "context_size": 32}}
     fields: dict[str, Any] = {"architecture": architecture, "hyperparameters": hyperparameters, "metadata": metadata}
@@ -69,7 +74,8 @@ def finished(architecture: str, hyperparameters: dict[str, Any], x_BD: Tensor, s
     with torch.no_grad():
         for parameter in sae.parameters():
             parameter.copy_((torch.randn(parameter.shape, generator=generator) * 4).round() / 8)
-        sae.normalise_decoder()
+        if unit_norms:
+            sae.normalise_decoder()
         pre_BF = (x_BD - sae.b_dec if sae.subtracts_b_dec else x_BD) @ sae.W_enc
         if isinstance(sae, JumpReLUSAE):
             sae.threshold.copy_((pre_BF + sae.b_enc)[:M].diagonal().clamp_min(0))
@@ -91,7 +97,7 @@ def same(sae: SAE, computed: dict[str, Tensor]) -> None:
 def test_what_the_libraries_save_is_loaded_and_computes_the_same(neighbours_python: Path, tmp_path: Path) -> None:
     run_in(neighbours_python, SCRIPT, "make", tmp_path / "made")
     made = sorted((tmp_path / "made").iterdir())
-    assert len(made) == 28
+    assert len(made) == 29
     for directory in made:
         sae = load(directory)
         same(sae, load_file(directory / "computed.safetensors"))
@@ -105,7 +111,7 @@ def test_what_is_written_for_the_libraries_is_loaded_there_and_computes_the_same
     x_BD = (torch.randn(ROWS, N, generator=torch.Generator().manual_seed(4)) * 4).round() / 8
     save_file({"x": x_BD}, tmp_path / "x.safetensors")
     sites = {name: f"blocks.1.{'attn.hook_z' if name.endswith('attn_z') else 'hook_resid_post'}" for name in WRITTEN}
-    saes = {name: finished(*what, x_BD, sites[name]) for name, what in WRITTEN.items()}
+    saes = {name: finished(*what, x_BD, sites[name], "other norms" not in name) for name, what in WRITTEN.items()}
     for name, sae in saes.items():
         export(sae, tmp_path / name, format=name.partition("-")[0])
     run_in(neighbours_python, SCRIPT, "load", tmp_path)

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from gsae_ray.errors import shown
-from gsae_ray.saes.base import ORIGIN, SAE, SAEConfig
+from gsae_ray.saes.base import ORIGIN, SAE, SAEConfig, is_finite
 from gsae_ray.saes.config_file import json_object
 from gsae_ray.saes.files import WEIGHT_DTYPES, tensors_of
 from gsae_ray.saes.registry import REGISTRY, build
@@ -54,7 +54,7 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
         ValueError: it is none; in one line.
         OSError: the file cannot be read.
     """
-    return tensors_of(path.read_bytes(), path.name)
+    return tensors_of(path, path.name)
 
 
 def read_pickle(path: Path) -> dict[str, Tensor]:
@@ -103,7 +103,7 @@ def checked(tensors: Mapping[str, Tensor], shapes: Mapping[str, str], file: str)
             raise ValueError(f"{file}: {name} is {list(tensor.shape)}, not [{', '.join(map(str, expected))}]")
         if tensor.dtype not in WEIGHT_DTYPES:
             raise ValueError(f"{file}: {name} is {tensor.dtype}; known: {', '.join(map(str, WEIGHT_DTYPES))}")
-        if not tensor.float().isfinite().all():
+        if not is_finite(tensor.float()):
             raise ValueError(f"{file}: {name} is not finite")
     return {name: tensor.float() for name, tensor in tensors.items()}
 
