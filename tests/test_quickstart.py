@@ -8,12 +8,16 @@ from pathlib import Path
 
 import pytest
 import safetensors.torch
+from elsewhere import near_identity
 from golden_machine import is_golden
 from rich.console import Console
 
 import gsae_ray
 from gsae_ray.config.site import Site
 from gsae_ray.driver.launch import run
+from gsae_ray.results import sequences
+from gsae_ray.results.comparison import own_saes
+from gsae_ray.results.intervals import interval, of
 
 GOLDEN: dict[
     tuple[int | None, str, float], tuple[str, float, float, float]
@@ -51,7 +55,11 @@ def test_the_quickstart_s_saes_stay_bit_for_bit_what_they_were(tmp_path: Path) -
     """On other machines: L0 within 10 %, loss recovered within 0.01, γ within 0.02."""
     sweep = Path(__file__).parents[1] / "sweeps/quickstart.yaml"
     uri = f"sqlite:///{tmp_path}/mlflow.db"
-    result = run(sweep, tracking_uri=uri, storage=tmp_path / "runs", console=Console(quiet=True))
+    site = "blocks.2.hook_resid_post"
+    theirs = near_identity(tmp_path / "theirs", 128, 0.05, site)
+    reference = f"references=[{{source: {theirs}, site: {site}, name: nearly x}}]"
+    quiet = Console(quiet=True)
+    result = run(sweep, overrides=[reference], tracking_uri=uri, storage=tmp_path / "runs", console=quiet)
     assert result.failures == {} and result.forward_ratio == 1.0
     hashes = {}
     for folder in (tmp_path / "runs/quickstart/trials").iterdir():
@@ -60,10 +68,26 @@ def test_the_quickstart_s_saes_stay_bit_for_bit_what_they_were(tmp_path: Path) -
         hashes[key] = weights_hash(folder / "sae")
     if is_golden():
         assert hashes == {key: golden[0] for key, golden in GOLDEN.items()}
-    rows = gsae_ray.frontier("quickstart", tracking_uri=uri)
+    every_row = gsae_ray.frontier("quickstart", tracking_uri=uri)
+    rows = own_saes(every_row)
     assert len(rows) == len(hashes) == len(GOLDEN)
     for row in rows.itertuples():
         _, l0, loss_recovered, gamma = GOLDEN[Site(row.site).layer, row.architecture, row.sparsity]
         assert row.l0 == pytest.approx(l0, rel=0.1)
         assert row.loss_recovered == pytest.approx(loss_recovered, abs=0.01)
         assert row.gamma == pytest.approx(gamma, abs=0.02)
+
+    # A reference is there, with an interval, and better than any of them; the best of the sweep is one of its own.
+    (shown,) = every_row.drop(rows.index).itertuples()
+    assert (shown.origin, shown.site, shown.on_frontier) == ("nearly x", site, False)
+    sums = [sequences(shown.run_id, uri)]
+    for metric in ("l0", "loss_recovered"):
+        found = interval(of(metric), [sums])
+        assert found.low < found.value < found.high
+        assert found.value == pytest.approx(getattr(shown, metric))
+    assert shown.loss_recovered > max(rows["loss_recovered"])
+    best = [
+        gsae_ray.best("quickstart", site=site, max_l0=130, tracking_uri=uri, with_references=with_references)
+        for with_references in (False, True)
+    ]
+    assert [sae.cfg.metadata["frontier"]["origin"] for sae in best] == ["own", "nearly x"]

@@ -153,6 +153,7 @@ def frontier(
     outcomes = outcomes_of(experiment, tracking_uri, storage)
     launch_id = choose_launch(outcomes, experiment, launch)
     where = f"{experiment!r} ({f'launch {launch_id}' if launch_id else 'any launch'})"
+    references = outcomes.references(launch_id) if encoder == "own" else []  # before: they may add to `outcomes.notes`
     finished, notes = _finished(outcomes, launch_id)
     if not finished:
         raise UserError("; ".join([f"experiment: no trial of {where} has finished yet", *notes]))
@@ -162,10 +163,8 @@ def frontier(
             f"--encoder: no trial of {where} was evaluated by pursuit; give its sweep file "
             "evaluation.pursuit_l0 and run it again: what is trained is not trained again"
         )
-    rows = pd.DataFrame(evaluated)
-    if encoder == "own":
-        rows, left_out = _with_references(rows, outcomes, launch_id)
-        notes += left_out
+    rows, left_out = _with_references(pd.DataFrame(evaluated), references)
+    notes += left_out
     if rows["fingerprint"].nunique() > 1:
         raise UserError(
             f"launch: the launches of {experiment!r} were evaluated on different tokens, or with another "
@@ -206,15 +205,15 @@ def _frontiers(rows: pd.DataFrame, tokens: int | str | None, with_references: bo
             yield rows.loc[[*group.index, *beside]]
 
 
-def _with_references(rows: pd.DataFrame, outcomes: Outcomes, launch_id: str | None) -> tuple[pd.DataFrame, list[str]]:
-    """Table rows of trials, and of the references of a launch, or of all, each once; and notes about damaged ones."""
-    found, notes = _of_sweeps(outcomes.references(launch_id), row_of)
+def _with_references(rows: pd.DataFrame, references: Sequence[Outcome]) -> tuple[pd.DataFrame, list[str]]:
+    """Table rows of trials, and of references, each once; and a note for each of those that is not a whole one."""
+    found, notes = _of_sweeps(references, row_of)
     found = list({(o.identity, row["fingerprint"]): (o, row) for o, row in reversed(found)}.values())
     if not found:
         return rows, notes
-    references = pd.DataFrame([row | metrics_of(outcome.evaluation) for outcome, row in found])
+    beside = pd.DataFrame([row | metrics_of(outcome.evaluation) for outcome, row in found])
     whole = dict.fromkeys(UNKNOWN, "Int64")  # integers of which some are missing
-    return pd.concat([rows.astype(whole), references.astype(whole)], ignore_index=True), notes
+    return pd.concat([rows.astype(whole), beside.astype(whole)], ignore_index=True), notes
 
 
 def _finished(outcomes: Outcomes, launch_id: str | None) -> tuple[list[tuple[Outcome, dict[str, Any]]], list[str]]:

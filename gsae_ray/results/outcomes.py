@@ -143,6 +143,8 @@ class StorageOutcomes:
         """Launch -> its folder, and the identities of its trials by name."""
         self._outcomes: dict[str, list[Outcome]] = {}
         """Launch -> the outcomes of its trials: evaluations are large, and are read once."""
+        self._requests: dict[str, EvaluationRequest] = {}
+        """Launch -> what it asks for: where that is not known, a note says so once."""
         others: set[str] = set()
         for file in files:
             if (found := self._read(LAUNCH_FILE, file)) is not None:
@@ -225,11 +227,13 @@ class StorageOutcomes:
     def request(self, launch_id: str) -> EvaluationRequest:
         """What a launch asks of its SAEs; no evaluation at all where that is not known."""
         file = self._launches[launch_id][0] / "evaluation.json"
-        if (found := self._read(EVALUATED, file)) is not None:
-            return EvaluationRequest(found["fingerprint"], tuple(found["encoders"]))
-        if not file.exists():
-            self.notes.append(f"launch {launch_id} does not say how it evaluates ({file} is missing); run it again")
-        return EvaluationRequest("", ())
+        if launch_id not in self._requests:
+            self._requests[launch_id] = EvaluationRequest("", ())
+            if (found := self._read(EVALUATED, file)) is not None:
+                self._requests[launch_id] = EvaluationRequest(found["fingerprint"], tuple(found["encoders"]))
+            elif not file.exists():
+                self.notes.append(f"launch {launch_id} does not say how it evaluates ({file} is missing); run it again")
+        return self._requests[launch_id]
 
     def _read(self, kind: JSONFile[T], file: Path) -> T | None:
         """Reads a file of a launch; None where there is none, or where it is damaged, which becomes a note."""

@@ -143,6 +143,26 @@ def test_a_star_marks_the_frontier_of_each_site() -> None:
     ]
 
 
+def test_references_stand_in_every_table_of_their_site_with_their_origin_and_what_is_known_of_them() -> None:
+    (one,), (other,) = expand("gated", l1_coefficient=[1.0]), expand("gated", l1_coefficient=[1.0], tokens=2048)
+    unknown = {"sparsity": math.nan, "lr": math.nan, "recipe": "", "seed": None, "tokens": None, "batch_size": None}
+    theirs = rows_of(one, origin="their SAE", l0=7.0, **unknown)
+    whole = dict.fromkeys(("seed", "tokens", "batch_size"), "Int64")
+    rows = pd.concat([rows_of(one, other).astype(whole), theirs.astype(whole)], ignore_index=True)
+    lines = printed(rows, 200)
+    tables = [line for line in lines if "on the frontier" in line]
+    assert tables == [f"{SITE_1}, {tokens} tokens (* on the frontier)" for tokens in ("1,024", "2,048")]
+    shown = [line.split() for line in lines if line.startswith(("own", "their SAE"))]
+    assert [line[:5] for line in shown] == [
+        ["own", "gated", "16", "1", "100"],
+        ["their", "SAE", "gated", "16", "7"],  # no sparsity
+        ["own", "gated", "16", "1", "101"],
+        ["their", "SAE", "gated", "16", "7"],
+    ]
+    assert "origin" in head(lines) and "recipe" not in head(lines)
+    assert "origin" not in head(printed(rows_of(one, other), 200))
+
+
 def test_what_has_no_value_is_no_hindrance() -> None:
     lines = printed(rows_of(*expand("standard"), sparsity=math.nan), 80)
     assert "nan" in " ".join(lines)

@@ -119,6 +119,19 @@ from gsae_ray.errors import UserError, shown
         # grids
         ("saes.0.l1_coefficient={log_range: [1, 4]}", ["saes.0", "l1_coefficient", "log_range: [low, high], n: 5"]),
         ("saes.0.widths={log_rang: [1, 4], n: 2}", ["saes.0.widths", "log_range: [low, high], n: 5"]),
+        # references
+        ("references=[{source: theirs}]", ["references.0.site: missing; one of the sweep's sites"]),
+        ("references=[{site: blocks.1.hook_resid_post}]", ["references.0.source: missing; a folder"]),
+        ("references={source: theirs}", ["references", "a list"]),
+        ("references=[theirs]", ["references.0", "'theirs'", "mapping"]),
+        (
+            "references=[{source: theirs, site: blocks.3.hook_resid_post}]",
+            ["references.0.site: no SAE of this sweep is at 'blocks.3.hook_resid_post'", "'blocks.2.hook_resid_post'"],
+        ),
+        (
+            "references=[{source: theirs, site: blocks.1.hook_resid_post, name: own}]",
+            ["references.0.name: 'own' is what the frontier calls the sweep's own SAEs"],
+        ),
         ("training.lr={log_range: [0, 4], n: 2}", ["training.lr", "0 < low <= high"]),
         ("training.lr={log_range: [4, 1], n: 2}", ["training.lr", "0 < low <= high"]),
         ("training.lr={log_range: 4, n: 2}", ["training.lr", "0 < low <= high"]),

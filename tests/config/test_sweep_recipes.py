@@ -245,7 +245,7 @@ def test_a_missing_or_ambiguous_parent_is_one_line(path: Path, entries: list[str
 
 def run_parent(**changes: Any) -> dict[str, tuple[SAEConfig, str]]:
     fields = {"architecture": "standard", "d_in": 16, "d_sae": 32, "site": "blocks.1.hook_resid_post", **changes}
-    return {"abc": (SAEConfig(hyperparameters={"l1_coefficient": 2.0}, **fields), "hash")}
+    return {"abc": (SAEConfig(**{"hyperparameters": {"l1_coefficient": 2.0}, **fields}), "hash")}
 
 
 def test_a_parent_may_be_a_run(path: Path) -> None:
@@ -266,6 +266,7 @@ def test_a_parent_may_be_a_run(path: Path) -> None:
         ({"d_sae": 33}, ["d_sae 33", "32"]),
         ({"d_in": 17}, ["d_in 17", "16"]),
         ({"site": "blocks.2.hook_resid_post"}, ["site blocks.2.hook_resid_post", "blocks.1.hook_resid_post"]),
+        ({"hyperparameters": {}}, ["was not trained here: its l1_coefficient is not known"]),
     ],
 )
 def test_a_run_that_cannot_be_the_parent_is_one_line(path: Path, change: dict[str, Any], parts: list[str]) -> None:

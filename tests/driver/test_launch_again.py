@@ -11,6 +11,7 @@ import shutil
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import pandas as pd
 import pytest
 from damage import flip
@@ -27,6 +28,8 @@ from gsae_ray.driver import begin, launch, publish
 from gsae_ray.driver.prepare import PreparedSweep
 from gsae_ray.errors import SweepStoppedError, UserError
 from gsae_ray.evaluation import metrics
+from gsae_ray.results import sequences
+from gsae_ray.results.comparison import own_saes
 from gsae_ray.storage.driver_lock import driver_lock
 from gsae_ray.storage.event_log import EventLog
 from gsae_ray.storage.trial_directory import TrialDirectory
@@ -66,14 +69,14 @@ GROWN = {
 class Extended(NamedTuple):
     """The sweep twice more: on other held-out tokens with a target of pursuit, then with another and one λ more.
 
-    The second time under a scheduler of Tune that stops no trial. It finds its metric in every result, the last ones
-    too: Tune itself checks that here.
+    The second time with a finished SAE as a reference, and under a scheduler of Tune that stops no trial. It finds its
+    metric in every result, the last ones too: Tune itself checks that here.
     """
 
     first: launch.SweepResult
     second: launch.SweepResult
     resumed: launch.SweepResult
-    """The second again, with --resume."""
+    """The second again, with --resume, though its file names no reference now."""
     kept: dict[Path, int]
     """Finished SAEs and their evaluations -> when each was written; as they were before the second."""
 
@@ -88,12 +91,41 @@ def extended(launched: launch.SweepResult, home: Path) -> Extended:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TUNE_DISABLE_STRICT_METRIC_CHECKING", "0")
         patch.setattr(tune, "TuneConfig", functools.partial(tune.TuneConfig, scheduler=asha))
-        second = run(GROWN, home)
+        finished = str(next(iter(sorted(trained))).parent)
+        references = [{"source": finished, "site": "blocks.1.hook_resid_post", "name": "a copy"}]
+        second = run({**GROWN, "references": references}, home)
     return Extended(first, second, run(GROWN, home, resume=True), trained | evaluated)
 
 
 def test_trials_run_under_a_scheduler_of_tune(extended: Extended) -> None:
-    assert extended.second.failures == {} and len(extended.second.frontier()) == 6
+    assert extended.second.failures == {} and len(own_saes(extended.second.frontier())) == 6
+
+
+def test_a_reference_of_a_sweep_file_is_evaluated_by_its_producers_as_its_own_saes_are(
+    extended: Extended, home: Path
+) -> None:
+    result = extended.second
+    rows = result.frontier("blocks.1.hook_resid_post").set_index("origin")
+    reference, own = rows.loc["a copy"], rows.loc["own"]
+    (same,) = (row for _, row in own.iterrows() if row["l0"] == reference["l0"])
+    assert all(same[name] == reference[name] for name in metrics.columns())
+    assert own["on_frontier"].any() and not reference["on_frontier"]
+    sums = [sequences(row["run_id"], result.tracking_uri) for row in (same, reference)]
+    assert all(np.array_equal(sums[0][name], sums[1][name]) for name in sums[0])
+    written = pd.read_csv(home / "runs/golden/launches" / result.launch_id / "frontier.csv")
+    assert written["origin"].tolist().count("a copy") == 1
+    assert "a copy" in set(extended.resumed.frontier()["origin"]), "what a launch was compared with stays"
+    assert set(extended.first.frontier()["origin"]) == {"own"}
+    assert (
+        gsae_ray.best(
+            "golden",
+            site="blocks.1.hook_resid_post",
+            max_l0=1e9,
+            launch=result.launch_id,
+            tracking_uri=result.tracking_uri,
+        ).cfg.metadata["frontier"]["origin"]
+        == "own"
+    )
 
 
 def test_one_lambda_more_trains_only_its_trials(extended: Extended, home: Path) -> None:
@@ -104,17 +136,17 @@ def test_one_lambda_more_trains_only_its_trials(extended: Extended, home: Path) 
     assert attempts == {1}
     grown = extended.second
     rows = gsae_ray.frontier("golden", launch=grown.launch_id, tracking_uri=grown.tracking_uri)
-    assert len(rows) == 6
+    assert len(own_saes(rows)) == 6
     merged = rows.merge(extended.first.frontier(), on="trial")
     assert list(merged["loss_recovered_x"]) == list(merged["loss_recovered_y"])
 
 
 def test_pursuit_and_one_target_more_cost_only_their_evaluations(extended: Extended) -> None:
     evaluations = [parent_run(result).data.metrics["evaluations"] for result in (extended.first, extended.second)]
-    assert evaluations == [4 * 2, 4 + 2 * 3], "of each SAE as itself and at each target, what was not there"
+    assert evaluations == [4 * 2, 4 + 2 * 3 + 1], "of each SAE as itself and at each target, what was not there"
     resumed = extended.resumed
     assert resumed.launch_id == extended.second.launch_id
-    own, rows = resumed.frontier(), resumed.frontier(encoder="pursuit")
+    own, rows = own_saes(resumed.frontier()), resumed.frontier(encoder="pursuit")
     before = extended.first.frontier().set_index("trial")[metrics.columns()]
     pd.testing.assert_frame_equal(own.set_index("trial").loc[before.index, metrics.columns()], before)
     assert sorted(rows["pursuit_l0"]) == [8] * 6 + [32] * 6

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gsae_ray.errors import UserError
-from gsae_ray.results.comparison import l0_ratio, log_l0_at
+from gsae_ray.results.comparison import check_recipes, check_tokens, l0_ratio, log_l0_at, own_saes
 from gsae_ray.results.curves import pareto
 
 points = st.lists(st.tuples(st.integers(1, 6), st.integers(0, 6)), min_size=1, max_size=12)
@@ -38,6 +38,17 @@ def test_along_a_frontier_both_l0_and_quality_rise(values: list[tuple[int, int]]
 
 def curve(*values: tuple[float, float]) -> pd.DataFrame:
     return pd.DataFrame(values, columns=["l0", "loss_recovered"]).assign(recipe="norm_weighted/modern", tokens=1024)
+
+
+def test_references_are_no_hindrance_to_a_comparison_though_nothing_is_known_of_their_training() -> None:
+    own = curve((10, 0.90), (40, 0.97)).assign(origin="own")
+    theirs = curve((5, 0.99)).assign(origin="theirs", recipe="", tokens=pd.NA)
+    rows = pd.concat([own.astype({"tokens": "Int64"}), theirs.astype({"tokens": "Int64"})], ignore_index=True)
+    check_recipes(rows)
+    check_tokens(rows)
+    assert own_saes(rows)["l0"].tolist() == [10, 40]
+    with pytest.raises(UserError, match="2 recipes"):
+        check_recipes(rows, own.assign(recipe="paper/paper"))
 
 
 def test_log_l0_is_interpolated_between_frontier_points() -> None:

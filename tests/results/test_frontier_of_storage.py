@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 from damage import COMMON, Damage, cut
 from recorder import GATED_1, GATED_2, NEWER, OLDER, End, Recorder, ends
-from trials import FINGERPRINT, SITE_2, begin, evaluation, expand, finish
+from trials import FINGERPRINT, SITE_1, SITE_2, begin, evaluation, expand, finish
 
 from gsae_ray import saes
 from gsae_ray.config.trial import TrialSpec
@@ -20,8 +20,17 @@ from gsae_ray.errors import UserError
 from gsae_ray.results.frontier import frontier
 from gsae_ray.storage import launch_directory
 from gsae_ray.storage.evaluations import EvaluationRequest
+from gsae_ray.storage.references import Reference, save_evaluation, tag
 from gsae_ray.storage.trial_directory import Trial
 from gsae_ray.tracking.mirror import Mirror
+from gsae_ray.tracking.references import record_references
+
+
+def expected_references(options: dict[str, Any]) -> list[float]:
+    """The L0s of those that are shown: both are at site 1."""
+    if options.get("site") == SITE_2 or options.get("encoder") == "pursuit":
+        return []
+    return [11] if options.get("launch") == OLDER else [11, 12]
 
 
 def test_storage_tells_the_same_as_mlflow(recorder: Recorder) -> None:
@@ -55,6 +64,27 @@ def test_storage_tells_the_same_as_mlflow(recorder: Recorder) -> None:
         identities = {trial.name: trial.identity for trial, _ in carried}
         launch_directory.LAUNCH.write(folder / "launch.json", {"sweep": sweep, "trials": identities})
         launch_directory.EVALUATED.write(folder / "evaluation.json", {"fingerprint": FINGERPRINT, "encoders": encoders})
+    of_both = Reference(
+        origin="theirs",
+        source="/there",
+        site=SITE_1,
+        trained_at=SITE_2,
+        architecture="topk",
+        d_in=8,
+        d_sae=24,
+        sae="1" * 64,
+    )
+    of_newer: Reference = {**of_both, "origin": "other", "sae": "2" * 64, "trained_at": ""}
+    tag(storage / "swept" / "launches" / OLDER, {**of_both, "origin": "their old name"})
+    save_evaluation(storage, of_both, FINGERPRINT, evaluation(l0=11.0, loss_recovered=0.99))
+    tag(folder, of_both)
+    tag(folder, of_newer)
+    for launch in launches:
+        record_references(uri, "other experiment", storage / "swept" / "launches" / launch, FINGERPRINT)
+    assert frontier("other experiment", tracking_uri=uri)["origin"].tolist().count("theirs") == 1, "one is evaluated"
+    save_evaluation(storage, of_newer, FINGERPRINT, evaluation(l0=12.0, loss_recovered=0.5, kl=math.inf))
+    for _ in range(2):
+        record_references(uri, "other experiment", folder, FINGERPRINT)
     questions: list[dict[str, Any]] = [
         {},
         {"launch": "all"},
@@ -62,6 +92,8 @@ def test_storage_tells_the_same_as_mlflow(recorder: Recorder) -> None:
         {"site": SITE_2},
         {"encoder": "pursuit"},
         {"tokens": "all"},
+        {"with_references": True},
+        {"tokens": "1024", "with_references": True},
     ]
     for options in questions:
         theirs = frontier("other experiment", tracking_uri=uri, **options)
@@ -70,7 +102,13 @@ def test_storage_tells_the_same_as_mlflow(recorder: Recorder) -> None:
         pd.testing.assert_frame_equal(mine.drop(columns="run_id"), theirs.drop(columns="run_id"))
         notes = [n.replace("the tag gsae.failure of its run", "FAILED in its folder") for n in theirs.attrs["notes"]]
         assert mine.attrs["notes"] == notes
-        assert all(saes.load(Path(folder) / "sae").cfg.d_sae == 16 for folder in mine["run_id"])
+        own = mine[mine["origin"] == "own"]
+        assert all(saes.load(Path(folder) / "sae").cfg.d_sae == 16 for folder in own["run_id"])
+        theirs = mine.drop(own.index)
+        assert theirs["l0"].tolist() == expected_references(options)
+        assert theirs["on_frontier"].tolist() == [l0 == 11 and "with_references" in options for l0 in theirs["l0"]]
+    with pytest.raises(UserError, match=f"has no run of launch {OLDER}x$"):
+        record_references(uri, "other experiment", folder.with_name(f"{OLDER}x"), FINGERPRINT)
     refusals: list[tuple[dict[str, Any], str]] = [
         ({"launch": "none"}, f"launch: no 'none' in 'other experiment'; (one of: {NEWER}, {OLDER})"),
         ({"launch": OLDER, "encoder": "pursuit"}, "--encoder: no trial of 'other experiment'"),

@@ -82,6 +82,21 @@ def test_pursuit_has_the_colour_of_its_saes_though_only_some_were_pursued() -> N
     assert found["gated w1024, pursuit"].get_linestyle() == "--"
 
 
+def test_references_are_marks_of_their_own_one_for_all_of_an_origin_and_on_no_curve() -> None:
+    long = "/work/some/where/else/" + "blocks.2.hook_resid_post"
+    known = rows_of((1, 0.5), (2, 0.6), origin="own", sites=2)
+    others = rows_of((1, 0.9), (4, 0.95), origin="Scope", recipe="", tokens=None)
+    rows = pd.concat([known, others, rows_of((3, 0.1), origin=long, recipe="", tokens=None)], ignore_index=True)
+    first, second = plot_frontier(rows).axes
+    found = curves(first)
+    assert list(found) == ["gated", "Scope", "…e/else/blocks.2.hook_resid_post"]
+    assert data(found["gated"]) == [[1, 0.5], [2, 0.6]]
+    assert data(found["Scope"]) == [[1, 0.9], [4, 0.95]]
+    assert found["Scope"].get_linestyle() == "None" and found["Scope"].get_color() == "black"
+    assert len({line.get_marker() for line in found.values()}) == 3
+    assert list(curves(second)) == ["gated"]
+
+
 def test_the_picture_is_written(tmp_path: Path) -> None:
     save_frontier(rows_of((1, 0.5), (2, 0.6), sites=4), tmp_path / "frontier.png")
     assert (tmp_path / "frontier.png").read_bytes().startswith(b"\x89PNG")

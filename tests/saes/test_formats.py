@@ -93,7 +93,7 @@ def test_where_an_sae_is_of_and_what_its_files_said_is_kept(tmp_path: Path) -> N
     assert sae.cfg.site == "blocks.1.hook_resid_post"
     assert sae.cfg.metadata["model"] == {"name": "gpt2"} and sae.cfg.metadata["origin"] == "saelens"
     assert sae.cfg.metadata["settings"]["metadata"]["sae_lens_version"] == "6.54.12"
-    assert sae.cfg.hyperparameters == {}
+    assert sae.cfg.hyperparameters == {} and sae.sparsity_coefficient is None
     about = {"sae_lens_version": "6.54.12", "hook_name": "model.layers.3", "model_class_name": "AutoModelForCausalLM"}
     assert load(write(tmp_path, saelens("standard", metadata=about))).cfg.site == "model.layers.3:output"
     named = load(write(tmp_path / "named", dictionary("AutoEncoder", linear("bias"))))
