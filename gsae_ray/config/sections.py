@@ -163,13 +163,6 @@ class ReferenceSettings(Settings):
         """What the frontier calls it."""
         return self.name or self.source
 
-    @pydantic.field_validator("name")
-    @classmethod
-    def _not_ours(cls, name: str | None) -> str | None:
-        if name == OWN:
-            raise ValueError(f"{OWN!r} is what the frontier calls the sweep's own SAEs; give another")
-        return name
-
 
 def _whole_or_part(gpus: float) -> float:
     if gpus > 1 and not float(gpus).is_integer():

@@ -86,6 +86,8 @@ def evaluate(
     if site not in own:
         raise UserError(f"--site: launch {launch_id} has no SAEs at {shown(site)}; {suggest(site, own)}")
     sources = [sources] if isinstance(sources, (str, Path)) else sources
+    if not sources:
+        raise UserError("evaluate: no SAE; give at least one")
     opened = [_open(str(source), site, name, tracking_uri) for source in sources]
     missing = [reference for _, reference in opened if lacks_evaluation(root, reference, fingerprint)]
     if missing:

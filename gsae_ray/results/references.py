@@ -7,6 +7,7 @@ from typing import Any
 
 import pandas as pd
 
+from gsae_ray.config.sections import OWN
 from gsae_ray.errors import UserError
 from gsae_ray.results.outcomes import Outcome, Outcomes
 from gsae_ray.results.saved import load_from
@@ -31,8 +32,10 @@ def open_reference(
         tracking_uri: of MLflow, which is asked for a run only.
 
     Raises:
-        UserError: there is none, or its files are damaged.
+        UserError: there is none, its files are damaged, or it would be called as the sweep's own SAEs are.
     """
+    if (origin or source) == OWN:
+        raise UserError(f"name: {OWN!r} is what the frontier calls a sweep's own SAEs; give another")
     sae = load_from(source, tracking_uri)
     path = Path(source).expanduser()
     reference = Reference(

@@ -192,6 +192,8 @@ def test_what_cannot_be_compared_is_one_line_before_the_model_is_loaded(
         ),
         ((theirs,), {"launch": "none"}, "launch: no 'none' in 'small'; (one of: 2"),
         ((theirs,), {"launch": "all"}, "launch: name one"),
+        ((theirs,), {"name": "own"}, "name: 'own' is what the frontier calls a sweep's own SAEs"),
+        ((), {}, "no SAE; give at least one"),
     ]
     for sources, options, said in refusals:
         with pytest.raises(UserError, match=re.escape(said)) as caught:
