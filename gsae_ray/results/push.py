@@ -15,7 +15,7 @@ import pandas as pd
 from gsae_ray.errors import UserError, first_line, shown
 from gsae_ray.evaluation.metrics import METRICS, resampled
 from gsae_ray.names import folder_name, local_path
-from gsae_ray.results.comparison import sequences
+from gsae_ray.results.comparison import own_saes, sequences
 from gsae_ray.results.frontier import frontier
 from gsae_ray.results.intervals import Interval, interval, of
 from gsae_ray.results.model_card import PICTURE, PublishedSAE, model_card
@@ -75,7 +75,7 @@ def push(
     with tempfile.TemporaryDirectory(prefix="gsae-") as temporary:
         files = Path(temporary)
         published = list(_write_saes(files, chosen, tracking_uri, base_model))
-        save_frontier(rows, files / PICTURE)
+        save_frontier(own_saes(rows), files / PICTURE)  # origins of references may be paths of this machine
         (files / "README.md").write_text(model_card(repo, experiment, published, license), encoding="utf-8")
         if folder is not None:
             shutil.copytree(files, folder, dirs_exist_ok=True)
