@@ -7,6 +7,7 @@ launches/{id}/sweep.yaml        the same to read; versions.json, frontier.csv, f
 launches/{id}/evaluation.json   on which held-out tokens, by fingerprint, its SAEs are evaluated, and by which encoders
 launches/{id}/record.json       what was produced for it (`activations.production_log`)
 launches/{id}/events.jsonl      what happened: {"time", "event"} a line
+launches/{id}/references/       SAEs from elsewhere that it is compared with (see `storage.references`)
 launches/{id}/DONE              it is finished: every trial is done, and MLflow has all of it
 trials/{name}-{identity}/       see `storage.trial_directory`
 """
