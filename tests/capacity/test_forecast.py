@@ -280,7 +280,6 @@ def test_plan_prints_what_a_sweep_will_cost(here: Path) -> None:
     assert "0.30 GiB keep 1 of 4 blocks" in plan("--set", "producers.budget_gib=0.3").output
     assert "equal compute (norm_weighted)" in text
     assert "lr warm-up are shortened" in text
-    assert "lr warm-up are shortened" in text
     assert "reference" not in text
     theirs = "{source: theirs, site: blocks.1.hook_resid_post}"  # a folder that plan does not look at
     text = plan("--set", f"references=[{theirs}, {theirs}]").output
