@@ -27,7 +27,7 @@ def read_rows(path: Path, d_in: int) -> Tensor:
             rows = torch.from_numpy(np.load(path, allow_pickle=False))
         else:
             (rows,) = safetensors.torch.load_file(path).values()
-    except (OSError, ValueError, TypeError, EOFError, safetensors.SafetensorError) as error:
+    except (OSError, EOFError, LookupError, RuntimeError, TypeError, ValueError, safetensors.SafetensorError) as error:
         what = "an .npy, or safetensors with one tensor, of activations [rows, d_in]"
         raise UserError(f"--rows: {path} is not {what}: {shown(first_line(error), quoted=False)}") from error
     if rows.dim() != 2 or rows.shape[1] != d_in or not rows.is_floating_point() or not rows.isfinite().all():

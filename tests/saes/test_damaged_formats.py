@@ -127,6 +127,10 @@ REFUSED: dict[str, tuple[Files, str]] = {
     "gemma transcoder": (gemma_scope_2(hf_hook_point_out="model.layers.9.mlp.output"), "this is a transcoder"),
     "gemma skip": (with_tensors(gemma_scope_2(), affine_skip_connection=torch.zeros(N, N)), "this is a transcoder"),
     "gemma architecture": (gemma_scope_2(architecture="topk"), "architecture is 'topk'; known: 'jump_relu'"),
+    "llama scope, before": (
+        with_tensors(llama_scope("relu"), encoder__weight=torch.zeros(M, N)),
+        "is of a layout before",
+    ),
     "GLU": (llama_scope("relu", use_glu_encoder=True), "use_glu_encoder is True"),
     "batch": (llama_scope("batchtopk"), "act_fn is 'batchtopk'; known: 'relu', 'jumprelu', 'topk'"),
     "token norms": (llama_scope("relu", "token-wise"), "norm_activation is 'token-wise'"),

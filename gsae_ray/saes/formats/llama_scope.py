@@ -40,6 +40,8 @@ def read(directory: Path) -> SAE:
     settings = read_json(directory / CONFIG)
     _check_kind(settings)
     tensors = read_safetensors(directory / WEIGHTS_FILE)
+    if "encoder.weight" in tensors:
+        raise ValueError(f"{WEIGHTS_FILE}: encoder.weight is of a layout before llamascopium's, which is not read")
     norms = {name: tensors.pop(name) for name in list(tensors) if name.startswith(_NORM)}
     activation = settings.get("act_fn")
     shapes = {**_SHAPES, _THRESHOLD: "F"} if activation == "jumprelu" else _SHAPES
