@@ -25,10 +25,11 @@ MOST_WORKERS = 4  # each may start a Ray of its own
 
 
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
-    """A single file is run in this process: there is nothing to share out."""
+    """A single file is run in this process: there is nothing to share out. Slow tests wait for other processes."""
     if len(config.args) == 1 and Path(config.args[0].partition("::")[0]).is_file():
         return 0
-    return min(os.cpu_count() or 1, MOST_WORKERS)
+    waits = config.option.markexpr == "slow"
+    return min((os.cpu_count() or 1) + waits, MOST_WORKERS)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
