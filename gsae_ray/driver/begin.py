@@ -150,7 +150,7 @@ def begin(
         fingerprint, encoders = prepared.evaluation
         EVALUATED.write(own_folder / "evaluation.json", {"fingerprint": fingerprint, "encoders": list(encoders)})
         for reference in prepared.references:
-            references.tag(own_folder, reference)
+            references.add_reference(own_folder, reference)
         log = EventLog(own_folder / "events.jsonl", display.phase)
         stack.enter_context(log.session(f"{len(pending)} of {len(trials)} trials to train or to evaluate"))
         for line in damaged:

@@ -28,7 +28,7 @@ from gsae_ray.results.outcomes import StorageOutcomes
 from gsae_ray.results.references import open_reference, row_of, trained_elsewhere
 from gsae_ray.saes import SAEConfig
 from gsae_ray.storage.launch_directory import LAUNCH
-from gsae_ray.storage.references import Reference, evaluation_of, lacks_evaluation, reference_id, tag
+from gsae_ray.storage.references import Reference, add_reference, evaluation_of, lacks_evaluation, reference_id
 from gsae_ray.tracking.references import record_references
 from gsae_ray.tracking.tags import EVALUATION
 
@@ -89,7 +89,8 @@ def evaluate(
     if not sources:
         raise UserError("evaluate: no SAE; give at least one")
     opened = [_open(str(source), site, name, tracking_uri) for source in sources]
-    missing = [reference for _, reference in opened if lacks_evaluation(root, reference, fingerprint)]
+    different = {reference_id(reference): reference for _, reference in opened}.values()
+    missing = [reference for reference in different if lacks_evaluation(root, reference, fingerprint)]
     if missing:
         prepared = _prepared(sweep, root, launch_id, fingerprint, say, tracking_uri)
         for sae, _ in opened:
@@ -100,8 +101,9 @@ def evaluate(
                     evaluate_reference(reference, root, fingerprint, producer.run, say, tracking_uri)
                 except NumericError as error:
                     raise UserError(f"{reference['origin']}: it cannot be evaluated: {error}") from error
+                add_reference(folder, reference)
     for _, reference in opened:
-        tag(folder, reference)
+        add_reference(folder, reference)
     rows = _rows(outcomes, launch_id, root, [reference for _, reference in opened])
     rows.attrs["notes"] = [
         line
@@ -109,7 +111,7 @@ def evaluate(
         for line in trained_elsewhere(reference["origin"], site, reference["trained_at"])
     ]
     try:
-        record_references(tracking_uri, like, folder, fingerprint)
+        rows.attrs["notes"] += record_references(tracking_uri, like, folder, fingerprint)
     except UserError as error:
         rows.attrs["notes"].append(
             f"MLflow does not show this ({error}); `gsae-ray frontier --storage` does, and the same command again "

@@ -99,7 +99,7 @@ def prepare(
         tokens=tokens,
         layout=layout,
         trials=trials,
-        producer=producer_memory(sweep, skeleton, layout.widths, block_bytes, trials),
+        producer=producer_memory(sweep, skeleton, layout.widths, block_bytes, trials, references),
         evaluation=EvaluationRequest(digest(evaluation), sweep.evaluation.encoders),
         modules={} if own_format else {site.name: by_module(skeleton, site).name for site in widths},
         parents={RUN + run_id: folder for run_id, folder in parents.items()},

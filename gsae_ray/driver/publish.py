@@ -14,6 +14,7 @@ from gsae_ray.activations.production_log import Counters
 from gsae_ray.driver.begin import Launch
 from gsae_ray.driver.prepare import PreparedSweep
 from gsae_ray.errors import UserError, first_line
+from gsae_ray.results.comparison import own_saes
 from gsae_ray.results.frontier import frontier
 from gsae_ray.storage.launch_directory import finish_launch
 from gsae_ray.tracking.connection import asking
@@ -104,7 +105,8 @@ def publish(launch: Launch, tracking: Tracking, uri: str, machines: list[str]) -
 
 def _publish_to(mirror: Mirror, launch: Launch, machines: list[str]) -> Path | None:
     """Sends frontier and counters to the launch's run, which ends. Returns the picture, if there is one."""
-    mirror.send_references(launch.own_folder)
+    for line in mirror.send_references(launch.own_folder):
+        launch.log.say(line)
     picture, artifacts = _draw_frontier(launch, tracking_uri=mirror.client.tracking_uri)
     log = [launch.log.path] if launch.log.path.exists() else []
     mirror.log_launch(_metrics(launch.counters()), [*log, *artifacts], machines)
@@ -147,7 +149,7 @@ def _draw_frontier(launch: Launch, **source: Any) -> tuple[Path | None, list[Pat
         return None, []
     for note in rows.attrs["notes"]:
         launch.log.say(note)
-    if rows.empty:
+    if own_saes(rows).empty:
         return None, []
     from gsae_ray.results import plots  # here: matplotlib takes a second to load
 

@@ -22,7 +22,7 @@ from gsae_ray.driver.references import evaluate_reference
 from gsae_ray.driver.start_actors import Actors
 from gsae_ray.driver.tune_callbacks import StopWhenAsked, TrialCallbacks
 from gsae_ray.driver.tune_settings import run_config
-from gsae_ray.errors import NumericError, ProductionError, reason
+from gsae_ray.errors import NumericError, ProductionError, UserError, reason
 from gsae_ray.evaluation.metrics import Evaluation
 from gsae_ray.evaluation.task import Evaluate
 from gsae_ray.storage.launch_directory import versions
@@ -87,8 +87,8 @@ class TrialRunner:
         for reference in launch.references:
             try:
                 evaluate_reference(reference, *where, run, launch.log.say, self.tracking_uri)
-            except NumericError as error:
-                launch.log.say(f"{reference['origin']} cannot be evaluated: {reason(error)}")
+            except (NumericError, UserError) as error:  # of what the sweep itself has trained nothing is lost
+                launch.log.say(f"reference {reference['origin']} is left out: {reason(error)}")
 
     def _with_parents(self, trials: Sequence[Trial]) -> list[Trial]:
         """Returns the trials without those whose parent has failed; they fail, too."""

@@ -152,6 +152,7 @@ def _check_paths(sweep: Sweep) -> None:
         "model.name": sweep.model.name,
         "model.tokenizer": sweep.model.tokenizer,
         "dataset.name": sweep.dataset.name,
+        **{f"references.{i}.source": reference.source for i, reference in enumerate(sweep.references)},
     }
     for key, name in names.items():
         if name is None or name == "builtin" or name.startswith(("/", "~")):

@@ -68,11 +68,17 @@ def l0_ratio(
     """Mean ratio of L0 at equal loss recovered, over the range that both frontiers cover; NaN where there is none.
 
     Raises:
-        UserError: the rows were trained by several recipes, or on different numbers of tokens, and `mixed_recipes`, or
-            `mixed_tokens`, does not say that this is meant.
+        UserError: the rows were trained by several recipes, a group has references beside own SAEs, or they were
+            trained on different numbers of tokens, and `mixed_recipes`, or `mixed_tokens`, does not say that this is
+            meant.
     """
     if not mixed_recipes:
         check_recipes(better, base)
+        if any(0 < len(own_saes(rows)) < len(rows) for rows in (better, base)):
+            raise UserError(
+                "origin: there are references among these SAEs, of which the training is not known; take the sweep's "
+                "own (rows[rows.origin == 'own']) or references alone, or say mixed_recipes=True"
+            )
     if not mixed_tokens:
         check_tokens(better, base)
     return curves.l0_ratio(curve(better), curve(base), points)

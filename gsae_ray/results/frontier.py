@@ -87,13 +87,13 @@ def _row(outcome: Outcome) -> dict[str, Any]:
 
 
 def _of_sweeps(
-    outcomes: Iterable[Outcome], row_of: Callable[[Outcome], dict[str, Any]]
+    outcomes: Iterable[Outcome], settings: Callable[[Outcome], dict[str, Any]]
 ) -> tuple[list[tuple[Outcome, dict[str, Any]]], list[str]]:
     """Outcomes with their settings as table rows; and a note for each run that is not a whole run of a launch."""
     whole, notes = [], []
     for outcome in outcomes:
         try:
-            row = row_of(outcome)
+            row = settings(outcome)
         except (KeyError, ValueError) as error:
             notes.append(f"{outcome.run_id} is left out: no run of a sweep, or not a whole one ({first_line(error)})")
         else:

@@ -15,7 +15,6 @@ from gsae_ray.evaluation.metrics import METRICS
 from gsae_ray.results.comparison import labels
 from gsae_ray.results.intervals import Interval
 from gsae_ray.saes import SAEConfig
-from gsae_ray.version import __version__
 
 PICTURE = "frontier.png"
 LIBRARY = "saelens"
@@ -43,13 +42,16 @@ class PublishedSAE:
     """Number of held-out contexts that they are over."""
 
 
-def model_card(repository: str, experiment: str, saes: Sequence[PublishedSAE], license: str | None) -> str:
+def model_card(
+    repository: str, experiment: str, saes: Sequence[PublishedSAE], notes: Sequence[str], license: str | None
+) -> str:
     """The text of `README.md`.
 
     Args:
         repository: `owner/name` on the hub.
         experiment: the sweep.
         saes: in the order of the frontier's table.
+        notes: what a reader of the frontier should know, as lines of text.
         license: as the hub writes it (`apache-2.0`); None: nothing is said about it.
     """
     models = _distinct(_section(published.cfg, "model").get("name") for published in saes)
@@ -65,18 +67,26 @@ def model_card(repository: str, experiment: str, saes: Sequence[PublishedSAE], l
         f"---\n{yaml.safe_dump(front, sort_keys=False, allow_unicode=True)}---",
         f"# {repository.partition('/')[2]}",
         f"{len(saes)} sparse autoencoders{of_models}: those of the sweep `{experiment}` that no other of their site "
-        f"beats in both L0 and loss recovered. Trained with gsae-ray {__version__}.",
+        f"beats in both L0 and loss recovered.{_trained_with(saes)}",
         "## Load",
         _loading(repository, saes),
         "## Frontier",
         f"![L0 and loss recovered of all SAEs of the sweep]({PICTURE})",
         *_tables(saes),
         _legend(saes),
+        *(["\n".join(f"- {note}" for note in notes)] if notes else []),
         "## Recipe",
         "Where SAEs differ, it is `one or another`; the `cfg.json` of each has its own settings, under `gsae`.",
         f"```yaml\n{yaml.safe_dump(_recipe(saes), sort_keys=False, allow_unicode=True)}```",
     ]
     return "\n\n".join(parts) + "\n"
+
+
+def _trained_with(saes: Sequence[PublishedSAE]) -> str:
+    """The versions of gsae-ray that trained them, as far as they say so."""
+    versions = _distinct(_section(published.cfg, "versions").get("gsae-ray") for published in saes)
+    told = [str(version) for version in versions if version is not None]
+    return f" Trained with gsae-ray {' and '.join(told)}." if told else ""
 
 
 def _loading(repository: str, saes: Sequence[PublishedSAE]) -> str:

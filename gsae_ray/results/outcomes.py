@@ -19,7 +19,7 @@ from gsae_ray.names import local_path
 from gsae_ray.storage.evaluations import EvaluationRequest, schema_of
 from gsae_ray.storage.launch_directory import EVALUATED, find_trial
 from gsae_ray.storage.launch_directory import LAUNCH as LAUNCH_FILE
-from gsae_ray.storage.references import evaluation_of, folder_of, reference_id, tagged
+from gsae_ray.storage.references import evaluation_of, folder_of, reference_id, references_of
 from gsae_ray.storage.trial_directory import TrialDirectory
 from gsae_ray.tracking.params import reference_params, trial_params
 from gsae_ray.tracking.runs import RecordedExperiment, unknown_experiment
@@ -179,7 +179,7 @@ class StorageOutcomes:
         found: list[Outcome] = []
         for launch_id in [launch] if launch is not None else self.launches():
             folder, fingerprint = self.folder(launch_id), self.request(launch_id).fingerprint
-            references, damaged = tagged(folder)
+            references, damaged = references_of(folder)
             self.notes += damaged
             for reference in references:
                 evaluation = evaluation_of(folder.parents[2], reference, fingerprint)

@@ -15,7 +15,7 @@ import pandas as pd
 from gsae_ray.errors import UserError, first_line, shown
 from gsae_ray.evaluation.metrics import METRICS, resampled
 from gsae_ray.names import folder_name, local_path
-from gsae_ray.results.comparison import own_saes, sequences
+from gsae_ray.results.comparison import check_tokens, own_saes, sequences
 from gsae_ray.results.frontier import frontier
 from gsae_ray.results.intervals import Interval, interval, of
 from gsae_ray.results.model_card import PICTURE, PublishedSAE, model_card
@@ -69,6 +69,8 @@ def push(
     if folder is None:
         _check_token()
     rows = frontier(experiment, site, launch, tracking_uri, tokens=tokens)
+    if tokens is None:
+        check_tokens(rows)  # each number of them has a frontier of its own
     chosen = rows[rows["on_frontier"]]
     if chosen.empty:
         raise UserError("; ".join([f"push: no SAE of {experiment!r} is on a frontier", *rows.attrs["notes"]]))
@@ -76,7 +78,9 @@ def push(
         files = Path(temporary)
         published = list(_write_saes(files, chosen, tracking_uri, base_model))
         save_frontier(own_saes(rows), files / PICTURE)  # origins of references may be paths of this machine
-        (files / "README.md").write_text(model_card(repo, experiment, published, license), encoding="utf-8")
+        (files / "README.md").write_text(
+            model_card(repo, experiment, published, rows.attrs["notes"], license), encoding="utf-8"
+        )
         if folder is not None:
             shutil.copytree(files, folder, dirs_exist_ok=True)
             return str(folder)
@@ -156,9 +160,9 @@ def _public(sae: SAE, base_model: str | None) -> SAE:
         UserError: the language model was read from a folder, and nobody says what it is called.
     """
     metadata = dict(sae.cfg.metadata)
-    model = metadata.get("model")
+    model, dataset = metadata.get("model"), metadata.get("dataset")
     if isinstance(model, dict):
-        if base_model is None and _is_local(model.get("name")):
+        if base_model is None and _is_local(model):
             raise UserError(
                 f"--base-model: the sweep's language model was {shown(model['name'])}, a folder; give its name on the "
                 "hub, or what it is to be called"
@@ -166,12 +170,15 @@ def _public(sae: SAE, base_model: str | None) -> SAE:
         metadata["model"] = {**model, "name": base_model or model.get("name")}
     elif base_model is not None:
         metadata["model"] = {"name": base_model}
+    if isinstance(dataset, dict) and _is_local(dataset):
+        metadata["dataset"] = {**dataset, "name": PurePath(dataset["name"]).name}
     sae.cfg = sae.cfg.model_copy(update={"metadata": _without_paths(metadata)})
     return sae
 
 
-def _is_local(name: object) -> bool:
-    return isinstance(name, str) and (_is_path(name) or Path(name).is_dir())
+def _is_local(source: dict[str, Any]) -> bool:
+    """Whether a sweep read its model or data from files: of what comes from the hub the commit was written down."""
+    return isinstance(source.get("name"), str) and source["name"] != "builtin" and source.get("revision") is None
 
 
 def _is_path(text: str) -> bool:

@@ -8,7 +8,7 @@ from typing import Any
 import pandas as pd
 
 from gsae_ray.config.sections import OWN
-from gsae_ray.errors import UserError
+from gsae_ray.errors import UserError, shown
 from gsae_ray.results.outcomes import Outcome, Outcomes
 from gsae_ray.results.saved import load_from
 from gsae_ray.saes import SAE
@@ -65,7 +65,9 @@ def trained_elsewhere(origin: str, site: str, trained_at: str | None) -> list[st
     """A line about a reference whose own files name another site than the one that it is compared at."""
     if trained_at in (None, "", site):
         return []
-    return [f"{origin} is shown at {site}, but its own files say that it was trained at {trained_at}"]
+    return [
+        f"{origin} is shown at {site}, but its own files say that it was trained at {shown(trained_at, quoted=False)}"
+    ]
 
 
 def row_of(outcome: Outcome) -> dict[str, Any]:

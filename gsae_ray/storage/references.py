@@ -92,7 +92,7 @@ def _evaluation_path(root: Path, reference: Reference, fingerprint: str) -> Path
     return folder_of(root, reference) / f"{fingerprint[:16]}.json"
 
 
-def tag(launch: Path, reference: Reference, storage: Storage = LOCAL) -> None:
+def add_reference(launch: Path, reference: Reference, storage: Storage = LOCAL) -> None:
     """Has a launch compared with a reference, from now on under this `origin`.
 
     Args:
@@ -105,7 +105,7 @@ def tag(launch: Path, reference: Reference, storage: Storage = LOCAL) -> None:
     REFERENCE.write(folder / f"{reference_id(reference)}.json", reference, storage)
 
 
-def tagged(launch: Path, storage: Storage = LOCAL) -> tuple[list[Reference], list[str]]:
+def references_of(launch: Path, storage: Storage = LOCAL) -> tuple[list[Reference], list[str]]:
     """The references of a launch, and a line about each file of them that is damaged."""
     found, notes = [], []
     for name in storage.names(launch / "references"):

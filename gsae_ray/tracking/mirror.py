@@ -248,10 +248,10 @@ class Mirror:
             self._runs[trial.name] = _Run(run.info.run_id, steps, finished=finished)
         return self._runs[trial.name]
 
-    def send_references(self, launch: Path) -> None:
-        """Sends the references of the launch, whose folder in storage it is, as far as they are evaluated."""
+    def send_references(self, launch: Path) -> list[str]:
+        """Sends the references of the launch, whose folder in storage it is; see `tracking.references`."""
         where = self.experiment_id, self.parent_id
-        send_references(self.client, *where, launch, self.evaluation.fingerprint)
+        return send_references(self.client, *where, launch, self.evaluation.fingerprint)
 
     def log_launch(
         self, metrics: dict[str, float], artifacts: Sequence[Path] = (), machines: Sequence[str] = ()

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import math
+from http import HTTPStatus
 from pathlib import Path
 
 from mlflow.entities import Metric, Param, RunTag
+from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
-from gsae_ray.errors import UserError
+from gsae_ray.errors import UserError, first_line, shown
 from gsae_ray.storage.evaluations import EVALUATION as EVALUATION_FILE
 from gsae_ray.storage.evaluations import EvaluationRecord, schema_of
-from gsae_ray.storage.references import Reference, evaluation_of, reference_id, tagged
+from gsae_ray.storage.references import Reference, evaluation_of, reference_id, references_of
 from gsae_ray.tracking.artifacts import sequences_path
 from gsae_ray.tracking.connection import asking, open_tracking
 from gsae_ray.tracking.credentials import redacted
@@ -21,7 +23,7 @@ from gsae_ray.tracking.runs import find_run
 from gsae_ray.tracking.tags import CONTENT, EVALUATION, IDENTITY, KIND, LAUNCH, ORIGIN, SCHEMA, SOURCE
 
 
-def record_references(tracking_uri: str | None, experiment: str, launch: Path, fingerprint: str) -> None:
+def record_references(tracking_uri: str | None, experiment: str, launch: Path, fingerprint: str) -> list[str]:
     """Brings MLflow up to date with the references of a launch that it has recorded.
 
     Args:
@@ -29,6 +31,9 @@ def record_references(tracking_uri: str | None, experiment: str, launch: Path, f
         experiment: that of the launch.
         launch: the launch's folder in storage.
         fingerprint: of its held-out contexts.
+
+    Returns:
+        as `send_references`.
 
     Raises:
         UserError: MLflow has no such launch, or does not answer.
@@ -40,10 +45,12 @@ def record_references(tracking_uri: str | None, experiment: str, launch: Path, f
         parent = None if found is None else find_run(client, found.experiment_id, tags)
         if found is None or parent is None:
             raise UserError(f"--tracking-uri: {redacted(client.tracking_uri)} has no run of launch {launch.name}")
-        send_references(client, found.experiment_id, parent.info.run_id, launch, fingerprint)
+        return send_references(client, found.experiment_id, parent.info.run_id, launch, fingerprint)
 
 
-def send_references(client: MlflowClient, experiment_id: str, parent_id: str, launch: Path, fingerprint: str) -> None:
+def send_references(
+    client: MlflowClient, experiment_id: str, parent_id: str, launch: Path, fingerprint: str
+) -> list[str]:
     """Sends the references of a launch that are evaluated; sending twice changes nothing.
 
     Args:
@@ -52,13 +59,23 @@ def send_references(client: MlflowClient, experiment_id: str, parent_id: str, la
         parent_id: the launch's run.
         launch: the launch's folder in storage.
         fingerprint: of its held-out contexts.
+
+    Returns:
+        a line about each that MLflow does not take (its texts may be too long): the others and the launch have theirs.
     """
-    references, _ = tagged(launch)
+    references, _ = references_of(launch)
+    refused = []
     for reference in references:
         evaluation = evaluation_of(launch.parents[2], reference, fingerprint)
         if evaluation is not None:
             tags = {LAUNCH: launch.name, KIND: "reference", IDENTITY: reference_id(reference), EVALUATION: fingerprint}
-            _send(client, experiment_id, {**tags, "mlflow.parentRunId": parent_id}, reference, evaluation)
+            try:
+                _send(client, experiment_id, {**tags, "mlflow.parentRunId": parent_id}, reference, evaluation)
+            except MlflowException as error:
+                if error.get_http_status_code() != HTTPStatus.BAD_REQUEST:
+                    raise
+                refused.append(f"{shown(reference['origin'])} is not in MLflow: {first_line(error)}")
+    return refused
 
 
 def _send(

@@ -1,7 +1,7 @@
 """Which rows of a model are large: norms of the held-out rows at each layer, and the tokens of the largest.
 
     python tests/benchmarks/norms_by_layer.py sweeps/smollm2.yaml --work DIR --set model.name=WORK/smollm2 \
-        --set 'dataset={name: WORK/text.jsonl}'
+        --set dataset.name=WORK/text.jsonl
 
 Prints, for the residual stream and the MLP's output of each layer: the median norm; the mean ‖x‖² in squared medians;
 the largest norm in medians; the share of Σ‖x‖² that the largest 0.1 % of the rows hold, of all rows and of those that

@@ -31,6 +31,7 @@ import yaml
 from gsae_ray.errors import UserError
 from gsae_ray.evaluation.metrics import METRICS, Sums
 from gsae_ray.results import intervals, sequences
+from gsae_ray.results.comparison import own_saes
 from gsae_ray.results.frontier import frontier
 from gsae_ray.results.intervals import Interval, Statistic
 from gsae_ray.tracking.connection import open_tracking
@@ -55,7 +56,7 @@ class Launch:
     """The SAEs of one data seed at one site, with the positions of those of a kind."""
 
     def __init__(self, experiment: str, launch_id: str, site: str | None, tracking_uri: str | None) -> None:
-        own = frontier(experiment, site=site, launch=launch_id, tracking_uri=tracking_uri)
+        own = own_saes(frontier(experiment, site=site, launch=launch_id, tracking_uri=tracking_uri))
         if own["site"].nunique() > 1:
             raise SystemExit(f"--site: one of {', '.join(sorted(set(own['site'])))}")
         tables = [own.assign(pursuit_l0=0)]

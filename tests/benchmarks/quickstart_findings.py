@@ -14,7 +14,7 @@ from __future__ import annotations
 import argparse
 
 import gsae_ray
-from gsae_ray.results.comparison import l0_ratio
+from gsae_ray.results.comparison import l0_ratio, own_saes
 
 
 def main() -> None:
@@ -22,7 +22,7 @@ def main() -> None:
     parser.add_argument("experiment", nargs="?", default="quickstart")
     parser.add_argument("--tracking-uri")
     args = parser.parse_args()
-    rows = gsae_ray.frontier(args.experiment, tracking_uri=args.tracking_uri)
+    rows = own_saes(gsae_ray.frontier(args.experiment, tracking_uri=args.tracking_uri))
     for site, group in rows.groupby("site"):
         gated, standard = (group[group["architecture"] == name] for name in ("gated", "standard"))
         print(f"{site}: L0 of gated / L0 of standard at equal loss recovered: {l0_ratio(gated, standard):.3f}")

@@ -25,7 +25,9 @@ from rich.console import Console
 import gsae_ray
 from gsae_ray.config.sweep import Sweep
 from gsae_ray.driver import begin, launch, publish
+from gsae_ray.driver import trials as driver_trials
 from gsae_ray.driver.prepare import PreparedSweep
+from gsae_ray.driver.references import evaluate_reference
 from gsae_ray.errors import SweepStoppedError, UserError
 from gsae_ray.evaluation import metrics
 from gsae_ray.results import sequences
@@ -81,6 +83,12 @@ class Extended(NamedTuple):
     """Finished SAEs and their evaluations -> when each was written; as they were before the second."""
 
 
+def without(folder: Path, *arguments: Any) -> None:
+    """Evaluates a reference, when a folder has gone."""
+    shutil.rmtree(folder, ignore_errors=True)
+    evaluate_reference(*arguments)
+
+
 @pytest.fixture(scope="module")
 def extended(launched: launch.SweepResult, home: Path) -> Extended:
     assert len(launched.frontier()) == 4
@@ -92,7 +100,13 @@ def extended(launched: launch.SweepResult, home: Path) -> Extended:
         patch.setenv("TUNE_DISABLE_STRICT_METRIC_CHECKING", "0")
         patch.setattr(tune, "TuneConfig", functools.partial(tune.TuneConfig, scheduler=asha))
         finished = str(next(iter(sorted(trained))).parent)
-        references = [{"source": finished, "site": "blocks.1.hook_resid_post", "name": "a copy"}]
+        shutil.copytree(Path(finished) / "sae", home / "gone")
+        references = [
+            {"source": finished, "name": "a copy"},
+            {"source": str(home / "gone"), "name": "one that is gone"},
+        ]
+        references = [{**reference, "site": "blocks.1.hook_resid_post"} for reference in references]
+        patch.setattr(driver_trials, "evaluate_reference", functools.partial(without, home / "gone"))
         second = run({**GROWN, "references": references}, home)
     return Extended(first, second, run(GROWN, home, resume=True), trained | evaluated)
 
@@ -114,6 +128,9 @@ def test_a_reference_of_a_sweep_file_is_evaluated_by_its_producers_as_its_own_sa
     assert all(np.array_equal(sums[0][name], sums[1][name]) for name in sums[0])
     written = pd.read_csv(home / "runs/golden/launches" / result.launch_id / "frontier.csv")
     assert written["origin"].tolist().count("a copy") == 1
+    assert "one that is gone" not in written["origin"].tolist()
+    events = (home / "runs/golden/launches" / result.launch_id / "events.jsonl").read_text()
+    assert "reference one that is gone is left out: " in events
     assert "a copy" in set(extended.resumed.frontier()["origin"]), "what a launch was compared with stays"
     assert set(extended.first.frontier()["origin"]) == {"own"}
     assert (

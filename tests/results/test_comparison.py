@@ -49,6 +49,10 @@ def test_references_are_no_hindrance_to_a_comparison_though_nothing_is_known_of_
     assert own_saes(rows)["l0"].tolist() == [10, 40]
     with pytest.raises(UserError, match="2 recipes"):
         check_recipes(rows, own.assign(recipe="paper/paper"))
+    with pytest.raises(UserError, match="^origin: there are references among these SAEs"):
+        l0_ratio(rows, own)
+    assert l0_ratio(own, own) == 1.0
+    assert math.isnan(l0_ratio(rows, own, mixed_recipes=True)), "theirs is the only one on that frontier"
 
 
 def test_log_l0_is_interpolated_between_frontier_points() -> None:

@@ -30,6 +30,7 @@ from gsae_ray.tracking.mirror import Mirror
 
 REPO = "owner/small-saes"
 CONTEXTS = 40
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
 GATED = expand("gated", layers=(1, 2), l1_coefficient=[1.0, 2.0])
 STANDARD = expand("standard", l1_coefficient=[0.5])
 
@@ -97,7 +98,7 @@ MISTAKES: list[tuple[str | None, list[str], str]] = [
     (OWNER_TOKEN, ["swepd"], "experiment: no 'swepd'"),
     (OWNER_TOKEN, ["swept", "--site", "blocks.3"], "site: no 'blocks.3' in 'swept'"),
     (OWNER_TOKEN, ["dead"], f"push: no SAE of 'dead' is on a frontier; {GATED[0].name} is left out: L0 = 0"),
-    (OWNER_TOKEN, ["local"], "--base-model: the sweep's language model was '/models/mine', a folder; give its name"),
+    (OWNER_TOKEN, ["local"], "--base-model: the sweep's language model was 'models/mine', a folder; give its name"),
     (None, ["swept", "--dry-run", "full"], "--dry-run: full has files; give a new or empty folder"),
     (None, ["swept", "--dry-run", "full/file"], "--dry-run: full/file is a file; give a folder"),
 ]
@@ -123,8 +124,9 @@ def pushed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pushed]:
     folder = tmp_path_factory.mktemp("push")
     (folder / "full").mkdir()
     (folder / "full/file").touch()
-    model = {"name": "some/model", "context_size": 128, "revision": None}
-    dataset = {"name": "/home/me/texts/corpus.jsonl", "prepend_bos": True}
+    model = {"name": "some/model", "context_size": 128, "revision": COMMIT}
+    dataset = {"name": "texts/corpus.jsonl", "prepend_bos": True, "revision": None}  # a path, as seen from elsewhere
+    versions = {"gsae-ray": "0.0.9"}
     ends = [
         (GATED[0], sums(12.4, 0.95, 0)),
         (GATED[1], sums(31.2, 0.99, 1)),
@@ -134,8 +136,8 @@ def pushed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pushed]:
     ]
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)  # MLflow puts the artifacts of an SQLite store into the working directory
-        uri = record(folder, "swept", ends, model=model, dataset=dataset)
-        record(folder, "local", ends[:1], model={"name": "/models/mine"})
+        uri = record(folder, "swept", ends, model=model, dataset=dataset, versions=versions)
+        record(folder, "local", ends[:1], model={"name": "models/mine", "revision": None})
         record(folder, "dead", [(GATED[0], sums(0.0, 0.5, 0))])
     push, on = ["swept", "--license", "mit", "--repo", REPO], ["--tracking-uri", uri]
     pushes: dict[str, tuple[str | None, list[str] | str]] = {
@@ -173,7 +175,7 @@ def test_what_was_pushed_comes_back_by_its_hub_id_without_paths_of_this_machine(
     for name, trial in FRONTIER.items():
         sae = load(pushed.folder / "dry" / name)
         assert_same_weights(sae, saved(trial))
-        assert sae.cfg.metadata["dataset"] == {"name": "corpus.jsonl", "prepend_bos": True}
+        assert sae.cfg.metadata["dataset"] == {"name": "corpus.jsonl", "prepend_bos": True, "revision": None}
         assert sae.cfg.metadata["training"]["lr"] == 1e-3
         assert sae.cfg == came.cfg or trial != GATED[0]
 
@@ -182,7 +184,7 @@ def test_a_repository_may_be_private_and_a_model_that_was_a_folder_named(pushed:
     assert pushed.done["private"].exit_code == pushed.done["named"].exit_code == 0
     assert pushed.hub.repositories["owner/own"].private and not pushed.hub.repositories[REPO].private
     card = pushed.hub.repositories["owner/named"].commits[-1].files["README.md"].decode()
-    assert yaml.safe_load(card.split("---\n")[1])["base_model"] == ["some/named"] and "/models" not in card
+    assert yaml.safe_load(card.split("---\n")[1])["base_model"] == ["some/named"] and "models/" not in card
 
 
 def test_what_cannot_be_pushed_is_one_line(pushed: Pushed) -> None:
@@ -215,8 +217,9 @@ def check_card(card: str) -> None:
     assert low < 31.2 < high and loss_recovered.strip() == "0.99 [0.99, 0.99]"
     assert f"95 % bootstrap intervals over the {CONTEXTS} held-out contexts" in body
     recipe = yaml.safe_load(body.partition("```yaml\n")[2].partition("```")[0])
-    assert recipe["model"] == {"name": "some/model", "context_size": 128}
-    assert recipe["dataset"]["name"] == "corpus.jsonl" and "/home/me" not in card
+    assert recipe["model"] == {"name": "some/model", "context_size": 128, "revision": COMMIT}
+    assert recipe["dataset"]["name"] == "corpus.jsonl" and "texts/" not in card
+    assert "that no other of their site beats in both L0 and loss recovered. Trained with gsae-ray 0.0.9." in body
     assert recipe["training"]["tokens"] == 1024 and recipe["training"]["recipe"] == GATED[0].recipe
     assert recipe["hyperparameters"] == {"l1_coefficient": "1 or 2", "tied": True, "learn_r_mag": True}
 
