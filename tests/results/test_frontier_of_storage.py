@@ -20,7 +20,7 @@ from gsae_ray.errors import UserError
 from gsae_ray.results.frontier import frontier
 from gsae_ray.storage import launch_directory
 from gsae_ray.storage.evaluations import EvaluationRequest
-from gsae_ray.storage.references import Reference, save_evaluation, tag
+from gsae_ray.storage.references import Reference, add_reference, save_evaluation
 from gsae_ray.storage.trial_directory import Trial
 from gsae_ray.tracking.mirror import Mirror
 from gsae_ray.tracking.references import record_references
@@ -75,10 +75,10 @@ def test_storage_tells_the_same_as_mlflow(recorder: Recorder) -> None:
         sae="1" * 64,
     )
     of_newer: Reference = {**of_both, "origin": "other", "sae": "2" * 64, "trained_at": ""}
-    tag(storage / "swept" / "launches" / OLDER, {**of_both, "origin": "their old name"})
+    add_reference(storage / "swept" / "launches" / OLDER, {**of_both, "origin": "their old name"})
     save_evaluation(storage, of_both, FINGERPRINT, evaluation(l0=11.0, loss_recovered=0.99))
-    tag(folder, of_both)
-    tag(folder, of_newer)
+    add_reference(folder, of_both)
+    add_reference(folder, of_newer)
     for launch in launches:
         record_references(uri, "other experiment", storage / "swept" / "launches" / launch, FINGERPRINT)
     assert frontier("other experiment", tracking_uri=uri)["origin"].tolist().count("theirs") == 1, "one is evaluated"
