@@ -22,6 +22,8 @@ from environments import neighbours
 gc.disable()  # until tests begin: importing libraries makes a million objects, and looking through them takes seconds
 
 MOST_WORKERS = 4  # each may start a Ray of its own
+LONGEST = ("test_launch_again", "test_launch", "test_launch_phases", "test_sweep_files", "test_waiting")
+"""Of the quick tests that start Ray; the last to end should be short ones."""
 
 
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
@@ -33,9 +35,14 @@ def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Unit tests come first: what is quick fails early. Then the files that start Ray, those with most tests first."""
+    """Unit tests come first: what is quick fails early. Then the files that start Ray, the longest first."""
     on_ray = Counter(item.path for item in items if "local_ray" in getattr(item, "fixturenames", ()))
-    items.sort(key=lambda item: (item.path in on_ray, -on_ray[item.path]))
+
+    def place(item: pytest.Item) -> tuple[bool, int, int]:
+        rank = LONGEST.index(item.path.stem) if item.path.stem in LONGEST else len(LONGEST)
+        return item.path in on_ray, rank, -on_ray[item.path]
+
+    items.sort(key=place)
 
 
 def pytest_collection_finish() -> None:

@@ -66,6 +66,7 @@ def hold_their_gpus(cluster: Cluster) -> None:
 
 
 def main(folder: Path) -> None:
+    """In `folder`, which is empty, each start leaves a file."""
     start_actors.TELL_AFTER_S = 2.0  # type: ignore[attr-defined]
     cluster = head_without_slots()
     try:
@@ -104,4 +105,6 @@ def main(folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    starts = Path(sys.argv[1]) / "starts"
+    starts.mkdir()
+    main(starts)

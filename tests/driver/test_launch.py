@@ -101,6 +101,7 @@ def test_law_4_the_store_stays_within_its_budget(home: Path) -> None:
         "name": "tight",
         "dataset": {"name": "builtin", "shuffle_tokens": 8192},
         "training": {**SWEEP["training"], "tokens": 40_000},
+        "evaluation": {"tokens": 1024},
         "sites": {"layers": [1], "points": ["resid_post"]},
         "producers": {"budget_gib": budget_gib},
         "trials": {"max_concurrent": 1},

@@ -99,10 +99,10 @@ def extended(launched: launch.SweepResult, home: Path) -> Extended:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TUNE_DISABLE_STRICT_METRIC_CHECKING", "0")
         patch.setattr(tune, "TuneConfig", functools.partial(tune.TuneConfig, scheduler=asha))
-        finished = str(next(iter(sorted(trained))).parent)
-        shutil.copytree(Path(finished) / "sae", home / "gone")
+        finished, another = (path.parent for path in sorted(trained)[:2])
+        shutil.copytree(another / "sae", home / "gone")
         references = [
-            {"source": finished, "name": "a copy"},
+            {"source": str(finished), "name": "a copy"},
             {"source": str(home / "gone"), "name": "one that is gone"},
         ]
         references = [{**reference, "site": "blocks.1.hook_resid_post"} for reference in references]
