@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import os
 import subprocess
+import sys
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,6 +14,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")  # tests that want the hub's absenc
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # the package is compiled once, not by each of hundreds of processes
 
 import datasets
 import pytest
@@ -20,6 +22,8 @@ import torch
 from environments import neighbours
 
 gc.disable()  # until tests begin: importing libraries makes a million objects, and looking through them takes seconds
+
+sys.dont_write_bytecode = False
 
 MOST_WORKERS = 4  # each may start a Ray of its own
 LONGEST = ("test_launch_again", "test_launch", "test_launch_phases", "test_sweep_files", "test_waiting")
