@@ -45,10 +45,10 @@ def with_parent(
                     f"{trial.architecture} trial needs {value}"
                 )
         parent = RUN + run_id
-        of_model = _part(cfg, "model").get("name", model)
+        of_model = cfg.section("model").get("name", model)
         if of_model != model:
             raise UserError(f"{where}.parent: the SAE of run {run_id} is of model {of_model!r}, not of {model!r}")
-        training = _part(cfg, "training")
+        training = cfg.section("training")
         objective, recipe = training.get("objective", trial.training.objective), training.get("recipe")
         of_parent = cfg.hyperparameters.get(_sparsity_hyperparameter(cfg.architecture))
         if of_parent is None:
@@ -87,12 +87,6 @@ def _sparsity_hyperparameter(architecture: str) -> str:
     name = REGISTRY[architecture].sparsity_hyperparameter
     assert name is not None, f"{architecture} has no sparsity_hyperparameter"
     return name
-
-
-def _part(cfg: SAEConfig, key: str) -> dict[str, Any]:
-    """A mapping of an SAE's metadata; empty where the SAE was not saved by a sweep and has something else there."""
-    part = cfg.metadata.get(key)
-    return part if isinstance(part, dict) else {}
 
 
 def _parents_in_sweep(trial: TrialSpec, candidates: Sequence[TrialSpec]) -> list[TrialSpec]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -15,6 +14,7 @@ from gsae_ray.evaluation.metrics import METRICS
 from gsae_ray.results.comparison import labels
 from gsae_ray.results.intervals import Interval
 from gsae_ray.saes import SAEConfig
+from gsae_ray.saes.hub import is_repository
 
 PICTURE = "frontier.png"
 LIBRARY = "saelens"
@@ -22,7 +22,6 @@ LIBRARY = "saelens"
 TAGS = ["sparse-autoencoder", "mechanistic-interpretability", "gsae-ray"]
 SECTIONS = ("model", "dataset", "training")
 """What of an SAE's metadata is its recipe, beside its hyperparameters."""
-_HUB_NAME = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,8 +53,8 @@ def model_card(
         notes: what a reader of the frontier should know, as lines of text.
         license: as the hub writes it (`apache-2.0`); None: nothing is said about it.
     """
-    models = _distinct(_section(published.cfg, "model").get("name") for published in saes)
-    texts = _distinct(_section(published.cfg, "dataset").get("name") for published in saes)
+    models = _distinct(published.cfg.section("model").get("name") for published in saes)
+    texts = _distinct(published.cfg.section("dataset").get("name") for published in saes)
     front: dict[str, Any] = {"library_name": LIBRARY, "tags": TAGS}
     front |= {"license": license} if license else {}
     front |= {key: found for key, names in (("base_model", models), ("datasets", texts)) if (found := _on_hub(names))}
@@ -84,7 +83,7 @@ def model_card(
 
 def _trained_with(saes: Sequence[PublishedSAE]) -> str:
     """The versions of gsae-ray that trained them, as far as they say so."""
-    versions = _distinct(_section(published.cfg, "versions").get("gsae-ray") for published in saes)
+    versions = _distinct(published.cfg.section("versions").get("gsae-ray") for published in saes)
     told = [str(version) for version in versions if version is not None]
     return f" Trained with gsae-ray {' and '.join(told)}." if told else ""
 
@@ -146,7 +145,7 @@ def _legend(saes: Sequence[PublishedSAE]) -> str:
 def _recipe(saes: Sequence[PublishedSAE]) -> dict[str, Any]:
     """Section -> setting -> its value, or as text those that differ; settings that none has are left out."""
     recipe: dict[str, Any] = {}
-    sections = {name: [_section(published.cfg, name) for published in saes] for name in SECTIONS}
+    sections = {name: [published.cfg.section(name) for published in saes] for name in SECTIONS}
     sections["hyperparameters"] = [published.cfg.hyperparameters for published in saes]
     for section, found in sections.items():
         for key in _distinct(key for settings in found for key in settings):
@@ -154,12 +153,6 @@ def _recipe(saes: Sequence[PublishedSAE]) -> dict[str, Any]:
             if values != [None]:
                 recipe.setdefault(section, {})[key] = values[0] if len(values) == 1 else " or ".join(map(show, values))
     return recipe
-
-
-def _section(cfg: SAEConfig, name: str) -> dict[str, Any]:
-    """A section of an SAE's metadata; empty where it does not say."""
-    section = cfg.metadata.get(name)
-    return section if isinstance(section, dict) else {}
 
 
 def _distinct(values: Iterable[Any]) -> list[Any]:
@@ -173,4 +166,4 @@ def _distinct(values: Iterable[Any]) -> list[Any]:
 
 def _on_hub(names: Iterable[Any]) -> list[str]:
     """Those that can be names of the hub, which refuses a card with others."""
-    return [name for name in names if isinstance(name, str) and _HUB_NAME.fullmatch(name)]
+    return [name for name in names if isinstance(name, str) and is_repository(name)]

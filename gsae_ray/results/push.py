@@ -24,7 +24,7 @@ from gsae_ray.results.saved import load_run
 from gsae_ray.saes import SAE
 from gsae_ray.saes.base import saelens_form_or_reason, weight_bytes
 from gsae_ray.saes.files import visible_files
-from gsae_ray.saes.hub import HubId, parse_hub_id
+from gsae_ray.saes.hub import is_repository
 from gsae_ray.saes.saelens_config import NO_FORM
 from gsae_ray.version import __version__
 
@@ -98,7 +98,7 @@ def _check_repository(repo: str) -> None:
     """
     from huggingface_hub.utils import HFValidationError, validate_repo_id  # type: ignore[attr-defined]
 
-    if parse_hub_id(repo) != HubId(repo, None, ""):
+    if not is_repository(repo):
         raise UserError(f"--repo: {shown(repo)} is no repository of the hub; give owner/name")
     try:
         validate_repo_id(repo)

@@ -35,6 +35,11 @@ def parse_hub_id(text: str) -> HubId | None:
     return None if ".." in folder.split("/") else HubId(repository, unquote(revision) or None, folder)
 
 
+def is_repository(text: str) -> bool:
+    """Whether a text is `owner/name` and no more."""
+    return parse_hub_id(text) == HubId(text, None, "")
+
+
 def fetch(hub_id: HubId, text: str, names: Collection[str]) -> Path:
     """Downloads an SAE, unless it is in the cache, and returns its path there, which ends as in the repository.
 

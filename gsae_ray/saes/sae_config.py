@@ -18,3 +18,8 @@ class SAEConfig(BaseModel):
     hyperparameters: dict[str, Any] = Field({}, description="the architecture's own, e.g. l1_coefficient")
     site: str = Field("", description="where in the model, e.g. blocks.2.hook_resid_post")
     metadata: dict[str, Any] = Field({}, description="model, data and training settings that it came from")
+
+    def section(self, name: str) -> dict[str, Any]:
+        """A mapping of the metadata; empty where an SAE that no sweep saved has something else there."""
+        section = self.metadata.get(name)
+        return section if isinstance(section, dict) else {}

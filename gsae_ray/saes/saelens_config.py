@@ -22,7 +22,7 @@ def saelens_config(cfg: SAEConfig, form: Mapping[str, Any]) -> dict[str, Any]:
         form: what `SAE.saelens_form` gives: the `architecture`, and its keys that are not as they are by default.
     """
     at_heads = cfg.site.endswith(".attn.hook_z")  # [..., heads, width of a head] there; SAEs take them side by side
-    theirs = _section(cfg, "settings").get("reshape_activations")  # of an SAE that was read from a folder of SAELens
+    theirs = cfg.section("settings").get("reshape_activations")  # of an SAE that was read from a folder of SAELens
     return {
         "architecture": form["architecture"],
         "d_in": cfg.d_in,
@@ -39,7 +39,7 @@ def saelens_config(cfg: SAEConfig, form: Mapping[str, Any]) -> dict[str, Any]:
 
 def _metadata(cfg: SAEConfig) -> dict[str, Any]:
     """What the activations are of; what is not known is left out."""
-    model, dataset = (_section(cfg, name) for name in ("model", "dataset"))
+    model, dataset = (cfg.section(name) for name in ("model", "dataset"))
     skipped = dataset.get("skip_positions")
     found = {
         "sae_lens_version": VERSION,
@@ -52,16 +52,10 @@ def _metadata(cfg: SAEConfig) -> dict[str, Any]:
         "exclude_special_tokens": dataset.get("skip_special_tokens"),
         "seqpos_slice": None if skipped is None else [skipped or None, None],
     }
-    theirs = _section(cfg, "settings").get("metadata")  # of an SAE that was read from a folder of SAELens
+    theirs = cfg.section("settings").get("metadata")  # of an SAE that was read from a folder of SAELens
     if isinstance(theirs, dict) and "sae_lens_version" in theirs:
         found |= {**theirs, "sae_lens_version": VERSION}
     return {key: value for key, value in found.items() if value is not None}
-
-
-def _section(cfg: SAEConfig, name: str) -> dict[str, Any]:
-    """A section of the sweep file that the SAE came from; of an SAE from elsewhere it may be anything."""
-    section = cfg.metadata.get(name)
-    return section if isinstance(section, dict) else {}
 
 
 def _hook(site: str, place: object) -> dict[str, str]:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import time
 from typing import NamedTuple
 
 from typing_extensions import NotRequired, TypedDict
 
+from gsae_ray.evaluation.metrics import Evaluation
 from gsae_ray.files import JSONFile
 
 
@@ -32,6 +34,25 @@ class EvaluationRecord(TypedDict):
 
 
 EVALUATION = JSONFile(EvaluationRecord, "the same command evaluates this SAE again", sealed=True)
+
+
+def evaluation_record(evaluation: Evaluation, kind: str, step: int, sae_hash: str) -> EvaluationRecord:
+    """What is kept of an evaluation.
+
+    Args:
+        evaluation: what was measured.
+        kind: what the names of its metrics begin with: "eval" or "pursuit".
+        step: at which MLflow shows them.
+        sae_hash: of the SAE, which tells whether the record is of that one.
+    """
+    return {
+        "step": step,
+        "timestamp": time.time_ns() // 1_000_000,
+        "metrics": {f"{kind}/{name}": value for name, value in evaluation.metrics.items()},
+        "sequences": evaluation.sequences,
+        "sae": sae_hash,
+        "schema": evaluation.schema,
+    }
 
 
 def schema_of(evaluation: EvaluationRecord) -> int:

@@ -9,7 +9,6 @@ The SAEs themselves stay where they are. What is damaged is as if it were not th
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
 
 from typing_extensions import TypedDict
@@ -17,7 +16,7 @@ from typing_extensions import TypedDict
 from gsae_ray.errors import DamagedError
 from gsae_ray.evaluation.metrics import Evaluation, schema_version
 from gsae_ray.files import LOCAL, JSONFile, Storage, digest
-from gsae_ray.storage.evaluations import EVALUATION, EvaluationRecord, schema_of
+from gsae_ray.storage.evaluations import EVALUATION, EvaluationRecord, evaluation_record, schema_of
 
 
 class Reference(TypedDict):
@@ -76,16 +75,8 @@ def save_evaluation(
 ) -> None:
     """Saves the evaluation of a reference. Any process may: all that evaluate it come to the same numbers."""
     path = _evaluation_path(root, reference, fingerprint)
-    value: EvaluationRecord = {
-        "step": 0,
-        "timestamp": time.time_ns() // 1_000_000,
-        "metrics": {f"eval/{name}": number for name, number in evaluation.metrics.items()},
-        "sequences": evaluation.sequences,
-        "sae": reference["sae"],
-        "schema": evaluation.schema,
-    }
     storage.make_folder(path.parent)
-    EVALUATION.write(path, value, storage)
+    EVALUATION.write(path, evaluation_record(evaluation, "eval", 0, reference["sae"]), storage)
 
 
 def _evaluation_path(root: Path, reference: Reference, fingerprint: str) -> Path:

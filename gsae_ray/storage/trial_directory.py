@@ -38,7 +38,14 @@ from gsae_ray.saes import SAE
 from gsae_ray.saes.base import saved_files
 from gsae_ray.saes.files import content_hash
 from gsae_ray.storage.checkpoints import Checkpoints, State
-from gsae_ray.storage.evaluations import EVALUATION, EvaluationRecord, EvaluationRequest, TrialStatus, schema_of
+from gsae_ray.storage.evaluations import (
+    EVALUATION,
+    EvaluationRecord,
+    EvaluationRequest,
+    TrialStatus,
+    evaluation_record,
+    schema_of,
+)
 from gsae_ray.storage.metric_rows import START, Cursor, MetricRows, Row, numbers
 
 
@@ -299,19 +306,10 @@ class TrialDirectory:
         """Saves an evaluation of the finished SAE. Any process may: all that evaluate it come to the same numbers."""
         path = self._evaluation_path(fingerprint, pursuit_l0)
         kind, step = ("eval", tokens) if pursuit_l0 is None else ("pursuit", pursuit_l0)
-        metrics = {f"{kind}/{name}": value for name, value in evaluation.metrics.items()}
         if (done := DONE.read(self.path / "DONE", self.storage)) is None:
             raise DamagedError(f"{self.path / 'DONE'}: this file is missing; {_AGAIN}")
-        value: EvaluationRecord = {
-            "step": step,
-            "timestamp": time.time_ns() // 1_000_000,
-            "metrics": metrics,
-            "sequences": evaluation.sequences,
-            "sae": done["sae"],
-            "schema": evaluation.schema,
-        }
         self.storage.make_folder(path.parent)
-        EVALUATION.write(path, value, self.storage)
+        EVALUATION.write(path, evaluation_record(evaluation, kind, step, done["sae"]), self.storage)
 
 
 class Trial(NamedTuple):
