@@ -38,6 +38,8 @@ SWEEP: dict[str, Any] = {
     "evaluation": {"tokens": 4096},
     "trials": {"hang_timeout_s": 15},
 }
+ONE_PRODUCER = {**SWEEP, "producers": {"count": 1}}
+"""The same trials: where no producer is disturbed, one process less to start."""
 TOKENS = SWEEP["training"]["tokens"]
 WALL_CLOCK = {"train/tokens_per_s", "train/step_ms", "train/data_wait_fraction"}
 """Metrics that no two runs share."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import random
 from pathlib import Path
 from typing import Any
@@ -41,12 +42,20 @@ def rng() -> random.Random:
 
 
 @pytest.fixture(scope="session")
-def quiet(tmp_path_factory: pytest.TempPathFactory, local_ray: None) -> Outcome:  # noqa: ARG001
-    """The sweep of the fault tests, undisturbed."""
-    where = Home(tmp_path_factory.mktemp("quiet"))
-    result = where.run()
-    assert result.failures == {} and result.forward_ratio == 1.0 and result.repeated_rows == 0
-    outcome = Outcome.of(where)
+def quiet(tmp_path_factory: pytest.TempPathFactory, worker_id: str, local_ray: None) -> Outcome:  # noqa: ARG001
+    """The sweep of the fault tests, undisturbed; launched by one worker of pytest-xdist for all."""
+    base = tmp_path_factory.getbasetemp()
+    folder = (base if worker_id == "master" else base.parent) / "quiet"
+    folder.mkdir(exist_ok=True)
+    done = folder / "tracking_uri"
+    with (folder / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not done.exists():
+            where = Home(folder / "home")
+            result = where.run()
+            assert result.failures == {} and result.forward_ratio == 1.0 and result.repeated_rows == 0
+            done.write_text(where.uri)
+    outcome = Outcome.of(Home(folder / "home", uri=done.read_text()))
     assert len(outcome.weights) == len(outcome.frontier) == 4
     assert {len(rows) for rows in outcome.rows.values()} == {32}
     return outcome

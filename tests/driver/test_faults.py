@@ -14,6 +14,7 @@ from pathlib import Path
 import psutil
 import pytest
 from faults import (
+    ONE_PRODUCER,
     SWEEP,
     TOKENS,
     Home,
@@ -36,7 +37,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("local_ray")]
 
 @pytest.fixture
 def home(tmp_path: Path) -> Home:
-    return Home(tmp_path)
+    return Home(tmp_path, ONE_PRODUCER)
 
 
 def test_sigkill_of_a_trial(home: Home, quiet: Outcome, rng: random.Random) -> None:
@@ -57,6 +58,7 @@ def test_sigkill_of_a_trial(home: Home, quiet: Outcome, rng: random.Random) -> N
 
 
 def test_sigkill_of_a_producer(home: Home, quiet: Outcome) -> None:
+    home.sweep = SWEEP
     # Early, while there are blocks to make still.
     with disturbed(home, 0.03, lambda _: send(signal.SIGKILL, processes("ProducerActor")[:1])):
         result = home.run()
@@ -66,6 +68,7 @@ def test_sigkill_of_a_producer(home: Home, quiet: Outcome) -> None:
 
 
 def test_sigkill_of_all_producers(home: Home, quiet: Outcome) -> None:
+    home.sweep = SWEEP
     with disturbed(home, 0.03, lambda _: send(signal.SIGKILL, processes("ProducerActor"))):
         result = home.run()
     assert "producer 1 of 2 is gone" in home.events and "producer 2 of 2 is gone" in home.events

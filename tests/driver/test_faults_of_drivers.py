@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 from faults import (
+    ONE_PRODUCER,
     PATIENCE_S,
-    SWEEP,
     TOKENS,
     Home,
     Outcome,
@@ -32,7 +32,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("local_ray")]
 
 @pytest.fixture
 def home(tmp_path: Path) -> Home:
-    return Home(tmp_path)
+    return Home(tmp_path, ONE_PRODUCER)
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM])
@@ -121,7 +121,7 @@ def test_tracking_server_down_for_a_while(
         time.sleep(5)
         server.start()
 
-    home.uri, home.sweep = server.uri, {**SWEEP, "experiment": "for a while"}
+    home.uri, home.sweep = server.uri, {**ONE_PRODUCER, "experiment": "for a while"}
     with disturbed(home, position(rng), strike):
         home.run()
     if "is not up to date" in capsys.readouterr().out:  # it takes longer to come back than the sweep had left
@@ -132,7 +132,7 @@ def test_tracking_server_down_for_a_while(
 def test_tracking_server_gone_at_the_end_then_resume(
     home: Home, quiet: Outcome, rng: random.Random, server: MLflowServer, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    home.uri, home.sweep = server.uri, {**SWEEP, "experiment": "at the end"}
+    home.uri, home.sweep = server.uri, {**ONE_PRODUCER, "experiment": "at the end"}
     with disturbed(home, position(rng), lambda _: server.kill()):
         result = home.run()
     assert result.failures == {}

@@ -24,13 +24,15 @@ from gsae_ray.storage.trial_directory import TrialDirectory
 SWEEPS = Path(__file__).parents[2] / "sweeps"
 TOKEN = "a-token-of-this-cluster-0123456789"
 PASSWORD = "a-password-of-mlflow-0123456789"
+LOOK_EVERY_S = 5
+"""A look is a process of its own, which takes seconds of a core from what it looks at."""
 PLANTED = {"HF_TOKEN": "hf_planted0123456789", "MLFLOW_TRACKING_PASSWORD": PASSWORD, "RAY_AUTH_TOKEN": TOKEN}
 """Credentials that must be nowhere but in the environment."""
 LAPTOP = {"HF_TOKEN": "hf_of_the_laptop_0123456789"}
 """Of whoever submits."""
 LOGIN = {"MLFLOW_TRACKING_USERNAME": "admin", "MLFLOW_TRACKING_PASSWORD": PASSWORD}
 SHORT = ["sites.layers=[2]", "saes.0.l1_coefficient=[2,4]", "saes.1.l1_coefficient=[1,2]", "evaluation.tokens=4_096"]
-SHORT += ["training.tokens=480_000", "training.checkpoint_every_tokens=204_800", "dataset.shuffle_tokens=100_000"]
+SHORT += ["training.tokens=240_640", "training.checkpoint_every_tokens=102_400", "dataset.shuffle_tokens=100_000"]
 """Fewer trials than the quickstart, and long enough to be looked at."""
 SCREENSHOTS = Path(os.environ.get("GSAE_SCREENSHOTS", "/tmp/gsae-screenshots"))
 
@@ -85,7 +87,7 @@ class User:
         while (found := self.status(job))["state"] not in states:
             assert found["state"] in ("pending", "running"), self.run("logs", job)
             assert time.monotonic() < deadline, self.run("logs", job)
-            time.sleep(1)
+            time.sleep(LOOK_EVERY_S)
         return found
 
 
@@ -146,7 +148,7 @@ def test_a_sweep_from_the_laptop_to_the_cluster_to_the_notebook(
     deadline = time.monotonic() + 240  # it trains, or has: on a loaded machine it may be over before the second look
     while (status := user.wait(again, "running", "succeeded"))["forward_ratio"] is None:
         assert time.monotonic() < deadline, status
-        time.sleep(1)
+        time.sleep(LOOK_EVERY_S)
     assert status["forward_ratio"] == 1.0
     log = user.run(*readme("gsae-ray logs", user))
     assert "forward ratio 1.00" in log, log
