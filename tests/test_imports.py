@@ -41,6 +41,7 @@ def test_loading_an_sae_needs_neither_ray_nor_mlflow(tmp_path: Path) -> None:
         ("gsae_ray.actors.store_actor", ["torch", "transformers"]),  # they would take more than the store's budget
         ("gsae_ray.actors.producer_actor", ["torch", "transformers"]),  # the store loads it with a producer's handle
         ("gsae_ray.actors.trial_actor", ["transformers", "datasets"]),
+        ("gsae_ray.cli.main", ["torch", "pandas", "pydantic"]),  # each command, also one that only asks for a state
     ],
 )
 def test_a_process_does_without_what_takes_seconds_and_memory(module: str, does_without: list[str]) -> None:

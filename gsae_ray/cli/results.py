@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 import gsae_ray
-from gsae_ray import SAE
 from gsae_ray.cli.options import launch_option, one_line_errors, site_option, tokens_option, tracking_option
+
+if TYPE_CHECKING:
+    from gsae_ray import SAE
 
 _storage_option = click.option(
     "--storage", metavar="PATH", help="read the storage in MLflow's place: it holds the truth"
