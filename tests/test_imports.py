@@ -42,6 +42,8 @@ def test_loading_an_sae_needs_neither_ray_nor_mlflow(tmp_path: Path) -> None:
         ("gsae_ray.actors.producer_actor", ["torch", "transformers"]),  # the store loads it with a producer's handle
         ("gsae_ray.actors.trial_actor", ["transformers", "datasets"]),
         ("gsae_ray.cli.main", ["torch", "pandas", "pydantic"]),  # each command, also one that only asks for a state
+        ("gsae_ray.jobs.job", ["torch", "transformers"]),
+        ("gsae_ray.driver.display", ["torch", "mlflow"]),  # `status` shows what it shows
     ],
 )
 def test_a_process_does_without_what_takes_seconds_and_memory(module: str, does_without: list[str]) -> None:

@@ -6,10 +6,13 @@ import dataclasses
 import threading
 import time
 from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
-from gsae_ray.storage.evaluations import EvaluationRequest
 from gsae_ray.storage.metric_rows import START
-from gsae_ray.storage.trial_directory import Trial
+
+if TYPE_CHECKING:  # they load PyTorch, which a command that asks how far a job is does without
+    from gsae_ray.storage.evaluations import EvaluationRequest
+    from gsae_ray.storage.trial_directory import Trial
 
 STATES = ("waiting", "running", "evaluating", "done", "failed")
 """States of a trial; `evaluating`: its SAE is finished, and some evaluation of it is not."""
