@@ -80,10 +80,16 @@ def local_ray() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
-def neighbours_python(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Path:
-    """The Python of an environment with the libraries whose formats we read; one for all workers of pytest-xdist."""
+def shared_folder(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Path:
+    """A temporary folder that all workers of pytest-xdist have in common."""
     base = tmp_path_factory.getbasetemp()
-    return neighbours((base if worker_id == "master" else base.parent) / "environments")
+    return base if worker_id == "master" else base.parent
+
+
+@pytest.fixture(scope="session")
+def neighbours_python(shared_folder: Path) -> Path:
+    """The Python of an environment with the libraries whose formats we read; one for all workers of pytest-xdist."""
+    return neighbours(shared_folder / "environments")
 
 
 @pytest.fixture

@@ -42,10 +42,9 @@ def rng() -> random.Random:
 
 
 @pytest.fixture(scope="session")
-def quiet(tmp_path_factory: pytest.TempPathFactory, worker_id: str, local_ray: None) -> Outcome:  # noqa: ARG001
+def quiet(shared_folder: Path, local_ray: None) -> Outcome:  # noqa: ARG001
     """The sweep of the fault tests, undisturbed; launched by one worker of pytest-xdist for all."""
-    base = tmp_path_factory.getbasetemp()
-    folder = (base if worker_id == "master" else base.parent) / "quiet"
+    folder = shared_folder / "quiet"
     folder.mkdir(exist_ok=True)
     done = folder / "tracking_uri"
     with (folder / "lock").open("w") as lock:
