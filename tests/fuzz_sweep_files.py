@@ -3,7 +3,7 @@
     python tests/fuzz_sweep_files.py --files 10000 [--seed S] [--only N]
 
 What a run of a file does before it looks at model and data: read, validate, expand. The seed is printed; a file that
-fails is file N of that seed, and is made again by --only.
+fails is file N of that seed, and is made again by --only. CI draws the same files every time.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import argparse
 import contextlib
 import copy
 import functools
+import os
 import random
 import re
 import secrets
@@ -191,7 +192,9 @@ def wrong_with(message: str, path: Path, text: str) -> str | None:
     if first.startswith("--set "):
         return None
     # What is no YAML, or no mapping, has no key: the line is told.
-    if first.startswith(f"{path}") and re.search(r"not valid YAML|a sweep file is |line \d+: (a|the|text) ", first):
+    if first.startswith(f"{path}") and re.search(
+        r"not valid YAML|a sweep file is |line \d+: ((a|the|text) |[^:]*$)", first
+    ):
         return None
     first = first.removeprefix(f"{path}").removeprefix(": ")
     lines = [line.strip() for line in others if not line.startswith("  and ")] if others else [first]
@@ -266,7 +269,7 @@ def run(seed: int, numbers: range, say: Callable[[str], None] = click.echo) -> b
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--files", type=int, default=10_000)
-    parser.add_argument("--seed", type=int, default=secrets.randbelow(10**6))
+    parser.add_argument("--seed", type=int, default=0 if os.environ.get("CI") else secrets.randbelow(10**6))
     parser.add_argument("--only", type=int)
     args = parser.parse_args()
     click.echo(f"seed {args.seed}")

@@ -61,7 +61,8 @@ def load(text: str, where: str) -> Any:
     try:
         return tree.document()
     except _NotPlainError as error:
-        key = "".join(f"{shown(part, quoted=False)}." for part in tree.path).removesuffix(".")
+        in_mapping = tree.path and isinstance(tree.path[0], str)  # a text that is a list has no key, only lines
+        key = ".".join(shown(part, quoted=False) for part in tree.path) if in_mapping else ""
         raise UserError(f"{where}, line {error.line}: {key + ': ' if key else ''}{error}") from error
     except yaml.MarkedYAMLError as error:
         line = f", line {error.problem_mark.line + 1}" if error.problem_mark else ""

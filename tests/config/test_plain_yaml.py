@@ -179,6 +179,8 @@ def test_what_is_written_is_read_back(value: Any) -> None:
         ("a: |\n  b\n", "x.yaml, line 1: a: text with the character U+000A"),
         ('a: "\\UFFFFFFFF"', "x.yaml: not valid YAML"),
         ("%YAML 9" + "9" * 5000 + ".1\n---\na: 1", "x.yaml: not valid YAML"),
+        ("[" * 30 + "]" * 30, "x.yaml, line 1: nested deeper than 20 levels"),
+        ("- {a: !!int b}", "x.yaml, line 1: the tag"),
         ("a: " + "[" * 5000, "line 1: a" + ".0" * 19 + ": nested deeper than 20 levels"),
         ("a: " + "{b: " * 5000, "nested deeper than 20 levels"),
         ("a: [" + "1," * 30_000 + "]", "more than 20,000 values"),
