@@ -187,12 +187,12 @@ class Family:
 
 
 def compare(ours: Family, theirs: Family, cost: str) -> dict[str, Any]:
-    """Ratios of L0 at equal cost: the mean over the common range, and at its points."""
+    """Ratios of L0 at equal cost: the mean over the common range, and at its points; none where there is no such."""
     x_ours, y_ours = ours.curves(cost, np.random.RandomState(1))
     x_theirs, y_theirs = theirs.curves(cost, np.random.RandomState(2))
     low, high = (max(x_ours[0, 0], x_theirs[0, 0]), min(x_ours[0, -1], x_theirs[0, -1]))
     if low >= high:
-        raise SystemExit(f"the frontiers have no common range of {cost}: other λ are needed")
+        return {"equal": cost, "ratio": None, "interval": None, "points": []}
     # A draw moves the ends of the curves a little: its points are the same fractions of its own common range.
     log_RP, theirs_l0_P = np.empty((DRAWS + 1, POINTS)), np.empty(POINTS)
     for r in range(DRAWS + 1):
@@ -301,6 +301,10 @@ def main() -> None:
     ]
     table = []
     for c in comparisons:
+        if not c["points"]:
+            nothing = "the frontiers have no common range: other λ are needed"
+            table.append([c["ours"], c["theirs"], c["equal"], nothing, "", ""])
+            continue
         worst = max(c["points"], key=lambda point: point["interval"][0])
         above = sum(point["interval"][0] > 1 for point in c["points"])
         table.append([c["ours"], c["theirs"], c["equal"], interval(c["ratio"], c["interval"])])
