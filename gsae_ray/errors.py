@@ -96,8 +96,8 @@ def shown(value: object, quoted: bool = True) -> str:
 
 
 def suggest(value: object, known: Iterable[object]) -> str:
-    """`"did you mean 'x'? (one of: a, b, x)"`, for the end of an error line."""
+    """`"did you mean 'x'? (one of: a, b, x)"`, or `"one of: a, b, x"`, for the end of an error line."""
     names = [str(name) for name in known]
     nearest = difflib.get_close_matches(shown(value, quoted=False), names, n=1, cutoff=0.5)
-    prefix = f"did you mean {nearest[0]!r}? " if nearest else ""
-    return f"{prefix}(one of: {', '.join(names)})"
+    known_names = f"one of: {', '.join(names)}"
+    return f"did you mean {nearest[0]!r}? ({known_names})" if nearest else known_names

@@ -60,9 +60,11 @@ def evaluate(
     if as_json:
         click.echo(rows.to_json(orient="records", indent=2, double_precision=15))
     else:
+        shared = rows["origin"].duplicated(keep=False)
         for row in rows.itertuples():
+            called = f"{row.origin} ({row.source})" if shared[row.Index] else row.origin
             click.echo(
-                f"{row.origin}: L0 {row.l0:.4g} [{row.l0_low:.4g}, {row.l0_high:.4g}], loss recovered "
+                f"{called}: L0 {row.l0:.4g} [{row.l0_low:.4g}, {row.l0_high:.4g}], loss recovered "
                 f"{row.loss_recovered:.4f} [{row.loss_recovered_low:.4f}, {row.loss_recovered_high:.4f}]"
             )
     for note in rows.attrs["notes"]:

@@ -25,7 +25,7 @@ from gsae_ray.names import local_path
 from gsae_ray.results.frontier import choose_launch, columns, metrics_of
 from gsae_ray.results.intervals import interval, of
 from gsae_ray.results.outcomes import StorageOutcomes
-from gsae_ray.results.references import open_reference, row_of, trained_elsewhere
+from gsae_ray.results.references import made_for_another_model, open_reference, row_of, trained_elsewhere
 from gsae_ray.saes import SAEConfig
 from gsae_ray.storage.launch_directory import LAUNCH
 from gsae_ray.storage.references import Reference, add_reference, evaluation_of, lacks_evaluation, reference_id
@@ -65,8 +65,9 @@ def evaluate(
         console: where progress goes; default: standard error.
 
     Returns:
-        a row for each, with the columns of `gsae_ray.frontier`, and the ends of 95 % intervals: `l0_low`, `l0_high`,
-        `loss_recovered_low`, `loss_recovered_high`. `attrs["notes"]`: what a reader should know, as lines of text.
+        a row for each, with the columns of `gsae_ray.frontier`, `source` (where it was read from), and the ends of 95 %
+        intervals: `l0_low`, `l0_high`, `loss_recovered_low`, `loss_recovered_high`. `attrs["notes"]`: what a reader
+        should know, as lines of text.
 
     Raises:
         UserError: the launch's storage is not here, or its model or data are others now; an SAE cannot be read, or does
@@ -109,6 +110,11 @@ def evaluate(
         line
         for _, reference in opened
         for line in trained_elsewhere(reference["origin"], site, reference["trained_at"])
+    ]
+    rows.attrs["notes"] += [
+        line
+        for cfg, reference in opened
+        for line in made_for_another_model(reference["origin"], sweep.model.name, cfg.section("model").get("name"))
     ]
     try:
         rows.attrs["notes"] += record_references(tracking_uri, like, folder, fingerprint)
@@ -181,11 +187,11 @@ def _rows(outcomes: StorageOutcomes, launch_id: str, root: Path, references: Seq
     rows = []
     for reference in references:
         outcome = found[reference_id(reference)]
-        row = row_of(outcome) | metrics_of(outcome.evaluation) | {"on_frontier": False}
+        row = row_of(outcome) | metrics_of(outcome.evaluation) | {"on_frontier": False, "source": reference["source"]}
         evaluation = evaluation_of(root, reference, outcome.tags[EVALUATION])
         assert evaluation is not None, "it was made, or found, before"
         for metric in WITH_INTERVALS:
             _, row[f"{metric}_low"], row[f"{metric}_high"] = interval(of(metric), [[evaluation["sequences"]]])
         rows.append(row)
     ends = [f"{metric}_{end}" for metric in WITH_INTERVALS for end in ("low", "high")]
-    return pd.DataFrame(rows)[[*columns(), *ends]]
+    return pd.DataFrame(rows)[[*columns(), "source", *ends]]

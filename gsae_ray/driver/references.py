@@ -15,7 +15,7 @@ from gsae_ray.files import disk_space_needed
 from gsae_ray.results.references import check_same, open_reference
 from gsae_ray.results.saved import load_from
 from gsae_ray.saes import to_bytes
-from gsae_ray.storage.references import Reference, save_evaluation
+from gsae_ray.storage.references import Reference, name_of, save_evaluation
 
 
 def read_references(sweep: Sweep, widths: Mapping[Site, int], tracking_uri: str | None) -> tuple[Reference, ...]:
@@ -63,7 +63,7 @@ def evaluate_reference(
         UserError: the SAE cannot be read any more, or is another one now.
         NumericError: the language model's own numbers at the site are not finite.
     """
-    say(f"evaluating {reference['origin']} at {reference['site']}")
+    say(f"evaluating {name_of(reference)} at {reference['site']}")
     sae = load_from(reference["source"], tracking_uri)
     check_same(sae, reference["sae"], reference["source"])
     evaluation = run(Evaluate(reference["site"], *to_bytes(sae)))

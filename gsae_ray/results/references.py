@@ -70,6 +70,16 @@ def trained_elsewhere(origin: str, site: str, trained_at: str | None) -> list[st
     ]
 
 
+def made_for_another_model(origin: str, model: str, trained_on: object) -> list[str]:
+    """A line about a reference whose own files name another language model than the one that it is spliced into."""
+    if not isinstance(trained_on, str) or trained_on in ("", model):
+        return []
+    return [
+        f"{origin} is spliced into {model}, but its own files say that it was trained on "
+        f"{shown(trained_on, quoted=False)}"
+    ]
+
+
 def row_of(outcome: Outcome) -> dict[str, Any]:
     """The settings of a reference, as columns of the frontier; what is not known of its training is missing.
 
@@ -106,6 +116,10 @@ def load_reference(outcomes: Outcomes, row: pd.Series[Any], tracking_uri: str | 
         UserError: it is not there any more, or is another one now.
     """
     outcome = next(found for found in outcomes.references(row["launch"]) if found.run_id == row["run_id"])
-    sae = load_from(outcome.tags[SOURCE], tracking_uri)
+    try:
+        sae = load_from(outcome.tags[SOURCE], tracking_uri)
+    except UserError as error:
+        origin = shown(row["origin"], quoted=False)
+        raise UserError(f"{origin}: it was read from another folder, and is not kept anywhere else: {error}") from error
     check_same(sae, outcome.tags.get(CONTENT), outcome.tags[SOURCE])
     return sae

@@ -151,6 +151,11 @@ class SAE(nn.Module, ABC):
         """Reconstructions [..., d_in] of feature activations [..., d_sae]."""
         return acts_BF.to(self.W_dec.dtype) @ self.W_dec + self.b_dec
 
+    def extra_repr(self) -> str:
+        """What `print` shows of it."""
+        site = f", site={self.cfg.site}" if self.cfg.site else ""
+        return f"d_in={self.cfg.d_in}, d_sae={self.cfg.d_sae}{site}"
+
     def forward(self, x_BD: Tensor) -> Tensor:
         return self.decode(self.encode(x_BD))
 

@@ -30,8 +30,10 @@ def read_rows(path: Path, d_in: int) -> Tensor:
     except (OSError, EOFError, LookupError, RuntimeError, TypeError, ValueError, safetensors.SafetensorError) as error:
         what = "an .npy, or safetensors with one tensor, of activations [rows, d_in]"
         raise UserError(f"--rows: {path} is not {what}: {shown(first_line(error), quoted=False)}") from error
-    if rows.dim() != 2 or rows.shape[1] != d_in or not rows.is_floating_point() or not rows.isfinite().all():
-        raise UserError(f"--rows: {path} has {list(rows.shape)} of {rows.dtype}, not finite activations [rows, {d_in}]")
+    if rows.dim() != 2 or rows.shape[1] != d_in or not rows.is_floating_point():
+        raise UserError(f"--rows: {path} has {list(rows.shape)} of {rows.dtype}, not activations [rows, {d_in}]")
+    if not rows.isfinite().all():
+        raise UserError(f"--rows: {path} has numbers that are not finite")
     return rows
 
 

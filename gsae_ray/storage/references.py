@@ -39,6 +39,12 @@ class Reference(TypedDict):
 REFERENCE = JSONFile(Reference, "evaluate this SAE again, by `gsae-ray evaluate` or its sweep", sealed=True)
 
 
+def name_of(reference: Reference) -> str:
+    """What a reference is called in lines of text: several may have the same `origin`."""
+    origin, source = reference["origin"], reference["source"]
+    return origin if Path(source).name == Path(origin).name else f"{origin} ({source})"
+
+
 def reference_id(reference: Reference) -> str:
     """What the reference's files are named by: the same for the same SAE at the same site."""
     return digest([reference["sae"], reference["site"]])[:16]

@@ -14,7 +14,7 @@ from gsae_ray.saes.files import holds
 from gsae_ray.storage.evaluations import EVALUATION as EVALUATION_FILE
 from gsae_ray.tracking.connection import open_tracking, quick_failure
 from gsae_ray.tracking.credentials import redacted_in
-from gsae_ray.tracking.tags import CONTENT
+from gsae_ray.tracking.tags import CONTENT, SOURCE
 
 TRANSFER_S = 120
 """Seconds without a byte of a file after which a server counts as away. It may have to fetch the file first."""
@@ -77,12 +77,14 @@ def fetch_sae(run_id: str, directory: str | Path, tracking_uri: str | None, key:
     client = open_tracking(tracking_uri)
     try:
         with quick_failure(TRANSFER_S):
+            tags = client.get_run(run_id).data.tags
+            if SOURCE in tags:
+                raise UserError(f"{key}: run {run_id} is that of a reference, whose SAE was read from {tags[SOURCE]}")
             folder = download_sae(client, run_id, directory)
-            hash_of_saved = client.get_run(run_id).data.tags.get(CONTENT)
     except (MlflowException, OSError) as error:
         said = redacted_in(first_line(error), client.tracking_uri)
         raise UserError(f"{key}: the SAE of run {run_id} cannot be fetched: {said}") from error
-    if not holds(folder, hash_of_saved):
+    if not holds(folder, tags.get(CONTENT)):
         raise UserError(
             f"{key}: the SAE of run {run_id} is damaged: what MLflow has is not what was saved; {_RECORD_ANEW}"
         )

@@ -88,10 +88,12 @@ def test_it_says_how_many_decisions_change_where_b_dec_is_folded(tmp_path: Path)
     out = ("--out", tmp_path / "none")
     assert "--rows: only what --fold-b-dec changes" in refusal(tmp_path / "sae", "--rows", tmp_path / "rows.npy", *out)
     numpy.save(tmp_path / "wide.npy", numpy.ones((3, 2), dtype="float32"))
+    numpy.save(tmp_path / "nan.npy", numpy.full((3, 1), numpy.nan, dtype="float32"))
     numpy.save(tmp_path / "objects.npy", numpy.array([{}], dtype=object))
     save_file({"x": x_RD, "y": x_RD.clone()}, tmp_path / "two.safetensors")
     for name, named in (
-        ("wide.npy", "has [3, 2] of torch.float32, not finite activations [rows, 1]"),
+        ("wide.npy", "has [3, 2] of torch.float32, not activations [rows, 1]"),
+        ("nan.npy", "has numbers that are not finite"),
         ("objects.npy", "is not an .npy, or safetensors with one tensor"),
         ("two.safetensors", "is not an .npy, or safetensors with one tensor"),
         ("missing.npy", "is not an .npy, or safetensors with one tensor"),

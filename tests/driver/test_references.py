@@ -123,8 +123,11 @@ def test_a_reference_is_shown_and_competes_only_when_asked(storage: Path, tmp_pa
     assert found.architecture == "jumprelu" and torch.equal(found.W_enc, load(theirs).W_enc)
     assert found.cfg.metadata["frontier"]["origin"] == "their SAE"
     assert found.cfg.metadata["frontier"]["tokens"] is None
+    assert found.cfg.site == SITE
     found.save(tmp_path / "saved")
     shutil.rmtree(theirs)
+    with pytest.raises(UserError, match=r"^their SAE: it was read from another folder, .*no SAE here"):
+        gsae_ray.best("small", min_loss_recovered=0.99, storage=storage, with_references=True)
     near_identity(theirs, 128, 0.1, SITE)
     with pytest.raises(UserError, match="theirs: this SAE has changed since it was evaluated; evaluate it again$"):
         gsae_ray.best("small", min_loss_recovered=0.99, storage=storage, with_references=True)
@@ -140,7 +143,9 @@ def test_what_was_evaluated_is_not_evaluated_again_and_what_is_damaged_is(
     with monkeypatch.context() as patch:
         no_model(patch)
         again = evaluated(storage, tmp_path / "copy", name="the copy")
-    pd.testing.assert_frame_equal(again.drop(columns="origin"), first.drop(columns="origin"))
+    named = ["origin", "source"]
+    pd.testing.assert_frame_equal(again.drop(columns=named), first.drop(columns=named))
+    assert [first["source"][0], again["source"][0]] == [str(one), str(tmp_path / "copy")]
     assert frontier(storage)["origin"].tolist() == ["own", "the copy"]
 
     asked: list[str] = []
@@ -159,7 +164,8 @@ def test_what_was_evaluated_is_not_evaluated_again_and_what_is_damaged_is(
         text = record.read_text()
         record.write_text(text.replace('"step": 0', '"step": 1'))
     assert frontier(storage)["origin"].tolist() == ["own"], "nothing that is damaged is shown"
-    pd.testing.assert_frame_equal(evaluated(storage, one, name="the copy"), again)
+    once_more = evaluated(storage, one, name="the copy")
+    pd.testing.assert_frame_equal(once_more.drop(columns="source"), again.drop(columns="source"))
     assert asked == [SITE] * 2
     (description,) = (p for p in storage.glob("small/launches/*/references/*") if "the copy" in p.read_text())
     description.write_text("{")
@@ -173,7 +179,9 @@ def test_an_sae_that_says_another_site_is_shown_with_a_note(storage: Path, tmp_p
     rows = evaluated(storage, theirs, name="theirs")
     said = f"theirs is shown at {SITE}, but its own files say that it was trained at blocks.2.hook_resid_post"
     assert rows.attrs["notes"][0] == said
-    assert rows.attrs["notes"][1].startswith("MLflow does not show this (--tracking-uri: nothing has been recorded at ")
+    assert rows.attrs["notes"][-1].startswith(
+        "MLflow does not show this (--tracking-uri: nothing has been recorded at "
+    )
     assert frontier(storage).attrs["notes"] == [said]
 
 
@@ -190,7 +198,7 @@ def test_what_cannot_be_compared_is_one_line_before_the_model_is_loaded(
             {"site": "blocks.1.hook_resid_pots"},
             f"has no SAEs at 'blocks.1.hook_resid_pots'; did you mean '{SITE}'",
         ),
-        ((theirs,), {"launch": "none"}, "launch: no 'none' in 'small'; (one of: 2"),
+        ((theirs,), {"launch": "none"}, "launch: no 'none' in 'small'; one of: 2"),
         ((theirs,), {"launch": "all"}, "launch: name one"),
         ((theirs,), {"name": "own"}, "name: 'own' is what the frontier calls a sweep's own SAEs"),
         ((), {}, "no SAE; give at least one"),
@@ -232,6 +240,19 @@ def test_the_command_prints_intervals_and_asks_for_a_site(
     np.testing.assert_allclose([*numbers[:3], *numbers[-3:]], expected, rtol=1e-3)
     listed = CliRunner().invoke(main, [*command, "--site", SITE, "--json"])
     assert json.loads(listed.stdout)[0]["origin"] == "theirs"
+    near_identity(tmp_path / "others", 128, 0.1)
+    both = ["evaluate", "theirs", "others", *command[2:], "--site", SITE, "--name", "both"]
+    lines = CliRunner().invoke(main, both).stdout.splitlines()
+    assert [line.partition(": ")[0] for line in lines] == [f"both ({tmp_path / n})" for n in ("theirs", "others")]
+
+
+def test_an_sae_of_another_model_is_shown_with_a_note(storage: Path, tmp_path: Path) -> None:
+    theirs = near_identity(tmp_path / "theirs", 128, 0.5, SITE)
+    cfg = json.loads((theirs / "cfg.json").read_text())
+    cfg["metadata"]["model_name"] = "gpt2"
+    (theirs / "cfg.json").write_text(json.dumps(cfg))
+    notes = evaluated(storage, theirs, name="theirs").attrs["notes"]
+    assert notes[0] == "theirs is spliced into builtin, but its own files say that it was trained on gpt2"
 
 
 def test_a_sweep_refuses_references_that_do_not_fit_before_anything_runs(storage: Path, tmp_path: Path) -> None:

@@ -110,7 +110,7 @@ def test_storage_tells_the_same_as_mlflow(recorder: Recorder) -> None:
     with pytest.raises(UserError, match=f"has no run of launch {OLDER}x$"):
         record_references(uri, "other experiment", folder.with_name(f"{OLDER}x"), FINGERPRINT)
     refusals: list[tuple[dict[str, Any], str]] = [
-        ({"launch": "none"}, f"launch: no 'none' in 'other experiment'; (one of: {NEWER}, {OLDER})"),
+        ({"launch": "none"}, f"launch: no 'none' in 'other experiment'; one of: {NEWER}, {OLDER}"),
         ({"launch": OLDER, "encoder": "pursuit"}, "--encoder: no trial of 'other experiment'"),
     ]
     for options, said in refusals:

@@ -62,6 +62,10 @@ REFUSED: dict[str, tuple[Files, str]] = {
         "architecture is 'skip_transcoder': a transcoder, not",
     ),
     "abstopk": (with_cfg(STANDARD, architecture="abstopk", k=3), "'abstopk': its features may be negative"),
+    "batchtopk in training": (
+        with_cfg(STANDARD, architecture="batchtopk"),
+        "'batchtopk': a training checkpoint of SAEL",
+    ),
     "matching pursuit": (with_cfg(STANDARD, architecture="matching_pursuit"), "'matching_pursuit': its encoder is a "),
     "temporal": (with_cfg(STANDARD, architecture="temporal"), "'temporal': its features depend on earlier positions"),
     "one head": (

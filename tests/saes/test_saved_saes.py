@@ -80,6 +80,8 @@ def test_a_missing_file_is_named_and_what_is_known(tmp_path: Path) -> None:
     assert "no SAE here, but weights.bin; known are" in load_error(tmp_path)
     (tmp_path / "weights.bin").unlink()
     assert "no SAE here, but nothing; known are" in load_error(tmp_path)
+    (tmp_path / "sae").mkdir()
+    assert f"as in a trial's directory; give {tmp_path}/sae" in load_error(tmp_path)
     assert str(tmp_path / "nowhere") in load_error(tmp_path / "nowhere")
 
 

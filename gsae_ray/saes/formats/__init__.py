@@ -99,6 +99,8 @@ def load(source: str | Path) -> SAE:
         raise UserError(f"{source}: no SAE here ({missing} is missing); {_known()}") from error
     except (OSError, ValueError, UserError) as error:
         raise UserError(f"{source}: this SAE cannot be read: {first_line(error)}") from error
+    if "sae" in found:
+        raise UserError(f"{source}: no SAE here, but a folder sae, as in a trial's directory; give {source}/sae")
     raise UserError(f"{source}: no SAE here, but {shown(', '.join(found) or 'nothing', quoted=False)}; {_known()}")
 
 

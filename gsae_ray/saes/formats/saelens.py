@@ -37,7 +37,10 @@ _SHAPES = {
     "gated": {"W_enc": "DF", "W_dec": "FD", "b_dec": "D", "b_gate": "F", "b_mag": "F", "r_mag": "F"},
 }
 """Architecture -> its tensors, which are named and shaped as ours. batchtopk and matryoshka are saved as jumprelu."""
+_TRAINING = "a training checkpoint of SAELens; its `save_inference_model` writes the SAE, as jumprelu"
 _OTHER_FUNCTIONS = {
+    "batchtopk": _TRAINING,
+    "matryoshka_batchtopk": _TRAINING,
     "abstopk": "its features may be negative",
     "matching_pursuit": "its encoder is a search with the decoder, step by step",
     "temporal": "its features depend on earlier positions too",
