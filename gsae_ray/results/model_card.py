@@ -149,7 +149,7 @@ def _recipe(saes: Sequence[PublishedSAE]) -> dict[str, Any]:
     sections["hyperparameters"] = [published.cfg.hyperparameters for published in saes]
     for section, found in sections.items():
         for key in _distinct(key for settings in found for key in settings):
-            values = _distinct(settings.get(key) for settings in found)
+            values = _distinct(settings[key] for settings in found if key in settings)  # not all architectures have it
             if values != [None]:
                 recipe.setdefault(section, {})[key] = values[0] if len(values) == 1 else " or ".join(map(show, values))
     return recipe

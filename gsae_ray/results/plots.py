@@ -7,7 +7,7 @@ from typing import Any
 
 import pandas as pd
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, NullFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from gsae_ray.results.comparison import labels, own_saes
 from gsae_ray.results.curves import pareto
@@ -59,6 +59,7 @@ def plot_frontier(rows: pd.DataFrame, pursuit: pd.DataFrame | None = None) -> Fi
                 how = {"linestyle": "none", "marker": MARKS[number % len(MARKS)], "color": "black"}
                 axis.plot(group["l0"], group["loss_recovered"], label=_shortened(origin), **how)
         axis.set_xscale("log")
+        axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         axis.xaxis.set_minor_formatter(NullFormatter())
         axis.set(title=site, xlabel="L0 (active features a token)", ylabel="loss recovered")
