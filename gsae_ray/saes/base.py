@@ -54,6 +54,25 @@ class Losses(NamedTuple):
     """Feature activations of the batch, detached."""
 
 
+class GatedReLU(NamedTuple):
+    """The form f̃ = 1[π > 0] ⊙ ReLU(m), with losses whose gradient is exactly zero wherever π ≤ 0.
+
+    π = pre + gate and m = exp(log_scale) pre + magnitude with pre = W_enc (x − b_dec); with `magnitude_weights`,
+    m = W (x − b_dec) + magnitude. The loss is ‖x − x̂(f̃)‖², and where `penalised` λ ‖ReLU(π)‖₁ by the objective, and
+    the auxiliary term. Parameters are given by their names.
+    """
+
+    gate: str
+    magnitude: str
+    log_scale: str | None = None
+    """None: 0."""
+    magnitude_weights: str | None = None
+    """[d_in, d_sae]; None: those of the gate."""
+    penalised: bool = True
+    auxiliary: Literal["none", "frozen", "unfrozen"] = "none"
+    """Decoder, with its bias, of ‖x − x̂(ReLU(π))‖²: none for no such term."""
+
+
 class _Finished(BaseModel):
     """Hyperparameters that a finished SAE of any architecture may have besides its own."""
 
@@ -162,6 +181,10 @@ class SAE(nn.Module, ABC):
     @abstractmethod
     def losses(self, x_BD: Tensor, coefficient: float, objective: Objective = "paper") -> Losses:
         """The training losses of a batch, the sparsity penalty weighted by `coefficient`."""
+
+    def gated_relu(self, objective: Objective) -> GatedReLU | None:
+        """How this SAE is of that form, which engines that skip inactive features need; None: it is not."""
+        return None
 
     @classmethod
     def training_products(cls, hyperparameters: Mapping[str, Any], objective: Objective) -> int:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from gsae_ray.errors import UserError
 from gsae_ray.fields import Finite32
-from gsae_ray.saes.base import SAE, Losses, Objective, SAEConfig
+from gsae_ray.saes.base import SAE, GatedReLU, Losses, Objective, SAEConfig
 from gsae_ray.saes.jumprelu import JumpReLUSAE
 from gsae_ray.saes.registry import register
 
@@ -125,6 +125,12 @@ class GatedSAE(SAE):
             auxiliary = (x_BD - (gate_BF @ W_dec + b_dec)).square().sum() / len(x_BD)
             loss = loss + auxiliary
         return Losses(loss, reconstruction, l1, auxiliary, acts_BF.detach())
+
+    def gated_relu(self, objective: Objective) -> GatedReLU:
+        auxiliary = self._auxiliary(self.cfg.hyperparameters, objective)
+        if self.tied:
+            return GatedReLU("b_gate", "b_mag", log_scale="r_mag", auxiliary=auxiliary)
+        return GatedReLU("b_gate", "b_mag", magnitude_weights="W_mag", auxiliary=auxiliary)
 
     def saelens_form(self) -> dict[str, Any]:
         if not self.tied:

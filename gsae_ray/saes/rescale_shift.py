@@ -11,7 +11,7 @@ from torch import Tensor
 
 from gsae_ray.fields import Finite32
 from gsae_ray.names import check_run_id
-from gsae_ray.saes.base import SAE, Losses, Objective, SAEConfig
+from gsae_ray.saes.base import SAE, GatedReLU, Losses, Objective, SAEConfig
 from gsae_ray.saes.gated import GatedSAE
 from gsae_ray.saes.registry import register
 
@@ -75,3 +75,6 @@ class RescaleShiftSAE(GatedSAE):
         reconstruction = (x_BD - self.decode(acts_BF)).square().sum() / len(x_BD)
         zero = x_BD.new_zeros(())
         return Losses(reconstruction, reconstruction, zero, zero, acts_BF.detach())
+
+    def gated_relu(self, objective: Objective) -> GatedReLU:
+        return GatedReLU("b_gate", "b_mag", log_scale="r_mag", penalised=False)

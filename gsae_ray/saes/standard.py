@@ -9,7 +9,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from gsae_ray.fields import Finite32
-from gsae_ray.saes.base import SAE, Losses, Objective, SAEConfig
+from gsae_ray.saes.base import SAE, GatedReLU, Losses, Objective, SAEConfig
 from gsae_ray.saes.jumprelu import JumpReLUSAE
 from gsae_ray.saes.registry import register
 
@@ -41,6 +41,9 @@ class StandardSAE(SAE):
         reconstruction = (x_BD - self.decode(acts_BF)).square().sum() / len(x_BD)
         l1 = self._l1(acts_BF, objective)
         return Losses(reconstruction + coefficient * l1, reconstruction, l1, x_BD.new_zeros(()), acts_BF.detach())
+
+    def gated_relu(self, objective: Objective) -> GatedReLU:
+        return GatedReLU(gate="b_enc", magnitude="b_enc")
 
     def saelens_form(self) -> dict[str, Any]:
         return {"architecture": "standard"}

@@ -1,0 +1,227 @@
+"""The sparse engine on CPUs: after the encoder's product, only the active entries of a batch are computed.
+
+Exact: the gradient of these losses is zero for every feature on every row where its gate is closed (Gao et al. 2024,
+section 3, say so of TopK; it holds of every `GatedReLU`). The one product that stays dense is x W_enc.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from gsae_ray.saes import SAE, Objective
+from gsae_ray.saes.base import GatedReLU
+from gsae_ray.training.engines import kernels
+from gsae_ray.training.engines.base import StepResult
+from gsae_ray.training.engines.dense import DenseEngine
+
+DENSE_ABOVE = 1 / 8
+"""The share of active entries from which a step of dense products is the faster one: at the start half are active."""
+AUXILIARY = {"none": kernels.NONE, "frozen": kernels.FROZEN, "unfrozen": kernels.UNFROZEN}
+LARGEST = 1e38
+"""Numbers beyond this may overflow in float32."""
+
+Array = np.ndarray[Any, Any]
+
+
+class SparseCPUEngine:
+    """For SAEs that are a `GatedReLU`, in float32 on the CPU.
+
+    Whether a step is computed by this engine's kernels or by `DenseEngine` follows from its batch and weights alone:
+    from the share of active entries, and where a number is not finite, so that both engines fail at the same step.
+    Nothing of it is state.
+    """
+
+    def __init__(self, threads: int) -> None:
+        """Makes the engine.
+
+        Args:
+            threads: that kernels may use; results do not depend on it.
+        """
+        self.threads = threads
+        self.dense = DenseEngine()
+        self._pool = ThreadPoolExecutor(threads - 1, "sparse-engine") if threads > 1 else None
+        self._arrays: dict[str, Array] = {}
+
+    def prepare(self, sae: SAE) -> None:
+        """Stores encoders by feature, without changing their values: a feature's weights lie side by side."""
+        for name in sae.state_dict():
+            parameter = sae.get_parameter(name)
+            if parameter.shape == sae.W_enc.shape and name != "W_dec":
+                parameter.data = parameter.data.T.contiguous().T
+
+    @torch.no_grad()
+    def step(self, sae: SAE, x_BD: Tensor, coefficient: float, objective: Objective) -> StepResult:
+        form = sae.gated_relu(objective)
+        assert form is not None, "checked when the trial's engine was chosen"
+        active = self._active(sae, form, x_BD)
+        if active is None:
+            with torch.enable_grad():
+                return self.dense.step(sae, x_BD, coefficient, objective)
+        return self._sparse_step(sae, form, x_BD, coefficient, objective, active)
+
+    def _active(self, sae: SAE, form: GatedReLU, x_BD: Tensor) -> tuple[Array, Array, Array] | None:
+        """The active entries as (row starts, features, pre-activations); None where the step is one for products."""
+        n_rows, d_sae = len(x_BD), sae.cfg.d_sae
+        pre_BF = self._array("pre", (n_rows, d_sae))
+        torch.mm(x_BD, sae.W_enc, out=torch.from_numpy(pre_BF))
+        shift_F = -(sae.b_dec @ sae.W_enc)
+        gate, magnitude = sae.get_parameter(form.gate), sae.get_parameter(form.magnitude)
+        inputs = (pre_BF, _numpy(shift_F), _numpy(gate))
+        counts_B = self._array("counts", (n_rows,), np.int64)
+        sizes_B = self._array("sizes", (n_rows,))
+        self._over(n_rows, kernels.count_active, *inputs, counts_B, sizes_B)
+        if counts_B.sum() > DENSE_ABOVE * n_rows * d_sae:
+            return None
+        # Where a dense step might multiply an infinity by zero, it is to be found by one.
+        scale = sae.get_parameter(form.log_scale).max().exp() if form.log_scale else gate.new_ones(())
+        largest = sizes_B.max() * max(1.0, scale.item()) + gate.abs().max().item() + magnitude.abs().max().item()
+        squares = [self._squares("squares", sae.W_dec)]
+        if form.magnitude_weights:
+            squares.append(self._squares("mag_squares", sae.get_parameter(form.magnitude_weights).T))
+        if not (largest < LARGEST and all(square.max() < LARGEST for square in squares)):
+            return None
+        row_starts = self._array("row_starts", (n_rows + 1,), np.int64)
+        row_starts[0] = 0
+        np.cumsum(counts_B, out=row_starts[1:])
+        n_active = int(row_starts[-1])
+        columns, pre_A = self._list("columns", n_active, np.int32), self._list("pre_active", n_active)
+        self._over(n_rows, kernels.list_active, *inputs, row_starts, columns, pre_A)
+        return row_starts, columns, pre_A
+
+    def _sparse_step(
+        self,
+        sae: SAE,
+        form: GatedReLU,
+        x_BD: Tensor,
+        coefficient: float,
+        objective: Objective,
+        active: tuple[Array, Array, Array],
+    ) -> StepResult:
+        row_starts, columns, pre_A = active
+        n_rows, d_in, d_sae = len(x_BD), sae.cfg.d_in, sae.cfg.d_sae
+        learns_weights = sae.W_dec.requires_grad
+        weighted = objective == "norm_weighted"
+        auxiliary = AUXILIARY[form.auxiliary]
+        centred_BD = x_BD - sae.b_dec
+        gate, magnitude = sae.get_parameter(form.gate), sae.get_parameter(form.magnitude)
+        scale = sae.get_parameter(form.log_scale).exp() if form.log_scale else torch.ones(d_sae)
+        norms_F = self._array("squares", (d_sae,)) ** 0.5 if weighted else np.ones(d_sae, np.float32)
+        penalty = np.float32(coefficient / n_rows if form.penalised else 0.0)
+        W_mag = sae.get_parameter(form.magnitude_weights) if form.magnitude_weights else None
+        W_mag_FD = _numpy(W_mag.T) if W_mag is not None else np.empty((0, d_in), np.float32)
+        shared = (_numpy(gate), _numpy(scale))
+
+        entry_arrays = [self._list(name, len(columns)) for name in ("acts", "d_gate", "d_mag")]
+        error_BD = self._array("error", (n_rows, d_in))
+        auxiliary_error_BD = self._array("auxiliary_error", (n_rows if auxiliary else 0, d_in))
+        sums_B3 = self._array("sums", (n_rows, 3), np.float64)
+        errors = (error_BD, auxiliary_error_BD)
+        W_dec = _numpy(sae.W_dec)
+        self._over(
+            row_starts,
+            kernels.rows_forward_and_back,
+            *(_numpy(centred_BD), W_dec, W_mag_FD, *shared, _numpy(magnitude), norms_F, penalty, auxiliary),
+            *(row_starts, columns, pre_A, *entry_arrays, *errors, sums_B3),
+        )
+
+        feature_starts = self._array("feature_starts", (d_sae + 1,), np.int64)
+        entries, rows = self._list("entries", len(columns), np.int32), self._list("rows", len(columns), np.int32)
+        kernels.order_by_feature(columns, row_starts, feature_starts, entries, rows)
+        d_W_dec, d_W_enc = (self._array(name, (d_sae if learns_weights else 0, d_in)) for name in ("d_dec", "d_enc"))
+        d_W_mag = self._array("d_W_mag", W_mag_FD.shape)
+        d_gate, d_magnitude, d_log_scale = (self._array(name, (d_sae,)) for name in ("d_g", "d_m", "d_s"))
+        fired_F = np.empty(d_sae, np.int64)
+        self._over(
+            feature_starts,
+            kernels.features_gradients,
+            *(_numpy(centred_BD), W_dec, *shared, norms_F, penalty, weighted, auxiliary, feature_starts, entries, rows),
+            *(pre_A, *entry_arrays, *errors, d_W_dec, d_W_enc, d_W_mag, d_gate, d_magnitude, d_log_scale, fired_F),
+        )
+
+        gradients: dict[str, Tensor] = {}
+
+        def add(name: str | None, gradient: Tensor) -> None:
+            if name is not None and sae.get_parameter(name).requires_grad:
+                gradients[name] = gradients[name] + gradient if name in gradients else gradient
+
+        d_gate_F, d_magnitude_F = torch.from_numpy(d_gate), torch.from_numpy(d_magnitude)
+        add(form.gate, d_gate_F)
+        add(form.magnitude, d_magnitude_F)
+        add(form.log_scale, torch.from_numpy(d_log_scale))
+        if learns_weights:
+            add("W_dec", torch.from_numpy(d_W_dec))
+            add("W_enc", torch.from_numpy(d_W_enc).T)
+            d_x_hat_BD = torch.from_numpy(error_BD).sum(0)
+            if auxiliary == kernels.UNFROZEN:
+                d_x_hat_BD += torch.from_numpy(auxiliary_error_BD).sum(0)
+            d_pre_F = d_gate_F if W_mag is not None else d_gate_F + d_magnitude_F * scale
+            add("b_dec", 2 / n_rows * d_x_hat_BD - sae.W_enc @ d_pre_F)
+        if W_mag is not None:
+            add(form.magnitude_weights, torch.from_numpy(d_W_mag).T)
+            add("b_dec", -(W_mag @ d_magnitude_F))
+        for name, gradient in gradients.items():
+            sae.get_parameter(name).grad = gradient
+
+        reconstruction, l1, auxiliary_loss = (sums_B3.sum(0) / n_rows).tolist()
+        l1 = l1 if form.penalised else 0.0
+        losses = (reconstruction + coefficient * l1 + auxiliary_loss, reconstruction, l1, auxiliary_loss)
+        return StepResult(torch.tensor(losses), torch.from_numpy(fired_F))
+
+    def _over(self, parts: int | Array, kernel: Callable[..., None], *arguments: Any) -> None:
+        """Runs a kernel on ranges of rows or features, in parallel.
+
+        Args:
+            parts: how many there are, or the index of each one's first active entry: then ranges have as many of those.
+            kernel: what takes a range and the arguments.
+            *arguments: the same for all ranges.
+        """
+        n = parts if isinstance(parts, int) else len(parts) - 1
+        if self._pool is None:
+            kernel(0, n, *arguments)
+            return
+        shares = np.arange(1, self.threads) / self.threads
+        if isinstance(parts, int):
+            inner = [round(n * share) for share in shares]
+        else:
+            load = parts + np.arange(n + 1)  # one without entries costs something too
+            inner = np.searchsorted(load, load[-1] * shares).tolist()
+        bounds = [0, *inner, n]
+        others = [
+            self._pool.submit(kernel, first, end, *arguments)
+            for first, end in zip(bounds[1:-1], bounds[2:], strict=True)
+        ]
+        kernel(0, bounds[1], *arguments)
+        for other in others:
+            other.result()
+
+    def _squares(self, name: str, W_FD: Tensor) -> Array:
+        squares_F = self._array(name, (len(W_FD),))
+        self._over(len(W_FD), kernels.squares_of_rows, _numpy(W_FD), squares_F)
+        return squares_F
+
+    def _array(self, name: str, shape: tuple[int, ...], dtype: Any = np.float32) -> Array:
+        """An array that later steps use again; what it holds is not defined."""
+        array = self._arrays.get(name)
+        if array is None or array.shape != shape:
+            array = self._arrays[name] = np.empty(shape, dtype)
+        return array
+
+    def _list(self, name: str, length: int, dtype: Any = np.float32) -> Array:
+        """The beginning of an array that grows as needed, for as many entries."""
+        array = self._arrays.get(name)
+        if array is None or len(array) < length:
+            array = self._arrays[name] = np.empty(length + length // 4, dtype)
+        return array[:length]
+
+
+def _numpy(tensor: Tensor) -> Array:
+    """The tensor's own memory, which has to be laid out as kernels are compiled for."""
+    array: Array = tensor.detach().numpy()
+    assert array.flags.c_contiguous, "by SparseCPUEngine.prepare"
+    return array
