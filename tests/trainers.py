@@ -15,7 +15,7 @@ from gsae_ray.activations.accumulator import StatisticsAccumulator
 from gsae_ray.activations.layout import DTYPE_BYTES, Layout
 from gsae_ray.activations.reader import RowStream
 from gsae_ray.activations.statistics import SiteStatistics
-from gsae_ray.config.recipe import TrainingSettings
+from gsae_ray.config.recipe import EngineName, TrainingSettings
 from gsae_ray.config.trial import TrialSpec
 from gsae_ray.saes import SAE
 from gsae_ray.training.engines.base import Engine
@@ -90,12 +90,13 @@ def make(
     parent: SAE | None = None,
     dtype: str = "float32",
     max_norm: float | None = 10.0,
-    engine: Engine | None = None,
+    engine: Engine | EngineName = "dense",
     **training: Any,
 ) -> Trainer:
     """A trainer at the start; `training` overrides, with lr, seed, objective and schedule single values."""
     settings: dict[str, Any] = {"tokens": 5000, "batch_size": BATCH, "lr_warmup": 0.02, "log_every_tokens": 10 * BATCH}
     settings |= {"gradient_clip": 0.0, "unit_biases": False, "checkpoint_every_tokens": 20 * BATCH, **training}
+    settings |= {"engine": engine} if isinstance(engine, str) else {}
     lr, seed = settings.pop("lr", 3e-3), settings.pop("seed", 0)
     objective, schedule = settings.pop("objective", "paper"), settings.pop("schedule", "modern")
     trial = TrialSpec.make(
@@ -107,7 +108,12 @@ def make(
         hyperparameters={"l1_coefficient": l1, **(options or {})},
         training=TrainingSettings.model_validate(settings).resolve(lr, seed, objective, schedule),
     )
-    return Trainer(trial, row_stream(rows_RD, chunk_rows, dtype, max_norm), parent=parent, engine=engine)
+    return Trainer(
+        trial,
+        row_stream(rows_RD, chunk_rows, dtype, max_norm),
+        parent=parent,
+        engine=None if isinstance(engine, str) else engine,
+    )
 
 
 def run(trainer: Trainer) -> list[dict[str, float]]:

@@ -19,6 +19,7 @@ from gsae_ray.fields import AtMost, Count, Finite32, Fraction, Grid, InMemory, S
 from gsae_ray.saes import Objective
 
 Schedule = Literal["paper", "modern"]
+EngineName = Literal["dense", "sparse-cpu"]
 
 PAPER_WARMUP_STEPS = 1000
 """Steps of the paper's lr warm-up, at the start and after every resampling (inferred for the start)."""
@@ -139,6 +140,11 @@ class TrainingSettings(Settings):
         None, description="learn biases as fast as on activations of E||x||^2 = 1: with lr times the rms norm of x"
     )
     adam_betas: tuple[float, float] = Field((0.0, 0.999), description="Adam's beta 1 and 2 (the paper: 0, 0.999)")
+    engine: EngineName = Field(
+        "dense",
+        description="what computes losses and gradients. dense: PyTorch's autograd; sparse-cpu: after the encoder's "
+        "product only active features, by kernels that Numba compiles, for trials on CPUs",
+    )
     log_every_tokens: Count | None = Field(
         None, description="rows between two metric rows; default: a fortieth of the run"
     )
@@ -199,6 +205,7 @@ class TrainingSettings(Settings):
             schedule=schedule,
             l1_units=self.l1_units,
             adam_betas=self.adam_betas,
+            engine=self.engine,
             resampling=resampling.resolve(self.steps) if resampling else None,
             log_every_tokens=log_every,
             checkpoint_every_tokens=max(1, round(checkpoint_every / log_every)) * log_every,
@@ -256,6 +263,8 @@ class TrialTraining(Settings):
     unit_biases: bool
     resampling: Resampling | None
     adam_betas: tuple[float, float]
+    engine: EngineName = "dense"
+    """Trials from before there was another name none."""
     log_every_tokens: int
     checkpoint_every_tokens: int
 

@@ -88,9 +88,16 @@ class Sweep(Settings):
             found.append((("saes",), "an empty list; give at least one entry"))
         for index, entry in enumerate(self.saes):
             try:
-                entry.training(self.training)
+                engine = entry.training(self.training).engine
             except pydantic.ValidationError as error:
                 found += [(("saes", index, *key), text) for key, text in problems(error, TrainingSettings)]
+                continue
+            if engine == "sparse-cpu" and self.trials.gpus != 0:
+                where = ("training",) if engine == self.training.engine else ("saes", index)
+                text = (
+                    f"{engine} is for trials on CPUs, and trials.gpus is {self.trials.gpus}; engine: dense runs there"
+                )
+                found += [((*where, "engine"), text)] if ((*where, "engine"), text) not in found else []
         by_layer = bool(self.sites.layers), bool(self.sites.points)
         if not all(by_layer) and not self.sites.modules:
             found.append((("sites",), "no site; give layers and points, or modules"))
@@ -265,6 +272,10 @@ class Sweep(Settings):
                 settings.seeds,
             ):
                 architecture = REGISTRY[entry.architecture]
+                if settings.engine == "sparse-cpu" and architecture.gated_relu(hyperparameters, objective) is None:
+                    raise UserError(
+                        f"saes.{index}: training.engine: sparse-cpu has no {entry.architecture} SAEs; engine: dense has"
+                    )
                 if architecture.parent_architecture is not None:
                     children[len(trials)] = f"saes.{index}"
                 trials.append(

@@ -73,6 +73,8 @@ class TrialSpec:
         # How often metrics and checkpoints are written does not change the weights.
         for key in ("log_every_tokens", "checkpoint_every_tokens"):
             settings["training"].pop(key)
+        if training.engine == "dense":  # trials from before there was another have no such key
+            settings["training"].pop("engine")
         options = _options(fields["architecture"])
         variant = _variant(fields["architecture"], hyperparameters)
         shown = {key: value for key, value in hyperparameters.items() if key not in options and value is not None}

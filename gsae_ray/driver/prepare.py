@@ -31,6 +31,7 @@ from gsae_ray.language_model.transformer_lens import TransformerLensModel
 from gsae_ray.storage.evaluations import EvaluationRequest
 from gsae_ray.storage.references import Reference
 from gsae_ray.tracking.parents import fetch_parents, parent_configs
+from gsae_ray.training.engines import make_engine
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,7 +83,9 @@ def prepare(
     parents = fetch_parents(sweep, storage / sweep.name / "parents", tracking_uri)
     configs = parent_configs(parents)
     references = read_references(sweep, widths, tracking_uri)
-    sweep.expand(widths, {}, configs)  # what does not fit is told before tokens are prepared
+    # What does not fit, and what cannot be loaded, is told before tokens are prepared.
+    for engine in {trial.training.engine for trial in sweep.expand(widths, {}, configs)}:
+        make_engine(engine, threads=1)
     tokens = prepare_tokens(sweep, storage / "tokens", _every_few_seconds(say))
     model = model_fingerprint(sweep.model)
     evaluation = [model, tokens.heldout_fingerprint, sweep.dataset.max_norm]

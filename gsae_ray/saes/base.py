@@ -182,8 +182,9 @@ class SAE(nn.Module, ABC):
     def losses(self, x_BD: Tensor, coefficient: float, objective: Objective = "paper") -> Losses:
         """The training losses of a batch, the sparsity penalty weighted by `coefficient`."""
 
-    def gated_relu(self, objective: Objective) -> GatedReLU | None:
-        """How this SAE is of that form, which engines that skip inactive features need; None: it is not."""
+    @classmethod
+    def gated_relu(cls, hyperparameters: Mapping[str, Any], objective: Objective) -> GatedReLU | None:
+        """How such SAEs are of that form, which engines that skip inactive features need; None: they are not."""
         return None
 
     @classmethod

@@ -126,9 +126,10 @@ class GatedSAE(SAE):
             loss = loss + auxiliary
         return Losses(loss, reconstruction, l1, auxiliary, acts_BF.detach())
 
-    def gated_relu(self, objective: Objective) -> GatedReLU:
-        auxiliary = self._auxiliary(self.cfg.hyperparameters, objective)
-        if self.tied:
+    @classmethod
+    def gated_relu(cls, hyperparameters: Mapping[str, Any], objective: Objective) -> GatedReLU:
+        auxiliary = cls._auxiliary(hyperparameters, objective)
+        if hyperparameters.get("tied", True):
             return GatedReLU("b_gate", "b_mag", log_scale="r_mag", auxiliary=auxiliary)
         return GatedReLU("b_gate", "b_mag", magnitude_weights="W_mag", auxiliary=auxiliary)
 

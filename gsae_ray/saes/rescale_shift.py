@@ -76,5 +76,6 @@ class RescaleShiftSAE(GatedSAE):
         zero = x_BD.new_zeros(())
         return Losses(reconstruction, reconstruction, zero, zero, acts_BF.detach())
 
-    def gated_relu(self, objective: Objective) -> GatedReLU:
+    @classmethod
+    def gated_relu(cls, hyperparameters: Mapping[str, Any], objective: Objective) -> GatedReLU:
         return GatedReLU("b_gate", "b_mag", log_scale="r_mag", penalised=False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -42,7 +43,8 @@ class StandardSAE(SAE):
         l1 = self._l1(acts_BF, objective)
         return Losses(reconstruction + coefficient * l1, reconstruction, l1, x_BD.new_zeros(()), acts_BF.detach())
 
-    def gated_relu(self, objective: Objective) -> GatedReLU:
+    @classmethod
+    def gated_relu(cls, hyperparameters: Mapping[str, Any], objective: Objective) -> GatedReLU:
         return GatedReLU(gate="b_enc", magnitude="b_enc")
 
     def saelens_form(self) -> dict[str, Any]:

@@ -71,7 +71,14 @@ class Adam:
     def restore(self, tensors: dict[str, Tensor]) -> None:
         """Goes back to what `tensors` returned."""
         self.state = {
-            parameter: {moment: tensors[f"{moment}.{name}"].to(parameter.device, copy=True) for moment in MOMENTS}
+            parameter: {moment: _laid_out(tensors[f"{moment}.{name}"], parameter) for moment in MOMENTS}
             for parameter, name in self.names.items()
             if f"step.{name}" in tensors
         }
+
+
+def _laid_out(tensor: Tensor, parameter: Tensor) -> Tensor:
+    """A copy that lies in memory as the parameter does: PyTorch's fused Adam goes through both in storage order."""
+    if tensor.shape != parameter.shape:  # the count of steps
+        return tensor.to(parameter.device, copy=True)
+    return torch.empty_like(parameter, requires_grad=False).copy_(tensor)

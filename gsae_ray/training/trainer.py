@@ -14,8 +14,8 @@ from gsae_ray.config.trial import TrialSpec
 from gsae_ray.errors import NumericError, not_finite
 from gsae_ray.language_model.massive_norms import square_norms, takes_part
 from gsae_ray.saes import SAE, SAEConfig, build
+from gsae_ray.training.engines import make_engine
 from gsae_ray.training.engines.base import LOSSES, Engine
-from gsae_ray.training.engines.dense import DenseEngine
 from gsae_ray.training.l1_units import UNITS, Scale
 from gsae_ray.training.optimiser import Adam
 from gsae_ray.training.resampling import Resampler
@@ -43,7 +43,7 @@ class Trainer:
             stream: the activations of its site, at row 0.
             device: where it is trained.
             parent: the finished SAE that training starts from, for architectures that have one.
-            engine: what computes losses and gradients; default: the dense one.
+            engine: what computes losses and gradients; default: the one that the trial names.
 
         Raises:
             NumericError: the activations of block 0 are all zero, or not finite.
@@ -59,12 +59,13 @@ class Trainer:
         self.stream = stream
         self.device = torch.device(device)
         self.parent = parent
-        self.engine = engine or DenseEngine()
+        self.engine = engine or make_engine(self.settings.engine, torch.get_num_threads())
         self.scale = math.sqrt(trial.d_in / statistics.mean_square_norm) if self.settings.input_scaling else 1.0
         self.trivial_loss = self.scale**2 * statistics.mean_square_norm
         """E‖scale·x‖²"""
         self.step = 0
         self.sae = self._initial_sae(torch.tensor(statistics.mean)).to(self.device).train()
+        self.engine.prepare(self.sae)
         self.unit_norm = self.settings.objective == "paper" and self.sae.W_dec.requires_grad
         """Whether decoder rows are kept at norm 1."""
         coefficient = self.sae.sparsity_coefficient

@@ -11,6 +11,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from gsae_ray.saes import REGISTRY, SAE, Objective, SAEConfig
+from gsae_ray.training.engines.sparse_cpu import SparseCPUEngine
 
 Arrays = dict[str, np.ndarray[Any, np.dtype[np.float64]]]
 Hidden = dict[str, Any]
@@ -173,6 +174,24 @@ def check(sae: SAE, arrays: Arrays, variant: str, coefficient: float, objective:
             assert parameter.grad is None, name
 
 
+def check_engine(
+    sae: SAE, arrays: Arrays, variant: str, coefficient: float, objective: Objective, tolerance: float
+) -> None:
+    """What the kernels of the sparse engine make of it, whatever the share of active entries."""
+    losses, gradients, hidden = reference(variant, arrays, coefficient, objective)
+    engine = SparseCPUEngine(threads=2, dense_above=1)
+    engine.prepare(sae)
+    losses_4, fired_F = engine.step(sae, torch.from_numpy(arrays["x"]).float(), coefficient, objective)
+    for name, actual in zip(("loss", "reconstruction", "sparsity", "auxiliary"), losses_4, strict=True):
+        assert_close(name, actual, losses[name], tolerance)
+    assert fired_F.tolist() == (np.asarray(hidden["acts"]) > 0).sum(0).tolist()
+    assert set(gradients) == {name for name, p in sae.named_parameters() if p.grad is not None}
+    for name, expected in gradients.items():
+        gradient = sae.get_parameter(name).grad
+        assert gradient is not None
+        assert_close(name, gradient, expected, tolerance)
+
+
 def distance_to_thresholds(variant: str, arrays: Arrays, objective: Objective) -> float:
     hidden = reference(variant, arrays, 1.0, objective)[2]
     return min(float(np.abs(pre).min()) for name, pre in hidden.items() if name != "acts")
@@ -211,6 +230,7 @@ def test_losses_and_gradients_hold_in_single_precision(
     rounded = {name: array.astype(np.float32).astype(np.float64) for name, array in arrays.items()}
     assume(distance_to_thresholds(variant, rounded, objective) > 1e-5 * size)
     check(make_sae(variant, *shape[1:], rounded).float(), rounded, variant, coefficient, objective, 1e-4)
+    check_engine(make_sae(variant, *shape[1:], rounded).float(), rounded, variant, coefficient, objective, 1e-4)
 
 
 # ---- stop-gradients, one by one -------------------------------------------------------------------------------------

@@ -19,6 +19,9 @@ RESAMPLING = {"at_steps": [40], "window_steps": 10, "inputs": 5 * BATCH, "rewarm
 class ClosedForm:
     """Standard SAEs with the paper's objective: the gradient as a formula, feature by feature, without autograd."""
 
+    def prepare(self, sae: SAE) -> None:
+        pass
+
     @torch.no_grad()
     def step(self, sae: SAE, x_BD: Tensor, coefficient: float, objective: Objective) -> StepResult:
         assert (sae.architecture, objective) == ("standard", "paper")
@@ -58,6 +61,9 @@ class Recording:
         self.engine = engine
         self.calls: list[tuple[int, float, Objective]] = []
         self.results: list[StepResult] = []
+
+    def prepare(self, sae: SAE) -> None:
+        self.engine.prepare(sae)
 
     def step(self, sae: SAE, x_BD: Tensor, coefficient: float, objective: Objective) -> StepResult:
         assert all(parameter.grad is None for parameter in sae.parameters())

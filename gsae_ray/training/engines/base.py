@@ -24,6 +24,9 @@ class StepResult(NamedTuple):
 class Engine(Protocol):
     """Computes losses and gradients. How it represents activations is its own affair."""
 
+    def prepare(self, sae: SAE) -> None:
+        """Lays out the parameters in memory as steps need them, before the first one. Their values stay."""
+
     def step(self, sae: SAE, x_BD: Tensor, coefficient: float, objective: Objective) -> StepResult:
         """Computes the losses of a batch, and their gradient, which it leaves in `.grad` of each learnt parameter.
 

@@ -12,6 +12,9 @@ from gsae_ray.training.engines.base import StepResult
 class DenseEngine:
     """Works for every architecture; activations are an array [batch, d_sae]."""
 
+    def prepare(self, sae: SAE) -> None:
+        pass
+
     def step(self, sae: SAE, x_BD: Tensor, coefficient: float, objective: Objective) -> StepResult:
         losses = sae.losses(x_BD, coefficient, objective)
         losses.loss.backward()

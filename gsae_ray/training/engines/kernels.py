@@ -4,8 +4,6 @@ A feature is active on a row where its gate π is above 0. Active entries are li
 `row_starts`) and, for sums over the batch, feature by feature (`entries`, with `feature_starts`). Every kernel works on
 a range of rows or of features and adds up each row or feature by itself, always in the same order: results do not
 depend on how the ranges are spread over threads.
-
-Sums may be reordered to fit vector registers, the same on every run; nothing assumes that numbers are finite.
 """
 
 from __future__ import annotations
@@ -13,9 +11,8 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numba import njit
 
-kernel = njit(nogil=True, cache=True, error_model="numpy", fastmath={"reassoc", "contract"})
+from gsae_ray.training.engines.compiled import kernel
 
 NONE, FROZEN, UNFROZEN = 0, 1, 2
 """The decoder of the auxiliary term."""

@@ -37,13 +37,15 @@ class SparseCPUEngine:
     Nothing of it is state.
     """
 
-    def __init__(self, threads: int) -> None:
+    def __init__(self, threads: int, dense_above: float = DENSE_ABOVE) -> None:
         """Makes the engine.
 
         Args:
             threads: that kernels may use; results do not depend on it.
+            dense_above: the share of active entries beyond which a step is one of dense products.
         """
         self.threads = threads
+        self.dense_above = dense_above
         self.dense = DenseEngine()
         self._pool = ThreadPoolExecutor(threads - 1, "sparse-engine") if threads > 1 else None
         self._arrays: dict[str, Array] = {}
@@ -57,8 +59,8 @@ class SparseCPUEngine:
 
     @torch.no_grad()
     def step(self, sae: SAE, x_BD: Tensor, coefficient: float, objective: Objective) -> StepResult:
-        form = sae.gated_relu(objective)
-        assert form is not None, "checked when the trial's engine was chosen"
+        form = sae.gated_relu(sae.cfg.hyperparameters, objective)
+        assert form is not None, "checked when the sweep file was read"
         active = self._active(sae, form, x_BD)
         if active is None:
             with torch.enable_grad():
@@ -76,11 +78,11 @@ class SparseCPUEngine:
         counts_B = self._array("counts", (n_rows,), np.int64)
         sizes_B = self._array("sizes", (n_rows,))
         self._over(n_rows, kernels.count_active, *inputs, counts_B, sizes_B)
-        if counts_B.sum() > DENSE_ABOVE * n_rows * d_sae:
+        if counts_B.sum() > self.dense_above * n_rows * d_sae:
             return None
         # Where a dense step might multiply an infinity by zero, it is to be found by one.
-        scale = sae.get_parameter(form.log_scale).max().exp() if form.log_scale else gate.new_ones(())
-        largest = sizes_B.max() * max(1.0, scale.item()) + gate.abs().max().item() + magnitude.abs().max().item()
+        scale = sae.get_parameter(form.log_scale).max().exp().clamp_min(1).item() if form.log_scale else 1.0
+        largest = float(sizes_B.max()) * scale + gate.abs().max().item() + magnitude.abs().max().item()
         squares = [self._squares("squares", sae.W_dec)]
         if form.magnitude_weights:
             squares.append(self._squares("mag_squares", sae.get_parameter(form.magnitude_weights).T))

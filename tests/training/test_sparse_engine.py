@@ -1,0 +1,197 @@
+"""The sparse engine is the dense one in less time: the same SAEs, and the same failures at the same step.
+
+That its losses and gradients are those of the equations, in tests/saes/test_losses.py.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+from trainers import BATCH, M, N, make, run, same, sparse_rows, weights
+
+from gsae_ray.config.recipe import EngineName
+from gsae_ray.errors import UserError
+from gsae_ray.saes import SAE, Objective, SAEConfig, build
+from gsae_ray.training import engines
+from gsae_ray.training.engines import compiled, make_engine
+from gsae_ray.training.engines.base import Engine, StepResult
+from gsae_ray.training.engines.dense import DenseEngine
+from gsae_ray.training.engines.sparse_cpu import SparseCPUEngine
+from gsae_ray.training.trainer import Trainer
+
+VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
+    "standard": ("standard", {}),
+    "gated": ("gated", {}),
+    "untied": ("gated", {"tied": False}),
+}
+variants = pytest.mark.parametrize("variant", VARIANTS)
+objectives = pytest.mark.parametrize("objective", ["paper", "norm_weighted"])
+RESAMPLING = {"at_steps": [40], "window_steps": 10, "inputs": 5 * BATCH, "rewarm_steps": 0}
+
+
+def random_sae(variant: str, d_in: int, d_sae: int) -> SAE:
+    architecture, options = VARIANTS[variant]
+    hyperparameters = {"l1_coefficient": 1.0, **options}
+    sae = build(SAEConfig(architecture=architecture, d_in=d_in, d_sae=d_sae, hyperparameters=hyperparameters)).train()
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter in sae.parameters():
+            parameter.copy_(torch.randn(parameter.shape, generator=generator))
+    return sae
+
+
+def trainer(variant: str, engine: Engine | EngineName = "dense", **training: Any) -> Trainer:
+    """Of SAEs that are dense in their first steps, and sparse from some step on."""
+    architecture, options = VARIANTS[variant]
+    return make(architecture, options=options, engine=engine, l1=6.0, **training)
+
+
+class Switching(SparseCPUEngine):
+    """Goes from one kind of step to the other in these short runs, and counts them."""
+
+    def __init__(self, threads: int = 1) -> None:
+        super().__init__(threads, dense_above=0.3)
+        self.sparse = self.total = 0
+
+    def step(self, *arguments: Any) -> StepResult:
+        self.total += 1
+        return super().step(*arguments)
+
+    def _sparse_step(self, *arguments: Any) -> StepResult:
+        self.sparse += 1
+        return super()._sparse_step(*arguments)
+
+
+@variants
+@objectives
+@pytest.mark.parametrize("resampling", [False, RESAMPLING])
+def test_it_trains_the_sae_that_the_dense_engine_trains(variant: str, objective: Objective, resampling: Any) -> None:
+    common = {"objective": objective, "resampling": resampling}
+    engine = Switching()
+    ours, dense = trainer(variant, engine, **common), trainer(variant, **common)
+    for row, other in zip(run(ours), run(dense), strict=True):
+        assert row == pytest.approx(other, rel=2e-3, abs=2e-3)
+    assert 0 < engine.sparse < engine.total, "both kinds of steps"
+    for name, tensor in weights(dense).items():
+        torch.testing.assert_close(weights(ours)[name], tensor, rtol=5e-3, atol=5e-3)
+
+
+@variants
+def test_weights_do_not_depend_on_threads_intervals_or_a_kill_between_the_kinds_of_steps(variant: str) -> None:
+    engine = Switching()
+    expected = trainer(variant, engine)
+    run(expected)
+    first_sparse = engine.total - engine.sparse
+    for threads in (2, 3):
+        other = trainer(variant, Switching(threads), log_every_tokens=3 * BATCH)
+        run(other)
+        assert same(weights(other), weights(expected))
+    for kill_after in (first_sparse // 2, first_sparse + 3):
+        settings = {"log_every_tokens": BATCH, "checkpoint_every_tokens": BATCH}
+        killed = trainer(variant, Switching(), **settings)
+        while killed.step < kill_after:
+            killed.train_interval()
+        state = killed.state()
+        successor = trainer(variant, Switching(), **settings)
+        successor.restore(*state)
+        run(successor)
+        assert same(weights(successor), weights(expected))
+
+
+def test_the_trial_names_its_engine() -> None:
+    assert isinstance(make().engine, DenseEngine)
+    named = make(engine="sparse-cpu")
+    assert isinstance(named.engine, SparseCPUEngine)
+    assert named.engine.threads == torch.get_num_threads()
+    rows = run(named)
+    given_engine = make(engine=SparseCPUEngine(1))
+    assert run(given_engine) == rows
+    assert same(weights(named), weights(given_engine))
+
+
+BAD = [math.nan, math.inf, -math.inf, 3e38, -3e38, 1e25]
+
+
+def outcome(engine: Engine, sae: SAE, x_BD: Tensor, objective: Objective) -> tuple[list[bool], dict[str, bool]]:
+    """Which losses and which gradients are finite."""
+    engine.prepare(sae)
+    losses_4, _ = engine.step(sae, x_BD, 1.0, objective)
+    gradients = {name: p.grad for name, p in sae.named_parameters() if p.grad is not None}
+    return losses_4.isfinite().tolist(), {name: bool(g.isfinite().all()) for name, g in gradients.items()}
+
+
+@variants
+@objectives
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(data=st.data())
+def test_what_is_not_finite_is_found_at_the_same_step(variant: str, objective: Objective, data: st.DataObject) -> None:
+    """Also where the dense engine multiplies it by the zero of an inactive feature."""
+    x_BD = torch.randn(8, 5, generator=torch.Generator().manual_seed(0))
+    saes = [random_sae(variant, 5, 12) for _ in range(2)]
+    names = ["x", *(name for name, _ in saes[0].named_parameters())]
+    name = data.draw(st.sampled_from(names))
+    shape = x_BD.shape if name == "x" else saes[0].get_parameter(name).shape
+    place = tuple(data.draw(st.integers(0, size - 1)) for size in shape)
+    bad = data.draw(st.sampled_from(BAD))
+    closed = data.draw(st.booleans())  # all gates but one
+    with torch.no_grad():
+        for sae in saes:
+            if closed:
+                sae.get_parameter("b_enc" if variant == "standard" else "b_gate")[1:] = -50.0
+            (x_BD if name == "x" else sae.get_parameter(name))[place] = bad
+    expected = outcome(DenseEngine(), saes[0], x_BD, objective)
+    assert outcome(SparseCPUEngine(1, dense_above=1), saes[1], x_BD, objective) == expected
+
+
+def test_an_sae_whose_training_ends_in_nan_ends_at_the_same_step_with_the_same_words() -> None:
+    rows_RD = sparse_rows().clone()
+    rows_RD[2500, 3] = 1e30
+    messages = []
+    for engine in (DenseEngine(), SparseCPUEngine(1)):
+        with pytest.raises(Exception, match="not finite at step 40") as caught:
+            run(make(rows_RD=rows_RD, max_norm=None, engine=engine))
+        messages.append(str(caught.value).split("; last finite")[0])
+    assert messages[0] == messages[1]
+
+
+def test_a_compiler_that_cannot_be_loaded_is_named_with_what_does_without(monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in ("compiled", "kernels", "sparse_cpu"):
+        monkeypatch.delitem(sys.modules, f"{engines.__name__}.{module}")
+        monkeypatch.delattr(engines, module)
+    monkeypatch.setitem(sys.modules, "numba", None)
+    with pytest.raises(UserError, match=r"training\.engine: sparse-cpu: Numba, .* cannot be loaded: .*engine: dense"):
+        make_engine("sparse-cpu", 1)
+
+
+def test_compiled_kernels_lie_where_only_their_user_looks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "temporary"))
+    (tmp_path / "temporary").mkdir()
+    find = compiled.cache_directory.__wrapped__
+    own = find()
+    assert own == tmp_path / "cache" / "gsae-ray" / "kernels"
+    assert own.stat().st_mode & 0o077 == 0
+    own.chmod(0o755)  # others may read it
+    second = find()
+    assert second is not None and second.parent == tmp_path / "temporary"
+    second.chmod(0o777)
+    assert find() is None
+
+
+def test_memory_of_entries_is_used_again() -> None:
+    engine = SparseCPUEngine(1, dense_above=1)
+    sae = random_sae("gated", N, M)
+    engine.prepare(sae)
+    for rows in (64, 64, 40, 64):  # fewer where rows of massive norm are left out
+        sae.zero_grad()
+        engine.step(sae, torch.randn(rows, N), 1.0, "paper")
+        gradients = {name: p.grad.clone() for name, p in sae.named_parameters() if p.grad is not None}
+        assert gradients
