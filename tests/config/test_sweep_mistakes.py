@@ -128,6 +128,7 @@ from gsae_ray.errors import UserError, shown
             "references=[{source: theirs, site: blocks.3.hook_resid_post}]",
             ["references.0.site: no SAE of this sweep is at 'blocks.3.hook_resid_post'", "'blocks.2.hook_resid_post'"],
         ),
+        ("training.engine=sparse", ["training.engine: 'sparse' should be 'dense' or 'sparse-cpu'"]),
         ("training.lr={log_range: [0, 4], n: 2}", ["training.lr", "0 < low <= high"]),
         ("training.lr={log_range: [4, 1], n: 2}", ["training.lr", "0 < low <= high"]),
         ("training.lr={log_range: 4, n: 2}", ["training.lr", "0 < low <= high"]),
@@ -142,6 +143,15 @@ def test_a_mistake_is_one_line_that_names_key_and_value(path: Path, override: st
     assert "should be String" not in message  # one sentence
     assert "Input" not in message
     assert message.startswith((f"{path}: ", "--set ", "saes: "))  # saes: what shows only when the sweep is expanded
+
+
+@pytest.mark.parametrize("key", ["training.engine", "saes.0.engine"])
+def test_an_engine_of_cpus_and_trials_on_gpus_are_one_line(path: Path, key: str) -> None:
+    path.write_text(path.read_text() + "trials: {gpus: 1}\n")
+    message = error_of(path, f"{key}=sparse-cpu")
+    assert message == (
+        f"{path}: {key}: sparse-cpu is for trials on CPUs, and trials.gpus is 1.0; engine: dense runs there"
+    )
 
 
 def test_all_mistakes_of_a_file_are_told_at_once_a_line_each(path: Path) -> None:

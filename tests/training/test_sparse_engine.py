@@ -15,7 +15,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
-from trainers import BATCH, M, N, make, run, same, sparse_rows, weights
+from trainers import BATCH, M, N, make, run, same, sparse_rows, through_files, weights
 
 from gsae_ray.config.recipe import EngineName
 from gsae_ray.errors import UserError
@@ -101,7 +101,7 @@ def test_weights_do_not_depend_on_threads_intervals_or_a_kill_between_the_kinds_
             killed.train_interval()
         state = killed.state()
         successor = trainer(variant, Switching(), **settings)
-        successor.restore(*state)
+        successor.restore(*through_files(state))
         run(successor)
         assert same(weights(successor), weights(expected))
 
