@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+
 import click
 
 from gsae_ray.cli.evaluate import evaluate
@@ -20,6 +22,7 @@ from gsae_ray.version import __version__
 @verbose_option
 def main() -> None:
     """Sweeps of sparse autoencoders that share one pass over the language model."""
+    gc.set_threshold(50_000, 20, 50)  # commands import large packages, as workers do: see gsae_ray/actors/__init__.py
 
 
 for command in (run, plan, submit, status, logs, stop, list_jobs, frontier, best, evaluate, export, push, ui):
