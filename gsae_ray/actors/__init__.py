@@ -2,6 +2,6 @@
 
 import gc
 
-# PyTorch, Ray and transformers make hundreds of thousands of objects that stay: with Python's own thresholds the garbage
-# collector goes through them hundreds of times while they are imported, a sixth of the time that a worker takes to start.
+# PyTorch, Ray and transformers make hundreds of thousands of objects that stay: with Python's own thresholds the
+# garbage collector goes through them hundreds of times while they are imported, a tenth of a worker's start.
 gc.set_threshold(50_000, 20, 50)

@@ -19,6 +19,50 @@ NONE, FROZEN, UNFROZEN = 0, 1, 2
 
 
 @kernel
+def look_at_features(
+    first: int,
+    end: int,
+    W_enc_FD: Any,
+    W_mag_FD: Any,
+    W_dec: Any,
+    b_dec: Any,
+    log_scale_F: Any,
+    shift_F: Any,
+    scale_F: Any,
+    norms_F: Any,
+    sizes_F: Any,
+) -> None:
+    """Computes what a step needs of each feature.
+
+    Args:
+        first: feature to begin with.
+        end: feature to end before.
+        W_enc_FD: encoder, a row per feature.
+        W_mag_FD: magnitude encoder of its own, or without rows.
+        W_dec: decoder.
+        b_dec: its bias.
+        log_scale_F: r_mag, or without entries where it is 0.
+        shift_F: gets −W_enc b_dec.
+        scale_F: gets exp(r_mag).
+        norms_F: gets the norms of decoder rows.
+        sizes_F: gets the sum of squares of the rows that no product with x has in it: not finite where they are not.
+    """
+    for j in range(first, end):
+        shift = np.float32(0)
+        square = np.float32(0)
+        for k in range(W_enc_FD.shape[1]):
+            shift -= W_enc_FD[j, k] * b_dec[k]
+            square += W_dec[j, k] * W_dec[j, k]
+        shift_F[j] = shift
+        norms_F[j] = np.sqrt(square)
+        if len(W_mag_FD) > 0:
+            for k in range(W_mag_FD.shape[1]):
+                square += W_mag_FD[j, k] * W_mag_FD[j, k]
+        sizes_F[j] = square
+        scale_F[j] = np.exp(log_scale_F[j]) if len(log_scale_F) > 0 else np.float32(1)
+
+
+@kernel
 def count_active(first: int, end: int, pre_BF: Any, shift_F: Any, gate_F: Any, counts_B: Any, sizes_B: Any) -> None:
     """Counts the active features of rows, and adds up |pre|: not finite where any of a row is not."""
     for b in range(first, end):
@@ -252,13 +296,3 @@ def features_gradients(
         d_mag_F[j] = mag
         d_log_scale_F[j] = log_scale * scale_F[j]
         fired_F[j] = fired
-
-
-@kernel
-def squares_of_rows(first: int, end: int, W_FD: Any, squares_F: Any) -> None:
-    """‖row‖², which is not finite where any number of the row is not."""
-    for j in range(first, end):
-        square = np.float32(0)
-        for k in range(W_FD.shape[1]):
-            square += W_FD[j, k] * W_FD[j, k]
-        squares_F[j] = square

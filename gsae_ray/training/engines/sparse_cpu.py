@@ -30,7 +30,7 @@ Array = np.ndarray[Any, Any]
 
 
 class SparseCPUEngine:
-    """For SAEs that are a `GatedReLU`, in float32 on the CPU.
+    """For SAEs that are a `GatedReLU`, in float32 on the CPU; an engine for each SAE.
 
     Whether a step is computed by this engine's kernels or by `DenseEngine` follows from its batch and weights alone:
     from the share of active entries, and where a number is not finite, so that both engines fail at the same step.
@@ -49,13 +49,16 @@ class SparseCPUEngine:
         self.dense = DenseEngine()
         self._pool = ThreadPoolExecutor(threads - 1, "sparse-engine") if threads > 1 else None
         self._arrays: dict[str, Array] = {}
+        self._parameters: dict[str | None, Array] = {}
 
     def prepare(self, sae: SAE) -> None:
         """Stores encoders by feature, without changing their values: a feature's weights lie side by side."""
-        for name in sae.state_dict():
-            parameter = sae.get_parameter(name)
-            if parameter.shape == sae.W_enc.shape and name != "W_dec":
+        self._parameters = {None: np.empty(0, np.float32)}
+        for name, parameter in sae.named_parameters():
+            by_feature = parameter.shape == sae.W_enc.shape and name != "W_dec"
+            if by_feature:
                 parameter.data = parameter.data.T.contiguous().T
+            self._parameters[name] = (parameter.data.T if by_feature else parameter.data).numpy()
 
     @torch.no_grad()
     def step(self, sae: SAE, x_BD: Tensor, coefficient: float, objective: Objective) -> StepResult:
@@ -70,30 +73,33 @@ class SparseCPUEngine:
     def _active(self, sae: SAE, form: GatedReLU, x_BD: Tensor) -> tuple[Array, Array, Array] | None:
         """The active entries as (row starts, features, pre-activations); None where the step is one for products."""
         n_rows, d_sae = len(x_BD), sae.cfg.d_sae
+        gate, magnitude = self._parameters[form.gate], self._parameters[form.magnitude]
+        shift_F, scale_F, norms_F, sizes_F = (
+            self._array(name, (d_sae,)) for name in ("shift", "scale", "norms", "sizes")
+        )
+        self._over(
+            d_sae,
+            kernels.look_at_features,
+            *(self._parameters["W_enc"], self._magnitude_weights(sae, form), self._parameters["W_dec"]),
+            *(self._parameters["b_dec"], self._parameters[form.log_scale], shift_F, scale_F, norms_F, sizes_F),
+        )
         pre_BF = self._array("pre", (n_rows, d_sae))
         torch.mm(x_BD, sae.W_enc, out=torch.from_numpy(pre_BF))
-        shift_F = -(sae.b_dec @ sae.W_enc)
-        gate, magnitude = sae.get_parameter(form.gate), sae.get_parameter(form.magnitude)
-        inputs = (pre_BF, _numpy(shift_F), _numpy(gate))
-        counts_B = self._array("counts", (n_rows,), np.int64)
-        sizes_B = self._array("sizes", (n_rows,))
-        self._over(n_rows, kernels.count_active, *inputs, counts_B, sizes_B)
+        counts_B, sizes_B = self._array("counts", (n_rows,), np.int64), self._array("row_sizes", (n_rows,))
+        self._over(n_rows, kernels.count_active, pre_BF, shift_F, gate, counts_B, sizes_B)
         if counts_B.sum() > self.dense_above * n_rows * d_sae:
             return None
         # Where a dense step might multiply an infinity by zero, it is to be found by one.
-        scale = sae.get_parameter(form.log_scale).max().exp().clamp_min(1).item() if form.log_scale else 1.0
-        largest = float(sizes_B.max()) * scale + gate.abs().max().item() + magnitude.abs().max().item()
-        squares = [self._squares("squares", sae.W_dec)]
-        if form.magnitude_weights:
-            squares.append(self._squares("mag_squares", sae.get_parameter(form.magnitude_weights).T))
-        if not (largest < LARGEST and all(square.max() < LARGEST for square in squares)):
+        scale = float(np.maximum(scale_F.max(), 1))
+        largest = float(sizes_B.max()) * scale + float(np.abs(gate).max()) + float(np.abs(magnitude).max())
+        if not (largest < LARGEST and sizes_F.max() < LARGEST):
             return None
         row_starts = self._array("row_starts", (n_rows + 1,), np.int64)
         row_starts[0] = 0
         np.cumsum(counts_B, out=row_starts[1:])
         n_active = int(row_starts[-1])
         columns, pre_A = self._list("columns", n_active, np.int32), self._list("pre_active", n_active)
-        self._over(n_rows, kernels.list_active, *inputs, row_starts, columns, pre_A)
+        self._over(n_rows, kernels.list_active, pre_BF, shift_F, gate, row_starts, columns, pre_A)
         return row_starts, columns, pre_A
 
     def _sparse_step(
@@ -110,26 +116,24 @@ class SparseCPUEngine:
         learns_weights = sae.W_dec.requires_grad
         weighted = objective == "norm_weighted"
         auxiliary = AUXILIARY[form.auxiliary]
-        centred_BD = x_BD - sae.b_dec
-        gate, magnitude = sae.get_parameter(form.gate), sae.get_parameter(form.magnitude)
-        scale = sae.get_parameter(form.log_scale).exp() if form.log_scale else torch.ones(d_sae)
-        norms_F = self._array("squares", (d_sae,)) ** 0.5 if weighted else np.ones(d_sae, np.float32)
+        parameters = self._parameters
+        W_dec, W_mag_FD = parameters["W_dec"], self._magnitude_weights(sae, form)
+        scale_F = self._arrays["scale"]
+        weights_F = self._arrays["norms"] if weighted else self._ones(d_sae)
         penalty = np.float32(coefficient / n_rows if form.penalised else 0.0)
-        W_mag = sae.get_parameter(form.magnitude_weights) if form.magnitude_weights else None
-        W_mag_FD = _numpy(W_mag.T) if W_mag is not None else np.empty((0, d_in), np.float32)
-        shared = (_numpy(gate), _numpy(scale))
 
-        entry_arrays = [self._list(name, len(columns)) for name in ("acts", "d_gate", "d_mag")]
+        centred_BD = self._array("centred", (n_rows, d_in))
+        np.subtract(x_BD.numpy(), parameters["b_dec"], out=centred_BD)
+        acts_d_gate_d_mag = [self._list(name, len(columns)) for name in ("acts", "d_gate", "d_mag")]
         error_BD = self._array("error", (n_rows, d_in))
         auxiliary_error_BD = self._array("auxiliary_error", (n_rows if auxiliary else 0, d_in))
         sums_B3 = self._array("sums", (n_rows, 3), np.float64)
-        errors = (error_BD, auxiliary_error_BD)
-        W_dec = _numpy(sae.W_dec)
         self._over(
             row_starts,
             kernels.rows_forward_and_back,
-            *(_numpy(centred_BD), W_dec, W_mag_FD, *shared, _numpy(magnitude), norms_F, penalty, auxiliary),
-            *(row_starts, columns, pre_A, *entry_arrays, *errors, sums_B3),
+            *(centred_BD, W_dec, W_mag_FD, parameters[form.gate], scale_F, parameters[form.magnitude], weights_F),
+            *(penalty, auxiliary, row_starts, columns, pre_A, *acts_d_gate_d_mag),
+            *(error_BD, auxiliary_error_BD, sums_B3),
         )
 
         feature_starts = self._array("feature_starts", (d_sae + 1,), np.int64)
@@ -142,33 +146,29 @@ class SparseCPUEngine:
         self._over(
             feature_starts,
             kernels.features_gradients,
-            *(_numpy(centred_BD), W_dec, *shared, norms_F, penalty, weighted, auxiliary, feature_starts, entries, rows),
-            *(pre_A, *entry_arrays, *errors, d_W_dec, d_W_enc, d_W_mag, d_gate, d_magnitude, d_log_scale, fired_F),
+            *(centred_BD, W_dec, parameters[form.gate], scale_F, weights_F, penalty, weighted, auxiliary),
+            *(feature_starts, entries, rows, pre_A, *acts_d_gate_d_mag, error_BD, auxiliary_error_BD),
+            *(d_W_dec, d_W_enc, d_W_mag, d_gate, d_magnitude, d_log_scale, fired_F),
         )
 
-        gradients: dict[str, Tensor] = {}
-
-        def add(name: str | None, gradient: Tensor) -> None:
-            if name is not None and sae.get_parameter(name).requires_grad:
-                gradients[name] = gradients[name] + gradient if name in gradients else gradient
-
-        d_gate_F, d_magnitude_F = torch.from_numpy(d_gate), torch.from_numpy(d_magnitude)
-        add(form.gate, d_gate_F)
-        add(form.magnitude, d_magnitude_F)
-        add(form.log_scale, torch.from_numpy(d_log_scale))
+        gradients = {form.gate: d_gate}
+        gradients[form.magnitude] = d_gate + d_magnitude if form.magnitude == form.gate else d_magnitude
+        if form.log_scale is not None:
+            gradients[form.log_scale] = d_log_scale
         if learns_weights:
-            add("W_dec", torch.from_numpy(d_W_dec))
-            add("W_enc", torch.from_numpy(d_W_enc).T)
-            d_x_hat_BD = torch.from_numpy(error_BD).sum(0)
+            d_b_dec = error_BD.sum(0)
             if auxiliary == kernels.UNFROZEN:
-                d_x_hat_BD += torch.from_numpy(auxiliary_error_BD).sum(0)
-            d_pre_F = d_gate_F if W_mag is not None else d_gate_F + d_magnitude_F * scale
-            add("b_dec", 2 / n_rows * d_x_hat_BD - sae.W_enc @ d_pre_F)
-        if W_mag is not None:
-            add(form.magnitude_weights, torch.from_numpy(d_W_mag).T)
-            add("b_dec", -(W_mag @ d_magnitude_F))
-        for name, gradient in gradients.items():
-            sae.get_parameter(name).grad = gradient
+                d_b_dec += auxiliary_error_BD.sum(0)
+            d_b_dec *= np.float32(2 / n_rows)
+            tied = form.magnitude_weights is None
+            d_pre = torch.from_numpy(d_gate + d_magnitude * scale_F if tied else d_gate)
+            d_b_dec -= torch.mv(sae.W_enc, d_pre).numpy()
+            if form.magnitude_weights is not None:
+                d_b_dec -= torch.mv(sae.get_parameter(form.magnitude_weights), torch.from_numpy(d_magnitude)).numpy()
+                gradients[form.magnitude_weights] = d_W_mag.T
+            gradients |= {"W_dec": d_W_dec, "W_enc": d_W_enc.T, "b_dec": d_b_dec}
+        for name, parameter in sae.learnt_parameters().items():
+            parameter.grad = torch.from_numpy(gradients[name])
 
         reconstruction, l1, auxiliary_loss = (sums_B3.sum(0) / n_rows).tolist()
         l1 = l1 if form.penalised else 0.0
@@ -202,10 +202,16 @@ class SparseCPUEngine:
         for other in others:
             other.result()
 
-    def _squares(self, name: str, W_FD: Tensor) -> Array:
-        squares_F = self._array(name, (len(W_FD),))
-        self._over(len(W_FD), kernels.squares_of_rows, _numpy(W_FD), squares_F)
-        return squares_F
+    def _magnitude_weights(self, sae: SAE, form: GatedReLU) -> Array:
+        """W_mag by feature; without rows where the magnitude is the scaled gate's."""
+        if form.magnitude_weights is None:
+            return self._array("no_W_mag", (0, sae.cfg.d_in))
+        return self._parameters[form.magnitude_weights]
+
+    def _ones(self, d_sae: int) -> Array:
+        if "ones" not in self._arrays:
+            self._arrays["ones"] = np.ones(d_sae, np.float32)
+        return self._arrays["ones"]
 
     def _array(self, name: str, shape: tuple[int, ...], dtype: Any = np.float32) -> Array:
         """An array that later steps use again; what it holds is not defined."""
@@ -220,10 +226,3 @@ class SparseCPUEngine:
         if array is None or len(array) < length:
             array = self._arrays[name] = np.empty(length + length // 4, dtype)
         return array[:length]
-
-
-def _numpy(tensor: Tensor) -> Array:
-    """The tensor's own memory, which has to be laid out as kernels are compiled for."""
-    array: Array = tensor.detach().numpy()
-    assert array.flags.c_contiguous, "by SparseCPUEngine.prepare"
-    return array
