@@ -6,6 +6,7 @@ import gc
 
 import click
 
+from gsae_ray.cli.bench import bench
 from gsae_ray.cli.evaluate import evaluate
 from gsae_ray.cli.jobs import list_jobs, logs, status, stop, submit
 from gsae_ray.cli.plan import plan
@@ -25,5 +26,5 @@ def main() -> None:
     gc.set_threshold(50_000, 20, 50)  # commands import large packages, as workers do: see gsae_ray/actors/__init__.py
 
 
-for command in (run, plan, submit, status, logs, stop, list_jobs, frontier, best, evaluate, export, push, ui):
+for command in (run, plan, submit, status, logs, stop, list_jobs, frontier, best, evaluate, export, push, ui, bench):
     main.add_command(command)

@@ -1,0 +1,146 @@
+"""How long a training step takes, on random rows with a given number of active features."""
+
+from __future__ import annotations
+
+import dataclasses
+import statistics
+import time
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from gsae_ray.activations.layout import Layout
+from gsae_ray.activations.reader import RowStream
+from gsae_ray.activations.statistics import Norms, SiteStatistics
+from gsae_ray.config.recipe import EngineName, TrainingSettings
+from gsae_ray.config.trial import TrialSpec
+from gsae_ray.errors import UserError
+from gsae_ray.saes import Objective
+from gsae_ray.training.trainer import Trainer
+
+SITE = "blocks.0.hook_resid_post"
+"""A name; the rows are of no model."""
+LR = 1e-12
+"""So small that the number of active features stays."""
+
+
+@dataclasses.dataclass(frozen=True)
+class StepTime:
+    """A measurement of training steps: from a batch in memory to updated weights."""
+
+    architecture: str
+    objective: str
+    engine: str
+    d_in: int
+    d_sae: int
+    batch_size: int
+    threads: int
+    l0: float
+    """As measured: mean number of features that fired on a row."""
+    ms_per_step: float
+    """Median over intervals of the mean of an interval's steps."""
+    steps: int
+    """That were measured."""
+
+
+class _RandomRows:
+    """A block of normally distributed rows with E‖x‖² = n."""
+
+    def __init__(self, layout: Layout) -> None:
+        self.layout = layout
+        shape = layout.rows[0], layout.widths[SITE]
+        self.rows = torch.randn(shape, generator=torch.Generator().manual_seed(0)).numpy()
+
+    def statistics(self) -> SiteStatistics:
+        n = float(self.rows.shape[1])
+        norms = Norms(len(self.rows), n, float("inf"), 0, 0.0, ())
+        return SiteStatistics(mean=np.zeros(self.rows.shape[1], np.float32), mean_square_norm=n, norms=norms)
+
+    def open(self, block: int) -> None:
+        pass
+
+    def chunk(self, index: int) -> NDArray[Any]:
+        first, end = self.layout.chunks(0, SITE)[index]
+        return self.rows[first:end]
+
+
+def measure(
+    architecture: str,
+    d_in: int,
+    d_sae: int,
+    batch_size: int,
+    l0: float,
+    engine: EngineName = "dense",
+    objective: Objective = "norm_weighted",
+    threads: int = 1,
+    intervals: int = 5,
+    steps_per_interval: int = 10,
+) -> StepTime:
+    """Measures a training step with everything that belongs to it: losses, gradient, clipping, Adam, norms.
+
+    Args:
+        architecture: standard or gated, by the defaults of its hyperparameters.
+        d_in: width of the activations.
+        d_sae: number of features.
+        batch_size: rows of a step.
+        l0: about how many features are to be active on a row.
+        engine: that computes losses and gradients.
+        objective: what is minimised; everything else is the schedule `modern`.
+        threads: of PyTorch and the engine, for the whole process.
+        intervals: that the median is taken over.
+        steps_per_interval: that are timed together.
+
+    Raises:
+        UserError: there are no such SAEs, or the engine cannot be run.
+    """
+    biases = {"standard": "b_enc", "gated": "b_gate"}
+    if architecture not in biases:
+        raise UserError(f"--architecture: {architecture!r} is not measured; one of {', '.join(biases)}")
+    if not 0 < l0 < d_sae:
+        raise UserError(f"--l0: {l0:g} of {d_sae} features; give more than 0 and fewer than all")
+    torch.set_num_threads(threads)
+    steps = (intervals + 1) * steps_per_interval
+    settings = TrainingSettings(
+        tokens=steps * batch_size,
+        batch_size=batch_size,
+        engine=engine,
+        log_every_tokens=steps_per_interval * batch_size,
+        lr_warmup=0.0,
+    )
+    trial = TrialSpec.make(
+        identity={},
+        site=SITE,
+        architecture=architecture,
+        d_in=d_in,
+        d_sae=d_sae,
+        hyperparameters={"l1_coefficient": 1.0},
+        training=settings.resolve(LR, 0, objective, "modern"),
+    )
+    block = 4 * batch_size
+    layout = Layout((block,) * -(-steps * batch_size // block), {SITE: d_in}, "float32", chunk_bytes=2**26)
+    trainer = Trainer(trial, RowStream(_RandomRows(layout), layout, SITE))
+    with torch.no_grad():
+        # Of a feature with a row w, w x is normally distributed with variance ‖w‖².
+        norm = trainer.sae.W_enc.norm(dim=0).mean().item()
+        threshold = statistics.NormalDist(0, norm).inv_cdf(1 - l0 / d_sae)
+        trainer.sae.get_parameter(biases[architecture]).fill_(-threshold)
+    times, fired = [], []
+    while not trainer.done:
+        started = time.perf_counter()
+        metrics = trainer.train_interval()
+        times.append(1000 * (time.perf_counter() - started) / steps_per_interval)
+        fired.append(metrics["l0"])
+    return StepTime(
+        architecture=architecture,
+        objective=objective,
+        engine=engine,
+        d_in=d_in,
+        d_sae=d_sae,
+        batch_size=batch_size,
+        threads=threads,
+        l0=fired[-1],
+        ms_per_step=statistics.median(times[1:]),  # the first interval compiles and makes memory
+        steps=intervals * steps_per_interval,
+    )

@@ -1,0 +1,43 @@
+"""`gsae-ray bench step`: the density that was asked for, and the engine."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from click.testing import CliRunner
+
+from gsae_ray.cli.main import main
+
+SMALL = ["--d-in", "32", "--width", "256", "--batch", "128", "--intervals", "1"]
+
+
+@pytest.mark.parametrize("engine", ["dense", "sparse-cpu"])
+@pytest.mark.parametrize("architecture", ["standard", "gated"])
+@pytest.mark.parametrize("objective", ["paper", "norm_weighted"])
+def test_a_measurement_has_the_density_that_was_asked_for(engine: str, architecture: str, objective: str) -> None:
+    what = ["--architecture", architecture, "--engine", engine, "--objective", objective, "--l0", "10"]
+    result = CliRunner().invoke(main, ["bench", "step", *SMALL, *what, "--json"])
+    assert result.exit_code == 0, result.output
+    found = json.loads(result.output)
+    assert found["l0"] == pytest.approx(10, rel=0.15)
+    assert found["ms_per_step"] > 0
+    assert (found["engine"], found["architecture"], found["d_sae"], found["steps"]) == (engine, architecture, 256, 10)
+
+
+@pytest.mark.parametrize(
+    ("what", "said"),
+    [
+        (["--architecture", "topk"], "--architecture: 'topk' is not measured; one of standard, gated"),
+        (["--l0", "300"], "--l0: 300 of 256 features; give more than 0 and fewer than all"),
+    ],
+)
+def test_what_cannot_be_measured_is_one_line(what: list[str], said: str) -> None:
+    result = CliRunner().invoke(main, ["bench", "step", *SMALL, *what])
+    assert result.exit_code == 2
+    assert result.output == f"gsae-ray: {said}\n"
+
+
+def test_without_json_it_is_a_sentence() -> None:
+    result = CliRunner().invoke(main, ["bench", "step", *SMALL, "--l0", "10"])
+    assert " ms a step: gated (norm_weighted), 32 -> 256, batch 128, L0 " in result.output
