@@ -17,7 +17,9 @@ def bench() -> None:
 
 
 @bench.command()
-@click.option("--architecture", default="gated", show_default=True, help="standard or gated")
+@click.option(
+    "--architecture", type=click.Choice(["gated", "standard"]), default="gated", show_default=True, help="of the SAE"
+)
 @click.option("--d-in", type=click.IntRange(min=1), default=512, show_default=True, help="width of the activations")
 @click.option("--width", "d_sae", type=click.IntRange(min=2), default=4096, show_default=True, help="features")
 @click.option(

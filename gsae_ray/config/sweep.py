@@ -93,11 +93,12 @@ class Sweep(Settings):
                 found += [(("saes", index, *key), text) for key, text in problems(error, TrainingSettings)]
                 continue
             if engine == "sparse-cpu" and self.trials.gpus != 0:
-                where = ("training",) if engine == self.training.engine else ("saes", index)
+                key: Key = ("training", "engine") if engine == self.training.engine else ("saes", index, "engine")
                 text = (
                     f"{engine} is for trials on CPUs, and trials.gpus is {self.trials.gpus}; engine: dense runs there"
                 )
-                found += [((*where, "engine"), text)] if ((*where, "engine"), text) not in found else []
+                if (key, text) not in found:  # said once of the engine of all entries
+                    found.append((key, text))
         by_layer = bool(self.sites.layers), bool(self.sites.points)
         if not all(by_layer) and not self.sites.modules:
             found.append((("sites",), "no site; give layers and points, or modules"))
@@ -274,7 +275,7 @@ class Sweep(Settings):
                 architecture = REGISTRY[entry.architecture]
                 if settings.engine == "sparse-cpu" and architecture.gated_relu(hyperparameters, objective) is None:
                     raise UserError(
-                        f"saes.{index}: training.engine: sparse-cpu has no {entry.architecture} SAEs; engine: dense has"
+                        f"saes.{index}.engine: sparse-cpu has no {entry.architecture} SAEs; engine: dense has"
                     )
                 if architecture.parent_architecture is not None:
                     children[len(trials)] = f"saes.{index}"

@@ -26,6 +26,11 @@ LR = 1e-12
 """So small that the number of active features stays."""
 
 
+MIN_L0 = 0.01
+BIASES = {"standard": "b_enc", "gated": "b_gate"}
+"""Architecture -> the bias that decides how many features are active."""
+
+
 @dataclasses.dataclass(frozen=True)
 class StepTime:
     """A measurement of training steps: from a batch in memory to updated weights."""
@@ -81,25 +86,23 @@ def measure(
     """Measures a training step with everything that belongs to it: losses, gradient, clipping, Adam, norms.
 
     Args:
-        architecture: standard or gated, by the defaults of its hyperparameters.
+        architecture: a key of `BIASES`, by the defaults of its hyperparameters.
         d_in: width of the activations.
         d_sae: number of features.
         batch_size: rows of a step.
         l0: about how many features are to be active on a row.
         engine: that computes losses and gradients.
         objective: what is minimised; everything else is the schedule `modern`.
-        threads: of PyTorch and the engine, for the whole process.
+        threads: of PyTorch and the engine.
         intervals: that the median is taken over.
         steps_per_interval: that are timed together.
 
     Raises:
-        UserError: there are no such SAEs, or the engine cannot be run.
+        UserError: no rows have so few or so many active features, or the engine cannot be run.
     """
-    biases = {"standard": "b_enc", "gated": "b_gate"}
-    if architecture not in biases:
-        raise UserError(f"--architecture: {architecture!r} is not measured; one of {', '.join(biases)}")
-    if not 0 < l0 < d_sae:
-        raise UserError(f"--l0: {l0:g} of {d_sae} features; give more than 0 and fewer than all")
+    if not MIN_L0 <= l0 <= d_sae / 2:
+        raise UserError(f"--l0: {l0:g} of {d_sae} features; give {MIN_L0:g} to half of them")
+    threads_before = torch.get_num_threads()
     torch.set_num_threads(threads)
     steps = (intervals + 1) * steps_per_interval
     settings = TrainingSettings(
@@ -124,14 +127,14 @@ def measure(
     with torch.no_grad():
         # Of a feature with a row w, w x is normally distributed with variance ‖w‖².
         norm = trainer.sae.W_enc.norm(dim=0).mean().item()
-        threshold = statistics.NormalDist(0, norm).inv_cdf(1 - l0 / d_sae)
-        trainer.sae.get_parameter(biases[architecture]).fill_(-threshold)
+        trainer.sae.get_parameter(BIASES[architecture]).fill_(statistics.NormalDist(0, norm).inv_cdf(l0 / d_sae))
     times, fired = [], []
     while not trainer.done:
         started = time.perf_counter()
         metrics = trainer.train_interval()
         times.append(1000 * (time.perf_counter() - started) / steps_per_interval)
         fired.append(metrics["l0"])
+    torch.set_num_threads(threads_before)
     return StepTime(
         architecture=architecture,
         objective=objective,

@@ -159,9 +159,7 @@ def test_a_mistake_in_them_is_refused(entry: dict[str, Any], said: str) -> None:
 
 
 def test_an_engine_that_does_not_have_it_is_refused_with_what_has() -> None:
-    with pytest.raises(
-        UserError, match=r"saes\.0: training\.engine: sparse-cpu has no counting_topk SAEs; engine: dense"
-    ):
+    with pytest.raises(UserError, match=r"saes\.0\.engine: sparse-cpu has no counting_topk SAEs; engine: dense"):
         trials(engine="sparse-cpu")
 
 

@@ -18,7 +18,7 @@ from torch import Tensor
 from trainers import BATCH, M, N, make, run, same, sparse_rows, through_files, weights
 
 from gsae_ray.config.recipe import EngineName
-from gsae_ray.errors import UserError
+from gsae_ray.errors import NumericError, UserError
 from gsae_ray.saes import SAE, Objective, SAEConfig, build
 from gsae_ray.training import engines
 from gsae_ray.training.engines import compiled, make_engine
@@ -31,8 +31,11 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "standard": ("standard", {}),
     "gated": ("gated", {}),
     "untied": ("gated", {"tied": False}),
+    "r_mag-0": ("gated", {"learn_r_mag": False}),
+    "no-auxiliary": ("gated", {"auxiliary": "none"}),
 }
 variants = pytest.mark.parametrize("variant", VARIANTS)
+trained = pytest.mark.parametrize("variant", ["standard", "gated", "untied"])
 objectives = pytest.mark.parametrize("objective", ["paper", "norm_weighted"])
 RESAMPLING = {"at_steps": [40], "window_steps": 10, "inputs": 5 * BATCH, "rewarm_steps": 0}
 
@@ -65,12 +68,12 @@ class Switching(SparseCPUEngine):
         self.total += 1
         return super().step(*arguments)
 
-    def _sparse_step(self, *arguments: Any) -> StepResult:
+    def _sparse_step(self, *arguments: Any) -> StepResult | None:
         self.sparse += 1
         return super()._sparse_step(*arguments)
 
 
-@variants
+@trained
 @objectives
 @pytest.mark.parametrize("resampling", [False, RESAMPLING])
 def test_it_trains_the_sae_that_the_dense_engine_trains(variant: str, objective: Objective, resampling: Any) -> None:
@@ -84,7 +87,7 @@ def test_it_trains_the_sae_that_the_dense_engine_trains(variant: str, objective:
         torch.testing.assert_close(weights(ours)[name], tensor, rtol=5e-3, atol=5e-3)
 
 
-@variants
+@trained
 def test_weights_do_not_depend_on_threads_intervals_or_a_kill_between_the_kinds_of_steps(variant: str) -> None:
     engine = Switching()
     expected = trainer(variant, engine)
@@ -151,12 +154,30 @@ def test_what_is_not_finite_is_found_at_the_same_step(variant: str, objective: O
     assert outcome(SparseCPUEngine(1, dense_above=1), saes[1], x_BD, objective) == expected
 
 
-def test_an_sae_whose_training_ends_in_nan_ends_at_the_same_step_with_the_same_words() -> None:
+@variants
+@objectives
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(data=st.data())
+def test_what_overflows_is_found_at_the_same_step(variant: str, objective: Objective, data: st.DataObject) -> None:
+    """A whole parameter, or all rows, large: sums over a batch overflow before any number of it does."""
+    x_BD = torch.randn(8, 5, generator=torch.Generator().manual_seed(0))
+    saes = [random_sae(variant, 5, 12) for _ in range(2)]
+    name = data.draw(st.sampled_from(["x", *(name for name, _ in saes[0].named_parameters() if name != "r_mag")]))
+    factor = data.draw(st.sampled_from([1e15, 1e17, 1e18, 3e18, 1e19, 3e19, 1e20, 1e30]))
+    with torch.no_grad():
+        for tensor in [x_BD] if name == "x" else [sae.get_parameter(name) for sae in saes]:
+            tensor.mul_(factor)
+    expected = outcome(DenseEngine(), saes[0], x_BD, objective)
+    assert outcome(SparseCPUEngine(1, dense_above=1), saes[1], x_BD, objective) == expected
+
+
+@pytest.mark.parametrize("size", [5e18, 1e19, 1e30])
+def test_an_sae_whose_training_ends_in_nan_ends_at_the_same_step_with_the_same_words(size: float) -> None:
     rows_RD = sparse_rows().clone()
-    rows_RD[2500, 3] = 1e30
+    rows_RD[2500:2560] = rows_RD[2500:2560].sign() * size
     messages = []
-    for engine in (DenseEngine(), SparseCPUEngine(1)):
-        with pytest.raises(Exception, match="not finite at step 40") as caught:
+    for engine in (DenseEngine(), SparseCPUEngine(1, dense_above=1)):
+        with pytest.raises(NumericError, match="not finite at step 40") as caught:
             run(make(rows_RD=rows_RD, max_norm=None, engine=engine))
         messages.append(str(caught.value).split("; last finite")[0])
     assert messages[0] == messages[1]
@@ -171,27 +192,67 @@ def test_a_compiler_that_cannot_be_loaded_is_named_with_what_does_without(monkey
         make_engine("sparse-cpu", 1)
 
 
-def test_compiled_kernels_lie_where_only_their_user_looks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_compiled_kernels_lie_where_nobody_else_can_put_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "temporary"))
     (tmp_path / "temporary").mkdir()
     find = compiled.cache_directory.__wrapped__
     own = find()
-    assert own == tmp_path / "cache" / "gsae-ray" / "kernels"
+    assert own is not None and own.is_relative_to(tmp_path / "cache" / "gsae-ray" / "kernels")
     assert own.stat().st_mode & 0o077 == 0
-    own.chmod(0o755)  # others may read it
+    own.parents[1].chmod(0o777)  # others may put another folder in its place
     second = find()
-    assert second is not None and second.parent == tmp_path / "temporary"
-    second.chmod(0o777)
+    assert second is not None and second.is_relative_to(tmp_path / "home" / ".cache")
+    second.chmod(0o770)
+    third = find()
+    assert third is not None and third.is_relative_to(tmp_path / "temporary")
+    (tmp_path / "temporary").chmod(0o1777)  # as the system's own: what lies in it stays its owner's
+    assert find() == third
+    third.parent.chmod(0o777)
     assert find() is None
 
 
-def test_memory_of_entries_is_used_again() -> None:
-    engine = SparseCPUEngine(1, dense_above=1)
-    sae = random_sae("gated", N, M)
+def test_a_process_without_a_home_compiles_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", "relative")
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+
+    def no_home() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(Path, "home", no_home)
+    found = compiled.cache_directory.__wrapped__()
+    assert found is not None and found.is_relative_to(tmp_path)
+
+
+def test_memory_that_is_used_again_changes_nothing() -> None:
+    engine, sae = SparseCPUEngine(1, dense_above=1), random_sae("gated", N, M)
     engine.prepare(sae)
-    for rows in (64, 64, 40, 64):  # fewer where rows of massive norm are left out
-        sae.zero_grad()
-        engine.step(sae, torch.randn(rows, N), 1.0, "paper")
-        gradients = {name: p.grad.clone() for name, p in sae.named_parameters() if p.grad is not None}
-        assert gradients
+    for rows in (64, 64, 40, 100):  # fewer where rows of massive norm are left out
+        x_BD = torch.randn(rows, N, generator=torch.Generator().manual_seed(rows))
+        found = []
+        for used in (engine, SparseCPUEngine(1, dense_above=1)):
+            sae.zero_grad()
+            result = used.step(sae, x_BD, 1.0, "paper")
+            gradients = {name: p.grad.clone() for name, p in sae.named_parameters() if p.grad is not None}
+            found.append({**gradients, "losses": result.losses_4, "fired": result.fired_F})
+        assert same(*found)
+
+
+def test_parameters_gradients_and_moments_lie_alike_in_memory() -> None:
+    """PyTorch's fused Adam goes through all of them in storage order."""
+    successor = make("gated", engine=SparseCPUEngine(1))
+    first = make("gated", engine=SparseCPUEngine(1))
+    first.train_interval()
+    successor.restore(*through_files(first.state()))
+    for one in (first, successor):
+        for parameter, name in one.optimiser.names.items():
+            layout = parameter.stride()
+            assert {one.optimiser.state[parameter][moment].stride() for moment in ("exp_avg", "exp_avg_sq")} == {layout}
+            assert (name == "W_enc") == (layout == (1, N))
+    for dense_above in (0, 1):
+        sae = random_sae("gated", N, M)
+        engine = SparseCPUEngine(1, dense_above)
+        engine.prepare(sae)
+        engine.step(sae, torch.randn(8, N), 1.0, "paper")
+        assert all(p.grad is not None and p.grad.stride() == p.stride() for p in sae.parameters())

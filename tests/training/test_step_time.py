@@ -28,8 +28,8 @@ def test_a_measurement_has_the_density_that_was_asked_for(engine: str, architect
 @pytest.mark.parametrize(
     ("what", "said"),
     [
-        (["--architecture", "topk"], "--architecture: 'topk' is not measured; one of standard, gated"),
-        (["--l0", "300"], "--l0: 300 of 256 features; give more than 0 and fewer than all"),
+        (["--l0", "200"], "--l0: 200 of 256 features; give 0.01 to half of them"),
+        (["--l0", "1e-17"], "--l0: 1e-17 of 256 features; give 0.01 to half of them"),
     ],
 )
 def test_what_cannot_be_measured_is_one_line(what: list[str], said: str) -> None:

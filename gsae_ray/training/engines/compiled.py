@@ -6,6 +6,7 @@ a sweep's storage, which others may share.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import stat
 import tempfile
@@ -15,6 +16,8 @@ from pathlib import Path
 from typing import Any, TypeVar, cast
 
 import numba
+
+from gsae_ray.version import __version__
 
 Function = TypeVar("Function", bound=Callable[..., object])
 
@@ -40,15 +43,29 @@ def kernel(function: Function) -> Function:
 
 @cache
 def cache_directory() -> Path | None:
-    """The folder of compiled kernels, which its user alone can read; None where there can be no such folder."""
-    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    for folder in (home / "gsae-ray" / "kernels", Path(tempfile.gettempdir(), f"gsae-ray-kernels-{os.getuid()}")):
+    """The folder of compiled kernels, which its user alone can change; None where there can be no such folder."""
+    candidates = []
+    with contextlib.suppress(RuntimeError):  # a process without a home
+        candidates.append(Path.home() / ".cache")
+    if (given := Path(os.environ.get("XDG_CACHE_HOME", ""))).is_absolute():
+        candidates.insert(0, given)
+    own = [folder / "gsae-ray" / "kernels" for folder in candidates]
+    for folder in (*own, Path(tempfile.gettempdir(), f"gsae-ray-kernels-{os.getuid()}")):
+        versioned = folder / __version__  # Numba's own key does not have the options that it compiles with
         try:
             folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-            status = folder.lstat()
+            versioned.mkdir(exist_ok=True, mode=0o700)
+            if all(_only_ours(path) for path in (versioned, *versioned.absolute().parents)):
+                return versioned
         except OSError:
             continue
-        private = stat.S_ISDIR(status.st_mode) and status.st_uid == os.getuid() and not status.st_mode & 0o077
-        if private and os.access(folder, os.W_OK):
-            return folder
     return None
+
+
+def _only_ours(path: Path) -> bool:
+    """Whether nobody but the user and the system can put another folder in the place of this one or of one in it."""
+    status = path.lstat()
+    if not stat.S_ISDIR(status.st_mode):
+        return path.is_symlink() and _only_ours(path.resolve())
+    others_write = status.st_mode & 0o022 and not status.st_mode & stat.S_ISVTX
+    return status.st_uid in (os.getuid(), 0) and not others_write

@@ -19,7 +19,7 @@ NONE, FROZEN, UNFROZEN = 0, 1, 2
 
 
 @kernel
-def look_at_features(
+def feature_terms(
     first: int,
     end: int,
     W_enc_FD: Any,
@@ -78,17 +78,27 @@ def count_active(first: int, end: int, pre_BF: Any, shift_F: Any, gate_F: Any, c
 
 @kernel
 def list_active(
-    first: int, end: int, pre_BF: Any, shift_F: Any, gate_F: Any, row_starts: Any, columns: Any, pre_A: Any
+    first: int,
+    end: int,
+    pre_BF: Any,
+    shift_F: Any,
+    gate_F: Any,
+    row_starts: Any,
+    columns: Any,
+    pre_A: Any,
+    listed_B: Any,
 ) -> None:
-    """Lists the active entries of rows: their features, and their `pre` with the shift."""
+    """Lists the active entries of rows: their features, and their `pre` with the shift; and counts them once more."""
     for b in range(first, end):
         at = row_starts[b]
         for j in range(pre_BF.shape[1]):
             pre = pre_BF[b, j] + shift_F[j]
             if pre + gate_F[j] > 0:
-                columns[at] = j
-                pre_A[at] = pre
+                if at < row_starts[b + 1]:
+                    columns[at] = j
+                    pre_A[at] = pre
                 at += 1
+        listed_B[b] = at - row_starts[b]
 
 
 @kernel
@@ -175,7 +185,7 @@ def rows_forward_and_back(
                 mag += mag_F[j]
             act = mag if mag > 0 else np.float32(0)
             acts_A[at] = act
-            d_gate_A[at] = pi  # for now
+            d_gate_A[at] = pi  # its gradient takes this place when it is no longer needed
             penalty += pi * norms_F[j]
             for k in range(n_in):
                 error_D[k] += act * W_dec[j, k]
@@ -262,7 +272,7 @@ def features_gradients(
         gate = np.float32(0)
         mag = np.float32(0)
         log_scale = np.float32(0)
-        gates = np.float32(0)
+        gate_sum = np.float32(0)
         fired = 0
         for slot in range(feature_starts[j], feature_starts[j + 1]):
             at = entries[slot]
@@ -271,7 +281,7 @@ def features_gradients(
             gate += d_gate_A[at]
             mag += d_mag_A[at]
             log_scale += d_mag_A[at] * pre_A[at]
-            gates += pi
+            gate_sum += pi
             fired += 1 if acts_A[at] > 0 else 0
             if learn:
                 d_x_hat = two * acts_A[at]
@@ -289,7 +299,7 @@ def features_gradients(
                 for k in range(n_in):
                     d_W_mag_FD[j, k] += d_mag_A[at] * centred_BD[b, k]
         if learn and weighted and norms_F[j] > 0:
-            factor = coefficient * gates / norms_F[j]
+            factor = coefficient * gate_sum / norms_F[j]
             for k in range(n_in):
                 d_W_dec[j, k] += factor * W_dec[j, k]
         d_gate_F[j] = gate

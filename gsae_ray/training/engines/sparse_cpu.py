@@ -6,7 +6,7 @@ section 3, say so of TopK; it holds of every `GatedReLU`). The one product that 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -24,7 +24,10 @@ DENSE_ABOVE = 1 / 8
 """The share of active entries from which a step of dense products is the faster one: at the start half are active."""
 AUXILIARY = {"none": kernels.NONE, "frozen": kernels.FROZEN, "unfrozen": kernels.UNFROZEN}
 LARGEST = 1e38
-"""Numbers beyond this may overflow in float32."""
+"""Products beyond this may overflow in float32."""
+LARGEST_SUM = 1e37
+"""Sums over a batch beyond this may: in some order, on the way."""
+MOST_ENTRIES = 2**31 - 1
 
 Array = np.ndarray[Any, Any]
 
@@ -33,8 +36,8 @@ class SparseCPUEngine:
     """For SAEs that are a `GatedReLU`, in float32 on the CPU; an engine for each SAE.
 
     Whether a step is computed by this engine's kernels or by `DenseEngine` follows from its batch and weights alone:
-    from the share of active entries, and where a number is not finite, so that both engines fail at the same step.
-    Nothing of it is state.
+    from the share of active entries, and where numbers are not finite or may overflow, so that both engines fail at the
+    same step. Nothing of it is state.
     """
 
     def __init__(self, threads: int, dense_above: float = DENSE_ABOVE) -> None:
@@ -49,45 +52,48 @@ class SparseCPUEngine:
         self.dense = DenseEngine()
         self._pool = ThreadPoolExecutor(threads - 1, "sparse-engine") if threads > 1 else None
         self._arrays: dict[str, Array] = {}
-        self._parameters: dict[str | None, Array] = {}
 
     def prepare(self, sae: SAE) -> None:
         """Stores encoders by feature, without changing their values: a feature's weights lie side by side."""
-        self._parameters = {None: np.empty(0, np.float32)}
         for name, parameter in sae.named_parameters():
-            by_feature = parameter.shape == sae.W_enc.shape and name != "W_dec"
-            if by_feature:
+            if _is_encoder(name, parameter):
                 parameter.data = parameter.data.T.contiguous().T
-            self._parameters[name] = (parameter.data.T if by_feature else parameter.data).numpy()
 
     @torch.no_grad()
     def step(self, sae: SAE, x_BD: Tensor, coefficient: float, objective: Objective) -> StepResult:
         form = sae.gated_relu(sae.cfg.hyperparameters, objective)
         assert form is not None, "checked when the sweep file was read"
-        active = self._active(sae, form, x_BD)
-        if active is None:
-            with torch.enable_grad():
-                return self.dense.step(sae, x_BD, coefficient, objective)
-        return self._sparse_step(sae, form, x_BD, coefficient, objective, active)
+        with np.errstate(over="ignore", invalid="ignore"):  # it is what a step is looked at for
+            parameters = _arrays_of(sae)
+            active = self._active(sae, form, x_BD, parameters)
+            found = active and self._sparse_step(sae, form, x_BD, coefficient, objective, active, parameters)
+        if found:
+            return found
+        self._arrays.clear()  # a dense step has arrays of its own
+        with torch.enable_grad():
+            return self.dense.step(sae, x_BD, coefficient, objective)
 
-    def _active(self, sae: SAE, form: GatedReLU, x_BD: Tensor) -> tuple[Array, Array, Array] | None:
+    def _active(
+        self, sae: SAE, form: GatedReLU, x_BD: Tensor, parameters: Mapping[str | None, Array]
+    ) -> tuple[Array, Array, Array] | None:
         """The active entries as (row starts, features, pre-activations); None where the step is one for products."""
         n_rows, d_sae = len(x_BD), sae.cfg.d_sae
-        gate, magnitude = self._parameters[form.gate], self._parameters[form.magnitude]
+        gate, magnitude = parameters[form.gate], parameters[form.magnitude]
         shift_F, scale_F, norms_F, sizes_F = (
             self._array(name, (d_sae,)) for name in ("shift", "scale", "norms", "sizes")
         )
         self._over(
             d_sae,
-            kernels.look_at_features,
-            *(self._parameters["W_enc"], self._magnitude_weights(sae, form), self._parameters["W_dec"]),
-            *(self._parameters["b_dec"], self._parameters[form.log_scale], shift_F, scale_F, norms_F, sizes_F),
+            kernels.feature_terms,
+            *(parameters["W_enc"], parameters[form.magnitude_weights], parameters["W_dec"]),
+            *(parameters["b_dec"], parameters[form.log_scale].reshape(-1), shift_F, scale_F, norms_F, sizes_F),
         )
         pre_BF = self._array("pre", (n_rows, d_sae))
         torch.mm(x_BD, sae.W_enc, out=torch.from_numpy(pre_BF))
         counts_B, sizes_B = self._array("counts", (n_rows,), np.int64), self._array("row_sizes", (n_rows,))
         self._over(n_rows, kernels.count_active, pre_BF, shift_F, gate, counts_B, sizes_B)
-        if counts_B.sum() > self.dense_above * n_rows * d_sae:
+        n_active = int(counts_B.sum())
+        if n_active > min(self.dense_above * n_rows * d_sae, MOST_ENTRIES):
             return None
         # Where a dense step might multiply an infinity by zero, it is to be found by one.
         scale = float(np.maximum(scale_F.max(), 1))
@@ -97,9 +103,9 @@ class SparseCPUEngine:
         row_starts = self._array("row_starts", (n_rows + 1,), np.int64)
         row_starts[0] = 0
         np.cumsum(counts_B, out=row_starts[1:])
-        n_active = int(row_starts[-1])
         columns, pre_A = self._list("columns", n_active, np.int32), self._list("pre_active", n_active)
-        self._over(n_rows, kernels.list_active, pre_BF, shift_F, gate, row_starts, columns, pre_A)
+        self._over(n_rows, kernels.list_active, pre_BF, shift_F, gate, row_starts, columns, pre_A, counts_B)
+        assert (counts_B == np.diff(row_starts)).all(), "one comparison, compiled twice, has come out differently"
         return row_starts, columns, pre_A
 
     def _sparse_step(
@@ -110,16 +116,17 @@ class SparseCPUEngine:
         coefficient: float,
         objective: Objective,
         active: tuple[Array, Array, Array],
-    ) -> StepResult:
+        parameters: Mapping[str | None, Array],
+    ) -> StepResult | None:
+        """Computes the step from its active entries; None where numbers are so large that it is one for products."""
         row_starts, columns, pre_A = active
         n_rows, d_in, d_sae = len(x_BD), sae.cfg.d_in, sae.cfg.d_sae
         learns_weights = sae.W_dec.requires_grad
         weighted = objective == "norm_weighted"
         auxiliary = AUXILIARY[form.auxiliary]
-        parameters = self._parameters
-        W_dec, W_mag_FD = parameters["W_dec"], self._magnitude_weights(sae, form)
+        W_dec, W_mag_FD = parameters["W_dec"], parameters[form.magnitude_weights]
         scale_F = self._arrays["scale"]
-        weights_F = self._arrays["norms"] if weighted else self._ones(d_sae)
+        weights_F = self._arrays["norms"] if weighted else np.ones(d_sae, np.float32)
         penalty = np.float32(coefficient / n_rows if form.penalised else 0.0)
 
         centred_BD = self._array("centred", (n_rows, d_in))
@@ -135,6 +142,13 @@ class SparseCPUEngine:
             *(penalty, auxiliary, row_starts, columns, pre_A, *acts_d_gate_d_mag),
             *(error_BD, auxiliary_error_BD, sums_B3),
         )
+        reconstruction, l1, auxiliary_loss = (sums_B3.sum(0) / n_rows).tolist()
+        l1 = l1 if form.penalised else 0.0
+        losses = (reconstruction + coefficient * l1 + auxiliary_loss, reconstruction, l1, auxiliary_loss)
+        # A dense step also multiplies errors with the decoder rows of inactive features.
+        largest = float(sums_B3.max()) ** 0.5 * float(self._arrays["sizes"].max()) ** 0.5
+        if not (largest < LARGEST_SUM and max(map(abs, losses)) * n_rows < LARGEST_SUM):
+            return None
 
         feature_starts = self._array("feature_starts", (d_sae + 1,), np.int64)
         entries, rows = self._list("entries", len(columns), np.int32), self._list("rows", len(columns), np.int32)
@@ -170,9 +184,6 @@ class SparseCPUEngine:
         for name, parameter in sae.learnt_parameters().items():
             parameter.grad = torch.from_numpy(gradients[name])
 
-        reconstruction, l1, auxiliary_loss = (sums_B3.sum(0) / n_rows).tolist()
-        l1 = l1 if form.penalised else 0.0
-        losses = (reconstruction + coefficient * l1 + auxiliary_loss, reconstruction, l1, auxiliary_loss)
         return StepResult(torch.tensor(losses), torch.from_numpy(fired_F))
 
     def _over(self, parts: int | Array, kernel: Callable[..., None], *arguments: Any) -> None:
@@ -202,23 +213,12 @@ class SparseCPUEngine:
         for other in others:
             other.result()
 
-    def _magnitude_weights(self, sae: SAE, form: GatedReLU) -> Array:
-        """W_mag by feature; without rows where the magnitude is the scaled gate's."""
-        if form.magnitude_weights is None:
-            return self._array("no_W_mag", (0, sae.cfg.d_in))
-        return self._parameters[form.magnitude_weights]
-
-    def _ones(self, d_sae: int) -> Array:
-        if "ones" not in self._arrays:
-            self._arrays["ones"] = np.ones(d_sae, np.float32)
-        return self._arrays["ones"]
-
     def _array(self, name: str, shape: tuple[int, ...], dtype: Any = np.float32) -> Array:
-        """An array that later steps use again; what it holds is not defined."""
+        """An array that later steps use again, whole or its first rows; what it holds is not defined."""
         array = self._arrays.get(name)
-        if array is None or array.shape != shape:
+        if array is None or array.shape[1:] != shape[1:] or len(array) < shape[0]:
             array = self._arrays[name] = np.empty(shape, dtype)
-        return array
+        return array[: shape[0]]
 
     def _list(self, name: str, length: int, dtype: Any = np.float32) -> Array:
         """The beginning of an array that grows as needed, for as many entries."""
@@ -226,3 +226,16 @@ class SparseCPUEngine:
         if array is None or len(array) < length:
             array = self._arrays[name] = np.empty(length + length // 4, dtype)
         return array[:length]
+
+
+def _is_encoder(name: str, parameter: Tensor) -> bool:
+    return parameter.dim() == 2 and name != "W_dec"
+
+
+def _arrays_of(sae: SAE) -> dict[str | None, Array]:
+    """The parameters' own memory, encoders by feature, as kernels are compiled for; None: without rows or entries."""
+    arrays: dict[str | None, Array] = {None: np.empty((0, sae.cfg.d_in), np.float32)}
+    for name, parameter in sae.named_parameters():
+        arrays[name] = (parameter.detach().T if _is_encoder(name, parameter) else parameter.detach()).numpy()
+        assert arrays[name].flags.c_contiguous, "by SparseCPUEngine.prepare"
+    return arrays
