@@ -36,10 +36,19 @@ peak_mib(before)
 """
 
 
-@pytest.mark.parametrize("architecture", ["gated", "standard"])
-@pytest.mark.parametrize(("n", "width", "batch"), [(256, 65_536, 128), (256, 16_384, 4096)])
-def test_a_trial(architecture: str, n: int, width: int, batch: int, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("architecture", "n", "width", "batch", "engine"),
+    [
+        ("gated", 256, 65_536, 128, "dense"),
+        ("gated", 256, 16_384, 4096, "dense"),
+        ("standard", 256, 65_536, 128, "dense"),
+        ("standard", 256, 16_384, 4096, "dense"),
+        ("standard", 256, 16_384, 1024, "sparse-cpu"),
+    ],
+)
+def test_a_trial(architecture: str, n: int, width: int, batch: int, engine: str, tmp_path: Path) -> None:
     given = training(architecture, width, batch)
+    given["training"]["engine"] = engine
     found = trainer_mib(given, n, tmp_path)
     predicted = (trial_memory(trial_of(given, n), on_gpu=False).host - PROCESS) / MIB
     assert MARGIN * found < predicted < found / MARGIN
