@@ -100,6 +100,8 @@ def cut_down(file: str, checkpoints: dict[str, Path]) -> list[str]:
     layers = sweep.sites.layers
     if not isinstance(layers, dict) and len(layers) > 2:
         overrides.append(f"sites.layers=[{layers[-1]}]")
+    if file == "ablations.yaml":  # every form of gated SAEs, and rescale & shift
+        overrides.append("training.engine=sparse-cpu")
     return overrides
 
 
