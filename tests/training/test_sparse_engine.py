@@ -133,7 +133,7 @@ def outcome(engine: Engine, sae: SAE, x_BD: Tensor, objective: Objective) -> tup
 
 @variants
 @objectives
-@settings(max_examples=60, deadline=None, derandomize=True)
+@settings(max_examples=30, deadline=None, derandomize=True)
 @given(data=st.data())
 def test_what_is_not_finite_is_found_at_the_same_step(variant: str, objective: Objective, data: st.DataObject) -> None:
     """Also where the dense engine multiplies it by the zero of an inactive feature."""
@@ -156,7 +156,7 @@ def test_what_is_not_finite_is_found_at_the_same_step(variant: str, objective: O
 
 @variants
 @objectives
-@settings(max_examples=60, deadline=None, derandomize=True)
+@settings(max_examples=30, deadline=None, derandomize=True)
 @given(data=st.data())
 def test_what_overflows_is_found_at_the_same_step(variant: str, objective: Objective, data: st.DataObject) -> None:
     """A whole parameter, or all rows, large: sums over a batch overflow before any number of it does."""
