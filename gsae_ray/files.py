@@ -215,16 +215,18 @@ def write_together(folder: Path, files: Mapping[str, bytes]) -> None:
 class JSONFile(Generic[T]):
     """A kind of JSON file: what it holds, and what is to be done where one is damaged."""
 
-    def __init__(self, schema: type[T], remedy: str, sealed: bool = False) -> None:
+    def __init__(self, schema: type[T], remedy: str, sealed: bool = False, once_unsealed: bool = False) -> None:
         """Takes what its files have in common.
 
         Args:
             schema: of the JSON value.
             remedy: ends the error line about a damaged file.
             sealed: for an object: it carries a hash of itself, so that a wrong number is found, not only bad JSON.
+            once_unsealed: older files of this kind carry none.
         """
         self.remedy = remedy
         self.sealed = sealed
+        self.once_unsealed = once_unsealed
         self._adapter = pydantic.TypeAdapter(schema)
 
     def encode(self, value: T, indent: int | None = None) -> bytes:
@@ -241,7 +243,8 @@ class JSONFile(Generic[T]):
         value = self._adapter.validate_json(data, strict=True)
         if self.sealed:
             plain = json.loads(data)
-            if plain.pop(SEAL, None) != digest(plain):
+            seal = plain.pop(SEAL, None)
+            if seal != digest(plain) and not (seal is None and self.once_unsealed):
                 raise ValueError("another hash")
         return value
 

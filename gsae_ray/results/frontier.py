@@ -21,7 +21,7 @@ from gsae_ray.saes import REGISTRY
 from gsae_ray.tracking.tags import EVALUATION, LAUNCH, TRIAL
 
 SETTINGS = ("run_id", "trial", "site", "architecture", "recipe", "d_sae", "sparsity", "lr", "seed", "tokens")
-REST = ("on_frontier", "variant", "sink_share", "l1_units", "batch_size", "parent", "launch", "origin")
+REST = ("on_frontier", "variant", "sink_share", "l1_units", "batch_size", "engine", "parent", "launch", "origin")
 MEANINGFUL_NATS = 0.05
 """Where zero-ablation costs less than this, loss recovered is a ratio of noise."""
 ENCODERS = ("own", "pursuit")
@@ -76,6 +76,7 @@ def _row(outcome: Outcome) -> dict[str, Any]:
         "seed": int(params["seed"]),
         "tokens": int(params["tokens"]),
         "batch_size": int(params["batch_size"]),
+        "engine": params.get("engine", "dense"),
         "parent": params.get("parent", ""),
         "launch": outcome.tags[LAUNCH],
         "sink_share": outcome.metrics.get("train/sink_share", float("nan")),

@@ -95,6 +95,7 @@ def row_of(outcome: Outcome) -> dict[str, Any]:
         "recipe": "",
         "variant": "",
         "l1_units": "",
+        "engine": "",
         "d_sae": int(params["d_sae"]),
         "sparsity": float("nan"),
         "lr": float("nan"),

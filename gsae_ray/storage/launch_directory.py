@@ -58,7 +58,9 @@ class _Evaluated(TypedDict):
     encoders: list[int | None]
 
 
-LAUNCH = JSONFile(_Launch, "run without --resume: trials that are done are not trained again")
+LAUNCH = JSONFile(
+    _Launch, "run without --resume: trials that are done are not trained again", sealed=True, once_unsealed=True
+)
 EVALUATED = JSONFile(_Evaluated, "the same command with --resume writes it again", sealed=True)
 VERSIONS = JSONFile(list[dict[str, str]], "those of earlier sessions are not known any more")
 
@@ -188,7 +190,11 @@ def _changed(
     if _revision(before) != REVISION:
         return f"launch {launch_id} was begun by another version of gsae-ray: {WHY}", anew
     anew += " (trials that are done are kept)"
-    keys = sorted(set(_differences(before["sweep"], description)) - OPERATIONAL)
+    training = {
+        "engine": "dense",
+        **before["sweep"].get("training", {}),
+    }  # launches from before there was another name none
+    keys = sorted(set(_differences({**before["sweep"], "training": training}, description)) - OPERATIONAL)
     if keys:
         return f"the sweep file has changed since launch {launch_id}: {', '.join(keys)}", f"change it back, or {anew}"
     if before["trials"] == identities:

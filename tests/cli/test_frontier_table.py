@@ -61,6 +61,7 @@ def head(lines: list[str]) -> str:
         ("recipe", [{"objective": ["paper", "norm_weighted"]}], ["paper/modern", "norm_weighted/modern"]),
         ("size", [{"batch_size": 64}, {"batch_size": 128}], ["64", "128"]),
         ("units", [{"l1_units": "sum"}, {"l1_units": "paper"}], ["sum", "paper"]),
+        ("engine", [{}, {"engine": "sparse-cpu"}], ["dense", "sparse-cpu"]),
         ("architecture", [{"tied": [True, False]}], ["gated", "gated tied=false"]),
     ],
 )
