@@ -27,6 +27,7 @@ from gsae_ray.driver.prepare import prepare, producer_spec
 from gsae_ray.errors import UserError
 from gsae_ray.evaluation import metrics
 from gsae_ray.evaluation.task import Evaluate
+from gsae_ray.files import SEAL
 from gsae_ray.saes import load, to_bytes
 from gsae_ray.storage.launch_directory import EVALUATED, begin_launch, trial_folder
 from gsae_ray.storage.trial_directory import TrialDirectory
@@ -217,6 +218,7 @@ def test_what_cannot_be_compared_is_one_line_before_the_model_is_loaded(
         evaluated(storage, theirs)
     described = json.loads((launch / "launch.json").read_text())
     described["sweep"]["dataset"]["skip_first"] = True
+    del described[SEAL]  # another version's
     (launch / "launch.json").write_text(json.dumps(described))
     with pytest.raises(UserError, match="was begun by another version of gsae-ray .dataset.skip_first: unknown key"):
         evaluated(storage, theirs)
