@@ -106,8 +106,6 @@ def best(
     row = choose(rows, max_l0, min_loss_recovered, tokens == MIXED, with_references)
     if row["origin"] != OWN:
         sae = load_reference(outcomes_of(experiment, tracking_uri, storage), row, tracking_uri)
-        if not sae.cfg.site:  # its own files name none
-            sae.cfg = sae.cfg.model_copy(update={"site": row["site"]})
     elif storage is None:
         sae = load_run(row["run_id"], tracking_uri, "best")
     else:

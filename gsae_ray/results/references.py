@@ -123,4 +123,6 @@ def load_reference(outcomes: Outcomes, row: pd.Series[Any], tracking_uri: str | 
         origin = shown(row["origin"], quoted=False)
         raise UserError(f"{origin}: it was read from another folder, and is not kept anywhere else: {error}") from error
     check_same(sae, outcome.tags.get(CONTENT), outcome.tags[SOURCE])
+    if not sae.cfg.site:  # its own files name none
+        sae.cfg = sae.cfg.model_copy(update={"site": row["site"]})
     return sae

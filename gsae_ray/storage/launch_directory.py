@@ -190,10 +190,8 @@ def _changed(
     if _revision(before) != REVISION:
         return f"launch {launch_id} was begun by another version of gsae-ray: {WHY}", anew
     anew += " (trials that are done are kept)"
-    training = {
-        "engine": "dense",
-        **before["sweep"].get("training", {}),
-    }  # launches from before there was another name none
+    # Launches from before there was another engine name none.
+    training = {"engine": "dense", **before["sweep"].get("training", {})}
     keys = sorted(set(_differences({**before["sweep"], "training": training}, description)) - OPERATIONAL)
     if keys:
         return f"the sweep file has changed since launch {launch_id}: {', '.join(keys)}", f"change it back, or {anew}"

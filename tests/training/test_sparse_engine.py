@@ -131,6 +131,11 @@ def outcome(engine: Engine, sae: SAE, x_BD: Tensor, objective: Objective) -> tup
     return losses_4.isfinite().tolist(), {name: bool(g.isfinite().all()) for name, g in gradients.items()}
 
 
+def assert_same_outcome(saes: list[SAE], x_BD: Tensor, objective: Objective) -> None:
+    expected = outcome(DenseEngine(), saes[0], x_BD, objective)
+    assert outcome(SparseCPUEngine(1, dense_above=1), saes[1], x_BD, objective) == expected
+
+
 @variants
 @objectives
 @settings(max_examples=30, deadline=None, derandomize=True)
@@ -150,8 +155,7 @@ def test_what_is_not_finite_is_found_at_the_same_step(variant: str, objective: O
             if closed:
                 sae.get_parameter("b_enc" if variant == "standard" else "b_gate")[1:] = -50.0
             (x_BD if name == "x" else sae.get_parameter(name))[place] = bad
-    expected = outcome(DenseEngine(), saes[0], x_BD, objective)
-    assert outcome(SparseCPUEngine(1, dense_above=1), saes[1], x_BD, objective) == expected
+    assert_same_outcome(saes, x_BD, objective)
 
 
 @variants
@@ -167,8 +171,7 @@ def test_what_overflows_is_found_at_the_same_step(variant: str, objective: Objec
     with torch.no_grad():
         for tensor in [x_BD] if name == "x" else [sae.get_parameter(name) for sae in saes]:
             tensor.mul_(factor)
-    expected = outcome(DenseEngine(), saes[0], x_BD, objective)
-    assert outcome(SparseCPUEngine(1, dense_above=1), saes[1], x_BD, objective) == expected
+    assert_same_outcome(saes, x_BD, objective)
 
 
 @pytest.mark.parametrize("size", [5e18, 1e19, 1e30])
