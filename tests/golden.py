@@ -17,13 +17,13 @@ from rich.console import Console
 from gsae_ray.config.sweep import Sweep
 from gsae_ray.driver import launch
 
-SWEEP: dict[str, Any] = {
+SWEEP: dict[str, Any] = {  # with both engines: the laws, and what is killed, hold with each
     "name": "golden",
     "model": {"name": "builtin"},
     "dataset": {"name": "builtin", "shuffle_tokens": 16_384},
     "sites": {"layers": [1, 2], "points": ["resid_post"]},
     "saes": [
-        {"architecture": "gated", "widths": [256], "l1_coefficient": [4]},
+        {"architecture": "gated", "widths": [256], "l1_coefficient": [4], "engine": "sparse-cpu"},
         {"architecture": "standard", "widths": [384], "l1_coefficient": [2]},
     ],
     "training": {"tokens": 80_000, "batch_size": 128, "lr": 1e-3},

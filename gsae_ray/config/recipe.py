@@ -20,6 +20,7 @@ from gsae_ray.saes import Objective
 
 Schedule = Literal["paper", "modern"]
 EngineName = Literal["dense", "sparse-cpu"]
+EngineChoice = Literal["auto", "dense", "sparse-cpu"]
 
 PAPER_WARMUP_STEPS = 1000
 """Steps of the paper's lr warm-up, at the start and after every resampling (inferred for the start)."""
@@ -140,10 +141,12 @@ class TrainingSettings(Settings):
         None, description="learn biases as fast as on activations of E||x||^2 = 1: with lr times the rms norm of x"
     )
     adam_betas: tuple[float, float] = Field((0.0, 0.999), description="Adam's beta 1 and 2 (the paper: 0, 0.999)")
-    engine: EngineName = Field(
+    engine: EngineChoice = Field(
         "dense",
-        description="what computes losses and gradients. dense: PyTorch's autograd; sparse-cpu: after the encoder's "
-        "product only active features, by kernels that Numba compiles, for trials on CPUs",
+        description="what computes training steps. dense: PyTorch's autograd; sparse-cpu: after the encoder's product "
+        "only active features, by kernels that Numba compiles, for trials on CPUs; auto: that of the sweep's newest "
+        "launch, in a first one sparse-cpu where every trial can have it, else dense. Resolved when a launch begins, "
+        "and written into it",
     )
     log_every_tokens: Count | None = Field(
         None, description="rows between two metric rows; default: a fortieth of the run"
@@ -188,6 +191,7 @@ class TrainingSettings(Settings):
 
     def resolve(self, lr: float, seed: int, objective: Objective, schedule: Schedule) -> TrialTraining:
         """The training of one trial of the grid; intervals are rounded to whole numbers of batches."""
+        assert self.engine != "auto", "resolved for the whole sweep (`Sweep.with_engine`)"
 
         def whole_batches(tokens: float) -> int:
             return max(1, round(tokens / self.batch_size)) * self.batch_size

@@ -14,7 +14,7 @@ from pydantic import Field
 
 from gsae_ray.config.explain import Key, listed, problems, refusal
 from gsae_ray.config.parents import with_parent
-from gsae_ray.config.recipe import TrainingSettings
+from gsae_ray.config.recipe import EngineName, TrainingSettings
 from gsae_ray.config.sae_settings import SAESettings, check_count
 from gsae_ray.config.sections import (
     DatasetSettings,
@@ -92,6 +92,8 @@ class Sweep(Settings):
             except pydantic.ValidationError as error:
                 found += [(("saes", index, *key), text) for key, text in problems(error, TrainingSettings)]
                 continue
+            if (entry.model_extra or {}).get("engine") == "auto":
+                found.append((("saes", index, "engine"), "auto is for the whole sweep: training.engine"))
             if engine == "sparse-cpu" and self.trials.gpus != 0:
                 key: Key = ("training", "engine") if engine == self.training.engine else ("saes", index, "engine")
                 text = (
@@ -161,6 +163,22 @@ class Sweep(Settings):
         if found := sweep._site_problems():
             raise UserError(listed(found))
         return sweep
+
+    @property
+    def possible_engines(self) -> tuple[EngineName, ...]:
+        """Those that `engine: auto` may be: that every trial can have whose entry names none; the fastest last."""
+        sparse = self.trials.gpus == 0 and all(
+            REGISTRY[entry.architecture].gated_relu(hyperparameters, objective) is not None
+            for entry in self.saes
+            if (settings := entry.training(self.training)).engine == "auto"
+            for hyperparameters in entry.hyperparameters()
+            for objective in settings.objective
+        )
+        return ("dense", "sparse-cpu") if sparse else ("dense",)
+
+    def with_engine(self, name: EngineName) -> Sweep:
+        """The same sweep with that engine in place of `auto`."""
+        return self.model_copy(update={"training": self.training.model_copy(update={"engine": name})})
 
     @property
     def experiment_name(self) -> str:
@@ -252,6 +270,8 @@ class Sweep(Settings):
             UserError: two entries describe the same trial, a trial has no parent or one that does not fit, or
                 `evaluation.pursuit_l0` is more than the features of an SAE.
         """
+        if self.training.engine == "auto":  # as in a first launch, where Numba is
+            return self.with_engine(self.possible_engines[-1]).expand(d_in, provenance, parents)
         forward = {"batch": self.producers.batch, "threads": self.producers.cpus, "gpu": self.producers.gpus > 0}
         process = {"threads": self.trials.cpus, "gpu": self.trials.gpus != 0}
         identity = {**provenance, "forward": forward, "process": process, "max_norm": self.dataset.max_norm}

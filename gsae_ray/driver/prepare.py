@@ -17,6 +17,7 @@ from gsae_ray.data.documents import find_data, pinned_data
 from gsae_ray.data.prepare import prepare_tokens
 from gsae_ray.data.tokens import TokenStore
 from gsae_ray.driver.references import read_references
+from gsae_ray.errors import UserError
 from gsae_ray.files import digest
 from gsae_ray.language_model.hooks import by_module, site_widths
 from gsae_ray.language_model.loading import (
@@ -29,9 +30,10 @@ from gsae_ray.language_model.loading import (
 )
 from gsae_ray.language_model.transformer_lens import TransformerLensModel
 from gsae_ray.storage.evaluations import EvaluationRequest
+from gsae_ray.storage.launch_directory import recorded_engine
 from gsae_ray.storage.references import Reference
 from gsae_ray.tracking.parents import fetch_parents, parent_configs
-from gsae_ray.training.engines import make_engine
+from gsae_ray.training.engines import check_engine
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,12 +82,13 @@ def prepare(
         widths = site_widths(skeleton, sweep.used_sites)
     except (RuntimeError, NotImplementedError):  # a few kinds of layers cannot run without weights
         widths = site_widths(load_model(sweep.model), sweep.used_sites)
+    sweep = _with_engine(sweep, storage / sweep.name, say)
     parents = fetch_parents(sweep, storage / sweep.name / "parents", tracking_uri)
     configs = parent_configs(parents)
     references = read_references(sweep, widths, tracking_uri)
     # What does not fit, and what cannot be loaded, is told before tokens are prepared.
     for engine in {trial.training.engine for trial in sweep.expand(widths, {}, configs)}:
-        make_engine(engine, threads=1)
+        check_engine(engine)
     tokens = prepare_tokens(sweep, storage / "tokens", _every_few_seconds(say))
     model = model_fingerprint(sweep.model)
     evaluation = [model, tokens.heldout_fingerprint, sweep.dataset.max_norm]
@@ -108,6 +111,29 @@ def prepare(
         parents={RUN + run_id: folder for run_id, folder in parents.items()},
         references=references,
     )
+
+
+def _with_engine(sweep: Sweep, folder: Path, say: Callable[[str], None]) -> Sweep:
+    """The sweep with an engine in place of `auto`: that of its newest launch, so that it goes on.
+
+    Raises:
+        UserError: this machine cannot run that one.
+    """
+    if sweep.training.engine != "auto":
+        return sweep
+    possible, recorded = sweep.possible_engines, recorded_engine(folder)
+    for name in possible:
+        if name == recorded:
+            check_engine(name)
+            if name != possible[-1]:
+                say(f"training.engine: auto is {name}, as in the launch before")
+            return sweep.with_engine(name)
+    try:
+        check_engine(possible[-1])
+        return sweep.with_engine(possible[-1])
+    except UserError as error:
+        say(f"{error}; training.engine: auto is dense")
+        return sweep.with_engine("dense")
 
 
 def _every_few_seconds(say: Callable[[str], None], interval_s: float = 5) -> Callable[[str, int, int], None]:

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 
-def square_norms(x_Rn: Tensor) -> Tensor:
-    """‖x‖² of each row [R], in float64: finite rows do not overflow."""
-    return torch.linalg.vector_norm(x_Rn, dim=1, dtype=torch.float64).square()
+def square_norms(x_Rn: Tensor, dtype: torch.dtype = torch.float64) -> Tensor:
+    """‖x‖² of each row [R]; in float64 finite rows do not overflow."""
+    return torch.linalg.vector_norm(x_Rn, dim=1, dtype=dtype).square()
 
 
 def square_norm_limit(square_norms_R: Tensor, max_norm: float | None) -> float:

@@ -18,6 +18,7 @@ from gsae_ray.errors import UserError
 from gsae_ray.files import write_together
 from gsae_ray.saes import config_file
 from gsae_ray.saes.config_file import CONFIG_FILE as CONFIG_FILE
+from gsae_ray.saes.gated_relu import GatedReLU
 from gsae_ray.saes.sae_config import SAEConfig as SAEConfig
 from gsae_ray.saes.saelens_config import NO_FORM
 
@@ -52,25 +53,6 @@ class Losses(NamedTuple):
     """Further terms; 0 where there are none."""
     acts_BF: Tensor
     """Feature activations of the batch, detached."""
-
-
-class GatedReLU(NamedTuple):
-    """The form f̃ = 1[π > 0] ⊙ ReLU(m), with losses whose gradient is exactly zero wherever π ≤ 0.
-
-    π = pre + gate and m = exp(log_scale) pre + magnitude with pre = W_enc (x − b_dec); with `magnitude_weights`,
-    m = W (x − b_dec) + magnitude. The loss is ‖x − x̂(f̃)‖², and where `penalised` λ ‖ReLU(π)‖₁ by the objective, and
-    the auxiliary term. Parameters are given by their names.
-    """
-
-    gate: str
-    magnitude: str
-    log_scale: str | None = None
-    """None: 0."""
-    magnitude_weights: str | None = None
-    """[d_in, d_sae]; None: those of the gate."""
-    penalised: bool = True
-    auxiliary: Literal["none", "frozen", "unfrozen"] = "none"
-    """Decoder, with its bias, of ‖x − x̂(ReLU(π))‖²: none for no such term."""
 
 
 class _Finished(BaseModel):

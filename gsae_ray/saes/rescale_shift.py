@@ -11,8 +11,9 @@ from torch import Tensor
 
 from gsae_ray.fields import Finite32
 from gsae_ray.names import check_run_id
-from gsae_ray.saes.base import SAE, GatedReLU, Losses, Objective, SAEConfig
+from gsae_ray.saes.base import SAE, Losses, Objective, SAEConfig
 from gsae_ray.saes.gated import GatedSAE
+from gsae_ray.saes.gated_relu import GatedReLU
 from gsae_ray.saes.registry import register
 
 

@@ -10,7 +10,8 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from gsae_ray.fields import Finite32
-from gsae_ray.saes.base import SAE, GatedReLU, Losses, Objective, SAEConfig
+from gsae_ray.saes.base import SAE, Losses, Objective, SAEConfig
+from gsae_ray.saes.gated_relu import GatedReLU
 from gsae_ray.saes.jumprelu import JumpReLUSAE
 from gsae_ray.saes.registry import register
 

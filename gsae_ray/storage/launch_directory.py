@@ -14,6 +14,7 @@ trials/{name}-{identity}/       see `storage.trial_directory`
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib.metadata
 import json
@@ -58,6 +59,8 @@ class _Evaluated(TypedDict):
     encoders: list[int | None]
 
 
+FIRST_ENGINE = "dense"
+"""That of launches from before there was another one, which name none."""
 LAUNCH = JSONFile(
     _Launch, "run without --resume: trials that are done are not trained again", sealed=True, once_unsealed=True
 )
@@ -165,6 +168,16 @@ def recorded_overrides(folder: Path, storage: Storage = LOCAL) -> list[str]:
     return _read(earlier[-1], storage).get("overrides", []) if earlier else []
 
 
+def recorded_engine(folder: Path, storage: Storage = LOCAL) -> str | None:
+    """`training.engine` of the newest launch that can be read; None where none can, or its numbers are not ours."""
+    for path in reversed(_launches(folder, storage)):
+        with contextlib.suppress(DamagedError):
+            launch = _read(path, storage)
+            engine: str = launch["sweep"].get("training", {}).get("engine", FIRST_ENGINE)
+            return engine if _revision(launch) == REVISION else None
+    return None
+
+
 def _launches(folder: Path, storage: Storage) -> list[Path]:
     """Folders of those that are written down whole, the newest last."""
     launches = [folder / "launches" / name for name in storage.names(folder / "launches")]
@@ -190,8 +203,7 @@ def _changed(
     if _revision(before) != REVISION:
         return f"launch {launch_id} was begun by another version of gsae-ray: {WHY}", anew
     anew += " (trials that are done are kept)"
-    # Launches from before there was another engine name none.
-    training = {"engine": "dense", **before["sweep"].get("training", {})}
+    training = {"engine": FIRST_ENGINE, **before["sweep"].get("training", {})}
     keys = sorted(set(_differences({**before["sweep"], "training": training}, description)) - OPERATIONAL)
     if keys:
         return f"the sweep file has changed since launch {launch_id}: {', '.join(keys)}", f"change it back, or {anew}"

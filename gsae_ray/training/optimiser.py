@@ -8,6 +8,7 @@ from torch.optim.adam import adam
 
 from gsae_ray.saes import SAE
 
+EPSILON = 1e-8
 MOMENTS = ("step", "exp_avg", "exp_avg_sq")
 """Adam's state of a parameter, by the names that PyTorch gives them."""
 
@@ -31,6 +32,8 @@ class Adam:
         weights = [p for name, p in learnt.items() if name not in sae.scaled_tensors]
         biases = [p for name, p in learnt.items() if name in sae.scaled_tensors]
         self.groups = ((weights, 1.0), (biases, bias_factor))
+        self.factors = {parameter: factor for parameters, factor in self.groups for parameter in parameters}
+        """Parameter -> its learning rate ÷ that of weights."""
         self.betas = betas
         self.names = {parameter: name for name, parameter in learnt.items()}
         self.state: dict[nn.Parameter, dict[str, Tensor]] = {}
@@ -45,8 +48,13 @@ class Adam:
             states = [self._state(p) for p in learning]
             steps, means, squares = ([state[moment] for state in states] for moment in MOMENTS)
             beta1, beta2 = self.betas
-            settings = {"beta1": beta1, "beta2": beta2, "lr": lr * factor, "eps": 1e-8, "weight_decay": 0.0}
+            settings = {"beta1": beta1, "beta2": beta2, "lr": lr * factor, "eps": EPSILON, "weight_decay": 0.0}
             adam(learning, gradients, means, squares, [], steps, fused=True, amsgrad=False, maximize=False, **settings)  # type: ignore[arg-type]
+
+    def moments(self, parameter: nn.Parameter) -> tuple[Tensor, Tensor, Tensor]:
+        """The parameter's `MOMENTS`, to be changed in place."""
+        step, mean, square = (self._state(parameter)[moment] for moment in MOMENTS)
+        return step, mean, square
 
     def _state(self, parameter: nn.Parameter) -> dict[str, Tensor]:
         if parameter not in self.state:

@@ -71,6 +71,61 @@ class _RandomRows:
         return self.rows[first:end]
 
 
+class Stepping:
+    """A trainer of random rows that stays as sparse as it is made; for as many steps as are asked for."""
+
+    def __init__(
+        self,
+        architecture: str,
+        d_in: int,
+        d_sae: int,
+        batch_size: int,
+        l0: float,
+        engine: EngineName,
+        objective: Objective,
+        steps: int,
+        steps_per_interval: int,
+    ) -> None:
+        """Makes the trainer; arguments are those of `measure`.
+
+        Raises:
+            UserError: no rows have so few or so many active features, or the engine cannot be run.
+        """
+        if not MIN_L0 <= l0 <= d_sae / 2:
+            raise UserError(f"--l0: {l0:g} of {d_sae} features; give {MIN_L0:g} to half of them")
+        self.steps_per_interval = steps_per_interval
+        settings = TrainingSettings(
+            tokens=steps * batch_size,
+            batch_size=batch_size,
+            engine=engine,
+            log_every_tokens=steps_per_interval * batch_size,
+            lr_warmup=0.0,
+        )
+        trial = TrialSpec.make(
+            identity={},
+            site=SITE,
+            architecture=architecture,
+            d_in=d_in,
+            d_sae=d_sae,
+            hyperparameters={"l1_coefficient": 1.0},
+            training=settings.resolve(LR, 0, objective, "modern"),
+        )
+        block = 4 * batch_size
+        layout = Layout((block,) * -(-steps * batch_size // block), {SITE: d_in}, "float32", chunk_bytes=2**26)
+        self.trainer = Trainer(trial, RowStream(_RandomRows(layout), layout, SITE))
+        with torch.no_grad():
+            # Of a feature with a row w, w x is normally distributed with variance ‖w‖².
+            norm = self.trainer.sae.W_enc.norm(dim=0).mean().item()
+            bias = statistics.NormalDist(0, norm).inv_cdf(l0 / d_sae)
+            self.trainer.sae.get_parameter(BIASES[architecture]).fill_(bias)
+
+    def interval(self) -> tuple[float, float]:
+        """(milliseconds a step, L0) of the next steps."""
+        started = time.perf_counter()
+        metrics = self.trainer.train_interval()
+        return 1000 * (time.perf_counter() - started) / self.steps_per_interval, metrics["l0"]
+
+
 def measure(
     architecture: str,
     d_in: int,
@@ -100,41 +155,15 @@ def measure(
     Raises:
         UserError: no rows have so few or so many active features, or the engine cannot be run.
     """
-    if not MIN_L0 <= l0 <= d_sae / 2:
-        raise UserError(f"--l0: {l0:g} of {d_sae} features; give {MIN_L0:g} to half of them")
     threads_before = torch.get_num_threads()
     torch.set_num_threads(threads)
-    steps = (intervals + 1) * steps_per_interval
-    settings = TrainingSettings(
-        tokens=steps * batch_size,
-        batch_size=batch_size,
-        engine=engine,
-        log_every_tokens=steps_per_interval * batch_size,
-        lr_warmup=0.0,
-    )
-    trial = TrialSpec.make(
-        identity={},
-        site=SITE,
-        architecture=architecture,
-        d_in=d_in,
-        d_sae=d_sae,
-        hyperparameters={"l1_coefficient": 1.0},
-        training=settings.resolve(LR, 0, objective, "modern"),
-    )
-    block = 4 * batch_size
-    layout = Layout((block,) * -(-steps * batch_size // block), {SITE: d_in}, "float32", chunk_bytes=2**26)
-    trainer = Trainer(trial, RowStream(_RandomRows(layout), layout, SITE))
-    with torch.no_grad():
-        # Of a feature with a row w, w x is normally distributed with variance ‖w‖².
-        norm = trainer.sae.W_enc.norm(dim=0).mean().item()
-        trainer.sae.get_parameter(BIASES[architecture]).fill_(statistics.NormalDist(0, norm).inv_cdf(l0 / d_sae))
-    times, fired = [], []
-    while not trainer.done:
-        started = time.perf_counter()
-        metrics = trainer.train_interval()
-        times.append(1000 * (time.perf_counter() - started) / steps_per_interval)
-        fired.append(metrics["l0"])
-    torch.set_num_threads(threads_before)
+    try:
+        steps = (intervals + 1) * steps_per_interval
+        stepping = Stepping(architecture, d_in, d_sae, batch_size, l0, engine, objective, steps, steps_per_interval)
+        stepping.interval()  # compiles, and makes memory
+        times, fired = zip(*(stepping.interval() for _ in range(intervals)), strict=True)
+    finally:
+        torch.set_num_threads(threads_before)
     return StepTime(
         architecture=architecture,
         objective=objective,
@@ -144,6 +173,6 @@ def measure(
         batch_size=batch_size,
         threads=threads,
         l0=fired[-1],
-        ms_per_step=statistics.median(times[1:]),  # the first interval compiles and makes memory
+        ms_per_step=statistics.median(times),
         steps=intervals * steps_per_interval,
     )

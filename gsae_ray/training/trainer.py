@@ -15,11 +15,12 @@ from gsae_ray.errors import NumericError, not_finite
 from gsae_ray.language_model.massive_norms import square_norms, takes_part
 from gsae_ray.saes import SAE, SAEConfig, build
 from gsae_ray.training.engines import make_engine
-from gsae_ray.training.engines.base import LOSSES, Engine
+from gsae_ray.training.engines.base import LOSSES, Engine, Update
 from gsae_ray.training.l1_units import UNITS, Scale
 from gsae_ray.training.optimiser import Adam, copy_on_cpu
 from gsae_ray.training.resampling import Resampler
 from gsae_ray.training.schedules import lr_factor, sparsity_factor
+from gsae_ray.training.threads import torch_threads
 
 EXPLODED = 1e4
 """Training has diverged where the mean reconstruction loss is this many times E‖x‖², that of reconstructing nothing."""
@@ -129,8 +130,9 @@ class Trainer:
         steps_per_interval = self.settings.log_every_tokens // self.settings.batch_size
         first = self.step
         target = min(self.settings.steps, (self.step // steps_per_interval + 1) * steps_per_interval)
-        while self.step < target:
-            self._train_step()
+        with torch_threads(self.engine.torch_threads):
+            while self.step < target:
+                self._train_step()
         losses_S4 = torch.stack(self._losses).double()
         self._check(losses_S4, first)
         metrics = self._take_means(losses_S4)
@@ -162,23 +164,20 @@ class Trainer:
         losses_4, fired_F = self.engine.step(self.sae, x_BD, coefficient, self.settings.objective)
         if self.resampler is not None:
             self.resampler.observe(self.step, x_BD, fired_F, self.sae)
-        if self.unit_norm:
-            self.sae.project_decoder_gradient()
-        if self.settings.gradient_clip:
-            torch.nn.utils.clip_grad_norm_(self.sae.learnt_parameters().values(), self.settings.gradient_clip)
-        self.optimiser.step(lr)
-        self.optimiser.zero_grad()
-        if self.unit_norm:
-            self.sae.normalise_decoder()
+        self.engine.update(self.sae, self.optimiser, Update(lr, self.settings.gradient_clip, self.unit_norm))
         self._losses.append(losses_4)
         self._fired_F += fired_F
         self._rows += len(x_BD)
 
     def _taking_part(self, x_BD: Tensor) -> Tensor:
         """The rows of a batch that training uses: those that are not of massive norm."""
-        if math.isinf(self.norms.limit):
+        limit = self.norms.limit
+        if math.isinf(limit):
             return x_BD
-        part_B = takes_part(square_norms(x_BD), self.norms.limit)
+        # The sooner answer of most batches, where squares do not vanish in float32.
+        if limit > 1e-30 and square_norms(x_BD, torch.float32).max() < 0.99 * limit:
+            return x_BD
+        part_B = takes_part(square_norms(x_BD), limit)
         return x_BD if part_B.all() else x_BD[part_B]
 
     @property

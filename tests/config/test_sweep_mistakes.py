@@ -128,7 +128,7 @@ from gsae_ray.errors import UserError, shown
             "references=[{source: theirs, site: blocks.3.hook_resid_post}]",
             ["references.0.site: no SAE of this sweep is at 'blocks.3.hook_resid_post'", "'blocks.2.hook_resid_post'"],
         ),
-        ("training.engine=sparse", ["training.engine: 'sparse' should be 'dense' or 'sparse-cpu'"]),
+        ("training.engine=sparse", ["training.engine: 'sparse' should be 'auto', 'dense' or 'sparse-cpu'"]),
         ("training.lr={log_range: [0, 4], n: 2}", ["training.lr", "0 < low <= high"]),
         ("training.lr={log_range: [4, 1], n: 2}", ["training.lr", "0 < low <= high"]),
         ("training.lr={log_range: 4, n: 2}", ["training.lr", "0 < low <= high"]),

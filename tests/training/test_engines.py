@@ -10,17 +10,15 @@ from torch import Tensor
 from trainers import BATCH, M, make, run, same, weights
 
 from gsae_ray.saes import SAE, Objective
-from gsae_ray.training.engines.base import LOSSES, Engine, StepResult
+from gsae_ray.training.engines.base import LOSSES, Engine, StepResult, Update
 from gsae_ray.training.engines.dense import DenseEngine
+from gsae_ray.training.optimiser import Adam
 
 RESAMPLING = {"at_steps": [40], "window_steps": 10, "inputs": 5 * BATCH, "rewarm_steps": 0}
 
 
-class ClosedForm:
+class ClosedForm(DenseEngine):
     """Standard SAEs with the paper's objective: the gradient as a formula, feature by feature, without autograd."""
-
-    def prepare(self, sae: SAE) -> None:
-        pass
 
     @torch.no_grad()
     def step(self, sae: SAE, x_BD: Tensor, coefficient: float, objective: Objective) -> StepResult:
@@ -57,10 +55,13 @@ class ClosedForm:
 class Recording:
     """Passes all on to another engine, and remembers what it was asked and what it found."""
 
+    torch_threads = None
+
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
         self.calls: list[tuple[int, float, Objective]] = []
         self.results: list[StepResult] = []
+        self.updates: list[Update] = []
 
     def prepare(self, sae: SAE) -> None:
         self.engine.prepare(sae)
@@ -69,10 +70,15 @@ class Recording:
         assert all(parameter.grad is None for parameter in sae.parameters())
         before = {name: tensor.clone() for name, tensor in sae.state_dict().items()}
         result = self.engine.step(sae, x_BD, coefficient, objective)
-        assert same(before, dict(sae.state_dict())), "the trainer updates the SAE, not the engine"
+        assert same(before, dict(sae.state_dict())), "a step only finds what to learn"
         self.calls.append((len(x_BD), coefficient, objective))
         self.results.append(result)
         return result
+
+    def update(self, sae: SAE, optimiser: Adam, update: Update) -> None:
+        self.engine.update(sae, optimiser, update)
+        assert all(parameter.grad is None for parameter in sae.parameters())
+        self.updates.append(update)
 
 
 @pytest.mark.parametrize("resampling", [False, RESAMPLING])
@@ -104,8 +110,12 @@ def test_the_trainer_takes_all_it_knows_of_a_step_from_the_engine(architecture: 
     assert row["l0"] == fired_F.sum().item() / (10 * BATCH)
     assert row["dead_fraction"] == (fired_F == 0).double().mean().item()
     assert fired_F.shape == (M,) and fired_F.dtype == torch.int64
-    assert run(recorded) == expected[1:]
+    rest = run(recorded)
+    assert rest == expected[1:]
     assert same(weights(recorded), weights(plain))
     assert len(engine.calls) == recorded.step
     assert {(rows, said) for rows, _, said in engine.calls} == {(BATCH, objective)}
     assert engine.calls[0][1] < engine.calls[-1][1] == recorded.coefficient
+    assert len(engine.updates) == recorded.step
+    assert {update.unit_norm for update in engine.updates} == {objective == "paper"}
+    assert engine.updates[-1].lr == rest[-1]["lr"]

@@ -6,6 +6,8 @@ That its losses and gradients are those of the equations, in tests/saes/test_los
 from __future__ import annotations
 
 import math
+import os
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -22,9 +24,10 @@ from gsae_ray.errors import NumericError, UserError
 from gsae_ray.saes import SAE, Objective, SAEConfig, build
 from gsae_ray.training import engines
 from gsae_ray.training.engines import compiled, make_engine
-from gsae_ray.training.engines.base import Engine, StepResult
+from gsae_ray.training.engines.base import Engine, StepResult, Update
 from gsae_ray.training.engines.dense import DenseEngine
 from gsae_ray.training.engines.sparse_cpu import SparseCPUEngine
+from gsae_ray.training.optimiser import Adam
 from gsae_ray.training.trainer import Trainer
 
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -60,8 +63,8 @@ def trainer(variant: str, engine: Engine | EngineName = "dense", **training: Any
 class Switching(SparseCPUEngine):
     """Goes from one kind of step to the other in these short runs, and counts them."""
 
-    def __init__(self, threads: int = 1) -> None:
-        super().__init__(threads, dense_above=0.3)
+    def __init__(self, threads: int = 1, bfloat16: bool | None = None) -> None:
+        super().__init__(threads, dense_above=0.3, bfloat16=bfloat16)
         self.sparse = self.total = 0
 
     def step(self, *arguments: Any) -> StepResult:
@@ -109,11 +112,144 @@ def test_weights_do_not_depend_on_threads_intervals_or_a_kill_between_the_kinds_
         assert same(weights(successor), weights(expected))
 
 
+@variants
+@objectives
+@pytest.mark.parametrize(("clip", "betas"), [(0.0, (0.9, 0.999)), (1e-2, (0.0, 0.999)), (1e6, (0.9, 0.5))])
+def test_an_update_is_that_of_the_dense_engine(
+    variant: str, objective: Objective, clip: float, betas: tuple[float, float]
+) -> None:
+    """Projection, clipping, Adam and norms; biases at a learning rate of their own, gradients of any size."""
+    generator = torch.Generator().manual_seed(0)
+    found = []
+    for engine in (DenseEngine(), SparseCPUEngine(1), SparseCPUEngine(3)):
+        generator.manual_seed(0)
+        sae = random_sae(variant, 13, 37)
+        engine.prepare(sae)
+        if objective == "paper":
+            sae.normalise_decoder()
+        optimiser = Adam(sae, betas, bias_factor=3.0)
+        for step in range(5):
+            for parameter in sae.learnt_parameters().values():
+                gradient = torch.randn(parameter.shape, generator=generator) * 10.0 ** -(step % 3 * 4)
+                parameter.grad = torch.empty_like(parameter).copy_(gradient)
+            engine.update(sae, optimiser, Update(1e-2 * (step + 1), clip, objective == "paper"))
+        assert all(parameter.grad is None for parameter in sae.parameters())
+        found.append(
+            {**{f"sae.{name}": p.detach().clone() for name, p in sae.named_parameters()}, **optimiser.tensors()}
+        )
+    dense, one, three = found
+    assert same(one, three), "whatever the number of threads"
+    assert set(dense) == set(one)
+    for name, tensor in dense.items():
+        # Squares have no sign, so that no sum of them cancels.
+        rtol, atol = (1e-5, 1e-13) if name.startswith("exp_avg_sq") else (1e-5, 1e-6)
+        torch.testing.assert_close(one[name], tensor, rtol=rtol, atol=atol)
+
+
+@variants
+@objectives
+def test_a_step_s_norms_clip_as_those_of_its_gradient(variant: str, objective: Objective) -> None:
+    """What a sparse step has measured on the way, and after a dense one in between."""
+    found = []
+    for engine in (DenseEngine(), SparseCPUEngine(1, dense_above=1), SparseCPUEngine(1, dense_above=0)):
+        sae = random_sae(variant, 13, 37)
+        engine.prepare(sae)
+        if objective == "paper":
+            sae.normalise_decoder()
+        optimiser = Adam(sae, (0.0, 0.999), bias_factor=1.0)
+        generator = torch.Generator().manual_seed(0)
+        for _ in range(3):
+            engine.step(sae, torch.randn(50, 13, generator=generator), 1.0, objective)
+            engine.update(sae, optimiser, Update(1e-3, 0.5, objective == "paper"))
+            if isinstance(engine, SparseCPUEngine):
+                engine.dense_above = 1 - engine.dense_above
+        found.append(optimiser.tensors())
+    for other in found[1:]:
+        for name, tensor in found[0].items():
+            torch.testing.assert_close(other[name], tensor, rtol=1e-3, atol=1e-7)
+
+
+@pytest.mark.parametrize(("d_in", "d_sae"), [(1, 6), (6, 1), (1, 1)])
+def test_an_sae_may_have_one_feature_or_one_coordinate(d_in: int, d_sae: int) -> None:
+    found = []
+    for engine in (DenseEngine(), SparseCPUEngine(1, dense_above=1)):
+        sae = random_sae("untied", d_in, d_sae)
+        engine.prepare(sae)
+        losses_4, _ = engine.step(sae, torch.linspace(-2, 2, 9 * d_in).reshape(9, d_in), 1.0, "norm_weighted")
+        found.append({"losses": losses_4, **{name: p.grad for name, p in sae.named_parameters() if p.grad is not None}})
+    assert set(found[0]) == set(found[1])
+    for name, tensor in found[0].items():
+        torch.testing.assert_close(found[1][name], tensor)
+
+
+def float64_gates(sae: SAE, x_BD: Tensor) -> tuple[Tensor, Tensor]:
+    """π, and how far float32 may be from it: a sum of n products of ‖x‖ ‖w‖ at most, and the additions of biases."""
+    x, W, b_dec, gate = (t.detach().double() for t in (x_BD, sae.W_enc, sae.b_dec, sae.get_parameter("b_gate")))
+    sizes = x.norm(dim=1)[:, None] * W.norm(dim=0) + b_dec.norm() * W.norm(dim=0) + gate.abs()
+    return (x - b_dec) @ W + gate, (len(W) + 4) * 2.0**-23 * sizes + 1e-36  # below that numbers vanish
+
+
+@settings(max_examples=80, deadline=None, derandomize=True)
+@given(
+    seed=st.integers(0, 2**31),
+    d_in=st.integers(2, 40),
+    row_sizes=st.sampled_from([(1.0,), (1e-3, 1.0, 1e3), (1e-12, 1e9), (1e-24, 1e-38)]),
+    weight_size=st.sampled_from([1.0, 1e-20, 1e16]),
+    distance=st.sampled_from([0.0, 1e-6, 1e-3, 4e-3, 1e-2]),
+    worst=st.booleans(),
+)
+def test_what_is_active_is_so_in_float64_but_within_rounding(
+    seed: int, d_in: int, row_sizes: tuple[float, ...], weight_size: float, distance: float, worst: bool
+) -> None:
+    """Gates are set so that π of a row is as near to 0 as said, on either side of it, relative to its terms."""
+    generator = torch.Generator().manual_seed(seed)
+    n_rows, d_sae = 24, 30
+    sae = random_sae("gated", d_in, d_sae)
+    x_BD = torch.randn(n_rows, d_in, generator=generator)
+    W_DF = torch.randn(d_in, d_sae, generator=generator)
+    rows = torch.randint(n_rows, (d_sae,), generator=generator)
+    if worst:  # just above a power of two bfloat16 takes the most away, and here from all terms of a sum alike
+        x_BD, W_DF = (torch.sign(t) * 2.0 ** torch.log2(t.abs()).floor() * (1 + 2**-8 - 2**-20) for t in (x_BD, W_DF))
+        W_DF = W_DF.abs() * x_BD[rows].sign().T
+    x_BD *= torch.tensor(row_sizes)[torch.randint(len(row_sizes), (n_rows, 1), generator=generator)]
+    W_DF *= weight_size
+    with torch.no_grad():
+        sae.W_enc.copy_(W_DF)
+        sae.b_dec.zero_()
+        terms_F = (x_BD[rows].abs() * W_DF.T.abs()).sum(1)
+        signs_F = torch.randint(-1, 2, (d_sae,), generator=generator)
+        sae.get_parameter("b_gate").copy_(-(x_BD[rows] * W_DF.T).sum(1) + distance * signs_F * terms_F)
+    found = []
+    for bfloat16 in (True, False):
+        engine = SparseCPUEngine(1, dense_above=1, bfloat16=bfloat16)
+        engine.prepare(sae)
+        form = sae.gated_relu(sae.cfg.hyperparameters, "paper")
+        assert form is not None
+        active = engine._active(form, *engine._terms(form, x_BD.numpy()))
+        assert active is not None
+        found.append(torch.zeros(n_rows, d_sae, dtype=torch.bool))
+        for b, (first, end) in enumerate(zip(active.row_starts[:-1], active.row_ends, strict=True)):
+            found[-1][b, active.columns[first:end]] = True
+    assert torch.equal(*found)
+    pi_BF, margin_BF = float64_gates(sae, x_BD)
+    decided_BF = pi_BF.abs() > margin_BF
+    assert (found[0] == (pi_BF > 0))[decided_BF].all()
+    assert decided_BF.double().mean() > 0.5 or min(row_sizes) * weight_size < 1e-30
+
+
+@trained
+def test_results_do_not_depend_on_how_the_encoders_product_is_computed(variant: str) -> None:
+    found = [trainer(variant, Switching(bfloat16=bfloat16)) for bfloat16 in (True, False)]
+    rows = [run(each) for each in found]
+    assert same(weights(found[0]), weights(found[1]))
+    assert rows[0] == rows[1]
+
+
 def test_the_trial_names_its_engine() -> None:
     assert isinstance(make().engine, DenseEngine)
     named = make(engine="sparse-cpu")
     assert isinstance(named.engine, SparseCPUEngine)
-    assert named.engine.threads == torch.get_num_threads()
+    assert named.engine.workspace.threads == torch.get_num_threads()
     rows = run(named)
     given_engine = make(engine=SparseCPUEngine(1))
     assert run(given_engine) == rows
@@ -187,12 +323,29 @@ def test_an_sae_whose_training_ends_in_nan_ends_at_the_same_step_with_the_same_w
 
 
 def test_a_compiler_that_cannot_be_loaded_is_named_with_what_does_without(monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in ("compiled", "kernels", "sparse_cpu"):
+    for module in ("compiled", "kernels", "candidates", "fused_adam", "sparse_cpu"):
         monkeypatch.delitem(sys.modules, f"{engines.__name__}.{module}")
         monkeypatch.delattr(engines, module)
     monkeypatch.setitem(sys.modules, "numba", None)
     with pytest.raises(UserError, match=r"training\.engine: sparse-cpu: Numba, .* cannot be loaded: .*engine: dense"):
         make_engine("sparse-cpu", 1)
+
+
+def test_processes_that_begin_together_compile_one_after_the_other(tmp_path: Path) -> None:
+    """With an empty cache of their own."""
+    script = """
+from gsae_ray.training.engines import make_engine
+make_engine("sparse-cpu", 1)
+from gsae_ray.training.engines.fused_adam import adam
+print(sum(adam.stats.cache_misses.values()), sum(adam.stats.cache_hits.values()))
+"""
+    environment = {**os.environ, "XDG_CACHE_HOME": str(tmp_path)}
+    processes = [
+        subprocess.Popen([sys.executable, "-c", script], env=environment, stdout=subprocess.PIPE, text=True)
+        for _ in range(2)
+    ]
+    found = sorted(process.communicate(timeout=200)[0].split() for process in processes)
+    assert found == [["0", "1"], ["1", "0"]], "one has compiled, the other has loaded"
 
 
 def test_compiled_kernels_lie_where_nobody_else_can_put_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -230,11 +383,11 @@ def test_a_process_without_a_home_compiles_too(tmp_path: Path, monkeypatch: pyte
 
 def test_memory_that_is_used_again_changes_nothing() -> None:
     engine, sae = SparseCPUEngine(1, dense_above=1), random_sae("gated", N, M)
-    engine.prepare(sae)
     for rows in (64, 64, 40, 100):  # fewer where rows of massive norm are left out
         x_BD = torch.randn(rows, N, generator=torch.Generator().manual_seed(rows))
         found = []
         for used in (engine, SparseCPUEngine(1, dense_above=1)):
+            used.prepare(sae)
             sae.zero_grad()
             result = used.step(sae, x_BD, 1.0, "paper")
             gradients = {name: p.grad.clone() for name, p in sae.named_parameters() if p.grad is not None}

@@ -12,8 +12,24 @@ if TYPE_CHECKING:
     from gsae_ray.training.engines.base import Engine
 
 
+def check_engine(name: EngineName) -> None:
+    """Checks that this process could make an engine of that name.
+
+    Raises:
+        UserError: it could not.
+    """
+    if name != "dense":
+        try:
+            import gsae_ray.training.engines.sparse_cpu  # noqa: F401
+        except Exception as error:  # Numba refuses what it does not know with several types
+            raise UserError(
+                f"training.engine: {name}: Numba, which compiles its kernels, cannot be loaded: {reason(error)}; "
+                "engine: dense does without"
+            ) from error
+
+
 def make_engine(name: EngineName, threads: int) -> Engine:
-    """Makes the engine of that name.
+    """Makes the engine of that name, ready to train.
 
     Args:
         name: as in a sweep file.
@@ -22,13 +38,10 @@ def make_engine(name: EngineName, threads: int) -> Engine:
     Raises:
         UserError: this process cannot run it.
     """
+    check_engine(name)
     if name == "dense":
         return DenseEngine()
-    try:
-        from gsae_ray.training.engines.sparse_cpu import SparseCPUEngine
-    except Exception as error:  # Numba refuses versions of Python and NumPy that it does not know, with several types
-        raise UserError(
-            f"training.engine: {name}: Numba, which compiles its kernels, cannot be loaded: {reason(error)}; engine: "
-            "dense does without"
-        ) from error
+    from gsae_ray.training.engines.sparse_cpu import SparseCPUEngine, compile_kernels
+
+    compile_kernels()
     return SparseCPUEngine(threads)

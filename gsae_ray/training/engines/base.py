@@ -7,6 +7,7 @@ from typing import NamedTuple, Protocol
 from torch import Tensor
 
 from gsae_ray.saes import SAE, Objective
+from gsae_ray.training.optimiser import Adam
 
 LOSSES = ("loss", "reconstruction_loss", "sparsity_loss", "auxiliary_loss")
 """Names of a step's losses, as metrics have them; `saes.base.Losses` says what each is."""
@@ -21,8 +22,27 @@ class StepResult(NamedTuple):
     """Number of rows of the batch that each feature fired on, int64; their sum ÷ rows is L0."""
 
 
+class Update(NamedTuple):
+    """How a step changes the parameters once their gradient is known."""
+
+    lr: float
+    """Learning rate of weights."""
+    clip: float | None
+    """Greatest norm of the whole gradient; None: any."""
+    unit_norm: bool
+    """Whether decoder rows are kept at norm 1: the gradient is projected before, and rows are normalised after."""
+
+
 class Engine(Protocol):
-    """Computes losses and gradients. How it represents activations is its own affair."""
+    """Computes losses and gradients, and updates. How it represents activations is its own affair."""
+
+    @property
+    def torch_threads(self) -> int | None:
+        """How many of PyTorch's threads a trainer uses besides it; None: as many as it may.
+
+        Those of an engine that has threads of its own would compete with them: PyTorch's wait for the next operation in
+        a busy loop.
+        """
 
     def prepare(self, sae: SAE) -> None:
         """Lays out the parameters in memory as steps need them, before the first one. Their values stay."""
@@ -38,3 +58,6 @@ class Engine(Protocol):
             coefficient: of the sparsity penalty, at this step.
             objective: what is minimised.
         """
+
+    def update(self, sae: SAE, optimiser: Adam, update: Update) -> None:
+        """Learns from the gradients that `step` left, and lets them go."""

@@ -7,10 +7,11 @@ a sweep's storage, which others may share.
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import stat
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar, cast
@@ -39,6 +40,18 @@ def kernel(function: Function) -> Function:
     finally:
         config.CACHE_DIR = before
     return cast(Function, compiled)
+
+
+@contextlib.contextmanager
+def one_at_a_time() -> Iterator[None]:
+    """Where several processes of a machine begin together, the first one compiles, and the others load what it left."""
+    directory = cache_directory()
+    with contextlib.ExitStack() as stack:
+        if directory is not None:
+            with contextlib.suppress(OSError):  # a file system without locks: all of them compile
+                lock = stack.enter_context((directory / "lock").open("w"))
+                fcntl.flock(lock, fcntl.LOCK_EX)  # let go when the file is closed, or the process has ended
+        yield
 
 
 @cache

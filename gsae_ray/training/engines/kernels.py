@@ -1,9 +1,11 @@
-"""Loops over the active entries of a batch, compiled by Numba.
+"""Losses and gradients of a step from the active entries of its batch, compiled by Numba.
 
-A feature is active on a row where its gate π is above 0. Active entries are listed row by row (`columns`, `pi`, with
-`row_starts`) and, for sums over the batch, feature by feature (`entries`, with `feature_starts`). Every kernel works on
-a range of rows or of features and adds up each row or feature by itself, always in the same order: results do not
-depend on how the ranges are spread over threads.
+A feature is active on a row where its gate π is above 0. Active entries are listed row by row (`columns`, `pi`, from
+`row_starts` to `row_ends`) and, for sums over the batch, feature by feature (`entries`, with `feature_starts`). Every
+kernel works on a range of rows or of features and adds up each row or feature by itself, always in the same order:
+results do not depend on how the ranges are spread over threads.
+
+Arrays are indexed whole in loops: of a row that is taken out as an array Numba counts references, one thread at a time.
 """
 
 from __future__ import annotations
@@ -12,10 +14,22 @@ from typing import Any
 
 import numpy as np
 
+from gsae_ray.training.engines.candidates import UNDERFLOW
 from gsae_ray.training.engines.compiled import kernel
 
 NONE, FROZEN, UNFROZEN = 0, 1, 2
 """The decoder of the auxiliary term."""
+
+
+@kernel
+def row_norms(first: int, end: int, x_BD: Any, b_dec: Any, centred_BD: Any, norms_B: Any) -> None:
+    """Computes x − b_dec of rows, and a bound on ‖x‖, which is it but for rounding: not finite where a row is not."""
+    for b in range(first, end):
+        square = np.float32(0)
+        for k in range(len(b_dec)):
+            square += x_BD[b, k] * x_BD[b, k]
+            centred_BD[b, k] = x_BD[b, k] - b_dec[k]
+        norms_B[b] = np.sqrt(square) + np.float32(UNDERFLOW * np.sqrt(len(b_dec)))
 
 
 @kernel
@@ -27,10 +41,14 @@ def feature_terms(
     W_dec: Any,
     b_dec: Any,
     log_scale_F: Any,
+    gate_F: Any,
+    mag_F: Any,
     shift_F: Any,
     scale_F: Any,
+    encoder_norms_F: Any,
     norms_F: Any,
     sizes_F: Any,
+    reach_F: Any,
 ) -> None:
     """Computes what a step needs of each feature.
 
@@ -42,80 +60,150 @@ def feature_terms(
         W_dec: decoder.
         b_dec: its bias.
         log_scale_F: r_mag, or without entries where it is 0.
+        gate_F: bias of the gate.
+        mag_F: bias of the magnitude.
         shift_F: gets −W_enc b_dec.
         scale_F: gets exp(r_mag).
-        norms_F: gets the norms of decoder rows.
-        sizes_F: gets the sum of squares of the rows that no product with x has in it: not finite where they are not.
+        encoder_norms_F: gets bounds on the norms of encoder rows, which are them but for rounding.
+        norms_F: gets those of decoder rows.
+        sizes_F: gets ‖d‖² of the decoder row, with that of a magnitude encoder of its own: not finite where one is not.
+        reach_F: gets d_in times what no pre-activation by W_enc of a row with ‖x‖ ≤ 1 exceeds, so that a sum of partial
+            products does not either, in any order: not finite where an encoder or bias is not.
     """
+    n_in = W_enc_FD.shape[1]
     for j in range(first, end):
         shift = np.float32(0)
         square = np.float32(0)
-        for k in range(W_enc_FD.shape[1]):
+        encoder_square = np.float32(0)
+        for k in range(n_in):
             shift -= W_enc_FD[j, k] * b_dec[k]
+            encoder_square += W_enc_FD[j, k] * W_enc_FD[j, k]
             square += W_dec[j, k] * W_dec[j, k]
         shift_F[j] = shift
+        encoder_norms_F[j] = np.sqrt(encoder_square) + np.float32(UNDERFLOW * np.sqrt(n_in))
         norms_F[j] = np.sqrt(square)
         if len(W_mag_FD) > 0:
-            for k in range(W_mag_FD.shape[1]):
+            for k in range(n_in):
                 square += W_mag_FD[j, k] * W_mag_FD[j, k]
         sizes_F[j] = square
-        scale_F[j] = np.exp(log_scale_F[j]) if len(log_scale_F) > 0 else np.float32(1)
+        scale = np.exp(log_scale_F[j]) if len(log_scale_F) > 0 else np.float32(1)
+        scale_F[j] = scale
+        reach = n_in * encoder_norms_F[j] + abs(shift)
+        reach_F[j] = reach + scale * reach + abs(gate_F[j]) + abs(mag_F[j])
 
 
 @kernel
-def count_active(first: int, end: int, pre_BF: Any, shift_F: Any, gate_F: Any, counts_B: Any, sizes_B: Any) -> None:
-    """Counts the active features of rows, and adds up |pre|: not finite where any of a row is not."""
-    for b in range(first, end):
-        n = 0
-        size = np.float32(0)
-        for j in range(pre_BF.shape[1]):
-            pre = pre_BF[b, j] + shift_F[j]
-            n += 1 if pre + gate_F[j] > 0 else 0
-            size += abs(pre)
-        counts_B[b] = n
-        sizes_B[b] = size
-
-
-@kernel
-def list_active(
-    first: int,
-    end: int,
-    pre_BF: Any,
-    shift_F: Any,
-    gate_F: Any,
-    row_starts: Any,
-    columns: Any,
-    pre_A: Any,
-    listed_B: Any,
+def order_by_feature(
+    columns: Any, row_starts: Any, row_ends: Any, feature_starts: Any, entries: Any, rows: Any
 ) -> None:
-    """Lists the active entries of rows: their features, and their `pre` with the shift; and counts them once more."""
-    for b in range(first, end):
-        at = row_starts[b]
-        for j in range(pre_BF.shape[1]):
-            pre = pre_BF[b, j] + shift_F[j]
-            if pre + gate_F[j] > 0:
-                if at < row_starts[b + 1]:
-                    columns[at] = j
-                    pre_A[at] = pre
-                at += 1
-        listed_B[b] = at - row_starts[b]
-
-
-@kernel
-def order_by_feature(columns: Any, row_starts: Any, feature_starts: Any, entries: Any, rows: Any) -> None:
     """Lists the active entries feature by feature, in the order of rows: a counting sort."""
     feature_starts[:] = 0
-    for at in range(row_starts[-1]):
-        feature_starts[columns[at] + 1] += 1
+    for b in range(len(row_ends)):
+        for at in range(row_starts[b], row_ends[b]):
+            feature_starts[columns[at] + 1] += 1
     for j in range(len(feature_starts) - 1):
         feature_starts[j + 1] += feature_starts[j]
     free = feature_starts[:-1].copy()
-    for b in range(len(row_starts) - 1):
-        for at in range(row_starts[b], row_starts[b + 1]):
+    for b in range(len(row_ends)):
+        for at in range(row_starts[b], row_ends[b]):
             slot = free[columns[at]]
             entries[slot] = at
             rows[slot] = b
             free[columns[at]] = slot + 1
+
+
+@kernel
+def _add_rows(sums_RD: Any, r: int, factors: Any, indices: Any, start: int, end: int, rows_RD: Any) -> None:
+    """Adds to row r of sums the rows of these indices, each times its factor; four in one pass over the sum."""
+    zero = np.float32(0)
+    for at in range(start, end, 4):
+        # Where there are fewer, the last one is added again, times 0.
+        i1, i2, i3 = min(at + 1, end - 1), min(at + 2, end - 1), min(at + 3, end - 1)
+        a, b = factors[at], factors[i1] if i1 > at else zero
+        c, d = factors[i2] if i2 > i1 else zero, factors[i3] if i3 > i2 else zero
+        j0, j1, j2, j3 = indices[at], indices[i1], indices[i2], indices[i3]
+        for k in range(sums_RD.shape[1]):
+            sums_RD[r, k] += a * rows_RD[j0, k] + b * rows_RD[j1, k] + (c * rows_RD[j2, k] + d * rows_RD[j3, k])
+
+
+@kernel
+def _add_rows_of_two(
+    sums_RD: Any,
+    r: int,
+    factors: Any,
+    others: Any,
+    indices: Any,
+    start: int,
+    end: int,
+    rows_RD: Any,
+    other_rows_RD: Any,
+) -> None:
+    """Adds to row r of sums the rows of these indices of two arrays, by factors of each."""
+    zero = np.float32(0)
+    for at in range(start, end, 2):
+        i1 = min(at + 1, end - 1)
+        a, b = factors[at], factors[i1] if i1 > at else zero
+        c, d = others[at], others[i1] if i1 > at else zero
+        j0, j1 = indices[at], indices[i1]
+        for k in range(sums_RD.shape[1]):
+            first, second = a * rows_RD[j0, k] + b * rows_RD[j1, k], c * other_rows_RD[j0, k] + d * other_rows_RD[j1, k]
+            sums_RD[r, k] += first + second
+
+
+@kernel
+def _add_rows_to_two(
+    sums_RD: Any,
+    other_sums_RD: Any,
+    r: int,
+    factors: Any,
+    others: Any,
+    indices: Any,
+    start: int,
+    end: int,
+    rows_RD: Any,
+) -> None:
+    """Adds to row r of two arrays of sums the rows of these indices, by factors of each."""
+    zero = np.float32(0)
+    for at in range(start, end, 4):
+        i1, i2, i3 = min(at + 1, end - 1), min(at + 2, end - 1), min(at + 3, end - 1)
+        a, b = factors[at], factors[i1] if i1 > at else zero
+        c, d = factors[i2] if i2 > i1 else zero, factors[i3] if i3 > i2 else zero
+        e, f = others[at], others[i1] if i1 > at else zero
+        g, h = others[i2] if i2 > i1 else zero, others[i3] if i3 > i2 else zero
+        j0, j1, j2, j3 = indices[at], indices[i1], indices[i2], indices[i3]
+        for k in range(sums_RD.shape[1]):
+            w0, w1, w2, w3 = rows_RD[j0, k], rows_RD[j1, k], rows_RD[j2, k], rows_RD[j3, k]
+            sums_RD[r, k] += a * w0 + b * w1 + (c * w2 + d * w3)
+            other_sums_RD[r, k] += e * w0 + f * w1 + (g * w2 + h * w3)
+
+
+@kernel
+def _multiply_with_two(
+    one_RD: Any,
+    other_RD: Any,
+    r: int,
+    indices: Any,
+    start: int,
+    end: int,
+    rows_RD: Any,
+    products: Any,
+    other_products: Any,
+) -> None:
+    """Multiplies row r of two arrays with the rows of these indices, two of those in one pass."""
+    for at in range(start, end, 2):
+        second = min(at + 1, end - 1)
+        j0, j1 = indices[at], indices[second]
+        product_0 = np.float32(0)
+        other_0 = np.float32(0)
+        product_1 = np.float32(0)
+        other_1 = np.float32(0)
+        for k in range(one_RD.shape[1]):
+            product_0 += one_RD[r, k] * rows_RD[j0, k]
+            other_0 += other_RD[r, k] * rows_RD[j0, k]
+            product_1 += one_RD[r, k] * rows_RD[j1, k]
+            other_1 += other_RD[r, k] * rows_RD[j1, k]
+        products[second], other_products[second] = product_1, other_1  # the last one's again, where it is alone
+        products[at], other_products[at] = product_0, other_0
 
 
 @kernel
@@ -132,8 +220,10 @@ def rows_forward_and_back(
     coefficient: float,
     auxiliary: int,
     row_starts: Any,
+    row_ends: Any,
     columns: Any,
     pre_A: Any,
+    pi_A: Any,
     acts_A: Any,
     d_gate_A: Any,
     d_mag_A: Any,
@@ -156,8 +246,10 @@ def rows_forward_and_back(
         coefficient: of the penalty, ÷ rows of the batch.
         auxiliary: NONE, FROZEN or UNFROZEN.
         row_starts: index of each row's first active entry.
+        row_ends: and of the one after its last.
         columns: their features.
         pre_A: their pre-activations, without biases.
+        pi_A: gets π_gate.
         acts_A: gets f̃.
         d_gate_A: gets ∂L/∂π_gate.
         d_mag_A: gets the gradient of the magnitude's pre-activation.
@@ -165,110 +257,104 @@ def rows_forward_and_back(
         auxiliary_error_BD: gets x̂(ReLU(π_gate)) − x.
         sums_B3: gets ‖x̂ − x‖², the penalty without its coefficient, and the auxiliary term.
     """
-    n_in = centred_BD.shape[1]
+    n_in = W_dec.shape[1]
     untied = len(W_mag_FD) > 0
     two = np.float32(2.0 / len(centred_BD))
     for b in range(first, end):
-        error_D = error_BD[b]
-        centred_D = centred_BD[b]
-        for k in range(n_in):
-            error_D[k] = -centred_D[k]
+        row_start, row_end = row_starts[b], row_ends[b]
         penalty = 0.0
-        for at in range(row_starts[b], row_starts[b + 1]):
+        for at in range(row_start, row_end):
             j = columns[at]
             pi = pre_A[at] + gate_F[j]
             mag = pre_A[at] * scale_F[j] + mag_F[j]
             if untied:
                 mag = np.float32(0)
                 for k in range(n_in):
-                    mag += centred_D[k] * W_mag_FD[j, k]
+                    mag += centred_BD[b, k] * W_mag_FD[j, k]
                 mag += mag_F[j]
-            act = mag if mag > 0 else np.float32(0)
-            acts_A[at] = act
-            d_gate_A[at] = pi  # its gradient takes this place when it is no longer needed
+            acts_A[at] = mag if mag > 0 else np.float32(0)
+            pi_A[at] = pi
             penalty += pi * norms_F[j]
-            for k in range(n_in):
-                error_D[k] += act * W_dec[j, k]
-        reconstruction = np.float32(0)
         for k in range(n_in):
-            reconstruction += error_D[k] * error_D[k]
+            error_BD[b, k] = -centred_BD[b, k]
+        reconstruction = np.float32(0)
         auxiliary_loss = np.float32(0)
         if auxiliary != NONE:
-            auxiliary_D = auxiliary_error_BD[b]
             for k in range(n_in):
-                auxiliary_D[k] = -centred_D[k]
-            for at in range(row_starts[b], row_starts[b + 1]):
-                pi = d_gate_A[at]
-                j = columns[at]
-                for k in range(n_in):
-                    auxiliary_D[k] += pi * W_dec[j, k]
+                auxiliary_error_BD[b, k] = -centred_BD[b, k]
+            _add_rows_to_two(error_BD, auxiliary_error_BD, b, acts_A, pi_A, columns, row_start, row_end, W_dec)
             for k in range(n_in):
-                auxiliary_loss += auxiliary_D[k] * auxiliary_D[k]
+                auxiliary_loss += auxiliary_error_BD[b, k] * auxiliary_error_BD[b, k]
+            _multiply_with_two(error_BD, auxiliary_error_BD, b, columns, row_start, row_end, W_dec, d_mag_A, d_gate_A)
+        else:
+            _add_rows(error_BD, b, acts_A, columns, row_start, row_end, W_dec)
+            _multiply_with_two(error_BD, error_BD, b, columns, row_start, row_end, W_dec, d_mag_A, d_gate_A)
+        for k in range(n_in):
+            reconstruction += error_BD[b, k] * error_BD[b, k]
         sums_B3[b, 0] = reconstruction
         sums_B3[b, 1] = penalty
         sums_B3[b, 2] = auxiliary_loss
-        for at in range(row_starts[b], row_starts[b + 1]):
-            j = columns[at]
-            d_act = np.float32(0)
-            d_pi = np.float32(0)
-            if auxiliary != NONE:
-                auxiliary_D = auxiliary_error_BD[b]
-                for k in range(n_in):
-                    d_act += error_D[k] * W_dec[j, k]
-                    d_pi += auxiliary_D[k] * W_dec[j, k]
-            else:
-                for k in range(n_in):
-                    d_act += error_D[k] * W_dec[j, k]
-            d_mag_A[at] = two * d_act if acts_A[at] > 0 else np.float32(0)
-            d_gate_A[at] = two * d_pi + coefficient * norms_F[j]
+        for at in range(row_start, row_end):
+            d_pi = two * d_gate_A[at] if auxiliary != NONE else np.float32(0)
+            d_mag_A[at] = two * d_mag_A[at] if acts_A[at] > 0 else np.float32(0)
+            d_gate_A[at] = d_pi + coefficient * norms_F[columns[at]]
 
 
 @kernel
-def features_gradients(
+def features_sums(
     first: int,
     end: int,
-    centred_BD: Any,
-    W_dec: Any,
-    gate_F: Any,
     scale_F: Any,
     norms_F: Any,
     coefficient: float,
-    weighted: bool,
-    auxiliary: int,
+    n_rows: int,
+    tied: bool,
     feature_starts: Any,
     entries: Any,
-    rows: Any,
     pre_A: Any,
+    pi_A: Any,
     acts_A: Any,
     d_gate_A: Any,
     d_mag_A: Any,
-    error_BD: Any,
-    auxiliary_error_BD: Any,
-    d_W_dec: Any,
-    d_W_enc_FD: Any,
-    d_W_mag_FD: Any,
+    d_x_hat: Any,
+    d_auxiliary: Any,
+    d_pre: Any,
+    d_pre_mag: Any,
     d_gate_F: Any,
     d_mag_F: Any,
     d_log_scale_F: Any,
+    d_norm_F: Any,
     fired_F: Any,
 ) -> None:
-    """Adds up the gradients of features: decoder rows, encoder rows (of x − b_dec), biases, log scale; and who fired.
+    """Adds up the gradients of what features have one number of, and lists what `rows_sums` multiplies rows by.
 
-    Arguments are as in `rows_forward_and_back`. d_W_dec and d_W_enc_FD are without rows where the weights are frozen,
-    d_W_mag_FD where the encoders are tied; `weighted`: whether norms_F are those of W_dec, and learnt.
+    Args:
+        first: feature to begin with.
+        end: feature to end before.
+        scale_F: exp(r_mag).
+        norms_F: norms of decoder rows.
+        coefficient: of the penalty, ÷ rows of the batch.
+        n_rows: of the batch.
+        tied: whether the magnitude's encoder is the scaled gate's.
+        feature_starts: place of each feature's first entry in `entries`.
+        entries: indices of active entries, feature by feature.
+        pre_A: as `rows_forward_and_back` left them, as are the four that follow.
+        pi_A: π_gate.
+        acts_A: f̃.
+        d_gate_A: ∂L/∂π_gate.
+        d_mag_A: the gradient of the magnitude's pre-activation.
+        d_x_hat: gets the factors of x̂ − x in the decoder's gradient, feature by feature.
+        d_auxiliary: gets those of the auxiliary term's error.
+        d_pre: gets those of x − b_dec in the encoder's gradient.
+        d_pre_mag: gets those of x − b_dec in the gradient of a magnitude encoder of its own.
+        d_gate_F: gets the gradient of the gate's bias.
+        d_mag_F: gets that of the magnitude's.
+        d_log_scale_F: gets that of r_mag.
+        d_norm_F: gets the gradient of ‖d‖, ÷ ‖d‖: the factor of a decoder row in its own gradient.
+        fired_F: gets the number of rows on which the feature is above 0.
     """
-    n_in = centred_BD.shape[1]
-    learn = len(d_W_dec) > 0
-    untied = len(d_W_mag_FD) > 0
-    two = np.float32(2.0 / len(centred_BD))
+    two = np.float32(2.0 / n_rows)
     for j in range(first, end):
-        if learn:
-            for k in range(n_in):
-                d_W_dec[j, k] = 0
-                d_W_enc_FD[j, k] = 0
-        if untied:
-            for k in range(n_in):
-                d_W_mag_FD[j, k] = 0
         gate = np.float32(0)
         mag = np.float32(0)
         log_scale = np.float32(0)
@@ -276,33 +362,67 @@ def features_gradients(
         fired = 0
         for slot in range(feature_starts[j], feature_starts[j + 1]):
             at = entries[slot]
-            b = rows[slot]
-            pi = pre_A[at] + gate_F[j]
             gate += d_gate_A[at]
             mag += d_mag_A[at]
             log_scale += d_mag_A[at] * pre_A[at]
-            gate_sum += pi
+            gate_sum += pi_A[at]
             fired += 1 if acts_A[at] > 0 else 0
-            if learn:
-                d_x_hat = two * acts_A[at]
-                d_auxiliary = two * pi
-                d_pre = d_gate_A[at] if untied else d_gate_A[at] + d_mag_A[at] * scale_F[j]
-                if auxiliary == UNFROZEN:
-                    for k in range(n_in):
-                        d_W_dec[j, k] += d_x_hat * error_BD[b, k] + d_auxiliary * auxiliary_error_BD[b, k]
-                        d_W_enc_FD[j, k] += d_pre * centred_BD[b, k]
-                else:
-                    for k in range(n_in):
-                        d_W_dec[j, k] += d_x_hat * error_BD[b, k]
-                        d_W_enc_FD[j, k] += d_pre * centred_BD[b, k]
-            if untied:
-                for k in range(n_in):
-                    d_W_mag_FD[j, k] += d_mag_A[at] * centred_BD[b, k]
-        if learn and weighted and norms_F[j] > 0:
-            factor = coefficient * gate_sum / norms_F[j]
-            for k in range(n_in):
-                d_W_dec[j, k] += factor * W_dec[j, k]
+            d_x_hat[slot] = two * acts_A[at]
+            d_auxiliary[slot] = two * pi_A[at]
+            d_pre[slot] = d_gate_A[at] + d_mag_A[at] * scale_F[j] if tied else d_gate_A[at]
+            d_pre_mag[slot] = d_mag_A[at]
         d_gate_F[j] = gate
         d_mag_F[j] = mag
         d_log_scale_F[j] = log_scale * scale_F[j]
+        d_norm_F[j] = coefficient * gate_sum / norms_F[j] if norms_F[j] > 0 else np.float32(0)
         fired_F[j] = fired
+
+
+@kernel
+def rows_sums(
+    first: int,
+    end: int,
+    feature_starts: Any,
+    rows: Any,
+    factors: Any,
+    rows_BD: Any,
+    other_factors: Any,
+    other_rows_BD: Any,
+    own_F: Any,
+    own_FD: Any,
+    sums_FD: Any,
+    squares_F: Any,
+) -> None:
+    """Adds up, for each feature, rows of the batch on which it is active.
+
+    Args:
+        first: feature to begin with.
+        end: feature to end before.
+        feature_starts: place of each feature's first entry in `rows` and factors.
+        rows: of the batch, feature by feature.
+        factors: by which they are multiplied.
+        rows_BD: what is added up.
+        other_factors: by which others are multiplied.
+        other_rows_BD: which are added too; without rows: none are.
+        own_F: factors of a row that each feature has of its own; without entries: none is added.
+        own_FD: those rows.
+        sums_FD: gets the sums.
+        squares_F: gets their squared norms.
+    """
+    n_in = sums_FD.shape[1]
+    for j in range(first, end):
+        start, stop = feature_starts[j], feature_starts[j + 1]
+        if len(own_F) > 0:
+            for k in range(n_in):
+                sums_FD[j, k] = own_F[j] * own_FD[j, k]
+        else:
+            for k in range(n_in):
+                sums_FD[j, k] = 0
+        if len(other_rows_BD) > 0:
+            _add_rows_of_two(sums_FD, j, factors, other_factors, rows, start, stop, rows_BD, other_rows_BD)
+        else:
+            _add_rows(sums_FD, j, factors, rows, start, stop, rows_BD)
+        square = np.float32(0)
+        for k in range(n_in):
+            square += sums_FD[j, k] * sums_FD[j, k]
+        squares_F[j] = square

@@ -1,35 +1,58 @@
 """The sparse engine on CPUs: after the encoder's product, only the active entries of a batch are computed.
 
 Exact: the gradient of these losses is zero for every feature on every row where its gate is closed (Gao et al. 2024,
-section 3, say so of TopK; it holds of every `GatedReLU`). The one product that stays dense is x W_enc.
+section 3, say so of TopK; it holds of every `GatedReLU`). The one product that stays dense is x W_enc, and that is in
+bfloat16 where the processor has it: it only says which entries are to be computed (see `candidates`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from functools import cache
+from typing import NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from gsae_ray.saes import SAE, Objective
-from gsae_ray.saes.base import GatedReLU
-from gsae_ray.training.engines import kernels
-from gsae_ray.training.engines.base import StepResult
+from gsae_ray.saes import SAE, Objective, SAEConfig, build
+from gsae_ray.saes.gated_relu import GatedReLU
+from gsae_ray.training.engines import fused_adam, kernels
+from gsae_ray.training.engines.base import StepResult, Update
+from gsae_ray.training.engines.candidates import MOST_ENTRIES, Active, Encoder, find_active
+from gsae_ray.training.engines.compiled import one_at_a_time
 from gsae_ray.training.engines.dense import DenseEngine
+from gsae_ray.training.engines.workspace import Array, Workspace
+from gsae_ray.training.optimiser import Adam
+from gsae_ray.training.threads import torch_threads
 
-DENSE_ABOVE = 1 / 8
+DENSE_ABOVE = 3 / 16
 """The share of active entries from which a step of dense products is the faster one: at the start half are active."""
 AUXILIARY = {"none": kernels.NONE, "frozen": kernels.FROZEN, "unfrozen": kernels.UNFROZEN}
 LARGEST = 1e38
 """Products beyond this may overflow in float32."""
 LARGEST_SUM = 1e37
 """Sums over a batch beyond this may: in some order, on the way."""
-MOST_ENTRIES = 2**31 - 1
 
-Array = np.ndarray[Any, Any]
+
+class _Features(NamedTuple):
+    """What a step needs of each feature; see `kernels.feature_terms`."""
+
+    shift: Array
+    scale: Array
+    encoder_norms: Array
+    norms: Array
+    sizes: Array
+    reach: Array
+
+
+class _Batch(NamedTuple):
+    """What a step needs of its rows."""
+
+    x: Array
+    centred: Array
+    """x − b_dec."""
+    norms: Array
+    """‖x‖."""
 
 
 class SparseCPUEngine:
@@ -40,202 +63,184 @@ class SparseCPUEngine:
     same step. Nothing of it is state.
     """
 
-    def __init__(self, threads: int, dense_above: float = DENSE_ABOVE) -> None:
+    torch_threads = 1
+
+    def __init__(self, threads: int, dense_above: float = DENSE_ABOVE, bfloat16: bool | None = None) -> None:
         """Makes the engine.
 
         Args:
             threads: that kernels may use; results do not depend on it.
             dense_above: the share of active entries beyond which a step is one of dense products.
+            bfloat16: whether the encoder's product is in bfloat16; default: if the processor has it. Results do not
+                depend on it.
         """
-        self.threads = threads
         self.dense_above = dense_above
+        self.bfloat16 = has_bfloat16() if bfloat16 is None else bfloat16
         self.dense = DenseEngine()
-        self._pool = ThreadPoolExecutor(threads - 1, "sparse-engine") if threads > 1 else None
-        self._arrays: dict[str, Array] = {}
+        self.workspace = Workspace(threads)
+        self._arrays: dict[str | None, Array] = {}
+        """Memory of parameters, by name; None: one without rows, and without entries."""
+        self._parameters: dict[str, nn.Parameter] = {}
 
     def prepare(self, sae: SAE) -> None:
         """Stores encoders by feature, without changing their values: a feature's weights lie side by side."""
+        self._arrays = {None: np.empty((0, sae.cfg.d_in), np.float32)}
         for name, parameter in sae.named_parameters():
-            if _is_encoder(name, parameter):
+            if parameter.dim() == 2 and parameter is not sae.W_dec:
                 parameter.data = parameter.data.T.contiguous().T
+            rows = fused_adam.as_rows(parameter, parameter is sae.W_dec)
+            self._arrays[name] = rows if parameter.dim() == 2 else rows[0]
+        self._parameters = sae.learnt_parameters()
+        self._adam = fused_adam.FusedAdam(self.workspace, sae)
 
     @torch.no_grad()
     def step(self, sae: SAE, x_BD: Tensor, coefficient: float, objective: Objective) -> StepResult:
         form = sae.gated_relu(sae.cfg.hyperparameters, objective)
         assert form is not None, "checked when the sweep file was read"
+        self._adam.measured.clear()
         with np.errstate(over="ignore", invalid="ignore"):  # it is what a step is looked at for
-            parameters = _arrays_of(sae)
-            active = self._active(sae, form, x_BD, parameters)
-            found = active and self._sparse_step(sae, form, x_BD, coefficient, objective, active, parameters)
+            features, batch = self._terms(form, x_BD.numpy())
+            active = self._active(form, features, batch)
+            found = active and self._sparse_step(sae, form, features, batch, active, coefficient, objective)
         if found:
             return found
-        self._arrays.clear()  # a dense step has arrays of its own
-        with torch.enable_grad():
+        self.workspace.clear()  # a dense step has arrays of its own
+        with torch.enable_grad(), torch_threads(self.workspace.threads):
             return self.dense.step(sae, x_BD, coefficient, objective)
 
-    def _active(
-        self, sae: SAE, form: GatedReLU, x_BD: Tensor, parameters: Mapping[str | None, Array]
-    ) -> tuple[Array, Array, Array] | None:
-        """The active entries as (row starts, features, pre-activations); None where the step is one for products."""
-        n_rows, d_sae = len(x_BD), sae.cfg.d_sae
-        gate, magnitude = parameters[form.gate], parameters[form.magnitude]
-        shift_F, scale_F, norms_F, sizes_F = (
-            self._array(name, (d_sae,)) for name in ("shift", "scale", "norms", "sizes")
-        )
-        self._over(
-            d_sae,
+    @torch.no_grad()
+    def update(self, sae: SAE, optimiser: Adam, update: Update) -> None:  # noqa: ARG002
+        self._adam.update(optimiser, update)
+        optimiser.zero_grad()
+
+    def _terms(self, form: GatedReLU, x_BD: Array) -> tuple[_Features, _Batch]:
+        parameters, workspace = self._arrays, self.workspace
+        features = _Features(*(workspace.array(name, (len(parameters["W_dec"]),)) for name in _Features._fields))
+        workspace.over(
+            len(parameters["W_dec"]),
             kernels.feature_terms,
-            *(parameters["W_enc"], parameters[form.magnitude_weights], parameters["W_dec"]),
-            *(parameters["b_dec"], parameters[form.log_scale].reshape(-1), shift_F, scale_F, norms_F, sizes_F),
+            *(parameters["W_enc"], parameters[form.magnitude_weights], parameters["W_dec"], parameters["b_dec"]),
+            *(parameters[form.log_scale].reshape(-1), parameters[form.gate], parameters[form.magnitude], *features),
         )
-        pre_BF = self._array("pre", (n_rows, d_sae))
-        torch.mm(x_BD, sae.W_enc, out=torch.from_numpy(pre_BF))
-        counts_B, sizes_B = self._array("counts", (n_rows,), np.int64), self._array("row_sizes", (n_rows,))
-        self._over(n_rows, kernels.count_active, pre_BF, shift_F, gate, counts_B, sizes_B)
-        n_active = int(counts_B.sum())
-        if n_active > min(self.dense_above * n_rows * d_sae, MOST_ENTRIES):
-            return None
+        batch = _Batch(x_BD, workspace.array("centred", x_BD.shape), workspace.array("x_norms", (len(x_BD),)))
+        workspace.over(len(x_BD), kernels.row_norms, x_BD, parameters["b_dec"], batch.centred, batch.norms)
+        return features, batch
+
+    def _active(self, form: GatedReLU, features: _Features, batch: _Batch) -> Active | None:
+        """The active entries; None where the step is one for products."""
         # Where a dense step might multiply an infinity by zero, it is to be found by one.
-        scale = float(np.maximum(scale_F.max(), 1))
-        largest = float(sizes_B.max()) * scale + float(np.abs(gate).max()) + float(np.abs(magnitude).max())
-        if not (largest < LARGEST and sizes_F.max() < LARGEST):
+        largest = float(np.maximum(batch.norms.max(), 1)) * float(features.reach.max())
+        if not (largest < LARGEST and features.sizes.max() < LARGEST):
             return None
-        row_starts = self._array("row_starts", (n_rows + 1,), np.int64)
-        row_starts[0] = 0
-        np.cumsum(counts_B, out=row_starts[1:])
-        columns, pre_A = self._list("columns", n_active, np.int32), self._list("pre_active", n_active)
-        self._over(n_rows, kernels.list_active, pre_BF, shift_F, gate, row_starts, columns, pre_A, counts_B)
-        assert (counts_B == np.diff(row_starts)).all(), "one comparison, compiled twice, has come out differently"
-        return row_starts, columns, pre_A
+        encoder = Encoder(self._arrays["W_enc"], features.encoder_norms, features.shift, self._arrays[form.gate])
+        most_active = min(self.dense_above * len(batch.x) * len(features.shift), MOST_ENTRIES)
+        return find_active(self.workspace, encoder, batch.x, batch.norms, most_active, self.bfloat16)
 
     def _sparse_step(
         self,
         sae: SAE,
         form: GatedReLU,
-        x_BD: Tensor,
+        features: _Features,
+        batch: _Batch,
+        active: Active,
         coefficient: float,
         objective: Objective,
-        active: tuple[Array, Array, Array],
-        parameters: Mapping[str | None, Array],
     ) -> StepResult | None:
         """Computes the step from its active entries; None where numbers are so large that it is one for products."""
-        row_starts, columns, pre_A = active
-        n_rows, d_in, d_sae = len(x_BD), sae.cfg.d_in, sae.cfg.d_sae
+        workspace, parameters = self.workspace, self._arrays
+        n_rows, d_in, d_sae = len(batch.x), sae.cfg.d_in, sae.cfg.d_sae
+        row_starts, row_ends, columns, _ = active
         learns_weights = sae.W_dec.requires_grad
         weighted = objective == "norm_weighted"
         auxiliary = AUXILIARY[form.auxiliary]
         W_dec, W_mag_FD = parameters["W_dec"], parameters[form.magnitude_weights]
-        scale_F = self._arrays["scale"]
-        weights_F = self._arrays["norms"] if weighted else np.ones(d_sae, np.float32)
+        scale_F = features.scale
+        weights_F = features.norms if weighted else np.ones(d_sae, np.float32)
         penalty = np.float32(coefficient / n_rows if form.penalised else 0.0)
 
-        centred_BD = self._array("centred", (n_rows, d_in))
-        np.subtract(x_BD.numpy(), parameters["b_dec"], out=centred_BD)
-        acts_d_gate_d_mag = [self._list(name, len(columns)) for name in ("acts", "d_gate", "d_mag")]
-        error_BD = self._array("error", (n_rows, d_in))
-        auxiliary_error_BD = self._array("auxiliary_error", (n_rows if auxiliary else 0, d_in))
-        sums_B3 = self._array("sums", (n_rows, 3), np.float64)
-        self._over(
+        centred_BD, error_BD = batch.centred, workspace.array("error", (n_rows, d_in))
+        auxiliary_error_BD = workspace.array("auxiliary_error", (n_rows if auxiliary else 0, d_in))
+        lists = [workspace.list(name, len(columns)) for name in ("pi", "acts", "d_gate", "d_mag")]
+        sums_B3 = workspace.array("sums", (n_rows, 3), np.float64)
+        workspace.over(
             row_starts,
             kernels.rows_forward_and_back,
             *(centred_BD, W_dec, W_mag_FD, parameters[form.gate], scale_F, parameters[form.magnitude], weights_F),
-            *(penalty, auxiliary, row_starts, columns, pre_A, *acts_d_gate_d_mag),
-            *(error_BD, auxiliary_error_BD, sums_B3),
+            *(penalty, auxiliary, *active, *lists, error_BD, auxiliary_error_BD, sums_B3),
         )
         reconstruction, l1, auxiliary_loss = (sums_B3.sum(0) / n_rows).tolist()
         l1 = l1 if form.penalised else 0.0
         losses = (reconstruction + coefficient * l1 + auxiliary_loss, reconstruction, l1, auxiliary_loss)
         # A dense step also multiplies errors with the decoder rows of inactive features.
-        largest = float(sums_B3.max()) ** 0.5 * float(self._arrays["sizes"].max()) ** 0.5
+        largest = float(sums_B3.max()) ** 0.5 * float(features.sizes.max()) ** 0.5
         if not (largest < LARGEST_SUM and max(map(abs, losses)) * n_rows < LARGEST_SUM):
             return None
 
-        feature_starts = self._array("feature_starts", (d_sae + 1,), np.int64)
-        entries, rows = self._list("entries", len(columns), np.int32), self._list("rows", len(columns), np.int32)
-        kernels.order_by_feature(columns, row_starts, feature_starts, entries, rows)
-        d_W_dec, d_W_enc = (self._array(name, (d_sae if learns_weights else 0, d_in)) for name in ("d_dec", "d_enc"))
-        d_W_mag = self._array("d_W_mag", W_mag_FD.shape)
-        d_gate, d_magnitude, d_log_scale = (self._array(name, (d_sae,)) for name in ("d_g", "d_m", "d_s"))
+        feature_starts = workspace.array("feature_starts", (d_sae + 1,), np.int64)
+        index = np.int32 if len(columns) <= MOST_ENTRIES else np.int64
+        entries, rows = workspace.list("entries", len(columns), index), workspace.list("rows", len(columns), np.int32)
+        kernels.order_by_feature(columns, row_starts, row_ends, feature_starts, entries, rows)
+        tied = form.magnitude_weights is None
+        factors = [workspace.list(name, len(columns)) for name in ("d_x_hat", "d_auxiliary", "d_pre", "d_pre_mag")]
+        names = ("d_gate_F", "d_mag_F", "d_log_scale_F", "d_norm_F")
+        d_gate, d_magnitude, d_log_scale, d_norm = (workspace.array(name, (d_sae,)) for name in names)
         fired_F = np.empty(d_sae, np.int64)
-        self._over(
+        workspace.over(
             feature_starts,
-            kernels.features_gradients,
-            *(centred_BD, W_dec, parameters[form.gate], scale_F, weights_F, penalty, weighted, auxiliary),
-            *(feature_starts, entries, rows, pre_A, *acts_d_gate_d_mag, error_BD, auxiliary_error_BD),
-            *(d_W_dec, d_W_enc, d_W_mag, d_gate, d_magnitude, d_log_scale, fired_F),
+            kernels.features_sums,
+            *(scale_F, weights_F, penalty, n_rows, tied, feature_starts, entries, active.pre, *lists, *factors),
+            *(d_gate, d_magnitude, d_log_scale, d_norm, fired_F),
         )
-
-        gradients = {form.gate: d_gate}
+        gradients: dict[str, Array] = {form.gate: d_gate}
         gradients[form.magnitude] = d_gate + d_magnitude if form.magnitude == form.gate else d_magnitude
         if form.log_scale is not None:
             gradients[form.log_scale] = d_log_scale
         if learns_weights:
+            d_x_hat, d_auxiliary, d_pre, d_pre_mag = factors
+            none = (d_auxiliary, auxiliary_error_BD[:0])
+            own = (d_norm, W_dec) if weighted else (d_norm[:0], W_dec)
+            other = (d_auxiliary, auxiliary_error_BD) if auxiliary == kernels.UNFROZEN else none
+            sums = {"W_dec": (d_x_hat, error_BD, *other, *own)}
+            sums["W_enc"] = (d_pre, centred_BD, *none, d_norm[:0], W_dec)
+            if form.magnitude_weights is not None:
+                sums[form.magnitude_weights] = (d_pre_mag, centred_BD, *none, d_norm[:0], W_dec)
             d_b_dec = error_BD.sum(0)
             if auxiliary == kernels.UNFROZEN:
                 d_b_dec += auxiliary_error_BD.sum(0)
             d_b_dec *= np.float32(2 / n_rows)
-            tied = form.magnitude_weights is None
-            d_pre = torch.from_numpy(d_gate + d_magnitude * scale_F if tied else d_gate)
-            d_b_dec -= torch.mv(sae.W_enc, d_pre).numpy()
-            if form.magnitude_weights is not None:
-                d_b_dec -= torch.mv(sae.get_parameter(form.magnitude_weights), torch.from_numpy(d_magnitude)).numpy()
-                gradients[form.magnitude_weights] = d_W_mag.T
-            gradients |= {"W_dec": d_W_dec, "W_enc": d_W_enc.T, "b_dec": d_b_dec}
-        for name, parameter in sae.learnt_parameters().items():
+            d_b_dec -= _times(d_gate + d_magnitude * scale_F if tied else d_gate, parameters["W_enc"])
+            if not tied:
+                d_b_dec -= _times(d_magnitude, W_mag_FD)
+            gradients["b_dec"] = d_b_dec
+            for name, arguments in sums.items():
+                gradient_FD = workspace.array(f"d_{name}", (d_sae, d_in))
+                squares_F = self._adam.squares[self._parameters[name]]
+                workspace.over(
+                    feature_starts, kernels.rows_sums, feature_starts, rows, *arguments, gradient_FD, squares_F
+                )
+                gradients[name] = gradient_FD if name == "W_dec" else gradient_FD.T
+            self._adam.measured |= {self._parameters[name] for name in sums}
+        for name, parameter in self._parameters.items():
             parameter.grad = torch.from_numpy(gradients[name])
-
         return StepResult(torch.tensor(losses), torch.from_numpy(fired_F))
 
-    def _over(self, parts: int | Array, kernel: Callable[..., None], *arguments: Any) -> None:
-        """Runs a kernel on ranges of rows or features, in parallel.
 
-        Args:
-            parts: how many there are, or the index of each one's first active entry: then ranges have as many of those.
-            kernel: what takes a range and the arguments.
-            *arguments: the same for all ranges.
-        """
-        n = parts if isinstance(parts, int) else len(parts) - 1
-        if self._pool is None:
-            kernel(0, n, *arguments)
-            return
-        shares = np.arange(1, self.threads) / self.threads
-        if isinstance(parts, int):
-            inner = [round(n * share) for share in shares]
-        else:
-            load = parts + np.arange(n + 1)  # one without entries costs something too
-            inner = np.searchsorted(load, load[-1] * shares).tolist()
-        bounds = [0, *inner, n]
-        others = [
-            self._pool.submit(kernel, first, end, *arguments)
-            for first, end in zip(bounds[1:-1], bounds[2:], strict=True)
-        ]
-        kernel(0, bounds[1], *arguments)
-        for other in others:
-            other.result()
-
-    def _array(self, name: str, shape: tuple[int, ...], dtype: Any = np.float32) -> Array:
-        """An array that later steps use again, whole or its first rows; what it holds is not defined."""
-        array = self._arrays.get(name)
-        if array is None or array.shape[1:] != shape[1:] or len(array) < shape[0]:
-            array = self._arrays[name] = np.empty(shape, dtype)
-        return array[: shape[0]]
-
-    def _list(self, name: str, length: int, dtype: Any = np.float32) -> Array:
-        """The beginning of an array that grows as needed, for as many entries."""
-        array = self._arrays.get(name)
-        if array is None or len(array) < length:
-            array = self._arrays[name] = np.empty(length + length // 4, dtype)
-        return array[:length]
+def _times(vector_F: Array, matrix_FD: Array) -> Array:
+    product: Array = torch.mv(torch.from_numpy(matrix_FD).T, torch.from_numpy(vector_F)).numpy()
+    return product
 
 
-def _is_encoder(name: str, parameter: Tensor) -> bool:
-    return parameter.dim() == 2 and name != "W_dec"
+@cache
+def compile_kernels() -> None:
+    """Compiles what steps call, or loads what was compiled before; a trial then begins with a step of its own."""
+    sae = build(SAEConfig(architecture="gated", d_in=2, d_sae=3, hyperparameters={"l1_coefficient": 1.0})).train()
+    engine = SparseCPUEngine(threads=1, dense_above=1)
+    engine.prepare(sae)
+    with one_at_a_time():
+        engine.step(sae, torch.ones(2, 2), 1.0, "norm_weighted")
+        engine.update(sae, Adam(sae, (0.0, 0.999), 1.0), Update(lr=0.0, clip=1.0, unit_norm=True))
 
 
-def _arrays_of(sae: SAE) -> dict[str | None, Array]:
-    """The parameters' own memory, encoders by feature, as kernels are compiled for; None: without rows or entries."""
-    arrays: dict[str | None, Array] = {None: np.empty((0, sae.cfg.d_in), np.float32)}
-    for name, parameter in sae.named_parameters():
-        arrays[name] = (parameter.detach().T if _is_encoder(name, parameter) else parameter.detach()).numpy()
-        assert arrays[name].flags.c_contiguous, "by SparseCPUEngine.prepare"
-    return arrays
+def has_bfloat16() -> bool:
+    """Whether the processor has products of bfloat16, on x86; where PyTorch has to imitate them, they take longer."""
+    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()

@@ -1,0 +1,345 @@
+"""Which entries of a batch are active: found in a product of reduced precision, decided in float32.
+
+A feature j is active on a row b where its gate π_bj = x_b · w_j + c_j is above 0. Scores are products of x and w that
+were rounded before, and hold x_b · w_j to within
+
+    ‖δx_b‖ ‖w_j‖ + (‖x_b‖ + ‖δx_b‖) ‖δw_j‖ + n 2⁻²² ‖x_b‖ ‖w_j‖ + u |score|
+
+where δ is what rounding took (Cauchy and Schwarz), the third term is four times the rounding of a sum of n products in
+float32, whatever its order (Higham 2002, section 3.1), and u that of the result. Whatever may be above 0 by this bound
+is a candidate, and the product of each candidate is computed again in float32, always in the same order. So neither
+what is active nor any number that follows from it depends on how the scores were computed.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from gsae_ray.training.engines.compiled import kernel
+from gsae_ray.training.engines.workspace import Array, Workspace
+
+SUM_ROUNDING = 2.0**-22
+"""A sum of n products in float32 is within n times a quarter of this of the true one."""
+SCORE_ROUNDING = {True: 2.0**-7, False: 2.0**-22}
+"""What a score may differ by from the sum that it is, ÷ its size: bfloat16 (True) or float32; twice the true bound."""
+TINY = 1e-30
+"""More than what products lose that treat the smallest numbers as zeros."""
+NORM_ROUNDING = 1.001
+"""By more than this short norms are not rounded; each term of a longer one adds `SUM_ROUNDING`."""
+UNDERFLOW = 4e-23
+"""What may be missing in a norm for each of its terms, ÷ √n: their squares vanish in float32 below it."""
+SMALL_NORM = 1e-18
+"""Of a feature with weights below this, a bound of its own is used: their rounding is no small share of them."""
+MOST_ENTRIES = 2**31 - 1
+"""That 32 bits can number."""
+
+
+class Active(NamedTuple):
+    """The active entries of a batch, row by row."""
+
+    row_starts: Array
+    """Index of each row's first entry, [batch + 1]."""
+    row_ends: Array
+    """Index after each row's last one, [batch]. What lists hold from there to the next row's start is not defined."""
+    columns: Array
+    """Their features."""
+    pre: Array
+    """Their x · w + shift."""
+
+
+class Encoder(NamedTuple):
+    """What decides which features are active."""
+
+    W_FD: Array
+    """A row per feature."""
+    norms_F: Array
+    """‖w‖."""
+    shift_F: Array
+    """What is added to products."""
+    gate_F: Array
+    """What is added to both, so that the feature is active above 0."""
+
+
+class Bounds(NamedTuple):
+    """How far scores may be from what they stand for."""
+
+    margins_B: Array
+    """Of a row, ÷ ‖w‖."""
+    norms_F: Array
+    """‖w‖."""
+    offsets_F: Array
+    """c, with its rounding."""
+    score_rounding: np.float32
+    """u."""
+
+
+class _Scores(NamedTuple):
+    """Products of rows and encoder, in one of two forms; the other has no rows."""
+
+    float32_BF: Array
+    bfloat16_BF: Array
+    """As bits."""
+    x_rests_B: Array
+    """‖δx‖."""
+    w_rests_F: Array
+    """‖δw‖."""
+
+
+def find_active(
+    workspace: Workspace, encoder: Encoder, x_BD: Array, x_norms_B: Array, most_active: float, bfloat16: bool
+) -> Active | None:
+    """Finds the active entries of a batch; None where there are more than `most_active`.
+
+    Args:
+        workspace: threads and memory.
+        encoder: finite.
+        x_BD: the batch, finite.
+        x_norms_B: ‖x‖.
+        most_active: as many as there may be.
+        bfloat16: whether scores are to be of bfloat16; what is found does not depend on it.
+    """
+    scores = _scores(workspace, encoder, x_BD, bfloat16)
+    products = scores[:2]
+    bounds = _bounds(1, encoder, x_norms_B, scores, bfloat16)
+    counts_B = workspace.array("counts", (len(x_BD),), np.int64)
+    workspace.over(len(x_BD), count, *products, *bounds, counts_B)
+    if (n_candidates := int(counts_B.sum())) > most_active:
+        # What is decided has to follow from what is active, not from how many the rounding of scores leaves open.
+        surely_B = workspace.array("surely", (len(x_BD),), np.int64)
+        lower = _bounds(-1, encoder, x_norms_B, scores, bfloat16)
+        workspace.over(len(x_BD), count, *products, *lower, surely_B)
+        if surely_B.sum() > most_active:
+            return None
+    row_starts, row_ends = workspace.array("row_starts", (len(x_BD) + 1,), np.int64), counts_B
+    row_starts[0] = 0
+    np.cumsum(counts_B, out=row_starts[1:])
+    columns, pre = workspace.list("columns", n_candidates, np.int32), workspace.list("pre", n_candidates)
+    active = Active(row_starts, row_ends, columns, pre)
+    own = (x_BD, encoder.W_FD, encoder.shift_F, encoder.gate_F)
+    workspace.over(row_starts, list_active, *products, *bounds, *own, *active)
+    assert row_ends.min() >= 0, "one comparison, compiled twice, has come out differently"
+    return active if n_candidates <= most_active or (row_ends - row_starts[:-1]).sum() <= most_active else None
+
+
+def _scores(workspace: Workspace, encoder: Encoder, x_BD: Array, bfloat16: bool) -> _Scores:
+    n_rows, d_sae = len(x_BD), len(encoder.W_FD)
+    x_rests_B, w_rests_F = workspace.array("x_rests", (n_rows,)), workspace.array("w_rests", (d_sae,))
+    if not bfloat16:
+        x_rests_B[:] = w_rests_F[:] = 0
+        products_BF = workspace.array("products", (n_rows, d_sae))
+        workspace.over(n_rows, _multiply, x_BD, encoder.W_FD, products_BF)
+        return _Scores(products_BF, np.empty((0, 0), np.uint16), x_rests_B, w_rests_F)
+    x_bits_BD = workspace.array("x_bits", x_BD.shape, np.uint16)
+    w_bits_FD = workspace.array("w_bits", encoder.W_FD.shape, np.uint16)
+    product_bits_BF = workspace.array("product_bits", (n_rows, d_sae), np.uint16)
+    workspace.over(d_sae, _round, encoder.W_FD, w_bits_FD, w_rests_F)
+    workspace.over(n_rows, _round, x_BD, x_bits_BD, x_rests_B)
+    workspace.over(n_rows, _multiply, x_bits_BD, w_bits_FD, product_bits_BF)
+    return _Scores(np.empty((0, 0), np.float32), product_bits_BF, x_rests_B, w_rests_F)
+
+
+def _bounds(sign: int, encoder: Encoder, x_norms_B: Array, scores: _Scores, bfloat16: bool) -> Bounds:
+    """The bounds by which an entry may be active (`sign` 1), or surely is (−1)."""
+    margins_B, offsets_F = np.empty_like(x_norms_B), np.empty_like(encoder.norms_F)
+    norms = (x_norms_B, scores.x_rests_B, encoder.norms_F, scores.w_rests_F)
+    add_up_bounds(sign, encoder.W_FD.shape[1], *norms, encoder.shift_F, encoder.gate_F, margins_B, offsets_F)
+    return Bounds(margins_B, encoder.norms_F, offsets_F, np.float32(sign * SCORE_ROUNDING[bfloat16]))
+
+
+def _round(first: int, end: int, rows_RD: Array, bits_RD: Array, rests_R: Array) -> None:
+    """Rounds rows to bfloat16, and computes the norms of what is lost."""
+    _tensor(bits_RD[first:end]).copy_(torch.from_numpy(rows_RD[first:end]))
+    rest_norms(first, end, rows_RD, bits_RD, rests_R)
+
+
+def _multiply(first: int, end: int, x_BD: Array, W_FD: Array, products_BF: Array) -> None:
+    torch.mm(_tensor(x_BD[first:end]), _tensor(W_FD).T, out=_tensor(products_BF[first:end]))
+
+
+def _tensor(array: Array) -> Tensor:
+    """The same memory as a tensor; bits are those of bfloat16."""
+    tensor = torch.from_numpy(array)
+    return tensor.view(torch.bfloat16) if array.dtype == np.uint16 else tensor
+
+
+@kernel
+def rest_norms(first: int, end: int, rows_RD: Any, bits_RD: Any, rests_R: Any) -> None:
+    """Computes the norms of what the copies of rows lack, which are the bits of bfloat16."""
+    n = rows_RD.shape[1]
+    wide_D = np.empty(n, np.int32)
+    copy_D = wide_D.view(np.float32)
+    for r in range(first, end):
+        for k in range(n):
+            wide_D[k] = np.int32(bits_RD[r, k]) << 16
+        square = np.float32(0)
+        for k in range(n):
+            rest = rows_RD[r, k] - copy_D[k]
+            square += rest * rest
+        rests_R[r] = np.sqrt(square) + np.float32(UNDERFLOW * np.sqrt(n))
+
+
+@kernel
+def add_up_bounds(
+    sign: int,
+    n: int,
+    x_norms_B: Any,
+    x_rests_B: Any,
+    w_norms_F: Any,
+    w_rests_F: Any,
+    shift_F: Any,
+    gate_F: Any,
+    margins_B: Any,
+    offsets_F: Any,
+) -> None:
+    """Computes the margins of rows and the offsets of features, as in `Bounds`, of products of n terms."""
+    rounding = NORM_ROUNDING + n * SUM_ROUNDING
+    x_most = 0.0
+    for b in range(len(x_norms_B)):
+        x_most = max(x_most, x_norms_B[b])
+    share = 0.0  # ‖δw‖ ≤ share ‖w‖ with one for all, so that a row and a feature have a number each
+    for j in range(len(w_norms_F)):
+        c = np.float64(shift_F[j]) + np.float64(gate_F[j])
+        slack = SUM_ROUNDING * (abs(np.float64(shift_F[j])) + abs(np.float64(gate_F[j]))) + TINY
+        if w_norms_F[j] > SMALL_NORM:
+            share = max(share, w_rests_F[j] / w_norms_F[j])
+        else:
+            slack += 4 * x_most * SMALL_NORM
+        offsets_F[j] = c + sign * slack
+    share *= rounding
+    for b in range(len(x_norms_B)):
+        margin = (rounding + share) * x_rests_B[b] + (share + n * SUM_ROUNDING) * x_norms_B[b]
+        margins_B[b] = sign * rounding * margin
+
+
+@kernel
+def _widen(scores_BF: Any, bits_BF: Any, b: int, bits_F: Any, row_F: Any) -> Any:
+    """A row of scores as float32, in the memory of `bits_F` where they are bfloat16."""
+    if len(bits_BF) == 0:
+        return scores_BF[b]
+    for j in range(len(bits_F)):
+        bits_F[j] = np.int32(bits_BF[b, j]) << 16
+    return row_F
+
+
+@kernel
+def count(
+    first: int,
+    end: int,
+    scores_BF: Any,
+    bits_BF: Any,
+    margins_B: Any,
+    norms_F: Any,
+    offsets_F: Any,
+    score_rounding: float,
+    counts_B: Any,
+) -> None:
+    """Counts the entries of rows that are above 0 by some `bounds`.
+
+    Args:
+        first: row to begin with.
+        end: row to end before.
+        scores_BF: products in float32, or without rows.
+        bits_BF: products as the bits of bfloat16, or without rows.
+        margins_B: as in `Bounds`.
+        norms_F: as there.
+        offsets_F: as there.
+        score_rounding: as there.
+        counts_B: gets the counts.
+    """
+    bits_F = np.empty(len(norms_F), np.int32)
+    wide_F = bits_F.view(np.float32)
+    for b in range(first, end):
+        row_F = _widen(scores_BF, bits_BF, b, bits_F, wide_F)
+        n = np.float32(0)  # exact below 2²⁴, and as wide as what is compared
+        for j in range(len(row_F)):
+            bound = row_F[j] + score_rounding * abs(row_F[j]) + (offsets_F[j] + margins_B[b] * norms_F[j])
+            n += np.float32(1) if bound > 0 else np.float32(0)
+        counts_B[b] = np.int64(n)
+
+
+@kernel
+def list_active(
+    first: int,
+    end: int,
+    scores_BF: Any,
+    bits_BF: Any,
+    margins_B: Any,
+    norms_F: Any,
+    offsets_F: Any,
+    score_rounding: float,
+    x_BD: Any,
+    W_enc_FD: Any,
+    shift_F: Any,
+    gate_F: Any,
+    row_starts: Any,
+    row_ends: Any,
+    columns: Any,
+    pre_A: Any,
+) -> None:
+    """Lists the active entries of rows: their features, and x · w + shift.
+
+    Arguments are as in `count`; a row has its place from `row_starts` on, for as many as were counted, and `row_ends`
+    gets where its active ones end, or −1 where there are more than were counted.
+    """
+    n_features = len(norms_F)
+    bits_F = np.empty(n_features, np.int32)
+    wide_F = bits_F.view(np.float32)
+    bounds_F = np.empty(n_features, np.float32)
+    for b in range(first, end):
+        row_F = _widen(scores_BF, bits_BF, b, bits_F, wide_F)
+        for j in range(n_features):
+            bounds_F[j] = row_F[j] + score_rounding * abs(row_F[j]) + (offsets_F[j] + margins_B[b] * norms_F[j])
+        start = row_starts[b]
+        stop = start
+        n_found = 0
+        for j in range(n_features):
+            if bounds_F[j] > 0:
+                n_found += 1
+                if stop < row_starts[b + 1]:
+                    columns[stop] = j
+                    stop += 1
+        _products(x_BD, b, W_enc_FD, columns, start, stop, pre_A)
+        at = start
+        for candidate in range(start, stop):
+            j = columns[candidate]
+            pre = pre_A[candidate] + shift_F[j]
+            if pre + gate_F[j] > 0:
+                columns[at] = j
+                pre_A[at] = pre
+                at += 1
+        row_ends[b] = at if n_found == stop - start else -1
+
+
+@kernel
+def _products(x_BD: Any, b: int, W_FD: Any, columns: Any, start: int, stop: int, products: Any) -> None:
+    """Multiplies row b with the rows of these indices, six in one pass over it; whichever six, with one result."""
+    last = stop - 1
+    for at in range(start, stop, 6):
+        i1, i2, i3, i4, i5 = (
+            min(at + 1, last),
+            min(at + 2, last),
+            min(at + 3, last),
+            min(at + 4, last),
+            min(at + 5, last),
+        )
+        j0, j1, j2, j3, j4, j5 = columns[at], columns[i1], columns[i2], columns[i3], columns[i4], columns[i5]
+        sum_0 = sum_1 = sum_2 = np.float32(0)
+        sum_3 = sum_4 = sum_5 = np.float32(0)
+        for k in range(x_BD.shape[1]):
+            x = x_BD[b, k]
+            sum_0 += x * W_FD[j0, k]
+            sum_1 += x * W_FD[j1, k]
+            sum_2 += x * W_FD[j2, k]
+            sum_3 += x * W_FD[j3, k]
+            sum_4 += x * W_FD[j4, k]
+            sum_5 += x * W_FD[j5, k]
+        products[i5] = sum_5  # the last one's again, where there are fewer
+        products[i4] = sum_4
+        products[i3] = sum_3
+        products[i2] = sum_2
+        products[i1] = sum_1
+        products[at] = sum_0
