@@ -33,6 +33,7 @@ SWEEP: dict[str, Any] = {  # with both engines: the laws, and what is killed, ho
 ONE_PRODUCER = {**SWEEP, "producers": {"count": 1}}  # the same trials; one process less to start
 SHORT = {
     **ONE_PRODUCER,
+    "saes": [{key: value for key, value in entry.items() if key != "engine"} for entry in SWEEP["saes"]],
     "training": {**SWEEP["training"], "tokens": 24_000, "log_every_tokens": 2_560},
     "evaluation": {"tokens": 2048},
     "trials": {"max_concurrent": 1},

@@ -10,6 +10,7 @@ import torch
 
 from gsae_ray.capacity.gpus import gpu_of
 from gsae_ray.capacity.nodes import PRODUCER, TRAINER, Node, nodes_for
+from gsae_ray.config.recipe import EngineName
 from gsae_ray.config.sweep import Sweep
 
 EFFICIENCY = 0.3
@@ -17,6 +18,11 @@ EFFICIENCY = 0.3
 
 Measured: training on an H100 had 0.55 alone, and 0.4 with twelve trials on the GPU (tests/benchmarks/gpu.py,
 2026-11-26).
+"""
+ENGINE_SHARES: dict[EngineName, float] = {"dense": 1.0, "sparse-cpu": 0.5}
+"""About how long a trial trains by an engine ÷ by the dense one.
+
+By the sparse one a step takes 0.13 to 0.5 of it (docs/benchmarks.md), but the first steps are dense.
 """
 
 
@@ -50,7 +56,7 @@ def pace(
     Args:
         sweep: the sweep.
         nodes: the nodes of the cluster; None for this machine.
-        waves_flops: FLOPs of each trial of each wave.
+        waves_flops: FLOPs of each trial of each wave, times the `ENGINE_SHARES` of its engine.
         model_flops: FLOPs of everything that producers do.
         slots: trials at a time.
         gpus_a_trial: GPUs of a trial, see `fit.gpu_shares`.

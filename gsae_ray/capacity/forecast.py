@@ -19,7 +19,7 @@ from transformers import PreTrainedModel
 from gsae_ray.activations.layout import DTYPE_BYTES
 from gsae_ray.activations.retention import forward_ratio, kept_blocks
 from gsae_ray.capacity import fit
-from gsae_ray.capacity.duration import Pace, pace
+from gsae_ray.capacity.duration import ENGINE_SHARES, Pace, pace
 from gsae_ray.capacity.memory import FLOAT, STORE_PROCESS, Memory, parameter_count, producer_memory, trial_memory
 from gsae_ray.capacity.nodes import Node
 from gsae_ray.config.site import Site
@@ -191,7 +191,7 @@ def forecast(
         pace=pace(
             sweep,
             nodes,
-            [[float(flops[t.name]) for t in wave] for wave in in_waves],
+            [[flops[t.name] * ENGINE_SHARES[t.training.engine] for t in wave] for wave in in_waves],
             model_flops + evaluation_flops,
             slots,
             gpus_a_trial,

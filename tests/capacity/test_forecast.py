@@ -14,6 +14,7 @@ from click.testing import CliRunner, Result
 from torch.utils.flop_counter import FlopCounterMode
 
 from gsae_ray.activations.retention import forward_ratio
+from gsae_ray.capacity import duration
 from gsae_ray.capacity.forecast import Forecast, equal_compute, forecast
 from gsae_ray.cli.main import main
 from gsae_ray.config.sweep import Sweep
@@ -314,3 +315,12 @@ def test_a_mistake_in_plan_is_told(arguments: list[str], parts: list[str]) -> No
     assert result.exit_code == 2
     assert "Traceback" not in result.output
     assert all(part in result.stderr for part in parts), result.stderr
+
+
+def test_the_sparse_engine_takes_less_time_for_the_same_products(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(duration, "_core_flops", lambda: 1e10)  # else measured, each time anew
+    dense, sparse = (cost(training={"engine": engine}) for engine in ("dense", "sparse-cpu"))
+    assert dense.training_flops == sparse.training_flops
+    assert dense.pace is not None and sparse.pace is not None
+    assert sparse.pace.trials_s == pytest.approx(dense.pace.trials_s * duration.ENGINE_SHARES["sparse-cpu"])
+    assert sparse.pace.model_s == dense.pace.model_s

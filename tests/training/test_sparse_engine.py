@@ -331,6 +331,7 @@ def test_a_compiler_that_cannot_be_loaded_is_named_with_what_does_without(monkey
         make_engine("sparse-cpu", 1)
 
 
+@pytest.mark.slow
 def test_processes_that_begin_together_compile_one_after_the_other(tmp_path: Path) -> None:
     """With an empty cache of their own."""
     script = """
