@@ -12,6 +12,7 @@ from gsae_ray.capacity.gpus import gpu_of
 from gsae_ray.capacity.nodes import PRODUCER, TRAINER, Node, nodes_for
 from gsae_ray.config.recipe import EngineName
 from gsae_ray.config.sweep import Sweep
+from gsae_ray.training.threads import torch_threads
 
 EFFICIENCY = 0.3
 """FLOP/s of training and forward passes ÷ those of a GPU's data sheet, or of a large product on a core.
@@ -93,14 +94,10 @@ def pace(
 
 def _core_flops(seconds: float = 0.2) -> float:
     """FLOP/s of a large matrix product on one core of this machine, measured for so many seconds."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
+    with torch_threads(1):
         a, b = torch.ones(256, 1024), torch.ones(1024, 1024)
         products, started = 0, time.perf_counter()
         while time.perf_counter() - started < seconds:
             a @ b
             products += 1
         return 2 * a.numel() * b.shape[1] * products / (time.perf_counter() - started)
-    finally:
-        torch.set_num_threads(threads)

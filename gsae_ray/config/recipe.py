@@ -20,7 +20,7 @@ from gsae_ray.saes import Objective
 
 Schedule = Literal["paper", "modern"]
 EngineName = Literal["dense", "sparse-cpu"]
-EngineChoice = Literal["auto", "dense", "sparse-cpu"]
+EngineChoice = Literal["auto", EngineName]
 
 PAPER_WARMUP_STEPS = 1000
 """Steps of the paper's lr warm-up, at the start and after every resampling (inferred for the start)."""

@@ -18,6 +18,7 @@ from gsae_ray.config.recipe import EngineName, TrainingSettings
 from gsae_ray.config.trial import TrialSpec
 from gsae_ray.errors import UserError
 from gsae_ray.saes import Objective
+from gsae_ray.training.threads import torch_threads
 from gsae_ray.training.trainer import Trainer
 
 SITE = "blocks.0.hook_resid_post"
@@ -155,15 +156,11 @@ def measure(
     Raises:
         UserError: no rows have so few or so many active features, or the engine cannot be run.
     """
-    threads_before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
-        steps = (intervals + 1) * steps_per_interval
+    steps = (intervals + 1) * steps_per_interval
+    with torch_threads(threads):
         stepping = Stepping(architecture, d_in, d_sae, batch_size, l0, engine, objective, steps, steps_per_interval)
         stepping.interval()  # compiles, and makes memory
         times, fired = zip(*(stepping.interval() for _ in range(intervals)), strict=True)
-    finally:
-        torch.set_num_threads(threads_before)
     return StepTime(
         architecture=architecture,
         objective=objective,

@@ -216,13 +216,30 @@ def add_up_bounds(
 
 
 @kernel
-def _widen(scores_BF: Any, bits_BF: Any, b: int, bits_F: Any, row_F: Any) -> Any:
-    """A row of scores as float32, in the memory of `bits_F` where they are bfloat16."""
-    if len(bits_BF) == 0:
-        return scores_BF[b]
-    for j in range(len(bits_F)):
-        bits_F[j] = np.int32(bits_BF[b, j]) << 16
-    return row_F
+def _add_bounds(
+    scores_BF: Any,
+    bits_BF: Any,
+    b: int,
+    margins_B: Any,
+    norms_F: Any,
+    offsets_F: Any,
+    score_rounding: float,
+    bits_F: Any,
+    row_F: Any,
+    bounds_F: Any,
+) -> None:
+    """Computes the bounds of the gates of row b.
+
+    Arguments are as in `count`; `row_F` is the memory of `bits_F` as float32, into which the scores go.
+    """
+    if len(bits_BF) > 0:
+        for j in range(len(bits_F)):
+            bits_F[j] = np.int32(bits_BF[b, j]) << 16
+    else:
+        for j in range(len(row_F)):
+            row_F[j] = scores_BF[b, j]
+    for j in range(len(row_F)):
+        bounds_F[j] = row_F[j] + score_rounding * abs(row_F[j]) + (offsets_F[j] + margins_B[b] * norms_F[j])
 
 
 @kernel
@@ -237,7 +254,7 @@ def count(
     score_rounding: float,
     counts_B: Any,
 ) -> None:
-    """Counts the entries of rows that are above 0 by some `bounds`.
+    """Counts the entries of rows that are above 0 by some `Bounds`.
 
     Args:
         first: row to begin with.
@@ -250,14 +267,13 @@ def count(
         score_rounding: as there.
         counts_B: gets the counts.
     """
-    bits_F = np.empty(len(norms_F), np.int32)
-    wide_F = bits_F.view(np.float32)
+    bits_F, bounds_F = np.empty(len(norms_F), np.int32), np.empty(len(norms_F), np.float32)
+    row_F = bits_F.view(np.float32)
     for b in range(first, end):
-        row_F = _widen(scores_BF, bits_BF, b, bits_F, wide_F)
+        _add_bounds(scores_BF, bits_BF, b, margins_B, norms_F, offsets_F, score_rounding, bits_F, row_F, bounds_F)
         n = np.float32(0)  # exact below 2²⁴, and as wide as what is compared
-        for j in range(len(row_F)):
-            bound = row_F[j] + score_rounding * abs(row_F[j]) + (offsets_F[j] + margins_B[b] * norms_F[j])
-            n += np.float32(1) if bound > 0 else np.float32(0)
+        for j in range(len(bounds_F)):
+            n += np.float32(1) if bounds_F[j] > 0 else np.float32(0)
         counts_B[b] = np.int64(n)
 
 
@@ -286,13 +302,10 @@ def list_active(
     gets where its active ones end, or −1 where there are more than were counted.
     """
     n_features = len(norms_F)
-    bits_F = np.empty(n_features, np.int32)
-    wide_F = bits_F.view(np.float32)
-    bounds_F = np.empty(n_features, np.float32)
+    bits_F, bounds_F = np.empty(n_features, np.int32), np.empty(n_features, np.float32)
+    row_F = bits_F.view(np.float32)
     for b in range(first, end):
-        row_F = _widen(scores_BF, bits_BF, b, bits_F, wide_F)
-        for j in range(n_features):
-            bounds_F[j] = row_F[j] + score_rounding * abs(row_F[j]) + (offsets_F[j] + margins_B[b] * norms_F[j])
+        _add_bounds(scores_BF, bits_BF, b, margins_B, norms_F, offsets_F, score_rounding, bits_F, row_F, bounds_F)
         start = row_starts[b]
         stop = start
         n_found = 0

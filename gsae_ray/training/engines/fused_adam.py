@@ -53,17 +53,16 @@ class FusedAdam:
     def update(self, optimiser: Adam, how: Update) -> None:
         """Updates parameters by their gradients."""
         gradients = [as_rows(parameter.grad, is_decoder) for parameter, _, is_decoder in self.learnt]
+        for (parameter, rows, is_decoder), gradient in zip(self.learnt, gradients, strict=True):
+            projected = how.unit_norm and is_decoder
+            if projected or (how.clip and parameter not in self.measured):
+                unit = rows if projected else rows[:0]
+                self.workspace.over(len(rows), project_and_measure, gradient, unit, self.squares[parameter])
         factor = np.float32(1)
-        if how.clip or how.unit_norm:
-            for (parameter, rows, is_decoder), gradient in zip(self.learnt, gradients, strict=True):
-                projected = how.unit_norm and is_decoder
-                if projected or (how.clip and parameter not in self.measured):
-                    unit = rows if projected else rows[:0]
-                    self.workspace.over(len(rows), project_and_measure, gradient, unit, self.squares[parameter])
-            if how.clip:
-                norm = math.sqrt(self._all_squares.sum(dtype=np.float64))
-                # NaN stays, as it does in PyTorch.
-                factor = np.float32(1.0 if norm + CLIP_EPSILON < how.clip else how.clip / (norm + CLIP_EPSILON))
+        if how.clip:
+            norm = math.sqrt(self._all_squares.sum(dtype=np.float64))
+            # NaN stays, as it does in PyTorch.
+            factor = np.float32(1.0 if norm + CLIP_EPSILON < how.clip else how.clip / (norm + CLIP_EPSILON))
         self.measured.clear()
         beta1, beta2 = optimiser.betas
         for (parameter, rows, is_decoder), gradient in zip(self.learnt, gradients, strict=True):
