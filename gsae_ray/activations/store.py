@@ -15,7 +15,7 @@ from typing import Any
 from gsae_ray.activations.layout import Layout
 from gsae_ray.activations.producer_pool import ProducerClient, ProducerDied, ProducerPool, Ref
 from gsae_ray.activations.production_log import ProductionLog
-from gsae_ray.activations.retention import Positions, RetentionPolicy
+from gsae_ray.activations.retention import Place, Positions, RetentionPolicy
 from gsae_ray.activations.statistics import SiteStatistics
 from gsae_ray.activations.trial_positions import Reader, ReaderSpec, TrialPositions
 from gsae_ray.errors import NumericError, ProductionError, StaleAttemptError
@@ -81,7 +81,7 @@ class ActivationStore:
         record: ProductionLog | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """Begins with an empty store; nothing is produced before a trial asks for it.
+        """Begins with an empty store; nothing is produced before a trial asks for it, or `produce_first` is called.
 
         Args:
             layout: of the row stream.
@@ -89,7 +89,7 @@ class ActivationStore:
             readers: every trial that may read, whether it runs already or starts late.
             budget_bytes: what blocks, held and in production, may take together.
             timeout_s: a call that takes longer means that its producer hangs.
-            record: log of the stores before this one, which have died; what they held is lost.
+            record: log of stores before, which have died; what they held is lost.
             clock: seconds, for the trials' silence.
         """
         self.layout = layout
@@ -108,6 +108,11 @@ class ActivationStore:
         self._lost = set(self._log.held)
         """Blocks that a fault took; producing them again is counted apart."""
         self._productions = 0
+
+    def produce_first(self) -> None:
+        """Has block 0 produced before trials ask for it: none begins without its statistics."""
+        if rows := (now := self._trials.snapshot()).late_rows:
+            self._start_productions(now._replace(places={0: Place(rows, reading=False, waiting=True)}), ahead=False)
 
     # ---- for trials ----
 

@@ -96,6 +96,8 @@ class StoreActor:
             store = ray.get_runtime_context().current_actor
             clients = [RayProducerClient(actor, self._layout, store) for actor in producers]
             self._store = self._make(clients, readers=readers, record=record)
+            if record is None or not record.produced:  # else trials may be reading other blocks already
+                self._store.produce_first()
             self._begun.set()
 
     async def report(self) -> StoreReport | None:

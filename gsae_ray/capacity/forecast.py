@@ -10,7 +10,7 @@ import dataclasses
 import math
 import os
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
@@ -20,14 +20,25 @@ from gsae_ray.activations.layout import DTYPE_BYTES
 from gsae_ray.activations.retention import forward_ratio, kept_blocks
 from gsae_ray.capacity import fit
 from gsae_ray.capacity.duration import ENGINE_SHARES, Pace, pace
-from gsae_ray.capacity.memory import FLOAT, STORE_PROCESS, Memory, parameter_count, producer_memory, trial_memory
+from gsae_ray.capacity.memory import (
+    FLOAT,
+    STORE_PROCESS,
+    Memory,
+    keeps_log_probs,
+    parameter_count,
+    producer_memory,
+    states_bytes,
+    trial_memory,
+)
 from gsae_ray.capacity.nodes import Node
 from gsae_ray.config.site import Site
 from gsae_ray.config.sweep import EQUAL_COMPUTE, Sweep
 from gsae_ray.config.trial import TrialSpec
 from gsae_ray.errors import UserError, first_line
-from gsae_ray.language_model.hooks import capture, forward, site_widths
+from gsae_ray.evaluation.evaluator import STATES_BYTES
+from gsae_ray.language_model.hooks import capture, forward, layers_of, site_widths
 from gsae_ray.language_model.loading import layer_count, load_skeleton
+from gsae_ray.language_model.partial_pass import layers_before
 from gsae_ray.saes import REGISTRY, SAEConfig
 
 
@@ -130,7 +141,7 @@ def forecast(
     """
     skeleton = load_skeleton(sweep.model)
     sweep = sweep.of_model(layer_count(skeleton))
-    d_in, to_deepest_site, whole = _measure(skeleton, sweep)
+    d_in, flops = _measure(skeleton, sweep)
     trials = sweep.expand(d_in, {}, parents)
     rows_a_block = sweep.block_contexts * sweep.rows_a_context
     block_bytes = rows_a_block * DTYPE_BYTES[sweep.model.dtype] * sum(d_in.values())
@@ -163,13 +174,21 @@ def forecast(
     contexts = blocks * sweep.block_contexts
 
     parameters = {trial.name: parameter_count(trial) for trial in trials}
-    flops = {trial.name: flops_a_row(trial) * trial.training.trained_tokens for trial in trials}
+    training = {trial.name: flops_a_row(trial) * trial.training.trained_tokens for trial in trials}
     heldout = sweep.evaluation.tokens / sweep.rows_a_context
     a_site = 1 if sweep.dataset.max_norm is None else 2  # ablated; before that for the norms of its rows
-    passes = len(trials) * len(sweep.evaluation.encoders) + len(sweep.references)
-    passes += a_site * len(d_in) + 1  # the last one is of the model as it is
-    model_flops = to_deepest_site * contexts * ratio
-    evaluation_flops = whole * heldout * passes
+    # Whole passes: the model as it is, with each site ablated, and references. An SAE of the sweep takes the layers
+    # from its site on, and the head of the model as it is, where that is not kept; all layers where states are not.
+    whole_passes = len(sweep.references) + a_site * len(d_in) + 1
+    text = skeleton.config.get_text_config()
+    kept = min(1.0, STATES_BYTES / states_bytes(sweep, text, widths))
+    head, passes_of_clean = (0, 0) if keeps_log_probs(sweep, text) else (flops.head, 1)
+    saes = sum(
+        kept * (flops.from_sites[trial.site] + head) + (1 - kept) * flops.whole * (1 + passes_of_clean)
+        for trial in trials
+    )
+    model_flops = flops.to_deepest_site * contexts * ratio
+    evaluation_flops = (flops.whole * whole_passes + len(sweep.evaluation.encoders) * saes) * heldout
     largest = sorted(parameters.values())[-slots:]
     return Forecast(
         trials=len(trials),
@@ -187,11 +206,11 @@ def forecast(
         model_flops=model_flops,
         references=len(sweep.references),
         evaluation_flops=evaluation_flops,
-        training_flops=float(sum(flops.values())),
+        training_flops=float(sum(training.values())),
         pace=pace(
             sweep,
             nodes,
-            [[flops[t.name] * ENGINE_SHARES[t.training.engine] for t in wave] for wave in in_waves],
+            [[training[t.name] * ENGINE_SHARES[t.training.engine] for t in wave] for wave in in_waves],
             model_flops + evaluation_flops,
             slots,
             gpus_a_trial,
@@ -206,17 +225,29 @@ def forecast(
     )
 
 
-def _measure(skeleton: PreTrainedModel, sweep: Sweep) -> tuple[dict[Site, int], int, int]:
+class _Flops(NamedTuple):
+    """FLOPs of the model on one context."""
+
+    to_deepest_site: int
+    whole: int
+    head: int
+    """Those after the last layer."""
+    from_sites: dict[str, int]
+    """Site -> those of the layers from it on, and of the head."""
+
+
+def _measure(skeleton: PreTrainedModel, sweep: Sweep) -> tuple[dict[Site, int], _Flops]:
     """Runs one context through the model without weights.
 
     Returns:
-        The width of the activations at each used site, FLOPs to the deepest of them, and FLOPs of the whole model.
+        The width of the activations at each used site, and FLOPs.
 
     Raises:
         UserError: a site is not there, or the model does not run without weights.
     """
-    to_deepest_site, whole = FlopCounterMode(display=False), FlopCounterMode(display=False)
     tokens_BT = torch.zeros(1, sweep.model.context_size, dtype=torch.long, device="meta")
+
+    to_deepest_site, whole = FlopCounterMode(display=False), FlopCounterMode(display=False)
     try:
         d_in = site_widths(skeleton, sweep.used_sites)
         with to_deepest_site:
@@ -228,7 +259,11 @@ def _measure(skeleton: PreTrainedModel, sweep: Sweep) -> tuple[dict[Site, int], 
             f"model.name: {sweep.model.name!r} cannot be forecast, since it does not run without its weights "
             f"({first_line(error)})"
         ) from error
-    return d_in, to_deepest_site.get_total_flops(), whole.get_total_flops()
+    total, names = whole.get_total_flops(), {module: name for name, module in skeleton.named_modules()}
+    by_module = {key.partition(".")[2]: sum(counts.values()) for key, counts in whole.get_flop_counts().items()}
+    layers = [by_module.get(names[layer], 0) for layer in layers_of(skeleton) or ()]
+    from_sites = {site.name: total - sum(layers[: layers_before(skeleton, site)]) for site in sweep.used_sites}
+    return d_in, _Flops(to_deepest_site.get_total_flops(), total, total - sum(layers), from_sites)
 
 
 def _products(trial: TrialSpec) -> int:

@@ -11,12 +11,13 @@ import torch
 from gsae_ray.activations.layout import DTYPE_BYTES
 from gsae_ray.config.sweep import Sweep
 from gsae_ray.config.trial import TrialSpec
-from gsae_ray.evaluation.evaluator import CLEAN_CACHE_BYTES
+from gsae_ray.evaluation.evaluator import CLEAN_CACHE_BYTES, STATES_BYTES
 from gsae_ray.saes import REGISTRY, SAE, SAEConfig, build
 from gsae_ray.storage.references import Reference
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+    from transformers.configuration_utils import PretrainedConfig
 
 FLOAT = 4
 """Bytes of a number of an SAE: they are trained in float32."""
@@ -78,9 +79,29 @@ def trial_memory(trial: TrialSpec, on_gpu: bool) -> Memory:
     copies = weights + 2 * learnt  # of a checkpoint, when the gradients are gone
     if on_gpu:
         return Memory(host=PROCESS + copies, gpu=CUDA_CONTEXT + step)
-    # Early steps of the sparse engine are dense ones; in the others its arrays are fewer than theirs.
+    # Early steps of the sparse engine are dense ones; at most, with 5/16 of all entries active, its others take 17 to 19
+    # bytes an entry, which is within the margin of the 16 of a dense step of standard SAEs.
     process = PROCESS + (COMPILER if trial.training.engine == "sparse-cpu" else 0)
     return Memory(host=process + max(step, 2 * copies))
+
+
+def states_bytes(sweep: Sweep, text: PretrainedConfig, widths: Mapping[str, float]) -> int:
+    """Bytes of all that evaluations would keep of what layers give: before each site, and of the last one.
+
+    Args:
+        sweep: the sweep.
+        text: the configuration of its language model.
+        widths: site -> width of its activations.
+    """
+    positions = sweep.model.context_size * -(-sweep.evaluation.tokens // sweep.rows_a_context)
+    a_layer = DTYPE_BYTES[sweep.model.dtype] * getattr(text, "hidden_size", max(widths.values())) * positions
+    return int(a_layer * (len(widths) + (not keeps_log_probs(sweep, text))))
+
+
+def keeps_log_probs(sweep: Sweep, text: PretrainedConfig) -> bool:
+    """Whether evaluations keep the log-probabilities of the clean model."""
+    positions = sweep.model.context_size * -(-sweep.evaluation.tokens // sweep.rows_a_context)
+    return bool(FLOAT * text.vocab_size * positions <= CLEAN_CACHE_BYTES)
 
 
 def producer_memory(
@@ -105,16 +126,18 @@ def producer_memory(
     weights = size * sum(p.numel() for p in model.parameters())
     positions = sweep.producers.batch * context
     forward = positions * (2 * size * sum(widths.values()) + 2 * DOUBLE * max(widths.values()))  # sums of block 0
-    a_context = FLOAT * context * model.config.get_text_config().vocab_size
-    logits = sweep.evaluation.batch * a_context
-    clean = a_context * -(-sweep.evaluation.tokens // sweep.rows_a_context)
+    text = model.config.get_text_config()
+    logits = FLOAT * text.vocab_size * sweep.evaluation.batch * context
+    clean = FLOAT * text.vocab_size * context * -(-sweep.evaluation.tokens // sweep.rows_a_context)
     rows, trials, references = sweep.evaluation.batch * context, list(trials), list(references)
     saes = [sae_bytes(skeleton(trial)) for trial in trials]
     saes += [2 * FLOAT * reference["d_in"] * reference["d_sae"] for reference in references]
     arrays = [REGISTRY[trial.architecture].training_arrays * trial.d_sae for trial in trials]
     arrays += [REGISTRY[reference["architecture"]].training_arrays * reference["d_sae"] for reference in references]
     sae, features = max(saes, default=0), max(arrays, default=0)
-    evaluation = max(4 * logits, FLOAT * rows * features) + (clean if clean <= CLEAN_CACHE_BYTES else logits)
+    # Logits come from the model's own code, which may copy them; those of a first evaluation are compared with others.
+    evaluation = max(3 * logits, FLOAT * rows * features) + (clean if keeps_log_probs(sweep, text) else logits)
+    evaluation += min(states_bytes(sweep, text, widths), STATES_BYTES)
     if sweep.producers.gpus:
         gpu = CUDA_CONTEXT + weights + max(forward, evaluation + sae)
         return Memory(host=PROCESS + max(block_bytes, 2 * sae), gpu=gpu)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import sys
 from collections.abc import Callable
+from importlib import resources
 from typing import Any
 
 import click
@@ -76,11 +77,10 @@ class SchemaCommand(click.Command):
 
     def format_epilog(self, _ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Writes the command's own epilog, then the schema, without click's wrapping of lines."""
-        from gsae_ray.config.reference import describe
-
+        keys = resources.files("gsae_ray.config").joinpath("sweep_keys.txt").read_text("utf-8")
         formatter.write("".join(f"  {line}\n" if line else "\n" for line in (self.epilog or "").splitlines()))
         formatter.write("\nThe sweep file (YAML; [default]; [auto]: leave it out, or null; a list is a grid):\n\n")
-        formatter.write("".join(f"  {line}\n" for line in describe().splitlines()))
+        formatter.write("".join(f"  {line}\n" for line in keys.splitlines()))
         formatter.write(
             "\n  A grid may also be {log_range: [1, 16], n: 5} or {log_uniform: [1, 16], n: 8, seed: 0}.\n"
             "\nExample: gsae-ray run sweeps/quickstart.yaml --set 'saes.0.l1_coefficient=[1,2]'\n"

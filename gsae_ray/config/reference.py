@@ -1,6 +1,7 @@
 """The sweep file's documentation, made from its schema: for the terminal, and as the page docs/sweep_file.md.
 
-`python -m gsae_ray.config.reference docs/sweep_file.md` writes the page; a test checks that it is current.
+`python -m gsae_ray.config.reference docs/sweep_file.md` writes the page, and `KEYS` beside this file, which `--help`
+prints without importing the schema. A test checks that both are current.
 """
 
 from __future__ import annotations
@@ -23,6 +24,8 @@ from gsae_ray.config.sweep import Sweep
 from gsae_ray.fields import AtMost, bounds_in, expand_grid
 from gsae_ray.saes import REGISTRY, trainable_architectures
 
+KEYS = Path(__file__).with_name("sweep_keys.txt")
+"""What `describe` returned when the page was written."""
 _INTRODUCTION = """\
 # The sweep file
 
@@ -206,3 +209,4 @@ def _constraints(annotation: Any) -> Iterator[Any]:
 
 if __name__ == "__main__":
     Path(sys.argv[1]).write_text(markdown(), encoding="utf-8")
+    KEYS.write_text(describe() + "\n", encoding="utf-8")

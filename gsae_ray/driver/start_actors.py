@@ -22,6 +22,7 @@ from gsae_ray.driver.prepare import producer_spec
 from gsae_ray.driver.stop import StopRequest
 from gsae_ray.driver.store_control import RayStore
 from gsae_ray.driver.supervisor import Supervisor
+from gsae_ray.driver.warm_up import start_compiling
 from gsae_ray.errors import ProductionError, UserError, reason
 
 if TYPE_CHECKING:
@@ -178,18 +179,23 @@ def running_actors(launch: Launch, stop: StopRequest, check: Callable[[], None])
 
     producers_word = f"producer{'s' if settings.count > 1 else ''}"
     log.say(f"starting {settings.count} {producers_word} and {len(launch.pending)} trials")
-    with running_producers(
-        settings.count,
-        settings.gpus,
-        resources.producer_bytes,
-        resources.producer_labels,
-        producer_spec(launch.prepared),
-        settings.timeout_s,
-        log.say,
-        may_go_on,
-    ) as (producers, machines):
-        _LOG.info("the producers have loaded the model")
+    start_compiling(trial.spec.training.engine for trial in launch.pending if trial.name in launch.readers)
+    with contextlib.ExitStack() as stack:
         store_actor = start_store(launch.prepared.layout, resources.budget_bytes, settings.timeout_s)
+        stack.callback(ray.kill, store_actor)  # for producers that do not come up
+        producers, machines = stack.enter_context(
+            running_producers(
+                settings.count,
+                settings.gpus,
+                resources.producer_bytes,
+                resources.producer_labels,
+                producer_spec(launch.prepared),
+                settings.timeout_s,
+                log.say,
+                may_go_on,
+            )
+        )
+        _LOG.info("the producers have loaded the model")
         supervisor = Supervisor(
             RayStore(store_actor, producers),
             {trial.name: trial for trial in launch.trials},
@@ -211,4 +217,4 @@ def running_actors(launch: Launch, stop: StopRequest, check: Callable[[], None])
             try:
                 supervisor.finish()  # it may wait for a store that gives no answer
             finally:
-                ray.kill(store_actor)  # a cluster, or a notebook's Ray, goes on after the launch
+                ray.kill(store_actor)  # before the producers, which it would start again; a cluster goes on

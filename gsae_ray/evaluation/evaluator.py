@@ -8,7 +8,7 @@ the same kind of machine.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
 import torch
@@ -20,12 +20,19 @@ from gsae_ray.data.tokens import PADDING, model_input
 from gsae_ray.errors import not_finite
 from gsae_ray.evaluation.metrics import SUMS, Evaluation
 from gsae_ray.evaluation.reconstruction import check_width, reconstruct
-from gsae_ray.language_model.hooks import Edit, capture, edited
+from gsae_ray.language_model.hooks import Edit, capture
 from gsae_ray.language_model.massive_norms import square_norm_limit, square_norms, takes_part
+from gsae_ray.language_model.partial_pass import PartialPasses, layers_before
 from gsae_ray.saes import SAE
 
 CLEAN_CACHE_BYTES = 2**30
-"""Log-probabilities of the clean model are kept up to this size."""
+"""Log-probabilities of the clean model are kept up to this size, all or none."""
+STATES_BYTES = 2**30
+"""What layers before sites give is kept up to this size, and what the last one gives where no log-probabilities are."""
+PIECE_BYTES = 4 * 2**20
+"""Log-probabilities are computed so many bytes at a time."""
+FLOAT = 4
+"""Bytes of a log-probability."""
 
 
 class _Ablated(NamedTuple):
@@ -63,8 +70,9 @@ class Evaluator:
         self.slices = tokens_ET.to(self.device).split(batch)
         self.kept = kept
         self.max_norm = max_norm
+        self.passes = PartialPasses(model, [model_input(tokens_BT) for tokens_BT in self.slices], STATES_BYTES)
         self._rows: dict[Site, list[Tensor]] = {}
-        self._clean: dict[int, Tensor] = {}
+        self._clean: dict[int, list[Tensor]] = {}
         self._ablated: dict[Site, _Ablated] = {}
 
     @torch.no_grad()
@@ -87,7 +95,7 @@ class Evaluator:
         active_F = torch.zeros(sae.cfg.d_sae, dtype=torch.float64, device=self.device)
         sums: dict[str, list[Tensor]] = {name: [] for name in SUMS}
 
-        for index, (tokens_BT, kept_BT) in enumerate(zip(self.slices, self.rows(site), strict=True)):
+        for index, kept_BT in enumerate(self.rows(site)):
 
             def splice(x_BTn: Tensor, kept_BT: Tensor = kept_BT) -> Tensor:
                 kept_BT = kept_BT.to(x_BTn.device)  # of a model on several GPUs, not always the tokens' device
@@ -100,15 +108,9 @@ class Evaluator:
                 edited_BTn[kept_BT] = found.x_hat_RD.to(x_BTn.dtype)
                 return edited_BTn
 
-            clean_BTV = self._clean_log_probs(index, tokens_BT)
-            spliced_BTV = self._log_probs(tokens_BT, (site, splice))
-            scored_BT = _scored(tokens_BT, kept_BT)
-            kl_BT = F.kl_div(spliced_BTV, clean_BTV, reduction="none", log_target=True).sum(-1)
             sums["rows"].append(kept_BT.sum(1))
-            sums["positions"].append(scored_BT.sum(1))
-            sums["nll_clean"].append(_nll(clean_BTV, tokens_BT, scored_BT))
-            sums["nll_spliced"].append(_nll(spliced_BTV, tokens_BT, scored_BT))
-            sums["kl"].append(_by_context(kl_BT[:, :-1][scored_BT], scored_BT))
+            for name, values_B in self._losses(index, site, splice).items():
+                sums[name].append(values_B)
 
         sums["nll_zero"].append(ablated.nll_E)
         self._check_finite("the model's own losses", torch.cat(sums["nll_clean"]))
@@ -122,24 +124,44 @@ class Evaluator:
             dtype = str(next(self.model.parameters()).dtype).removeprefix("torch.")
             raise not_finite(what, "the held-out text", dtype)
 
-    def _log_probs(self, tokens_BT: Tensor, edit: tuple[Site, Edit] | None = None) -> Tensor:
-        """Returns the log-probabilities [B, T, vocabulary] of each next token."""
-        with edited(self.model, dict([edit] if edit else [])):
-            logits_BTV = self.model(model_input(tokens_BT), use_cache=False).logits
-        return F.log_softmax(logits_BTV.float(), dim=-1)
+    def _losses(self, index: int, site: Site, splice: Edit) -> dict[str, Tensor]:
+        """Returns what a slice's predictions sum to, context by context [B], with an SAE spliced in."""
+        tokens_BT = self.slices[index]
+        scored_BT = _scored(tokens_BT, self.rows(site)[index])
+        losses: dict[str, list[Tensor]] = {"nll_clean": [], "nll_spliced": [], "kl": []}
+        logits_BTV = self._logits(index, site, splice)
+        clean = self._clean_log_probs(index, site, logits_BTV.shape[-1])
+        for (spliced_PV, next_P), clean_PV in zip(_log_probs(logits_BTV, tokens_BT), clean, strict=True):
+            losses["nll_clean"].append(_nll(clean_PV, next_P))
+            losses["nll_spliced"].append(_nll(spliced_PV, next_P))
+            losses["kl"].append(F.kl_div(spliced_PV, clean_PV, reduction="none", log_target=True).sum(-1))
+        sums = {name: _by_context(torch.cat(values)[scored_BT.flatten()], scored_BT) for name, values in losses.items()}
+        return {"positions": scored_BT.sum(1), **sums}
 
-    def _clean_log_probs(self, index: int, tokens_BT: Tensor) -> Tensor:
-        """Log-probabilities of the unedited model.
+    def _logits(self, index: int, site: Site, edit: Edit) -> Tensor:
+        """Returns the logits [B, T, vocabulary] of a slice with a site edited."""
+        return self.passes.logits(index, layers_before(self.model, site), {site: edit})
 
-        They are kept where those of all slices fit in memory: that saves each further SAE one of its two passes.
+    def _clean_log_probs(self, index: int, site: Site, vocabulary: int) -> Iterable[Tensor]:
+        """Returns the log-probabilities of the unedited model, piece by piece as `_log_probs`.
+
+        They are kept where those of all slices fit in memory; else what the last layer gives is, as far as that fits.
+
+        Args:
+            index: the slice.
+            site: that is being evaluated: what the layers before it give is kept already.
+            vocabulary: size of it.
         """
         if index in self._clean:
             return self._clean[index]
-        log_probs_BTV = self._log_probs(tokens_BT)
-        contexts = sum(len(tokens) for tokens in self.slices)
-        if log_probs_BTV[0].nbytes * contexts <= CLEAN_CACHE_BYTES:
-            self._clean[index] = log_probs_BTV
-        return log_probs_BTV
+        fits = FLOAT * vocabulary * sum(tokens.numel() for tokens in self.slices) <= CLEAN_CACHE_BYTES
+        skip = layers_before(self.model, site) if fits else len(self.passes.layers)
+        logits_BTV = self.passes.logits(index, skip, {})
+        pieces = (log_probs_PV for log_probs_PV, _ in _log_probs(logits_BTV, self.slices[index]))
+        if not fits:
+            return pieces
+        self._clean[index] = list(pieces)
+        return self._clean[index]
 
     @torch.no_grad()
     def rows(self, site: Site) -> list[Tensor]:
@@ -163,29 +185,46 @@ class Evaluator:
             nll: list[Tensor] = []
             sums: list[Tensor] = []
             rows = 0
-            for tokens_BT, kept_BT in zip(self.slices, self.rows(site), strict=True):
+            for index, (tokens_BT, kept_BT) in enumerate(zip(self.slices, self.rows(site), strict=True)):
 
                 def ablate(x_BTn: Tensor, kept_BT: Tensor = kept_BT) -> Tensor:
                     kept_BT = kept_BT.to(x_BTn.device)
                     sums.append(x_BTn[kept_BT].sum(0, dtype=torch.float64).to(self.device))
                     return x_BTn.masked_fill(kept_BT[..., None], 0)
 
-                log_probs_BTV = self._log_probs(tokens_BT, (site, ablate))
-                nll.append(_nll(log_probs_BTV, tokens_BT, _scored(tokens_BT, kept_BT)))
+                pieces = _log_probs(self._logits(index, site, ablate), tokens_BT)
+                scored_BT = _scored(tokens_BT, kept_BT)
+                nll_N = torch.cat([_nll(log_probs_PV, next_P) for log_probs_PV, next_P in pieces])
+                nll.append(_by_context(nll_N[scored_BT.flatten()], scored_BT))
                 rows += int(kept_BT.sum())
             self._ablated[site] = _Ablated(torch.cat(nll), torch.stack(sums).sum(0) / rows)
         return self._ablated[site]
 
 
 def _scored(tokens_BT: Tensor, kept_BT: Tensor) -> Tensor:
-    """Which positions [B, T − 1] are scored: the kept ones that have a next token."""
-    return kept_BT[:, :-1] & (tokens_BT[:, 1:] != PADDING)
+    """Which positions [B, T] are scored: the kept ones that have a next token."""
+    scored_BT = kept_BT.clone()
+    scored_BT[:, :-1] &= tokens_BT[:, 1:] != PADDING
+    scored_BT[:, -1] = False
+    return scored_BT
 
 
-def _nll(log_probs_BTV: Tensor, tokens_BT: Tensor, scored_BT: Tensor) -> Tensor:
-    """−log p(next token), summed over the scored positions [B, T − 1] of each context."""
-    next_BT = log_probs_BTV[:, :-1].gather(-1, model_input(tokens_BT)[:, 1:, None]).squeeze(-1)
-    return _by_context(-next_BT[scored_BT], scored_BT)
+def _log_probs(logits_BTV: Tensor, tokens_BT: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    """Log-probabilities [P, vocabulary] and the next token [P], piece by piece of all positions, context by context.
+
+    So that a large vocabulary takes memory once, and passes over a small one stay in the processor's cache. What has no
+    next token gets the first one of its context, and is not scored.
+    """
+    next_BT = model_input(tokens_BT).roll(-1, dims=1).to(logits_BTV.device)
+    positions = max(1, PIECE_BYTES // (FLOAT * logits_BTV.shape[-1]))
+    pieces = logits_BTV.flatten(0, 1).split(positions), next_BT.flatten().split(positions)
+    for logits_PV, next_P in zip(*pieces, strict=True):
+        yield F.log_softmax(logits_PV.float(), dim=-1), next_P
+
+
+def _nll(log_probs_PV: Tensor, next_P: Tensor) -> Tensor:
+    """−log p(next token) of each position."""
+    return -log_probs_PV.gather(-1, next_P[:, None]).squeeze(-1)
 
 
 def _by_context(values_R: Tensor, kept_BT: Tensor) -> Tensor:

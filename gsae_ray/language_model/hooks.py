@@ -27,7 +27,7 @@ def _submodule(model: nn.Module, path: str) -> nn.Module | None:
     return model
 
 
-def _layers(model: nn.Module) -> nn.ModuleList | None:
+def layers_of(model: nn.Module) -> nn.ModuleList | None:
     """The layers of the language model; None where they are not found.
 
     Outside of the families' table, the first list of as many modules as it has layers.
@@ -46,7 +46,7 @@ def _without_attention(model: nn.Module, layer: int) -> str | None:
 
     For families outside of the table too, hybrids among them: told by how classes and modules are called.
     """
-    layers = _layers(model)
+    layers = layers_of(model)
     if layers is None or not 0 <= layer < len(layers):
         return None
     for path, module in layers[layer].named_modules():
@@ -94,7 +94,7 @@ def locate(model: nn.Module, site: Site) -> tuple[nn.Module, IO]:
             f"attention output matrix W_O (it has {parts}); choose other layers for {site.point}, or name one of its "
             "modules: sites.modules"
         )
-    layers = _layers(model)
+    layers = layers_of(model)
     if model_type in FAMILIES and layers is None:
         raise UserError(
             f"sites.points: this {model_type} model keeps its layers elsewhere than others of its family, in none of "

@@ -45,18 +45,14 @@ class Adam:
         for parameters, factor in self.groups:
             learning = [p for p in parameters if p.grad is not None]
             gradients = [p.grad for p in learning if p.grad is not None]
-            states = [self._state(p) for p in learning]
+            states = [self.state_of(p) for p in learning]
             steps, means, squares = ([state[moment] for state in states] for moment in MOMENTS)
             beta1, beta2 = self.betas
             settings = {"beta1": beta1, "beta2": beta2, "lr": lr * factor, "eps": EPSILON, "weight_decay": 0.0}
             adam(learning, gradients, means, squares, [], steps, fused=True, amsgrad=False, maximize=False, **settings)  # type: ignore[arg-type]
 
-    def moments(self, parameter: nn.Parameter) -> tuple[Tensor, Tensor, Tensor]:
+    def state_of(self, parameter: nn.Parameter) -> dict[str, Tensor]:
         """The parameter's `MOMENTS`, to be changed in place."""
-        step, mean, square = (self._state(parameter)[moment] for moment in MOMENTS)
-        return step, mean, square
-
-    def _state(self, parameter: nn.Parameter) -> dict[str, Tensor]:
         if parameter not in self.state:
             zero = torch.zeros((), dtype=torch.float32, device=parameter.device)
             moments = (zero, torch.zeros_like(parameter), torch.zeros_like(parameter))

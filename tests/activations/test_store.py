@@ -51,6 +51,22 @@ def test_every_block_is_produced_once_for_all_trials_and_sites_late_ones_too(cou
     assert counters.peak_bytes == total_bytes(layout) == producers[0].live_bytes[1]
 
 
+def test_the_first_block_can_be_made_before_trials_ask_for_it() -> None:
+    layout = layout_of(5, 5)
+    readers = readers_of(layout, 2)
+
+    async def work(readers: dict[str, ReaderSpec]) -> Store:
+        store = Store(layout, producers_of(layout, 2), readers)
+        store.produce_first()
+        await turns(100)
+        assert store.record.produced == ({0: 1} if readers else {})
+        await asyncio.gather(*(train(store, name) for name in readers))
+        return store
+
+    assert play(work(readers)).counters().forward_ratio == 1.0
+    play(work({}))
+
+
 def test_all_producers_work_at_the_same_time() -> None:
     layout = layout_of(*[4] * 12)
     busy: list[int] = [0, 0]

@@ -232,6 +232,19 @@ def test_a_model_directory_without_weights_is_enough(
     assert result.notices == ()
 
 
+def test_an_evaluation_takes_the_layers_from_its_site_on(tmp_path: Path) -> None:
+    config = transformers.GPTNeoXConfig(
+        vocab_size=100, hidden_size=256, intermediate_size=1024, num_hidden_layers=4, num_attention_heads=4
+    )
+    config.save_pretrained(tmp_path)
+    first, last = (
+        cost(ENTRIES[:1], tmp_path, sites={"layers": [layer]}, evaluation={"tokens": 64_000}) for layer in (0, 3)
+    )
+    assert first.trials == last.trials == 4
+    flops_a_token = 2 * 12 * 256**2 * 3  # of the layers between the two, without attention
+    assert first.evaluation_flops - last.evaluation_flops == pytest.approx(4 * flops_a_token * 65_000, rel=0.06)
+
+
 MODULE = {"layers": [], "points": [], "modules": [{"module": "model.layers.1"}]}
 
 

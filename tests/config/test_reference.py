@@ -13,7 +13,7 @@ from pydantic import BaseModel
 from gsae_ray.config import plain_yaml
 from gsae_ray.config import sweep as sweep_module
 from gsae_ray.config.recipe import TrialTraining
-from gsae_ray.config.reference import describe, markdown
+from gsae_ray.config.reference import KEYS, describe, markdown
 from gsae_ray.config.site import POINTS
 from gsae_ray.config.sweep import Sweep
 from gsae_ray.fields import Settings
@@ -25,6 +25,12 @@ EXAMPLES = re.findall("```yaml\n(.*?)```", markdown(), re.DOTALL)
 
 def test_the_page_is_current() -> None:
     assert PAGE.read_text(encoding="utf-8") == markdown(), (
+        f"python -m gsae_ray.config.reference {PAGE.relative_to(PAGE.parents[1])} makes it again"
+    )
+
+
+def test_what_help_prints_is_current() -> None:
+    assert KEYS.read_text(encoding="utf-8") == describe() + "\n", (
         f"python -m gsae_ray.config.reference {PAGE.relative_to(PAGE.parents[1])} makes it again"
     )
 

@@ -96,8 +96,7 @@ def test_scripts_and_tests_that_are_named_are_there() -> None:
         for path in re.findall(r"`((?:tests|sweeps|gsae_ray|deploy)/[\w/.]+)`", page.read_text()):
             assert (ROOT / path).exists(), f"{page.name}: {path}"
     table = (ROOT / "docs/benchmarks.md").read_text()
-    helpers = {"head_to_head.yaml"}
-    assert all(f"`{path.name}`" in table for path in (ROOT / "tests/benchmarks").iterdir() if path.name not in helpers)
+    assert all(f"`{path.name}`" in table for path in (ROOT / "tests/benchmarks").glob("*.py"))
 
 
 @pytest.mark.parametrize("page", [page for page in PAGES if blocks(page, "yaml", "name:")], ids=lambda page: page.name)

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -88,3 +91,24 @@ def test_without_a_compiler_a_first_launch_is_dense_and_one_that_was_sparse_does
     begin_launch(tmp_path / "second", sparse, expand(sparse), False)
     with pytest.raises(UserError, match="Numba cannot be loaded"):
         resolved(auto, tmp_path / "second")
+
+
+COMPILE = """
+import ray
+from gsae_ray.driver.ray_session import connected
+from gsae_ray.driver.warm_up import start_compiling
+from gsae_ray.training.engines.compiled import holds_kernels
+with connected(None):
+    assert start_compiling(["dense"]) == []
+    assert not holds_kernels()
+    (compiling,) = start_compiling(["dense", "sparse-cpu"])
+    ray.get(compiling)
+    assert holds_kernels()
+    assert start_compiling(["sparse-cpu"]) == []
+"""
+
+
+@pytest.mark.slow
+def test_kernels_are_compiled_before_trials_start(tmp_path: Path) -> None:
+    environment = {**os.environ, "XDG_CACHE_HOME": str(tmp_path)}
+    subprocess.run([sys.executable, "-c", COMPILE], env=environment, check=True, timeout=250)

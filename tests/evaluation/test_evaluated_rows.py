@@ -28,6 +28,7 @@ from gsae_ray.data.tokens import PADDING
 from gsae_ray.errors import NumericError, UserError
 from gsae_ray.evaluation.evaluator import Evaluator
 from gsae_ray.evaluation.row_evaluator import RowEvaluator
+from gsae_ray.language_model.partial_pass import layers_before
 from gsae_ray.language_model.source import HeldOutRows
 
 
@@ -44,9 +45,11 @@ def test_masked_positions_keep_their_own_activations(model: Any, evaluator: Eval
         model(tokens_BT)
     clean.remove()
     following = model.gpt_neox.layers[1] if site.layer == 0 else model.gpt_neox.final_layer_norm
+    fresh = Evaluator(model, tokens_BT, kept, batch=len(tokens_BT))
+    fresh.passes.logits(0, layers_before(model, site), {})  # it looks first whether layers can be left out
     inputs: list[Tensor] = []
     after = following.register_forward_pre_hook(lambda _m, args: inputs.append(args[0].clone()))
-    Evaluator(model, tokens_BT, kept, batch=len(tokens_BT)).evaluate(site, sae)
+    fresh.evaluate(site, sae)
     after.remove()
     spliced = [x for x in inputs if not torch.equal(x, seen["clean"]) and not (x[kept(tokens_BT)] == 0).all()]
     zeroed = [x for x in inputs if (x[kept(tokens_BT)] == 0).all()]

@@ -38,10 +38,22 @@ def make_engine(name: EngineName, threads: int) -> Engine:
     Raises:
         UserError: this process cannot run it.
     """
-    check_engine(name)
+    compile_engine(name)
     if name == "dense":
         return DenseEngine()
-    from gsae_ray.training.engines.sparse_cpu import SparseCPUEngine, compile_kernels
+    from gsae_ray.training.engines.sparse_cpu import SparseCPUEngine
 
-    compile_kernels()
     return SparseCPUEngine(threads)
+
+
+def compile_engine(name: EngineName) -> None:
+    """Compiles what the engine of that name needs, once a process, or loads what was compiled before.
+
+    Raises:
+        UserError: this process cannot run it.
+    """
+    check_engine(name)
+    if name != "dense":
+        from gsae_ray.training.engines.sparse_cpu import compile_kernels
+
+        compile_kernels()

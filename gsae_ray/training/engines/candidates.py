@@ -303,18 +303,17 @@ def list_active(
     """
     n_features = len(norms_F)
     bits_F, bounds_F = np.empty(n_features, np.int32), np.empty(n_features, np.float32)
-    row_F = bits_F.view(np.float32)
+    row_F, found_F = bits_F.view(np.float32), np.empty(n_features, np.int32)
     for b in range(first, end):
         _add_bounds(scores_BF, bits_BF, b, margins_B, norms_F, offsets_F, score_rounding, bits_F, row_F, bounds_F)
-        start = row_starts[b]
-        stop = start
         n_found = 0
-        for j in range(n_features):
-            if bounds_F[j] > 0:
-                n_found += 1
-                if stop < row_starts[b + 1]:
-                    columns[stop] = j
-                    stop += 1
+        for j in range(n_features):  # without a branch: which entries are found cannot be foreseen
+            found_F[n_found] = j
+            n_found += 1 if bounds_F[j] > 0 else 0
+        start = row_starts[b]
+        stop = min(start + n_found, row_starts[b + 1])
+        for candidate in range(stop - start):
+            columns[start + candidate] = found_F[candidate]
         _products(x_BD, b, W_enc_FD, columns, start, stop, pre_A)
         at = start
         for candidate in range(start, stop):

@@ -54,6 +54,12 @@ def one_at_a_time() -> Iterator[None]:
         yield
 
 
+def holds_kernels() -> bool:
+    """Whether kernels were compiled on this machine before, though perhaps not all, or of other code."""
+    directory = cache_directory()
+    return directory is not None and any(directory.rglob("*.nbi"))
+
+
 @cache
 def cache_directory() -> Path | None:
     """The folder of compiled kernels, which its user alone can change; None where there can be no such folder."""

@@ -6,7 +6,7 @@ With PyTorch's operations they are five and more, which took longer than all els
 from __future__ import annotations
 
 import math
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from torch import Tensor, nn
@@ -21,14 +21,27 @@ CLIP_EPSILON = 1e-6
 """As in `torch.nn.utils.clip_grad_norm_`."""
 
 
-class _Moments(NamedTuple):
-    """The memory of Adam's state of a parameter."""
+class _Learnt:
+    """A learnt parameter, as rows in memory."""
 
-    of: Tensor
-    """The tensor of the mean, by which a state that was replaced is known."""
-    step: Array
-    mean: Array
-    square: Array
+    def __init__(self, parameter: nn.Parameter, is_decoder: bool) -> None:
+        self.parameter = parameter
+        self.is_decoder = is_decoder
+        self.rows = as_rows(parameter, is_decoder)
+        self.squares = np.empty(0, np.float32)
+        """Squared norms of its gradient's rows."""
+        self.measured = False
+        """Whether the step has found them already, for the next update."""
+        self.mean_tensor: Tensor | None = None
+        """Of Adam's state, by which one that was replaced is known."""
+        self.step = self.mean = self.square = np.empty(0, np.float32)
+        """Memory of that state."""
+
+    def use(self, state: dict[str, Tensor]) -> None:
+        """Takes the moments of a state of Adam's."""
+        if state["exp_avg"] is not self.mean_tensor:
+            self.mean_tensor, self.step = state["exp_avg"], state["step"].numpy()
+            self.mean, self.square = (as_rows(state[name], self.is_decoder) for name in ("exp_avg", "exp_avg_sq"))
 
 
 class FusedAdam:
@@ -37,55 +50,44 @@ class FusedAdam:
     def __init__(self, workspace: Workspace, sae: SAE) -> None:
         """Makes it for parameters that lie in memory as they will."""
         self.workspace = workspace
-        self.learnt = [(p, as_rows(p, p is sae.W_dec), p is sae.W_dec) for p in sae.learnt_parameters().values()]
-        """Parameters, their memory, and whether they are the decoder."""
-        ends = np.cumsum([len(rows) for _, rows, _ in self.learnt]).tolist()
+        self.learnt = {name: _Learnt(p, p is sae.W_dec) for name, p in sae.learnt_parameters().items()}
+        ends = np.cumsum([len(learnt.rows) for learnt in self.learnt.values()]).tolist()
         self._all_squares = np.empty(ends[-1], np.float32)
-        self.squares = {
-            parameter: self._all_squares[end - len(rows) : end]
-            for (parameter, rows, _), end in zip(self.learnt, ends, strict=True)
-        }
-        """Parameter -> squared norms of its gradient's rows."""
-        self.measured: set[nn.Parameter] = set()
-        """Parameters whose squares the step has found already, for the next update."""
-        self._moments: dict[nn.Parameter, _Moments] = {}
+        for learnt, end in zip(self.learnt.values(), ends, strict=True):
+            learnt.squares = self._all_squares[end - len(learnt.rows) : end]
+
+    def forget(self) -> None:
+        """Begins a step: no squares are known."""
+        for learnt in self.learnt.values():
+            learnt.measured = False
 
     def update(self, optimiser: Adam, how: Update) -> None:
         """Updates parameters by their gradients."""
-        gradients = [as_rows(parameter.grad, is_decoder) for parameter, _, is_decoder in self.learnt]
-        for (parameter, rows, is_decoder), gradient in zip(self.learnt, gradients, strict=True):
-            projected = how.unit_norm and is_decoder
-            if projected or (how.clip and parameter not in self.measured):
-                unit = rows if projected else rows[:0]
-                self.workspace.over(len(rows), project_and_measure, gradient, unit, self.squares[parameter])
+        gradients = [as_rows(learnt.parameter.grad, learnt.is_decoder) for learnt in self.learnt.values()]
+        for learnt, gradient in zip(self.learnt.values(), gradients, strict=True):
+            projected = how.unit_norm and learnt.is_decoder
+            if projected or (how.clip and not learnt.measured):
+                unit = learnt.rows if projected else learnt.rows[:0]
+                self.workspace.over(len(learnt.rows), project_and_measure, gradient, unit, learnt.squares)
         factor = np.float32(1)
         if how.clip:
             norm = math.sqrt(self._all_squares.sum(dtype=np.float64))
             # NaN stays, as it does in PyTorch.
             factor = np.float32(1.0 if norm + CLIP_EPSILON < how.clip else how.clip / (norm + CLIP_EPSILON))
-        self.measured.clear()
         beta1, beta2 = optimiser.betas
-        for (parameter, rows, is_decoder), gradient in zip(self.learnt, gradients, strict=True):
-            moments = self._moments_of(parameter, is_decoder, optimiser)
-            moments.step[...] += 1
-            steps = moments.step.item()
-            step_size = how.lr * optimiser.factors[parameter] / (1 - beta1**steps)
+        decays = np.float32(beta1), np.float32(1 - beta1), np.float32(beta2), np.float32(1 - beta2)
+        for learnt, gradient in zip(self.learnt.values(), gradients, strict=True):
+            learnt.use(optimiser.state_of(learnt.parameter))
+            learnt.step[...] += 1
+            steps = learnt.step.item()
+            step_size = how.lr * optimiser.factors[learnt.parameter] / (1 - beta1**steps)
             self.workspace.over(
-                len(rows),
+                len(learnt.rows),
                 adam,
-                *(rows, gradient, moments.mean, moments.square, factor),
-                *(np.float32(beta1), np.float32(1 - beta1), np.float32(beta2), np.float32(1 - beta2)),
+                *(learnt.rows, gradient, learnt.mean, learnt.square, factor, *decays),
                 *(np.float32(step_size), np.float32((1 - beta2**steps) ** -0.5), np.float32(EPSILON)),
-                how.unit_norm and is_decoder,
+                how.unit_norm and learnt.is_decoder,
             )
-
-    def _moments_of(self, parameter: nn.Parameter, is_decoder: bool, optimiser: Adam) -> _Moments:
-        step, mean, square = optimiser.moments(parameter)
-        found = self._moments.get(parameter)
-        if found is None or found.of is not mean:
-            found = _Moments(mean, step.numpy(), as_rows(mean, is_decoder), as_rows(square, is_decoder))
-            self._moments[parameter] = found
-        return found
 
 
 def as_rows(tensor: Any, is_decoder: bool) -> Array:

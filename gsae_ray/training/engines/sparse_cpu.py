@@ -16,16 +16,16 @@ from torch import Tensor, nn
 
 from gsae_ray.saes import SAE, Objective, SAEConfig, build
 from gsae_ray.saes.gated_relu import GatedReLU
-from gsae_ray.training.engines import fused_adam, kernels
+from gsae_ray.training.engines import feature_sums, fused_adam, kernels
 from gsae_ray.training.engines.base import StepResult, Update
 from gsae_ray.training.engines.candidates import MOST_ENTRIES, Active, Encoder, find_active
 from gsae_ray.training.engines.compiled import one_at_a_time
 from gsae_ray.training.engines.dense import DenseEngine
-from gsae_ray.training.engines.workspace import Array, Workspace
+from gsae_ray.training.engines.workspace import Array, Workspace, aligned
 from gsae_ray.training.optimiser import Adam
 from gsae_ray.training.threads import torch_threads
 
-DENSE_ABOVE = 3 / 16
+DENSE_ABOVE = 5 / 16
 """The share of active entries from which a step of dense products is the faster one: at the start half are active."""
 AUXILIARY = {"none": kernels.NONE, "frozen": kernels.FROZEN, "unfrozen": kernels.UNFROZEN}
 LARGEST = 1e38
@@ -43,6 +43,15 @@ class _Features(NamedTuple):
     norms: Array
     sizes: Array
     reach: Array
+
+
+class _Sums(NamedTuple):
+    """Sums over a batch for each feature; see `feature_sums.features_sums`."""
+
+    d_gate: Array
+    d_magnitude: Array
+    d_log_scale: Array
+    d_norm: Array
 
 
 class _Batch(NamedTuple):
@@ -91,13 +100,18 @@ class SparseCPUEngine:
             rows = fused_adam.as_rows(parameter, parameter is sae.W_dec)
             self._arrays[name] = rows if parameter.dim() == 2 else rows[0]
         self._parameters = sae.learnt_parameters()
+        d_sae = sae.cfg.d_sae
+        self._features = _Features(*(aligned((d_sae,), np.float32) for _ in _Features._fields))
+        self._sums = _Sums(*(aligned((d_sae,), np.float32) for _ in _Sums._fields))
+        self._ones = np.ones(d_sae, np.float32)
+        self._feature_starts = aligned((d_sae + 1,), np.int64)
         self._adam = fused_adam.FusedAdam(self.workspace, sae)
 
     @torch.no_grad()
     def step(self, sae: SAE, x_BD: Tensor, coefficient: float, objective: Objective) -> StepResult:
         form = sae.gated_relu(sae.cfg.hyperparameters, objective)
         assert form is not None, "checked when the sweep file was read"
-        self._adam.measured.clear()
+        self._adam.forget()
         with np.errstate(over="ignore", invalid="ignore"):  # it is what a step is looked at for
             features, batch = self._terms(form, x_BD.numpy())
             active = self._active(form, features, batch)
@@ -115,7 +129,7 @@ class SparseCPUEngine:
 
     def _terms(self, form: GatedReLU, x_BD: Array) -> tuple[_Features, _Batch]:
         parameters, workspace = self._arrays, self.workspace
-        features = _Features(*(workspace.array(name, (len(parameters["W_dec"]),)) for name in _Features._fields))
+        features = self._features
         workspace.over(
             len(parameters["W_dec"]),
             kernels.feature_terms,
@@ -155,7 +169,7 @@ class SparseCPUEngine:
         auxiliary = AUXILIARY[form.auxiliary]
         W_dec, W_mag_FD = parameters["W_dec"], parameters[form.magnitude_weights]
         scale_F = features.scale
-        weights_F = features.norms if weighted else np.ones(d_sae, np.float32)
+        weights_F = features.norms if weighted else self._ones
         penalty = np.float32(coefficient / n_rows if form.penalised else 0.0)
 
         centred_BD, error_BD = batch.centred, workspace.array("error", (n_rows, d_in))
@@ -176,18 +190,17 @@ class SparseCPUEngine:
         if not (largest < LARGEST_SUM and max(map(abs, losses)) * n_rows < LARGEST_SUM):
             return None
 
-        feature_starts = workspace.array("feature_starts", (d_sae + 1,), np.int64)
+        feature_starts = self._feature_starts
         index = np.int32 if len(columns) <= MOST_ENTRIES else np.int64
         entries, rows = workspace.list("entries", len(columns), index), workspace.list("rows", len(columns), np.int32)
-        kernels.order_by_feature(columns, row_starts, row_ends, feature_starts, entries, rows)
+        feature_sums.order_by_feature(columns, row_starts, row_ends, feature_starts, entries, rows)
         tied = form.magnitude_weights is None
         factors = [workspace.list(name, len(columns)) for name in ("d_x_hat", "d_auxiliary", "d_pre", "d_pre_mag")]
-        names = ("d_gate_F", "d_mag_F", "d_log_scale_F", "d_norm_F")
-        d_gate, d_magnitude, d_log_scale, d_norm = (workspace.array(name, (d_sae,)) for name in names)
+        d_gate, d_magnitude, d_log_scale, d_norm = self._sums
         fired_F = np.empty(d_sae, np.int64)
         workspace.over(
             feature_starts,
-            kernels.features_sums,
+            feature_sums.features_sums,
             *(scale_F, weights_F, penalty, n_rows, tied, feature_starts, entries, active.pre, *lists, *factors),
             *(d_gate, d_magnitude, d_log_scale, d_norm, fired_F),
         )
@@ -214,12 +227,18 @@ class SparseCPUEngine:
             gradients["b_dec"] = d_b_dec
             for name, arguments in sums.items():
                 gradient_FD = workspace.array(f"d_{name}", (d_sae, d_in))
-                squares_F = self._adam.squares[self._parameters[name]]
+                learnt = self._adam.learnt[name]
                 workspace.over(
-                    feature_starts, kernels.rows_sums, feature_starts, rows, *arguments, gradient_FD, squares_F
+                    feature_starts,
+                    feature_sums.rows_sums,
+                    feature_starts,
+                    rows,
+                    *arguments,
+                    gradient_FD,
+                    learnt.squares,
                 )
+                learnt.measured = True
                 gradients[name] = gradient_FD if name == "W_dec" else gradient_FD.T
-            self._adam.measured |= {self._parameters[name] for name in sums}
         for name, parameter in self._parameters.items():
             parameter.grad = torch.from_numpy(gradients[name])
         return StepResult(torch.tensor(losses), torch.from_numpy(fired_F))

@@ -53,7 +53,7 @@ class Workspace:
         """An array of that shape; what it holds is not defined. Fewer rows than before are the first ones of it."""
         array = self._arrays.get(name)
         if array is None or array.shape[1:] != shape[1:] or len(array) < shape[0]:
-            array = self._arrays[name] = _empty(shape, dtype)
+            array = self._arrays[name] = aligned(shape, dtype)
         assert array.dtype == dtype, f"{name}: one name for two arrays"
         return array if len(array) == shape[0] else array[: shape[0]]
 
@@ -61,7 +61,7 @@ class Workspace:
         """The beginning of an array that grows as needed, for as many entries."""
         array = self._arrays.get(name)
         if array is None or len(array) < length or array.dtype != dtype:
-            array = self._arrays[name] = _empty((length + length // 4,), dtype)
+            array = self._arrays[name] = aligned((length + length // 4,), dtype)
         return array[:length]
 
     def clear(self) -> None:
@@ -69,7 +69,7 @@ class Workspace:
         self._arrays.clear()
 
 
-def _empty(shape: tuple[int, ...], dtype: Any) -> Array:
+def aligned(shape: tuple[int, ...], dtype: Any) -> Array:
     """An array that begins on a cache line, as PyTorch's memory does and NumPy's does not."""
     return (
         torch.empty(math.prod(shape) * np.dtype(dtype).itemsize, dtype=torch.uint8).numpy().view(dtype).reshape(shape)
