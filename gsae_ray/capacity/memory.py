@@ -79,8 +79,8 @@ def trial_memory(trial: TrialSpec, on_gpu: bool) -> Memory:
     copies = weights + 2 * learnt  # of a checkpoint, when the gradients are gone
     if on_gpu:
         return Memory(host=PROCESS + copies, gpu=CUDA_CONTEXT + step)
-    # Early steps of the sparse engine are dense ones; at most, with 5/16 of all entries active, its others take 17 to 19
-    # bytes an entry, which is within the margin of the 16 of a dense step of standard SAEs.
+    # Early steps of the sparse engine are dense ones; its others take up to 19 bytes an entry, with 5/16 of all entries
+    # active, which is within the margin of the 16 of a dense step of standard SAEs.
     process = PROCESS + (COMPILER if trial.training.engine == "sparse-cpu" else 0)
     return Memory(host=process + max(step, 2 * copies))
 

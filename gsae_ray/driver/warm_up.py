@@ -11,7 +11,6 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from gsae_ray.capacity.nodes import TRAINER, Node, nodes_for
 from gsae_ray.config.recipe import EngineName
 from gsae_ray.training.engines import compile_engine
-from gsae_ray.training.engines.compiled import holds_kernels
 
 
 def start_compiling(engines: Iterable[EngineName]) -> list[ray.ObjectRef[None]]:
@@ -25,6 +24,8 @@ def start_compiling(engines: Iterable[EngineName]) -> list[ray.ObjectRef[None]]:
     compiled = sorted(set(engines) - {"dense"})
     if not compiled:
         return []
+    from gsae_ray.training.engines.compiled import holds_kernels  # here: sweeps of dense engines do without Numba
+
     there = [(Node.alive(node["Resources"], node["Labels"]), node["NodeID"]) for node in ray.nodes() if node["Alive"]]
     places = nodes_for(TRAINER, [node for node, _ in there])
     done = ray.get_runtime_context().get_node_id() if holds_kernels() else None
@@ -41,5 +42,7 @@ def start_compiling(engines: Iterable[EngineName]) -> list[ray.ObjectRef[None]]:
 def _compile(engines: list[EngineName]) -> None:
     """Runs on a node."""
     with contextlib.suppress(Exception):
+        from gsae_ray.training.engines.compiled import holds_kernels
+
         for engine in engines if not holds_kernels() else ():
             compile_engine(engine)
