@@ -93,15 +93,23 @@ def states_bytes(sweep: Sweep, text: PretrainedConfig, widths: Mapping[str, floa
         text: the configuration of its language model.
         widths: site -> width of its activations.
     """
-    positions = sweep.model.context_size * -(-sweep.evaluation.tokens // sweep.rows_a_context)
-    a_layer = DTYPE_BYTES[sweep.model.dtype] * getattr(text, "hidden_size", max(widths.values())) * positions
-    return int(a_layer * (len(widths) + (not keeps_log_probs(sweep, text))))
+    a_layer = DTYPE_BYTES[sweep.model.dtype] * getattr(text, "hidden_size", max(widths.values()))
+    return int(a_layer * held_out_positions(sweep) * (len(widths) + (not keeps_log_probs(sweep, text))))
 
 
 def keeps_log_probs(sweep: Sweep, text: PretrainedConfig) -> bool:
     """Whether evaluations keep the log-probabilities of the clean model."""
-    positions = sweep.model.context_size * -(-sweep.evaluation.tokens // sweep.rows_a_context)
-    return bool(FLOAT * text.vocab_size * positions <= CLEAN_CACHE_BYTES)
+    return log_probs_bytes(sweep, text) <= CLEAN_CACHE_BYTES
+
+
+def log_probs_bytes(sweep: Sweep, text: PretrainedConfig) -> int:
+    """Bytes of the log-probabilities of the clean model."""
+    return int(FLOAT * text.vocab_size * held_out_positions(sweep))
+
+
+def held_out_positions(sweep: Sweep) -> int:
+    """Positions of all held-out contexts."""
+    return sweep.model.context_size * -(-sweep.evaluation.tokens // sweep.rows_a_context)
 
 
 def producer_memory(
@@ -128,7 +136,6 @@ def producer_memory(
     forward = positions * (2 * size * sum(widths.values()) + 2 * DOUBLE * max(widths.values()))  # sums of block 0
     text = model.config.get_text_config()
     logits = FLOAT * text.vocab_size * sweep.evaluation.batch * context
-    clean = FLOAT * text.vocab_size * context * -(-sweep.evaluation.tokens // sweep.rows_a_context)
     rows, trials, references = sweep.evaluation.batch * context, list(trials), list(references)
     saes = [sae_bytes(skeleton(trial)) for trial in trials]
     saes += [2 * FLOAT * reference["d_in"] * reference["d_sae"] for reference in references]
@@ -136,7 +143,9 @@ def producer_memory(
     arrays += [REGISTRY[reference["architecture"]].training_arrays * reference["d_sae"] for reference in references]
     sae, features = max(saes, default=0), max(arrays, default=0)
     # Logits come from the model's own code, which may copy them; those of a first evaluation are compared with others.
-    evaluation = max(3 * logits, FLOAT * rows * features) + (clean if keeps_log_probs(sweep, text) else logits)
+    evaluation = max(3 * logits, FLOAT * rows * features) + (
+        log_probs_bytes(sweep, text) if keeps_log_probs(sweep, text) else logits
+    )
     evaluation += min(states_bytes(sweep, text, widths), STATES_BYTES)
     if sweep.producers.gpus:
         gpu = CUDA_CONTEXT + weights + max(forward, evaluation + sae)

@@ -5,8 +5,8 @@
 
 Evaluations of an SAE (all metrics, KL included) and passes of the model in turn, after a first evaluation, which keeps
 what all SAEs of the site share; the median of the ratios. The SAE's weights are random: its cost is that of any other.
-The contexts are random tokens: neither do they matter. With more of
-them (`--contexts`) log-probabilities of the clean model are not kept, and each evaluation computes its head again.
+The contexts are random tokens: neither do they matter. With more of them (`--contexts`) log-probabilities of the clean
+model are not kept, and each evaluation computes its head again.
 """
 
 from __future__ import annotations
