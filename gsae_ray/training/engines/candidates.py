@@ -314,7 +314,7 @@ def list_active(
         stop = min(start + n_found, row_starts[b + 1])
         for candidate in range(stop - start):
             columns[start + candidate] = found_F[candidate]
-        _products(x_BD, b, W_enc_FD, columns, start, stop, pre_A)
+        products(x_BD, b, W_enc_FD, columns, start, stop, pre_A)
         at = start
         for candidate in range(start, stop):
             j = columns[candidate]
@@ -327,7 +327,7 @@ def list_active(
 
 
 @kernel
-def _products(x_BD: Any, b: int, W_FD: Any, columns: Any, start: int, stop: int, products: Any) -> None:
+def products(x_BD: Any, b: int, W_FD: Any, columns: Any, start: int, stop: int, products_A: Any) -> None:
     """Multiplies row b with the rows of these indices, six in one pass over it; whichever six, with one result."""
     last = stop - 1
     for at in range(start, stop, 6):
@@ -349,9 +349,9 @@ def _products(x_BD: Any, b: int, W_FD: Any, columns: Any, start: int, stop: int,
             sum_3 += x * W_FD[j3, k]
             sum_4 += x * W_FD[j4, k]
             sum_5 += x * W_FD[j5, k]
-        products[i5] = sum_5  # the last one's again, where there are fewer
-        products[i4] = sum_4
-        products[i3] = sum_3
-        products[i2] = sum_2
-        products[i1] = sum_1
-        products[at] = sum_0
+        products_A[i5] = sum_5  # the last one's again, where there are fewer
+        products_A[i4] = sum_4
+        products_A[i3] = sum_3
+        products_A[i2] = sum_2
+        products_A[i1] = sum_1
+        products_A[at] = sum_0

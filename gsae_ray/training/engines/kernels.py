@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from gsae_ray.training.engines.candidates import UNDERFLOW
+from gsae_ray.training.engines.candidates import UNDERFLOW, products
 from gsae_ray.training.engines.compiled import kernel
 
 NONE, FROZEN, UNFROZEN = 0, 1, 2
@@ -244,7 +244,7 @@ def rows_forward_and_back(
             _multiply_with_two(error_BD, auxiliary_error_BD, b, columns, row_start, row_end, W_dec, d_mag_A, d_gate_A)
         else:
             add_rows(error_BD, b, acts_A, columns, row_start, row_end, W_dec)
-            _multiply_with_two(error_BD, error_BD, b, columns, row_start, row_end, W_dec, d_mag_A, d_gate_A)
+            products(error_BD, b, W_dec, columns, row_start, row_end, d_mag_A)
         for k in range(n_in):
             reconstruction += error_BD[b, k] * error_BD[b, k]
         sums_B3[b, 0] = reconstruction
