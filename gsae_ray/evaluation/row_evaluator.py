@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -42,6 +42,10 @@ class RowEvaluator:
         self.device = device
         self.max_norm = max_norm
         self._sites: dict[Site, _SiteRows] = {}
+
+    def evaluate_together(self, site: Site, saes: Sequence[tuple[SAE, int | None]]) -> list[Evaluation]:
+        """Evaluates SAEs one after the other; see `evaluate`."""
+        return [self.evaluate(site, sae, pursuit_l0) for sae, pursuit_l0 in saes]
 
     @torch.no_grad()
     def evaluate(self, site: Site, sae: SAE, pursuit_l0: int | None = None) -> Evaluation:
