@@ -137,4 +137,5 @@ def same(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
 def through_files(state: tuple[dict[str, Tensor], dict[str, Any]]) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """A state as it comes back from storage."""
     tensors, rest = state
+    tensors = {name: tensor.contiguous() for name, tensor in tensors.items()}
     return safetensors.torch.load(safetensors.torch.save(tensors)), json.loads(json.dumps(rest))

@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import safetensors.torch
 from torch import Tensor
-from typing_extensions import TypedDict
+from typing_extensions import NotRequired, TypedDict
 
 from gsae_ray.files import LOCAL, JSONFile, Storage, file_hash
 
 KEPT_CHECKPOINTS = 2
+FILE_BYTES = 2**26
+"""Bytes of tensors in a file of a checkpoint at most, but for one that has more alone.
+
+While a file is written its tensors are in memory a second time, and no others.
+"""
 
 State = tuple[dict[str, Tensor], dict[str, Any]]
 """Tensors, and the rest as JSON values."""
@@ -22,6 +27,9 @@ State = tuple[dict[str, Tensor], dict[str, Any]]
 
 class _Manifest(TypedDict):
     tensors: str
+    """Hash of the first file of tensors."""
+    further: NotRequired[list[str]]
+    """Those of the others; none in checkpoints from before there were any."""
     state: dict[str, Any]
 
 
@@ -29,7 +37,10 @@ MANIFEST = JSONFile(_Manifest, "the checkpoint before it is used", sealed=True)
 
 
 class Checkpoints:
-    """A folder with one for each checkpoint, `{tokens}/`: state.safetensors, then manifest.json with its hash."""
+    """A folder with one for each checkpoint, `{tokens}/`: files of tensors, then manifest.json with their hashes.
+
+    The first file is state.safetensors; the others, if there is more than fits, are state-1.safetensors and so on.
+    """
 
     def __init__(self, folder: Path, storage: Storage = LOCAL) -> None:
         self.folder = folder
@@ -42,11 +53,16 @@ class Checkpoints:
     def read(self, tokens: int) -> State | None:
         """What a checkpoint holds; None where it is not whole."""
         manifest = MANIFEST.read_whole(self._path(tokens) / "manifest.json", self.storage)
+        if manifest is None:
+            return None
+        tensors: dict[str, Tensor] = {}
         with contextlib.suppress(FileNotFoundError):  # other errors of a file system may pass
-            if manifest is not None:
-                tensors = self.storage.local(self._path(tokens) / "state.safetensors")
-                if file_hash(tensors) == manifest["tensors"]:
-                    return safetensors.torch.load_file(tensors), manifest["state"]
+            for index, digest in enumerate([manifest["tensors"], *manifest.get("further", [])]):
+                file = self.storage.local(self._path(tokens) / _file_name(index))
+                if file_hash(file) != digest:
+                    return None
+                tensors |= safetensors.torch.load_file(file)
+            return tensors, manifest["state"]
         return None
 
     def write(self, tokens: int, state: State, check: Callable[[], None]) -> None:
@@ -60,10 +76,14 @@ class Checkpoints:
         target, (tensors, rest) = self._path(tokens), state
         self.storage.remove_tree(target)
         self.storage.make_folder(target)
-        data = safetensors.torch.save(tensors)
-        self.storage.replace(target / "state.safetensors", data)
+        hashes = []
+        for index, part in enumerate(_parts(tensors)):
+            data = safetensors.torch.save({name: tensor.cpu().contiguous() for name, tensor in part.items()})
+            self.storage.replace(target / _file_name(index), data)
+            hashes.append(hashlib.sha256(data).hexdigest())
+            del data  # before the next one is there
         check()
-        manifest: _Manifest = {"tensors": hashlib.sha256(data).hexdigest(), "state": rest}
+        manifest: _Manifest = {"tensors": hashes[0], "further": hashes[1:], "state": rest}
         MANIFEST.write(target / "manifest.json", manifest, self.storage)
         for old in self.tokens()[:-KEPT_CHECKPOINTS]:
             self.remove(old)
@@ -74,3 +94,18 @@ class Checkpoints:
 
     def _path(self, tokens: int) -> Path:
         return self.folder / str(tokens)
+
+
+def _file_name(index: int) -> str:
+    return f"state-{index}.safetensors" if index else "state.safetensors"
+
+
+def _parts(tensors: Mapping[str, Tensor]) -> Iterator[dict[str, Tensor]]:
+    """The tensors in their order, as many together as fit into a file; without any, one part."""
+    part: dict[str, Tensor] = {}
+    for name, tensor in tensors.items():
+        if part and sum(t.nbytes for t in (*part.values(), tensor)) > FILE_BYTES:
+            yield part
+            part = {}
+        part[name] = tensor
+    yield part

@@ -5,7 +5,7 @@ attempts/{number}.json       an attempt: number, session of its driver, where it
                              still writes is refused, and a new one of an older session
 metrics-{attempt}.jsonl      {"step": tokens, "timestamp": ms, "metrics": {name: value}} and its hash a line; the newest
                              file counts
-checkpoints/{tokens}/        state.safetensors, then manifest.json with its hash; the last two are kept
+checkpoints/{tokens}/        state.safetensors (and more), then manifest.json with hashes; the last two are kept
 sae/                         the finished SAE
 DONE                         training has finished; hashes of what it vouches for, sae/ and the metric rows
 FAILED                       {"reason": …}: training ended for good, e.g. in NaN; beside DONE: the evaluation did

@@ -65,9 +65,9 @@ class Adam:
             parameter.grad = None
 
     def tensors(self) -> dict[str, Tensor]:
-        """Copies of the moments on the CPU, by `{moment}.{parameter}`; empty before the first step."""
+        """The moments themselves, by `{moment}.{parameter}`; empty before the first step."""
         return {
-            f"{moment}.{name}": copy_on_cpu(value)
+            f"{moment}.{name}": value
             for parameter, name in self.names.items()
             for moment, value in self.state.get(parameter, {}).items()
         }
@@ -79,11 +79,6 @@ class Adam:
             for parameter, name in self.names.items()
             if f"step.{name}" in tensors
         }
-
-
-def copy_on_cpu(tensor: Tensor) -> Tensor:
-    """A copy for a file: row by row, however the engine has laid the tensor out."""
-    return tensor.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
 
 
 def _laid_out(tensor: Tensor, parameter: Tensor) -> Tensor:

@@ -80,10 +80,10 @@ class Resampler:
     # ---- state ----
 
     def state(self) -> dict[str, Tensor]:
-        """What a checkpoint keeps, on the CPU."""
-        return {"silent": self.silent_F.cpu(), "keys": self.keys_K.cpu(), "inputs": self.inputs_KD.cpu()}
+        """What a checkpoint keeps."""
+        return {"silent": self.silent_F, "keys": self.keys_K, "inputs": self.inputs_KD}
 
     def restore(self, state: dict[str, Tensor]) -> None:
         """Goes back to what `state` returned."""
-        device = self.silent_F.device
-        self.silent_F, self.keys_K, self.inputs_KD = (state[k].to(device) for k in ("silent", "keys", "inputs"))
+        own = (state[name].to(self.silent_F.device, copy=True) for name in ("silent", "keys", "inputs"))
+        self.silent_F, self.keys_K, self.inputs_KD = own

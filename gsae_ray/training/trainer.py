@@ -17,7 +17,7 @@ from gsae_ray.saes import SAE, SAEConfig, build
 from gsae_ray.training.engines import make_engine
 from gsae_ray.training.engines.base import LOSSES, Engine, Update
 from gsae_ray.training.l1_units import UNITS, Scale
-from gsae_ray.training.optimiser import Adam, copy_on_cpu
+from gsae_ray.training.optimiser import Adam
 from gsae_ray.training.resampling import Resampler
 from gsae_ray.training.schedules import lr_factor, sparsity_factor
 from gsae_ray.training.threads import torch_threads
@@ -260,8 +260,11 @@ class Trainer:
     # ---- state: between intervals, so that the running means are empty ----
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """(tensors, the rest): all that a successor needs to go on bit for bit."""
-        tensors = {f"sae.{name}": copy_on_cpu(tensor) for name, tensor in self.sae.state_dict().items()}
+        """(tensors, the rest): all that a successor needs to go on bit for bit.
+
+        The tensors are those that are trained, and no copies: they are to be written before training goes on.
+        """
+        tensors = {f"sae.{name}": tensor.detach() for name, tensor in self.sae.state_dict().items()}
         tensors |= {f"adam.{name}": tensor for name, tensor in self.optimiser.tensors().items()}
         if self.resampler is not None:
             tensors |= {f"resampling.{name}": tensor for name, tensor in self.resampler.state().items()}

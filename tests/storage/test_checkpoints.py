@@ -17,6 +17,8 @@ from trials import FINGERPRINT, begin, random_sae, row_metrics
 from gsae_ray import saes
 from gsae_ray.errors import StorageFullError
 from gsae_ray.files import disk_space_needed
+from gsae_ray.storage import checkpoints
+from gsae_ray.storage.checkpoints import Checkpoints
 
 
 def test_a_new_attempt_gets_the_newest_checkpoint_bit_for_bit_and_the_rows_up_to_it(tmp_path: Path) -> None:
@@ -44,6 +46,28 @@ def test_only_the_last_two_checkpoints_are_kept(tmp_path: Path) -> None:
     train(directory, 1, 11, checkpoint_every=1)
     kept = sorted(int(path.name) for path in (directory.path / "checkpoints").iterdir())
     assert kept == [10 * 64, 11 * 64]
+
+
+def test_a_large_state_is_written_in_parts_and_any_that_is_damaged_counts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(checkpoints, "FILE_BYTES", 40)
+    kept = Checkpoints(tmp_path)
+    tensors = {"a": torch.arange(6.0).view(2, 3).T, "b": torch.arange(4.0), "c": torch.zeros(()), "d": torch.ones(20)}
+    kept.write(64, (tensors, {"step": 1}), lambda: None)
+    files = sorted(path.name for path in (tmp_path / "64").glob("*.safetensors"))
+    assert files == ["state-1.safetensors", "state-2.safetensors", "state.safetensors"]
+    state = kept.read(64)
+    assert state is not None and state[1] == {"step": 1} and state[0].keys() == tensors.keys()
+    assert all(torch.equal(state[0][name], tensor) for name, tensor in tensors.items())
+    for name in files:
+        kept.write(128, (tensors, {"step": 2}), lambda: None)
+        flip(tmp_path / "128" / name)
+        assert kept.read(128) is None
+        (tmp_path / "128" / name).unlink()
+        assert kept.read(128) is None
+    kept.write(192, ({}, {"step": 3}), lambda: None)
+    assert kept.read(192) == ({}, {"step": 3})
 
 
 DAMAGES: list[tuple[str, Callable[[Path], None]]] = [
