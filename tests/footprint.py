@@ -25,10 +25,11 @@ def peak_mib(before):
 """
 TRAINER = """
 sys.path.insert(0, {tests!r})
-import safetensors.torch
+from pathlib import Path
 from gsae_ray.activations.layout import Layout
 from gsae_ray.activations.reader import RowStream
 from gsae_ray.config.sweep import Sweep
+from gsae_ray.storage.checkpoints import Checkpoints
 from gsae_ray.training.trainer import Trainer
 from footprint import trial_of
 from trainers import ArraySource, SITE
@@ -39,7 +40,7 @@ source = ArraySource(torch.randn(steps, {n}), layout)
 before = rss()
 trainer = Trainer(trial, RowStream(source, layout, SITE), {device!r})
 trainer.train_interval()
-safetensors.torch.save_file(trainer.state()[0], {folder!r} + "/checkpoint")
+Checkpoints(Path({folder!r})).write(0, trainer.state(), lambda: None)
 peak_mib(before)
 """
 

@@ -14,7 +14,9 @@ from gsae_ray.config.trial import TrialSpec
 from gsae_ray.evaluation.evaluator import CLEAN_CACHE_BYTES, STATES_BYTES
 from gsae_ray.evaluation.task import TOGETHER_BYTES
 from gsae_ray.saes import REGISTRY, SAE, SAEConfig, build
+from gsae_ray.storage.checkpoints import FILE_BYTES
 from gsae_ray.storage.references import Reference
+from gsae_ray.training.engines.base import LARGE_BATCH
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -26,6 +28,9 @@ DOUBLE = 8
 """Bytes of a number of the statistics of block 0: their sums are float64."""
 PROCESS = 2**29
 """Bytes of a process with torch, Ray and our libraries."""
+SPARSE_ENTRY = 9
+"""Bytes an entry of a large batch takes with a sparse engine: a score of 2, and with 5/16 of all active 19 for each of
+those, in lists that may be a quarter longer; dense steps take less (`BYTES_AN_ENTRY`)."""
 COMPILER = 2**27
 """Bytes that Numba and what it has compiled add to it: 123 MiB with Numba 0.68."""
 CUDA_CONTEXT = 704 * 2**20
@@ -74,16 +79,18 @@ def trial_memory(trial: TrialSpec, on_gpu: bool) -> Memory:
     sae = skeleton(trial)
     weights = sae_bytes(sae)
     learnt = FLOAT * sum(p.numel() for p in sae.learnt_parameters().values())
-    arrays = REGISTRY[trial.architecture].training_arrays
-    batch = FLOAT * trial.training.batch_size * (4 * trial.d_in + arrays * trial.d_sae)
-    step = weights + 3 * learnt + batch  # gradients, two moments
-    copies = weights + 2 * learnt  # of a checkpoint, when the gradients are gone
+    sparse = trial.training.engine == "sparse-cpu"
+    rows, entry = trial.training.batch_size, FLOAT * sae.training_arrays
+    if sparse and rows * trial.d_sae > LARGE_BATCH:
+        entry = SPARSE_ENTRY
+    step = weights + 3 * learnt + rows * (FLOAT * 4 * trial.d_in + entry * trial.d_sae)  # gradients, two moments
+    # The tensors of a file of a checkpoint, and the finished SAE, are copied, and then made into bytes.
+    largest = max(tensor.nbytes for tensor in sae.state_dict().values())
+    copies = 2 * max(min(weights + 2 * learnt, max(FILE_BYTES, largest)), weights)
     if on_gpu:
         return Memory(host=PROCESS + copies, gpu=CUDA_CONTEXT + step)
-    # Early steps of the sparse engine are dense ones; its others take up to 19 bytes an entry, with 5/16 of all entries
-    # active, which is within the margin of the 16 of a dense step of standard SAEs.
-    process = PROCESS + (COMPILER if trial.training.engine == "sparse-cpu" else 0)
-    return Memory(host=process + max(step, 2 * copies))
+    between_steps = weights + (3 if sparse else 2) * learnt  # the sparse engine keeps its gradients' memory
+    return Memory(host=PROCESS + (COMPILER if sparse else 0) + max(step, between_steps + copies))
 
 
 def states_bytes(sweep: Sweep, text: PretrainedConfig, widths: Mapping[str, float]) -> int:

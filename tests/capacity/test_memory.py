@@ -44,6 +44,7 @@ peak_mib(before)
         ("standard", 256, 65_536, 128, "dense"),
         ("standard", 256, 16_384, 4096, "dense"),
         ("standard", 256, 16_384, 1024, "sparse-cpu"),
+        ("gated", 256, 16_384, 2048, "sparse-cpu"),
     ],
 )
 def test_a_trial(architecture: str, n: int, width: int, batch: int, engine: str, tmp_path: Path) -> None:

@@ -21,8 +21,8 @@ class ClosedForm(DenseEngine):
     """Standard SAEs with the paper's objective: the gradient as a formula, feature by feature, without autograd."""
 
     @torch.no_grad()
-    def step(self, sae: SAE, x_BD: Tensor, coefficient: float, objective: Objective) -> StepResult:
-        assert (sae.architecture, objective) == ("standard", "paper")
+    def step(self, sae: SAE, x_BD: Tensor, coefficient: float, objective: Objective, share: float = 1.0) -> StepResult:
+        assert (sae.architecture, objective, share) == ("standard", "paper", 1.0)
         batch, b_enc = len(x_BD), sae.get_parameter("b_enc")
         centred_BD = x_BD - sae.b_dec
         error_BD = sae(x_BD) - x_BD

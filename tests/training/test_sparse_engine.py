@@ -18,6 +18,7 @@ from trainers import BATCH, M, N, make, run, same, sparse_rows, through_files, w
 from gsae_ray.config.recipe import EngineName
 from gsae_ray.errors import NumericError
 from gsae_ray.saes import SAE, Objective, SAEConfig, build
+from gsae_ray.training.engines import sparse_cpu
 from gsae_ray.training.engines.base import Engine, StepResult, Update
 from gsae_ray.training.engines.dense import DenseEngine
 from gsae_ray.training.engines.sparse_cpu import SparseCPUEngine
@@ -347,3 +348,31 @@ def test_parameters_gradients_and_moments_lie_alike_in_memory() -> None:
         engine.prepare(sae)
         engine.step(sae, torch.randn(8, N), 1.0, "paper")
         assert all(p.grad is not None and p.grad.stride() == p.stride() for p in sae.parameters())
+
+
+@pytest.mark.parametrize("architecture", ["standard", "gated"])
+def test_dense_steps_of_large_batches_are_made_in_parts(architecture: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which do not change what a step finds; rows that do not divide evenly count alike."""
+    monkeypatch.setattr(sparse_cpu, "LARGE_BATCH", 20)
+    sae = random_sae(architecture, N, M).train()
+    x_BD = torch.randn(23, N, generator=torch.Generator().manual_seed(0))
+    parts: list[int] = []
+
+    class Counted(DenseEngine):
+        def step(self, sae: SAE, x_BD: Tensor, *arguments: Any) -> StepResult:  # type: ignore[override]
+            parts.append(len(x_BD))
+            return super().step(sae, x_BD, *arguments)
+
+    engine = SparseCPUEngine(1, dense_above=0)
+    engine.dense = Counted()
+    engine.prepare(sae)
+    found = engine.step(sae, x_BD, 0.5, "norm_weighted")
+    gradients = {name: parameter.grad for name, parameter in sae.learnt_parameters().items()}
+    for parameter in sae.parameters():
+        parameter.grad = None
+    whole = DenseEngine().step(sae, x_BD, 0.5, "norm_weighted")
+    assert sum(parts) == 23 and len(parts) == {"standard": 3, "gated": 6}[architecture]
+    assert torch.equal(found.fired_F, whole.fired_F)
+    torch.testing.assert_close(found.losses_4, whole.losses_4)
+    for name, parameter in sae.learnt_parameters().items():
+        torch.testing.assert_close(gradients[name], parameter.grad, rtol=1e-4, atol=1e-5)

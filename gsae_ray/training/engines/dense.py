@@ -18,9 +18,10 @@ class DenseEngine:
     def prepare(self, sae: SAE) -> None:
         pass
 
-    def step(self, sae: SAE, x_BD: Tensor, coefficient: float, objective: Objective) -> StepResult:
+    def step(self, sae: SAE, x_BD: Tensor, coefficient: float, objective: Objective, share: float = 1.0) -> StepResult:
+        """As `Engine.step`; gradients are added to those of a batch's other parts, of which this one is a `share`."""
         losses = sae.losses(x_BD, coefficient, objective)
-        losses.loss.backward()
+        (share * losses.loss).backward()
         losses_4 = torch.stack([part.detach() for part in losses[:4]])
         return StepResult(losses_4, (losses.acts_BF > 0).sum(0))
 

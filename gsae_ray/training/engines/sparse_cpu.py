@@ -7,6 +7,7 @@ bfloat16 where the processor has it: it only says which entries are to be comput
 
 from __future__ import annotations
 
+import math
 from functools import cache
 from typing import NamedTuple
 
@@ -17,7 +18,7 @@ from torch import Tensor, nn
 from gsae_ray.saes import SAE, Objective, SAEConfig, build
 from gsae_ray.saes.gated_relu import GatedReLU
 from gsae_ray.training.engines import feature_sums, fused_adam, kernels
-from gsae_ray.training.engines.base import StepResult, Update
+from gsae_ray.training.engines.base import BYTES_AN_ENTRY, LARGE_BATCH, StepResult, Update
 from gsae_ray.training.engines.candidates import MOST_ENTRIES, Active, Encoder, find_active
 from gsae_ray.training.engines.compiled import one_at_a_time
 from gsae_ray.training.engines.dense import DenseEngine
@@ -120,12 +121,24 @@ class SparseCPUEngine:
             return found
         self.workspace.clear()  # a dense step has arrays of its own
         with torch.enable_grad(), torch_threads(self.workspace.threads):
-            return self.dense.step(sae, x_BD, coefficient, objective)
+            return self._dense_step(sae, x_BD, coefficient, objective)
 
     @torch.no_grad()
     def update(self, sae: SAE, optimiser: Adam, update: Update) -> None:  # noqa: ARG002
         self._adam.update(optimiser, update)
         optimiser.zero_grad()
+
+    def _dense_step(self, sae: SAE, x_BD: Tensor, coefficient: float, objective: Objective) -> StepResult:
+        """A step of dense products, of a large batch in parts: its arrays take what those of sparse steps may."""
+        parts = 1
+        if len(x_BD) * sae.cfg.d_sae > LARGE_BATCH:
+            parts = math.ceil(sae.training_arrays * x_BD.element_size() / BYTES_AN_ENTRY)
+        found = []
+        for part_BD in x_BD.chunk(parts):
+            share = len(part_BD) / len(x_BD)
+            losses_4, fired_F = self.dense.step(sae, part_BD, coefficient, objective, share)
+            found.append((share * losses_4, fired_F))
+        return StepResult(*(torch.stack(values).sum(0) for values in zip(*found, strict=True)))
 
     def _terms(self, form: GatedReLU, x_BD: Array) -> tuple[_Features, _Batch]:
         parameters, workspace = self._arrays, self.workspace
