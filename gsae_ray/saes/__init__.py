@@ -1,14 +1,45 @@
-"""Sparse autoencoders: one file an architecture, a registry, and their formats on disk. No Ray here."""
+"""Sparse autoencoders: one file an architecture, a registry, and their formats on disk. No Ray here.
 
-from gsae_ray.saes.base import SAE, Losses, Objective, SAEConfig, to_bytes
-from gsae_ray.saes.files import from_bytes
-from gsae_ray.saes.formats import load
-from gsae_ray.saes.gated import GatedSAE
-from gsae_ray.saes.jumprelu import JumpReLUSAE
-from gsae_ray.saes.registry import REGISTRY, build, register, trainable_architectures
-from gsae_ray.saes.rescale_shift import RescaleShiftSAE
-from gsae_ray.saes.standard import StandardSAE
-from gsae_ray.saes.topk import TopKSAE
+Names are imported at first use: what only asks for the files or the configuration of an SAE does without torch.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:  # for type checkers and editors, what `_MODULES` says
+    from gsae_ray.saes.base import SAE, Losses, to_bytes
+    from gsae_ray.saes.files import from_bytes
+    from gsae_ray.saes.formats import load
+    from gsae_ray.saes.gated import GatedSAE
+    from gsae_ray.saes.jumprelu import JumpReLUSAE
+    from gsae_ray.saes.objective import Objective
+    from gsae_ray.saes.registry import REGISTRY, build, register, trainable_architectures
+    from gsae_ray.saes.rescale_shift import RescaleShiftSAE
+    from gsae_ray.saes.sae_config import SAEConfig
+    from gsae_ray.saes.standard import StandardSAE
+    from gsae_ray.saes.topk import TopKSAE
+
+_MODULES = {
+    "REGISTRY": "registry",
+    "SAE": "base",
+    "GatedSAE": "gated",
+    "JumpReLUSAE": "jumprelu",
+    "Losses": "base",
+    "Objective": "objective",
+    "RescaleShiftSAE": "rescale_shift",
+    "SAEConfig": "sae_config",
+    "StandardSAE": "standard",
+    "TopKSAE": "topk",
+    "build": "registry",
+    "from_bytes": "files",
+    "load": "formats",
+    "register": "registry",
+    "to_bytes": "base",
+    "trainable_architectures": "registry",
+}
+"""Name -> the module that has it."""
 
 __all__ = [
     "REGISTRY",
@@ -28,3 +59,10 @@ __all__ = [
     "to_bytes",
     "trainable_architectures",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULES:
+        raise AttributeError(f"module 'gsae_ray.saes' has no attribute {name!r}")
+    value = globals()[name] = getattr(importlib.import_module(f"gsae_ray.saes.{_MODULES[name]}"), name)
+    return value

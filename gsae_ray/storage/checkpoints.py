@@ -6,17 +6,18 @@ import contextlib
 import hashlib
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import safetensors.torch
-from torch import Tensor
 from typing_extensions import TypedDict
 
 from gsae_ray.files import LOCAL, JSONFile, Storage, file_hash
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
 KEPT_CHECKPOINTS = 2
 
-State = tuple[dict[str, Tensor], dict[str, Any]]
+State = tuple[dict[str, "Tensor"], dict[str, Any]]
 """Tensors, and the rest as JSON values."""
 
 
@@ -46,6 +47,8 @@ class Checkpoints:
             if manifest is not None:
                 tensors = self.storage.local(self._path(tokens) / "state.safetensors")
                 if file_hash(tensors) == manifest["tensors"]:
+                    import safetensors.torch  # here: what only reads results does without torch
+
                     return safetensors.torch.load_file(tensors), manifest["state"]
         return None
 
@@ -57,6 +60,8 @@ class Checkpoints:
             state: at that point.
             check: called before the checkpoint counts; what it raises leaves it without a manifest.
         """
+        import safetensors.torch  # here: what only reads results does without torch
+
         target, (tensors, rest) = self._path(tokens), state
         self.storage.remove_tree(target)
         self.storage.make_folder(target)
