@@ -19,6 +19,7 @@ from transformers import PreTrainedModel
 from gsae_ray.activations.layout import DTYPE_BYTES
 from gsae_ray.activations.retention import forward_ratio, kept_blocks
 from gsae_ray.capacity import fit
+from gsae_ray.capacity.dtypes import dtype_notices
 from gsae_ray.capacity.duration import ENGINE_SHARES, Pace, pace
 from gsae_ray.capacity.memory import (
     FLOAT,
@@ -148,7 +149,7 @@ def forecast(
     widths = {site.name: width for site, width in d_in.items()}
     producer = producer_memory(sweep, skeleton, widths, block_bytes, trials)
     gpus_a_trial = 1.0 if sweep.trials.gpus == "auto" else sweep.trials.gpus
-    notices = sweep.notices()
+    notices = sweep.notices() + dtype_notices(sweep)
     if nodes is not None:
         notices += fit.check_producers(sweep, nodes, producer)
         a_trial = fit.largest(sweep, fit.trial_requests(sweep, nodes, trials).values())
