@@ -118,6 +118,10 @@ class Evaluator:
         sequences = {name: torch.cat(values).double().tolist() for name, values in sums.items()}
         return Evaluation.of(sequences, alive_fraction=(active_F > 0).double().mean().item())
 
+    def notices(self) -> list[str]:
+        """Lines that the user should know about the evaluations so far."""
+        return self.passes.notices()
+
     def _check_finite(self, what: str, values: Tensor) -> None:
         """Raises NumericError where the model's own values are not finite: no SAE of the site can be measured."""
         if not values.isfinite().all():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from gsae_ray.config.site import Site
@@ -29,10 +30,11 @@ class Evaluate:
 
     name = "evaluate"
 
-    def run(self, source: ActivationSource, cache: dict[str, Any]) -> Evaluation:
+    def run(self, source: ActivationSource, cache: dict[str, Any], say: Callable[[str], None]) -> Evaluation:
         """Evaluates it.
 
-        What takes no SAE is computed once a producer and site, and stays in the cache.
+        What takes no SAE is computed once a producer and site, and stays in the cache. The user is told where the model
+        cannot begin at the site.
 
         Raises:
             NumericError: the site's activations, or the model's losses without the SAE, are not finite.
@@ -41,6 +43,8 @@ class Evaluate:
             cache["evaluator"] = evaluator_of(source)
         sae = from_bytes(self.cfg, self.weights).to(source.device)
         evaluation: Evaluation = cache["evaluator"].evaluate(Site(self.site), sae, self.pursuit_l0)
+        for line in cache["evaluator"].notices():
+            say(line)
         return evaluation
 
 

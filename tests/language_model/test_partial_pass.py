@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig, MambaConfig
 
 from gsae_ray.config.site import Site
 from gsae_ray.language_model.hooks import edited
-from gsae_ray.language_model.partial_pass import PartialPasses, layers_before
+from gsae_ray.language_model.partial_pass import PartialPasses, layers_before, shares_keys
 
 SLICES = [TOKENS, TOKENS.flip(1)]
 SHARED_KV = {"gemma4_text"}
@@ -84,6 +84,21 @@ def test_layers_before_a_site_do_not_compute_again(name: str) -> None:
     finally:
         for handle in calls.handles:
             handle.remove()
+
+
+@family
+def test_where_passes_begin_is_known_from_the_configuration_and_told_where_they_do_not(name: str) -> None:
+    model = model_of(name)
+    passes = PartialPasses(model, SLICES, 2**20)
+    for skip in range(LAYERS + 1):
+        passes.logits(0, skip, {})
+    whole_ones = [skip for skip in range(LAYERS + 1) if shares_keys(model.config, skip)]
+    assert whole_ones == ([LAYERS - 1] if name in SHARED_KV else [])
+    assert passes.notices() == [
+        f"evaluations after layer {skip - 1} run all {LAYERS} layers of the model, not only those that follow: "
+        "passes of this model that begin there give other logits"
+        for skip in whole_ones
+    ]
 
 
 def test_what_is_kept_stays_within_its_bytes() -> None:
