@@ -43,6 +43,10 @@ class RowEvaluator:
         self.max_norm = max_norm
         self._sites: dict[Site, _SiteRows] = {}
 
+    def notices(self) -> list[str]:
+        """As of an `Evaluator`: there is nothing that the user should know."""
+        return []
+
     @torch.no_grad()
     def evaluate(self, site: Site, sae: SAE, pursuit_l0: int | None = None) -> Evaluation:
         """Evaluates `sae`; see `reconstruct`.

@@ -13,7 +13,7 @@ import pandas as pd
 
 from gsae_ray import saes  # its names are imported at first use: `load` imports torch
 from gsae_ray.config.sections import OWN
-from gsae_ray.errors import UserError
+from gsae_ray.errors import UserError, first_line
 from gsae_ray.files import write_together
 from gsae_ray.results.comparison import check_tokens, own_saes
 from gsae_ray.results.frontier import MIXED, frontier, outcomes_of
@@ -176,7 +176,10 @@ class Best:
             self.load().save(directory)
             return
         with self._folder() as folder:
-            cfg = with_metadata((folder / CONFIG_FILE).read_bytes(), FRONTIER, self.record)
+            try:
+                cfg = with_metadata((folder / CONFIG_FILE).read_bytes(), FRONTIER, self.record)
+            except ValueError as error:  # as it was saved, but by a newer version
+                raise UserError(f"best: this SAE cannot be read: {first_line(error)}") from error
             weights = (folder / WEIGHTS_FILE).read_bytes()
             write_together(directory, {WEIGHTS_FILE: weights, CONFIG_FILE: (cfg + "\n").encode()})
 
