@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -24,9 +25,10 @@ class CountLongRows:
 
     name = "count"
 
-    def run(self, source: ActivationSource, cache: dict[str, Any]) -> dict[str, int]:
+    def run(self, source: ActivationSource, cache: dict[str, Any], say: Callable[[str], None]) -> dict[str, int]:
         before = cache.get("counted", 0)
         cache["counted"] = before + 1
+        say(f"rows of block {self.block} are counted")
         norms = [batch.rows[SITE].norm(dim=1) for batch in source.block(self.block, [SITE])]
         return {"long": int((torch.cat(norms) > self.norm).sum()), "before": before}
 
@@ -37,7 +39,7 @@ class Overflow:
 
     name = "overflow"
 
-    def run(self, _source: ActivationSource, _cache: dict[str, Any]) -> None:
+    def run(self, _source: ActivationSource, _cache: dict[str, Any], _say: Callable[[str], None]) -> None:
         raise NumericError("too large")
 
 

@@ -88,9 +88,9 @@ class Producer:
         chunks = [to_array(rows[site][a:b]) for site in sites for a, b in layout.chunks(block, site)]
         return statistics, chunks
 
-    def run(self, task: ProducerTask) -> Any:
-        """Runs a task on the source."""
-        return task.run(self.source, self._cache)
+    def run(self, task: ProducerTask, say: Callable[[str], None] = lambda _: None) -> Any:
+        """Runs a task on the source; `say` is given what it tells the user, again and again."""
+        return task.run(self.source, self._cache, say)
 
 
 class LocalBlockReader:

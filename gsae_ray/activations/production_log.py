@@ -29,8 +29,8 @@ class ProductionLog:
     """Most bytes of blocks, held and in production, at a time."""
     evaluations: int = 0
     """Evaluations of finished SAEs and of SAEs in training, with their own encoders and with pursuit."""
-    sinks_told: list[str] = dataclasses.field(default_factory=list)
-    """Sites of whose attention sinks the user has been told (`statistics.Norms.notice`)."""
+    told: list[str] = dataclasses.field(default_factory=list)
+    """Lines that the user has been told, of what producers found: on attention sinks, say."""
 
     def add(self, block: int, again: bool) -> None:
         """Counts a complete production; `again`: of a block that a fault took."""

@@ -215,6 +215,12 @@ class ActivationStore:
         if block in self._blocks:
             self._blocks[block].made = rows
 
+    async def say(self, line: str) -> None:
+        """Has the user told a line, once a launch, however often producers find the same."""
+        if line not in self._log.told:
+            self._log.told.append(line)
+            self._events.append(line)
+
     # ---- for the driver ----
 
     @property
@@ -323,13 +329,6 @@ class ActivationStore:
 
     # ---- producers ----
 
-    def _report_sinks(self) -> None:
-        """Adds an event on attention sinks, once a site and launch, also when block 0 is produced again."""
-        for site, statistics in self._statistics.items():
-            if site not in self._log.sinks_told and (notice := statistics.norms.notice(site)) is not None:
-                self._log.sinks_told.append(site)
-                self._events.append(notice)
-
     def _pool_changed(self) -> None:
         if self._pool.error is not None:
             self._fail(self._pool.error)
@@ -351,7 +350,8 @@ class ActivationStore:
         else:
             self._failing.pop(block, None)
             self._statistics.update({site: s for site, s in statistics.items() if site not in self._statistics})
-            self._report_sinks()
+            for line in filter(None, (found.norms.notice(site) for site, found in statistics.items())):
+                await self.say(line)
             making.refs = list(refs)
             self._log.add(block, again=block in self._lost)
             self._lost.discard(block)

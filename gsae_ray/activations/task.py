@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Protocol
 
 
@@ -16,12 +17,13 @@ class ProducerTask(Protocol):
     def name(self) -> str:
         """What it does, in a word, for messages."""
 
-    def run(self, source: Any, cache: dict[str, Any]) -> Any:
+    def run(self, source: Any, cache: dict[str, Any], say: Callable[[str], None]) -> Any:
         """Does the work, in a producer's process.
 
         Args:
             source: the producer's `ActivationSource`.
             cache: what tasks leave for those after them on the same producer, by keys of their own.
+            say: tells the user a line. One that was told before, from whichever producer, is not told again.
 
         Returns:
             plain data or numpy arrays: they pass through the store's process, which has no torch.

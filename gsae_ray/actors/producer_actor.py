@@ -54,5 +54,5 @@ class ProducerActor:
         statistics, chunks = self.producer.produce(block, sites, made)
         return [statistics, *chunks]
 
-    def run(self, task: ProducerTask) -> Any:
-        return self.producer.run(task)
+    def run(self, task: ProducerTask, store: ActorHandle[Any]) -> Any:
+        return self.producer.run(task, lambda line: store.call.remote("say", line))

@@ -55,7 +55,7 @@ class RayProducerClient:
 
     async def run(self, task: Ref) -> Any:
         (ref,) = task  # of `StoreClient.run`
-        return await self._result(self.actor.run.remote(ref))
+        return await self._result(self.actor.run.remote(ref, self.store))
 
     async def ready(self) -> str:
         machine: str = await self._result(self.actor.ready.remote())

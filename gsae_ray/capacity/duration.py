@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 import torch
 
+from gsae_ray.capacity.dtypes import product_times
 from gsae_ray.capacity.gpus import gpu_of
 from gsae_ray.capacity.nodes import PRODUCER, TRAINER, Node, nodes_for
 from gsae_ray.config.recipe import EngineName
@@ -65,7 +66,8 @@ def pace(
     producers, trials = sweep.producers, sweep.trials
     core = _core_flops() if not (producers.gpus and gpus_a_trial) else 0.0
     a_trial = EFFICIENCY * trials.cpus * core
-    a_producer = EFFICIENCY * producers.cpus * core
+    slower = 1.0 if producers.gpus else product_times(sweep.model.dtype)[sweep.model.dtype]
+    a_producer = EFFICIENCY * producers.cpus * core / slower
     share = 1.0  # part of a GPU, or of its cores, that a trial has
     if gpus_a_trial:
         found = [gpu_of(node.resources) for node in nodes_for(TRAINER, nodes or ()) if node.resources.get("GPU")]

@@ -19,6 +19,7 @@ from transformers import PreTrainedModel
 from gsae_ray.activations.layout import DTYPE_BYTES
 from gsae_ray.activations.retention import forward_ratio, kept_blocks
 from gsae_ray.capacity import fit
+from gsae_ray.capacity.dtypes import dtype_notices
 from gsae_ray.capacity.duration import ENGINE_SHARES, Pace, pace
 from gsae_ray.capacity.memory import (
     FLOAT,
@@ -38,7 +39,7 @@ from gsae_ray.errors import UserError, first_line
 from gsae_ray.evaluation.evaluator import STATES_BYTES
 from gsae_ray.language_model.hooks import capture, forward, layers_of, site_widths
 from gsae_ray.language_model.loading import layer_count, load_skeleton
-from gsae_ray.language_model.partial_pass import layers_before
+from gsae_ray.language_model.partial_pass import layers_before, run_whole, shares_keys
 from gsae_ray.saes import REGISTRY, SAEConfig
 
 
@@ -148,7 +149,7 @@ def forecast(
     widths = {site.name: width for site, width in d_in.items()}
     producer = producer_memory(sweep, skeleton, widths, block_bytes, trials)
     gpus_a_trial = 1.0 if sweep.trials.gpus == "auto" else sweep.trials.gpus
-    notices = sweep.notices()
+    notices = sweep.notices() + dtype_notices(sweep) + _run_whole(skeleton, sweep.used_sites)
     if nodes is not None:
         notices += fit.check_producers(sweep, nodes, producer)
         a_trial = fit.largest(sweep, fit.trial_requests(sweep, nodes, trials).values())
@@ -233,7 +234,7 @@ class _Flops(NamedTuple):
     head: int
     """Those after the last layer."""
     from_sites: dict[str, int]
-    """Site -> those of the layers from it on, and of the head."""
+    """Site -> those of the layers from it on, and of the head; where evaluations cannot begin there, of all."""
 
 
 def _measure(skeleton: PreTrainedModel, sweep: Sweep) -> tuple[dict[Site, int], _Flops]:
@@ -262,8 +263,17 @@ def _measure(skeleton: PreTrainedModel, sweep: Sweep) -> tuple[dict[Site, int], 
     total, names = whole.get_total_flops(), {module: name for name, module in skeleton.named_modules()}
     by_module = {key.partition(".")[2]: sum(counts.values()) for key, counts in whole.get_flop_counts().items()}
     layers = [by_module.get(names[layer], 0) for layer in layers_of(skeleton) or ()]
-    from_sites = {site.name: total - sum(layers[: layers_before(skeleton, site)]) for site in sweep.used_sites}
+    skips = {site.name: layers_before(skeleton, site) for site in sweep.used_sites}
+    skips = {name: 0 if shares_keys(skeleton.config, skip) else skip for name, skip in skips.items()}
+    from_sites = {name: total - sum(layers[:skip]) for name, skip in skips.items()}
     return d_in, _Flops(to_deepest_site.get_total_flops(), total, total - sum(layers), from_sites)
+
+
+def _run_whole(skeleton: PreTrainedModel, sites: Sequence[Site]) -> list[str]:
+    """Lines on sites where evaluations run the whole model, as far as its configuration tells; producers find out."""
+    layers, why = len(layers_of(skeleton) or ()), "some of those take keys and values from layers before them"
+    skips = sorted({layers_before(skeleton, site) for site in sites})
+    return [run_whole(skip, layers, why) for skip in skips if shares_keys(skeleton.config, skip)]
 
 
 def _products(trial: TrialSpec) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import gc
 
 import click
@@ -24,6 +25,7 @@ from gsae_ray.version import __version__
 def main() -> None:
     """Sweeps of sparse autoencoders that share one pass over the language model."""
     gc.set_threshold(50_000, 20, 50)  # commands import large packages, as workers do: see gsae_ray/actors/__init__.py
+    atexit.register(gc.freeze)  # Python would look through all of their objects once more as it ends: 0.4 to 0.7 s
 
 
 for command in (run, plan, submit, status, logs, stop, list_jobs, frontier, best, evaluate, export, push, ui, bench):

@@ -43,14 +43,14 @@ _rows_option = click.option(
 
 def _write(sae: SAE, out: Path, format_: str, fold_b_dec: bool, rows: Path | None) -> str:
     """Exports an SAE. Returns what is to be said of it: with b_dec folded, how many features are on that were off."""
-    from gsae_ray.saes.decisions import decisions_changed, read_rows
-
     if not fold_b_dec:
         gsae_ray.export(sae, out, format_)
         return ""
     if rows is None:
         gsae_ray.export(sae, out, format_, fold_b_dec)
         return "\nHow many on/off decisions changed by rounding was not counted; --rows FILE counts them"
+    from gsae_ray.saes.decisions import decisions_changed, read_rows
+
     x_RD = read_rows(rows, sae.cfg.d_in)
     gsae_ray.export(sae, out, format_, fold_b_dec)
     changed = decisions_changed(sae, gsae_ray.load(out), x_RD)
@@ -133,13 +133,18 @@ def best(
     with_references: bool,
 ) -> None:
     """Fetches the best SAE of a sweep under one constraint."""
-    from gsae_ray.saes.export import check_export
+    from gsae_ray.results.best import find_best
+    from gsae_ray.saes.export import OURS, check_export
 
-    check_export(out, format_, fold_b_dec, rows)
+    folder = check_export(out, format_, fold_b_dec, rows)
     where = launch, tracking_uri, tokens, storage, with_references
-    sae = gsae_ray.best(experiment, site, max_l0, min_loss_recovered, *where)
-    said = _write(sae, out, format_, fold_b_dec, rows)
-    row = sae.cfg.metadata["frontier"]
+    found = find_best(experiment, site, max_l0, min_loss_recovered, *where)
+    said = ""
+    if format_ == OURS:
+        found.save(folder)
+    else:
+        said = _write(found.load(), out, format_, fold_b_dec, rows)
+    row = found.record
     name = row["trial"] or row["origin"]
     click.echo(f"{name}: L0 {row['l0']:.2f}, loss recovered {row['loss_recovered']:.4f}, written to {out}{said}")
 

@@ -16,7 +16,7 @@ from pydantic import AfterValidator, BeforeValidator, Field
 
 from gsae_ray.errors import shown
 from gsae_ray.fields import AtMost, Count, Finite32, Fraction, Grid, InMemory, Seed, Settings, unique
-from gsae_ray.saes import Objective
+from gsae_ray.saes.objective import Objective
 
 Schedule = Literal["paper", "modern"]
 EngineName = Literal["dense", "sparse-cpu"]

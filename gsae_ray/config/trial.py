@@ -8,9 +8,9 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from gsae_ray import saes  # its names are imported at first use: the registry imports torch
 from gsae_ray.config.recipe import TrialTraining, show
 from gsae_ray.files import digest
-from gsae_ray.saes import REGISTRY
 from gsae_ray.version import REVISION
 
 MAX_NAME = 200
@@ -25,7 +25,7 @@ PARENT = "parent"
 
 def _options(architecture: str) -> dict[str, Any]:
     """The options by which an architecture's variants differ, with their defaults."""
-    sae = REGISTRY[architecture]
+    sae = saes.REGISTRY[architecture]
     others = (sae.sparsity_hyperparameter, PARENT)  # no options, though they may be left out
     fields = sae.Hyperparameters.model_fields
     return {key: f.default for key, f in fields.items() if not f.is_required() and key not in others}
@@ -91,7 +91,7 @@ class TrialSpec:
     @property
     def sparsity(self) -> Any:
         """Value of the hyperparameter that sets how sparse the features are; None where the architecture has none."""
-        return self.hyperparameters.get(REGISTRY[self.architecture].sparsity_hyperparameter or "")
+        return self.hyperparameters.get(saes.REGISTRY[self.architecture].sparsity_hyperparameter or "")
 
     @property
     def follows(self) -> bool:

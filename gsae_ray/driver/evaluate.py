@@ -20,7 +20,9 @@ from gsae_ray.driver.display import Display
 from gsae_ray.driver.prepare import PreparedSweep, prepare, producer_spec
 from gsae_ray.driver.references import evaluate_reference
 from gsae_ray.errors import NumericError, UserError, shown, suggest
+from gsae_ray.evaluation.metrics import Evaluation
 from gsae_ray.evaluation.reconstruction import check_width
+from gsae_ray.evaluation.task import Evaluate
 from gsae_ray.names import local_path
 from gsae_ray.results.frontier import choose_launch, columns, metrics_of
 from gsae_ray.results.intervals import interval, of
@@ -96,10 +98,10 @@ def evaluate(
         prepared = _prepared(sweep, root, launch_id, fingerprint, say, tracking_uri)
         for sae, _ in opened:
             check_width(sae, Site(site), prepared.layout.widths[site])
-        with _producer(prepared, say) as producer:
+        with _producer(prepared, say) as run:
             for reference in missing:
                 try:
-                    evaluate_reference(reference, root, fingerprint, producer.run, say, tracking_uri)
+                    evaluate_reference(reference, root, fingerprint, run, say, tracking_uri)
                 except NumericError as error:
                     raise UserError(f"{reference['origin']}: it cannot be evaluated: {error}") from error
                 add_reference(folder, reference)
@@ -171,12 +173,20 @@ def _prepared(
 
 
 @contextlib.contextmanager
-def _producer(prepared: PreparedSweep, say: Callable[[str], None]) -> Iterator[Producer]:
-    """A producer like the launch's, with as many threads, in this process."""
+def _producer(prepared: PreparedSweep, say: Callable[[str], None]) -> Iterator[Callable[[Evaluate], Evaluation]]:
+    """Has a producer like the launch's, with as many threads, evaluate SAEs in this process."""
+    told: set[str] = set()
+
+    def say_once(line: str) -> None:
+        if line not in told:
+            told.add(line)
+            say(line)
+
     threads = torch.get_num_threads()
     say("loading the language model")
     try:
-        yield Producer(producer_spec(prepared))
+        producer = Producer(producer_spec(prepared))
+        yield lambda task: producer.run(task, say_once)
     finally:
         torch.set_num_threads(threads)
 

@@ -13,7 +13,7 @@ from gsae_ray.errors import NumericError, ProductionError, StorageFullError, rea
 from gsae_ray.evaluation.metrics import Evaluation
 from gsae_ray.evaluation.task import TOGETHER, TOGETHER_BYTES, Evaluate, EvaluateTogether
 from gsae_ray.files import disk_space_needed
-from gsae_ray.saes.base import CONFIG_FILE, WEIGHTS_FILE
+from gsae_ray.saes.folder import CONFIG_FILE, WEIGHTS_FILE
 from gsae_ray.storage.evaluations import EvaluationRequest
 from gsae_ray.storage.trial_directory import Trial
 

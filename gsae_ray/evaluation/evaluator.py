@@ -155,6 +155,10 @@ class Evaluator:
         self._check_finite(f"losses with 0 in place of {site}", ablated.nll_E)
         return [one.evaluation(ablated.nll_E) for one in spliced]
 
+    def notices(self) -> list[str]:
+        """Lines that the user should know about the evaluations so far."""
+        return self.passes.notices()
+
     def _check_finite(self, what: str, values: Tensor) -> None:
         """Raises NumericError where the model's own values are not finite: no SAE of the site can be measured."""
         if not values.isfinite().all():

@@ -47,6 +47,10 @@ class RowEvaluator:
         """Evaluates SAEs one after the other; see `evaluate`."""
         return [self.evaluate(site, sae, pursuit_l0) for sae, pursuit_l0 in saes]
 
+    def notices(self) -> list[str]:
+        """As of an `Evaluator`: there is nothing that the user should know."""
+        return []
+
     @torch.no_grad()
     def evaluate(self, site: Site, sae: SAE, pursuit_l0: int | None = None) -> Evaluation:
         """Evaluates `sae`; see `reconstruct`.

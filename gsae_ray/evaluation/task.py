@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from gsae_ray.config.site import Site
@@ -34,15 +35,16 @@ class Evaluate:
 
     name = "evaluate"
 
-    def run(self, source: ActivationSource, cache: dict[str, Any]) -> Evaluation:
+    def run(self, source: ActivationSource, cache: dict[str, Any], say: Callable[[str], None]) -> Evaluation:
         """Evaluates it.
 
-        What takes no SAE is computed once a producer and site, and stays in the cache.
+        What takes no SAE is computed once a producer and site, and stays in the cache. The user is told where the model
+        cannot begin at the site.
 
         Raises:
             NumericError: the site's activations, or the model's losses without the SAE, are not finite.
         """
-        (evaluation,) = EvaluateTogether((self,)).run(source, cache)
+        (evaluation,) = EvaluateTogether((self,)).run(source, cache, say)
         return evaluation
 
 
@@ -55,13 +57,15 @@ class EvaluateTogether:
 
     name = "evaluate"
 
-    def run(self, source: ActivationSource, cache: dict[str, Any]) -> list[Evaluation]:
+    def run(self, source: ActivationSource, cache: dict[str, Any], say: Callable[[str], None]) -> list[Evaluation]:
         """Evaluates them; see `Evaluate.run`. Returns their evaluations, in the order of the tasks."""
         if "evaluator" not in cache:
             cache["evaluator"] = evaluator_of(source)
         (site,) = {task.site for task in self.tasks}
         saes = [(from_bytes(task.cfg, task.weights).to(source.device), task.pursuit_l0) for task in self.tasks]
         evaluations: list[Evaluation] = cache["evaluator"].evaluate_together(Site(site), saes)
+        for line in cache["evaluator"].notices():
+            say(line)
         return evaluations
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import fnmatch
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -113,15 +115,35 @@ def load_config(model: ModelSettings) -> transformers.PretrainedConfig:
     return config
 
 
+@contextlib.contextmanager
+def _attention_explained(model: ModelSettings) -> Iterator[None]:
+    """A context in which an attention kernel that transformers does not have for the model is told by the key's name.
+
+    Raises:
+        UserError: it has none of that name.
+    """
+    try:
+        yield
+    except ValueError as error:
+        asked = model.attn_implementation
+        if asked is None or "attn_implementation" not in str(error):  # which transformers' words on it end with
+            raise
+        other = "eager" if asked == "sdpa" else "sdpa"
+        raise UserError(
+            f"model.attn_implementation: transformers has no {asked} for {model.name!r}; take {other}, or leave the "
+            "key out: sdpa where the model has it, else eager"
+        ) from error
+
+
 def load_skeleton(model: ModelSettings) -> PreTrainedModel:
     """The model without weights (on the meta device): enough to find sites and their widths.
 
     Raises:
-        UserError: as `load_config`.
+        UserError: as `load_config`; or the model has no such attention kernel.
     """
     config = load_config(model)
     config._experts_implementation = "batched_mm"  # the one that runs without weights
-    with explained(model.name, "configuration"), torch.device("meta"):
+    with explained(model.name, "configuration"), _attention_explained(model), torch.device("meta"):
         if isinstance(config, TransformerLensConfig):
             return TransformerLensModel(config).eval()
         skeleton = AutoModelForCausalLM.from_config(config, trust_remote_code=model.trust_remote_code)
@@ -204,13 +226,14 @@ def load_model(model: ModelSettings, device_map: str = "cpu") -> PreTrainedModel
         device_map: a device, or `balanced`: the layers spread over all GPUs that this process sees.
 
     Raises:
-        UserError: it cannot be loaded, a weight is missing, or the GPUs have too little memory.
+        UserError: it cannot be loaded, a weight is missing, the model has no such attention kernel, or the GPUs have
+            too little memory.
     """
     too_large = UserError(
         f"producers.gpus: too few; {model.name} in {model.dtype} does not fit into the memory of a producer's GPUs"
     )
     config = load_config(model)
-    with explained(model.name, "weights"):
+    with explained(model.name, "weights"), _attention_explained(model):
         options: dict[str, Any] = {
             "config": config,
             "dtype": getattr(torch, model.dtype),

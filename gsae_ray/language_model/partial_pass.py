@@ -6,18 +6,16 @@ layers before are called, and give what was kept in place of what they would com
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from transformers import PretrainedConfig
 
 from gsae_ray.config.site import Site
 from gsae_ray.language_model.hooks import Edit, edited, layers_of, locate
-
-_LOG = logging.getLogger(__name__)
 
 
 def layers_before(model: nn.Module, site: Site) -> int:
@@ -29,6 +27,23 @@ def layers_before(model: nn.Module, site: Site) -> int:
         if any(module is inner for inner in layer.modules()):
             return index
     return 0
+
+
+def shares_keys(config: PretrainedConfig, skip: int) -> bool:
+    """Whether by a model's configuration layers from number `skip` on take keys and values from one before that.
+
+    So do Gemma 3n and Gemma 4: each of the last layers takes those of the last one of its kind before these.
+    """
+    text = config.get_text_config()
+    kinds, shared = getattr(text, "layer_types", None) or (), getattr(text, "num_kv_shared_layers", None) or 0
+    first = max(0, len(kinds) - shared)
+    source = {kind: layer for layer, kind in enumerate(kinds[:first])}
+    return any(source.get(kinds[layer], layer) < skip <= layer for layer in range(first, len(kinds)))
+
+
+def run_whole(skip: int, layers: int, why: str) -> str:
+    """The line that tells the user that evaluations do not begin after the first `skip` of so many layers."""
+    return f"evaluations after layer {skip - 1} run all {layers} layers of the model, not only those that follow: {why}"
 
 
 class _State(NamedTuple):
@@ -64,6 +79,11 @@ class PartialPasses:
         """(layers that are left out, slice) -> what the last one of them gave."""
         self._equal: dict[int, bool] = {0: False}
         """Layers that are left out -> whether that changes nothing."""
+
+    def notices(self) -> list[str]:
+        """A line for each layer after which passes were to begin so far, and give other logits where they do."""
+        why = "passes of this model that begin there give other logits"
+        return [run_whole(skip, len(self.layers), why) for skip, equal in self._equal.items() if skip and not equal]
 
     @torch.no_grad()
     def logits(self, index: int, skip: int, edits: Mapping[Site, Edit]) -> Tensor:
@@ -103,8 +123,6 @@ class PartialPasses:
             raise
         except Exception:  # the model's own code misses what a layer should have left
             equal = False
-        if not equal:
-            _LOG.warning("passes of this model cannot begin at layer %d; evaluations run it whole", skip)
         return equal
 
     @contextmanager

@@ -2,21 +2,32 @@
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import math
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 
+from gsae_ray import saes  # its names are imported at first use: `load` imports torch
 from gsae_ray.config.sections import OWN
-from gsae_ray.errors import UserError
+from gsae_ray.errors import UserError, first_line
+from gsae_ray.files import write_together
 from gsae_ray.results.comparison import check_tokens, own_saes
 from gsae_ray.results.frontier import MIXED, frontier, outcomes_of
+from gsae_ray.results.outcomes import Outcomes
 from gsae_ray.results.references import load_reference
-from gsae_ray.results.saved import load_finished, load_run
-from gsae_ray.saes import SAE
+from gsae_ray.results.saved import finished_folder, run_folder
+from gsae_ray.saes.config_file import with_metadata
+from gsae_ray.saes.folder import CONFIG_FILE, WEIGHTS_FILE
 
+if TYPE_CHECKING:
+    from gsae_ray.saes import SAE
+
+FRONTIER = "frontier"
+"""Key of the metadata of an SAE that `best` fetched: its row of the frontier."""
 EXAMPLE_L0 = 40
 """An L0 to ask for, where some SAE has it."""
 
@@ -100,19 +111,86 @@ def best(
     Raises:
         UserError: as `frontier` and `choose`; or the SAE cannot be had, or is not as it was saved.
     """
+    where = launch, tracking_uri, tokens, storage, with_references
+    return find_best(experiment, site, max_l0, min_loss_recovered, *where).load()
+
+
+def find_best(
+    experiment: str,
+    site: str | None,
+    max_l0: float | None,
+    min_loss_recovered: float | None,
+    launch: str | None,
+    tracking_uri: str | None,
+    tokens: int | str | None,
+    storage: str | Path | None,
+    with_references: bool,
+) -> Best:
+    """Finds the best SAE of a sweep under a constraint, without fetching it; arguments and errors as of `best`."""
     rows = frontier(
         experiment, site, launch, tracking_uri, tokens=tokens, storage=storage, with_references=with_references
     )
     row = choose(rows, max_l0, min_loss_recovered, tokens == MIXED, with_references)
-    if row["origin"] != OWN:
-        sae = load_reference(outcomes_of(experiment, tracking_uri, storage), row, tracking_uri)
-    elif storage is None:
-        sae = load_run(row["run_id"], tracking_uri, "best")
-    else:
-        sae = load_finished(Path(row["run_id"]))
-    record = {name: _plain(value) for name, value in row.items()}
-    sae.cfg = sae.cfg.model_copy(update={"metadata": {**sae.cfg.metadata, "frontier": record}})
-    return sae
+    return Best(row, experiment, tracking_uri, storage)
+
+
+@dataclasses.dataclass(frozen=True)
+class Best:
+    """The best SAE of a sweep, which lies where the sweep has left it."""
+
+    row: pd.Series[Any]
+    """Of the frontier."""
+    experiment: str
+    tracking_uri: str | None
+    storage: str | Path | None
+
+    @property
+    def record(self) -> dict[str, Any]:
+        """The row as JSON values."""
+        return {name: _plain(value) for name, value in self.row.items()}
+
+    def load(self) -> SAE:
+        """Fetches it.
+
+        Raises:
+            UserError: it cannot be had, or is not as it was saved.
+        """
+        if self.row["origin"] != OWN:
+            sae = load_reference(self._outcomes(), self.row, self.tracking_uri)
+        else:
+            with self._folder() as folder:
+                sae = saes.load(folder)
+        sae.cfg = sae.cfg.model_copy(update={"metadata": {**sae.cfg.metadata, FRONTIER: self.record}})
+        return sae
+
+    def save(self, directory: Path) -> None:
+        """Writes what `load().save(directory)` does.
+
+        The files of one of the sweep's own are copied, once they are known to be those that were saved: without torch,
+        which takes longer to import than all the rest takes.
+
+        Raises:
+            UserError: as `load`.
+        """
+        if self.row["origin"] != OWN:  # in any format
+            self.load().save(directory)
+            return
+        with self._folder() as folder:
+            try:
+                cfg = with_metadata((folder / CONFIG_FILE).read_bytes(), FRONTIER, self.record)
+            except ValueError as error:  # as it was saved, but by a newer version
+                raise UserError(f"best: this SAE cannot be read: {first_line(error)}") from error
+            weights = (folder / WEIGHTS_FILE).read_bytes()
+            write_together(directory, {WEIGHTS_FILE: weights, CONFIG_FILE: (cfg + "\n").encode()})
+
+    def _outcomes(self) -> Outcomes:
+        return outcomes_of(self.experiment, self.tracking_uri, self.storage)
+
+    def _folder(self) -> contextlib.AbstractContextManager[Path]:
+        """The folder of one of the sweep's own."""
+        if self.storage is None:
+            return run_folder(self.row["run_id"], self.tracking_uri, "best")
+        return contextlib.nullcontext(finished_folder(Path(self.row["run_id"])))
 
 
 def _plain(value: Any) -> Any:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from gsae_ray import saes  # its names are imported at first use: the registry imports torch
 from gsae_ray.config.sections import OWN
 from gsae_ray.errors import UserError, first_line, suggest
 from gsae_ray.evaluation import metrics
@@ -17,7 +18,6 @@ from gsae_ray.results.comparison import curve, listed, own_saes
 from gsae_ray.results.curves import pareto
 from gsae_ray.results.outcomes import MLflowOutcomes, Outcome, Outcomes, StorageOutcomes
 from gsae_ray.results.references import UNKNOWN, row_of, trained_elsewhere
-from gsae_ray.saes import REGISTRY
 from gsae_ray.tracking.tags import EVALUATION, LAUNCH, TRIAL
 
 SETTINGS = ("run_id", "trial", "site", "architecture", "recipe", "d_sae", "sparsity", "lr", "seed", "tokens")
@@ -60,8 +60,7 @@ def _row(outcome: Outcome) -> dict[str, Any]:
         KeyError, ValueError: a tag or a parameter is missing, or makes no sense.
     """
     params = outcome.params
-    sae = REGISTRY[params["architecture"]]
-    sparsity = sae.sparsity_hyperparameter
+    sparsity, l1_units = _sparsity(params)
     return {
         "run_id": outcome.run_id,
         "trial": outcome.tags[TRIAL],
@@ -69,9 +68,9 @@ def _row(outcome: Outcome) -> dict[str, Any]:
         "architecture": params["architecture"],
         "recipe": params["recipe"],
         "variant": params.get("variant", ""),
-        "l1_units": params.get("l1_units", "sum") if sae.sparsity_in_l1_units else "",
+        "l1_units": l1_units,
         "d_sae": int(params["d_sae"]),
-        "sparsity": float(params[sparsity]) if sparsity else float("nan"),
+        "sparsity": sparsity,
         "lr": float(params["lr"]),
         "seed": int(params["seed"]),
         "tokens": int(params["tokens"]),
@@ -85,6 +84,20 @@ def _row(outcome: Outcome) -> dict[str, Any]:
         "fingerprint": outcome.tags[EVALUATION],
         "schema": outcome.schema,
     }
+
+
+def _sparsity(params: Mapping[str, str]) -> tuple[float, str]:
+    """What sets how sparse a trial's features are, and the units of that, where it is the coefficient of a penalty.
+
+    Raises:
+        KeyError, ValueError: a parameter is missing, or makes no sense.
+    """
+    l1_units = params.get("l1_units", "sum")
+    if (value := params.get("sparsity")) is not None:
+        return float(value or "nan"), l1_units
+    sae = saes.REGISTRY[params["architecture"]]  # a run of before: its architecture knows
+    name = sae.sparsity_hyperparameter
+    return float(params[name]) if name else float("nan"), l1_units if sae.sparsity_in_l1_units else ""
 
 
 def _of_sweeps(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
@@ -11,10 +11,11 @@ from gsae_ray.config.sections import OWN
 from gsae_ray.errors import UserError, shown
 from gsae_ray.results.outcomes import Outcome, Outcomes
 from gsae_ray.results.saved import load_from
-from gsae_ray.saes import SAE
-from gsae_ray.saes.files import function_hash
 from gsae_ray.storage.references import Reference
 from gsae_ray.tracking.tags import CONTENT, EVALUATION, LAUNCH, ORIGIN, SOURCE
+
+if TYPE_CHECKING:
+    from gsae_ray.saes import SAE
 
 UNKNOWN = ("seed", "tokens", "batch_size")
 """Whole numbers of a training, which are missing (`pandas.NA`) in a reference's row."""
@@ -34,6 +35,8 @@ def open_reference(
     Raises:
         UserError: there is none, its files are damaged, or it would be called as the sweep's own SAEs are.
     """
+    from gsae_ray.saes.files import function_hash  # here: a frontier is shown without torch
+
     if (origin or source) == OWN:
         raise UserError(f"name: {OWN!r} is what the frontier calls a sweep's own SAEs; give another")
     sae = load_from(source, tracking_uri)
@@ -57,6 +60,8 @@ def check_same(sae: SAE, sae_hash: str | None, source: str) -> None:
     Raises:
         UserError: it is not.
     """
+    from gsae_ray.saes.files import function_hash  # here, as above
+
     if function_hash(sae) != sae_hash:
         raise UserError(f"{source}: this SAE has changed since it was evaluated; evaluate it again")
 

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+from gsae_ray import saes  # its names are imported at first use: `load` imports torch
 from gsae_ray.errors import DamagedError, UserError, first_line
 from gsae_ray.names import local_path
-from gsae_ray.saes import SAE, load
 from gsae_ray.storage.trial_directory import TrialDirectory
+
+if TYPE_CHECKING:
+    from gsae_ray.saes import SAE
 
 _RUN = re.compile(r"[0-9a-f]{32}")
 
@@ -28,12 +34,17 @@ def load_from(source: str | Path, tracking_uri: str | None = None) -> SAE:
     if _RUN.fullmatch(str(source)) and not path.exists():
         return load_run(str(source), tracking_uri, "DIR_OR_RUN")
     if not (path / "trial.json").exists():
-        return load(path)
+        return saes.load(path)
     return load_finished(path)
 
 
 def load_finished(trial: Path) -> SAE:
-    """The SAE of a trial's directory.
+    """The SAE of a trial's directory; raises as `finished_folder`."""
+    return saes.load(finished_folder(trial))
+
+
+def finished_folder(trial: Path) -> Path:
+    """The folder of the SAE in a trial's directory, which is as it was saved.
 
     Raises:
         UserError: it is not finished, or not as it was when it was.
@@ -47,11 +58,23 @@ def load_finished(trial: Path) -> SAE:
     except DamagedError as error:
         damaged = first_line(error).partition(";")[0]
         raise UserError(f"{damaged}; run its sweep again, which trains this SAE again") from error
-    return load(trial / "sae")
+    return trial / "sae"
 
 
 def load_run(run_id: str, tracking_uri: str | None, option: str) -> SAE:
-    """The SAE of an MLflow run; `option` is what errors name.
+    """The SAE of an MLflow run; raises as `run_folder`."""
+    with run_folder(run_id, tracking_uri, option) as folder:
+        return saes.load(folder)
+
+
+@contextlib.contextmanager
+def run_folder(run_id: str, tracking_uri: str | None, option: str) -> Iterator[Path]:
+    """The SAE of an MLflow run in a temporary folder, as it was saved.
+
+    Args:
+        run_id: the run's.
+        tracking_uri: of MLflow.
+        option: what errors name.
 
     Raises:
         UserError: it cannot be had, or is not as it was saved.
@@ -59,4 +82,4 @@ def load_run(run_id: str, tracking_uri: str | None, option: str) -> SAE:
     from gsae_ray.tracking.artifacts import fetch_sae  # MLflow takes seconds to import
 
     with tempfile.TemporaryDirectory(prefix="gsae-") as folder:
-        return load(fetch_sae(run_id, folder, tracking_uri, option))
+        yield fetch_sae(run_id, folder, tracking_uri, option)

@@ -1,30 +1,60 @@
-"""Sparse autoencoders: one file an architecture, a registry, and their formats on disk. No Ray here."""
+"""Sparse autoencoders: one file an architecture, a registry, and their formats on disk. No Ray here.
 
-from gsae_ray.saes.base import SAE, Losses, Objective, SAEConfig, to_bytes
-from gsae_ray.saes.files import from_bytes
-from gsae_ray.saes.formats import load
-from gsae_ray.saes.gated import GatedSAE
-from gsae_ray.saes.jumprelu import JumpReLUSAE
-from gsae_ray.saes.registry import REGISTRY, build, register, trainable_architectures
-from gsae_ray.saes.rescale_shift import RescaleShiftSAE
-from gsae_ray.saes.standard import StandardSAE
-from gsae_ray.saes.topk import TopKSAE
+Names are imported at first use: what only asks for the files or the configuration of an SAE does without torch.
+"""
 
-__all__ = [
-    "REGISTRY",
-    "SAE",
-    "GatedSAE",
-    "JumpReLUSAE",
-    "Losses",
-    "Objective",
-    "RescaleShiftSAE",
-    "SAEConfig",
-    "StandardSAE",
-    "TopKSAE",
-    "build",
-    "from_bytes",
-    "load",
-    "register",
-    "to_bytes",
-    "trainable_architectures",
-]
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:  # for type checkers and editors, what `_MODULES` says
+    from gsae_ray.saes.base import SAE as SAE
+    from gsae_ray.saes.base import Losses as Losses
+    from gsae_ray.saes.base import to_bytes as to_bytes
+    from gsae_ray.saes.files import from_bytes as from_bytes
+    from gsae_ray.saes.formats import load as load
+    from gsae_ray.saes.gated import GatedSAE as GatedSAE
+    from gsae_ray.saes.jumprelu import JumpReLUSAE as JumpReLUSAE
+    from gsae_ray.saes.objective import Objective as Objective
+    from gsae_ray.saes.registry import REGISTRY as REGISTRY
+    from gsae_ray.saes.registry import build as build
+    from gsae_ray.saes.registry import register as register
+    from gsae_ray.saes.registry import trainable_architectures as trainable_architectures
+    from gsae_ray.saes.rescale_shift import RescaleShiftSAE as RescaleShiftSAE
+    from gsae_ray.saes.sae_config import SAEConfig as SAEConfig
+    from gsae_ray.saes.standard import StandardSAE as StandardSAE
+    from gsae_ray.saes.topk import TopKSAE as TopKSAE
+
+_MODULES = {
+    "REGISTRY": "registry",
+    "SAE": "base",
+    "GatedSAE": "gated",
+    "JumpReLUSAE": "jumprelu",
+    "Losses": "base",
+    "Objective": "objective",
+    "RescaleShiftSAE": "rescale_shift",
+    "SAEConfig": "sae_config",
+    "StandardSAE": "standard",
+    "TopKSAE": "topk",
+    "build": "registry",
+    "from_bytes": "files",
+    "load": "formats",
+    "register": "registry",
+    "to_bytes": "base",
+    "trainable_architectures": "registry",
+}
+"""Name -> the module that has it."""
+
+__all__ = [*_MODULES]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULES:
+        raise AttributeError(f"module 'gsae_ray.saes' has no attribute {name!r}")
+    value = globals()[name] = getattr(importlib.import_module(f"gsae_ray.saes.{_MODULES[name]}"), name)
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -6,7 +6,7 @@ import copy
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import safetensors.torch
 import torch
@@ -17,22 +17,15 @@ from typing_extensions import Self
 from gsae_ray.errors import UserError
 from gsae_ray.files import write_together
 from gsae_ray.saes import config_file
-from gsae_ray.saes.config_file import CONFIG_FILE as CONFIG_FILE
+from gsae_ray.saes.folder import CONFIG_FILE as CONFIG_FILE
+from gsae_ray.saes.folder import WEIGHTS_FILE as WEIGHTS_FILE
 from gsae_ray.saes.gated_relu import GatedReLU
+from gsae_ray.saes.objective import Objective as Objective
 from gsae_ray.saes.sae_config import SAEConfig as SAEConfig
 from gsae_ray.saes.saelens_config import NO_FORM
 
-WEIGHTS_FILE = "sae_weights.safetensors"
 ORIGIN = "origin"
 """Key of the metadata of an SAE that was not trained here: the format that it was read from."""
-
-Objective = Literal["paper", "norm_weighted"]
-"""What training minimises, beyond the architecture's own terms.
-
-paper: plain L1, Σ_i f_i; decoder rows of unit norm, renormalised after every step (Rajamanoharan et al. 2024).
-norm_weighted: Σ_i f_i ‖d_i‖ with free norms, which are folded into the encoder when training ends (Conerly et al.
-2024, "Update on dictionary learning improvements"; the paper's authors advise it since).
-"""
 
 FREE_NORM = 0.1
 """Decoder norms at the start of a norm-weighted run."""

@@ -74,6 +74,19 @@ def decode(text: str | bytes) -> tuple[SAEConfig, dict[str, Any]]:
     return cfg, found if OURS in found else {}
 
 
+def with_metadata(text: str | bytes, key: str, value: Mapping[str, Any]) -> str:
+    """The text of a `cfg.json` with one more entry in the metadata of its SAE, which nothing else in it depends on.
+
+    Raises:
+        ValueError: as `decode`.
+    """
+    decode(text)
+    found = json_object(text)
+    own = found.get(OURS, found)
+    own["metadata"] = {**own.get("metadata", {}), key: value}
+    return json_text(found)
+
+
 def one_line(error: pydantic.ValidationError, *within: str) -> ValueError:
     """The first thing that is wrong with a value of `cfg.json`; `within` are the keys that lead to it."""
     first = error.errors(include_url=False)[0]

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from gsae_ray.errors import UserError, shown, suggest
 from gsae_ray.names import local_path
-from gsae_ray.saes.base import SAE
-from gsae_ray.saes.files import saved_files_of, visible_files
-from gsae_ray.saes.formats import WRITERS
-from gsae_ray.saes.formats.jumprelu import write_folded
+from gsae_ray.saes.folder import saved_files_of, visible_files
 
+if TYPE_CHECKING:
+    from gsae_ray.saes.base import SAE
+
+OURS = "gsae"
+"""Our own format, of which nothing but files is looked at here: `gsae-ray best` copies them without torch."""
 FOLDABLE = "jumprelu"
 """The format that can be written without b_dec subtracted."""
 
@@ -22,8 +25,11 @@ def check_export(directory: str | Path, format: str, fold_b_dec: bool = False, r
         UserError: the format is unknown or cannot have b_dec folded, or the directory is a file, or has files; those of
             an SAE that was saved there are replaced by format `gsae`.
     """
-    if format not in WRITERS:
-        raise UserError(f"--format: unknown {format!r}; {suggest(format, WRITERS)}")
+    if format != OURS:
+        from gsae_ray.saes.formats import WRITERS
+
+        if format not in WRITERS:
+            raise UserError(f"--format: unknown {format!r}; {suggest(format, WRITERS)}")
     if fold_b_dec and format != FOLDABLE:
         raise UserError(f"--fold-b-dec: only --format {FOLDABLE} can be written so, not {format}")
     if rows is not None and not fold_b_dec:
@@ -31,7 +37,7 @@ def check_export(directory: str | Path, format: str, fold_b_dec: bool = False, r
     directory = local_path(directory, "--out")
     if directory.exists() and not directory.is_dir():
         raise UserError(f"--out: {directory} is a file; give a folder")
-    replaceable = saved_files_of(directory) if format == "gsae" else set()
+    replaceable = saved_files_of(directory) if format == OURS else set()
     if taken := sorted(visible_files(directory) - replaceable):
         raise UserError(
             f"--out: {directory} has other files ({shown(', '.join(taken), quoted=False)}); nothing is overwritten: "
@@ -54,5 +60,8 @@ def export(sae: SAE, directory: str | Path, format: str = "gsae", fold_b_dec: bo
         UserError: as `check_export`; or the SAE has no form in that format, for a reason that the line gives.
     """
     directory = check_export(directory, format, fold_b_dec)
+    from gsae_ray.saes.formats import WRITERS
+    from gsae_ray.saes.formats.jumprelu import write_folded
+
     write = write_folded if fold_b_dec else WRITERS[format]
     write(sae, directory)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 from pathlib import Path
 from typing import Any
@@ -13,16 +12,16 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from gsae_ray.errors import UserError, shown
-from gsae_ray.files import digest, file_hash
+from gsae_ray.errors import shown
+from gsae_ray.files import digest
 from gsae_ray.saes import config_file
-from gsae_ray.saes.base import ORIGIN, SAE, WEIGHTS_FILE, saelens_form_or_reason
-from gsae_ray.saes.config_file import CONFIG_FILE
+from gsae_ray.saes.base import ORIGIN, SAE, saelens_form_or_reason
+from gsae_ray.saes.folder import CONFIG_FILE, WEIGHTS_FILE
+from gsae_ray.saes.folder import NAMES as NAMES
 from gsae_ray.saes.registry import REGISTRY, build
 from gsae_ray.saes.sae_config import SAEConfig
 
 FILES = f"{CONFIG_FILE} and {WEIGHTS_FILE}"
-NAMES = (CONFIG_FILE, WEIGHTS_FILE)
 WEIGHT_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 """What saved weights may be; they are loaded as float32."""
 
@@ -97,15 +96,6 @@ def _read_config(text: str | bytes) -> tuple[SAEConfig, dict[str, Any]]:
     return cfg, for_saelens
 
 
-def content_hash(directory: str | Path) -> str:
-    """The sha256 of both files of a saved SAE.
-
-    Raises:
-        FileNotFoundError: one is missing.
-    """
-    return digest([file_hash(Path(directory) / name) for name in (CONFIG_FILE, WEIGHTS_FILE)])
-
-
 def function_hash(sae: SAE) -> str:
     """The sha256 of what an SAE computes, its form and its weights, whatever files they came in."""
     tensors = {
@@ -114,27 +104,6 @@ def function_hash(sae: SAE) -> str:
     }
     rounding = "elsewhere" if ORIGIN in sae.cfg.metadata else "here"  # the last bits: see `SAE._pre`
     return digest([saelens_form_or_reason(sae), sae.subtracts_b_dec, rounding, tensors])
-
-
-def holds(directory: str | Path, content: str | None) -> bool:
-    """Whether a folder has the SAE with that `content_hash`."""
-    with contextlib.suppress(FileNotFoundError):
-        return content_hash(directory) == content
-    return False
-
-
-def visible_files(directory: Path) -> set[str]:
-    """Names of a folder's files that are not hidden; none where there is no such folder."""
-    return {path.name for path in directory.iterdir() if path.name[0] != "."} if directory.exists() else set()
-
-
-def saved_files_of(directory: Path) -> set[str]:
-    """Names of the files of a folder that are of an SAE of ours."""
-    try:
-        _read_config((directory / CONFIG_FILE).read_bytes())
-    except (OSError, ValueError, UserError):
-        return set()
-    return {CONFIG_FILE, WEIGHTS_FILE}
 
 
 def recognises(directory: Path) -> bool:

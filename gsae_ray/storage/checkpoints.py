@@ -6,13 +6,14 @@ import contextlib
 import hashlib
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import safetensors.torch
-from torch import Tensor
 from typing_extensions import NotRequired, TypedDict
 
 from gsae_ray.files import LOCAL, JSONFile, Storage, file_hash
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 KEPT_CHECKPOINTS = 2
 FILE_BYTES = 2**26
@@ -21,7 +22,7 @@ FILE_BYTES = 2**26
 While a file is written its tensors are in memory a second time, and no others.
 """
 
-State = tuple[dict[str, Tensor], dict[str, Any]]
+State = tuple[dict[str, "Tensor"], dict[str, Any]]
 """Tensors, and the rest as JSON values."""
 
 
@@ -55,6 +56,8 @@ class Checkpoints:
         manifest = MANIFEST.read_whole(self._path(tokens) / "manifest.json", self.storage)
         if manifest is None:
             return None
+        import safetensors.torch  # here: what only reads results does without torch
+
         tensors: dict[str, Tensor] = {}
         with contextlib.suppress(FileNotFoundError):  # other errors of a file system may pass
             for index, digest in enumerate([manifest["tensors"], *manifest.get("further", [])]):
@@ -73,6 +76,8 @@ class Checkpoints:
             state: at that point.
             check: called before the checkpoint counts; what it raises leaves it without a manifest.
         """
+        import safetensors.torch  # here: what only reads results does without torch
+
         target, (tensors, rest) = self._path(tokens), state
         self.storage.remove_tree(target)
         self.storage.make_folder(target)

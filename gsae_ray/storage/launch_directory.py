@@ -23,17 +23,19 @@ import secrets
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from typing_extensions import NotRequired, TypedDict
 
 from gsae_ray.config import plain_yaml
-from gsae_ray.config.sweep import Sweep
 from gsae_ray.config.trial import TrialSpec
 from gsae_ray.errors import DamagedError, UserError
 from gsae_ray.files import LOCAL, JSONFile, Storage
 from gsae_ray.hardware import machine
 from gsae_ray.version import REVISION, WHY, __version__
+
+if TYPE_CHECKING:
+    from gsae_ray.config.sweep import Sweep
 
 DONE = "DONE"
 OPERATIONAL = {

@@ -25,18 +25,15 @@ import time
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
-from torch import Tensor
 from typing_extensions import NotRequired, TypedDict
 
 from gsae_ray.config.trial import TrialSpec
 from gsae_ray.errors import DamagedError, ReplacedError, StaleAttemptError
 from gsae_ray.evaluation.metrics import Evaluation, schema_version
 from gsae_ray.files import LOCAL, JSONFile, Storage, file_hash, is_whole
-from gsae_ray.saes import SAE
-from gsae_ray.saes.base import saved_files
-from gsae_ray.saes.files import content_hash
+from gsae_ray.saes.folder import content_hash
 from gsae_ray.storage.checkpoints import Checkpoints, State
 from gsae_ray.storage.evaluations import (
     EVALUATION,
@@ -47,6 +44,11 @@ from gsae_ray.storage.evaluations import (
     schema_of,
 )
 from gsae_ray.storage.metric_rows import START, Cursor, MetricRows, Row, numbers
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from gsae_ray.saes import SAE
 
 
 class Attempt(TypedDict):
@@ -94,7 +96,7 @@ class TrialDirectory:
         return DONE.read_whole(self.path / "DONE", self.storage) is not None
 
     def check_done(self) -> str | None:
-        """Looks at all that DONE vouches for. Returns the hash of the SAE (`saes.files.content_hash`) if it is done.
+        """Looks at all that DONE vouches for. Returns the hash of the SAE (`saes.folder.content_hash`) if it is done.
 
         Raises:
             DamagedError: a file is not as it was when training finished.
@@ -270,6 +272,8 @@ class TrialDirectory:
 
     def finish(self, sae: SAE) -> None:
         """Saves the finished SAE and marks the trial as done; its checkpoints are needed no more."""
+        from gsae_ray.saes.base import saved_files  # here: what only reads results does without torch
+
         self._check_attempt()
         storage, final, temporary = self.storage, self.path / "sae", self.path / f".sae-{self.attempt}"
         storage.make_folder(temporary)

@@ -10,7 +10,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
 from gsae_ray.errors import UserError, first_line
-from gsae_ray.saes.files import holds
+from gsae_ray.saes.folder import holds
 from gsae_ray.storage.evaluations import EVALUATION as EVALUATION_FILE
 from gsae_ray.tracking.connection import open_tracking, quick_failure
 from gsae_ray.tracking.credentials import redacted_in

@@ -10,9 +10,17 @@ from gsae_ray.storage.references import Reference
 
 
 def trial_params(trial: TrialSpec) -> dict[str, Any]:
-    """Parameters of a trial's run, in one flat mapping."""
+    """Parameters of a trial's run, in one flat mapping.
+
+    `sparsity` is the value of whichever hyperparameter sets how sparse features are, and `l1_units` is empty where that
+    is no coefficient of an L1 penalty: whoever reads a run need not know its architecture.
+    """
+    from gsae_ray.saes import REGISTRY  # here: it imports torch, without which a frontier is shown
+
     site = Site(trial.site)
     training = trial.to_json()["training"]
+    if not REGISTRY[trial.architecture].sparsity_in_l1_units:
+        training["l1_units"] = ""
     return {
         "architecture": trial.architecture,
         "recipe": trial.recipe,
@@ -23,6 +31,7 @@ def trial_params(trial: TrialSpec) -> dict[str, Any]:
         "layer": "" if site.layer is None else site.layer,
         "point": site.point,
         **{key: value for key, value in trial.hyperparameters.items() if value is not None},
+        "sparsity": "" if trial.sparsity is None else trial.sparsity,
         **training,
         **({} if trial.parent is None else {"parent": trial.parent}),
     }

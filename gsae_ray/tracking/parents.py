@@ -8,8 +8,7 @@ from pathlib import Path
 from gsae_ray.config.sweep import Sweep
 from gsae_ray.files import JSONFile, file_hash
 from gsae_ray.saes import SAEConfig, load
-from gsae_ray.saes.base import WEIGHTS_FILE
-from gsae_ray.saes.files import content_hash, holds
+from gsae_ray.saes.folder import WEIGHTS_FILE, content_hash, holds
 
 _PARENT = JSONFile(str, "it is fetched again")
 """The hash of a parent that was fetched (`saes.files.content_hash`)."""

@@ -8,7 +8,7 @@ from torch import Tensor
 from gsae_ray.config.recipe import Resampling
 from gsae_ray.files import digest
 from gsae_ray.saes import SAE
-from gsae_ray.saes.base import Objective
+from gsae_ray.saes.objective import Objective
 from gsae_ray.training.optimiser import Adam
 
 

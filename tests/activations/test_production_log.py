@@ -45,7 +45,7 @@ def revived(store: Store, producers: Sequence[Any] | None = None) -> Store:
 
 
 def test_a_record_survives_json() -> None:
-    record = ProductionLog({0: 2, 11: 1}, {11: 3}, [0, 11], peak_bytes=7, evaluations=4, sinks_told=["left"])
+    record = ProductionLog({0: 2, 11: 1}, {11: 3}, [0, 11], peak_bytes=7, evaluations=4, told=["left"])
     read = stored(record)
     assert read == record
     assert read is not None

@@ -21,9 +21,14 @@ class PlainClient:
 
     def __init__(self, producer: Producer) -> None:
         self.producer = producer
+        self.store: Store
 
     async def run(self, task: Any) -> Any:
-        return self.producer.run(task)
+        said: list[str] = []
+        answer = self.producer.run(task, said.append)
+        for line in said:
+            await self.store.say(line)
+        return answer
 
 
 @pytest.fixture(scope="module")
@@ -35,11 +40,15 @@ def test_a_task_defined_outside_of_the_package_runs_through_store_pool_and_produ
     client = PlainClient(Producer(producer_spec(plan)))
 
     async def work() -> list[Any]:
-        store = Store(plan.layout, [client], {}, budget=0)
+        store = client.store = Store(plan.layout, [client], {}, budget=0)
         answers = [await store.run("count", CountLongRows(0, norm)) for norm in (0.0, 5.0)]
         with pytest.raises(NumericError, match="^too large$"):
             await store.run("overflow", Overflow())
         assert store.record.evaluations == 0, "another kind of task is no evaluation"
+        assert store.report().events == ("rows of block 0 are counted",), "what both have said is told once"
+        again = client.store = Store(plan.layout, [client], {}, budget=0, record=store.record)
+        await again.run("count", CountLongRows(0, 0.0))
+        assert again.report().events == (), "a store that takes a dead one's place does not tell it again"
         return answers
 
     everything, some = play(work())

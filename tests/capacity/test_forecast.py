@@ -229,7 +229,7 @@ def test_a_model_directory_without_weights_is_enough(
     positions = result.rows * 65 / 64
     assert result.model_flops == pytest.approx(2 * layers * weights_a_layer * positions, rel=0.03)  # + attention
     assert result.training_flops == pytest.approx(7 * 2 * n * 2**17 * result.rows)
-    assert result.notices == ()
+    assert [line for line in result.notices if not line.startswith("model.dtype: ")] == []  # of this machine's cores
 
 
 def test_an_evaluation_takes_the_layers_from_its_site_on(tmp_path: Path) -> None:

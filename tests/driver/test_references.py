@@ -152,9 +152,9 @@ def test_what_was_evaluated_is_not_evaluated_again_and_what_is_damaged_is(
     asked: list[str] = []
 
     class Counting(Producer):
-        def run(self, task: Any) -> Any:
+        def run(self, task: Any, *say: Any) -> Any:
             asked.append(task.site)
-            return super().run(task)
+            return super().run(task, *say)
 
     monkeypatch.setattr(module, "Producer", Counting)
     threads = torch.get_num_threads()

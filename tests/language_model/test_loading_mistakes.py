@@ -12,8 +12,8 @@ import pytest
 import torch
 from checkpoints import complaint
 from safetensors.torch import load_file
-from saved_models import SIZE, edit_config, edit_weights, settings
-from transformers import Gemma3Config, GPT2Config, LlamaConfig, PreTrainedConfig
+from saved_models import SIZE, edit_config, edit_weights, save, settings
+from transformers import BloomConfig, Gemma2Config, Gemma3Config, GPT2Config, LlamaConfig, PreTrainedConfig
 
 from gsae_ray.config.sections import ModelSettings
 from gsae_ray.language_model.loading import (
@@ -166,3 +166,20 @@ def test_code_that_comes_with_a_model_is_not_run_unless_asked_for(directory: Pat
     (directory / "tokenizer_config.json").write_text(json.dumps(tokenizer))
     assert "model.trust_remote_code" in complaint(load_tokenizer, settings(directory))
     assert not ran.exists()
+
+
+@pytest.mark.parametrize("load", [load_skeleton, load_model])
+@pytest.mark.parametrize(
+    "config", [Gemma2Config(**SIZE), BloomConfig(vocab_size=4096, hidden_size=16, n_layer=1, n_head=2)]
+)
+def test_an_attention_kernel_that_a_family_has_not_is_told_by_the_key(
+    tmp_path: Path, load: Callable[[ModelSettings], torch.nn.Module], config: PreTrainedConfig
+) -> None:
+    save(tmp_path, config)
+    message = complaint(load, settings(tmp_path, attn_implementation="sdpa"))
+    assert message == (
+        f"model.attn_implementation: transformers has no sdpa for {str(tmp_path)!r}; take eager, or leave the key out: "
+        "sdpa where the model has it, else eager"
+    )
+    for attention in ("eager", None):  # what the line says is so
+        assert load(settings(tmp_path, attn_implementation=attention)) is not None

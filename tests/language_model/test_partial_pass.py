@@ -8,11 +8,11 @@ import pytest
 import torch
 from tiny_models import LAYERS, TOKENS, D, family, model_of, sites_of
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, LlamaConfig, MambaConfig
+from transformers import AutoModelForCausalLM, Gemma3nTextConfig, LlamaConfig, MambaConfig
 
 from gsae_ray.config.site import Site
 from gsae_ray.language_model.hooks import edited
-from gsae_ray.language_model.partial_pass import PartialPasses, layers_before
+from gsae_ray.language_model.partial_pass import PartialPasses, layers_before, shares_keys
 
 SLICES = [TOKENS, TOKENS.flip(1)]
 SHARED_KV = {"gemma4_text"}
@@ -84,6 +84,38 @@ def test_layers_before_a_site_do_not_compute_again(name: str) -> None:
     finally:
         for handle in calls.handles:
             handle.remove()
+
+
+@family
+def test_where_passes_begin_is_known_from_the_configuration_and_told_where_they_do_not(name: str) -> None:
+    model = model_of(name)
+    passes = PartialPasses(model, SLICES, 2**20)
+    for skip in range(LAYERS + 1):
+        passes.logits(0, skip, {})
+    whole_ones = [skip for skip in range(LAYERS + 1) if shares_keys(model.config, skip)]
+    assert whole_ones == ([LAYERS - 1] if name in SHARED_KV else [])
+    assert passes.notices() == [
+        f"evaluations after layer {skip - 1} run all {LAYERS} layers of the model, not only those that follow: "
+        "passes of this model that begin there give other logits"
+        for skip in whole_ones
+    ]
+
+
+def test_several_last_layers_take_keys_and_values_from_those_before_them() -> None:
+    torch.manual_seed(0)
+    kinds = ["sliding_attention", "full_attention", "sliding_attention", "sliding_attention", "full_attention"]
+    sizes = {"vocab_size": 64, "hidden_size": D, "intermediate_size": D, "num_hidden_layers": 5, "head_dim": 16}
+    sizes |= {"vocab_size_per_layer_input": 64, "hidden_size_per_layer_input": 8, "laurel_rank": 4}
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "sliding_window": 4, "pad_token_id": 0}
+    config = Gemma3nTextConfig(
+        **sizes, **heads, layer_types=kinds, num_kv_shared_layers=2, activation_sparsity_pattern=[0.0] * 5
+    )
+    model = AutoModelForCausalLM.from_config(config).eval()
+    passes = PartialPasses(model, SLICES, 2**20)
+    for skip in range(1, 6):
+        assert torch.equal(passes.logits(0, skip, {}), whole(model, SLICES[0], None))
+        assert any(f"after layer {skip - 1} " in line for line in passes.notices()) == shares_keys(config, skip)
+    assert [skip for skip in range(6) if shares_keys(config, skip)] == [2, 3, 4]
 
 
 def test_what_is_kept_stays_within_its_bytes() -> None:

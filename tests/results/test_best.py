@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import subprocess
 import sys
@@ -19,10 +20,13 @@ from trials import FINGERPRINT, SITE_1, SITE_2, begin, finish
 from gsae_ray import saes
 from gsae_ray.config.trial import TrialSpec
 from gsae_ray.errors import UserError
-from gsae_ray.results.best import best, choose, example_constraint
+from gsae_ray.files import file_hash
+from gsae_ray.results.best import best, choose, example_constraint, find_best
 from gsae_ray.results.frontier import frontier
 from gsae_ray.saes.export import export
+from gsae_ray.saes.folder import content_hash
 from gsae_ray.storage.launch_directory import EVALUATED, LAUNCH
+from gsae_ray.storage.trial_directory import DONE
 
 ROWS = pd.DataFrame(
     [("a", 10.0, 0.90), ("b", 38.0, 0.97), ("c", 40.0, 0.96), ("d", 90.0, 0.99)],
@@ -203,3 +207,19 @@ print(json.dumps([len(rows), [name for name in sys.modules if name.split(".")[0]
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert json.loads(done.stdout) == [5, []]
     assert_same_weights(saes.load(tmp_path / "out"), recorder.saved("sweep", NEWER, GATED_1[1]))
+
+
+def test_the_best_that_a_newer_version_has_saved_is_one_line(recorder: Recorder, tmp_path: Path) -> None:
+    recorder.record("newer", NEWER, list(zip(GATED_1[:1], ends((10, 0.9)), strict=True)))
+    found = find_best("newer", None, 40, None, None, recorder.uri, None, None, False)
+    folder = recorder.folder / "newer" / NEWER / GATED_1[0].directory_name
+    cfg = folder / "sae/cfg.json"
+    cfg.write_text(cfg.read_text().replace("gsae-2", "gsae-3"))
+    done = json.loads((folder / "DONE").read_text())
+    files = {**done["files"], "sae/cfg.json": file_hash(cfg)}
+    DONE.write(folder / "DONE", {"attempt": done["attempt"], "sae": content_hash(cfg.parent), "files": files})
+    in_storage = dataclasses.replace(found, row=found.row.replace({found.row["run_id"]: str(folder)}), storage=folder)
+    for fetch in (in_storage.load, lambda: in_storage.save(tmp_path / "out")):
+        with pytest.raises(UserError, match="this SAE cannot be read: .*'gsae-3' is not gsae-2"):
+            fetch()
+    assert not (tmp_path / "out").exists()

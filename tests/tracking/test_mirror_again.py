@@ -14,7 +14,7 @@ from trials import FINGERPRINT, REQUEST, evaluation, finish
 
 from gsae_ray.evaluation.metrics import METRICS
 from gsae_ray.results.outcomes import MLflowOutcomes
-from gsae_ray.saes.files import content_hash
+from gsae_ray.saes.folder import content_hash
 from gsae_ray.storage.trial_directory import Trial
 from gsae_ray.tracking.artifacts import download_sae
 from gsae_ray.tracking.tags import CONTENT, FAILURE, SCHEMA

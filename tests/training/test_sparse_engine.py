@@ -359,7 +359,7 @@ def test_dense_steps_of_large_batches_are_made_in_parts(architecture: str, monke
     parts: list[int] = []
 
     class Counted(DenseEngine):
-        def step(self, sae: SAE, x_BD: Tensor, *arguments: Any) -> StepResult:  # type: ignore[override]
+        def step(self, sae: SAE, x_BD: Tensor, *arguments: Any) -> StepResult:
             parts.append(len(x_BD))
             return super().step(sae, x_BD, *arguments)
 
