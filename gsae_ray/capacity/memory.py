@@ -26,7 +26,7 @@ DOUBLE = 8
 PROCESS = 2**29
 """Bytes of a process with torch, Ray and our libraries."""
 COMPILER = 2**27
-"""Bytes that Numba and what it has compiled add to it: 123 MiB with Numba 0.68."""
+"""Bytes that Numba, or Triton, and what it has compiled add to it: 123 MiB with Numba 0.68."""
 CUDA_CONTEXT = 704 * 2**20
 """Bytes that a process takes on a GPU before it has a tensor there: 681 MiB on an H100 with CUDA 13."""
 MARGIN = 0.8
@@ -77,11 +77,14 @@ def trial_memory(trial: TrialSpec, on_gpu: bool) -> Memory:
     batch = FLOAT * trial.training.batch_size * (4 * trial.d_in + arrays * trial.d_sae)
     step = weights + 3 * learnt + batch  # gradients, two moments
     copies = weights + 2 * learnt  # of a checkpoint, when the gradients are gone
+    # Early steps of a sparse engine are dense ones. The others of that on CPUs take up to 19 bytes an entry, with 5/16
+    # of all entries active, which is within the margin of the 16 of a dense step of standard SAEs. On GPUs they take
+    # less: scores of 2 bytes, lists of 60 where 1/32 is active; and W_enc in bfloat16, which is no more than one of a
+    # dense step's arrays unless a batch has fewer rows than half of d_in.
+    process = PROCESS + (COMPILER if trial.training.engine != "dense" else 0)
     if on_gpu:
-        return Memory(host=PROCESS + copies, gpu=CUDA_CONTEXT + step)
-    # Early steps of the sparse engine are dense ones; its others take up to 19 bytes an entry, with 5/16 of all entries
-    # active, which is within the margin of the 16 of a dense step of standard SAEs.
-    process = PROCESS + (COMPILER if trial.training.engine == "sparse-cpu" else 0)
+        rounded = weights // 2 if trial.training.precision == "bf16" else 0  # copies for products
+        return Memory(host=process + copies, gpu=CUDA_CONTEXT + step + rounded)
     return Memory(host=process + max(step, 2 * copies))
 
 

@@ -5,21 +5,46 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from gsae_ray.config.recipe import Precision
 from gsae_ray.saes import SAE, Objective
 from gsae_ray.training.engines.base import StepResult, Update
+from gsae_ray.training.engines.precision import check_precision, products_in
 from gsae_ray.training.optimiser import Adam
 
 
 class DenseEngine:
-    """Works for every architecture; activations are an array [batch, d_sae]."""
+    """Works for every architecture; activations are an array [batch, d_sae].
+
+    Weights, gradients and the optimiser's state are float32 in every precision, and so are sums over a batch.
+    """
 
     torch_threads = None
 
+    def __init__(self, precision: Precision = "float32") -> None:
+        """Makes the engine.
+
+        Args:
+            precision: of products: bf16 by PyTorch's autocast, tf32 by its setting for products of float32.
+        """
+        self.precision = precision
+
     def prepare(self, sae: SAE) -> None:
-        pass
+        """Checks the device.
+
+        Raises:
+            UserError: it has no products of that precision.
+        """
+        check_precision(self.precision, sae.W_dec.device)
 
     def step(self, sae: SAE, x_BD: Tensor, coefficient: float, objective: Objective) -> StepResult:
-        losses = sae.losses(x_BD, coefficient, objective)
+        if self.precision == "float32":
+            return self._step(sae, x_BD, coefficient, objective)
+        with products_in(self.precision):
+            return self._step(sae, x_BD, coefficient, objective)
+
+    def _step(self, sae: SAE, x_BD: Tensor, coefficient: float, objective: Objective) -> StepResult:
+        with torch.autocast(x_BD.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
+            losses = sae.losses(x_BD, coefficient, objective)
         losses.loss.backward()
         losses_4 = torch.stack([part.detach() for part in losses[:4]])
         return StepResult(losses_4, (losses.acts_BF > 0).sum(0))

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from gsae_ray.training.engines.candidates import UNDERFLOW
+from gsae_ray.training.engines.bounds import UNDERFLOW
 from gsae_ray.training.engines.compiled import kernel
 
 NONE, FROZEN, UNFROZEN = 0, 1, 2

@@ -2,7 +2,7 @@
 
 Exact: the gradient of these losses is zero for every feature on every row where its gate is closed (Gao et al. 2024,
 section 3, say so of TopK; it holds of every `GatedReLU`). The one product that stays dense is x W_enc, and that is in
-bfloat16 where the processor has it: it only says which entries are to be computed (see `candidates`).
+bfloat16 where the processor has it: it only says which entries are to be computed (see `bounds`).
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ from gsae_ray.saes import SAE, Objective, SAEConfig, build
 from gsae_ray.saes.gated_relu import GatedReLU
 from gsae_ray.training.engines import feature_sums, fused_adam, kernels
 from gsae_ray.training.engines.base import StepResult, Update
-from gsae_ray.training.engines.candidates import MOST_ENTRIES, Active, Encoder, find_active
+from gsae_ray.training.engines.bounds import LARGEST, LARGEST_SUM, MOST_ENTRIES
+from gsae_ray.training.engines.candidates import Active, Encoder, find_active
 from gsae_ray.training.engines.compiled import one_at_a_time
 from gsae_ray.training.engines.dense import DenseEngine
 from gsae_ray.training.engines.workspace import Array, Workspace, aligned
@@ -28,10 +29,6 @@ from gsae_ray.training.threads import torch_threads
 DENSE_ABOVE = 5 / 16
 """The share of active entries from which a step of dense products is the faster one: at the start half are active."""
 AUXILIARY = {"none": kernels.NONE, "frozen": kernels.FROZEN, "unfrozen": kernels.UNFROZEN}
-LARGEST = 1e38
-"""Products beyond this may overflow in float32."""
-LARGEST_SUM = 1e37
-"""Sums over a batch beyond this may: in some order, on the way."""
 
 
 class _Features(NamedTuple):
