@@ -150,11 +150,12 @@ class SparseCUDAEngine:
             BLOCK=BLOCK,
         )
         mag, scaled = form.magnitude_weights, form.log_scale is not None
+        largest_row = (batch.norms.max() + sae.b_dec.norm()).reshape(1)
         triton_kernels.feature_terms[(d_sae,)](
             *(sae.W_enc.T, none if mag is None else sae.get_parameter(mag).T, sae.W_dec, sae.b_dec),
             sae.get_parameter(form.log_scale) if form.log_scale is not None else none,
-            *(sae.get_parameter(form.gate), sae.get_parameter(form.magnitude), sae.b_dec.norm().reshape(1)),
-            *(rounded_FD, *features, d_in, underflow),
+            *(sae.get_parameter(form.gate), sae.get_parameter(form.magnitude), largest_row, rounded_FD, *features),
+            *(d_in, underflow),
             SCALED=scaled,
             UNTIED=mag is not None,
             BFLOAT16=self.bfloat16,
@@ -332,12 +333,11 @@ def largest_number(n_rows: int, features: _Features, batch: _Batch, b_dec: Tenso
     far below where float32 ends, but in training that diverges.
     """
     n_features = len(features.scale)
-    x, b = batch.norms.max().double().clamp_min(1), b_dec.norm().double()
-    reach, d, w = features.reach.max().double(), features.sizes.max().double().sqrt(), features.norms.max().double()
-    acts = x * reach
-    error = n_features * acts * d + x + b
+    row = batch.norms.max().double() + b_dec.norm().double()
+    acts, d, w = features.reach.max().double(), features.sizes.max().double().sqrt(), features.norms.max().double()
+    error = n_features * acts * d + row
     d_pre = 2 * error * d + abs(penalty) * d.clamp_min(1)  # × rows
-    sums = n_features * d_pre * (1 + features.scale.max()) * (x + b + acts) * (1 + w + d)
+    sums = n_features * d_pre * (1 + features.scale.max()) * (row + acts) * (1 + w + d)
     losses = n_rows * (error.square() + abs(penalty) * n_features * acts * d.clamp_min(1))
     # `max` of tensors keeps NaN.
     return torch.stack([sums, losses, 2 * acts * error]).max()

@@ -66,7 +66,7 @@ def feature_terms(
     log_scale_F,
     gate_F,
     mag_F,
-    b_dec_norm,
+    largest_row,
     rounded_FD,
     shift_F,
     scale_F,
@@ -92,7 +92,7 @@ def feature_terms(
         log_scale_F: r_mag (`SCALED`, else 0).
         gate_F: bias of the gate.
         mag_F: bias of the magnitude.
-        b_dec_norm: [1], ‖b_dec‖.
+        largest_row: [1], the greatest of ‖x‖, and ‖b_dec‖.
         rounded_FD: gets W_enc in bfloat16 (`BFLOAT16`), else nothing.
         shift_F: gets −W_enc b_dec.
         scale_F: gets exp(r_mag).
@@ -100,7 +100,7 @@ def feature_terms(
         rests_F: gets the same of what rounding took; 0 without.
         decoder_norms_F: gets norms of decoder rows.
         sizes_F: gets the squared norms of the decoder row, and of that of a magnitude encoder, added up.
-        reach_F: gets what no pre-activation of a row with ‖x‖ ≤ 1 exceeds, nor a partial sum of its products.
+        reach_F: gets what no pre-activation of the batch exceeds, nor a partial sum of its products.
     """
     j = tl.program_id(0).to(tl.int64)
     zeros = tl.zeros([BLOCK], tl.float32)
@@ -130,7 +130,7 @@ def feature_terms(
     tl.store(rests_F + j, tl.sqrt(tl.sum(rests, 0)) + underflow if BFLOAT16 else 0.0)
     tl.store(decoder_norms_F + j, tl.sqrt(size))
     tl.store(sizes_F + j, size + mag_size)
-    reach = (1.0 + tl.load(b_dec_norm)) * (norm * (1.0 + scale) + tl.sqrt(mag_size))
+    reach = tl.load(largest_row) * (norm * (1.0 + scale) + tl.sqrt(mag_size))
     tl.store(reach_F + j, reach + tl.abs(tl.load(gate_F + j)) + tl.abs(tl.load(mag_F + j)))
 
 
