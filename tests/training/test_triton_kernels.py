@@ -29,7 +29,7 @@ def triton_path(shared_folder: Path, tmp_path: Path) -> Mapping[str, str]:
 
 def test_they_compute_what_the_equations_say(triton_path: Mapping[str, str]) -> None:
     checks = HERE / "triton_checks.py"
-    command = [sys.executable, "-m", "pytest", "-q", "-n", "2", "--no-header", checks]
+    command = [sys.executable, "-m", "pytest", "-q", "-n", "2", "--no-header", str(checks)]
     subprocess.run(command, env={**triton_path, "TRITON_INTERPRET": "1"}, check=True)
 
 
