@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from gsae_ray.errors import UserError
+from gsae_ray.errors import UserError, reason
 from gsae_ray.saes import SAE, Objective
 from gsae_ray.saes.gated_relu import GatedReLU
 from gsae_ray.training.engines import bounds, triton_kernels, triton_sums
@@ -99,7 +99,7 @@ class SparseCUDAEngine:
         """Stores encoders by feature, without changing their values: a feature's weights lie side by side.
 
         Raises:
-            UserError: Triton does not compile for this GPU.
+            UserError: Triton does not compile for this GPU, or not on this machine.
         """
         device = sae.W_dec.device
         if device.type == "cuda" and (capability := torch.cuda.get_device_capability(device)) < OLDEST:
@@ -109,6 +109,7 @@ class SparseCUDAEngine:
             )
         if self.bfloat16 is None:
             self.bfloat16 = device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
+        self._try_out(device)
         for parameter in sae.parameters():
             if parameter.dim() == 2 and parameter is not sae.W_dec:
                 parameter.data = parameter.data.T.contiguous().T
@@ -117,6 +118,24 @@ class SparseCUDAEngine:
         """In place of what a kernel does not read."""
         self._ones = torch.ones(sae.cfg.d_sae, device=device)
         self._features = torch.arange(sae.cfg.d_sae + 1, dtype=torch.int32, device=device)
+
+    def _try_out(self, device: torch.device) -> None:
+        """Compiles and runs a kernel, so that a machine where that fails is named before training begins.
+
+        Raises:
+            UserError: it does.
+        """
+        numbers_5, rounded = torch.zeros(5, device=device), torch.zeros(1, dtype=torch.bfloat16, device=device)
+        x, b_dec, centred, norms, rests = numbers_5.split(1)
+        try:
+            triton_kernels.row_terms[(1,)](
+                *(x, b_dec, centred, rounded, norms, rests, 1, 0.0), BFLOAT16=self.bfloat16, BLOCK=BLOCK
+            )
+        except Exception as error:  # of the compiler, the linker or the driver
+            raise UserError(
+                f"training.engine: sparse-cuda: Triton cannot compile here: {reason(error)} (it needs a C compiler "
+                "besides the GPU's driver); engine: dense does without"
+            ) from error
 
     @torch.no_grad()
     def step(self, sae: SAE, x_BD: Tensor, coefficient: float, objective: Objective) -> StepResult:
