@@ -13,13 +13,14 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from trainers import same
+from trainers import make, run, same, through_files, weights
 
 from gsae_ray.saes import SAE, Objective, SAEConfig, build
 from gsae_ray.training.engines.base import StepResult, Update
 from gsae_ray.training.engines.dense import DenseEngine
 from gsae_ray.training.engines.sparse_cuda import BLOCK, ENTRIES, SparseCUDAEngine
 from gsae_ray.training.optimiser import Adam
+from gsae_ray.training.trainer import Trainer
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 ROWS, N, M = 11, 21, 19
@@ -281,3 +282,22 @@ def test_steps_and_updates_go_where_the_dense_engine_goes(variant: str, objectiv
     for other in found[1:]:
         for name, tensor in found[0].items():
             torch.testing.assert_close(other[name], tensor, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("architecture", ["standard", "gated"])
+def test_a_trial_that_was_killed_goes_on_bit_for_bit(architecture: str) -> None:
+    settings: dict[str, Any] = {"tokens": 6 * 8, "batch_size": 8, "log_every_tokens": 8, "checkpoint_every_tokens": 8}
+
+    def trainer() -> Trainer:
+        return make(architecture, engine=Counting(), device=DEVICE, **settings)
+
+    whole, killed, successor = trainer(), trainer(), trainer()
+    rows = run(whole)
+    for _ in range(3):
+        killed.train_interval()
+    successor.restore(*through_files(killed.state()))
+    assert run(successor) == rows[3:]
+    assert same(weights(successor), weights(whole))
+    dense = make(architecture, device=DEVICE, **settings)
+    for row, other in zip(rows, run(dense), strict=True):
+        assert row == pytest.approx(other, rel=1e-3, abs=1e-4)
