@@ -15,6 +15,8 @@ NEIGHBOURS = ("sae-lens==6.54.12", "dictionary-learning==0.1.0", "eai-sparsify==
 
 Version 4 of TransformerLens has no HookedTransformer.
 """
+TRITON = "triton==3.7.1"
+"""That of torch 2.13; builds of torch for CUDA bring it, those for CPUs do without."""
 
 
 def neighbours(root: Path) -> Path:
@@ -48,6 +50,27 @@ def environment(requirements: Sequence[str], root: Path, without: Sequence[str] 
                 subprocess.run([python, "-m", "pip", "uninstall", "--quiet", "--yes", *without], check=True)
             ready.touch()
     return python
+
+
+def folder_of(requirement: str, root: Path) -> Path:
+    """A folder with one package, without what it depends on, to be put on PYTHONPATH: for Pythons that are ours.
+
+    Args:
+        requirement: as pip takes it.
+        root: folder of folders; it is made there at the first use, by one process.
+
+    Raises:
+        subprocess.CalledProcessError: pip cannot install it (its output is shown).
+    """
+    directory = root / requirement
+    root.mkdir(parents=True, exist_ok=True)
+    with (root / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not (directory / "ready").exists():
+            install = [sys.executable, "-m", "pip", "install", "--quiet", "--no-compile", "--no-deps"]
+            subprocess.run([*install, "--upgrade", "--target", directory, requirement], check=True)
+            (directory / "ready").touch()
+    return directory
 
 
 def run_in(python: Path, script: Path, *arguments: str | Path) -> None:

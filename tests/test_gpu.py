@@ -28,6 +28,10 @@ pytestmark = [
 ON_GPU: dict[str, Any] = copy.deepcopy(SWEEP)
 ON_GPU["producers"] |= {"gpus": 0.2}
 ON_GPU["trials"] |= {"gpus": "auto"}
+for _entry in ON_GPU["saes"]:
+    _entry.pop("engine", None)  # sparse-cpu's
+ENGINES = ["dense", "sparse-cuda"]
+CHECKS = Path(__file__).parent / "training" / "triton_checks.py"
 
 
 @pytest.fixture(scope="module")
@@ -46,10 +50,16 @@ def _all_of_the_machine() -> Iterator[None]:
     ray.init(address="local", num_cpus=2, num_gpus=1, include_dashboard=False, log_to_driver=False)  # as conftest's
 
 
+@pytest.fixture(scope="module", params=ENGINES)
+def on_gpu(request: pytest.FixtureRequest) -> dict[str, Any]:
+    """The sweep with each of the engines for GPUs."""
+    return {**copy.deepcopy(ON_GPU), "training": {**ON_GPU["training"], "engine": request.param}}
+
+
 @pytest.fixture(scope="module")
-def quiet(tmp_path_factory: pytest.TempPathFactory) -> Outcome:
+def quiet(tmp_path_factory: pytest.TempPathFactory, on_gpu: dict[str, Any]) -> Outcome:
     """The undisturbed sweep, its trials side by side on the GPU."""
-    home = Home(tmp_path_factory.mktemp("quiet"), ON_GPU)
+    home = Home(tmp_path_factory.mktemp("quiet"), on_gpu)
     result = home.run()
     assert result.failures == {} and result.forward_ratio == 1.0
     begun = {name: directory.newest_begun for name, directory in home.trials.items()}
@@ -58,35 +68,43 @@ def quiet(tmp_path_factory: pytest.TempPathFactory) -> Outcome:
     return Outcome.of(home)
 
 
-def test_a_trial_alone_on_the_gpu_is_the_same(tmp_path: Path, quiet: Outcome) -> None:
-    values = copy.deepcopy(ON_GPU)
+def test_a_trial_alone_on_the_gpu_is_the_same(tmp_path: Path, on_gpu: dict[str, Any], quiet: Outcome) -> None:
+    values = copy.deepcopy(on_gpu)
     values["trials"] |= {"gpus": 0.6, "max_concurrent": 1}
     home = Home(tmp_path, values)
     home.run()
     assert Outcome.of(home).weights == quiet.weights
 
 
-def test_sigkill_of_a_trial(tmp_path: Path, quiet: Outcome, rng: random.Random) -> None:
-    home = Home(tmp_path, ON_GPU)
+def test_sigkill_of_a_trial(tmp_path: Path, on_gpu: dict[str, Any], quiet: Outcome, rng: random.Random) -> None:
+    home = Home(tmp_path, on_gpu)
     with disturbed(home, position(rng), lambda trial: os.kill(home.pid(trial), signal.SIGKILL)):
         result = home.run()
     assert result.failures == {} and result.forward_ratio == 1.0
     assert_undisturbed(home, quiet)
 
 
-def test_sigkill_of_all_producers(tmp_path: Path, quiet: Outcome) -> None:
+def test_sigkill_of_all_producers(tmp_path: Path, on_gpu: dict[str, Any], quiet: Outcome) -> None:
     """They get their part of the GPU back."""
-    home = Home(tmp_path, ON_GPU)
+    home = Home(tmp_path, on_gpu)
     with disturbed(home, 0.03, lambda _: send(signal.SIGKILL, processes("ProducerActor"))):
         result = home.run()
     assert "producer 2 of 2 is gone" in home.events and result.forward_ratio == 1.0
     assert_undisturbed(home, quiet)
 
 
+def test_kernels_compute_what_the_equations_say() -> None:
+    """In a process of its own, where nothing has asked for Triton's interpreter."""
+    subprocess.run([sys.executable, "-m", "pytest", "-q", "-n", "0", str(CHECKS)], check=True)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize("architecture", ["gated", "standard"])
 @pytest.mark.parametrize(("n", "width", "batch"), [(768, 24_576, 4096), (2304, 16_384, 4096), (2304, 131_072, 1024)])
-def test_the_memory_of_a_trial(architecture: str, n: int, width: int, batch: int, tmp_path: Path) -> None:
+def test_the_memory_of_a_trial(engine: str, architecture: str, n: int, width: int, batch: int, tmp_path: Path) -> None:
     given = training(architecture, width, batch)
+    given["training"]["engine"] = engine
+    given["trials"] = {"gpus": 1}
     found = trainer_mib(given, n, tmp_path, "cuda")
     predicted = (trial_memory(trial_of(given, n), on_gpu=True).gpu - CUDA_CONTEXT) / MIB
     print(f"predicted {predicted:.0f} MiB, measured {found:.0f}: {predicted / found:.3f}")  # noqa: T201

@@ -91,6 +91,7 @@ def make(
     dtype: str = "float32",
     max_norm: float | None = 10.0,
     engine: Engine | EngineName = "dense",
+    device: str = "cpu",
     **training: Any,
 ) -> Trainer:
     """A trainer at the start; `training` overrides, with lr, seed, objective and schedule single values."""
@@ -111,6 +112,7 @@ def make(
     return Trainer(
         trial,
         row_stream(rows_RD, chunk_rows, dtype, max_norm),
+        device,
         parent=parent,
         engine=None if isinstance(engine, str) else engine,
     )

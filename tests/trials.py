@@ -24,7 +24,7 @@ D_IN = 8
 
 
 def expand(
-    architecture: str = "gated", layers: tuple[int, ...] = (1,), tokens: int = 1024, **entry: Any
+    architecture: str = "gated", layers: tuple[int, ...] = (1,), tokens: int = 1024, gpus: float = 0, **entry: Any
 ) -> list[TrialSpec]:
     """The trials of a sweep with one entry of `saes`."""
     sweep = Sweep.model_validate(
@@ -35,6 +35,7 @@ def expand(
             "sites": {"layers": list(layers), "points": ["resid_post"]},
             "saes": [{"architecture": architecture, "widths": [16], "l1_coefficient": 1.0} | entry],
             "training": {"tokens": tokens, "batch_size": 64, "lr": 1e-3},
+            "trials": {"gpus": gpus},
         }
     )
     return sweep.expand({Site(site): D_IN for site in (SITE_1, SITE_2)}, {"model": "m", "tokens": "t"})

@@ -19,7 +19,7 @@ from gsae_ray.activations.layout import Layout
 from gsae_ray.activations.reader import RowStream
 from gsae_ray.actors.store_actor import StoreBlockReader, StoreClient
 from gsae_ray.config.trial import TrialSpec
-from gsae_ray.errors import NumericError, StaleAttemptError, SweepStoppedError, reason
+from gsae_ray.errors import NumericError, StaleAttemptError, SweepStoppedError, UserError, reason
 from gsae_ray.evaluation.metrics import Evaluation
 from gsae_ray.evaluation.task import Evaluate
 from gsae_ray.files import disk_space_needed
@@ -96,7 +96,11 @@ class SAETrial(tune.Trainable):
         stream = RowStream(self.source, self.context.layout, self.trial.site)
         parent = self.context.parents.get(self.trial.name)
         device = "cuda" if self.context.gpu else "cpu"
-        trainer = Trainer(self.trial, stream, device, load(parent) if parent is not None else None)
+        start = load(parent) if parent is not None else None
+        try:
+            trainer = Trainer(self.trial, stream, device, start)
+        except UserError as error:  # this machine cannot run its engine, and would not the next time
+            raise SweepStoppedError(f"{reason(error)} (trial {self.trial.name} on {socket.gethostname()})") from error
         if state is not None:
             trainer.restore(*state)
         self.trainer = trainer

@@ -11,7 +11,7 @@ import torch
 from gsae_ray.capacity.dtypes import product_times
 from gsae_ray.capacity.gpus import gpu_of
 from gsae_ray.capacity.nodes import PRODUCER, TRAINER, Node, nodes_for
-from gsae_ray.config.recipe import EngineName
+from gsae_ray.config.recipe import EngineName, Precision, TrialTraining
 from gsae_ray.config.sweep import Sweep
 from gsae_ray.training.threads import torch_threads
 
@@ -21,11 +21,19 @@ EFFICIENCY = 0.3
 Measured: training on an H100 had 0.55 alone, and 0.4 with twelve trials on the GPU (tests/benchmarks/gpu.py,
 2026-11-26).
 """
-ENGINE_SHARES: dict[EngineName, float] = {"dense": 1.0, "sparse-cpu": 0.5}
+ENGINE_SHARES: dict[EngineName, float] = {"dense": 1.0, "sparse-cpu": 0.5, "sparse-cuda": 0.5}
 """About how long a trial trains by an engine ÷ by the dense one.
 
-By the sparse one a step takes 0.13 to 0.5 of it (docs/benchmarks.md), but the first steps are dense.
+By the sparse one on CPUs a step takes 0.13 to 0.5 of it (docs/benchmarks.md), but the first steps are dense. That on
+GPUs has not been measured, and is taken to be like it.
 """
+PRECISION_SHARES: dict[Precision, float] = {"float32": 1.0, "tf32": 0.5, "bf16": 0.5}
+"""The same by the precision of products. Not measured: those of data sheets are 0.03 to 0.25, of products alone."""
+
+
+def time_share(training: TrialTraining) -> float:
+    """About how long a trial trains ÷ by the dense engine in float32."""
+    return ENGINE_SHARES[training.engine] * PRECISION_SHARES[training.precision]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,7 +66,7 @@ def pace(
     Args:
         sweep: the sweep.
         nodes: the nodes of the cluster; None for this machine.
-        waves_flops: FLOPs of each trial of each wave, times the `ENGINE_SHARES` of its engine.
+        waves_flops: FLOPs of each trial of each wave, times its `time_share`.
         model_flops: FLOPs of everything that producers do.
         slots: trials at a time.
         gpus_a_trial: GPUs of a trial, see `fit.gpu_shares`.

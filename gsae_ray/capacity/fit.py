@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
 
-from gsae_ray.capacity.gpus import gpu_of
+from gsae_ray.capacity.gpus import GPU, gpu_of
 from gsae_ray.capacity.memory import MARGIN, Memory, trial_memory
 from gsae_ray.capacity.nodes import PRODUCER, TRAINER, Node, awaited, may_grow, nodes_for
 from gsae_ray.config.sweep import Sweep
@@ -98,7 +98,8 @@ def gpu_shares(sweep: Sweep, nodes: Sequence[Node], trials: Sequence[TrialSpec])
     Of GPUs that differ the smallest decides, since a trial does not know which it gets.
 
     Raises:
-        UserError: a trial needs more memory than there is, or with `auto` that of the GPUs is not known.
+        UserError: a trial needs more memory than there is, or products that a GPU does not have, or with `auto` the
+            memory of the GPUs is not known.
     """
     given, here = sweep.trials.gpus, nodes_for(TRAINER, nodes)
     needs = {trial.name: trial_memory(trial, given != 0) for trial in trials}
@@ -109,6 +110,7 @@ def gpu_shares(sweep: Sweep, nodes: Sequence[Node], trials: Sequence[TrialSpec])
         return dict.fromkeys(needs, 0.0)
     with_gpu = [node for node in here if node.resources.get("GPU")]
     known = [gpu for node in with_gpu if (gpu := gpu_of(node.resources)) is not None]
+    _check_precision(trials, known)
     sizes = [gpu.most_nbytes for gpu in known]
     _check_trials(trials, {name: need.gpu for name, need in needs.items()}, sizes, len(with_gpu), "GPU")
     if given != "auto":
@@ -156,6 +158,16 @@ def _check_trials(
             f"saes: width {trial.d_sae} at {trial.site} needs {need / 2**30:.1f} GiB a trial; the largest {what} has "
             f"{largest / 2**30:.1f}: a width of about {int(trial.d_sae * largest / need):,} fits, or a smaller "
             "training.batch_size"
+        )
+
+
+def _check_precision(trials: Sequence[TrialSpec], gpus: Sequence[GPU]) -> None:
+    """Checks that all GPUs that are known have the products of all trials, which do not know what they get."""
+    precisions = {trial.training.precision for trial in trials} - {"float32"}
+    if precisions and not all(gpu.ampere for gpu in gpus):
+        raise UserError(
+            f"training.precision: {sorted(precisions)[0]} needs GPUs of compute capability 8.0 or later, and a node "
+            "for trials has older ones; precision: float32 runs there"
         )
 
 

@@ -20,7 +20,7 @@ from gsae_ray.activations.layout import DTYPE_BYTES
 from gsae_ray.activations.retention import forward_ratio, kept_blocks
 from gsae_ray.capacity import fit
 from gsae_ray.capacity.dtypes import dtype_notices
-from gsae_ray.capacity.duration import ENGINE_SHARES, Pace, pace
+from gsae_ray.capacity.duration import Pace, pace, time_share
 from gsae_ray.capacity.memory import (
     FLOAT,
     STORE_PROCESS,
@@ -211,7 +211,7 @@ def forecast(
         pace=pace(
             sweep,
             nodes,
-            [[training[t.name] * ENGINE_SHARES[t.training.engine] for t in wave] for wave in in_waves],
+            [[training[t.name] * time_share(t.training) for t in wave] for wave in in_waves],
             model_flops + evaluation_flops,
             slots,
             gpus_a_trial,

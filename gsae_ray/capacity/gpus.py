@@ -17,6 +17,8 @@ class GPU(NamedTuple):
     """TFLOP/s of dense products, with tensor cores where they have the type."""
     largest_mib: int = 0
     """MiB of memory of the largest of this name, where there are several sizes."""
+    ampere: bool = True
+    """Whether it has products of TF32 and bfloat16, which compute capability 8.0 brought."""
 
     @property
     def nbytes(self) -> int:
@@ -31,9 +33,9 @@ class GPU(NamedTuple):
 
 _KNOWN = {
     # Ray takes the first word of the device's name after "Tesla" or "NVIDIA": sizes of one model share it.
-    "P100": GPU(12_198, 9.3, 9.3, 16_280),
-    "V100": GPU(16_160, 15.7, 15.7, 32_768),
-    "T4": GPU(15_360, 8.1, 8.1),
+    "P100": GPU(12_198, 9.3, 9.3, 16_280, ampere=False),
+    "V100": GPU(16_160, 15.7, 15.7, 32_768, ampere=False),
+    "T4": GPU(15_360, 8.1, 8.1, ampere=False),
     "A10G": GPU(23_028, 31.2, 70),
     "L4": GPU(23_034, 30.3, 121),
     "L40S": GPU(46_068, 91.6, 362),

@@ -16,7 +16,7 @@ from gsae_ray.evaluation.task import TOGETHER_BYTES
 from gsae_ray.saes import REGISTRY, SAE, SAEConfig, build
 from gsae_ray.storage.checkpoints import FILE_BYTES
 from gsae_ray.storage.references import Reference
-from gsae_ray.training.engines.base import LARGE_BATCH
+from gsae_ray.training.engines.base import BYTES_AN_ENTRY, LARGE_BATCH
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -29,10 +29,13 @@ DOUBLE = 8
 PROCESS = 2**29
 """Bytes of a process with torch, Ray and our libraries."""
 SPARSE_ENTRY = 9
-"""Bytes an entry of a large batch takes with a sparse engine: a score of 2, and with 5/16 of all active 19 for each of
-those, in lists that may be a quarter longer; dense steps take less (`BYTES_AN_ENTRY`)."""
+"""Bytes that an entry of a large batch takes with the sparse engine on CPUs: a score of 2, and with 5/16 of all active
+19 for each of those, in lists that may be a quarter longer.
+
+Dense steps take less (`BYTES_AN_ENTRY`), and so do those of the engine on GPUs, where 1/32 is active at most.
+"""
 COMPILER = 2**27
-"""Bytes that Numba and what it has compiled add to it: 123 MiB with Numba 0.68."""
+"""Bytes that Numba, or Triton, and what it has compiled add to it: 123 MiB with Numba 0.68."""
 CUDA_CONTEXT = 704 * 2**20
 """Bytes that a process takes on a GPU before it has a tensor there: 681 MiB on an H100 with CUDA 13."""
 MARGIN = 0.8
@@ -79,18 +82,20 @@ def trial_memory(trial: TrialSpec, on_gpu: bool) -> Memory:
     sae = skeleton(trial)
     weights = sae_bytes(sae)
     learnt = FLOAT * sum(p.numel() for p in sae.learnt_parameters().values())
-    sparse = trial.training.engine == "sparse-cpu"
+    engine, sparse = trial.training.engine, trial.training.engine != "dense"
     rows, entry = trial.training.batch_size, FLOAT * sae.training_arrays
     if sparse and rows * trial.d_sae > LARGE_BATCH:
-        entry = SPARSE_ENTRY
+        entry = SPARSE_ENTRY if engine == "sparse-cpu" else BYTES_AN_ENTRY
     step = weights + 3 * learnt + rows * (FLOAT * 4 * trial.d_in + entry * trial.d_sae)  # gradients, two moments
     # The tensors of a file of a checkpoint, and the finished SAE, are copied, and then made into bytes.
     largest = max(tensor.nbytes for tensor in sae.state_dict().values())
     copies = 2 * max(min(weights + 2 * learnt, max(FILE_BYTES, largest)), weights)
+    process = PROCESS + (COMPILER if sparse else 0)
     if on_gpu:
-        return Memory(host=PROCESS + copies, gpu=CUDA_CONTEXT + step)
-    between_steps = weights + (3 if sparse else 2) * learnt  # the sparse engine keeps its gradients' memory
-    return Memory(host=PROCESS + (COMPILER if sparse else 0) + max(step, between_steps + copies))
+        rounded = weights // 2 if sparse or trial.training.precision == "bf16" else 0  # in bfloat16, for products
+        return Memory(host=process + copies, gpu=CUDA_CONTEXT + step + rounded)
+    between_steps = weights + (3 if sparse else 2) * learnt  # sparse engines keep their gradients' memory
+    return Memory(host=process + max(step, between_steps + copies))
 
 
 def states_bytes(sweep: Sweep, text: PretrainedConfig, widths: Mapping[str, float]) -> int:

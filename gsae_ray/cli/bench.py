@@ -27,7 +27,21 @@ def bench() -> None:
 )
 @click.option("--l0", type=float, default=64, show_default=True, help="about how many features are active on a row")
 @click.option(
-    "--engine", type=click.Choice(["dense", "sparse-cpu"]), default="dense", show_default=True, help="training.engine"
+    "--engine",
+    type=click.Choice(["dense", "sparse-cpu", "sparse-cuda"]),
+    default="dense",
+    show_default=True,
+    help="training.engine",
+)
+@click.option(
+    "--precision",
+    type=click.Choice(["float32", "tf32", "bf16"]),
+    default="float32",
+    show_default=True,
+    help="training.precision",
+)
+@click.option(
+    "--device", type=click.Choice(["cpu", "cuda"]), help="default: cuda for sparse-cuda, tf32 and bf16, else cpu"
 )
 @click.option(
     "--objective",
@@ -43,7 +57,7 @@ def bench() -> None:
 @click.option("--json", "as_json", is_flag=True, help="print a JSON object")
 @one_line_errors
 def step(as_json: bool, **what: Any) -> None:
-    """Measures a training step on the CPU, from a batch in memory to updated weights.
+    """Measures a training step, from a batch in memory to updated weights.
 
     Rows are random, and biases such that about as many features are active as asked for. Losses, gradient, clipping,
     Adam and the decoder's norms are in it, reading activations is not.
@@ -56,5 +70,6 @@ def step(as_json: bool, **what: Any) -> None:
         return
     click.echo(
         f"{found.ms_per_step:.2f} ms a step: {found.architecture} ({found.objective}), {found.d_in} -> {found.d_sae}, "
-        f"batch {found.batch_size}, L0 {found.l0:.1f}, engine {found.engine}, threads {found.threads}"
+        f"batch {found.batch_size}, L0 {found.l0:.1f}, engine {found.engine}, {found.precision}, {found.device}, "
+        f"threads {found.threads}"
     )

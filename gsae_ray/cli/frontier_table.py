@@ -15,13 +15,13 @@ from gsae_ray.config.sections import OWN
 from gsae_ray.evaluation.metrics import METRICS
 from gsae_ray.results.comparison import labels, own_saes
 
-SETTINGS = ("recipe", "lr", "seed", "batch_size", "l1_units", "engine", "tokens")
+SETTINGS = ("recipe", "lr", "seed", "batch_size", "l1_units", "engine", "precision", "tokens")
 """Shown where SAEs differ in them, beside those that are always shown."""
 LAST_RESORT = ("parent", "launch")
 """Shown where nothing else tells two SAEs apart."""
 NEEDED = ("l0", "loss_recovered")
 """Metrics that are never left out; the others are, from the last on, where the terminal is too narrow."""
-TEXTS = ("origin", "architecture", "recipe", "engine", "parent", "launch")
+TEXTS = ("origin", "architecture", "recipe", "engine", "precision", "parent", "launch")
 
 
 def print_frontier(rows: pd.DataFrame, console: Console, mixed_tokens: bool = False) -> None:

@@ -19,8 +19,9 @@ from gsae_ray.fields import AtMost, Count, Finite32, Fraction, Grid, InMemory, S
 from gsae_ray.saes.objective import Objective
 
 Schedule = Literal["paper", "modern"]
-EngineName = Literal["dense", "sparse-cpu"]
+EngineName = Literal["dense", "sparse-cpu", "sparse-cuda"]
 EngineChoice = Literal["auto", EngineName]
+Precision = Literal["float32", "tf32", "bf16"]
 
 PAPER_WARMUP_STEPS = 1000
 """Steps of the paper's lr warm-up, at the start and after every resampling (inferred for the start)."""
@@ -144,9 +145,16 @@ class TrainingSettings(Settings):
     engine: EngineChoice = Field(
         "dense",
         description="what computes training steps. dense: PyTorch's autograd; sparse-cpu: after the encoder's product "
-        "only active features, by kernels that Numba compiles, for trials on CPUs; auto: that of the sweep's newest "
-        "launch, in a first one sparse-cpu where every trial can have it, else dense. Resolved when a launch begins, "
-        "and written into it",
+        "only active features, by kernels that Numba compiles, for trials on CPUs; sparse-cuda: the same on GPUs, by "
+        "kernels that Triton compiles; auto: that of the sweep's newest launch, in a first one sparse-cpu where every "
+        "trial can have it, else dense (on GPUs always, until sparse-cuda has been measured). Resolved when a launch "
+        "begins, and written into it",
+    )
+    precision: Precision = Field(
+        "float32",
+        description="of the dense engine's products on GPUs. tf32, bf16: faster, on compute capability 8.0 and later; "
+        "weights, gradients, Adam and sums stay float32. The default, because features near their threshold come out "
+        "differently otherwise, and what that does to an SAE has not been measured",
     )
     log_every_tokens: Count | None = Field(
         None, description="rows between two metric rows; default: a fortieth of the run"
@@ -210,6 +218,7 @@ class TrainingSettings(Settings):
             l1_units=self.l1_units,
             adam_betas=self.adam_betas,
             engine=self.engine,
+            precision=self.precision,
             resampling=resampling.resolve(self.steps) if resampling else None,
             log_every_tokens=log_every,
             checkpoint_every_tokens=max(1, round(checkpoint_every / log_every)) * log_every,
@@ -269,6 +278,8 @@ class TrialTraining(Settings):
     adam_betas: tuple[float, float]
     engine: EngineName = "dense"
     """Trials from before there was another name none."""
+    precision: Precision = "float32"
+    """Nor this one."""
     log_every_tokens: int
     checkpoint_every_tokens: int
 

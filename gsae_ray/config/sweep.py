@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 import pydantic
 from pydantic import Field
@@ -88,18 +88,16 @@ class Sweep(Settings):
             found.append((("saes",), "an empty list; give at least one entry"))
         for index, entry in enumerate(self.saes):
             try:
-                engine = entry.training(self.training).engine
+                settings = entry.training(self.training)
             except pydantic.ValidationError as error:
                 found += [(("saes", index, *key), text) for key, text in problems(error, TrainingSettings)]
                 continue
             if (entry.model_extra or {}).get("engine") == "auto":
                 found.append((("saes", index, "engine"), "auto is for the whole sweep: training.engine"))
-            if engine == "sparse-cpu" and self.trials.gpus != 0:
-                key: Key = ("training", "engine") if engine == self.training.engine else ("saes", index, "engine")
-                text = (
-                    f"{engine} is for trials on CPUs, and trials.gpus is {self.trials.gpus}; engine: dense runs there"
-                )
-                if (key, text) not in found:  # said once of the engine of all entries
+            for name, text in self._device_problems(settings):
+                value = getattr(settings, name)
+                key: Key = ("training", name) if value == getattr(self.training, name) else ("saes", index, name)
+                if (key, text) not in found:  # said once of what all entries have
                     found.append((key, text))
         by_layer = bool(self.sites.layers), bool(self.sites.points)
         if not all(by_layer) and not self.sites.modules:
@@ -111,6 +109,29 @@ class Sweep(Settings):
         if found:
             raise refusal(found)
         return self
+
+    def _device_problems(self, settings: TrainingSettings) -> Iterator[tuple[str, str]]:
+        """What of an entry's training does not run where its trials do, as (key, text)."""
+        engine, precision, gpus = settings.engine, settings.precision, self.trials.gpus
+        if engine == "sparse-cpu" and gpus != 0:
+            yield "engine", f"{engine} is for trials on CPUs, and trials.gpus is {gpus}; engine: dense runs there"
+        if engine == "sparse-cuda" and gpus == 0:
+            yield (
+                "engine",
+                f"{engine} is for trials on GPUs, and trials.gpus is 0; engine: sparse-cpu or dense runs there",
+            )
+        if precision == "float32":
+            return
+        if gpus == 0:
+            yield (
+                "precision",
+                f"{precision} is for trials on GPUs, and trials.gpus is 0; precision: float32 runs there",
+            )
+        elif engine not in ("dense", "auto"):  # auto is dense on GPUs
+            yield (
+                "precision",
+                f"{precision} is for engine: dense, and engine is {engine}; take engine: dense, or precision: float32",
+            )
 
     def _site_problems(self) -> list[tuple[Key, str]]:
         """What is wrong with filters of entries and sites of references, once it is known which layers are meant."""
@@ -293,9 +314,9 @@ class Sweep(Settings):
                 settings.seeds,
             ):
                 architecture = REGISTRY[entry.architecture]
-                if settings.engine == "sparse-cpu" and architecture.gated_relu(hyperparameters, objective) is None:
+                if settings.engine != "dense" and architecture.gated_relu(hyperparameters, objective) is None:
                     raise UserError(
-                        f"saes.{index}.engine: sparse-cpu has no {entry.architecture} SAEs; engine: dense has"
+                        f"saes.{index}.engine: {settings.engine} has no {entry.architecture} SAEs; engine: dense has"
                     )
                 if architecture.parent_architecture is not None:
                     children[len(trials)] = f"saes.{index}"

@@ -75,6 +75,8 @@ class TrialSpec:
             settings["training"].pop(key)
         if training.engine == "dense":  # trials from before there was another have no such key
             settings["training"].pop("engine")
+        if training.precision == "float32":  # nor this one
+            settings["training"].pop("precision")
         options = _options(fields["architecture"])
         variant = _variant(fields["architecture"], hyperparameters)
         shown = {key: value for key, value in hyperparameters.items() if key not in options and value is not None}

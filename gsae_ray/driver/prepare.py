@@ -7,6 +7,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import torch
+
 from gsae_ray.activations.language_model_source import LanguageModelSpec
 from gsae_ray.activations.layout import Layout
 from gsae_ray.activations.producer import ProducerSpec
@@ -88,7 +90,8 @@ def prepare(
     references = read_references(sweep, widths, tracking_uri)
     # What does not fit, and what cannot be loaded, is told before tokens are prepared.
     for engine in {trial.training.engine for trial in sweep.expand(widths, {}, configs)}:
-        check_engine(engine)
+        if engine != "sparse-cuda" or torch.cuda.is_available():  # else its trials run on other machines
+            check_engine(engine)
     tokens = prepare_tokens(sweep, storage / "tokens", _every_few_seconds(say))
     model = model_fingerprint(sweep.model)
     evaluation = [model, tokens.heldout_fingerprint, sweep.dataset.max_norm]

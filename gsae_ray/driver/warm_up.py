@@ -21,8 +21,8 @@ def start_compiling(engines: Iterable[EngineName]) -> list[ray.ObjectRef[None]]:
     Returns:
         what ends with it.
     """
-    compiled = sorted(set(engines) - {"dense"})
-    if not compiled:
+    compiled: list[EngineName] = ["sparse-cpu"] if "sparse-cpu" in engines else []
+    if not compiled:  # Triton compiles at the first step, on the GPU that it is for
         return []
     from gsae_ray.training.engines.compiled import holds_kernels  # here: sweeps of dense engines do without Numba
 

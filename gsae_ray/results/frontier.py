@@ -21,7 +21,18 @@ from gsae_ray.results.references import UNKNOWN, row_of, trained_elsewhere
 from gsae_ray.tracking.tags import EVALUATION, LAUNCH, TRIAL
 
 SETTINGS = ("run_id", "trial", "site", "architecture", "recipe", "d_sae", "sparsity", "lr", "seed", "tokens")
-REST = ("on_frontier", "variant", "sink_share", "l1_units", "batch_size", "engine", "parent", "launch", "origin")
+REST = (
+    "on_frontier",
+    "variant",
+    "sink_share",
+    "l1_units",
+    "batch_size",
+    "engine",
+    "precision",
+    "parent",
+    "launch",
+    "origin",
+)
 MEANINGFUL_NATS = 0.05
 """Where zero-ablation costs less than this, loss recovered is a ratio of noise."""
 ENCODERS = ("own", "pursuit")
@@ -76,6 +87,7 @@ def _row(outcome: Outcome) -> dict[str, Any]:
         "tokens": int(params["tokens"]),
         "batch_size": int(params["batch_size"]),
         "engine": params.get("engine", "dense"),
+        "precision": params.get("precision", "float32"),
         "parent": params.get("parent", ""),
         "launch": outcome.tags[LAUNCH],
         "sink_share": outcome.metrics.get("train/sink_share", float("nan")),

@@ -101,6 +101,7 @@ def row_of(outcome: Outcome) -> dict[str, Any]:
         "variant": "",
         "l1_units": "",
         "engine": "",
+        "precision": "",
         "d_sae": int(params["d_sae"]),
         "sparsity": float("nan"),
         "lr": float("nan"),

@@ -138,7 +138,8 @@ class SAE(nn.Module, ABC):
     def _l1(self, acts_BF: Tensor, objective: Objective) -> Tensor:
         """The objective's penalty of non-negative activations: a sum over features, a mean over the batch."""
         if objective == "norm_weighted":
-            return acts_BF.sum(0) @ self.W_dec.norm(dim=1) / len(acts_BF)
+            # Not `@`, which autocast would compute in bfloat16.
+            return torch.dot(acts_BF.sum(0), self.W_dec.norm(dim=1)) / len(acts_BF)
         return acts_BF.sum() / len(acts_BF)
 
     def decode(self, acts_BF: Tensor) -> Tensor:

@@ -61,8 +61,8 @@ class _Evaluated(TypedDict):
     encoders: list[int | None]
 
 
-FIRST_ENGINE = "dense"
-"""That of launches from before there was another one, which name none."""
+FIRST_ENGINE, FIRST_PRECISION = "dense", "float32"
+"""Those of launches from before there were others, which name none."""
 LAUNCH = JSONFile(
     _Launch, "run without --resume: trials that are done are not trained again", sealed=True, once_unsealed=True
 )
@@ -205,7 +205,7 @@ def _changed(
     if _revision(before) != REVISION:
         return f"launch {launch_id} was begun by another version of gsae-ray: {WHY}", anew
     anew += " (trials that are done are kept)"
-    training = {"engine": FIRST_ENGINE, **before["sweep"].get("training", {})}
+    training = {"engine": FIRST_ENGINE, "precision": FIRST_PRECISION, **before["sweep"].get("training", {})}
     keys = sorted(set(_differences({**before["sweep"], "training": training}, description)) - OPERATIONAL)
     if keys:
         return f"the sweep file has changed since launch {launch_id}: {', '.join(keys)}", f"change it back, or {anew}"

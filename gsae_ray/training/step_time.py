@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from gsae_ray.activations.layout import Layout
 from gsae_ray.activations.reader import RowStream
 from gsae_ray.activations.statistics import Norms, SiteStatistics
-from gsae_ray.config.recipe import EngineName, TrainingSettings
+from gsae_ray.config.recipe import EngineName, Precision, TrainingSettings
 from gsae_ray.config.trial import TrialSpec
 from gsae_ray.errors import UserError
 from gsae_ray.saes import Objective
@@ -39,6 +39,8 @@ class StepTime:
     architecture: str
     objective: str
     engine: str
+    precision: str
+    device: str
     d_in: int
     d_sae: int
     batch_size: int
@@ -86,6 +88,8 @@ class Stepping:
         objective: Objective,
         steps: int,
         steps_per_interval: int,
+        precision: Precision = "float32",
+        device: str = "cpu",
     ) -> None:
         """Makes the trainer; arguments are those of `measure`.
 
@@ -94,11 +98,13 @@ class Stepping:
         """
         if not MIN_L0 <= l0 <= d_sae / 2:
             raise UserError(f"--l0: {l0:g} of {d_sae} features; give {MIN_L0:g} to half of them")
+        _check_device(engine, precision, device)
         self.steps_per_interval = steps_per_interval
         settings = TrainingSettings(
             tokens=steps * batch_size,
             batch_size=batch_size,
             engine=engine,
+            precision=precision,
             log_every_tokens=steps_per_interval * batch_size,
             lr_warmup=0.0,
         )
@@ -113,7 +119,7 @@ class Stepping:
         )
         block = 4 * batch_size
         layout = Layout((block,) * -(-steps * batch_size // block), {SITE: d_in}, "float32", chunk_bytes=2**26)
-        self.trainer = Trainer(trial, RowStream(_RandomRows(layout), layout, SITE))
+        self.trainer = Trainer(trial, RowStream(_RandomRows(layout), layout, SITE), device)
         with torch.no_grad():
             # Of a feature with a row w, w x is normally distributed with variance ‖w‖².
             norm = self.trainer.sae.W_enc.norm(dim=0).mean().item()
@@ -127,6 +133,22 @@ class Stepping:
         return 1000 * (time.perf_counter() - started) / self.steps_per_interval, metrics["l0"]
 
 
+def _check_device(engine: EngineName, precision: Precision, device: str) -> None:
+    """Checks that there is such a device, and that it is one for the engine.
+
+    Raises:
+        UserError: it is not.
+    """
+    if precision != "float32" and engine != "dense":
+        raise UserError(f"--precision: {precision} is for --engine dense; the sparse ones have float32's products")
+    if device == "cuda" and not torch.cuda.is_available():
+        raise UserError("--device: cuda, but PyTorch finds no GPU here; --engine dense and sparse-cpu run on the CPU")
+    if engine == ("sparse-cpu" if device == "cuda" else "sparse-cuda"):
+        raise UserError(f"--engine: {engine} does not run on --device {device}; dense runs on both")
+    if precision != "float32" and device == "cpu":
+        raise UserError(f"--precision: {precision} is for --device cuda; float32 runs on both")
+
+
 def measure(
     architecture: str,
     d_in: int,
@@ -138,6 +160,8 @@ def measure(
     threads: int = 1,
     intervals: int = 5,
     steps_per_interval: int = 10,
+    precision: Precision = "float32",
+    device: str | None = None,
 ) -> StepTime:
     """Measures a training step with everything that belongs to it: losses, gradient, clipping, Adam, norms.
 
@@ -152,19 +176,26 @@ def measure(
         threads: of PyTorch and the engine.
         intervals: that the median is taken over.
         steps_per_interval: that are timed together.
+        precision: of the dense engine's products on a GPU.
+        device: cpu or cuda; default: cuda where engine or precision is for GPUs, else cpu.
 
     Raises:
-        UserError: no rows have so few or so many active features, or the engine cannot be run.
+        UserError: no rows have so few or so many active features, or the engine cannot be run there.
     """
+    device = device or ("cuda" if engine == "sparse-cuda" or precision != "float32" else "cpu")
     steps = (intervals + 1) * steps_per_interval
     with torch_threads(threads):
-        stepping = Stepping(architecture, d_in, d_sae, batch_size, l0, engine, objective, steps, steps_per_interval)
+        stepping = Stepping(
+            architecture, d_in, d_sae, batch_size, l0, engine, objective, steps, steps_per_interval, precision, device
+        )
         stepping.interval()  # compiles, and makes memory
         times, fired = zip(*(stepping.interval() for _ in range(intervals)), strict=True)
     return StepTime(
         architecture=architecture,
         objective=objective,
         engine=engine,
+        precision=precision,
+        device=torch.cuda.get_device_name() if device == "cuda" else device,
         d_in=d_in,
         d_sae=d_sae,
         batch_size=batch_size,

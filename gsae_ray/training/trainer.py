@@ -48,6 +48,7 @@ class Trainer:
 
         Raises:
             NumericError: the activations of block 0 are all zero, or not finite.
+            UserError: this process or its device cannot run the engine.
         """
         statistics = stream.source.statistics()
         if not math.isfinite(statistics.mean_square_norm):
@@ -60,7 +61,7 @@ class Trainer:
         self.stream = stream
         self.device = torch.device(device)
         self.parent = parent
-        self.engine = engine or make_engine(self.settings.engine, torch.get_num_threads())
+        self.engine = engine or make_engine(self.settings.engine, torch.get_num_threads(), self.settings.precision)
         self.scale = math.sqrt(trial.d_in / statistics.mean_square_norm) if self.settings.input_scaling else 1.0
         self.trivial_loss = self.scale**2 * statistics.mean_square_norm
         """E‖scale·x‖²"""

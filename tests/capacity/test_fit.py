@@ -27,6 +27,9 @@ from gsae_ray.config.sweep import Sweep
 from gsae_ray.config.trial import TrialSpec
 from gsae_ray.errors import UserError
 
+NAMES = ("float32", "tf32", "bf16")
+"""Of precisions."""
+
 
 def predicted(
     loaded: Sweep, nodes: list[Node], gpus_a_trial: float, bytes_a_trial: int = 0, bytes_a_producer: int = 0
@@ -240,6 +243,20 @@ def test_a_trial_that_does_not_fit_into_memory_is_named(gpus: Any, nodes: list[N
     else:
         with pytest.raises(UserError, match=said):
             gpu_shares(loaded, nodes, wide)
+
+
+@pytest.mark.parametrize("kind", ["P100", "V100", "T4"])
+def test_a_gpu_without_the_products_of_a_precision_is_refused_before_anything_starts(kind: str) -> None:
+    loaded = sweep(trials={"gpus": 1})
+    precise = {
+        name: trials_of(sweep(trials={"gpus": 1}, saes=[{**STANDARD, "widths": [64], "precision": name}]), 64)
+        for name in NAMES
+    }
+    assert gpu_shares(loaded, [with_gpu(kind)], precise["float32"])
+    for name in ("tf32", "bf16"):
+        assert gpu_shares(loaded, [with_gpu("A100"), with_gpu("H100")], precise[name])
+        with pytest.raises(UserError, match=f"training.precision: {name} needs GPUs of compute capability 8.0"):
+            gpu_shares(loaded, [with_gpu("H100"), with_gpu(kind)], precise[name])
 
 
 def test_a_producer_that_does_not_fit_into_memory_is_named() -> None:

@@ -62,6 +62,7 @@ def head(lines: list[str]) -> str:
         ("size", [{"batch_size": 64}, {"batch_size": 128}], ["64", "128"]),
         ("units", [{"l1_units": "sum"}, {"l1_units": "paper"}], ["sum", "paper"]),
         ("engine", [{}, {"engine": "sparse-cpu"}], ["dense", "sparse-cpu"]),
+        ("precision", [{}, {"gpus": 1, "precision": "bf16"}], ["float32", "bf16"]),
         ("architecture", [{"tied": [True, False]}], ["gated", "gated tied=false"]),
     ],
 )

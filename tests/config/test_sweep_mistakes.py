@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sweep_texts import error_of
+from sweep_texts import error_of, expand
 
 from gsae_ray.config.load import load_sweep
 from gsae_ray.errors import UserError, shown
@@ -128,7 +128,11 @@ from gsae_ray.errors import UserError, shown
             "references=[{source: theirs, site: blocks.3.hook_resid_post}]",
             ["references.0.site: no SAE of this sweep is at 'blocks.3.hook_resid_post'", "'blocks.2.hook_resid_post'"],
         ),
-        ("training.engine=sparse", ["training.engine: 'sparse' should be 'auto', 'dense' or 'sparse-cpu'"]),
+        (
+            "training.engine=sparse",
+            ["training.engine: 'sparse' should be 'auto', 'dense', 'sparse-cpu' or 'sparse-cuda'"],
+        ),
+        ("training.precision=bfloat16", ["training.precision: 'bfloat16' should be 'float32', 'tf32' or 'bf16'"]),
         ("training.lr={log_range: [0, 4], n: 2}", ["training.lr", "0 < low <= high"]),
         ("training.lr={log_range: [4, 1], n: 2}", ["training.lr", "0 < low <= high"]),
         ("training.lr={log_range: 4, n: 2}", ["training.lr", "0 < low <= high"]),
@@ -152,6 +156,43 @@ def test_an_engine_of_cpus_and_trials_on_gpus_are_one_line(path: Path, key: str)
     assert message == (
         f"{path}: {key}: sparse-cpu is for trials on CPUs, and trials.gpus is 1.0; engine: dense runs there"
     )
+
+
+@pytest.mark.parametrize("entry", ["training", "saes.0"])
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        (
+            {"engine": "sparse-cuda"},
+            "engine: sparse-cuda is for trials on GPUs, and trials.gpus is 0; engine: sparse-cpu or dense runs there",
+        ),
+        (
+            {"precision": "tf32"},
+            "precision: tf32 is for trials on GPUs, and trials.gpus is 0; precision: float32 runs there",
+        ),
+        (
+            {"engine": "sparse-cpu", "precision": "bf16"},
+            "precision: bf16 is for trials on GPUs, and trials.gpus is 0; precision: float32 runs there",
+        ),
+    ],
+)
+def test_what_is_for_gpus_and_trials_on_cpus_are_one_line(
+    path: Path, entry: str, settings: dict[str, str], said: str
+) -> None:
+    assert error_of(path, *(f"{entry}.{key}={value}" for key, value in settings.items())) == f"{path}: {entry}.{said}"
+
+
+@pytest.mark.parametrize("entry", ["training", "saes.0"])
+def test_a_precision_of_products_is_for_the_dense_engine(path: Path, entry: str) -> None:
+    path.write_text(path.read_text() + "trials: {gpus: 1}\n")
+    message = error_of(path, f"{entry}.precision=bf16", f"{entry}.engine=sparse-cuda")
+    assert message == (
+        f"{path}: {entry}.precision: bf16 is for engine: dense, and engine is sparse-cuda; take engine: dense, or "
+        "precision: float32"
+    )
+    for engine in ("dense", "auto"):
+        assert expand(load_sweep(path, ["training.precision=bf16", f"training.engine={engine}"]))
+    assert expand(load_sweep(path, ["training.engine=sparse-cuda"]))
 
 
 def test_all_mistakes_of_a_file_are_told_at_once_a_line_each(path: Path) -> None:

@@ -51,6 +51,20 @@ def test_identity_changes_with_what_decides_the_weights(tmp_path: Path, override
     assert base != changed
 
 
+def test_identity_changes_with_engine_and_precision_on_gpus(tmp_path: Path) -> None:
+    on_gpus = "trials.gpus=1"
+    others = ["engine=dense", "engine=sparse-cuda", "precision=tf32", "precision=bf16"]
+    found = [identities(tmp_path, on_gpus, f"training.{other}") for other in others]
+    assert found[0] == identities(tmp_path, on_gpus)
+    assert len({identity for (identity,) in found}) == len(others)
+
+
+def test_trials_keep_the_identities_that_they_had_before_a_key_was_added(tmp_path: Path) -> None:
+    """Their directories are found by them. A new revision of numbers (`version.REVISION`) is to change these."""
+    assert identities(tmp_path) == ["0ebe6cc5ca35388b"]
+    assert identities(tmp_path, "training.engine=sparse-cpu") == ["bdd1db256a4ced26"]
+
+
 def test_identity_changes_with_provenance_and_the_width_of_the_site(tmp_path: Path) -> None:
     base = identities(tmp_path)
     assert identities(tmp_path, provenance={"model": "m", "tokens": "other"}) != base
@@ -66,6 +80,7 @@ def test_identity_changes_with_provenance_and_the_width_of_the_site(tmp_path: Pa
         "training.log_every_tokens=500",
         "training.checkpoint_every_tokens=5000",
         "training.engine=dense",
+        "training.precision=float32",
         "evaluation={tokens: 5, batch: 3, every_tokens: 1000, fraction: 0.5}",
         "producers.count=4",
         "producers.chunk_mib=1",

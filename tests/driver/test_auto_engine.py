@@ -66,9 +66,10 @@ def test_a_sweep_keeps_the_engine_of_its_newest_launch(tmp_path: Path) -> None:
     check_resume(folder, sweep, expand(sweep), True)
     path = folder / "launches" / launch / "launch.json"
     written = json.loads(path.read_text())
-    del written["sweep"]["training"]["engine"], written[SEAL]
+    del written["sweep"]["training"]["engine"], written["sweep"]["training"]["precision"], written[SEAL]
     path.write_text(json.dumps(written))
     assert resolved(auto, folder)[0] == sweep
+    check_resume(folder, sweep, expand(sweep), True)
     path.write_text(json.dumps({**written, "revision": 1}))  # whose trials are all trained anew
     assert engines(resolved(auto, folder)[0]) == ["sparse-cpu"] * 2
     path.write_text("{")  # not to be read

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from typing import Any
 
 import pytest
@@ -9,7 +10,9 @@ import torch
 from torch import Tensor
 from trainers import BATCH, M, make, run, same, weights
 
+from gsae_ray.errors import UserError
 from gsae_ray.saes import SAE, Objective
+from gsae_ray.training.engines import check_engine, make_engine
 from gsae_ray.training.engines.base import LOSSES, Engine, StepResult, Update
 from gsae_ray.training.engines.dense import DenseEngine
 from gsae_ray.training.optimiser import Adam
@@ -119,3 +122,15 @@ def test_the_trainer_takes_all_it_knows_of_a_step_from_the_engine(architecture: 
     assert len(engine.updates) == recorded.step
     assert {update.unit_norm for update in engine.updates} == {objective == "paper"}
     assert engine.updates[-1].lr == rest[-1]["lr"]
+
+
+@pytest.mark.skipif(importlib.util.find_spec("triton") is not None, reason="Triton is here")
+def test_an_engine_whose_compiler_is_missing_is_refused_by_name() -> None:
+    """Never another engine in its place."""
+    for call in (lambda: check_engine("sparse-cuda"), lambda: make_engine("sparse-cuda", 1)):
+        with pytest.raises(UserError) as caught:
+            call()
+        assert str(caught.value) == (
+            "training.engine: sparse-cuda: Triton, which compiles its kernels, cannot be loaded (it comes with "
+            "PyTorch's builds for CUDA): No module named 'triton'; engine: dense does without"
+        )

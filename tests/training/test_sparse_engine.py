@@ -18,7 +18,7 @@ from trainers import BATCH, M, N, make, run, same, sparse_rows, through_files, w
 from gsae_ray.config.recipe import EngineName
 from gsae_ray.errors import NumericError
 from gsae_ray.saes import SAE, Objective, SAEConfig, build
-from gsae_ray.training.engines import sparse_cpu
+from gsae_ray.training.engines import dense
 from gsae_ray.training.engines.base import Engine, StepResult, Update
 from gsae_ray.training.engines.dense import DenseEngine
 from gsae_ray.training.engines.sparse_cpu import SparseCPUEngine
@@ -353,7 +353,7 @@ def test_parameters_gradients_and_moments_lie_alike_in_memory() -> None:
 @pytest.mark.parametrize("architecture", ["standard", "gated"])
 def test_dense_steps_of_large_batches_are_made_in_parts(architecture: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Which do not change what a step finds; rows that do not divide evenly count alike."""
-    monkeypatch.setattr(sparse_cpu, "LARGE_BATCH", 20)
+    monkeypatch.setattr(dense, "LARGE_BATCH", 20)
     sae = random_sae(architecture, N, M).train()
     x_BD = torch.randn(23, N, generator=torch.Generator().manual_seed(0))
     parts: list[int] = []

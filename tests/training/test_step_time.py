@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
+import torch
 from click.testing import CliRunner
 
 from gsae_ray.cli.main import main
@@ -30,11 +31,29 @@ def test_a_measurement_has_the_density_that_was_asked_for(engine: str, architect
     [
         (["--l0", "200"], "--l0: 200 of 256 features; give 0.01 to half of them"),
         (["--l0", "1e-17"], "--l0: 1e-17 of 256 features; give 0.01 to half of them"),
+        (["--device", "cpu", "--precision", "bf16"], "--precision: bf16 is for --device cuda; float32 runs on both"),
+        (
+            ["--engine", "sparse-cpu", "--precision", "tf32"],
+            "--precision: tf32 is for --engine dense; the sparse ones have float32's products",
+        ),
+        (
+            ["--engine", "sparse-cuda", "--device", "cpu"],
+            "--engine: sparse-cuda does not run on --device cpu; dense runs on both",
+        ),
     ],
 )
 def test_what_cannot_be_measured_is_one_line(what: list[str], said: str) -> None:
     result = CliRunner().invoke(main, ["bench", "step", *SMALL, *what])
     assert result.exit_code == 2
+    assert result.output == f"gsae-ray: {said}\n"
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is here")
+@pytest.mark.parametrize("what", [["--device", "cuda"], ["--engine", "sparse-cuda"], ["--precision", "bf16"]])
+def test_without_a_gpu_what_is_for_gpus_is_one_line(what: list[str]) -> None:
+    result = CliRunner().invoke(main, ["bench", "step", *SMALL, *what])
+    assert result.exit_code == 2
+    said = "--device: cuda, but PyTorch finds no GPU here; --engine dense and sparse-cpu run on the CPU"
     assert result.output == f"gsae-ray: {said}\n"
 
 

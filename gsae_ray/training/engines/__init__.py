@@ -8,7 +8,7 @@ from gsae_ray.errors import UserError, reason
 from gsae_ray.training.engines.dense import DenseEngine
 
 if TYPE_CHECKING:
-    from gsae_ray.config.recipe import EngineName
+    from gsae_ray.config.recipe import EngineName, Precision
     from gsae_ray.training.engines.base import Engine
 
 
@@ -18,29 +18,38 @@ def check_engine(name: EngineName) -> None:
     Raises:
         UserError: it could not.
     """
-    if name != "dense":
-        try:
-            import gsae_ray.training.engines.sparse_cpu  # noqa: F401
-        except Exception as error:  # Numba refuses what it does not know with several types
-            raise UserError(
-                f"training.engine: {name}: Numba, which compiles its kernels, cannot be loaded: {reason(error)}; "
-                "engine: dense does without"
-            ) from error
+    compiler = {"sparse-cpu": "Numba", "sparse-cuda": "Triton"}.get(name)
+    try:
+        if name == "sparse-cpu":
+            import gsae_ray.training.engines.sparse_cpu
+        elif name == "sparse-cuda":
+            import gsae_ray.training.engines.sparse_cuda  # noqa: F401
+    except Exception as error:  # compilers refuse what they do not know with several types
+        builds = " (it comes with PyTorch's builds for CUDA)" if name == "sparse-cuda" else ""
+        raise UserError(
+            f"training.engine: {name}: {compiler}, which compiles its kernels, cannot be loaded{builds}: "
+            f"{reason(error)}; engine: dense does without"
+        ) from error
 
 
-def make_engine(name: EngineName, threads: int) -> Engine:
+def make_engine(name: EngineName, threads: int, precision: Precision = "float32") -> Engine:
     """Makes the engine of that name, ready to train.
 
     Args:
         name: as in a sweep file.
         threads: that it may use, where it has threads of its own.
+        precision: of the products of the dense engine.
 
     Raises:
         UserError: this process cannot run it.
     """
     compile_engine(name)
     if name == "dense":
-        return DenseEngine()
+        return DenseEngine(precision)
+    if name == "sparse-cuda":
+        from gsae_ray.training.engines.sparse_cuda import SparseCUDAEngine
+
+        return SparseCUDAEngine()
     from gsae_ray.training.engines.sparse_cpu import SparseCPUEngine
 
     return SparseCPUEngine(threads)
@@ -49,11 +58,13 @@ def make_engine(name: EngineName, threads: int) -> Engine:
 def compile_engine(name: EngineName) -> None:
     """Compiles what the engine of that name needs, once a process, or loads what was compiled before.
 
+    Triton compiles for the shapes and the GPU that it is called with, at the first step.
+
     Raises:
         UserError: this process cannot run it.
     """
     check_engine(name)
-    if name != "dense":
+    if name == "sparse-cpu":
         from gsae_ray.training.engines.sparse_cpu import compile_kernels
 
         compile_kernels()

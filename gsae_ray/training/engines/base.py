@@ -49,7 +49,11 @@ class Engine(Protocol):
         """
 
     def prepare(self, sae: SAE) -> None:
-        """Lays out the parameters in memory as steps need them, before the first one. Their values stay."""
+        """Lays out the parameters in memory as steps need them, before the first one. Their values stay.
+
+        Raises:
+            UserError: it cannot train on their device.
+        """
 
     def step(self, sae: SAE, x_BD: Tensor, coefficient: float, objective: Objective) -> StepResult:
         """Computes the losses of a batch, and their gradient, which it leaves in `.grad` of each learnt parameter.

@@ -14,7 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from gsae_ray.training.engines.candidates import UNDERFLOW, products
+from gsae_ray.training.engines.bounds import UNDERFLOW
+from gsae_ray.training.engines.candidates import products
 from gsae_ray.training.engines.compiled import kernel
 
 NONE, FROZEN, UNFROZEN = 0, 1, 2

@@ -2,12 +2,11 @@
 
 Exact: the gradient of these losses is zero for every feature on every row where its gate is closed (Gao et al. 2024,
 section 3, say so of TopK; it holds of every `GatedReLU`). The one product that stays dense is x W_enc, and that is in
-bfloat16 where the processor has it: it only says which entries are to be computed (see `candidates`).
+bfloat16 where the processor has it: it only says which entries are to be computed (see `bounds`).
 """
 
 from __future__ import annotations
 
-import math
 from functools import cache
 from typing import NamedTuple
 
@@ -18,8 +17,9 @@ from torch import Tensor, nn
 from gsae_ray.saes import SAE, Objective, SAEConfig, build
 from gsae_ray.saes.gated_relu import GatedReLU
 from gsae_ray.training.engines import feature_sums, fused_adam, kernels
-from gsae_ray.training.engines.base import BYTES_AN_ENTRY, LARGE_BATCH, StepResult, Update
-from gsae_ray.training.engines.candidates import MOST_ENTRIES, Active, Encoder, find_active
+from gsae_ray.training.engines.base import StepResult, Update
+from gsae_ray.training.engines.bounds import LARGEST, LARGEST_SUM, MOST_ENTRIES
+from gsae_ray.training.engines.candidates import Active, Encoder, find_active
 from gsae_ray.training.engines.compiled import one_at_a_time
 from gsae_ray.training.engines.dense import DenseEngine
 from gsae_ray.training.engines.workspace import Array, Workspace, aligned
@@ -29,10 +29,6 @@ from gsae_ray.training.threads import torch_threads
 DENSE_ABOVE = 5 / 16
 """The share of active entries from which a step of dense products is the faster one: at the start half are active."""
 AUXILIARY = {"none": kernels.NONE, "frozen": kernels.FROZEN, "unfrozen": kernels.UNFROZEN}
-LARGEST = 1e38
-"""Products beyond this may overflow in float32."""
-LARGEST_SUM = 1e37
-"""Sums over a batch beyond this may: in some order, on the way."""
 
 
 class _Features(NamedTuple):
@@ -121,24 +117,12 @@ class SparseCPUEngine:
             return found
         self.workspace.clear()  # a dense step has arrays of its own
         with torch.enable_grad(), torch_threads(self.workspace.threads):
-            return self._dense_step(sae, x_BD, coefficient, objective)
+            return self.dense.step_in_parts(sae, x_BD, coefficient, objective)
 
     @torch.no_grad()
     def update(self, sae: SAE, optimiser: Adam, update: Update) -> None:  # noqa: ARG002
         self._adam.update(optimiser, update)
         optimiser.zero_grad()
-
-    def _dense_step(self, sae: SAE, x_BD: Tensor, coefficient: float, objective: Objective) -> StepResult:
-        """A step of dense products, of a large batch in parts: its arrays take what those of sparse steps may."""
-        parts = 1
-        if len(x_BD) * sae.cfg.d_sae > LARGE_BATCH:
-            parts = math.ceil(sae.training_arrays * x_BD.element_size() / BYTES_AN_ENTRY)
-        found = []
-        for part_BD in x_BD.chunk(parts):
-            share = len(part_BD) / len(x_BD)
-            losses_4, fired_F = self.dense.step(sae, part_BD, coefficient, objective, share)
-            found.append((share * losses_4, fired_F))
-        return StepResult(*(torch.stack(values).sum(0) for values in zip(*found, strict=True)))
 
     def _terms(self, form: GatedReLU, x_BD: Array) -> tuple[_Features, _Batch]:
         parameters, workspace = self._arrays, self.workspace
