@@ -226,8 +226,8 @@ class SparseCUDAEngine:
             ENTRIES=ENTRIES,
             BLOCK=BLOCK,
         )
-        # What is decided has to follow from what is active, not from how many the rounding of scores leaves open: in the
-        # few steps where that makes a difference the host waits a second time.
+        # What is decided has to follow from what is active, not from how many the rounding of scores leaves open. In
+        # the few steps where that makes a difference the host waits a second time.
         if n_candidates > most_active and int((active.row_ends - row_starts[:-1]).sum()) > most_active:
             return None
         if not n_candidates:
