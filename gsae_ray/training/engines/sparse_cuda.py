@@ -189,7 +189,8 @@ class SparseCUDAEngine:
         memory, (n_rows, d_in), d_sae = self.memory, batch.x.shape, sae.cfg.d_sae
         scores_BF = self._scores(sae, batch)
         gate_F = sae.get_parameter(form.gate)
-        margins_B, offsets_F, least_F = score_bounds(d_in, *batch[2:], *features[2:4], features.shift, gate_F)
+        norms = (batch.norms, batch.rests, features.norms, features.rests)
+        margins_B, offsets_F, least_F = score_bounds(d_in, *norms, features.shift, gate_F)
         counts_2B = memory.array("counts", (2, n_rows), torch.int64)
         scan = (scores_BF, margins_B, features.norms, offsets_F, least_F, bounds.SCORE_ROUNDING[bool(self.bfloat16)])
         how: dict[str, Any] = {"BLOCK": SCAN, "enable_fp_fusion": False}
@@ -202,7 +203,7 @@ class SparseCUDAEngine:
         torch.cumsum(counts_2B[0], 0, out=row_starts[1:])
         largest = largest_number(n_rows, features, batch, sae.b_dec, penalty)
         facts = torch.stack([row_starts[-1].double(), counts_2B[1].sum().double(), largest])
-        n_candidates, n_surely, size = facts.tolist()  # the one place where the host waits
+        n_candidates, n_surely, size = facts.tolist()  # here the host waits, once a step
         most_active = min(self.dense_above * n_rows * d_sae, bounds.MOST_ENTRIES)
         if not size < bounds.LARGEST_SUM or n_surely > most_active:
             return None
@@ -220,12 +221,13 @@ class SparseCUDAEngine:
             *(batch.x, batch.centred, sae.W_enc.T, self._none if mag is None else sae.get_parameter(mag).T),
             *(features.shift, gate_F, features.scale, sae.get_parameter(form.magnitude)),
             *(features.decoder_norms if objective == "norm_weighted" else self._ones, row_starts, candidates),
-            *(active.row_ends, *active[2:], penalties_B, d_in, d_sae),
+            *(active.row_ends, *indices, *numbers, penalties_B, d_in, d_sae),
             UNTIED=mag is not None,
             ENTRIES=ENTRIES,
             BLOCK=BLOCK,
         )
-        # What is decided has to follow from what is active, not from how many the rounding of scores leaves open.
+        # What is decided has to follow from what is active, not from how many the rounding of scores leaves open. In
+        # the few steps where that makes a difference the host waits a second time.
         if n_candidates > most_active and int((active.row_ends - row_starts[:-1]).sum()) > most_active:
             return None
         if not n_candidates:
