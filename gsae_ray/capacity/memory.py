@@ -12,7 +12,6 @@ from gsae_ray.activations.layout import DTYPE_BYTES
 from gsae_ray.config.sweep import Sweep
 from gsae_ray.config.trial import TrialSpec
 from gsae_ray.evaluation.evaluator import CLEAN_CACHE_BYTES, STATES_BYTES
-from gsae_ray.evaluation.task import TOGETHER_BYTES
 from gsae_ray.saes import REGISTRY, SAE, SAEConfig, build
 from gsae_ray.storage.checkpoints import FILE_BYTES
 from gsae_ray.storage.references import Reference
@@ -154,8 +153,7 @@ def producer_memory(
     saes += [2 * FLOAT * reference["d_in"] * reference["d_sae"] for reference in references]
     arrays = [REGISTRY[trial.architecture].training_arrays * trial.d_sae for trial in trials]
     arrays += [REGISTRY[reference["architecture"]].training_arrays * reference["d_sae"] for reference in references]
-    # Small SAEs are evaluated together.
-    sae, features = max(max(saes, default=0), min(sum(saes), TOGETHER_BYTES)), max(arrays, default=0)
+    sae, features = max(saes, default=0), max(arrays, default=0)
     # Logits come from the model's own code, which may copy them; those of a first evaluation are compared with others.
     evaluation = max(3 * logits, FLOAT * rows * features) + (
         log_probs_bytes(sweep, text) if keeps_log_probs(sweep, text) else logits

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import math
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -11,13 +10,13 @@ from concurrent.futures import Future
 
 from gsae_ray.errors import NumericError, ProductionError, StorageFullError, reason
 from gsae_ray.evaluation.metrics import Evaluation
-from gsae_ray.evaluation.task import TOGETHER, TOGETHER_BYTES, Evaluate, EvaluateTogether
+from gsae_ray.evaluation.task import Evaluate
 from gsae_ray.files import disk_space_needed
 from gsae_ray.saes.folder import CONFIG_FILE, WEIGHTS_FILE
 from gsae_ray.storage.evaluations import EvaluationRequest
 from gsae_ray.storage.trial_directory import Trial
 
-Submit = Callable[[EvaluateTogether], "Future[list[Evaluation]]"]
+Submit = Callable[[Evaluate], "Future[Evaluation]"]
 """Has a task run on a producer, in time."""
 
 STORAGE_TIMEOUT_S = 120.0
@@ -44,7 +43,7 @@ class EvaluationQueue(threading.Thread):
             trials: those whose SAEs are to be evaluated.
             evaluation: what every SAE is to get.
             submit: has a producer evaluate an SAE.
-            at_a_time: tasks that producers have, or wait for one.
+            at_a_time: SAEs whose weights are in memory for their evaluations.
             interval_s: seconds between two readings of the directories.
         """
         super().__init__(name="evaluations", daemon=True)
@@ -53,8 +52,7 @@ class EvaluationQueue(threading.Thread):
         self.at_a_time = at_a_time
         self.interval_s = interval_s
         self._waiting = list(trials)
-        self._running: list[tuple[list[tuple[Trial, Evaluate]], Future[list[Evaluation]]]] = []
-        """Tasks of producers, with what each of their evaluations is of."""
+        self._running: list[tuple[Trial, int | None, Future[Evaluation]]] = []
         self._error: Exception | None = None
         self._training_over = threading.Event()
         self._stop_asked = False
@@ -64,8 +62,7 @@ class EvaluationQueue(threading.Thread):
         while not self._stop_asked:
             last = self._training_over.is_set()  # read before the directories: what is DONE by now is then seen
             try:
-                self._ask()
-                self._save()
+                self._ask_and_save()
                 if last and not self._running and not any(trial.directory.done for trial in self._waiting):
                     return
             except OSError as error:  # it may pass; what stays ends the evaluations
@@ -77,59 +74,32 @@ class EvaluationQueue(threading.Thread):
                 since = None
             time.sleep(self.interval_s)
 
-    def _ask(self) -> None:
-        """Asks for the evaluations of SAEs that are finished by now: of several together, where producers are busy."""
-        if len(self._running) >= self.at_a_time:
-            return
-        ready = [trial for trial in self._waiting if trial.directory.done]
-        for free in range(self.at_a_time - len(self._running), 0, -1):
-            if not ready:
+    def _ask_and_save(self) -> None:
+        """Asks for the evaluations of SAEs that are finished by now, and saves those that have been made."""
+        for trial in [trial for trial in self._waiting if trial.directory.done]:
+            if len({running.name for running, *_ in self._running}) >= self.at_a_time:
                 break
-            share = min(TOGETHER, math.ceil(len(ready) / free))
-            of_a_site = [trial for trial in ready if trial.spec.site == ready[0].spec.site]
-            asked: list[tuple[Trial, Evaluate]] = []
-            size = 0
-            for trial in of_a_site[:share]:
-                if size >= TOGETHER_BYTES:
-                    break
-                ready.remove(trial)
-                self._waiting.remove(trial)
-                with self._kept_for_finish():
-                    tasks = self._tasks(trial)
-                    asked += [(trial, task) for task in tasks]
-                    size += len(tasks[0].weights) if tasks else 0
-            if asked:
-                request = self.submit(EvaluateTogether(tuple(task for _, task in asked)))
-                self._running.append((asked, request))
-
-    def _tasks(self, trial: Trial) -> list[Evaluate]:
-        """The evaluations that a finished SAE lacks."""
-        directory = trial.directory
-        directory.check_done()
-        folder = directory.path / "sae"
-        cfg, weights = (folder / CONFIG_FILE).read_text("utf-8"), (folder / WEIGHTS_FILE).read_bytes()
-        return [Evaluate(trial.spec.site, cfg, weights, l0) for l0 in directory.status(self.evaluation).missing]
-
-    def _save(self) -> None:
-        """Saves the evaluations that have been made."""
-        for running in [running for running in self._running if running[1].done()]:
-            asked, request = running
-            self._running.remove(running)
+            directory = trial.directory
+            self._waiting.remove(trial)
             with self._kept_for_finish():
+                directory.check_done()
+                folder = directory.path / "sae"
+                cfg, weights = (folder / CONFIG_FILE).read_text("utf-8"), (folder / WEIGHTS_FILE).read_bytes()
+                missing = directory.status(self.evaluation).missing
+                requests = [self.submit(Evaluate(trial.spec.site, cfg, weights, l0)) for l0 in missing]
+                self._running += [(trial, l0, request) for l0, request in zip(missing, requests, strict=True)]
+        for running in [r for r in self._running if r[2].done()]:
+            trial, pursuit_l0, request = running
+            directory = trial.directory
+            self._running.remove(running)
+            with self._kept_for_finish(), disk_space_needed(directory.path):
                 try:
-                    evaluations = request.result()
-                except NumericError as error:  # of the language model at this site, whatever the SAE
-                    for trial in {trial.name: trial for trial, _ in asked}.values():
-                        trial.directory.fail_evaluation(reason(error))
-                    continue
-                for (trial, task), evaluation in zip(asked, evaluations, strict=True):
-                    with self._kept_for_finish(), disk_space_needed(trial.directory.path):
-                        trial.directory.save_evaluation(
-                            self.evaluation.fingerprint,
-                            trial.spec.training.trained_tokens,
-                            evaluation,
-                            task.pursuit_l0,
-                        )
+                    evaluation = request.result()
+                except NumericError as error:
+                    directory.fail_evaluation(reason(error))
+                else:
+                    tokens = trial.spec.training.trained_tokens
+                    directory.save_evaluation(self.evaluation.fingerprint, tokens, evaluation, pursuit_l0)
 
     @contextlib.contextmanager
     def _kept_for_finish(self) -> Iterator[None]:

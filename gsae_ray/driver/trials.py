@@ -11,7 +11,6 @@ from typing import Any
 
 from ray import tune
 
-from gsae_ray.activations.task import ProducerTask
 from gsae_ray.actors.store_actor import StoreClient
 from gsae_ray.actors.trial_actor import SAETrial, TrialContext
 from gsae_ray.capacity.nodes import TRAINER
@@ -51,7 +50,7 @@ class TrialRunner:
         launch, store = self.launch, StoreClient(self.store_actor)
         pool = ThreadPoolExecutor(thread_name_prefix="evaluations")
 
-        def submit(task: ProducerTask) -> Future[Any]:
+        def submit(task: Evaluate) -> Future[Evaluation]:
             return pool.submit(store.run, task)
 
         at_a_time = launch.prepared.sweep.producers.count + 1
@@ -69,16 +68,15 @@ class TrialRunner:
             queue.stop()
             pool.shutdown(wait=False, cancel_futures=True)
 
-    def _evaluate_references(self, submit: Callable[[ProducerTask], Future[Any]]) -> None:
+    def _evaluate_references(self, submit: Callable[[Evaluate], Future[Evaluation]]) -> None:
         """Has the SAEs from elsewhere evaluated, now that producers have nothing else to do."""
 
         def run(task: Evaluate) -> Evaluation:
-            request = submit(task)
-            while not wait([request], timeout=1).done:
+            evaluation = submit(task)
+            while not wait([evaluation], timeout=1).done:
                 self.supervisor.stop.check()
             try:
-                evaluation: Evaluation = request.result()
-                return evaluation
+                return evaluation.result()
             except NumericError:
                 raise
             except Exception as error:

@@ -8,8 +8,7 @@ the same kind of machine.
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
 import torch
@@ -45,44 +44,6 @@ class _Ablated(NamedTuple):
     """Mean of the site's rows, float64."""
 
 
-class _Spliced:
-    """What is summed up of one SAE."""
-
-    def __init__(self, sae: SAE, pursuit_l0: int | None, mean_D: Tensor, device: torch.device) -> None:
-        """Begins with nothing.
-
-        Args:
-            sae: the SAE.
-            pursuit_l0: as in `reconstruct`.
-            mean_D: of the site's rows.
-            device: of the sums.
-        """
-        self.sae = sae
-        self.pursuit_l0 = pursuit_l0
-        self.mean_D = mean_D
-        self.active_F = torch.zeros(sae.cfg.d_sae, dtype=torch.float64, device=device)
-        self.sums: dict[str, list[Tensor]] = {name: [] for name in SUMS}
-
-    def splice(self, x_BTn: Tensor, kept_BT: Tensor) -> Tensor:
-        """Returns activations with reconstructions at the kept positions, and adds up what is measured of them."""
-        device = self.active_F.device
-        kept_BT = kept_BT.to(x_BTn.device)  # of a model on several GPUs, not always the tokens' device
-        self.sae.to(x_BTn.device)
-        found = reconstruct(self.sae, x_BTn[kept_BT].float(), self.mean_D, self.pursuit_l0)
-        self.active_F.add_(found.active_RF.sum(0).to(device))
-        for name, values_R in found.values.items():
-            self.sums[name].append(_by_context(values_R, kept_BT).to(device))
-        edited_BTn = x_BTn.clone()
-        edited_BTn[kept_BT] = found.x_hat_RD.to(x_BTn.dtype)
-        return edited_BTn
-
-    def evaluation(self, nll_zero_E: Tensor) -> Evaluation:
-        """The evaluation, once all contexts are added up; `nll_zero_E` is that of the site zero-ablated."""
-        self.sums["nll_zero"].append(nll_zero_E)
-        sequences = {name: torch.cat(values).double().tolist() for name, values in self.sums.items()}
-        return Evaluation.of(sequences, alive_fraction=(self.active_F > 0).double().mean().item())
-
-
 class Evaluator:
     """Evaluates SAEs on the same contexts; passes without an SAE are made once a site."""
 
@@ -112,48 +73,50 @@ class Evaluator:
         self.passes = PartialPasses(model, [model_input(tokens_BT) for tokens_BT in self.slices], STATES_BYTES)
         self._rows: dict[Site, list[Tensor]] = {}
         self._clean: dict[int, list[Tensor]] = {}
-        """Slice -> the clean log-probabilities, piece by piece."""
-        self._keeps_clean = True
-        """Whether those of all slices fit in memory, known with the first; else there are those of one slice."""
         self._ablated: dict[Site, _Ablated] = {}
 
-    def evaluate(self, site: Site, sae: SAE, pursuit_l0: int | None = None) -> Evaluation:
-        """Evaluates one SAE; see `evaluate_together`."""
-        (evaluation,) = self.evaluate_together(site, [(sae, pursuit_l0)])
-        return evaluation
-
     @torch.no_grad()
-    def evaluate_together(self, site: Site, saes: Sequence[tuple[SAE, int | None]]) -> list[Evaluation]:
-        """Evaluates SAEs slice by slice, each spliced in by itself; what is clean of a slice serves them all.
+    def evaluate(self, site: Site, sae: SAE, pursuit_l0: int | None = None) -> Evaluation:
+        """Evaluates `sae`, spliced in at `site`.
 
         Args:
-            site: where the SAEs were trained.
-            saes: each as saved, so that it takes raw activations, with its pursuit_l0: a number for the SAE's decoder
-                with at most so many features a row, found by gradient pursuit, in place of its own encoder.
-
-        Returns:
-            their evaluations, the same as one by one.
+            site: where the SAE was trained.
+            sae: as saved: it takes raw activations.
+            pursuit_l0: the SAE's decoder with at most so many features a row, found by gradient pursuit, in place of
+                its own encoder.
 
         Raises:
             NumericError: the site's activations, or the model's losses without the SAE, are not finite.
-            UserError: the model has no such site, or an SAE takes activations of another width.
+            UserError: the model has no such site, or the SAE takes activations of another width.
         """
         ablated = self._zero_ablated(site)
-        for sae, _ in saes:
-            check_width(sae.cfg, site, len(ablated.mean_D))
+        check_width(sae.cfg, site, len(ablated.mean_D))
         self._check_finite(f"activations at {site}", ablated.mean_D)
-        spliced = [_Spliced(sae, pursuit_l0, ablated.mean_D, self.device) for sae, pursuit_l0 in saes]
+        active_F = torch.zeros(sae.cfg.d_sae, dtype=torch.float64, device=self.device)
+        sums: dict[str, list[Tensor]] = {name: [] for name in SUMS}
+
         for index, kept_BT in enumerate(self.rows(site)):
-            for one in spliced:
-                one.sums["rows"].append(kept_BT.sum(1))
-                splice = functools.partial(one.splice, kept_BT=kept_BT)
-                for name, values_B in self._losses(index, site, splice).items():
-                    one.sums[name].append(values_B)
-        if not self._keeps_clean:
-            self._clean.clear()
-        self._check_finite("the model's own losses", torch.cat(spliced[0].sums["nll_clean"]))
+
+            def splice(x_BTn: Tensor, kept_BT: Tensor = kept_BT) -> Tensor:
+                kept_BT = kept_BT.to(x_BTn.device)  # of a model on several GPUs, not always the tokens' device
+                sae.to(x_BTn.device)
+                found = reconstruct(sae, x_BTn[kept_BT].float(), ablated.mean_D, pursuit_l0)
+                active_F.add_(found.active_RF.sum(0).to(self.device))
+                for name, values_R in found.values.items():
+                    sums[name].append(_by_context(values_R, kept_BT).to(self.device))
+                edited_BTn = x_BTn.clone()
+                edited_BTn[kept_BT] = found.x_hat_RD.to(x_BTn.dtype)
+                return edited_BTn
+
+            sums["rows"].append(kept_BT.sum(1))
+            for name, values_B in self._losses(index, site, splice).items():
+                sums[name].append(values_B)
+
+        sums["nll_zero"].append(ablated.nll_E)
+        self._check_finite("the model's own losses", torch.cat(sums["nll_clean"]))
         self._check_finite(f"losses with 0 in place of {site}", ablated.nll_E)
-        return [one.evaluation(ablated.nll_E) for one in spliced]
+        sequences = {name: torch.cat(values).double().tolist() for name, values in sums.items()}
+        return Evaluation.of(sequences, alive_fraction=(active_F > 0).double().mean().item())
 
     def notices(self) -> list[str]:
         """Lines that the user should know about the evaluations so far."""
@@ -183,25 +146,25 @@ class Evaluator:
         """Returns the logits [B, T, vocabulary] of a slice with a site edited."""
         return self.passes.logits(index, layers_before(self.model, site), {site: edit})
 
-    def _clean_log_probs(self, index: int, site: Site, vocabulary: int) -> list[Tensor]:
+    def _clean_log_probs(self, index: int, site: Site, vocabulary: int) -> Iterable[Tensor]:
         """Returns the log-probabilities of the unedited model, piece by piece as `_log_probs`.
 
-        They are kept where those of all slices fit in memory; else those of the slice at hand are, and what the last
-        layer gives, as far as that fits.
+        They are kept where those of all slices fit in memory; else what the last layer gives is, as far as that fits.
 
         Args:
             index: the slice.
             site: that is being evaluated: what the layers before it give is kept already.
             vocabulary: size of it.
         """
-        if index not in self._clean:
-            positions = sum(tokens.numel() for tokens in self.slices)
-            self._keeps_clean = FLOAT * vocabulary * positions <= CLEAN_CACHE_BYTES
-            if not self._keeps_clean:
-                self._clean.clear()
-            skip = layers_before(self.model, site) if self._keeps_clean else len(self.passes.layers)
-            logits_BTV = self.passes.logits(index, skip, {})
-            self._clean[index] = [log_probs_PV for log_probs_PV, _ in _log_probs(logits_BTV, self.slices[index])]
+        if index in self._clean:
+            return self._clean[index]
+        fits = FLOAT * vocabulary * sum(tokens.numel() for tokens in self.slices) <= CLEAN_CACHE_BYTES
+        skip = layers_before(self.model, site) if fits else len(self.passes.layers)
+        logits_BTV = self.passes.logits(index, skip, {})
+        pieces = (log_probs_PV for log_probs_PV, _ in _log_probs(logits_BTV, self.slices[index]))
+        if not fits:
+            return pieces
+        self._clean[index] = list(pieces)
         return self._clean[index]
 
     @torch.no_grad()

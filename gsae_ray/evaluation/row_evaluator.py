@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
@@ -42,10 +42,6 @@ class RowEvaluator:
         self.device = device
         self.max_norm = max_norm
         self._sites: dict[Site, _SiteRows] = {}
-
-    def evaluate_together(self, site: Site, saes: Sequence[tuple[SAE, int | None]]) -> list[Evaluation]:
-        """Evaluates SAEs one after the other; see `evaluate`."""
-        return [self.evaluate(site, sae, pursuit_l0) for sae, pursuit_l0 in saes]
 
     def notices(self) -> list[str]:
         """As of an `Evaluator`: there is nothing that the user should know."""

@@ -15,11 +15,6 @@ if TYPE_CHECKING:
     from gsae_ray.evaluation.row_evaluator import RowEvaluator
     from gsae_ray.language_model.source import ActivationSource
 
-TOGETHER = 4
-"""SAEs of an `EvaluateTogether` at most: trials wait for their blocks while it runs."""
-TOGETHER_BYTES = 2**28
-"""With so many bytes of weights it gets no further SAE."""
-
 
 @dataclasses.dataclass(frozen=True)
 class Evaluate:
@@ -44,29 +39,13 @@ class Evaluate:
         Raises:
             NumericError: the site's activations, or the model's losses without the SAE, are not finite.
         """
-        (evaluation,) = EvaluateTogether((self,)).run(source, cache, say)
-        return evaluation
-
-
-@dataclasses.dataclass(frozen=True)
-class EvaluateTogether:
-    """Evaluates SAEs at one site, each as alone; what is needed of the clean model's head is computed once for all."""
-
-    tasks: tuple[Evaluate, ...]
-    """At least one."""
-
-    name = "evaluate"
-
-    def run(self, source: ActivationSource, cache: dict[str, Any], say: Callable[[str], None]) -> list[Evaluation]:
-        """Evaluates them; see `Evaluate.run`. Returns their evaluations, in the order of the tasks."""
         if "evaluator" not in cache:
             cache["evaluator"] = evaluator_of(source)
-        (site,) = {task.site for task in self.tasks}
-        saes = [(from_bytes(task.cfg, task.weights).to(source.device), task.pursuit_l0) for task in self.tasks]
-        evaluations: list[Evaluation] = cache["evaluator"].evaluate_together(Site(site), saes)
+        sae = from_bytes(self.cfg, self.weights).to(source.device)
+        evaluation: Evaluation = cache["evaluator"].evaluate(Site(self.site), sae, self.pursuit_l0)
         for line in cache["evaluator"].notices():
             say(line)
-        return evaluations
+        return evaluation
 
 
 def evaluator_of(source: ActivationSource) -> Evaluator | RowEvaluator:

@@ -1,12 +1,12 @@
 """What the evaluation of a further SAE costs, in forward passes of the clean model over the same contexts.
 
     python tests/benchmarks/real_models.py --work WORK
-    python tests/benchmarks/evaluation.py WORK/smollm2 --layer 12 [--together N] [--threads 2] [--json]
+    python tests/benchmarks/evaluation.py WORK/smollm2 --layer 12 [--threads 2] [--json]
 
 Evaluations of an SAE (all metrics, KL included) and passes of the model in turn, after a first evaluation, which keeps
 what all SAEs of the site share; the median of the ratios. The SAE's weights are random: its cost is that of any other.
 The contexts are random tokens: neither do they matter. With more of them (`--contexts`) log-probabilities of the clean
-model are not kept, and the head is run for them again, once for SAEs that are evaluated together (`--together`).
+model are not kept, and each evaluation computes its head again.
 """
 
 from __future__ import annotations
@@ -45,7 +45,6 @@ def main() -> None:
     parser.add_argument("--context-size", type=int, default=128)
     parser.add_argument("--batch", type=int, default=8, help="contexts of a forward pass")
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--together", type=int, default=1, help="SAEs that are evaluated together; figures are of one")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args()
@@ -55,10 +54,10 @@ def main() -> None:
     tokens_ET = torch.randint(model.config.vocab_size, (args.contexts, args.context_size), generator=generator)
     site = Site.of_point(args.layer, args.point)
     d_in = site_widths(model, [site])[site]
-    cfg = SAEConfig(architecture="gated", d_in=d_in, d_sae=args.width, hyperparameters={"l1_coefficient": 1.0})
-    saes = [(build(cfg).eval(), None) for _ in range(args.together)]
-    for sae, _ in saes:
-        sae.initialise(generator, torch.zeros(d_in))
+    sae = build(
+        SAEConfig(architecture="gated", d_in=d_in, d_sae=args.width, hyperparameters={"l1_coefficient": 1.0})
+    ).eval()
+    sae.initialise(generator, torch.zeros(d_in))
     evaluator = Evaluator(model, tokens_ET, lambda tokens_BT: kept_mask(tokens_BT, (), 1), args.batch)
 
     @torch.no_grad()
@@ -66,22 +65,18 @@ def main() -> None:
         for tokens_BT in tokens_ET.split(args.batch):
             model(tokens_BT, use_cache=False)
 
-    def evaluations() -> None:
-        evaluator.evaluate_together(site, saes)
-
-    first = seconds_of(evaluations)
+    first = seconds_of(lambda: evaluator.evaluate(site, sae))
     clean_pass()
-    pairs = [(seconds_of(evaluations) / args.together, seconds_of(clean_pass)) for _ in range(args.rounds)]
+    pairs = [(seconds_of(lambda: evaluator.evaluate(site, sae)), seconds_of(clean_pass)) for _ in range(args.rounds)]
     result = {
         "model": args.model.name,
         "site": site.name,
         "d_sae": args.width,
         "positions": tokens_ET.numel(),
-        "together": args.together,
         "threads": args.threads,
         "torch": torch.__version__,
         "transformers": transformers.__version__,
-        "first_evaluations_s": first,
+        "first_evaluation_s": first,
         "evaluation_s": statistics.median(evaluation for evaluation, _ in pairs),
         "clean_pass_s": statistics.median(clean for _, clean in pairs),
         "ratio": statistics.median(evaluation / clean for evaluation, clean in pairs),

@@ -183,29 +183,6 @@ def test_an_evaluation_repeats_exactly_whatever_was_evaluated_before(
     assert [forgetful.evaluate(site, sae) for _ in range(2)] == [fresh, fresh]
 
 
-@pytest.mark.parametrize("cache_bytes", [2**30, 0])
-def test_saes_are_evaluated_together_as_alone(
-    model: Any, tokens_ET: Tensor, cache_bytes: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """And where clean log-probabilities do not fit in memory, the head is run once a slice for all of them."""
-    monkeypatch.setattr(evaluator_module, "CLEAN_CACHE_BYTES", cache_bytes)
-    site = SITES[1]
-    saes = [(make_sae(seed=1), None), (make_sae("gated", d_sae=40, seed=2), None), (make_sae(seed=1), 3)]
-    alone = [Evaluator(model, tokens_ET, kept, batch=4).evaluate(site, *sae) for sae in saes]
-    evaluator = Evaluator(model, tokens_ET, kept, batch=4)
-    evaluator.evaluate(site, *saes[0])  # passes that are made once a site
-    heads = 0
-
-    def count(*_: object) -> None:
-        nonlocal heads
-        heads += 1
-
-    with model.get_output_embeddings().register_forward_hook(count):
-        assert evaluator.evaluate_together(site, saes) == alone
-    slices = len(evaluator.slices)
-    assert slices > 1 and heads == slices * (len(saes) + (cache_bytes == 0))
-
-
 @at_both_layers
 @pytest.mark.parametrize("batch", [1, 3, 7, 100])
 def test_the_size_of_a_slice_changes_results_by_rounding_only(

@@ -20,7 +20,7 @@ from gsae_ray.config.sweep import Sweep
 from gsae_ray.driver.evaluation_queue import EvaluationQueue
 from gsae_ray.errors import UserError
 from gsae_ray.evaluation.metrics import Evaluation
-from gsae_ray.evaluation.task import EvaluateTogether
+from gsae_ray.evaluation.task import Evaluate
 from gsae_ray.saes.base import WEIGHTS_FILE
 from gsae_ray.storage.driver_lock import driver_lock
 from gsae_ray.storage.launch_directory import begin_launch, finish_launch, trial_folder
@@ -46,10 +46,10 @@ def trainers() -> list[Trainer]:
     return [make("gated", l1=l1, **settings) for l1 in (1.0, 2.0)]
 
 
-def evaluate(together: EvaluateTogether) -> Future[list[Evaluation]]:
+def evaluate(task: Evaluate) -> Future[Evaluation]:
     """L0 tells the SAEs apart."""
-    future: Future[list[Evaluation]] = Future()
-    future.set_result([evaluation(l0=1 + sum(task.weights) % 30) for task in together.tasks])
+    future: Future[Evaluation] = Future()
+    future.set_result(evaluation(l0=1 + sum(task.weights) % 30))
     return future
 
 

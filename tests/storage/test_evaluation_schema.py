@@ -14,7 +14,7 @@ from trials import FINGERPRINT, REQUEST, begin, evaluation, expand, finish
 
 from gsae_ray.driver.evaluation_queue import EvaluationQueue
 from gsae_ray.evaluation.metrics import METRICS, Evaluation, schema_version
-from gsae_ray.evaluation.task import EvaluateTogether
+from gsae_ray.evaluation.task import Evaluate
 from gsae_ray.results.frontier import frontier
 from gsae_ray.storage.evaluations import EVALUATION, EvaluationRequest, schema_of
 from gsae_ray.storage.launch_directory import EVALUATED, LAUNCH
@@ -44,9 +44,9 @@ def trials(storage: Path) -> list[Trial]:
     return [Trial(spec, TrialDirectory(storage / "swept/trials" / spec.directory_name)) for spec in TRIALS]
 
 
-def evaluate(together: EvaluateTogether) -> Future[list[Evaluation]]:
-    future: Future[list[Evaluation]] = Future()
-    future.set_result([evaluation(norm_ratio=0.75) for _ in together.tasks])
+def evaluate(_task: Evaluate) -> Future[Evaluation]:
+    future: Future[Evaluation] = Future()
+    future.set_result(evaluation(norm_ratio=0.75))
     return future
 
 
