@@ -27,12 +27,8 @@ DOUBLE = 8
 """Bytes of a number of the statistics of block 0: their sums are float64."""
 PROCESS = 2**29
 """Bytes of a process with torch, Ray and our libraries."""
-SPARSE_ENTRY = 9
-"""Bytes that an entry of a large batch takes with the sparse engine on CPUs: a score of 2, and with 5/16 of all active
-19 for each of those, in lists that may be a quarter longer.
-
-Dense steps take less (`BYTES_AN_ENTRY`), and so do those of the engine on GPUs, where 1/32 is active at most.
-"""
+SPARSE_ENTRY = BYTES_AN_ENTRY + 2
+"""Bytes that an entry of a large batch takes with a sparse engine; two less where a processor has bfloat16."""
 COMPILER = 2**27
 """Bytes that Numba, or Triton, and what it has compiled add to it: 123 MiB with Numba 0.68."""
 CUDA_CONTEXT = 704 * 2**20
@@ -77,14 +73,14 @@ def sae_bytes(sae: SAE) -> int:
 
 
 def trial_memory(trial: TrialSpec, on_gpu: bool) -> Memory:
-    """Memory of a trial at its largest: within a training step, or on the CPU perhaps while a checkpoint is copied."""
+    """Memory of a trial at its largest: within a training step, or while a checkpoint or the SAE is written."""
     sae = skeleton(trial)
     weights = sae_bytes(sae)
     learnt = FLOAT * sum(p.numel() for p in sae.learnt_parameters().values())
-    engine, sparse = trial.training.engine, trial.training.engine != "dense"
+    sparse = trial.training.engine != "dense"
     rows, entry = trial.training.batch_size, FLOAT * sae.training_arrays
     if sparse and rows * trial.d_sae > LARGE_BATCH:
-        entry = SPARSE_ENTRY if engine == "sparse-cpu" else BYTES_AN_ENTRY
+        entry = SPARSE_ENTRY
     step = weights + 3 * learnt + rows * (FLOAT * 4 * trial.d_in + entry * trial.d_sae)  # gradients, two moments
     # The tensors of a file of a checkpoint, and the finished SAE, are copied, and then made into bytes.
     largest = max(tensor.nbytes for tensor in sae.state_dict().values())
@@ -93,7 +89,7 @@ def trial_memory(trial: TrialSpec, on_gpu: bool) -> Memory:
     if on_gpu:
         rounded = weights // 2 if sparse or trial.training.precision == "bf16" else 0  # in bfloat16, for products
         return Memory(host=process + copies, gpu=CUDA_CONTEXT + step + rounded)
-    between_steps = weights + (3 if sparse else 2) * learnt  # sparse engines keep their gradients' memory
+    between_steps = step if sparse else weights + 2 * learnt  # sparse engines keep the memory of a step
     return Memory(host=process + max(step, between_steps + copies))
 
 

@@ -153,8 +153,9 @@ class TrainingSettings(Settings):
     precision: Precision = Field(
         "float32",
         description="of the dense engine's products on GPUs. tf32, bf16: faster, on compute capability 8.0 and later; "
-        "weights, gradients, Adam and sums stay float32. The default, because features near their threshold come out "
-        "differently otherwise, and what that does to an SAE has not been measured",
+        "sums of products, weights and Adam stay float32 (of bf16 each product's result is rounded, gradients too). "
+        "float32 is the default because features near their threshold come out differently otherwise, and what that "
+        "does to an SAE has not been measured",
     )
     log_every_tokens: Count | None = Field(
         None, description="rows between two metric rows; default: a fortieth of the run"

@@ -164,7 +164,7 @@ class Best:
         return sae
 
     def save(self, directory: Path) -> None:
-        """Writes what `load().save(directory)` does.
+        """Writes what `load().save(directory)` does, in the format that it was saved in.
 
         The files of one of the sweep's own are copied, once they are known to be those that were saved: without torch,
         which takes longer to import than all the rest takes.

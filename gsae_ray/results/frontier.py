@@ -104,12 +104,12 @@ def _sparsity(params: Mapping[str, str]) -> tuple[float, str]:
     Raises:
         KeyError, ValueError: a parameter is missing, or makes no sense.
     """
-    l1_units = params.get("l1_units", "sum")
     if (value := params.get("sparsity")) is not None:
-        return float(value or "nan"), l1_units
+        return float(value or "nan"), params["sparsity_units"]
     sae = saes.REGISTRY[params["architecture"]]  # a run of before: its architecture knows
     name = sae.sparsity_hyperparameter
-    return float(params[name]) if name else float("nan"), l1_units if sae.sparsity_in_l1_units else ""
+    units = params.get("l1_units", "sum") if sae.sparsity_in_l1_units else ""
+    return float(params[name]) if name else float("nan"), units
 
 
 def _of_sweeps(

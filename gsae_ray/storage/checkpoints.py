@@ -19,7 +19,7 @@ KEPT_CHECKPOINTS = 2
 FILE_BYTES = 2**26
 """Bytes of tensors in a file of a checkpoint at most, but for one that has more alone.
 
-While a file is written its tensors are in memory a second time, and no others.
+While a file is written, what it holds is in memory once more, as bytes, and tensors that are laid out otherwise twice.
 """
 
 State = tuple[dict[str, "Tensor"], dict[str, Any]]

@@ -12,15 +12,14 @@ from gsae_ray.storage.references import Reference
 def trial_params(trial: TrialSpec) -> dict[str, Any]:
     """Parameters of a trial's run, in one flat mapping.
 
-    `sparsity` is the value of whichever hyperparameter sets how sparse features are, and `l1_units` is empty where that
-    is no coefficient of an L1 penalty: whoever reads a run need not know its architecture.
+    `sparsity` is the value of whichever hyperparameter sets how sparse features are, and `sparsity_units` are the
+    `l1_units` of that, empty where it is no coefficient of an L1 penalty: whoever reads a run need not know its
+    architecture.
     """
     from gsae_ray.saes import REGISTRY  # here: it imports torch, without which a frontier is shown
 
     site = Site(trial.site)
     training = trial.to_json()["training"]
-    if not REGISTRY[trial.architecture].sparsity_in_l1_units:
-        training["l1_units"] = ""
     return {
         "architecture": trial.architecture,
         "recipe": trial.recipe,
@@ -32,6 +31,7 @@ def trial_params(trial: TrialSpec) -> dict[str, Any]:
         "point": site.point,
         **{key: value for key, value in trial.hyperparameters.items() if value is not None},
         "sparsity": "" if trial.sparsity is None else trial.sparsity,
+        "sparsity_units": training["l1_units"] if REGISTRY[trial.architecture].sparsity_in_l1_units else "",
         **training,
         **({} if trial.parent is None else {"parent": trial.parent}),
     }

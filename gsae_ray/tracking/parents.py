@@ -11,7 +11,7 @@ from gsae_ray.saes import SAEConfig, load
 from gsae_ray.saes.folder import WEIGHTS_FILE, content_hash, holds
 
 _PARENT = JSONFile(str, "it is fetched again")
-"""The hash of a parent that was fetched (`saes.files.content_hash`)."""
+"""The hash of a parent that was fetched (`saes.folder.content_hash`)."""
 
 
 def fetch_parents(sweep: Sweep, folder: Path, tracking_uri: str | None) -> dict[str, Path]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import tempfile
 from collections.abc import Callable, Coroutine, Sequence
 from pathlib import Path
@@ -25,6 +26,7 @@ from stores import (
 
 from gsae_ray.activations.production_log import PRODUCTION_LOG, Counters, ProductionLog
 from gsae_ray.errors import StaleAttemptError
+from gsae_ray.files import JSONFile
 
 LAYOUT = layout_of(5, 6, 7, 4, 5, 6)
 
@@ -51,6 +53,17 @@ def test_a_record_survives_json() -> None:
     assert read is not None
     assert Counters.of(read, layout_of(*[2] * 12)) == Counters(6, 4, 6, 7, 4)
     assert stored(ProductionLog()) == ProductionLog()
+
+
+def test_a_record_of_an_earlier_version_goes_on(tmp_path: Path) -> None:
+    """It named sites in place of lines that the user was told."""
+    path = tmp_path / "record.json"
+    PRODUCTION_LOG.write(path, ProductionLog({0: 1}, held=[0], evaluations=2))
+    found = json.loads(path.read_text())
+    del found["told"], found["sha256"]
+    older = {**found, "sinks_told": ["blocks.1.hook_resid_post"]}
+    JSONFile(dict[str, Any], "", sealed=True).write(path, older)
+    assert PRODUCTION_LOG.read(path) == ProductionLog({0: 1}, held=[0], evaluations=2)
 
 
 def test_a_record_is_a_copy_that_the_store_changes_no_more() -> None:

@@ -45,6 +45,7 @@ peak_mib(before)
         ("standard", 256, 16_384, 4096, "dense"),
         ("standard", 256, 16_384, 1024, "sparse-cpu"),
         ("gated", 256, 16_384, 2048, "sparse-cpu"),
+        ("gated", 1024, 8_192, 512, "sparse-cpu"),
     ],
 )
 def test_a_trial(architecture: str, n: int, width: int, batch: int, engine: str, tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import json
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -18,7 +19,7 @@ from gsae_ray import saes
 from gsae_ray.errors import StorageFullError
 from gsae_ray.files import disk_space_needed
 from gsae_ray.storage import checkpoints
-from gsae_ray.storage.checkpoints import Checkpoints
+from gsae_ray.storage.checkpoints import MANIFEST, Checkpoints
 
 
 def test_a_new_attempt_gets_the_newest_checkpoint_bit_for_bit_and_the_rows_up_to_it(tmp_path: Path) -> None:
@@ -68,6 +69,18 @@ def test_a_large_state_is_written_in_parts_and_any_that_is_damaged_counts(
         assert kept.read(128) is None
     kept.write(192, ({}, {"step": 3}), lambda: None)
     assert kept.read(192) == ({}, {"step": 3})
+
+
+def test_a_checkpoint_from_before_there_were_further_files_is_read(tmp_path: Path) -> None:
+    Checkpoints(tmp_path).write(64, ({"a": torch.ones(3)}, {"step": 1}), lambda: None)
+    path = tmp_path / "64" / "manifest.json"
+    manifest = json.loads(path.read_text())
+    assert manifest.pop("further") == [] and manifest.pop("sha256")
+    path.unlink()
+    MANIFEST.write(path, manifest)
+    assert "further" not in path.read_text()
+    state = Checkpoints(tmp_path).read(64)
+    assert state is not None and torch.equal(state[0]["a"], torch.ones(3)) and state[1] == {"step": 1}
 
 
 DAMAGES: list[tuple[str, Callable[[Path], None]]] = [

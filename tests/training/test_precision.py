@@ -8,7 +8,7 @@ from trainers import make, run, weights
 
 from gsae_ray.saes import Objective
 from gsae_ray.training.engines.dense import DenseEngine
-from gsae_ray.training.engines.precision import check_precision, float32_sums, products_in
+from gsae_ray.training.engines.precision import check_precision, products_in
 
 architectures = pytest.mark.parametrize("architecture", ["standard", "gated"])
 objectives = pytest.mark.parametrize("objective", ["paper", "norm_weighted"])
@@ -53,9 +53,9 @@ def test_the_precision_of_products_is_restored() -> None:
     before = matmul.fp32_precision, matmul.allow_bf16_reduced_precision_reduction
     with pytest.raises(RuntimeError), products_in("tf32"):
         assert matmul.fp32_precision == "tf32"
-        with float32_sums():
+        assert not matmul.allow_bf16_reduced_precision_reduction
+        with products_in("float32"):
             assert matmul.fp32_precision == "ieee"
-            assert not matmul.allow_bf16_reduced_precision_reduction
         assert matmul.fp32_precision == "tf32"
         raise RuntimeError
     assert (matmul.fp32_precision, matmul.allow_bf16_reduced_precision_reduction) == before

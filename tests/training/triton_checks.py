@@ -190,9 +190,8 @@ def test_what_is_active_is_so_in_float64_but_within_rounding(
         engine = SparseCUDAEngine(1.0, bfloat16)
         engine.prepare(sae)
         with torch.no_grad():
-            entries = engine._active(sae, form, *engine._terms(sae, form, x_BD), 0.0, "paper")
-        assert entries is not None
-        active = entries[0]
+            active = engine._active(sae, form, *engine._terms(sae, form, x_BD), 0.0)
+        assert active is not None
         found.append(torch.zeros(rows, m, dtype=torch.bool, device=DEVICE))
         for b, (first, end) in enumerate(zip(active.row_starts[:-1].tolist(), active.row_ends.tolist(), strict=True)):
             found[-1][b, active.columns[first:end].long()] = True

@@ -11,10 +11,10 @@ from gsae_ray.training.optimiser import Adam
 
 LOSSES = ("loss", "reconstruction_loss", "sparsity_loss", "auxiliary_loss")
 """Names of a step's losses, as metrics have them; `saes.base.Losses` says what each is."""
-LARGE_BATCH = 2**22
-"""Entries of a batch, rows × features, from which sparse engines bound what its arrays take."""
+LARGE_BATCH = 2**23
+"""Entries of a batch, rows × features, beyond which sparse engines bound what its arrays take."""
 BYTES_AN_ENTRY = 6
-"""What the arrays of a large batch take then where a step is a dense one, which is made in parts for that."""
+"""What they take then, where a processor has bfloat16: dense steps are made in parts for that."""
 
 
 class StepResult(NamedTuple):

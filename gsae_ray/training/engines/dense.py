@@ -17,7 +17,8 @@ from gsae_ray.training.optimiser import Adam
 class DenseEngine:
     """Works for every architecture; activations are an array [batch, d_sae].
 
-    Weights, gradients and the optimiser's state are float32 in every precision, and so are sums over a batch.
+    Weights and the optimiser's state are float32 in every precision, and so are sums of products; of bf16 the result of
+    each product is rounded, that of a gradient too.
     """
 
     torch_threads = None

@@ -32,24 +32,15 @@ def check_precision(precision: Precision, device: torch.device) -> None:
 
 @contextlib.contextmanager
 def products_in(precision: Precision) -> Iterator[None]:
-    """Within, products of float32 on GPUs are computed in TF32 if that is the precision, else in float32."""
+    """Within, products of float32 on GPUs are computed in TF32 if that is the precision, else in float32.
+
+    Products of bfloat16 add up in float32.
+    """
     matmul: Any = torch.backends.cuda.matmul
-    before = matmul.fp32_precision
+    before = matmul.fp32_precision, matmul.allow_bf16_reduced_precision_reduction
     matmul.fp32_precision = "tf32" if precision == "tf32" else "ieee"
+    matmul.allow_bf16_reduced_precision_reduction = False
     try:
         yield
     finally:
-        matmul.fp32_precision = before
-
-
-@contextlib.contextmanager
-def float32_sums() -> Iterator[None]:
-    """Within, products on GPUs add up in float32, those of bfloat16 too, and products of float32 are computed so."""
-    matmul: Any = torch.backends.cuda.matmul
-    before = matmul.allow_bf16_reduced_precision_reduction
-    matmul.allow_bf16_reduced_precision_reduction = False
-    try:
-        with products_in("float32"):
-            yield
-    finally:
-        matmul.allow_bf16_reduced_precision_reduction = before
+        matmul.fp32_precision, matmul.allow_bf16_reduced_precision_reduction = before

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from gsae_ray.saes import SAE, Objective, SAEConfig, build
 from gsae_ray.saes.gated_relu import GatedReLU
 from gsae_ray.training.engines import feature_sums, fused_adam, kernels
-from gsae_ray.training.engines.base import StepResult, Update
+from gsae_ray.training.engines.base import LARGE_BATCH, StepResult, Update
 from gsae_ray.training.engines.bounds import LARGEST, LARGEST_SUM, MOST_ENTRIES
 from gsae_ray.training.engines.candidates import Active, Encoder, find_active
 from gsae_ray.training.engines.compiled import one_at_a_time
@@ -28,6 +28,8 @@ from gsae_ray.training.threads import torch_threads
 
 DENSE_ABOVE = 5 / 16
 """The share of active entries from which a step of dense products is the faster one: at the start half are active."""
+LARGE_DENSE_ABOVE = 1 / 16
+"""The same of a large batch: an active entry takes 48 bytes, in lists that may be a quarter longer, a score 2 or 4."""
 AUXILIARY = {"none": kernels.NONE, "frozen": kernels.FROZEN, "unfrozen": kernels.UNFROZEN}
 
 
@@ -144,7 +146,9 @@ class SparseCPUEngine:
         if not (largest < LARGEST and features.sizes.max() < LARGEST):
             return None
         encoder = Encoder(self._arrays["W_enc"], features.encoder_norms, features.shift, self._arrays[form.gate])
-        most_active = min(self.dense_above * len(batch.x) * len(features.shift), MOST_ENTRIES)
+        entries = len(batch.x) * len(features.shift)
+        dense_above = min(self.dense_above, LARGE_DENSE_ABOVE) if entries > LARGE_BATCH else self.dense_above
+        most_active = min(dense_above * entries, MOST_ENTRIES)
         return find_active(self.workspace, encoder, batch.x, batch.norms, most_active, self.bfloat16)
 
     def _sparse_step(

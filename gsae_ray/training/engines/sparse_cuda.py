@@ -21,7 +21,7 @@ from gsae_ray.training.engines import bounds, triton_kernels, triton_sums
 from gsae_ray.training.engines.base import StepResult, Update
 from gsae_ray.training.engines.dense import DenseEngine
 from gsae_ray.training.engines.device_memory import DeviceMemory
-from gsae_ray.training.engines.precision import float32_sums
+from gsae_ray.training.engines.precision import products_in
 from gsae_ray.training.optimiser import Adam
 
 DENSE_ABOVE = 1 / 32
@@ -144,9 +144,9 @@ class SparseCUDAEngine:
         x_BD = x_BD.contiguous()
         penalty = coefficient if form.penalised else 0.0
         features, batch = self._terms(sae, form, x_BD)
-        found = self._active(sae, form, features, batch, penalty, objective)
-        if found is not None:
-            return self._sparse_step(sae, form, features, batch, *found, penalty, objective)
+        active = self._active(sae, form, features, batch, penalty)
+        if active is not None:
+            return self._sparse_step(sae, form, features, batch, active, penalty, objective)
         self.memory.clear()  # a dense step has arrays of its own
         del features, batch
         with torch.enable_grad():
@@ -182,10 +182,8 @@ class SparseCUDAEngine:
         )
         return features, batch
 
-    def _active(
-        self, sae: SAE, form: GatedReLU, features: _Features, batch: _Batch, penalty: float, objective: Objective
-    ) -> tuple[_Active, Tensor] | None:
-        """The active entries, and the penalties of rows; None where the step is one for products."""
+    def _active(self, sae: SAE, form: GatedReLU, features: _Features, batch: _Batch, penalty: float) -> _Active | None:
+        """The active entries; None where the step is one for products."""
         memory, (n_rows, d_in), d_sae = self.memory, batch.x.shape, sae.cfg.d_sae
         scores_BF = self._scores(sae, batch)
         gate_F = sae.get_parameter(form.gate)
@@ -215,13 +213,11 @@ class SparseCUDAEngine:
         numbers = [memory.list(name, length) for name in ("pre", "pi", "acts")]
         indices = [memory.list(name, length, torch.int32) for name in ("columns", "rows")]
         active = _Active(row_starts, memory.array("row_ends", (n_rows,), torch.int64), *indices, *numbers)
-        penalties_B = memory.array("penalties", (n_rows,))
         mag = form.magnitude_weights
         triton_kernels.list_active[(n_rows,)](
             *(batch.x, batch.centred, sae.W_enc.T, self._none if mag is None else sae.get_parameter(mag).T),
             *(features.shift, gate_F, features.scale, sae.get_parameter(form.magnitude)),
-            *(features.decoder_norms if objective == "norm_weighted" else self._ones, row_starts, candidates),
-            *(active.row_ends, *indices, *numbers, penalties_B, d_in, d_sae),
+            *(row_starts, candidates, active.row_ends, *indices, *numbers, d_in, d_sae),
             UNTIED=mag is not None,
             ENTRIES=ENTRIES,
             BLOCK=BLOCK,
@@ -232,12 +228,12 @@ class SparseCUDAEngine:
             return None
         if not n_candidates:
             active.columns.fill_(d_sae)  # one place, without an entry
-        return active, penalties_B
+        return active
 
     def _scores(self, sae: SAE, batch: _Batch) -> Tensor:
         (n_rows, d_in), d_sae = batch.x.shape, sae.cfg.d_sae
         scores_BF = self.memory.array("scores", (n_rows, d_sae), torch.bfloat16 if self.bfloat16 else torch.float32)
-        with float32_sums():
+        with products_in("float32"):
             if not self.bfloat16:
                 return torch.mm(batch.x, sae.W_enc, out=scores_BF)
             x_BD = self.memory.array("x", (n_rows, d_in), torch.bfloat16)
@@ -250,7 +246,6 @@ class SparseCUDAEngine:
         features: _Features,
         batch: _Batch,
         active: _Active,
-        penalties_B: Tensor,
         penalty: float,
         objective: Objective,
     ) -> StepResult:
@@ -270,9 +265,10 @@ class SparseCUDAEngine:
             **blocks,
         )
         d_gate, d_mag = (memory.list(name, len(columns)) for name in ("d_gate", "d_mag"))
+        penalties_B = memory.array("penalties", (n_rows,))
         triton_kernels.rows_back[(n_rows,)](
             *(error_BD, auxiliary_error_BD, sae.W_dec, features.decoder_norms if weighted else self._ones),
-            *(row_starts, row_ends, columns, acts, d_gate, d_mag, *factors, d_in),
+            *(row_starts, row_ends, columns, pi, acts, d_gate, d_mag, penalties_B, *factors, d_in),
             AUXILIARY=auxiliary,
             **blocks,
         )

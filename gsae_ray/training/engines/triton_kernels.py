@@ -217,7 +217,6 @@ def list_active(
     gate_F,
     scale_F,
     mag_F,
-    weights_F,
     row_starts,
     candidates,
     row_ends,
@@ -226,7 +225,6 @@ def list_active(
     pre_A,
     pi_A,
     acts_A,
-    penalties_B,
     n_in,
     n_features,
     UNTIED: tl.constexpr,
@@ -242,11 +240,10 @@ def list_active(
         pre_A: gets x · w + shift.
         pi_A: gets π_gate.
         acts_A: gets f̃.
-        penalties_B: gets the penalty of a row without its coefficient, features weighted by `weights_F`.
     """
     b = tl.program_id(0).to(tl.int64)
     first, end = tl.load(row_starts + b), tl.load(row_starts + b + 1)
-    at, penalties = first, tl.zeros([ENTRIES], tl.float32)
+    at = first
     for start in range(first, end, ENTRIES):
         place = start + tl.arange(0, ENTRIES)
         inside = place < end
@@ -260,7 +257,6 @@ def list_active(
         else:
             mag = pre * tl.load(scale_F + j)
         mag += tl.load(mag_F + j)
-        penalties += tl.where(active, pi * tl.load(weights_F + j), 0.0)
         found = at + tl.cumsum(active.to(tl.int32), 0) - 1
         tl.store(columns + found, feature, mask=active)
         tl.store(rows + found, b.to(tl.int32), mask=active)
@@ -269,7 +265,6 @@ def list_active(
         tl.store(acts_A + found, tl.where(mag > 0, mag, 0.0), mask=active)
         at += tl.sum(active.to(tl.int32), 0)
     tl.store(row_ends + b, at)
-    tl.store(penalties_B + b, tl.sum(penalties, 0))
     for start in range(at, end, ENTRIES):
         place = start + tl.arange(0, ENTRIES)
         tl.store(columns + place, tl.zeros([ENTRIES], tl.int32) + n_features, mask=place < end)
@@ -331,9 +326,11 @@ def rows_back(
     row_starts,
     row_ends,
     columns,
+    pi_A,
     acts_A,
     d_gate_A,
     d_mag_A,
+    penalties_B,
     two_over_rows,
     penalty,
     n_in,
@@ -346,11 +343,12 @@ def rows_back(
     Args:
         d_gate_A: gets ∂L/∂π_gate.
         d_mag_A: gets the gradient of the magnitude's pre-activation.
+        penalties_B: gets the penalty of a row without its coefficient, features weighted by `weights_F`.
         two_over_rows: 2 ÷ rows of the batch.
         penalty: its coefficient ÷ rows of the batch.
     """
     b = tl.program_id(0).to(tl.int64)
-    end = tl.load(row_ends + b)
+    end, penalties = tl.load(row_ends + b), tl.zeros([ENTRIES], tl.float32)
     for start in range(tl.load(row_starts + b), end, ENTRIES):
         place = start + tl.arange(0, ENTRIES)
         inside = place < end
@@ -363,8 +361,11 @@ def rows_back(
             if AUXILIARY != NONE:
                 auxiliary_sums += tl.load(auxiliary_error_BD + b * n_in + k, mask=k < n_in, other=0.0)[None, :] * d
         d_mag = tl.where(tl.load(acts_A + place, mask=inside, other=0.0) > 0, two_over_rows * tl.sum(sums, 1), 0.0)
-        d_gate = penalty * tl.load(weights_F + j)
+        weight = tl.load(weights_F + j)
+        penalties += tl.load(pi_A + place, mask=inside, other=0.0) * weight
+        d_gate = penalty * weight
         if AUXILIARY != NONE:
             d_gate += two_over_rows * tl.sum(auxiliary_sums, 1)
         tl.store(d_mag_A + place, d_mag, mask=inside)
         tl.store(d_gate_A + place, d_gate, mask=inside)
+    tl.store(penalties_B + b, tl.sum(penalties, 0))
