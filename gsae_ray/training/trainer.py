@@ -149,7 +149,7 @@ class Trainer:
         settings = self.settings
         if self.resampler is not None:
             self._resampled += self.resampler.resample(self.step, self.sae, self.optimiser, settings.objective)
-        x_BD = self._taking_part(self.stream.read(settings.batch_size).to(self.device)).to(torch.float32) * self.scale
+        x_BD = self._next_batch()
         progress = (self.step, settings.steps)
         lr = settings.lr * lr_factor(*progress, settings.lr_warmup, settings.lr_decay, *self._restarts)
         coefficient = self.coefficient * sparsity_factor(*progress, settings.l1_warmup)
@@ -159,6 +159,13 @@ class Trainer:
         else:
             self._losses.append(torch.zeros(len(LOSSES), device=self.device))
         self.step += 1
+
+    def _next_batch(self) -> Tensor:
+        """The rows of the next batch that take part, scaled; nothing here waits for a GPU."""
+        x_BD = self._taking_part(self.stream.read(self.settings.batch_size))
+        if self.device.type == "cuda":  # from pinned memory it is copied while the host goes on
+            x_BD = x_BD.pin_memory().to(self.device, non_blocking=True)
+        return x_BD.to(torch.float32) * self.scale
 
     def _learn(self, x_BD: Tensor, lr: float, coefficient: float) -> None:
         """Updates the SAE with a batch of scaled activations."""
