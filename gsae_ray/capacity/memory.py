@@ -89,7 +89,9 @@ def trial_memory(trial: TrialSpec, on_gpu: bool) -> Memory:
     if on_gpu:
         rounded = weights // 2 if sparse or trial.training.precision == "bf16" else 0  # in bfloat16, for products
         return Memory(host=process + copies, gpu=CUDA_CONTEXT + step + rounded)
-    between_steps = step if sparse else weights + 2 * learnt  # sparse engines keep the memory of a step
+    # Between steps sparse engines keep the memory of gradients and scores; lists are short by then.
+    kept = learnt + FLOAT * rows * trial.d_sae if sparse else 0
+    between_steps = weights + 2 * learnt + kept
     return Memory(host=process + max(step, between_steps + copies))
 
 

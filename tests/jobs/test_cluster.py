@@ -32,7 +32,7 @@ LAPTOP = {"HF_TOKEN": "hf_of_the_laptop_0123456789"}
 """Of whoever submits."""
 LOGIN = {"MLFLOW_TRACKING_USERNAME": "admin", "MLFLOW_TRACKING_PASSWORD": PASSWORD}
 SHORT = ["sites.layers=[2]", "saes.0.l1_coefficient=[2,4]", "saes.1.l1_coefficient=[1,2]", "evaluation.tokens=4_096"]
-SHORT += ["training.tokens=240_640", "training.checkpoint_every_tokens=102_400", "dataset.shuffle_tokens=100_000"]
+SHORT += ["training.tokens=1_203_200", "training.checkpoint_every_tokens=102_400", "dataset.shuffle_tokens=100_000"]
 """Fewer trials than the quickstart, and long enough to be looked at."""
 SCREENSHOTS = Path(os.environ.get("GSAE_SCREENSHOTS", "/tmp/gsae-screenshots"))
 
