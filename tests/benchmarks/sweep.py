@@ -6,8 +6,8 @@
 The quickstart's SAEs on the built-in model: at layer 2 a gated one (1 trial), the gated ones (4), all (8), and at both
 layers (16). In a round each takes its turn; given are medians over the rounds, and of ratios within a round.
 
-- `ours`: seconds of `gsae-ray run` in an empty folder, from the command to its end: Ray, model and MLflow come up, and
-  the frontier is published. `training`: the part from the first row of metrics on.
+- `ours`: seconds of `gsae-ray run` in an empty folder, without compiled kernels, from the command to its end: Ray,
+  model and MLflow come up, and the frontier is published. `training`: the part from the first row of metrics on.
 - `parts`: in one process with one thread, once the model is there: one production of the rows, then a bare `Trainer`
   for each SAE, then an evaluation of each; their sum ÷ cores is what a sweep without any cost of its own would take.
 - `revision`: as `ours`, by the code of that git revision, for 16 trials by its own quickstart.
@@ -68,7 +68,7 @@ def ours(values: Values, tree: Path) -> Figures:
     with tempfile.TemporaryDirectory() as folder:
         home = Path(folder)
         (home / "sweep.yaml").write_text(yaml.safe_dump(values))
-        environment = {**os.environ, "PYTHONPATH": str(tree)}
+        environment = {**os.environ, "PYTHONPATH": str(tree), "XDG_CACHE_HOME": folder + "/cache"}
         command = [sys.executable, "-m", "gsae_ray", "run", "sweep.yaml"]
         with (home / "log").open("w") as log:
             started = time.perf_counter()

@@ -111,10 +111,12 @@ def extended(launched: launch.SweepResult, home: Path) -> Extended:
     return Extended(first, second, run(GROWN, home, resume=True), trained | evaluated)
 
 
+@pytest.mark.slow
 def test_trials_run_under_a_scheduler_of_tune(extended: Extended) -> None:
     assert extended.second.failures == {} and len(own_saes(extended.second.frontier())) == 6
 
 
+@pytest.mark.slow
 def test_a_reference_of_a_sweep_file_is_evaluated_by_its_producers_as_its_own_saes_are(
     extended: Extended, home: Path
 ) -> None:
@@ -145,6 +147,7 @@ def test_a_reference_of_a_sweep_file_is_evaluated_by_its_producers_as_its_own_sa
     )
 
 
+@pytest.mark.slow
 def test_one_lambda_more_trains_only_its_trials(extended: Extended, home: Path) -> None:
     trials = sorted((home / "runs/golden/trials").iterdir())
     assert len(trials) == 6
@@ -158,6 +161,7 @@ def test_one_lambda_more_trains_only_its_trials(extended: Extended, home: Path) 
     assert list(merged["loss_recovered_x"]) == list(merged["loss_recovered_y"])
 
 
+@pytest.mark.slow
 def test_pursuit_and_one_target_more_cost_only_their_evaluations(extended: Extended) -> None:
     evaluations = [parent_run(result).data.metrics["evaluations"] for result in (extended.first, extended.second)]
     assert evaluations == [4 * 2, 4 + 2 * 3 + 1], "of each SAE as itself and at each target, what was not there"
@@ -176,6 +180,7 @@ def test_pursuit_and_one_target_more_cost_only_their_evaluations(extended: Exten
     assert "pursuit.csv" in {item.path for item in client.list_artifacts(parent_run(resumed).info.run_id)}
 
 
+@pytest.mark.slow
 def test_other_held_out_tokens_cost_an_evaluation_not_a_training(extended: Extended, home: Path) -> None:
     result = extended.first
     assert len(result.frontier()) == 4
@@ -194,6 +199,7 @@ def test_resume_finds_the_launch_and_refuses_a_changed_sweep(home: Path) -> None
     assert run(sweep, home, resume=True).launch_id == newest
 
 
+@pytest.mark.slow
 def test_finished_work_that_is_damaged_is_made_again_as_it_was_and_nothing_else_is(
     launched: launch.SweepResult, plan: PreparedSweep, home: Path, tmp_path: Path
 ) -> None:
@@ -269,6 +275,7 @@ def test_a_second_driver_of_the_same_sweep_is_refused(home: Path) -> None:
 
 
 @pytest.mark.usefixtures("local_ray")
+@pytest.mark.slow
 def test_rescale_and_shift_takes_the_sae_of_a_run_as_its_parent(launched: launch.SweepResult, home: Path) -> None:
     rows = launched.frontier()
     site = "blocks.1.hook_resid_post"

@@ -38,6 +38,7 @@ def sweep(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     }
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("local_ray")
 def test_a_launch_tells_it_once(sweep: dict[str, Any], tmp_path: Path) -> None:
     result = run(sweep, tmp_path)
