@@ -114,18 +114,24 @@ class Sweep(Settings):
         """What of an entry's training does not run where its trials do, as (key, text)."""
         engine, precision, gpus = settings.engine, settings.precision, self.trials.gpus
         if engine == "sparse-cpu" and gpus != 0:
-            yield "engine", f"{engine} is for trials on CPUs, and trials.gpus is {gpus}; engine: dense runs there"
+            yield (
+                "engine",
+                f"{engine} is for trials on CPUs, and trials.gpus is {gpus}; engine: dense or sparse-cuda runs there, "
+                "or set trials.gpus to 0",
+            )
         if engine == "sparse-cuda" and gpus == 0:
             yield (
                 "engine",
-                f"{engine} is for trials on GPUs, and trials.gpus is 0; engine: sparse-cpu or dense runs there",
+                f"{engine} is for trials on GPUs, and trials.gpus is 0; engine: sparse-cpu or dense runs there, or set "
+                "trials.gpus",
             )
         if precision == "float32":
             return
         if gpus == 0:
             yield (
                 "precision",
-                f"{precision} is for trials on GPUs, and trials.gpus is 0; precision: float32 runs there",
+                f"{precision} is for trials on GPUs, and trials.gpus is 0; precision: float32 runs there, or set "
+                "trials.gpus",
             )
         elif engine not in ("dense", "auto"):  # auto is dense on GPUs
             yield (

@@ -142,7 +142,11 @@ def _check_device(engine: EngineName, precision: Precision, device: str) -> None
     if precision != "float32" and engine != "dense":
         raise UserError(f"--precision: {precision} is for --engine dense; the sparse ones have float32's products")
     if device == "cuda" and not torch.cuda.is_available():
-        raise UserError("--device: cuda, but PyTorch finds no GPU here; --engine dense and sparse-cpu run on the CPU")
+        what = f"--engine: {engine}" if engine == "sparse-cuda" else f"--precision: {precision}"
+        what = "--device: cuda" if engine != "sparse-cuda" and precision == "float32" else f"{what} is for GPUs"
+        raise UserError(
+            f"{what}, but PyTorch finds no GPU here; --engine dense and sparse-cpu, in float32, run on the CPU"
+        )
     if engine == ("sparse-cpu" if device == "cuda" else "sparse-cuda"):
         raise UserError(f"--engine: {engine} does not run on --device {device}; dense runs on both")
     if precision != "float32" and device == "cpu":

@@ -154,7 +154,8 @@ def test_an_engine_of_cpus_and_trials_on_gpus_are_one_line(path: Path, key: str)
     path.write_text(path.read_text() + "trials: {gpus: 1}\n")
     message = error_of(path, f"{key}=sparse-cpu")
     assert message == (
-        f"{path}: {key}: sparse-cpu is for trials on CPUs, and trials.gpus is 1.0; engine: dense runs there"
+        f"{path}: {key}: sparse-cpu is for trials on CPUs, and trials.gpus is 1.0; engine: dense or sparse-cuda runs "
+        "there, or set trials.gpus to 0"
     )
 
 
@@ -164,15 +165,18 @@ def test_an_engine_of_cpus_and_trials_on_gpus_are_one_line(path: Path, key: str)
     [
         (
             {"engine": "sparse-cuda"},
-            "engine: sparse-cuda is for trials on GPUs, and trials.gpus is 0; engine: sparse-cpu or dense runs there",
+            "engine: sparse-cuda is for trials on GPUs, and trials.gpus is 0; engine: sparse-cpu or dense runs there, "
+            "or set trials.gpus",
         ),
         (
             {"precision": "tf32"},
-            "precision: tf32 is for trials on GPUs, and trials.gpus is 0; precision: float32 runs there",
+            "precision: tf32 is for trials on GPUs, and trials.gpus is 0; precision: float32 runs there, "
+            "or set trials.gpus",
         ),
         (
             {"engine": "sparse-cpu", "precision": "bf16"},
-            "precision: bf16 is for trials on GPUs, and trials.gpus is 0; precision: float32 runs there",
+            "precision: bf16 is for trials on GPUs, and trials.gpus is 0; precision: float32 runs there, "
+            "or set trials.gpus",
         ),
     ],
 )

@@ -49,11 +49,18 @@ def test_what_cannot_be_measured_is_one_line(what: list[str], said: str) -> None
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is here")
-@pytest.mark.parametrize("what", [["--device", "cuda"], ["--engine", "sparse-cuda"], ["--precision", "bf16"]])
-def test_without_a_gpu_what_is_for_gpus_is_one_line(what: list[str]) -> None:
+@pytest.mark.parametrize(
+    ("what", "named"),
+    [
+        (["--device", "cuda"], "--device: cuda"),
+        (["--engine", "sparse-cuda"], "--engine: sparse-cuda is for GPUs"),
+        (["--precision", "bf16"], "--precision: bf16 is for GPUs"),
+    ],
+)
+def test_without_a_gpu_what_is_for_gpus_is_one_line(what: list[str], named: str) -> None:
     result = CliRunner().invoke(main, ["bench", "step", *SMALL, *what])
     assert result.exit_code == 2
-    said = "--device: cuda, but PyTorch finds no GPU here; --engine dense and sparse-cpu run on the CPU"
+    said = f"{named}, but PyTorch finds no GPU here; --engine dense and sparse-cpu, in float32, run on the CPU"
     assert result.output == f"gsae-ray: {said}\n"
 
 
