@@ -30,6 +30,9 @@ PHASES = {
 }
 
 
+pytestmark = pytest.mark.slow
+
+
 @pytest.fixture(scope="module")
 def phases(home: Path, local_ray: None) -> SweepResult:  # noqa: ARG001
     return run(PHASES, home)

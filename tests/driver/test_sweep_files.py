@@ -117,8 +117,8 @@ def small(file: str, checkpoints: dict[str, Path]) -> Sweep:
     return load_sweep(SWEEPS / file, cut_down(file, checkpoints))
 
 
-QUICK = ("gelu_1l.yaml", "ablations.yaml")
-"""Run by the quick tests: a checkpoint of its own format, and both phases; the others by `-m slow`."""
+QUICK = ("ablations.yaml",)
+"""Run by the quick tests: both phases, on a checkpoint of its own format; the others by `-m slow`."""
 
 
 @pytest.mark.parametrize(
