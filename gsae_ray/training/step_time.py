@@ -142,8 +142,12 @@ def _check_device(engine: EngineName, precision: Precision, device: str) -> None
     if precision != "float32" and engine != "dense":
         raise UserError(f"--precision: {precision} is for --engine dense; the sparse ones have float32's products")
     if device == "cuda" and not torch.cuda.is_available():
-        what = f"--engine: {engine}" if engine == "sparse-cuda" else f"--precision: {precision}"
-        what = "--device: cuda" if engine != "sparse-cuda" and precision == "float32" else f"{what} is for GPUs"
+        if engine == "sparse-cuda":
+            what = f"--engine: {engine} is for GPUs"
+        elif precision != "float32":
+            what = f"--precision: {precision} is for GPUs"
+        else:
+            what = "--device: cuda"
         raise UserError(
             f"{what}, but PyTorch finds no GPU here; --engine dense and sparse-cpu, in float32, run on the CPU"
         )

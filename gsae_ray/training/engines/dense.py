@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 
 import torch
@@ -41,10 +42,12 @@ class DenseEngine:
 
     def step(self, sae: SAE, x_BD: Tensor, coefficient: float, objective: Objective, share: float = 1.0) -> StepResult:
         """As `Engine.step`; gradients are added to those of a batch's other parts, of which this one is a `share`."""
-        if self.precision == "float32":
-            return self._step(sae, x_BD, coefficient, objective, share)
-        with products_in(self.precision):
-            return self._step(sae, x_BD, coefficient, objective, share)
+        with contextlib.nullcontext() if self.precision == "float32" else products_in(self.precision):
+            with torch.autocast(x_BD.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
+                losses = sae.losses(x_BD, coefficient, objective)
+            (share * losses.loss).backward()
+        losses_4 = torch.stack([part.detach() for part in losses[:4]])
+        return StepResult(losses_4, (losses.acts_BF > 0).sum(0))
 
     def step_in_parts(self, sae: SAE, x_BD: Tensor, coefficient: float, objective: Objective) -> StepResult:
         """A step for sparse engines: of a large batch in parts, whose arrays take no more than theirs."""
@@ -57,13 +60,6 @@ class DenseEngine:
             losses_4, fired_F = self.step(sae, part_BD, coefficient, objective, share)
             found.append((share * losses_4, fired_F))
         return StepResult(*(torch.stack(values).sum(0) for values in zip(*found, strict=True)))
-
-    def _step(self, sae: SAE, x_BD: Tensor, coefficient: float, objective: Objective, share: float) -> StepResult:
-        with torch.autocast(x_BD.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
-            losses = sae.losses(x_BD, coefficient, objective)
-        (share * losses.loss).backward()
-        losses_4 = torch.stack([part.detach() for part in losses[:4]])
-        return StepResult(losses_4, (losses.acts_BF > 0).sum(0))
 
     def update(self, sae: SAE, optimiser: Adam, update: Update) -> None:
         if update.unit_norm:
