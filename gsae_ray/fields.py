@@ -6,7 +6,7 @@ import dataclasses
 import math
 import sys
 from collections.abc import Iterator, Mapping
-from typing import Annotated, Any, TypeVar, get_args
+from typing import Annotated, Any, TypeVar, get_args, get_origin
 
 import numpy as np
 import pydantic
@@ -93,6 +93,18 @@ def expand_grid(value: object) -> object:
         points = np.sort(np.random.RandomState(seed).uniform(low, high, n))
     # Six significant digits: names and identities stay short, and do not hang on the last bit of exp.
     return tuple(float(f"{math.exp(p):.6g}") for p in points)
+
+
+def takes_list(annotation: Any) -> bool:
+    """Whether values of a type are lists themselves, of which a grid is a list."""
+    return get_origin(annotation) is tuple or any(map(takes_list, get_args(annotation)))
+
+
+def expand_lists(value: object) -> object:
+    """The values of a grid of lists: one list, or a list of them."""
+    if isinstance(value, list) and any(isinstance(item, list) for item in value):
+        return tuple(tuple(item) if isinstance(item, list) else item for item in value)
+    return (tuple(value) if isinstance(value, list) else value,)
 
 
 def unique(values: tuple[T, ...]) -> tuple[T, ...]:

@@ -16,7 +16,7 @@ from pydantic import AfterValidator, BeforeValidator, Field
 
 from gsae_ray.errors import shown
 from gsae_ray.fields import AtMost, Count, Finite32, Fraction, Grid, InMemory, Seed, Settings, unique
-from gsae_ray.saes.objective import Objective
+from gsae_ray.saes.objective import Choice, Objective
 
 Schedule = Literal["paper", "modern"]
 EngineName = Literal["dense", "sparse-cpu", "sparse-cuda"]
@@ -109,9 +109,10 @@ class TrainingSettings(Settings):
     seeds: Annotated[tuple[Seed, ...], BeforeValidator(_listed), AfterValidator(unique)] = Field(
         (0,), description="seeds of the initialisation, as a list; it is a grid"
     )
-    objective: Grid[Objective] = Field(
+    objective: Grid[Choice] = Field(
         ("norm_weighted",),
-        description="paper: plain L1 and a unit-norm decoder; norm_weighted: L1 weighted by free decoder norms; a grid",
+        description="paper: plain L1 and a unit-norm decoder; norm_weighted: L1 weighted by free decoder norms; a "
+        "grid. Of standard and gated SAEs; the others have one loss each and a unit-norm decoder (unit_norm)",
     )
     schedule: Grid[Schedule] = Field(
         ("modern",),

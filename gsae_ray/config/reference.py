@@ -97,9 +97,11 @@ def describe(model: type[BaseModel] = Sweep) -> str:
         if nested is not None and not (model is SAESettings and nested is SiteSettings):
             lines.extend("  " + line for line in describe(nested).splitlines())
     if model is SAESettings:
+        of: dict[str, list[str]] = {}  # what several architectures have alike is one line
         for architecture in trainable_architectures():
             for name, field in REGISTRY[architecture].Hyperparameters.model_fields.items():
-                lines.append(f"{name}: {field.description}{_upper_bounds(field)} ({architecture})")
+                of.setdefault(f"{name}: {field.description}{_upper_bounds(field)}", []).append(architecture)
+        lines += [f"{line} ({', '.join(architectures)})" for line, architectures in of.items()]
     return "\n".join(lines)
 
 

@@ -14,8 +14,9 @@ from gsae_ray.config.explain import Key, refusal
 from gsae_ray.config.recipe import TrainingSettings
 from gsae_ray.config.site import Site, SiteSettings
 from gsae_ray.errors import UserError, shown, suggest
-from gsae_ray.fields import AtMost, Grid, Positive, Settings, expand_grid, unique
+from gsae_ray.fields import AtMost, Grid, Positive, Settings, expand_grid, expand_lists, takes_list, unique
 from gsae_ray.saes import REGISTRY, trainable_architectures
+from gsae_ray.saes.objective import Objective
 
 MAX_TRIALS = 10_000
 MAX_WIDTH = 10**9
@@ -68,6 +69,10 @@ class SAESettings(Settings):
         found: list[tuple[Key, str]] = [((key,), f"unknown key; {suggest(key, known)}") for key in unknown]
         if not unknown:  # one of them may be what is missing, misspelt
             found = [((key,), f"missing; a {architecture} SAE needs it: {own[key].description}") for key in missing]
+        objectives = REGISTRY[architecture].objectives
+        if "objective" in value and len(objectives) == 1:
+            what = f"a {architecture} SAE has no choice of objectives; its decoder rows have norm 1; leave it out"
+            found.append((("objective",), what))
         if found:
             raise refusal(found)
         widths = value.get("widths")
@@ -83,6 +88,15 @@ class SAESettings(Settings):
             raise ValueError(f"widths.equal_compute_with: for standard SAEs, this entry's are {self.architecture}")
         self.hyperparameters()
         return self
+
+    @property
+    def has_objective(self) -> bool:
+        """Whether its SAEs have more than one objective."""
+        return len(REGISTRY[self.architecture].objectives) > 1
+
+    def objectives(self, settings: TrainingSettings) -> tuple[Objective, ...]:
+        """What is minimised: the grid of `settings`, the entry's training, where there is a choice."""
+        return settings.objective if self.has_objective else REGISTRY[self.architecture].objectives
 
     def selects(self, site: Site) -> bool:
         """Whether the entry is trained at a site."""
@@ -131,13 +145,14 @@ class SAESettings(Settings):
         grids: dict[str, tuple[Any, ...]] = {}
         for key in (key for key in model.model_fields if key in extra):
             try:
-                grid: Any = expand_grid(extra[key])
+                is_list = takes_list(model.model_fields[key].annotation)
+                grid: Any = expand_lists(extra[key]) if is_list else expand_grid(extra[key])
                 grids[key] = unique(grid)
             except ValueError as error:
                 raise refusal([((key,), str(error))]) from error
         check_count(math.prod(map(len, grids.values())))
         return [
-            model.model_validate(dict(zip(grids, values, strict=True))).model_dump()
+            model.model_validate(dict(zip(grids, values, strict=True))).model_dump(mode="json")
             for values in itertools.product(*grids.values())
         ]
 

@@ -99,6 +99,9 @@ class Sweep(Settings):
                 key: Key = ("training", name) if value == getattr(self.training, name) else ("saes", index, name)
                 if (key, text) not in found:  # said once of what all entries have
                     found.append((key, text))
+        if "objective" in self.training.model_fields_set and self.saes and not any(e.has_objective for e in self.saes):
+            names = ", ".join(dict.fromkeys(entry.architecture for entry in self.saes))
+            found.append((("training", "objective"), f"nothing reads it: {names} SAEs have one objective only"))
         by_layer = bool(self.sites.layers), bool(self.sites.points)
         if not all(by_layer) and not self.sites.modules:
             found.append((("sites",), "no site; give layers and points, or modules"))
@@ -199,7 +202,7 @@ class Sweep(Settings):
             for entry in self.saes
             if (settings := entry.training(self.training)).engine == "auto"
             for hyperparameters in entry.hyperparameters()
-            for objective in settings.objective
+            for objective in entry.objectives(settings)
         )
         return ("dense", "sparse-cpu") if sparse else ("dense",)
 
@@ -271,7 +274,7 @@ class Sweep(Settings):
         for entry, site in itertools.product(self.saes, self.used_sites):
             if entry.selects(site):
                 settings = entry.training(self.training)
-                grids = settings.objective, settings.schedule, settings.lr, settings.seeds
+                grids = entry.objectives(settings), settings.schedule, settings.lr, settings.seeds
                 trials = len(self.widths(entry, site, d_in)) * len(entry.hyperparameters())
                 total += trials * math.prod(map(len, grids))
         try:
@@ -314,12 +317,16 @@ class Sweep(Settings):
             for d_sae, hyperparameters, objective, schedule, lr, seed in itertools.product(
                 self.widths(entry, site, d_in),
                 entry.hyperparameters(),
-                settings.objective,
+                entry.objectives(settings),
                 settings.schedule,
                 settings.lr,
                 settings.seeds,
             ):
                 architecture = REGISTRY[entry.architecture]
+                try:
+                    architecture.check_width(hyperparameters, d_sae)
+                except ValueError as error:
+                    raise UserError(f"saes.{index}.{error}") from error
                 if settings.engine != "dense" and architecture.gated_relu(hyperparameters, objective) is None:
                     raise UserError(
                         f"saes.{index}.engine: {settings.engine} has no {entry.architecture} SAEs; engine: dense has"
@@ -332,7 +339,7 @@ class Sweep(Settings):
                         architecture=entry.architecture,
                         d_in=d_in[site],
                         d_sae=d_sae,
-                        hyperparameters=architecture.canonical(hyperparameters, objective),
+                        hyperparameters=architecture.canonical(hyperparameters, objective, d_sae),
                         training=settings.resolve(lr, seed, objective, schedule),
                         overrides=overrides,
                         identity=identity,

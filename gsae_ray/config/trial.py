@@ -23,17 +23,17 @@ PARENT = "parent"
 """The hyperparameter that names the run that training starts from."""
 
 
-def _options(architecture: str) -> dict[str, Any]:
+def _options(architecture: str, hyperparameters: Mapping[str, Any]) -> dict[str, Any]:
     """The options by which an architecture's variants differ, with their defaults."""
     sae = saes.REGISTRY[architecture]
-    others = (sae.sparsity_hyperparameter, PARENT)  # no options, though they may be left out
+    others = (sae.sparsity_key(hyperparameters), PARENT)  # no options, though they may be left out
     fields = sae.Hyperparameters.model_fields
     return {key: f.default for key, f in fields.items() if not f.is_required() and key not in others}
 
 
 def _variant(architecture: str, hyperparameters: Mapping[str, Any]) -> dict[str, Any]:
     """The options that are not at their defaults."""
-    options = _options(architecture)
+    options = _options(architecture, hyperparameters)
     return {k: hyperparameters[k] for k in options if hyperparameters.get(k, options[k]) != options[k]}
 
 
@@ -77,7 +77,7 @@ class TrialSpec:
             settings["training"].pop("engine")
         if training.precision == "float32":  # nor this one
             settings["training"].pop("precision")
-        options = _options(fields["architecture"])
+        options = _options(fields["architecture"], hyperparameters)
         variant = _variant(fields["architecture"], hyperparameters)
         shown = {key: value for key, value in hyperparameters.items() if key not in options and value is not None}
         sparsity = "_".join(re.sub("_coefficient$", "-", key) + show(value) for key, value in shown.items())
@@ -93,7 +93,7 @@ class TrialSpec:
     @property
     def sparsity(self) -> Any:
         """Value of the hyperparameter that sets how sparse the features are; None where the architecture has none."""
-        return self.hyperparameters.get(saes.REGISTRY[self.architecture].sparsity_hyperparameter or "")
+        return self.hyperparameters.get(saes.REGISTRY[self.architecture].sparsity_key(self.hyperparameters) or "")
 
     @property
     def follows(self) -> bool:

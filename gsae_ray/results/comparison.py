@@ -46,8 +46,18 @@ def listed(budgets: Iterable[int]) -> str:
     return f"{', '.join(most)} and {last}"
 
 
+def recipes_differ(recipes: Iterable[str]) -> bool:
+    """Whether SAEs of these recipes may not be compared: recipes differ as much as architectures do.
+
+    The schedule has to be the same for all, and so has the objective where there is a choice: an architecture with one
+    objective of its own (`unit_norm`) may be compared with those trained on either of the others.
+    """
+    parts = {tuple(recipe.split("/", 1)) for recipe in recipes}
+    return len({part[1:] for part in parts}) > 1 or len({part[0] for part in parts} - {"unit_norm"}) > 1
+
+
 def check_recipes(*groups: pd.DataFrame) -> None:
-    """Refuses table rows that may not be compared: recipes differ as much as architectures do.
+    """Refuses table rows that may not be compared (see `recipes_differ`).
 
     References take no part: theirs are not known.
 
@@ -55,7 +65,7 @@ def check_recipes(*groups: pd.DataFrame) -> None:
         UserError: they were trained by several recipes.
     """
     recipes = sorted({recipe for rows in groups for recipe in own_saes(rows)["recipe"]})
-    if len(recipes) > 1:
+    if recipes_differ(recipes):
         raise UserError(
             f"recipe: these SAEs were trained by {len(recipes)} recipes ({', '.join(recipes)}), which no comparison "
             "of architectures may mix; choose rows of one, or say mixed_recipes=True"

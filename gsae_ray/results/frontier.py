@@ -14,7 +14,7 @@ from gsae_ray.config.sections import OWN
 from gsae_ray.errors import UserError, first_line, suggest
 from gsae_ray.evaluation import metrics
 from gsae_ray.evaluation.metrics import METRICS
-from gsae_ray.results.comparison import curve, listed, own_saes
+from gsae_ray.results.comparison import curve, listed, own_saes, recipes_differ
 from gsae_ray.results.curves import pareto
 from gsae_ray.results.outcomes import MLflowOutcomes, Outcome, Outcomes, StorageOutcomes
 from gsae_ray.results.references import UNKNOWN, row_of, trained_elsewhere
@@ -108,7 +108,7 @@ def _sparsity(params: Mapping[str, str]) -> tuple[float, str]:
         return float(value or "nan"), params["sparsity_units"]
     sae = saes.REGISTRY[params["architecture"]]  # a run of before: its architecture knows
     name = sae.sparsity_hyperparameter
-    units = params.get("l1_units", "sum") if sae.sparsity_in_l1_units else ""
+    units = params.get("l1_units", "sum") if sae.sparsity_units == "l1" else ""
     return float(params[name]) if name else float("nan"), units
 
 
@@ -295,7 +295,7 @@ def _caveats(rows: pd.DataFrame, tokens: int | str | None) -> list[str]:
     """What makes the SAEs of a frontier hard to compare, a line each."""
     notes, own = [], own_saes(rows)
     recipes = sorted(set(own["recipe"]))
-    if len(recipes) > 1:
+    if recipes_differ(recipes):
         notes.append(
             f"{len(recipes)} recipes are mixed here ({', '.join(recipes)}): the frontier is that of all SAEs, not a "
             "comparison of architectures"

@@ -22,10 +22,10 @@ from gsae_ray.results.model_card import PICTURE, PublishedSAE, model_card
 from gsae_ray.results.plots import save_frontier
 from gsae_ray.results.saved import load_run
 from gsae_ray.saes import SAE
-from gsae_ray.saes.base import saelens_form_or_reason, weight_bytes
 from gsae_ray.saes.folder import visible_files
 from gsae_ray.saes.hub import is_repository
 from gsae_ray.saes.saelens_config import NO_FORM
+from gsae_ray.saes.serialise import saelens_form_or_reason, weight_bytes
 from gsae_ray.version import __version__
 
 

@@ -6,9 +6,8 @@ import copy
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, Literal
 
-import safetensors.torch
 import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
@@ -16,13 +15,14 @@ from typing_extensions import Self
 
 from gsae_ray.errors import UserError
 from gsae_ray.files import write_together
-from gsae_ray.saes import config_file
 from gsae_ray.saes.folder import CONFIG_FILE as CONFIG_FILE
 from gsae_ray.saes.folder import WEIGHTS_FILE as WEIGHTS_FILE
 from gsae_ray.saes.gated_relu import GatedReLU
+from gsae_ray.saes.losses import Losses as Losses
+from gsae_ray.saes.objective import CHOICES
 from gsae_ray.saes.objective import Objective as Objective
 from gsae_ray.saes.sae_config import SAEConfig as SAEConfig
-from gsae_ray.saes.saelens_config import NO_FORM
+from gsae_ray.saes.serialise import saved_files
 
 ORIGIN = "origin"
 """Key of the metadata of an SAE that was not trained here: the format that it was read from."""
@@ -33,19 +33,8 @@ RESAMPLED_ENCODER_NORM = 0.2
 """Norm of the encoder row of a resampled feature ÷ the mean of those of alive features."""
 
 
-class Losses(NamedTuple):
-    """Sums over features and coordinates, means over the batch."""
-
-    loss: Tensor
-    """What is minimised."""
-    reconstruction: Tensor
-    """‖x − x̂‖²"""
-    sparsity: Tensor
-    """The sparsity penalty without its coefficient, e.g. ‖f‖₁ or Σ f_i ‖d_i‖."""
-    auxiliary: Tensor
-    """Further terms; 0 where there are none."""
-    acts_BF: Tensor
-    """Feature activations of the batch, detached."""
+SparsityUnits = Literal["l1", "square_norm"]
+"""Units of the coefficient of a sparsity penalty: `training.l1_units`, or E‖x‖², of which it is a share."""
 
 
 class _Finished(BaseModel):
@@ -62,8 +51,9 @@ class SAE(nn.Module, ABC):
     Weights are stored as W_enc [d_in, d_sae] and W_dec [d_sae, d_in]: feature i's direction is `W_dec[i]`. Decoder
     rows of SAEs that were trained here have norm 1; those from elsewhere may have any, which `fold_norms` changes.
 
-    Parameters are what is learnt; whatever else an architecture keeps (a count of steps, a running threshold) is a
-    buffer. Checkpoints and saved SAEs hold both.
+    Parameters are what is learnt; whatever else an architecture keeps is a buffer. Checkpoints hold both. Saved SAEs
+    hold parameters and what else their function takes (a threshold); what only training takes (a count of steps) is a
+    buffer with `persistent=False`, which they do not.
     """
 
     architecture: ClassVar[str]
@@ -71,10 +61,12 @@ class SAE(nn.Module, ABC):
     """Whether a sweep can train it; the others are forms of finished SAEs."""
     parent_architecture: ClassVar[str | None] = None
     """The architecture of the finished SAE that training starts from; None: training starts from random weights."""
+    objectives: ClassVar[tuple[Objective, ...]] = CHOICES
+    """What its training may minimise; where that is one thing alone, sweep files name none."""
     sparsity_hyperparameter: ClassVar[str | None] = "l1_coefficient"
-    """The hyperparameter that sets how sparse features are, which the frontier lists as `sparsity`; None: no such."""
-    sparsity_in_l1_units: ClassVar[bool] = True
-    """Whether it is the coefficient of an L1 penalty, which `training.l1_units` gives the units of."""
+    """The hyperparameter that sets how sparse features are; None: no such."""
+    sparsity_units: ClassVar[SparsityUnits | None] = "l1"
+    """Units of `sparsity_coefficient`; None: there is no penalty, or the coefficient is a number without units."""
     training_arrays: ClassVar[int] = 4
     """Number of arrays [batch, d_sae] that are in memory at once in a training step; measured."""
 
@@ -93,6 +85,15 @@ class SAE(nn.Module, ABC):
         self.W_enc = nn.Parameter(torch.zeros(cfg.d_in, cfg.d_sae))
         self.W_dec = nn.Parameter(torch.zeros(cfg.d_sae, cfg.d_in))
         self.b_dec = nn.Parameter(torch.zeros(cfg.d_in))
+
+    def prepare_training(self, rms_norm: float, steps: int, batch_size: int) -> None:
+        """Takes note of how it will be trained; called before `initialise` or `adopt`, on every attempt.
+
+        Args:
+            rms_norm: √E‖x‖² of the activations that it is trained on.
+            steps: of the whole run.
+            batch_size: rows of a step.
+        """
 
     @torch.no_grad()
     def initialise(self, generator: torch.Generator, mean_D: Tensor, objective: Objective = "paper") -> None:
@@ -158,6 +159,15 @@ class SAE(nn.Module, ABC):
     def losses(self, x_BD: Tensor, coefficient: float, objective: Objective = "paper") -> Losses:
         """The training losses of a batch, the sparsity penalty weighted by `coefficient`."""
 
+    @property
+    def calibration_steps(self) -> int:
+        """How many of the run's last steps leave the weights as they are and only call `calibrate`."""
+        return 0
+
+    def calibrate(self, x_BD: Tensor) -> None:
+        """Learns from a batch what has to fit the finished weights, as the threshold of a BatchTopK SAE has to."""
+        raise NotImplementedError(f"a {self.architecture} SAE has nothing to calibrate")
+
     @classmethod
     def gated_relu(cls, hyperparameters: Mapping[str, Any], objective: Objective) -> GatedReLU | None:
         """How such SAEs are of that form, which engines that skip inactive features need; None: they are not."""
@@ -177,18 +187,31 @@ class SAE(nn.Module, ABC):
 
         Args:
             hyperparameters: of its `cfg.json`.
-            trained_here: false: the coefficient of its L1 penalty may be missing, which nobody knows in our units.
+            trained_here: false: the coefficient of its penalty may be missing, which nobody knows in our units.
 
         Raises:
             ValidationError: they are not those of a finished SAE of this architecture.
         """
-        unknown = not trained_here and cls.sparsity_in_l1_units and cls.sparsity_hyperparameter is not None
+        unknown = not trained_here and cls.sparsity_units is not None and cls.sparsity_hyperparameter is not None
         own = {key: value for key, value in hyperparameters.items() if key not in _Finished.model_fields}
         cls.Hyperparameters.model_validate({**({cls.sparsity_hyperparameter: 0.0} if unknown else {}), **own})
         _Finished.model_validate(hyperparameters)
 
     @classmethod
-    def canonical(cls, hyperparameters: dict[str, Any], objective: Objective) -> dict[str, Any]:
+    def check_width(cls, hyperparameters: Mapping[str, Any], d_sae: int) -> None:
+        """Checks that an SAE of so many features can have these hyperparameters.
+
+        Raises:
+            ValueError: it cannot; the message begins with the hyperparameter's name.
+        """
+
+    @classmethod
+    def sparsity_key(cls, hyperparameters: Mapping[str, Any]) -> str | None:
+        """The hyperparameter whose value the frontier lists as `sparsity`."""
+        return cls.sparsity_hyperparameter
+
+    @classmethod
+    def canonical(cls, hyperparameters: dict[str, Any], objective: Objective, d_sae: int) -> dict[str, Any]:
         """The one form of hyperparameters that mean the same, so that the same SAE has the same identity."""
         return hyperparameters
 
@@ -203,7 +226,7 @@ class SAE(nn.Module, ABC):
 
         None where it is not known, as of some SAEs from elsewhere.
         """
-        if self.sparsity_hyperparameter is None:
+        if self.sparsity_hyperparameter is None or self.sparsity_units is None:
             return 0.0
         value = self.cfg.hyperparameters.get(self.sparsity_hyperparameter)
         return None if value is None else float(value)
@@ -211,6 +234,16 @@ class SAE(nn.Module, ABC):
     def learnt_parameters(self) -> dict[str, nn.Parameter]:
         """The parameters that training changes, by name."""
         return {name: parameter for name, parameter in self.named_parameters() if parameter.requires_grad}
+
+    def training_state(self) -> dict[str, Tensor]:
+        """All parameters and buffers, by name: what a checkpoint holds."""
+        return {**dict(self.named_parameters()), **dict(self.named_buffers())}
+
+    @torch.no_grad()
+    def load_training_state(self, tensors: Mapping[str, Tensor]) -> None:
+        """Goes back to what `training_state` returned."""
+        for name, tensor in self.training_state().items():
+            tensor.copy_(tensors[name])
 
     def not_finite(self) -> str | None:
         """The name of a parameter or buffer that holds a NaN or an infinity, if any does."""
@@ -311,7 +344,7 @@ class SAE(nn.Module, ABC):
             features_K: indices of the features.
             directions_KD: a unit vector for each of them.
             alive_F: the features that a mean norm is taken of.
-            objective: `paper`: decoder rows are unit vectors; `norm_weighted`: of the mean norm of the alive ones.
+            objective: `norm_weighted`: decoder rows are of the mean norm of the alive ones; else unit vectors.
         """
         for name, parameter in self.learnt_parameters().items():
             by_feature = self.features_first(name, parameter)
@@ -319,7 +352,7 @@ class SAE(nn.Module, ABC):
                 continue
             if parameter.dim() == 1:
                 by_feature[features_K] = 0
-            elif name == "W_dec" and objective == "paper":
+            elif name == "W_dec" and objective != "norm_weighted":
                 by_feature[features_K] = directions_KD
             else:
                 norm = by_feature[alive_F].norm(dim=1).mean()
@@ -355,31 +388,6 @@ class SAE(nn.Module, ABC):
         never leaves its files beside new ones.
         """
         write_together(Path(directory), saved_files(self))
-
-
-def saved_files(sae: SAE) -> dict[str, bytes]:
-    """Name -> contents of the files of a saved SAE, in the order in which they are written."""
-    cfg, weights = to_bytes(sae)
-    return {WEIGHTS_FILE: weights, CONFIG_FILE: (cfg + "\n").encode()}
-
-
-def to_bytes(sae: SAE) -> tuple[str, bytes]:
-    """(cfg.json, sae_weights.safetensors) as they would be saved."""
-    return config_file.encode(sae.cfg, saelens_form_or_reason(sae)), weight_bytes(sae)
-
-
-def saelens_form_or_reason(sae: SAE) -> dict[str, Any]:
-    """`saelens_form`; where there is none, the reason in the architecture's place."""
-    try:
-        return sae.saelens_form()
-    except UserError as error:
-        return {"architecture": f"{NO_FORM}{error}"}
-
-
-def weight_bytes(sae: SAE) -> bytes:
-    """The parameters and buffers as safetensors, contiguous; those that are no integers as float32."""
-    state = {name: tensor.detach().cpu().contiguous() for name, tensor in sae.state_dict().items()}
-    return safetensors.torch.save({k: t.float() if t.is_floating_point() else t for k, t in state.items()})
 
 
 def is_finite(tensor: Tensor) -> bool:

@@ -15,11 +15,12 @@ from torch import Tensor
 from gsae_ray.errors import shown
 from gsae_ray.files import digest
 from gsae_ray.saes import config_file
-from gsae_ray.saes.base import ORIGIN, SAE, saelens_form_or_reason
+from gsae_ray.saes.base import ORIGIN, SAE
 from gsae_ray.saes.folder import CONFIG_FILE, WEIGHTS_FILE
 from gsae_ray.saes.folder import NAMES as NAMES
 from gsae_ray.saes.registry import REGISTRY, build
 from gsae_ray.saes.sae_config import SAEConfig
+from gsae_ray.saes.serialise import saelens_form_or_reason
 
 FILES = f"{CONFIG_FILE} and {WEIGHTS_FILE}"
 WEIGHT_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)

@@ -84,7 +84,7 @@ class GatedSAE(SAE):
         return hyperparameters.get("auxiliary") or DEFAULT_AUXILIARY[objective]
 
     @classmethod
-    def canonical(cls, hyperparameters: dict[str, Any], objective: Objective) -> dict[str, Any]:
+    def canonical(cls, hyperparameters: dict[str, Any], objective: Objective, d_sae: int) -> dict[str, Any]:
         is_default = hyperparameters.get("auxiliary") == DEFAULT_AUXILIARY[objective]
         return {**hyperparameters, "auxiliary": None} if is_default else hyperparameters
 

@@ -45,7 +45,7 @@ class StandardSAE(SAE):
         return Losses(reconstruction + coefficient * l1, reconstruction, l1, x_BD.new_zeros(()), acts_BF.detach())
 
     @classmethod
-    def gated_relu(cls, hyperparameters: Mapping[str, Any], objective: Objective) -> GatedReLU:
+    def gated_relu(cls, hyperparameters: Mapping[str, Any], objective: Objective) -> GatedReLU | None:
         return GatedReLU(gate="b_enc", magnitude="b_enc")
 
     def saelens_form(self) -> dict[str, Any]:

@@ -272,7 +272,7 @@ class TrialDirectory:
 
     def finish(self, sae: SAE) -> None:
         """Saves the finished SAE and marks the trial as done; its checkpoints are needed no more."""
-        from gsae_ray.saes.base import saved_files  # here: what only reads results does without torch
+        from gsae_ray.saes.serialise import saved_files  # here: what only reads results does without torch
 
         self._check_attempt()
         storage, final, temporary = self.storage, self.path / "sae", self.path / f".sae-{self.attempt}"

@@ -13,11 +13,9 @@ def trial_params(trial: TrialSpec) -> dict[str, Any]:
     """Parameters of a trial's run, in one flat mapping.
 
     `sparsity` is the value of whichever hyperparameter sets how sparse features are, and `sparsity_units` are the
-    `l1_units` of that, empty where it is no coefficient of an L1 penalty: whoever reads a run need not know its
-    architecture.
+    `l1_units` of that, `square_norm` where it is a share of E‖x‖², empty where it is no coefficient of a penalty:
+    whoever reads a run need not know its architecture.
     """
-    from gsae_ray.saes import REGISTRY  # here: it imports torch, without which a frontier is shown
-
     site = Site(trial.site)
     training = trial.to_json()["training"]
     return {
@@ -31,10 +29,20 @@ def trial_params(trial: TrialSpec) -> dict[str, Any]:
         "point": site.point,
         **{key: value for key, value in trial.hyperparameters.items() if value is not None},
         "sparsity": "" if trial.sparsity is None else trial.sparsity,
-        "sparsity_units": training["l1_units"] if REGISTRY[trial.architecture].sparsity_in_l1_units else "",
+        "sparsity_units": _units(trial),
         **training,
         **({} if trial.parent is None else {"parent": trial.parent}),
     }
+
+
+def _units(trial: TrialSpec) -> str:
+    """Units of what `sparsity` is."""
+    from gsae_ray.saes import REGISTRY  # here: it imports torch, without which a frontier is shown
+
+    sae = REGISTRY[trial.architecture]
+    if sae.sparsity_key(trial.hyperparameters) != sae.sparsity_hyperparameter:
+        return ""
+    return trial.training.l1_units if sae.sparsity_units == "l1" else sae.sparsity_units or ""
 
 
 def reference_params(reference: Reference) -> dict[str, Any]:

@@ -68,13 +68,15 @@ class Trainer:
         self.step = 0
         self.sae = self._initial_sae(torch.tensor(statistics.mean)).to(self.device).train()
         self.engine.prepare(self.sae)
-        self.unit_norm = self.settings.objective == "paper" and self.sae.W_dec.requires_grad
+        self.unit_norm = self.settings.objective != "norm_weighted" and self.sae.W_dec.requires_grad
         """Whether decoder rows are kept at norm 1."""
         coefficient = self.sae.sparsity_coefficient
         assert coefficient is not None, "every entry of a sweep file has one"
         self.coefficient = coefficient
         """The coefficient of the sparsity penalty once its warm-up is over, in the units of scaled activations."""
-        if self.sae.sparsity_in_l1_units:
+        if self.sae.sparsity_units == "square_norm":
+            self.coefficient *= self.trivial_loss
+        if self.sae.sparsity_units == "l1":
             # From the units of the sweep file to those of scale·x: λ/(m·k) is the same in all units (see `l1_units`).
             units = Scale(trial.d_in, statistics.mean_square_norm)
             self.coefficient = self.coefficient / UNITS[self.settings.l1_units](units) * self.scale
@@ -103,6 +105,7 @@ class Trainer:
                 site=trial.site,
             )
         )
+        sae.prepare_training(math.sqrt(self.trivial_loss), self.settings.steps, self.settings.batch_size)
         if sae.parent_architecture is None:
             generator = torch.Generator().manual_seed(self.settings.seed)
             sae.initialise(generator, mean_D * self.scale, self.settings.objective)
@@ -154,10 +157,12 @@ class Trainer:
         lr = settings.lr * lr_factor(*progress, settings.lr_warmup, settings.lr_decay, *self._restarts)
         coefficient = self.coefficient * sparsity_factor(*progress, settings.l1_warmup)
         self._rates = {"lr": lr, "sparsity_coefficient": coefficient}
-        if len(x_BD):
+        if not len(x_BD):
+            self._losses.append(torch.zeros(len(LOSSES), device=self.device))
+        elif self.step < settings.steps - self.sae.calibration_steps:
             self._learn(x_BD, lr, coefficient)
         else:
-            self._losses.append(torch.zeros(len(LOSSES), device=self.device))
+            self._calibrate(x_BD, coefficient)
         self.step += 1
 
     def _next_batch(self) -> Tensor:
@@ -173,9 +178,22 @@ class Trainer:
         if self.resampler is not None:
             self.resampler.observe(self.step, x_BD, fired_F, self.sae)
         self.engine.update(self.sae, self.optimiser, Update(lr, self.settings.gradient_clip, self.unit_norm))
+        self._note(losses_4, fired_F, len(x_BD))
+
+    @torch.no_grad()
+    def _calibrate(self, x_BD: Tensor, coefficient: float) -> None:
+        """Fits to the weights, which stay, what the SAE has to fit to them with a batch of scaled activations."""
+        self.sae.eval()
+        losses = self.sae.losses(x_BD, coefficient, self.settings.objective)
+        self.sae.calibrate(x_BD)
+        self.sae.train()
+        self._note(torch.stack(losses[:4]), (losses.acts_BF > 0).sum(0), len(x_BD))
+
+    def _note(self, losses_4: Tensor, fired_F: Tensor, rows: int) -> None:
+        """Adds a step to the interval's means."""
         self._losses.append(losses_4)
         self._fired_F += fired_F
-        self._rows += len(x_BD)
+        self._rows += rows
 
     def _taking_part(self, x_BD: Tensor) -> Tensor:
         """The rows of a batch that training uses: those that are not of massive norm."""
@@ -272,7 +290,7 @@ class Trainer:
 
         The tensors are those that are trained, and no copies: they are to be written before training goes on.
         """
-        tensors = {f"sae.{name}": tensor.detach() for name, tensor in self.sae.state_dict().items()}
+        tensors = {f"sae.{name}": tensor.detach() for name, tensor in self.sae.training_state().items()}
         tensors |= {f"adam.{name}": tensor for name, tensor in self.optimiser.tensors().items()}
         if self.resampler is not None:
             tensors |= {f"resampling.{name}": tensor for name, tensor in self.resampler.state().items()}
@@ -280,7 +298,7 @@ class Trainer:
 
     def restore(self, tensors: dict[str, Tensor], rest: dict[str, Any]) -> None:
         """Goes back to what `state` returned."""
-        self.sae.load_state_dict(_beginning_with("sae.", tensors))
+        self.sae.load_training_state(_beginning_with("sae.", tensors))
         self.optimiser.restore(_beginning_with("adam.", tensors))
         if self.resampler is not None:
             self.resampler.restore(_beginning_with("resampling.", tensors))

@@ -23,7 +23,7 @@ from gsae_ray.config.trial import TrialSpec
 from gsae_ray.evaluation.metrics import Evaluation
 from gsae_ray.results.push import folder_names
 from gsae_ray.saes import SAE, load
-from gsae_ray.saes.base import weight_bytes
+from gsae_ray.saes.serialise import weight_bytes
 from gsae_ray.storage.evaluations import EvaluationRequest
 from gsae_ray.storage.trial_directory import Trial
 from gsae_ray.tracking.mirror import Mirror

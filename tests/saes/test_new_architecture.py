@@ -41,7 +41,7 @@ class CountingTopK(SAE):
     """
 
     sparsity_hyperparameter = "k"
-    sparsity_in_l1_units = False
+    sparsity_units = None
     training_arrays = 6
 
     class Hyperparameters(SAE.Hyperparameters):
@@ -56,10 +56,6 @@ class CountingTopK(SAE):
         self.b_enc = torch.nn.Parameter(torch.zeros(cfg.d_sae))
         self.register_buffer("silent_steps_F", torch.zeros(cfg.d_sae, dtype=torch.int64))
         self.register_buffer("threshold_F", torch.zeros(cfg.d_sae))
-
-    @property
-    def sparsity_coefficient(self) -> float:
-        return 0.0  # no penalty
 
     @property
     def scaled_tensors(self) -> tuple[str, ...]:

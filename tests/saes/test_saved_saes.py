@@ -210,6 +210,9 @@ def test_the_saes_of_every_architecture_and_form_are_loaded(tmp_path: Path) -> N
         "rescale_shift": [{"l1_coefficient": 1.0, "parent": None}, {"l1_coefficient": 1.0, "parent": "abc"}],
         "jumprelu": [{}, {"subtract_b_dec": False}],
         "topk": [{"k": 3}],
+        "batchtopk": [{"k": 3}],
+        "matryoshka_batchtopk": [{"k": 3}, {"k": 3, "prefix_widths": [2, 10]}],
+        "p_anneal": [{"l1_coefficient": 1.0}],
     }
     assert set(hyperparameters) == set(REGISTRY)
     for architecture, several in hyperparameters.items():

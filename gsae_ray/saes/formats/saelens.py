@@ -13,7 +13,7 @@ from torch import Tensor
 
 from gsae_ray.errors import shown, suggest
 from gsae_ray.files import write_together
-from gsae_ray.saes.base import CONFIG_FILE, SAE, WEIGHTS_FILE, weight_bytes
+from gsae_ray.saes.base import CONFIG_FILE, SAE, WEIGHTS_FILE
 from gsae_ray.saes.config_file import json_text
 from gsae_ray.saes.formats.foreign import (
     ActivationsOf,
@@ -25,6 +25,7 @@ from gsae_ray.saes.formats.foreign import (
     read_safetensors,
 )
 from gsae_ray.saes.saelens_config import saelens_config
+from gsae_ray.saes.serialise import weight_bytes
 
 FILES = f"{CONFIG_FILE} with {WEIGHTS_FILE}"
 NAMES = (CONFIG_FILE, WEIGHTS_FILE)
