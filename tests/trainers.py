@@ -17,7 +17,7 @@ from gsae_ray.activations.reader import RowStream
 from gsae_ray.activations.statistics import SiteStatistics
 from gsae_ray.config.recipe import EngineName, TrainingSettings
 from gsae_ray.config.trial import TrialSpec
-from gsae_ray.saes import SAE
+from gsae_ray.saes import REGISTRY, SAE
 from gsae_ray.training.engines.base import Engine
 from gsae_ray.training.trainer import Trainer
 
@@ -98,15 +98,16 @@ def make(
     settings: dict[str, Any] = {"tokens": 5000, "batch_size": BATCH, "lr_warmup": 0.02, "log_every_tokens": 10 * BATCH}
     settings |= {"gradient_clip": 0.0, "unit_biases": False, "checkpoint_every_tokens": 20 * BATCH, **training}
     settings |= {"engine": engine} if isinstance(engine, str) else {}
+    sae = REGISTRY[architecture]
     lr, seed = settings.pop("lr", 3e-3), settings.pop("seed", 0)
-    objective, schedule = settings.pop("objective", "paper"), settings.pop("schedule", "modern")
+    objective, schedule = settings.pop("objective", sae.objectives[0]), settings.pop("schedule", "modern")
     trial = TrialSpec.make(
         identity={},
         site=SITE,
         architecture=architecture,
         d_in=N,
         d_sae=M,
-        hyperparameters={"l1_coefficient": l1, **(options or {})},
+        hyperparameters={**({"l1_coefficient": l1} if sae.sparsity_units == "l1" else {}), **(options or {})},
         training=TrainingSettings.model_validate(settings).resolve(lr, seed, objective, schedule),
     )
     return Trainer(

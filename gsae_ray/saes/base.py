@@ -6,7 +6,7 @@ import copy
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
@@ -19,7 +19,7 @@ from gsae_ray.saes.folder import CONFIG_FILE as CONFIG_FILE
 from gsae_ray.saes.folder import WEIGHTS_FILE as WEIGHTS_FILE
 from gsae_ray.saes.gated_relu import GatedReLU
 from gsae_ray.saes.losses import Losses as Losses
-from gsae_ray.saes.objective import CHOICES
+from gsae_ray.saes.objective import CHOICES, SparsityUnits
 from gsae_ray.saes.objective import Objective as Objective
 from gsae_ray.saes.sae_config import SAEConfig as SAEConfig
 from gsae_ray.saes.serialise import saved_files
@@ -31,10 +31,6 @@ FREE_NORM = 0.1
 """Decoder norms at the start of a norm-weighted run."""
 RESAMPLED_ENCODER_NORM = 0.2
 """Norm of the encoder row of a resampled feature ÷ the mean of those of alive features."""
-
-
-SparsityUnits = Literal["l1", "square_norm"]
-"""Units of the coefficient of a sparsity penalty: `training.l1_units`, or E‖x‖², of which it is a share."""
 
 
 class _Finished(BaseModel):
@@ -158,6 +154,9 @@ class SAE(nn.Module, ABC):
     @abstractmethod
     def losses(self, x_BD: Tensor, coefficient: float, objective: Objective = "paper") -> Losses:
         """The training losses of a batch, the sparsity penalty weighted by `coefficient`."""
+
+    def constrain(self) -> None:
+        """Puts parameters back to where they have to be, after each update."""
 
     @property
     def calibration_steps(self) -> int:

@@ -13,8 +13,8 @@ from gsae_ray.fields import Finite32
 from gsae_ray.saes.base import SAE, Losses, Objective, SAEConfig
 from gsae_ray.saes.registry import register
 
-THRESHOLD = BANDWIDTH = 0.001
-"""Of the paper, on activations with E‖x‖² = 1."""
+THRESHOLD = BANDWIDTH = 0.01
+"""The paper has 0.001 with a lr of 7e-5. At larger ones, where Adam moves θ by as much in a step, this is better."""
 
 
 @register("jumprelu")
@@ -31,8 +31,9 @@ class JumpReLUSAE(SAE):
     ∂f/∂θ := −(θ/ε) K((z − θ)/ε)                           ∂H(z − θ)/∂θ := −(1/ε) K((z − θ)/ε)
 
     ε and the first θ are in units of √E‖x‖², and λ is a share of E‖x‖², that which a feature has to explain where it
-    is on: all three mean the same on any scale of activations. (The paper's are of E‖x‖² = 1.) `to_jumprelu` makes
-    such an SAE of others, which have no λ.
+    is on: all three mean the same on any scale of activations. (The paper's are of E‖x‖² = 1.) θ itself is learnt, and
+    kept ≥ 0, where the paper learns log θ: that hardly moves in short runs, since Adam's steps have the size of lr.
+    `to_jumprelu` makes such an SAE of others, which have no λ.
     """
 
     objectives = ("unit_norm",)
@@ -124,6 +125,17 @@ class JumpReLUSAE(SAE):
         penalty = l0 if target is None else (l0 / target - 1).square()
         loss = reconstruction + coefficient * penalty
         return Losses(loss, reconstruction, penalty, x_BD.new_zeros(()), acts_BF.detach())
+
+    @torch.no_grad()
+    def constrain(self) -> None:
+        self.threshold.clamp_min_(0)
+
+    @torch.no_grad()
+    def replace_features(
+        self, features_K: Tensor, directions_KD: Tensor, alive_F: Tensor, objective: Objective
+    ) -> None:
+        super().replace_features(features_K, directions_KD, alive_F, objective)
+        self.threshold[features_K] = self._of("initial_threshold", THRESHOLD) * self._rms_norm
 
     def saelens_form(self) -> dict[str, Any]:
         return {"architecture": "jumprelu"}

@@ -15,3 +15,5 @@ norm_weighted: Σ_i f_i ‖d_i‖ with free norms, which are folded into the enc
 unit_norm: the loss of an architecture that has one objective only; decoder rows as in `paper`.
 """
 CHOICES: tuple[Choice, ...] = ("paper", "norm_weighted")
+SparsityUnits = Literal["l1", "square_norm"]
+"""Units of the coefficient of a sparsity penalty: `training.l1_units`, or E‖x‖², of which it is a share."""

@@ -34,7 +34,8 @@ class PAnnealSAE(StandardSAE):
     L = E[ ‖x − x̂‖² + λ_t Σ_i f_i^{p_t} ],  decoder rows d_i of unit norm
 
     p_t is 1 up to `anneal_start` of the run, from where it falls in ten equal steps, evenly spread over the rest, to
-    `p_end`. At each of them λ_t changes so that the penalty is as large as before, on the mean of the last ten batches.
+    `p_end`. At each of them λ_t changes so that the penalty is as large as before, on the mean of the last ten batches
+    (fewer where p fell more often).
     """
 
     objectives = ("unit_norm",)
@@ -74,7 +75,7 @@ class PAnnealSAE(StandardSAE):
         step = int(self.steps_done)
         updates = self.updates(step)
         if self.training and updates > self.updates(step - 1):
-            self._match(step)
+            self._match()
         acts_BF = self.encode(x_BD)
         reconstruction = (x_BD - self.decode(acts_BF)).square().sum() / len(x_BD)
         raised_BF = torch.where(acts_BF > 0, acts_BF + self._smallest, 1.0).pow(self.exponent(updates))
@@ -91,10 +92,11 @@ class PAnnealSAE(StandardSAE):
         self.penalties_K2[step % AVERAGED_BATCHES] = torch.stack([summed, next_sum]).double()
         self.steps_done += 1
 
-    def _match(self, step: int) -> None:
+    def _match(self) -> None:
         """Changes λ_t so that the penalty with the p of this step is what it was with the one before."""
-        before, after = self.penalties_K2[: min(step, AVERAGED_BATCHES)].sum(0)
+        before, after = self.penalties_K2.sum(0)  # of batches since p fell before; 0 for those that there were not
         self.strength = torch.where((before > 0) & (after > 0), self.strength * before / after, self.strength)
+        self.penalties_K2 = torch.zeros_like(self.penalties_K2)
 
     def saelens_form(self) -> dict[str, Any]:
         return {"architecture": "standard"}

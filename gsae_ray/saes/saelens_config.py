@@ -44,6 +44,7 @@ def _metadata(cfg: SAEConfig) -> dict[str, Any]:
     found = {
         "sae_lens_version": VERSION,
         "training_architecture": cfg.metadata.get("training_architecture", cfg.architecture),
+        "training_architecture_details": _training_details(cfg),
         "model_name": model.get("name"),
         **_hook(cfg.site, None if str(model.get("name")) in TRANSFORMER_LENS_MODELS else cfg.metadata.get("module")),
         "context_size": model.get("context_size"),
@@ -56,6 +57,14 @@ def _metadata(cfg: SAEConfig) -> dict[str, Any]:
     if isinstance(theirs, dict) and "sae_lens_version" in theirs:
         found |= {**theirs, "sae_lens_version": VERSION}
     return {key: value for key, value in found.items() if value is not None}
+
+
+def _training_details(cfg: SAEConfig) -> dict[str, Any] | None:
+    """What SAELens keeps there of a Matryoshka SAE, which it saves as a JumpReLU SAE; of others nothing."""
+    trained_as = str(cfg.metadata.get("training_architecture", cfg.architecture))
+    hyperparameters = cfg.hyperparameters if trained_as == cfg.architecture else cfg.section(trained_as)
+    widths = hyperparameters.get("prefix_widths")
+    return {"k": hyperparameters.get("k"), "matryoshka_widths": list(widths)} if widths else None
 
 
 def _hook(site: str, place: object) -> dict[str, str]:

@@ -178,6 +178,7 @@ class Trainer:
         if self.resampler is not None:
             self.resampler.observe(self.step, x_BD, fired_F, self.sae)
         self.engine.update(self.sae, self.optimiser, Update(lr, self.settings.gradient_clip, self.unit_norm))
+        self.sae.constrain()
         self._note(losses_4, fired_F, len(x_BD))
 
     @torch.no_grad()

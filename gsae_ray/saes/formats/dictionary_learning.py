@@ -19,9 +19,11 @@ from torch import Tensor
 from gsae_ray.errors import UserError, shown, suggest
 from gsae_ray.files import write_together
 from gsae_ray.saes.base import SAE
+from gsae_ray.saes.batchtopk import BatchTopKSAE
 from gsae_ray.saes.formats.foreign import ActivationsOf, assemble, checked, norms_folded, read_json, read_pickle
 from gsae_ray.saes.gated import GatedSAE
 from gsae_ray.saes.jumprelu import JumpReLUSAE
+from gsae_ray.saes.matryoshka_batchtopk import MatryoshkaBatchTopKSAE
 from gsae_ray.saes.standard import StandardSAE
 from gsae_ray.saes.topk import TopKSAE
 
@@ -227,10 +229,34 @@ def _jumprelu_state(sae: SAE) -> dict[str, Tensor]:
     return dict(sae.named_parameters())
 
 
+def _k(sae: SAE) -> Tensor:
+    return torch.tensor(sae.cfg.hyperparameters["k"], dtype=torch.int32)
+
+
 def _topk_state(sae: SAE) -> dict[str, Tensor]:
-    k = torch.tensor(sae.cfg.hyperparameters["k"], dtype=torch.int32)
     state = {**_linear_state(sae, "b_dec"), "encoder.bias": sae.get_parameter("b_enc")}
-    return {**state, "k": k, "threshold": torch.tensor(-1.0)}
+    return {**state, "k": _k(sae), "threshold": torch.tensor(-1.0)}
+
+
+def _one_threshold(sae: SAE) -> Tensor:
+    """The threshold, of which these classes have one for all features.
+
+    Raises:
+        UserError: features have several, as after `fold_norms`.
+    """
+    threshold_F = sae.get_buffer("threshold")
+    if not torch.equal(threshold_F, threshold_F[:1].expand_as(threshold_F)):
+        raise UserError(f"dictionary_learning: a {sae.architecture} SAE with several thresholds has no form there")
+    return threshold_F[0]
+
+
+def _batch_topk_state(sae: SAE) -> dict[str, Tensor]:
+    return {**_topk_state(sae), "threshold": _one_threshold(sae)}
+
+
+def _matryoshka_state(sae: SAE) -> dict[str, Tensor]:
+    ends = torch.tensor([0, *sae.cfg.hyperparameters["prefix_widths"]])
+    return {**dict(sae.named_parameters()), "k": _k(sae), "threshold": _one_threshold(sae), "group_sizes": ends.diff()}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -246,8 +272,10 @@ _WRITTEN: dict[type[SAE], _Written] = {
     StandardSAE: _Written("AutoEncoder", "StandardTrainer", True, _standard_state),
     GatedSAE: _Written("GatedAutoEncoder", "GatedSAETrainer", True, _gated_state),
     JumpReLUSAE: _Written("JumpReluAutoEncoder", "JumpReluTrainer", False, _jumprelu_state),
+    MatryoshkaBatchTopKSAE: _Written("MatryoshkaBatchTopKSAE", "MatryoshkaBatchTopKTrainer", True, _matryoshka_state),
+    BatchTopKSAE: _Written("BatchTopKSAE", "BatchTopKTrainer", True, _batch_topk_state),
     TopKSAE: _Written("AutoEncoderTopK", "TopKTrainer", True, _topk_state),
 }
-"""By architecture."""
+"""By architecture, those before what they are based on."""
 _OF_OTHER_NORMS = _Written("AutoEncoderNew", "StandardTrainerAprilUpdate", False, _new_state)
 """Of standard SAEs with decoder norms other than 1, by which `load_dictionary` multiplies an AutoEncoder's features."""

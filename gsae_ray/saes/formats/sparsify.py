@@ -13,6 +13,7 @@ import safetensors.torch
 from gsae_ray.errors import UserError, shown
 from gsae_ray.files import write_together
 from gsae_ray.saes.base import SAE
+from gsae_ray.saes.batchtopk import BatchTopKSAE
 from gsae_ray.saes.formats.foreign import assemble, checked, read_json, read_safetensors
 from gsae_ray.saes.topk import TopKSAE
 
@@ -59,7 +60,7 @@ def write(sae: SAE, directory: Path) -> None:
     Raises:
         UserError: it is no TopK SAE.
     """
-    if not isinstance(sae, TopKSAE):
+    if not isinstance(sae, TopKSAE) or isinstance(sae, BatchTopKSAE):
         raise UserError(f"sparsify: a {sae.architecture} SAE has no form there; it knows TopK SAEs only")
     sae = sae.subtracting_b_dec(True)
     tensors = {"encoder.weight": sae.W_enc.T, "encoder.bias": sae.b_enc, "W_dec": sae.W_dec, "b_dec": sae.b_dec}
