@@ -31,6 +31,10 @@ from gsae_ray.storage.trial_directory import TrialDirectory
 SWEEP: dict[str, Any] = {
     **golden.SWEEP,
     "name": "faults",
+    "saes": [  # both engines, and an architecture with counters and a threshold
+        golden.SWEEP["saes"][0],
+        {"architecture": "batchtopk", "widths": [384], "k": 16, "dead_after_tokens": 10_000},
+    ],
     "training": {
         **golden.SWEEP["training"],
         **{"tokens": 81_920, "log_every_tokens": 2_560, "checkpoint_every_tokens": 10_240},

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gsae_ray.errors import UserError
-from gsae_ray.results.comparison import check_recipes, check_tokens, l0_ratio, log_l0_at, own_saes
+from gsae_ray.results.comparison import check_recipes, check_tokens, l0_ratio, log_l0_at, own_saes, recipes_differ
 from gsae_ray.results.curves import pareto
 
 points = st.lists(st.tuples(st.integers(1, 6), st.integers(0, 6)), min_size=1, max_size=12)
@@ -53,6 +53,19 @@ def test_references_are_no_hindrance_to_a_comparison_though_nothing_is_known_of_
         l0_ratio(rows, own)
     assert l0_ratio(own, own) == 1.0
     assert math.isnan(l0_ratio(rows, own, mixed_recipes=True)), "theirs is the only one on that frontier"
+
+
+def test_architectures_with_an_objective_of_their_own_are_compared_on_the_same_schedule() -> None:
+    gated, topk = curve((10, 0.90)), curve((10, 0.91)).assign(recipe="unit_norm/modern")
+    check_recipes(gated, topk)
+    check_recipes(topk, gated.assign(recipe="paper/modern"))
+    for other in ("unit_norm/paper", "unit_norm/modern+lr_decay=0"):
+        with pytest.raises(UserError, match="2 recipes"):
+            check_recipes(gated, topk.assign(recipe=other))
+    with pytest.raises(UserError, match="3 recipes"):
+        check_recipes(gated, topk, gated.assign(recipe="paper/modern"))
+    assert recipes_differ(["paper/modern", "norm_weighted/modern"])
+    assert not recipes_differ([]) and not recipes_differ(["unit_norm/modern"])
 
 
 def test_log_l0_is_interpolated_between_frontier_points() -> None:

@@ -34,7 +34,7 @@ from public_layouts import (
 )
 
 from gsae_ray.errors import UserError
-from gsae_ray.saes import SAE, SAEConfig, build, load
+from gsae_ray.saes import SAE, BatchTopKSAE, SAEConfig, build, load
 from gsae_ray.saes.export import export
 
 NPZ: Files = {"params.npz": {name: W[name] for name in (*LINEAR, "threshold")}}
@@ -222,6 +222,8 @@ def of(architecture: str, hyperparameters: dict[str, Any]) -> SAE:
     with torch.no_grad():
         for name, parameter in sae.named_parameters():
             parameter.copy_(torch.tensor(W[names.get(name, name)]))
+        if isinstance(sae, BatchTopKSAE):
+            sae.threshold.fill_(0.25)
         sae.normalise_decoder()
     return sae
 
@@ -232,6 +234,9 @@ WRITTEN: dict[str, tuple[str, dict[str, Any], str, str]] = {
     "jumprelu": ("jumprelu", {}, "JumpReluAutoEncoder", "JumpReluTrainer"),
     "jumprelu of x": ("jumprelu", {"subtract_b_dec": False}, "JumpReluAutoEncoder", "JumpReluTrainer"),
     "topk": ("topk", {"k": K}, "AutoEncoderTopK", "TopKTrainer"),
+    "batchtopk": ("batchtopk", {"k": K}, "BatchTopKSAE", "BatchTopKTrainer"),
+    "matryoshka": ("matryoshka_batchtopk", {"k": K}, "MatryoshkaBatchTopKSAE", "MatryoshkaBatchTopKTrainer"),
+    "p_anneal": ("p_anneal", {"l1_coefficient": 1.0}, "AutoEncoder", "StandardTrainer"),
 }
 
 
@@ -244,7 +249,7 @@ def test_a_dictionary_is_written_and_says_what_saebench_asks_for(name: str, tmp_
     config = json.loads((tmp_path / "out" / "config.json").read_text())
     known = {"layer": 3, "lm_name": "EleutherAI/pythia-70m", "submodule_name": "blocks.3.hook_resid_post"}
     known |= {"dict_class": dict_class, "trainer_class": trainer_class, "activation_dim": N, "dict_size": M}
-    assert config["trainer"] == {**known, "k": K} if architecture == "topk" else known
+    assert config["trainer"] == {**known, "k": K} if architecture.endswith("topk") else known
     assert config["buffer"] == {"ctx_len": 128}
     state = torch.load(tmp_path / "out" / "ae.pt", weights_only=True)
     assert all(tensor.is_contiguous() and not tensor.requires_grad for tensor in state.values())
@@ -273,9 +278,27 @@ def test_sparsify_is_written_of_topk_only(tmp_path: Path) -> None:
     assert (cfg["num_latents"], cfg["k"], cfg["d_in"], cfg["transcode"]) == (M, K, N, False)
     x = torch.tensor(X + 1e-3 * np.arange(N), dtype=torch.float32)  # no ties
     torch.testing.assert_close(load(tmp_path / "out")(x), sae(x))
-    with pytest.raises(UserError, match="sparsify: a gated SAE has no form there"):
-        export(of("gated", {"l1_coefficient": 1.0}), tmp_path / "gated", format="sparsify")
-    assert not (tmp_path / "gated").exists()
+    for architecture, hyperparameters in (("gated", {"l1_coefficient": 1.0}), ("batchtopk", {"k": K})):
+        with pytest.raises(UserError, match=f"sparsify: a {architecture} SAE has no form there"):
+            export(of(architecture, hyperparameters), tmp_path / "other", format="sparsify")
+        assert not (tmp_path / "other").exists()
+
+
+def test_the_prefixes_of_a_matryoshka_sae_are_in_every_file(tmp_path: Path) -> None:
+    sae = of("matryoshka_batchtopk", {"k": K, "prefix_widths": [2, M]})
+    for format in ("gsae", "saelens", "jumprelu"):
+        export(sae, tmp_path / format, format=format)
+        cfg = json.loads((tmp_path / format / "cfg.json").read_text())
+        assert cfg["architecture"] == "jumprelu", "SAELens has no place for them there"
+        assert cfg["metadata"]["training_architecture"] == "matryoshka_batchtopk"
+        assert cfg["metadata"]["training_architecture_details"] == {"k": K, "matryoshka_widths": [2, M]}
+    assert load(tmp_path / "gsae").cfg.hyperparameters["prefix_widths"] == [2, M]
+    export(sae, tmp_path / "dictionary", format="dictionary_learning")
+    state = torch.load(tmp_path / "dictionary" / "ae.pt", weights_only=True)
+    assert state["group_sizes"].tolist() == [2, M - 2]
+    sae.get_buffer("threshold")[0] = 1.0
+    with pytest.raises(UserError, match="several thresholds"):
+        export(sae, tmp_path / "several", format="dictionary_learning")
 
 
 def test_untied_gates_are_no_dictionary(tmp_path: Path) -> None:

@@ -24,7 +24,7 @@ from gsae_ray.driver.launch import run
 from gsae_ray.evaluation.evaluator import Evaluator
 from gsae_ray.language_model.hooks import capture
 from gsae_ray.language_model.loading import load_model
-from gsae_ray.saes import SAE, SAEConfig, build, load
+from gsae_ray.saes import SAE, BatchTopKSAE, SAEConfig, build, load
 from gsae_ray.saes.export import export
 from gsae_ray.saes.jumprelu import JumpReLUSAE
 from gsae_ray.saes.topk import TopKSAE
@@ -59,6 +59,13 @@ WRITTEN: dict[str, tuple[str, dict[str, Any]]] = {
     "dictionary_learning-jumprelu of x": ("jumprelu", {"subtract_b_dec": False}),
     "dictionary_learning-topk": ("topk", {"k": 5}),
     "dictionary_learning-topk of x": ("topk", {"k": 5, "subtract_b_dec": False}),
+    "gsae-p_anneal": ("p_anneal", {"l1_coefficient": 1.0}),
+    **{
+        f"{format}-{architecture}": (architecture, {"k": 5})
+        for format in ("gsae", "saelens", "jumprelu", "dictionary_learning")
+        for architecture in ("batchtopk", "matryoshka_batchtopk")
+    },
+    "dictionary_learning-p_anneal": ("p_anneal", {"l1_coefficient": 1.0}),
     "sparsify-topk": ("topk", {"k": 5}),
     "sparsify-topk of x": ("topk", {"k": 5, "subtract_b_dec": False}),
 }
@@ -81,6 +88,9 @@ def finished(architecture: str, hyperparameters: dict[str, Any], x_BD: Tensor, s
             sae.threshold.copy_((pre_BF + sae.b_enc)[:M].diagonal().clamp_min(0))
         elif hasattr(sae, "b_gate"):
             sae.get_parameter("b_gate").copy_(-pre_BF[:M].diagonal())
+        elif isinstance(sae, BatchTopKSAE):  # one threshold, at which some activation is
+            at_F = (pre_BF + sae.b_enc)[:M].diagonal()
+            sae.threshold.fill_(at_F[at_F > 0].median().item())
         elif isinstance(sae, TopKSAE):  # no two alike: which of them is kept is nowhere said
             sae.b_enc.add_(torch.randn(M, generator=generator) / 100)
     return sae
