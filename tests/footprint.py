@@ -58,10 +58,17 @@ def values(model: str = "builtin", **sections: Any) -> dict[str, Any]:
     }
 
 
+SPARSITY: dict[str, dict[str, Any]] = {
+    **dict.fromkeys(("topk", "batchtopk", "matryoshka_batchtopk"), {"k": 32, "dead_after_tokens": 1}),
+    "jumprelu": {"l0_coefficient": 0.01},
+}
+"""Architecture -> what sets its sparsity; of those of top-k kind some features are dead, and learn by the further term."""
+
+
 def training(architecture: str, width: int, batch: int) -> dict[str, Any]:
     """Three steps."""
     return values(
-        saes=[{"architecture": architecture, "widths": [width], "l1_coefficient": [1]}],
+        saes=[{"architecture": architecture, "widths": [width], **SPARSITY.get(architecture, {"l1_coefficient": [1]})}],
         training={"tokens": 3 * batch, "batch_size": batch, "log_every_tokens": 3 * batch, "lr": 1e-5},
     )
 

@@ -39,6 +39,8 @@ class BatchTopKSAE(TopKSAE):
     weights as they are and calibrates θ: above it are k activations a row, on the mean over those rows.
     """
 
+    training_arrays = 7
+
     def __init__(self, cfg: SAEConfig) -> None:
         super().__init__(cfg)
         self.threshold: Tensor

@@ -39,7 +39,7 @@ class JumpReLUSAE(SAE):
     objectives = ("unit_norm",)
     sparsity_hyperparameter = "l0_coefficient"
     sparsity_units = "square_norm"
-    training_arrays = 9
+    training_arrays = 7
 
     class Hyperparameters(SAE.Hyperparameters):
         l0_coefficient: Finite32 = Field(

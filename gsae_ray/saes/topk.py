@@ -33,7 +33,7 @@ class TopKSAE(SAE):
     objectives = ("unit_norm",)
     sparsity_hyperparameter = "k"
     sparsity_units = None
-    training_arrays = 6
+    training_arrays = 5
 
     class Hyperparameters(SAE.Hyperparameters):
         k: InMemory = Field(
