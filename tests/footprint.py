@@ -62,7 +62,7 @@ SPARSITY: dict[str, dict[str, Any]] = {
     **dict.fromkeys(("topk", "batchtopk", "matryoshka_batchtopk"), {"k": 32, "dead_after_tokens": 1}),
     "jumprelu": {"l0_coefficient": 0.01},
 }
-"""Architecture -> what sets its sparsity; of those of top-k kind some features are dead, and learn by the further term."""
+"""Architecture -> what sets its sparsity; of those of top-k kind some features are dead, and have the further term."""
 
 
 def training(architecture: str, width: int, batch: int) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from gsae_ray.saes import SAE, SAEConfig, build
 
-Arrays = dict[str, np.ndarray[Any, np.dtype[np.float64]]]
+Arrays = dict[str, np.ndarray[Any, Any]]
 ALPHA = 0.25
 DEAD_AFTER = 100
 KINDS = ("topk", "batchtopk", "matryoshka_batchtopk")
@@ -29,7 +29,12 @@ def random_case(batch: int, d_in: int, d_sae: int, seed: int, size: float) -> Ar
 
 
 def make(kind: str, p: Arrays, k: int, k_aux: int, widths: list[int] | None = None) -> SAE:
-    hyperparameters = {"k": k, "auxiliary_coefficient": ALPHA, "auxiliary_k": k_aux, "dead_after_tokens": DEAD_AFTER}
+    hyperparameters: dict[str, Any] = {
+        "k": k,
+        "auxiliary_coefficient": ALPHA,
+        "auxiliary_k": k_aux,
+        "dead_after_tokens": DEAD_AFTER,
+    }
     hyperparameters |= {"prefix_widths": widths} if widths else {}
     d_sae, d_in = p["W_dec"].shape
     sae = build(SAEConfig(architecture=kind, d_in=d_in, d_sae=d_sae, hyperparameters=hyperparameters)).double()

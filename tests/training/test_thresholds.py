@@ -71,7 +71,7 @@ def test_the_same_sae_comes_out_on_activations_of_another_size(architecture: str
 
 @pytest.mark.parametrize("architecture", ["jumprelu", "batchtopk", "topk"])
 def test_so_it_does_where_training_does_not_scale(architecture: str) -> None:
-    training = {"input_scaling": False, "unit_biases": True, "gradient_clip": 0.0}
+    training: dict[str, Any] = {"input_scaling": False, "unit_biases": True, "gradient_clip": 0.0}
     one, other = (make(architecture, f * sparse_rows(), options=NEW[architecture], **training) for f in (1.0, 64.0))
     rows, others = run(one), run(other)
     assert [row["l0"] for row in rows] == [row["l0"] for row in others]
