@@ -18,7 +18,11 @@ def bench() -> None:
 
 @bench.command()
 @click.option(
-    "--architecture", type=click.Choice(["gated", "standard"]), default="gated", show_default=True, help="of the SAE"
+    "--architecture",
+    type=click.Choice(["gated", "standard", "topk", "batchtopk", "matryoshka_batchtopk", "jumprelu", "p_anneal"]),
+    default="gated",
+    show_default=True,
+    help="of the SAE",
 )
 @click.option("--d-in", type=click.IntRange(min=1), default=512, show_default=True, help="width of the activations")
 @click.option("--width", "d_sae", type=click.IntRange(min=2), default=4096, show_default=True, help="features")
@@ -46,9 +50,7 @@ def bench() -> None:
 @click.option(
     "--objective",
     type=click.Choice(["paper", "norm_weighted"]),
-    default="norm_weighted",
-    show_default=True,
-    help="training.objective",
+    help="training.objective, of gated and standard SAEs; default: norm_weighted",
 )
 @click.option("--threads", type=click.IntRange(min=1), default=1, show_default=True, help="as trials.cpus")
 @click.option(

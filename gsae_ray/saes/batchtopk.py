@@ -78,7 +78,7 @@ class BatchTopKSAE(TopKSAE):
         return acts_BF * (acts_BF >= kept.min())  # of equal ones all
 
     def _learn_threshold(self, kept_K: Tensor) -> None:
-        smallest = torch.where(kept_K > 0, kept_K, torch.inf).min()
+        smallest = torch.where(kept_K > 0, kept_K, torch.inf).min().to(self.threshold.dtype)
         found = smallest.isfinite()  # else no feature is active
         self.threshold_steps = self.threshold_steps + found
         share = (1 - THRESHOLD_DECAY) / (1 - THRESHOLD_DECAY ** self.threshold_steps.clamp_min(1).double())

@@ -17,7 +17,9 @@ from gsae_ray.activations.statistics import Norms, SiteStatistics
 from gsae_ray.config.recipe import EngineName, Precision, TrainingSettings
 from gsae_ray.config.trial import TrialSpec
 from gsae_ray.errors import UserError
-from gsae_ray.saes import Objective
+from gsae_ray.saes import REGISTRY, Objective
+from gsae_ray.saes.objective import Choice
+from gsae_ray.saes.topk import DEAD_TOKENS
 from gsae_ray.training.threads import torch_threads
 from gsae_ray.training.trainer import Trainer
 
@@ -28,8 +30,10 @@ LR = 1e-12
 
 
 MIN_L0 = 0.01
-BIASES = {"standard": "b_enc", "gated": "b_gate"}
-"""Architecture -> the bias that decides how many features are active."""
+BIASES = {"standard": "b_enc", "gated": "b_gate", "jumprelu": "b_enc", "p_anneal": "b_enc"}
+"""Architecture -> the bias that decides how many features are active; those of top-k kind have k."""
+ARCHITECTURES = ("gated", "standard", "topk", "batchtopk", "matryoshka_batchtopk", "jumprelu", "p_anneal")
+"""Those that can be measured."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,7 +89,7 @@ class Stepping:
         batch_size: int,
         l0: float,
         engine: EngineName,
-        objective: Objective,
+        objective: Choice | None,
         steps: int,
         steps_per_interval: int,
         precision: Precision = "float32",
@@ -100,6 +104,13 @@ class Stepping:
             raise UserError(f"--l0: {l0:g} of {d_sae} features; give {MIN_L0:g} to half of them")
         _check_device(engine, precision, device)
         self.steps_per_interval = steps_per_interval
+        sae, what_for = REGISTRY[architecture], _objective(architecture, objective)
+        if architecture in BIASES:
+            hyperparameters: dict[str, Any] = {str(sae.sparsity_hyperparameter): 1.0}
+        else:  # as in a long run, in which no feature is dead
+            hyperparameters = {"k": max(1, round(l0)), "dead_after_tokens": DEAD_TOKENS}
+        if engine != "dense" and sae.gated_relu(hyperparameters, what_for) is None:
+            raise UserError(f"--engine: {engine} has no {architecture} SAEs; --engine dense has")
         settings = TrainingSettings(
             tokens=steps * batch_size,
             batch_size=batch_size,
@@ -114,16 +125,20 @@ class Stepping:
             architecture=architecture,
             d_in=d_in,
             d_sae=d_sae,
-            hyperparameters={"l1_coefficient": 1.0},
-            training=settings.resolve(LR, 0, objective, "modern"),
+            hyperparameters=hyperparameters,
+            training=settings.resolve(LR, 0, what_for, "modern"),
         )
         block = 4 * batch_size
         layout = Layout((block,) * -(-steps * batch_size // block), {SITE: d_in}, "float32", chunk_bytes=2**26)
         self.trainer = Trainer(trial, RowStream(_RandomRows(layout), layout, SITE), device)
+        if architecture not in BIASES:
+            return
         with torch.no_grad():
             # Of a feature with a row w, w x is normally distributed with variance ‖w‖².
             norm = self.trainer.sae.W_enc.norm(dim=0).mean().item()
             bias = statistics.NormalDist(0, norm).inv_cdf(l0 / d_sae)
+            if architecture == "jumprelu":
+                bias += self.trainer.sae.get_parameter("threshold").mean().item()
             self.trainer.sae.get_parameter(BIASES[architecture]).fill_(bias)
 
     def interval(self) -> tuple[float, float]:
@@ -131,6 +146,18 @@ class Stepping:
         started = time.perf_counter()
         metrics = self.trainer.train_interval()
         return 1000 * (time.perf_counter() - started) / self.steps_per_interval, metrics["l0"]
+
+
+def _objective(architecture: str, given: Choice | None) -> Objective:
+    """What is minimised.
+
+    Raises:
+        UserError: one is given, and there is no choice.
+    """
+    objectives = REGISTRY[architecture].objectives
+    if given is not None and given not in objectives:
+        raise UserError(f"--objective: a {architecture} SAE has one only; leave it out")
+    return given or objectives[-1]
 
 
 def _check_device(engine: EngineName, precision: Precision, device: str) -> None:
@@ -164,7 +191,7 @@ def measure(
     batch_size: int,
     l0: float,
     engine: EngineName = "dense",
-    objective: Objective = "norm_weighted",
+    objective: Choice | None = None,
     threads: int = 1,
     intervals: int = 5,
     steps_per_interval: int = 10,
@@ -174,13 +201,14 @@ def measure(
     """Measures a training step with everything that belongs to it: losses, gradient, clipping, Adam, norms.
 
     Args:
-        architecture: a key of `BIASES`, by the defaults of its hyperparameters.
+        architecture: one of `ARCHITECTURES`, by the defaults of its hyperparameters.
         d_in: width of the activations.
         d_sae: number of features.
         batch_size: rows of a step.
         l0: about how many features are to be active on a row.
         engine: that computes losses and gradients.
-        objective: what is minimised; everything else is the schedule `modern`.
+        objective: what is minimised, where there is a choice; default: norm_weighted. Everything else is the schedule
+            `modern`.
         threads: of PyTorch and the engine.
         intervals: that the median is taken over.
         steps_per_interval: that are timed together.
@@ -200,7 +228,7 @@ def measure(
         times, fired = zip(*(stepping.interval() for _ in range(intervals)), strict=True)
     return StepTime(
         architecture=architecture,
-        objective=objective,
+        objective=_objective(architecture, objective),
         engine=engine,
         precision=precision,
         device=torch.cuda.get_device_name() if device == "cuda" else device,

@@ -26,11 +26,25 @@ def test_a_measurement_has_the_density_that_was_asked_for(engine: str, architect
     assert (found["engine"], found["architecture"], found["d_sae"], found["steps"]) == (engine, architecture, 256, 10)
 
 
+@pytest.mark.parametrize("architecture", ["topk", "batchtopk", "matryoshka_batchtopk", "jumprelu", "p_anneal"])
+def test_every_architecture_can_be_measured(architecture: str) -> None:
+    result = CliRunner().invoke(main, ["bench", "step", *SMALL, "--architecture", architecture, "--l0", "10", "--json"])
+    assert result.exit_code == 0, result.output
+    found = json.loads(result.output)
+    assert found["l0"] == pytest.approx(10, rel=0.15)
+    assert (found["architecture"], found["objective"]) == (architecture, "unit_norm")
+
+
 @pytest.mark.parametrize(
     ("what", "said"),
     [
         (["--l0", "200"], "--l0: 200 of 256 features; give 0.01 to half of them"),
         (["--l0", "1e-17"], "--l0: 1e-17 of 256 features; give 0.01 to half of them"),
+        (["--architecture", "topk", "--objective", "paper"], "--objective: a topk SAE has one only; leave it out"),
+        (
+            ["--architecture", "topk", "--engine", "sparse-cpu"],
+            "--engine: sparse-cpu has no topk SAEs; --engine dense has",
+        ),
         (["--device", "cpu", "--precision", "bf16"], "--precision: bf16 is for --device cuda; float32 runs on both"),
         (
             ["--engine", "sparse-cpu", "--precision", "tf32"],
