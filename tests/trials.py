@@ -21,6 +21,9 @@ REQUEST = EvaluationRequest(FINGERPRINT, (None,))
 """One evaluation, with the SAE's own encoder."""
 SITE_1, SITE_2 = "blocks.1.hook_resid_post", "blocks.2.hook_resid_post"
 D_IN = 8
+L1: dict[str, Any] = {"l1_coefficient": 1.0}
+SPARSITY: dict[str, dict[str, Any]] = {"topk": {"k": 4}, "batchtopk": {"k": 4}, "jumprelu": {"l0_coefficient": 0.01}}
+"""Architecture -> what sets its sparsity, where that is no L1 penalty."""
 
 
 def expand(
@@ -33,7 +36,7 @@ def expand(
             "model": {"name": "builtin"},
             "dataset": {"name": "builtin"},
             "sites": {"layers": list(layers), "points": ["resid_post"]},
-            "saes": [{"architecture": architecture, "widths": [16], "l1_coefficient": 1.0} | entry],
+            "saes": [{"architecture": architecture, "widths": [16], **SPARSITY.get(architecture, L1), **entry}],
             "training": {"tokens": tokens, "batch_size": 64, "lr": 1e-3},
             "trials": {"gpus": gpus},
         }

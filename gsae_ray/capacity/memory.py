@@ -149,8 +149,8 @@ def producer_memory(
     rows, trials, references = sweep.evaluation.batch * context, list(trials), list(references)
     saes = [sae_bytes(skeleton(trial)) for trial in trials]
     saes += [2 * FLOAT * reference["d_in"] * reference["d_sae"] for reference in references]
-    arrays = [REGISTRY[trial.architecture].training_arrays * trial.d_sae for trial in trials]
-    arrays += [REGISTRY[reference["architecture"]].training_arrays * reference["d_sae"] for reference in references]
+    arrays = [REGISTRY[trial.architecture].evaluation_arrays * trial.d_sae for trial in trials]
+    arrays += [REGISTRY[reference["architecture"]].evaluation_arrays * reference["d_sae"] for reference in references]
     sae, features = max(saes, default=0), max(arrays, default=0)
     # Logits come from the model's own code, which may copy them; those of a first evaluation are compared with others.
     evaluation = max(3 * logits, FLOAT * rows * features) + (

@@ -147,9 +147,9 @@ class TrainingSettings(Settings):
         "dense",
         description="what computes training steps. dense: PyTorch's autograd; sparse-cpu: after the encoder's product "
         "only active features, by kernels that Numba compiles, for trials on CPUs; sparse-cuda: the same on GPUs, by "
-        "kernels that Triton compiles; auto: that of the sweep's newest launch, in a first one sparse-cpu where every "
-        "trial can have it, else dense (on GPUs always, until sparse-cuda has been measured). Resolved when a launch "
-        "begins, and written into it",
+        "kernels that Triton compiles; auto: that of the sweep's newest launch, in a first one sparse-cpu for the "
+        "SAEs that can have it, else dense (on GPUs always, until sparse-cuda has been measured). Resolved when a "
+        "launch begins, and written into it",
     )
     precision: Precision = Field(
         "float32",

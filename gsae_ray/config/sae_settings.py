@@ -34,6 +34,18 @@ def check_count(trials: int) -> None:
         raise ValueError(f"{trials:,} trials; a sweep has at most {MAX_TRIALS:,}, each with files and a run of its own")
 
 
+def _without_effect(architecture: str, entry: Mapping[str, Any]) -> list[tuple[Key, str]]:
+    """The keys of an entry that training of such SAEs does not read, each with what to do."""
+    sae, found = REGISTRY[architecture], {}
+    if len(sae.objectives) == 1:
+        found["objective"] = f"a {architecture} SAE has no choice of objectives; its decoder rows have norm 1"
+    if sae.sparsity_units != "l1":
+        found["l1_units"] = f"a {architecture} SAE has no L1 penalty"
+    if sae.sparsity_units is None:
+        found["l1_warmup"] = f"a {architecture} SAE has no sparsity penalty"
+    return [((key,), f"{why}; leave it out") for key, why in found.items() if key in entry]
+
+
 class SAESettings(Settings):
     """One family of SAEs: architecture x widths x sparsity. Fields of `training` may be overridden here."""
 
@@ -60,8 +72,8 @@ class SAESettings(Settings):
         architecture = value["architecture"]
         known_ones = trainable_architectures()
         if architecture not in known_ones:
-            what = "unknown architecture" if architecture not in REGISTRY else "no sweep can train the architecture"
-            raise refusal([(("architecture",), f"{what} {shown(architecture)}; {suggest(architecture, known_ones)}")])
+            what = f"unknown architecture {shown(architecture)}; {suggest(architecture, known_ones)}"
+            raise refusal([(("architecture",), what)])
         own = REGISTRY[architecture].Hyperparameters.model_fields
         known = {**cls.model_fields, **own, **TrainingSettings.model_fields}
         unknown = [key for key in value if key not in known]
@@ -69,10 +81,7 @@ class SAESettings(Settings):
         found: list[tuple[Key, str]] = [((key,), f"unknown key; {suggest(key, known)}") for key in unknown]
         if not unknown:  # one of them may be what is missing, misspelt
             found = [((key,), f"missing; a {architecture} SAE needs it: {own[key].description}") for key in missing]
-        objectives = REGISTRY[architecture].objectives
-        if "objective" in value and len(objectives) == 1:
-            what = f"a {architecture} SAE has no choice of objectives; its decoder rows have norm 1; leave it out"
-            found.append((("objective",), what))
+        found += _without_effect(architecture, value)
         if found:
             raise refusal(found)
         widths = value.get("widths")
@@ -97,6 +106,12 @@ class SAESettings(Settings):
     def objectives(self, settings: TrainingSettings) -> tuple[Objective, ...]:
         """What is minimised: the grid of `settings`, the entry's training, where there is a choice."""
         return settings.objective if self.has_objective else REGISTRY[self.architecture].objectives
+
+    def has_sparse_form(self, base: TrainingSettings) -> bool:
+        """Whether engines for sparse activations can train all of its SAEs; `base` is `training` of the sweep."""
+        gated_relu = REGISTRY[self.architecture].gated_relu
+        objectives = self.objectives(self.training(base))
+        return all(gated_relu(values, objective) for values in self.hyperparameters() for objective in objectives)
 
     def selects(self, site: Site) -> bool:
         """Whether the entry is trained at a site."""

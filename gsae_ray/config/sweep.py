@@ -196,19 +196,23 @@ class Sweep(Settings):
 
     @property
     def possible_engines(self) -> tuple[EngineName, ...]:
-        """Those that `engine: auto` may be: that every trial can have whose entry names none; the fastest last."""
-        sparse = self.trials.gpus == 0 and all(
-            REGISTRY[entry.architecture].gated_relu(hyperparameters, objective) is not None
-            for entry in self.saes
-            if (settings := entry.training(self.training)).engine == "auto"
-            for hyperparameters in entry.hyperparameters()
-            for objective in entry.objectives(settings)
-        )
+        """Those that `engine: auto` may be, the fastest last; what a sparse one does not have is left to `dense`."""
+        open_ones = [entry for entry in self.saes if entry.training(self.training).engine == "auto"]
+        has_any = not open_ones or any(entry.has_sparse_form(self.training) for entry in open_ones)
+        sparse = self.trials.gpus == 0 and has_any
         return ("dense", "sparse-cpu") if sparse else ("dense",)
 
     def with_engine(self, name: EngineName) -> Sweep:
-        """The same sweep with that engine in place of `auto`."""
-        return self.model_copy(update={"training": self.training.model_copy(update={"engine": name})})
+        """The same sweep with that engine in place of `auto`, and `dense` for the entries that it does not have."""
+        saes = tuple(
+            entry.model_copy(update={"engine": "dense"})
+            if name != "dense"
+            and entry.training(self.training).engine == "auto"
+            and not entry.has_sparse_form(self.training)
+            else entry
+            for entry in self.saes
+        )
+        return self.model_copy(update={"saes": saes, "training": self.training.model_copy(update={"engine": name})})
 
     @property
     def experiment_name(self) -> str:
@@ -313,6 +317,8 @@ class Sweep(Settings):
                 continue
             settings = entry.training(self.training)
             unnamed = {"lr", "seeds", "objective", "schedule", "log_every_tokens", "checkpoint_every_tokens"}
+            if not entry.has_sparse_form(self.training):
+                unnamed.add("engine")  # there is only one
             overrides = {k: v for k, v in settings if k not in unnamed and v != getattr(self.training, k)}
             for d_sae, hyperparameters, objective, schedule, lr, seed in itertools.product(
                 self.widths(entry, site, d_in),
@@ -324,7 +330,7 @@ class Sweep(Settings):
             ):
                 architecture = REGISTRY[entry.architecture]
                 try:
-                    architecture.check_width(hyperparameters, d_sae)
+                    architecture.check_width(hyperparameters, d_in[site], d_sae)
                 except ValueError as error:
                     raise UserError(f"saes.{index}.{error}") from error
                 if settings.engine != "dense" and architecture.gated_relu(hyperparameters, objective) is None:

@@ -31,6 +31,12 @@ def _options(architecture: str, hyperparameters: Mapping[str, Any]) -> dict[str,
     return {key: f.default for key, f in fields.items() if not f.is_required() and key not in others}
 
 
+def _short(key: str) -> str:
+    """The name of a hyperparameter before its value: `l1-` of l1_coefficient, `k` of k."""
+    short = re.sub("_coefficient$", "-", key)
+    return f"{short}-" if short[-1].isdigit() else short
+
+
 def _variant(architecture: str, hyperparameters: Mapping[str, Any]) -> dict[str, Any]:
     """The options that are not at their defaults."""
     options = _options(architecture, hyperparameters)
@@ -80,7 +86,7 @@ class TrialSpec:
         options = _options(fields["architecture"], hyperparameters)
         variant = _variant(fields["architecture"], hyperparameters)
         shown = {key: value for key, value in hyperparameters.items() if key not in options and value is not None}
-        sparsity = "_".join(re.sub("_coefficient$", "-", key) + show(value) for key, value in shown.items())
+        sparsity = "_".join(_short(key) + show(value) for key, value in shown.items())
         sparsity += "".join(f"_{k}-{show(v)}" for k, v in variant.items())
         rest = f"{training.objective}-{training.schedule}_lr{show(training.lr)}_seed{training.seed}"
         rest += "".join(f"_{key}{show(value)}" for key, value in (overrides or {}).items())

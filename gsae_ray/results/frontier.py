@@ -300,7 +300,7 @@ def _caveats(rows: pd.DataFrame, tokens: int | str | None) -> list[str]:
             f"{len(recipes)} recipes are mixed here ({', '.join(recipes)}): the frontier is that of all SAEs, not a "
             "comparison of architectures"
         )
-    if len(set(own["l1_units"]) - {""}) > 1:
+    if {"sum", "paper"} <= {*own["l1_units"]}:
         notes.append("sparsity: some coefficients are in the paper's units, others in sum units (training.l1_units)")
     if own.groupby("site")["tokens"].nunique().gt(1).any():
         shared = "share one frontier" if tokens == MIXED else "have a frontier each (--tokens all: one for all)"

@@ -6,20 +6,18 @@ import copy
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 from typing_extensions import Self
 
 from gsae_ray.errors import UserError
 from gsae_ray.files import write_together
+from gsae_ray.saes.architecture import Architecture
 from gsae_ray.saes.folder import CONFIG_FILE as CONFIG_FILE
 from gsae_ray.saes.folder import WEIGHTS_FILE as WEIGHTS_FILE
-from gsae_ray.saes.gated_relu import GatedReLU
 from gsae_ray.saes.losses import Losses as Losses
-from gsae_ray.saes.objective import CHOICES, SparsityUnits
 from gsae_ray.saes.objective import Objective as Objective
 from gsae_ray.saes.sae_config import SAEConfig as SAEConfig
 from gsae_ray.saes.serialise import saved_files
@@ -33,15 +31,7 @@ RESAMPLED_ENCODER_NORM = 0.2
 """Norm of the encoder row of a resampled feature ÷ the mean of those of alive features."""
 
 
-class _Finished(BaseModel):
-    """Hyperparameters that a finished SAE of any architecture may have besides its own."""
-
-    model_config = ConfigDict(strict=True)
-
-    subtract_b_dec: bool = Field(True, description="false: the encoder takes x, not x − b_dec")
-
-
-class SAE(nn.Module, ABC):
+class SAE(Architecture, nn.Module, ABC):
     """A sparse autoencoder: x̂ = W_dec f + b_dec with sparse f = encode(x).
 
     Weights are stored as W_enc [d_in, d_sae] and W_dec [d_sae, d_in]: feature i's direction is `W_dec[i]`. Decoder
@@ -51,25 +41,6 @@ class SAE(nn.Module, ABC):
     hold parameters and what else their function takes (a threshold); what only training takes (a count of steps) is a
     buffer with `persistent=False`, which they do not.
     """
-
-    architecture: ClassVar[str]
-    trainable: ClassVar[bool] = True
-    """Whether a sweep can train it; the others are forms of finished SAEs."""
-    parent_architecture: ClassVar[str | None] = None
-    """The architecture of the finished SAE that training starts from; None: training starts from random weights."""
-    objectives: ClassVar[tuple[Objective, ...]] = CHOICES
-    """What its training may minimise; where that is one thing alone, sweep files name none."""
-    sparsity_hyperparameter: ClassVar[str | None] = "l1_coefficient"
-    """The hyperparameter that sets how sparse features are; None: no such."""
-    sparsity_units: ClassVar[SparsityUnits | None] = "l1"
-    """Units of `sparsity_coefficient`; None: there is no penalty, or the coefficient is a number without units."""
-    training_arrays: ClassVar[int] = 4
-    """Number of arrays [batch, d_sae] that are in memory at once in a training step; measured."""
-
-    class Hyperparameters(BaseModel):
-        """The architecture's own keys of an entry of `saes`; each may be a grid."""
-
-        model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
     W_enc: Tensor
     W_dec: Tensor
@@ -119,14 +90,14 @@ class SAE(nn.Module, ABC):
     def _pre(self, x_BD: Tensor, bias_F: Tensor | None = None, W_DF: Tensor | None = None) -> Tensor:
         """W (x − b_dec) + bias, or W x + bias where b_dec is not subtracted; W is W_enc unless given.
 
-        SAEs of a trained architecture compute W x + (bias − W b_dec), in evaluation as in training: the gradient with
+        SAEs that are trained here compute W x + (bias − W b_dec), in evaluation as in training: the gradient with
         respect to b_dec is then a product with a vector, not with the whole batch, a sixth (gated: an eighth) of a
         training step. Those from elsewhere compute it as it stands, as their libraries do: where norms are large the
         two round differently, and an activation near its threshold may be on in one and off in the other.
         """
         W_DF = self.W_enc if W_DF is None else W_DF
         x_BD = x_BD.to(W_DF.dtype)
-        if self.trainable and self.subtracts_b_dec and ORIGIN not in self.cfg.metadata:
+        if self.trained_here and self.subtracts_b_dec:
             shift_F = -(self.b_dec @ W_DF)
             return x_BD @ W_DF + (shift_F if bias_F is None else bias_F + shift_F)
         pre_BF = (x_BD - self.b_dec if self.subtracts_b_dec else x_BD) @ W_DF
@@ -155,6 +126,9 @@ class SAE(nn.Module, ABC):
     def losses(self, x_BD: Tensor, coefficient: float, objective: Objective = "paper") -> Losses:
         """The training losses of a batch, the sparsity penalty weighted by `coefficient`."""
 
+    def begin_step(self, step: int) -> None:
+        """Takes note of the step, from 0, that comes next."""
+
     def constrain(self) -> None:
         """Puts parameters back to where they have to be, after each update."""
 
@@ -167,52 +141,10 @@ class SAE(nn.Module, ABC):
         """Learns from a batch what has to fit the finished weights, as the threshold of a BatchTopK SAE has to."""
         raise NotImplementedError(f"a {self.architecture} SAE has nothing to calibrate")
 
-    @classmethod
-    def gated_relu(cls, hyperparameters: Mapping[str, Any], objective: Objective) -> GatedReLU | None:
-        """How such SAEs are of that form, which engines that skip inactive features need; None: they are not."""
-        return None
-
-    @classmethod
-    def training_products(cls, hyperparameters: Mapping[str, Any], objective: Objective) -> int:
-        """Number of dense products of a batch with an n × M matrix in a training step, each of 2nM FLOPs a row.
-
-        Five where one encoder and one decoder are learnt: both forward, the gradients of both, and that of f.
-        """
-        return 5
-
-    @classmethod
-    def check_hyperparameters(cls, hyperparameters: dict[str, Any], trained_here: bool = True) -> None:
-        """Checks the hyperparameters of a finished SAE.
-
-        Args:
-            hyperparameters: of its `cfg.json`.
-            trained_here: false: the coefficient of its penalty may be missing, which nobody knows in our units.
-
-        Raises:
-            ValidationError: they are not those of a finished SAE of this architecture.
-        """
-        unknown = not trained_here and cls.sparsity_units is not None and cls.sparsity_hyperparameter is not None
-        own = {key: value for key, value in hyperparameters.items() if key not in _Finished.model_fields}
-        cls.Hyperparameters.model_validate({**({cls.sparsity_hyperparameter: 0.0} if unknown else {}), **own})
-        _Finished.model_validate(hyperparameters)
-
-    @classmethod
-    def check_width(cls, hyperparameters: Mapping[str, Any], d_sae: int) -> None:
-        """Checks that an SAE of so many features can have these hyperparameters.
-
-        Raises:
-            ValueError: it cannot; the message begins with the hyperparameter's name.
-        """
-
-    @classmethod
-    def sparsity_key(cls, hyperparameters: Mapping[str, Any]) -> str | None:
-        """The hyperparameter whose value the frontier lists as `sparsity`."""
-        return cls.sparsity_hyperparameter
-
-    @classmethod
-    def canonical(cls, hyperparameters: dict[str, Any], objective: Objective, d_sae: int) -> dict[str, Any]:
-        """The one form of hyperparameters that mean the same, so that the same SAE has the same identity."""
-        return hyperparameters
+    @property
+    def trained_here(self) -> bool:
+        """Whether it is one of ours, in the form in which it was trained."""
+        return ORIGIN not in self.cfg.metadata
 
     @property
     def subtracts_b_dec(self) -> bool:
@@ -254,6 +186,11 @@ class SAE(nn.Module, ABC):
     def scaled_tensors(self) -> tuple[str, ...]:
         """Names of the parameters and buffers that have the units of the activations, as biases and thresholds do."""
         return tuple(name for name, _ in self.named_parameters() if name.startswith("b_"))
+
+    @property
+    def threshold_tensors(self) -> tuple[str, ...]:
+        """Those of `scaled_tensors` that start at a share of √E‖x‖², and so always learn in proportion to it."""
+        return ()
 
     @property
     def encoder_tensors(self) -> tuple[str, ...]:

@@ -35,8 +35,8 @@ class BatchTopKSAE(TopKSAE):
     fewer than k; the loss is that of the TopK SAE. A finished SAE sees rows one by one: f(x) = 1[z > θ] ReLU(z).
 
     θ is learnt from the first step on: the mean over batches of the smallest activation that was kept, with decay
-    0.999 and the bias correction of Adam's moments. The last fiftieth of the run, of at most 65,536 rows, leaves the
-    weights as they are and calibrates θ: above it are k activations a row, on the mean over those rows.
+    0.999 and the bias correction of Adam's moments. The last fiftieth of the run, at most 65,536 rows or a batch,
+    leaves the weights as they are and calibrates θ: above it are k activations a row, on the mean over those rows.
     """
 
     training_arrays = 7
@@ -55,7 +55,7 @@ class BatchTopKSAE(TopKSAE):
 
     def prepare_training(self, rms_norm: float, steps: int, batch_size: int) -> None:
         super().prepare_training(rms_norm, steps, batch_size)
-        enough = -(-CALIBRATION_ROWS // batch_size)
+        enough = max(1, CALIBRATION_ROWS // batch_size)
         self._calibration_steps = max(min(1, steps - 1), min(enough, steps // CALIBRATION_SHARE))
 
     @property

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any, Literal
 
@@ -13,6 +14,8 @@ from gsae_ray.fields import Finite32
 from gsae_ray.saes.base import SAE, Losses, Objective, SAEConfig
 from gsae_ray.saes.registry import register
 
+FIRING = 3.0
+"""First thresholds are at most so many standard deviations of the activations before them: 0.1 % fire."""
 THRESHOLD = BANDWIDTH = 0.01
 """The paper has 0.001 with a lr of 7e-5. At larger ones, where Adam moves θ by as much in a step, this is better."""
 
@@ -21,7 +24,7 @@ THRESHOLD = BANDWIDTH = 0.01
 class JumpReLUSAE(SAE):
     """Rajamanoharan et al. 2024b, "Jumping ahead: improving reconstruction fidelity with JumpReLU sparse autoencoders".
 
-    f(x) = 1[z > θ] ReLU(z),  z = W_enc (x − b_dec) + b_enc,  x̂ = W_dec f + b_dec,  θ ≥ 0 a number for each feature
+    f(x) = 1[z > θ] z,  z = ReLU(W_enc (x − b_dec) + b_enc),  x̂ = W_dec f + b_dec,  θ ≥ 0 a number for each feature
     L    = E[ ‖x − x̂‖² ] + λ E[‖f‖₀]                      penalty: l0         (equation 9)
     L    = E[ ‖x − x̂‖² ] + λ (E[‖f‖₀] / L0* − 1)²         penalty: quadratic  (section 6; E over the batch)
 
@@ -29,6 +32,9 @@ class JumpReLUSAE(SAE):
     K(u) = 1[|u| < 1/2] (equations 11 and 12), where ε is the bandwidth and H(z − θ) what ‖f‖₀ counts:
 
     ∂f/∂θ := −(θ/ε) K((z − θ)/ε)                           ∂H(z − θ)/∂θ := −(1/ε) K((z − θ)/ε)
+
+    (z is 0 on rows where a feature is off, which the penalty counts within the kernel where θ < ε/2: thresholds settle
+    above that.)
 
     ε and the first θ are in units of √E‖x‖², and λ is a share of E‖x‖², that which a feature has to explain where it
     is on: all three mean the same on any scale of activations. (The paper's are of E‖x‖² = 1.) θ itself is learnt, and
@@ -90,6 +96,26 @@ class JumpReLUSAE(SAE):
     @classmethod
     def check_hyperparameters(cls, hyperparameters: dict[str, Any], trained_here: bool = True) -> None:
         super().check_hyperparameters({"l0_coefficient": 0.0, **hyperparameters}, trained_here)  # `of` has none
+
+    @classmethod
+    def check_width(cls, hyperparameters: Mapping[str, Any], d_in: int, d_sae: int) -> None:
+        threshold, highest = hyperparameters["initial_threshold"], FIRING / math.sqrt(d_in)
+        if threshold > highest:
+            raise ValueError(
+                f"initial_threshold: {threshold:g} is above {highest:.3g}, {FIRING:g} standard deviations of z at the "
+                f"start on activations of width {d_in}: no feature would fire, and none would learn"
+            )
+        target = hyperparameters.get("quadratic_l0")
+        if target is not None and target > d_sae:
+            raise ValueError(f"quadratic_l0: {target:g} is more than the {d_sae:,} features")
+
+    @property
+    def trained_here(self) -> bool:
+        return super().trained_here and "l0_coefficient" in self.cfg.hyperparameters  # else it is a form of another
+
+    @property
+    def threshold_tensors(self) -> tuple[str, ...]:
+        return ("threshold",)
 
     @classmethod
     def sparsity_key(cls, hyperparameters: Mapping[str, Any]) -> str:

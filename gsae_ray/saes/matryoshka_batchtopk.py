@@ -9,7 +9,7 @@ from typing import Annotated, Any
 from pydantic import BeforeValidator, Field
 from torch import Tensor
 
-from gsae_ray.fields import InMemory
+from gsae_ray.fields import AtMost
 from gsae_ray.saes.base import Losses, Objective, SAEConfig
 from gsae_ray.saes.batchtopk import BatchTopKSAE
 from gsae_ray.saes.registry import register
@@ -17,9 +17,8 @@ from gsae_ray.saes.registry import register
 HALVINGS = 4
 """By default the prefixes are of the whole width, of half of it, and so on: so often halved."""
 
-Widths = Annotated[
-    tuple[InMemory, ...], BeforeValidator(lambda value: tuple(value) if isinstance(value, list) else value)
-]
+Width = Annotated[int, Field(gt=0), AtMost(10**9, "an SAE's weights are in memory")]
+Widths = Annotated[tuple[Width, ...], BeforeValidator(lambda value: tuple(value) if isinstance(value, list) else value)]
 
 
 @register("matryoshka_batchtopk")
@@ -42,15 +41,16 @@ class MatryoshkaBatchTopKSAE(BatchTopKSAE):
         )
 
     def __init__(self, cfg: SAEConfig) -> None:
-        widths = cfg.hyperparameters.get("prefix_widths") or default_widths(cfg.d_sae)
+        given = cfg.hyperparameters.get("prefix_widths")
+        widths = default_widths(cfg.d_sae) if given is None else given
         # They are a part of the SAE, which its file says also where they are the default.
         named = {**cfg.hyperparameters, "prefix_widths": list(widths)}
         super().__init__(cfg.model_copy(update={"hyperparameters": named}))
         self.prefix_widths: tuple[int, ...] = tuple(widths)
 
     @classmethod
-    def check_width(cls, hyperparameters: Mapping[str, Any], d_sae: int) -> None:
-        super().check_width(hyperparameters, d_sae)
+    def check_width(cls, hyperparameters: Mapping[str, Any], d_in: int, d_sae: int) -> None:
+        super().check_width(hyperparameters, d_in, d_sae)
         widths = hyperparameters.get("prefix_widths")
         if widths is None:
             return
@@ -69,8 +69,9 @@ class MatryoshkaBatchTopKSAE(BatchTopKSAE):
         all_BF, acts_BF = self._all_and_kept(x_BD)
         error_BD = x_BD - self.b_dec
         errors = []
-        for first, end in itertools.pairwise((0, *self.prefix_widths)):
-            error_BD = error_BD - acts_BF[:, first:end] @ self.W_dec[first:end]
+        sizes = [end - first for first, end in itertools.pairwise((0, *self.prefix_widths))]
+        for acts_BG, W_dec_GD in zip(acts_BF.split(sizes, 1), self.W_dec.split(sizes), strict=True):
+            error_BD = error_BD - acts_BG.to(W_dec_GD.dtype) @ W_dec_GD
             errors.append(error_BD.square().sum() / len(x_BD))
         *of_prefixes, reconstruction = errors
         further = sum(of_prefixes, self._auxiliary(all_BF, acts_BF, error_BD))

@@ -47,8 +47,6 @@ class PAnnealSAE(StandardSAE):
 
     def __init__(self, cfg: SAEConfig) -> None:
         super().__init__(cfg)
-        self.steps_done: Tensor
-        self.register_buffer("steps_done", torch.zeros((), dtype=torch.int64), persistent=False)
         self.strength: Tensor  # λ_t ÷ λ
         self.register_buffer("strength", torch.ones((), dtype=torch.float64), persistent=False)
         self.penalties_K2: Tensor  # of the last batches, with p_t and with the next p
@@ -56,8 +54,8 @@ class PAnnealSAE(StandardSAE):
         self.prepare_training(1.0, 1, 1)
 
     def prepare_training(self, rms_norm: float, steps: int, batch_size: int) -> None:
-        self._smallest = SMALLEST * rms_norm
-        self._start = math.ceil(self.cfg.hyperparameters.get("anneal_start", ANNEAL_START) * steps)
+        self._step, self._smallest = 0, SMALLEST * rms_norm
+        self._start = max(1, math.ceil(self.cfg.hyperparameters.get("anneal_start", ANNEAL_START) * steps))
         self._annealing_steps = max(1, steps - self._start)
         self._updates = min(UPDATES, self._annealing_steps)  # at most one a step
 
@@ -67,33 +65,33 @@ class PAnnealSAE(StandardSAE):
         return 0 if past < 0 else min(self._updates, 1 + past * self._updates // self._annealing_steps)
 
     def exponent(self, updates: int) -> float:
-        """P after so many falls."""
+        """Returns p after so many falls."""
         end: float = self.cfg.hyperparameters.get("p_end", P_END)
         return 1 + (end - 1) * min(updates, self._updates) / self._updates
 
     def losses(self, x_BD: Tensor, coefficient: float, objective: Objective = "unit_norm") -> Losses:
-        step = int(self.steps_done)
-        updates = self.updates(step)
-        if self.training and updates > self.updates(step - 1):
-            self._match()
+        updates = self.updates(self._step)
         acts_BF = self.encode(x_BD)
         reconstruction = (x_BD - self.decode(acts_BF)).square().sum() / len(x_BD)
-        raised_BF = torch.where(acts_BF > 0, acts_BF + self._smallest, 1.0).pow(self.exponent(updates))
-        summed = torch.where(acts_BF > 0, raised_BF, 0.0).sum() / len(x_BD)
-        if self.training:
-            self._note(step, acts_BF.detach(), summed.detach(), self.exponent(updates + 1))
+        summed = self._penalty(acts_BF, self.exponent(updates))
+        if self.training:  # for the next fall of p
+            next_sum = self._penalty(acts_BF.detach(), self.exponent(updates + 1))
+            sums_2 = torch.stack([summed.detach(), next_sum]).double()
+            self.penalties_K2[self._step % AVERAGED_BATCHES] = sums_2
         penalty = self.strength.to(summed.dtype) * summed
         loss = reconstruction + coefficient * penalty
         return Losses(loss, reconstruction, penalty.detach(), x_BD.new_zeros(()), acts_BF.detach())
 
-    def _note(self, step: int, acts_BF: Tensor, summed: Tensor, next_p: float) -> None:
-        """Keeps a batch's penalty, as it is and with the next p, for `_match`."""
-        next_sum = acts_BF[acts_BF > 0].add(self._smallest).pow(next_p).sum() / len(acts_BF)
-        self.penalties_K2[step % AVERAGED_BATCHES] = torch.stack([summed, next_sum]).double()
-        self.steps_done += 1
+    def _penalty(self, acts_BF: Tensor, p: float) -> Tensor:
+        """Returns E[Σ_i f_i^p]."""
+        on_BF = acts_BF > 0
+        return torch.where(on_BF, torch.where(on_BF, acts_BF + self._smallest, 1.0).pow(p), 0.0).sum() / len(acts_BF)
 
-    def _match(self) -> None:
-        """Changes λ_t so that the penalty with the p of this step is what it was with the one before."""
+    def begin_step(self, step: int) -> None:
+        """Where p falls, changes λ_t so that the penalty is what it was before."""
+        self._step = step
+        if self.updates(step) == self.updates(step - 1):
+            return
         before, after = self.penalties_K2.sum(0)  # of batches since p fell before; 0 for those that there were not
         self.strength = torch.where((before > 0) & (after > 0), self.strength * before / after, self.strength)
         self.penalties_K2 = torch.zeros_like(self.penalties_K2)

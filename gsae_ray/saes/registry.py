@@ -53,13 +53,15 @@ def register(name: str) -> Callable[[SAEType], SAEType]:
     """Class decorator: makes an architecture known to sweep files, `load` and the frontier.
 
     Raises:
-        TypeError: `sparsity_hyperparameter` is none of its hyperparameters.
+        TypeError: `sparsity_hyperparameter` is none of its hyperparameters, or it has an attribute of before.
     """
 
     def add(sae: SAEType) -> SAEType:
         sparsity = sae.sparsity_hyperparameter
         if sparsity not in (None, *sae.Hyperparameters.model_fields):
             raise TypeError(f"{name}: sparsity_hyperparameter is {sparsity!r}, which is none of its Hyperparameters")
+        if hasattr(sae, "sparsity_in_l1_units"):
+            raise TypeError(f'{name}: sparsity_in_l1_units is now sparsity_units: "l1" for True, None for False')
         sae.architecture = name
         REGISTRY[name] = sae
         return sae
@@ -69,7 +71,7 @@ def register(name: str) -> Callable[[SAEType], SAEType]:
 
 def trainable_architectures() -> tuple[str, ...]:
     """Names of the architectures that a sweep can train."""
-    return tuple(name for name in REGISTRY if REGISTRY[name].trainable)
+    return tuple(REGISTRY)
 
 
 def build(cfg: SAEConfig) -> SAE:

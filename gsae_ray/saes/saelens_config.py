@@ -10,6 +10,7 @@ from gsae_ray.saes.transformer_lens_names import TRANSFORMER_LENS_MODELS
 
 VERSION = "6.54.12"
 """The SAELens that this was checked against; it drops the `metadata` of a file that names none, or one before 6.0.0."""
+MATRYOSHKA = "matryoshka_batchtopk"
 NO_FORM = "none: "
 """An `architecture` that begins so says why SAELens has none; its KeyError shows the rest."""
 
@@ -61,10 +62,10 @@ def _metadata(cfg: SAEConfig) -> dict[str, Any]:
 
 def _training_details(cfg: SAEConfig) -> dict[str, Any] | None:
     """What SAELens keeps there of a Matryoshka SAE, which it saves as a JumpReLU SAE; of others nothing."""
-    trained_as = str(cfg.metadata.get("training_architecture", cfg.architecture))
-    hyperparameters = cfg.hyperparameters if trained_as == cfg.architecture else cfg.section(trained_as)
+    own = cfg.architecture == MATRYOSHKA
+    hyperparameters = cfg.hyperparameters if own else cfg.section(MATRYOSHKA)  # which its JumpReLU form keeps
     widths = hyperparameters.get("prefix_widths")
-    return {"k": hyperparameters.get("k"), "matryoshka_widths": list(widths)} if widths else None
+    return {"k": hyperparameters.get("k"), "matryoshka_widths": widths} if isinstance(widths, list) else None
 
 
 def _hook(site: str, place: object) -> dict[str, str]:

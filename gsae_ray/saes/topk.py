@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from pydantic import Field
 from torch import Tensor, nn
 
 from gsae_ray.errors import UserError
-from gsae_ray.fields import Count, Finite32, InMemory
+from gsae_ray.fields import AtMost, Count, Finite32, InMemory
 from gsae_ray.saes.base import SAE, Losses, Objective, SAEConfig
 from gsae_ray.saes.registry import register
 
@@ -36,8 +36,8 @@ class TopKSAE(SAE):
     training_arrays = 5
 
     class Hyperparameters(SAE.Hyperparameters):
-        k: InMemory = Field(
-            description="active features of a row: so many at most (topk), or on the mean (the others); a grid"
+        k: Annotated[int, AtMost(10**9, "an SAE's weights are in memory")] = Field(
+            gt=0, description="active features of a row: so many at most (topk), or on the mean (the others); a grid"
         )
         auxiliary_coefficient: Finite32 = Field(
             1 / 32, ge=0, description="α, the weight of the auxiliary term; 0: no such term"
@@ -53,7 +53,7 @@ class TopKSAE(SAE):
         super().__init__(cfg)
         self.k: int = cfg.hyperparameters["k"]
         try:
-            self.check_width(cfg.hyperparameters, cfg.d_sae)
+            self.check_width(cfg.hyperparameters, cfg.d_in, cfg.d_sae)
         except ValueError as error:
             raise UserError(str(error)) from error
         self.b_enc = nn.Parameter(torch.zeros(cfg.d_sae))
@@ -62,7 +62,7 @@ class TopKSAE(SAE):
         self._dead_after = DEAD_TOKENS
 
     @classmethod
-    def check_width(cls, hyperparameters: Mapping[str, Any], d_sae: int) -> None:
+    def check_width(cls, hyperparameters: Mapping[str, Any], d_in: int, d_sae: int) -> None:
         if (k := hyperparameters["k"]) > d_sae:
             raise ValueError(f"k: {k:,} is more than the {d_sae:,} features")
 
@@ -104,6 +104,13 @@ class TopKSAE(SAE):
         dead_BK = largest(all_BF[:, dead_F], min(k_aux, int(dead_F.sum())))
         residual_BD = error_BD.detach() - dead_BK.to(self.W_dec.dtype) @ self.W_dec[dead_F]
         return weight * residual_BD.square().sum() / len(error_BD)
+
+    @torch.no_grad()
+    def replace_features(
+        self, features_K: Tensor, directions_KD: Tensor, alive_F: Tensor, objective: Objective
+    ) -> None:
+        super().replace_features(features_K, directions_KD, alive_F, objective)
+        self.silent_rows_F[features_K] = 0
 
     def saelens_form(self) -> dict[str, Any]:
         return {"architecture": "topk", "k": self.k, "rescale_acts_by_decoder_norm": False}

@@ -14,24 +14,26 @@ MOMENTS = ("step", "exp_avg", "exp_avg_sq")
 
 
 class Adam:
-    """Adam in two groups: weights, and what has the units of the activations (`SAE.scaled_tensors`).
+    """Adam in groups: weights, what has the units of the activations (`SAE.scaled_tensors`), and thresholds.
 
     The function beneath PyTorch's own class: to make an instance of that loads TorchDynamo, which takes two seconds
     and 70 MiB in each trial's process (torch 2.13) and is not used.
     """
 
-    def __init__(self, sae: SAE, betas: tuple[float, float], bias_factor: float) -> None:
+    def __init__(self, sae: SAE, betas: tuple[float, float], bias_factor: float, threshold_factor: float = 1.0) -> None:
         """Begins without moments.
 
         Args:
             sae: on the device that it is trained on.
             betas: decay of the mean of gradients, and of that of their squares.
             bias_factor: learning rate of the second group ÷ that of the first.
+            threshold_factor: that of `SAE.threshold_tensors`, which are no part of the second group.
         """
         learnt = sae.learnt_parameters()
         weights = [p for name, p in learnt.items() if name not in sae.scaled_tensors]
-        biases = [p for name, p in learnt.items() if name in sae.scaled_tensors]
-        self.groups = ((weights, 1.0), (biases, bias_factor))
+        thresholds = [p for name, p in learnt.items() if name in sae.threshold_tensors]
+        biases = [p for name, p in learnt.items() if name in {*sae.scaled_tensors} - {*sae.threshold_tensors}]
+        self.groups = ((weights, 1.0), (biases, bias_factor), (thresholds, threshold_factor))
         self.factors = {parameter: factor for parameters, factor in self.groups for parameter in parameters}
         """Parameter -> its learning rate ÷ that of weights."""
         self.betas = betas
@@ -44,6 +46,8 @@ class Adam:
         """Updates the parameters that have a gradient; `lr` is the learning rate of weights."""
         for parameters, factor in self.groups:
             learning = [p for p in parameters if p.grad is not None]
+            if not learning:
+                continue
             gradients = [p.grad for p in learning if p.grad is not None]
             states = [self.state_of(p) for p in learning]
             steps, means, squares = ([state[moment] for state in states] for moment in MOMENTS)

@@ -83,7 +83,7 @@ class Trainer:
         # Adam's steps have the size of lr, whatever the size of the gradient. Biases have the units of x and weights
         # have none, so that one lr fits both only where E‖x‖² = 1; elsewhere that of biases is multiplied by its root.
         bias_factor = math.sqrt(self.trivial_loss) if self.settings.unit_biases else 1.0
-        self.optimiser = Adam(self.sae, self.settings.adam_betas, bias_factor)
+        self.optimiser = Adam(self.sae, self.settings.adam_betas, bias_factor, math.sqrt(self.trivial_loss))
         # Rescale & shift keeps the features of its parent, silent ones too.
         resampling = self.settings.resampling if self.sae.W_dec.requires_grad else None
         self.resampler = (
@@ -121,6 +121,11 @@ class Trainer:
         return self.step * self.settings.batch_size
 
     @property
+    def learning_steps(self) -> int:
+        """Steps that change the weights: all but those of calibration, at the end."""
+        return self.settings.steps - self.sae.calibration_steps
+
+    @property
     def done(self) -> bool:
         return self.step >= self.settings.steps
 
@@ -150,16 +155,18 @@ class Trainer:
     def _train_step(self) -> None:
         """Resamples if it is time, then reads a batch and learns from it."""
         settings = self.settings
-        if self.resampler is not None:
+        learning = self.step < self.learning_steps
+        if self.resampler is not None and learning:
             self._resampled += self.resampler.resample(self.step, self.sae, self.optimiser, settings.objective)
         x_BD = self._next_batch()
-        progress = (self.step, settings.steps)
+        progress = (self.step, self.learning_steps)
         lr = settings.lr * lr_factor(*progress, settings.lr_warmup, settings.lr_decay, *self._restarts)
         coefficient = self.coefficient * sparsity_factor(*progress, settings.l1_warmup)
-        self._rates = {"lr": lr, "sparsity_coefficient": coefficient}
+        self._rates = {"lr": lr if learning else 0.0, "sparsity_coefficient": coefficient}
+        self.sae.begin_step(self.step)
         if not len(x_BD):
             self._losses.append(torch.zeros(len(LOSSES), device=self.device))
-        elif self.step < settings.steps - self.sae.calibration_steps:
+        elif learning:
             self._learn(x_BD, lr, coefficient)
         else:
             self._calibrate(x_BD, coefficient)

@@ -48,6 +48,7 @@ TOPK = {"architecture": "topk", "k": [4, 8]}
 BATCHTOPK = {"architecture": "batchtopk", "k": 4}
 MATRYOSHKA = {"architecture": "matryoshka_batchtopk", "k": 4}
 JUMPRELU = {"architecture": "jumprelu", "l0_coefficient": [0.001, 0.01]}
+QUADRATIC = {"architecture": "jumprelu", "l0_coefficient": 1, "penalty": "quadratic", "quadratic_l0": [8, 16]}
 P_ANNEAL = {"architecture": "p_anneal", "l1_coefficient": 1}
 GATED = {"architecture": "gated", "l1_coefficient": 1}
 
@@ -59,12 +60,12 @@ def test_their_recipe_names_their_objective_whatever_that_of_the_others_is() -> 
 
 
 def test_sparsity_is_what_sets_it() -> None:
-    quadratic = {"architecture": "jumprelu", "l0_coefficient": 1, "penalty": "quadratic", "quadratic_l0": [8, 16]}
-    found = trials(TOPK, JUMPRELU, quadratic)
+    found = trials(TOPK, JUMPRELU, QUADRATIC)
     assert [t.sparsity for t in found] == [4, 8, 0.001, 0.01, 8, 16]
     assert [t.variant for t in found] == ["", "", "", "", "penalty=quadratic", "penalty=quadratic"]
     assert found[0].name == f"{SITE}_topk_w64_k4_unit_norm-modern_lr0.0003_seed0"
     assert found[2].name == f"{SITE}_jumprelu_w64_l0-0.001_unit_norm-modern_lr0.0003_seed0"
+    assert "_jumprelu_w64_l0-1_quadratic_l0-8_penalty-quadratic_" in found[4].name
     assert len({t.name for t in found}) == len({t.identity for t in found}) == 6
 
 
@@ -90,6 +91,10 @@ BAD: dict[str, tuple[list[dict[str, Any]], dict[str, Any], str]] = {
     "no prefixes": ([{**MATRYOSHKA, "prefix_widths": []}], {}, "saes.0.prefix_widths"),
     "a prefix of nothing": ([{**MATRYOSHKA, "prefix_widths": [0, 64]}], {}, "saes.0.prefix_widths"),
     "a threshold that never fires": ([{**JUMPRELU, "initial_threshold": 1.0}], {}, "saes.0.initial_threshold: .*1"),
+    "a threshold above all": ([{**JUMPRELU, "initial_threshold": 0.8}], {}, "saes.0.initial_threshold: 0.8 is above"),
+    "an L0 above the width": ([{**QUADRATIC, "quadratic_l0": 65}], {}, "saes.0.quadratic_l0: 65 is more than the 64"),
+    "units of no penalty": ([{**TOPK, "l1_units": "paper"}], {}, "saes.0.l1_units: a topk SAE has no L1 penalty"),
+    "a warm-up of none": ([{**TOPK, "l1_warmup": 0.1}], {}, "saes.0.l1_warmup: a topk SAE has no sparsity penalty"),
     "no bandwidth": ([{**JUMPRELU, "bandwidth": 0}], {}, "saes.0.bandwidth"),
     "a target without its penalty": ([{**JUMPRELU, "quadratic_l0": 8}], {}, "penalty: quadratic and quadratic_l0"),
     "a penalty without its target": ([{**JUMPRELU, "penalty": "quadratic"}], {}, "quadratic_l0, the L0 that it asks"),
@@ -107,5 +112,10 @@ def test_what_makes_no_sense_is_refused_by_its_key(what: str) -> None:
 
 
 @pytest.mark.parametrize("entry", [TOPK, BATCHTOPK, MATRYOSHKA, JUMPRELU, P_ANNEAL])
-def test_auto_is_the_dense_engine(entry: dict[str, Any]) -> None:
-    assert {t.training.engine for t in trials(entry, GATED, engine="auto")} == {"dense"}
+def test_auto_is_the_dense_engine_for_them_and_leaves_the_others_theirs(entry: dict[str, Any]) -> None:
+    """An entry that is added to a sweep leaves the identities, and so the finished SAEs, of the others."""
+    *added, gated = trials(entry, GATED, engine="auto")
+    assert {t.training.engine for t in added} == {"dense"}
+    assert [gated] == trials(GATED, engine="auto") and gated.training.engine == "sparse-cpu"
+    assert added == trials(entry), "their names and identities are those of the dense engine"
+    assert sweep(entry, engine="auto").possible_engines == ("dense",)

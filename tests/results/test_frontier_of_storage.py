@@ -154,3 +154,24 @@ def test_the_frontier_of_a_damaged_storage_names_the_file_and_shows_the_rest(tmp
     assert rows["launch"].tolist() == [OLDER]
     (note,) = rows.attrs["notes"]
     assert f"{NEWER}/launch.json: this file is damaged" in note
+
+
+def test_architectures_with_sparsities_of_other_kinds_share_a_frontier_without_a_caveat(tmp_path: Path) -> None:
+    specs = [*expand(), *expand("topk"), *expand("batchtopk"), *expand("jumprelu")]
+    for number, trial in enumerate(specs, start=1):
+        finish(
+            begin(tmp_path / "swept" / "trials", trial, steps=1), trial, l0=4.0 * number, loss_recovered=0.2 * number
+        )
+    folder = tmp_path / "swept" / "launches" / NEWER
+    folder.mkdir(parents=True)
+    identities = {trial.name: trial.identity for trial in specs}
+    launch_directory.LAUNCH.write(folder / "launch.json", {"sweep": {"name": "swept"}, "trials": identities})
+    launch_directory.EVALUATED.write(folder / "evaluation.json", {"fingerprint": FINGERPRINT, "encoders": [None]})
+    rows = frontier("swept", storage=tmp_path)
+    assert rows.attrs["notes"] == []
+    by_architecture = rows.set_index("architecture")
+    assert by_architecture["sparsity"].to_dict() == {"gated": 1, "topk": 4, "batchtopk": 4, "jumprelu": 0.01}
+    units = {"gated": "sum", "topk": "", "batchtopk": "", "jumprelu": "square_norm"}
+    assert by_architecture["l1_units"].to_dict() == units
+    assert set(rows["recipe"]) == {"norm_weighted/modern", "unit_norm/modern"}
+    assert rows["on_frontier"].all()

@@ -167,4 +167,10 @@ def test_an_architecture_whose_sparsity_hyperparameter_does_not_exist_is_refused
 
     with pytest.raises(TypeError, match="forgetful: sparsity_hyperparameter is 'l1_coefficient', which is none of"):
         register("forgetful")(Forgetful)
+
+    class Older(soft):  # type: ignore[misc, valid-type]
+        sparsity_in_l1_units = False
+
+    with pytest.raises(TypeError, match="forgetful: sparsity_in_l1_units is now sparsity_units"):
+        register("forgetful")(Older)
     assert "forgetful" not in REGISTRY

@@ -16,7 +16,7 @@ NEW: dict[str, dict[str, Any]] = {
     "topk": {"k": 4, "dead_after_tokens": 300},
     "batchtopk": {"k": 4, "dead_after_tokens": 300},
     "matryoshka_batchtopk": {"k": 4, "dead_after_tokens": 300, "prefix_widths": [8, 32]},
-    "jumprelu": {"l0_coefficient": 0.01, "bandwidth": 0.1},
+    "jumprelu": {"l0_coefficient": 0.01, "bandwidth": 0.1, "initial_threshold": 0.1},
     "p_anneal": {"l1_coefficient": 1.0},
 }
 every_architecture = pytest.mark.parametrize("architecture", NEW)
@@ -67,6 +67,19 @@ def test_the_same_sae_comes_out_on_activations_of_another_size(architecture: str
     small, large = one.finished_sae({}), other.finished_sae({})
     assert torch.equal(small.W_dec, large.W_dec)
     assert torch.equal(64 * small(sparse_rows()), large(64 * sparse_rows()))
+
+
+@pytest.mark.parametrize("unit_biases", [True, False])
+def test_thresholds_learn_in_proportion_to_the_activations_whatever_biases_do(unit_biases: bool) -> None:
+    moved = []
+    for factor in (1.0, 64.0):
+        training: dict[str, Any] = {"input_scaling": False, "unit_biases": unit_biases}
+        trained = make("jumprelu", factor * sparse_rows(), options=NEW["jumprelu"], **training)
+        start = trained.sae.get_parameter("threshold").clone()
+        run(trained)
+        moved.append(((trained.sae.get_parameter("threshold") - start).abs().mean() / factor).item())
+    assert moved[0] > 0.01
+    assert moved[1] == pytest.approx(moved[0], rel=0.0 if unit_biases else 0.3)
 
 
 @pytest.mark.parametrize("architecture", ["jumprelu", "batchtopk", "topk"])
@@ -140,7 +153,19 @@ def test_the_last_steps_of_a_run_calibrate_at_frozen_weights_on_training_rows() 
     assert on == pytest.approx(4 * BATCH, abs=2)
 
 
-@pytest.mark.parametrize(("steps", "batch", "expected"), [(1, 128, 0), (2, 128, 1), (3125, 128, 62), (10**6, 4096, 16)])
+def test_nothing_is_resampled_and_nothing_learnt_while_the_threshold_is_calibrated() -> None:
+    """The schedule ends with the steps that learn."""
+    resampling = {"at_steps": [60, 89], "window_steps": 1, "inputs": 5 * BATCH, "rewarm_steps": 0}
+    trained = make("batchtopk", options={"k": 1}, log_every_tokens=BATCH, resampling=resampling, tokens=90 * BATCH)
+    assert (trained.settings.steps, trained.learning_steps) == (90, 89)
+    rows = run(trained)
+    assert rows[-1]["lr"] == 0 < rows[-2]["lr"] < 0.1 * rows[50]["lr"]
+    assert rows[60]["resampled_features"] > 0 == rows[-1]["resampled_features"]
+
+
+@pytest.mark.parametrize(
+    ("steps", "batch", "expected"), [(1, 128, 0), (2, 128, 1), (3125, 128, 62), (10**6, 4096, 16), (90, 70_000, 1)]
+)
 def test_calibration_takes_a_fiftieth_of_the_run_and_at_most_65536_rows(steps: int, batch: int, expected: int) -> None:
     sae = batchtopk()
     sae.prepare_training(1.0, steps, batch)
