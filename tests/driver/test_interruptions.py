@@ -27,6 +27,7 @@ def statuses(home: Path) -> list[str]:
     return [run.info.status for run in client.search_runs([experiment.experiment_id])]
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("local_ray")
 def test_sigterm_ends_the_wait_for_mlflow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     shut_down = threading.Event()
@@ -52,6 +53,7 @@ def test_sigterm_ends_the_wait_for_mlflow(tmp_path: Path, monkeypatch: pytest.Mo
     assert statuses(tmp_path) == ["KILLED"]
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("local_ray")
 def test_sigterm_interrupts_the_shutdown_of_actors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Which may wait for a store that gives no answer; nothing would see that somebody has asked to stop."""

@@ -89,6 +89,7 @@ def test_law_3_one_forward_for_all_trials(launched: launch.SweepResult, plan: Pr
     assert metrics["rows_produced"] == sum(plan.layout.rows)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("local_ray")
 def test_law_4_the_store_stays_within_its_budget(home: Path) -> None:
     """A budget of three of five blocks, one trial at a time: more forward passes, never more memory.

@@ -117,13 +117,8 @@ def small(file: str, checkpoints: dict[str, Path]) -> Sweep:
     return load_sweep(SWEEPS / file, cut_down(file, checkpoints))
 
 
-QUICK = ("ablations.yaml",)
-"""Run by the quick tests: both phases, on a checkpoint of its own format; the others by `-m slow`."""
-
-
-@pytest.mark.parametrize(
-    "file", [pytest.param(file, marks=[] if file in QUICK else [pytest.mark.slow]) for file in FILES]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("file", FILES)
 @pytest.mark.usefixtures("local_ray")
 def test_a_sweep_file_runs_end_to_end_cut_down(file: str, checkpoints: dict[str, Path], tmp_path: Path) -> None:
     sweep = small(file, checkpoints)

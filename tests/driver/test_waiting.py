@@ -229,6 +229,7 @@ def test_a_sweep_that_waits_for_room_without_mlflow_ends(tmp_path: Path, monkeyp
         run({**SWEEP, "producers": {"gpus": 1}}, tmp_path)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("local_ray")
 def test_a_sweep_whose_trials_have_no_room_says_what_is_free_and_gives_back_what_it_holds(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch

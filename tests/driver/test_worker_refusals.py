@@ -18,6 +18,7 @@ pytestmark = [
 ]
 
 
+@pytest.mark.slow
 def test_a_worker_without_triton_stops_the_sweep_with_what_is_missing(tmp_path: Path) -> None:
     """Ray believes in a GPU here."""
     saes = SHORT["saes"][:1]
