@@ -9,7 +9,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-from gsae_ray.results.comparison import labels, own_saes
+from gsae_ray.results.comparison import labels, own_saes, recipes_differ
 from gsae_ray.results.curves import pareto
 
 COLUMNS_A_ROW = 3
@@ -71,7 +71,7 @@ def plot_frontier(rows: pd.DataFrame, pursuit: pd.DataFrame | None = None) -> Fi
 def _curves(rows: pd.DataFrame) -> pd.Series[Any]:
     """The curve that each SAE is on: its label, with recipe, width and tokens where SAEs differ in them."""
     text = labels(rows)
-    if rows["recipe"].nunique() > 1:
+    if recipes_differ(rows["recipe"]):
         text = text + " " + rows["recipe"]
     if rows.groupby(text)["d_sae"].nunique().gt(1).any():
         text = text + " w" + rows["d_sae"].astype(str)
