@@ -222,6 +222,11 @@ class Sweep(Settings):
         return math.ceil(self.shuffle_tokens / self.rows_a_context)
 
     @property
+    def rows_a_block(self) -> int:
+        """Rows of a block without special tokens."""
+        return self.block_contexts * self.rows_a_context
+
+    @property
     def rows_a_context(self) -> int:
         """Rows of a context without special tokens."""
         return self.model.context_size - self.dataset.skip_positions

@@ -19,6 +19,7 @@ from typing import Any
 
 import torch
 import transformers
+from producers import source_of
 from torch import nn
 
 from gsae_ray.activations.producer import Producer
@@ -63,7 +64,7 @@ def main() -> None:
         layers = layers_of(model)
         assert layers is not None
         base.layers = nn.ModuleList(layers[: args.layer + 1])
-        tokens_ST = prepared.tokens.block(1)
+        tokens_ST = source_of(producer).spec.tokens.block(1)
 
         @torch.no_grad()
         def bare() -> None:
