@@ -44,6 +44,8 @@ class Kind:
 class Forecast:
     """What `gsae-ray plan` prints."""
 
+    source: str
+    """What makes the rows, in words."""
     trials: int
     phases: tuple[int, ...]
     """How many trials may start at once, and how many start from the finished SAEs of those."""
@@ -156,6 +158,7 @@ def forecast(
     model_flops, evaluation_flops = source.block_flops * blocks * ratio, source.evaluation_flops(trials)
     largest = sorted(parameters.values())[-slots:]
     return Forecast(
+        source=source.name,
         trials=len(trials),
         phases=tuple(len(phase) for phase in phases if phase),
         slots=slots,

@@ -40,9 +40,9 @@ class LanguageModelCost:
             UserError: the model's configuration cannot be loaded, a site is not there, or it does not run without
                 weights.
         """
-        self._skeleton = load_skeleton(sweep.model)
+        self._skeleton = load_skeleton(sweep.language_model)
         self.sweep = sweep.of_model(layer_count(self._skeleton))
-        self.dtype = sweep.model.dtype
+        self.dtype = sweep.language_model.dtype
         self.widths, self._flops = _measure(self._skeleton, self.sweep)
 
     @property
@@ -58,7 +58,7 @@ class LanguageModelCost:
         """
         sweep, flops = self.sweep, self._flops
         heldout = sweep.evaluation.tokens / sweep.rows_a_context
-        a_site = 1 if sweep.dataset.max_norm is None else 2  # ablated; before that for the norms of its rows
+        a_site = 1 if sweep.text.max_norm is None else 2  # ablated; before that for the norms of its rows
         whole_passes = len(sweep.references) + a_site * len(self.widths) + 1
         text = self._skeleton.config.get_text_config()
         kept = min(1.0, STATES_BYTES / states_bytes(sweep, text, self._by_name()))
@@ -75,7 +75,7 @@ class LanguageModelCost:
 
     def disk_bytes(self, blocks: int) -> int:
         """Those of the tokens."""
-        return TOKEN_BYTES * blocks * self.sweep.block_contexts * self.sweep.model.context_size
+        return TOKEN_BYTES * blocks * self.sweep.block_contexts * self.sweep.language_model.context_size
 
     def notices(self) -> list[str]:
         """Lines on `model.dtype`, and on sites where evaluations run the whole model."""
@@ -105,7 +105,7 @@ def _measure(skeleton: PreTrainedModel, sweep: Sweep) -> tuple[dict[Site, int], 
     Raises:
         UserError: a site is not there, or the model does not run without weights.
     """
-    tokens_BT = torch.zeros(1, sweep.model.context_size, dtype=torch.long, device="meta")
+    tokens_BT = torch.zeros(1, sweep.language_model.context_size, dtype=torch.long, device="meta")
 
     to_deepest_site, whole = FlopCounterMode(display=False), FlopCounterMode(display=False)
     try:
@@ -116,7 +116,7 @@ def _measure(skeleton: PreTrainedModel, sweep: Sweep) -> tuple[dict[Site, int], 
             forward(skeleton, tokens_BT)
     except (RuntimeError, NotImplementedError) as error:  # some kinds of layers need their weights
         raise UserError(
-            f"model.name: {sweep.model.name!r} cannot be forecast, since it does not run without its weights "
+            f"model.name: {sweep.language_model.name!r} cannot be forecast, since it does not run without its weights "
             f"({first_line(error)})"
         ) from error
     total, names = whole.get_total_flops(), {module: name for name, module in skeleton.named_modules()}

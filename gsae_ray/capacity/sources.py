@@ -7,6 +7,7 @@ from typing import Protocol
 
 from gsae_ray.capacity.language_model import LanguageModelCost
 from gsae_ray.capacity.memory import Memory
+from gsae_ray.capacity.synthetic import SyntheticCost
 from gsae_ray.config.site import Site
 from gsae_ray.config.sweep import Sweep
 from gsae_ray.config.trial import TrialSpec
@@ -54,4 +55,4 @@ def cost_of(sweep: Sweep) -> SourceCost:
     Raises:
         UserError: its configuration cannot be loaded, or does not tell.
     """
-    return LanguageModelCost(sweep)
+    return SyntheticCost(sweep) if sweep.is_synthetic else LanguageModelCost(sweep)

@@ -104,7 +104,7 @@ def test_a_model_in_parts_evaluates_the_same(plan: PreparedSweep, in_parts: Prod
             Site(sae.cfg.site or ""), sae
         )
 
-    whole = load_model(plan.sweep.model)
+    whole = load_model(plan.sweep.language_model)
     for trial in plan.trials[::5]:
         assert evaluate(model_of(in_parts), random_sae(trial)) == evaluate(whole, random_sae(trial))
 

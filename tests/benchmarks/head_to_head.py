@@ -101,7 +101,7 @@ def neighbour_jobs(plan: PreparedSweep, lambdas: list[float], directory: Path) -
     """What the neighbours are to train: the plan's quantities, their recipes."""
     trial, producers = plan.trials[0], plan.sweep.producers
     data = [
-        model_fingerprint(plan.sweep.model),
+        model_fingerprint(plan.sweep.language_model),
         tokens_of(plan).fingerprint,
         trial.site,
         producers.batch,

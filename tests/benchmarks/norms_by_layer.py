@@ -49,7 +49,7 @@ def main() -> None:
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
     args = parser.parse_args()
     plan = prepare(load_sweep(args.sweep, [*args.set, *EVERYWHERE]), args.work)
-    model, tokenizer = model_of(Producer(producer_spec(plan))), load_tokenizer(plan.sweep.model)
+    model, tokenizer = model_of(Producer(producer_spec(plan))), load_tokenizer(plan.sweep.language_model)
     sites, tokens = plan.sweep.used_sites, []
     found: dict[str, list[Tensor]] = {site.name: [] for site in sites}
     for tokens_BT in tokens_of(plan).heldout().split(plan.sweep.evaluation.batch):

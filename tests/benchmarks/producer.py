@@ -59,7 +59,7 @@ def main() -> None:
         one = Site.of_point(args.layer, "resid_post").name
         every = list(prepared.layout.widths)
         residual = [Site.of_point(layer, "resid_post").name for layer in range(args.layer + 1)]
-        model = load_model(sweep.model)
+        model = load_model(sweep.language_model)
         base: Any = model.base_model
         layers = layers_of(model)
         assert layers is not None

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from gsae_ray.config.sweep import Sweep
 from gsae_ray.driver.sources.base import Source
 from gsae_ray.driver.sources.language_model import LanguageModel
+from gsae_ray.driver.sources.synthetic import Synthetic
 
 
 def find_source(sweep: Sweep, say: Callable[[str], None]) -> Source:
@@ -19,4 +20,4 @@ def find_source(sweep: Sweep, say: Callable[[str], None]) -> Source:
     Raises:
         UserError: it is not there, or has no such sites.
     """
-    return LanguageModel(sweep, say)
+    return Synthetic(sweep) if sweep.is_synthetic else LanguageModel(sweep, say)

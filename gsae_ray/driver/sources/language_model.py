@@ -34,22 +34,24 @@ class LanguageModel:
         Raises:
             UserError: as `find_source`.
         """
-        if (taken := find_data(sweep.dataset).notice(sweep.dataset.split)) is not None:
+        if (taken := find_data(sweep.text).notice(sweep.text.split)) is not None:
             say(taken)
-        self._skeleton = load_skeleton(sweep.model)
+        self._skeleton = load_skeleton(sweep.language_model)
         sweep = sweep.of_model(layer_count(self._skeleton))
-        check_weights(sweep.model)
-        self.sweep = sweep.model_copy(update={"model": pinned(sweep.model), "dataset": pinned_data(sweep.dataset)})
-        self.dtype = sweep.model.dtype
+        check_weights(sweep.language_model)
+        self.sweep = sweep.model_copy(
+            update={"model": pinned(sweep.language_model), "dataset": pinned_data(sweep.text)}
+        )
+        self.dtype = sweep.language_model.dtype
         try:
             self.widths = site_widths(self._skeleton, sweep.used_sites)
         except (RuntimeError, NotImplementedError):  # a few kinds of layers cannot run without weights
-            self.widths = site_widths(load_model(self.sweep.model), sweep.used_sites)
+            self.widths = site_widths(load_model(self.sweep.language_model), sweep.used_sites)
 
     def prepare(self, storage: Path, report: Progress) -> PreparedSource:
         """Tokenises the text."""
         sweep = self.sweep
-        model, dataset = sweep.model, sweep.dataset
+        model, dataset = sweep.language_model, sweep.text
         tokens = prepare_tokens(sweep, storage / "tokens", report)
         fingerprint = model_fingerprint(model)
         own_format = model.name == "builtin" or isinstance(self._skeleton, TransformerLensModel)
