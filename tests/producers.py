@@ -7,9 +7,10 @@ from pathlib import Path
 
 from transformers import PreTrainedModel
 
-from gsae_ray.activations.language_model_source import LanguageModelSource
+from gsae_ray.activations.language_model_source import LanguageModelSource, LanguageModelSpec
 from gsae_ray.activations.producer import Producer, ProducerSpec
 from gsae_ray.config.sweep import Sweep
+from gsae_ray.data.tokens import TokenStore
 from gsae_ray.driver.prepare import PreparedSweep, prepare
 
 
@@ -17,6 +18,13 @@ def source_of(producer: Producer) -> LanguageModelSource:
     """Where it gets its rows from."""
     assert isinstance(producer.source, LanguageModelSource)
     return producer.source
+
+
+def tokens_of(prepared: PreparedSweep) -> TokenStore:
+    """The tokens that a sweep's language model reads."""
+    spec = prepared.source.spec
+    assert isinstance(spec, LanguageModelSpec)
+    return spec.tokens
 
 
 def model_of(producer: Producer) -> PreTrainedModel:

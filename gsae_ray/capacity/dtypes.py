@@ -39,7 +39,7 @@ def dtype_notices(sweep: Sweep) -> list[str]:
     """What the user should know of `model.dtype`, a line at most; nothing of producers on GPUs."""
     if sweep.producers.gpus:
         return []
-    return describe(sweep.model.dtype, product_times(sweep.model.dtype))
+    return describe(sweep.language_model.dtype, product_times(sweep.language_model.dtype))
 
 
 def describe(dtype: str, times: Mapping[str, float]) -> list[str]:

@@ -74,7 +74,7 @@ def pace(
     producers, trials = sweep.producers, sweep.trials
     core = _core_flops() if not (producers.gpus and gpus_a_trial) else 0.0
     a_trial = EFFICIENCY * trials.cpus * core
-    slower = 1.0 if producers.gpus else product_times(sweep.model.dtype)[sweep.model.dtype]
+    slower = 1.0 if producers.gpus else product_times(sweep.compute_dtype)[sweep.compute_dtype]
     a_producer = EFFICIENCY * producers.cpus * core / slower
     share = 1.0  # part of a GPU, or of its cores, that a trial has
     if gpus_a_trial:
@@ -85,7 +85,7 @@ def pace(
         a_trial, share = EFFICIENCY * min(known) * 1e12, min(gpus_a_trial, 1)  # a trial uses one GPU
     if producers.gpus:
         found = [gpu_of(node.resources) for node in nodes_for(PRODUCER, nodes or ()) if node.resources.get("GPU")]
-        known = [gpu.float32 if sweep.model.dtype == "float32" else gpu.bfloat16 for gpu in found if gpu is not None]
+        known = [gpu.float32 if sweep.compute_dtype == "float32" else gpu.bfloat16 for gpu in found if gpu is not None]
         if not known:
             return None
         a_producer = EFFICIENCY * min(producers.gpus, 1) * min(known) * 1e12  # layers on several GPUs work in turn

@@ -259,12 +259,12 @@ def budget(sweep: Sweep, nodes: Sequence[Node], block_bytes: int, total_bytes: i
     store = sum(node.resources.get("object_store_memory", 0) for node in nodes if not node.to_come)
     found = int(given * 2**30) if given is not None else min(total_bytes, int(OBJECT_STORE_SHARE * store))
     if block_bytes and found < block_bytes:
-        rows = sweep.block_contexts * sweep.model.context_size
         at_a_time = sites * found // block_bytes
         fewer = f"sweep {at_a_time} of the sites at a time" if at_a_time else "sweep fewer sites at a time"
+        fitting = sweep.rows_a_block * found // block_bytes
         raise UserError(
             f"dataset.shuffle_tokens: a block at {sites} sites is {block_bytes / 2**30:.2f} GiB, more than the "
-            f"{found / 2**30:.2f} GiB for activations; {rows * found // block_bytes:,} tokens a block would fit; or "
+            f"{found / 2**30:.2f} GiB for activations; {fitting:,} tokens a block would fit; or "
             f"{fewer}, or raise producers.budget_gib"
         )
     return found

@@ -1,8 +1,4 @@
-"""Predicts what a sweep will cost, from the sweep file and the model's configuration alone.
-
-Neither weights nor data are read, so every position of a context counts as a row, but for the first ones that
-`dataset.skip_positions` drops. Special tokens make real blocks a little smaller, and perhaps one more of them.
-"""
+"""Predicts what a sweep will cost, from the sweep file and the configuration of its source alone."""
 
 from __future__ import annotations
 
@@ -10,36 +6,20 @@ import dataclasses
 import math
 import os
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
-from torch.utils.flop_counter import FlopCounterMode
-from transformers import PreTrainedModel
 
 from gsae_ray.activations.layout import DTYPE_BYTES
 from gsae_ray.activations.retention import forward_ratio, kept_blocks
 from gsae_ray.capacity import fit
-from gsae_ray.capacity.dtypes import dtype_notices
 from gsae_ray.capacity.duration import Pace, pace, time_share
-from gsae_ray.capacity.memory import (
-    FLOAT,
-    STORE_PROCESS,
-    Memory,
-    keeps_log_probs,
-    parameter_count,
-    producer_memory,
-    states_bytes,
-    trial_memory,
-)
+from gsae_ray.capacity.memory import FLOAT, STORE_PROCESS, Memory, parameter_count, trial_memory
 from gsae_ray.capacity.nodes import Node
-from gsae_ray.config.site import Site
+from gsae_ray.capacity.sources import cost_of
 from gsae_ray.config.sweep import EQUAL_COMPUTE, Sweep
 from gsae_ray.config.trial import TrialSpec
-from gsae_ray.errors import UserError, first_line
-from gsae_ray.evaluation.evaluator import STATES_BYTES
-from gsae_ray.language_model.hooks import capture, forward, layers_of, site_widths
-from gsae_ray.language_model.loading import layer_count, load_skeleton
-from gsae_ray.language_model.partial_pass import layers_before, run_whole, shares_keys
+from gsae_ray.errors import UserError
 from gsae_ray.saes import REGISTRY, SAEConfig
 
 
@@ -64,6 +44,8 @@ class Kind:
 class Forecast:
     """What `gsae-ray plan` prints."""
 
+    source: str
+    """What makes the rows, in words."""
     trials: int
     phases: tuple[int, ...]
     """How many trials may start at once, and how many start from the finished SAEs of those."""
@@ -140,16 +122,14 @@ def forecast(
     Raises:
         UserError: the model's configuration cannot be loaded, or something does not fit together, or the cluster.
     """
-    skeleton = load_skeleton(sweep.model)
-    sweep = sweep.of_model(layer_count(skeleton))
-    d_in, flops = _measure(skeleton, sweep)
+    source = cost_of(sweep)
+    sweep, d_in = source.sweep, source.widths
     trials = sweep.expand(d_in, {}, parents)
-    rows_a_block = sweep.block_contexts * sweep.rows_a_context
-    block_bytes = rows_a_block * DTYPE_BYTES[sweep.model.dtype] * sum(d_in.values())
-    widths = {site.name: width for site, width in d_in.items()}
-    producer = producer_memory(sweep, skeleton, widths, block_bytes, trials)
+    rows_a_block = sweep.rows_a_block
+    block_bytes = rows_a_block * DTYPE_BYTES[source.dtype] * sum(d_in.values())
+    producer = source.producer_memory(block_bytes, trials)
     gpus_a_trial = 1.0 if sweep.trials.gpus == "auto" else sweep.trials.gpus
-    notices = sweep.notices() + dtype_notices(sweep) + _run_whole(skeleton, sweep.used_sites)
+    notices = sweep.notices() + source.notices()
     if nodes is not None:
         notices += fit.check_producers(sweep, nodes, producer)
         a_trial = fit.largest(sweep, fit.trial_requests(sweep, nodes, trials).values())
@@ -172,26 +152,13 @@ def forecast(
         budget = fit.budget(sweep, nodes, block_bytes, blocks * block_bytes, len(d_in))
     budget_blocks = blocks if budget is None else budget // block_bytes
     ratio = forward_ratio(waves, budget_blocks)
-    contexts = blocks * sweep.block_contexts
 
     parameters = {trial.name: parameter_count(trial) for trial in trials}
     training = {trial.name: flops_a_row(trial) * trial.training.trained_tokens for trial in trials}
-    heldout = sweep.evaluation.tokens / sweep.rows_a_context
-    a_site = 1 if sweep.dataset.max_norm is None else 2  # ablated; before that for the norms of its rows
-    # Whole passes: the model as it is, with each site ablated, and references. An SAE of the sweep takes the layers
-    # from its site on, and the head of the model as it is, where that is not kept; all layers where states are not.
-    whole_passes = len(sweep.references) + a_site * len(d_in) + 1
-    text = skeleton.config.get_text_config()
-    kept = min(1.0, STATES_BYTES / states_bytes(sweep, text, widths))
-    head, passes_of_clean = (0, 0) if keeps_log_probs(sweep, text) else (flops.head, 1)
-    saes = sum(
-        kept * (flops.from_sites[trial.site] + head) + (1 - kept) * flops.whole * (1 + passes_of_clean)
-        for trial in trials
-    )
-    model_flops = flops.to_deepest_site * contexts * ratio
-    evaluation_flops = (flops.whole * whole_passes + len(sweep.evaluation.encoders) * saes) * heldout
+    model_flops, evaluation_flops = source.block_flops * blocks * ratio, source.evaluation_flops(trials)
     largest = sorted(parameters.values())[-slots:]
     return Forecast(
+        source=source.name,
         trials=len(trials),
         phases=tuple(len(phase) for phase in phases if phase),
         slots=slots,
@@ -220,60 +187,10 @@ def forecast(
         producer=producer,
         store_bytes=STORE_PROCESS + (blocks * block_bytes if budget is None else budget),
         # A checkpoint has the weights and two moments; two are kept, a third is being written. MLflow copies the SAEs.
-        disk_bytes=FLOAT * (9 * sum(largest) + 2 * sum(parameters.values())) + 4 * contexts * sweep.model.context_size,
+        disk_bytes=FLOAT * (9 * sum(largest) + 2 * sum(parameters.values())) + source.disk_bytes(blocks),
         kinds=_kinds(trials, parameters),
         notices=tuple(notices),
     )
-
-
-class _Flops(NamedTuple):
-    """FLOPs of the model on one context."""
-
-    to_deepest_site: int
-    whole: int
-    head: int
-    """Those after the last layer."""
-    from_sites: dict[str, int]
-    """Site -> those of the layers from it on, and of the head; where evaluations cannot begin there, of all."""
-
-
-def _measure(skeleton: PreTrainedModel, sweep: Sweep) -> tuple[dict[Site, int], _Flops]:
-    """Runs one context through the model without weights.
-
-    Returns:
-        The width of the activations at each used site, and FLOPs.
-
-    Raises:
-        UserError: a site is not there, or the model does not run without weights.
-    """
-    tokens_BT = torch.zeros(1, sweep.model.context_size, dtype=torch.long, device="meta")
-
-    to_deepest_site, whole = FlopCounterMode(display=False), FlopCounterMode(display=False)
-    try:
-        d_in = site_widths(skeleton, sweep.used_sites)
-        with to_deepest_site:
-            capture(skeleton, tokens_BT, sweep.used_sites)
-        with whole:
-            forward(skeleton, tokens_BT)
-    except (RuntimeError, NotImplementedError) as error:  # some kinds of layers need their weights
-        raise UserError(
-            f"model.name: {sweep.model.name!r} cannot be forecast, since it does not run without its weights "
-            f"({first_line(error)})"
-        ) from error
-    total, names = whole.get_total_flops(), {module: name for name, module in skeleton.named_modules()}
-    by_module = {key.partition(".")[2]: sum(counts.values()) for key, counts in whole.get_flop_counts().items()}
-    layers = [by_module.get(names[layer], 0) for layer in layers_of(skeleton) or ()]
-    skips = {site.name: layers_before(skeleton, site) for site in sweep.used_sites}
-    skips = {name: 0 if shares_keys(skeleton.config, skip) else skip for name, skip in skips.items()}
-    from_sites = {name: total - sum(layers[:skip]) for name, skip in skips.items()}
-    return d_in, _Flops(to_deepest_site.get_total_flops(), total, total - sum(layers), from_sites)
-
-
-def _run_whole(skeleton: PreTrainedModel, sites: Sequence[Site]) -> list[str]:
-    """Lines on sites where evaluations run the whole model, as far as its configuration tells; producers find out."""
-    layers, why = len(layers_of(skeleton) or ()), "some of those take keys and values from layers before them"
-    skips = sorted({layers_before(skeleton, site) for site in sites})
-    return [run_whole(skip, layers, why) for skip in skips if shares_keys(skeleton.config, skip)]
 
 
 def _products(trial: TrialSpec) -> int:

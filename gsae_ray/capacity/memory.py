@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -103,7 +103,7 @@ def states_bytes(sweep: Sweep, text: PretrainedConfig, widths: Mapping[str, floa
         text: the configuration of its language model.
         widths: site -> width of its activations.
     """
-    a_layer = DTYPE_BYTES[sweep.model.dtype] * getattr(text, "hidden_size", max(widths.values()))
+    a_layer = DTYPE_BYTES[sweep.language_model.dtype] * getattr(text, "hidden_size", max(widths.values()))
     return int(a_layer * held_out_positions(sweep) * (len(widths) + (not keeps_log_probs(sweep, text))))
 
 
@@ -119,7 +119,7 @@ def log_probs_bytes(sweep: Sweep, text: PretrainedConfig) -> int:
 
 def held_out_positions(sweep: Sweep) -> int:
     """Positions of all held-out contexts."""
-    return sweep.model.context_size * -(-sweep.evaluation.tokens // sweep.rows_a_context)
+    return sweep.language_model.context_size * -(-sweep.evaluation.tokens // sweep.rows_a_context)
 
 
 def producer_memory(
@@ -140,18 +140,14 @@ def producer_memory(
         trials: the trials that it may have to evaluate.
         references: SAEs from elsewhere that it may have to evaluate.
     """
-    size, context = DTYPE_BYTES[sweep.model.dtype], sweep.model.context_size
+    size, context = DTYPE_BYTES[sweep.language_model.dtype], sweep.language_model.context_size
     weights = size * sum(p.numel() for p in model.parameters())
     positions = sweep.producers.batch * context
     forward = positions * (2 * size * sum(widths.values()) + 2 * DOUBLE * max(widths.values()))  # sums of block 0
     text = model.config.get_text_config()
     logits = FLOAT * text.vocab_size * sweep.evaluation.batch * context
-    rows, trials, references = sweep.evaluation.batch * context, list(trials), list(references)
-    saes = [sae_bytes(skeleton(trial)) for trial in trials]
-    saes += [2 * FLOAT * reference["d_in"] * reference["d_sae"] for reference in references]
-    arrays = [REGISTRY[trial.architecture].evaluation_arrays * trial.d_sae for trial in trials]
-    arrays += [REGISTRY[reference["architecture"]].evaluation_arrays * reference["d_sae"] for reference in references]
-    sae, features = max(saes, default=0), max(arrays, default=0)
+    rows = sweep.evaluation.batch * context
+    sae, features = _largest_sae(list(trials), list(references))
     # Logits come from the model's own code, which may copy them; those of a first evaluation are compared with others.
     evaluation = max(3 * logits, FLOAT * rows * features) + (
         log_probs_bytes(sweep, text) if keeps_log_probs(sweep, text) else logits
@@ -162,3 +158,28 @@ def producer_memory(
         return Memory(host=PROCESS + max(block_bytes, 2 * sae), gpu=gpu)
     # An SAE is here twice: as it was sent, and as it is used.
     return Memory(host=PROCESS + weights + max(block_bytes + forward, evaluation + 2 * sae))
+
+
+def rows_producer_memory(
+    source: int, rows: int, block_bytes: int, trials: Sequence[TrialSpec], references: Sequence[Reference]
+) -> Memory:
+    """Memory of a producer whose rows come from no language model, on the host.
+
+    Args:
+        source: what it takes to make or read rows.
+        rows: of a batch that is evaluated.
+        block_bytes: size of a block at all sites.
+        trials: the trials that it may have to evaluate.
+        references: SAEs from elsewhere that it may have to evaluate.
+    """
+    sae, features = _largest_sae(trials, references)
+    return Memory(host=PROCESS + source + max(block_bytes, FLOAT * rows * features + 2 * sae))
+
+
+def _largest_sae(trials: Sequence[TrialSpec], references: Sequence[Reference]) -> tuple[int, int]:
+    """Bytes of the largest SAE, and what a row takes of arrays of features, in numbers."""
+    saes = [sae_bytes(skeleton(trial)) for trial in trials]
+    saes += [2 * FLOAT * reference["d_in"] * reference["d_sae"] for reference in references]
+    arrays = [REGISTRY[trial.architecture].evaluation_arrays * trial.d_sae for trial in trials]
+    arrays += [REGISTRY[reference["architecture"]].evaluation_arrays * reference["d_sae"] for reference in references]
+    return max(saes, default=0), max(arrays, default=0)

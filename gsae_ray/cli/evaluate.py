@@ -63,9 +63,11 @@ def evaluate(
         shared = rows["origin"].duplicated(keep=False)
         for row in rows.itertuples():
             called = f"{row.origin} ({row.source})" if shared[row.Index] else row.origin
-            click.echo(
-                f"{called}: L0 {row.l0:.4g} [{row.l0_low:.4g}, {row.l0_high:.4g}], loss recovered "
-                f"{row.loss_recovered:.4f} [{row.loss_recovered_low:.4f}, {row.loss_recovered_high:.4f}]"
+            quality = (
+                f"loss recovered {row.loss_recovered:.4f} [{row.loss_recovered_low:.4f}, {row.loss_recovered_high:.4f}]"
+                if row.loss_recovered == row.loss_recovered
+                else f"FVU {row.fvu:.4f}"
             )
+            click.echo(f"{called}: L0 {row.l0:.4g} [{row.l0_low:.4g}, {row.l0_high:.4g}], {quality}")
     for note in rows.attrs["notes"]:
         click.echo(note, err=True)

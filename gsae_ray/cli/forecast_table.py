@@ -35,10 +35,10 @@ def print_forecast(cost: Forecast) -> None:
         f"trials:         {cost.trials}{phases}, {cost.slots} at a time: {cost.waves} wave{'s' * (cost.waves > 1)}",
         f"rows:           {cost.rows:,} of the stream, {gib:.2f} GiB of activations, {block:.2f} GiB a block, {kept}",
         f"forward ratio:  {cost.forward_ratio:.2f}{ratio}",
-        f"language model: {cost.model_flops:.3g} FLOPs{' at that ratio' if not ratio else ' if all is kept'}",
-        f"evaluations:    {cost.evaluation_flops:.3g} FLOPs of the language model{references}",
+        f"{f'{cost.source}:':15} {cost.model_flops:.3g} FLOPs{' at that ratio' if not ratio else ' if all is kept'}",
+        f"evaluations:    {cost.evaluation_flops:.3g} FLOPs of the {cost.source}{references}",
         f"SAEs:           {cost.training_flops:.3g} FLOPs",
-        f"time:           {_time(cost.pace)}",
+        f"time:           {_time(cost.pace, cost.source)}",
         f"memory:         a trial {_memory(cost.trial)}, a producer {_memory(cost.producer)}, the store "
         f"{cost.store_bytes / 2**30:.2f} GiB at most, its activations in Ray's object store",
         f"disk:           {cost.disk_bytes / 2**30:.2f} GiB",
@@ -49,12 +49,12 @@ def print_forecast(cost: Forecast) -> None:
         click.echo(line)
 
 
-def _time(pace: Pace | None) -> str:
+def _time(pace: Pace | None, source: str) -> str:
     """How long the sweep will take, and what was assumed for that."""
     if pace is None:
         return "not known without the GPUs that it is to run on: give --address, or a --cluster that names them"
     gpus = f", {pace.gpu_hours:.3g} GPU-hours" if pace.gpu_hours else ""
-    beside = f"trials {clock(pace.trials_s)}, beside them the language model {clock(pace.model_s)}"
+    beside = f"trials {clock(pace.trials_s)}, beside them the {source} {clock(pace.model_s)}"
     return f"about {clock(pace.seconds)} ({beside}){gpus}; assumed: {pace.assumed}"
 
 

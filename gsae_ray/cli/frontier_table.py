@@ -13,14 +13,15 @@ from gsae_ray.cli.tables import print_table
 from gsae_ray.config.recipe import show
 from gsae_ray.config.sections import OWN
 from gsae_ray.evaluation.metrics import METRICS
-from gsae_ray.results.comparison import labels, own_saes
+from gsae_ray.results.comparison import labels, own_saes, table_metrics
 
 SETTINGS = ("recipe", "lr", "seed", "batch_size", "l1_units", "engine", "precision", "tokens")
 """Shown where SAEs differ in them, beside those that are always shown."""
 LAST_RESORT = ("parent", "launch")
 """Shown where nothing else tells two SAEs apart."""
-NEEDED = ("l0", "loss_recovered")
-"""Metrics that are never left out; the others are, from the last on, where the terminal is too narrow."""
+NEEDED = ("l0", "loss_recovered", "fvu", "mcc")
+"""Metrics that are never left out where SAEs have them (`fvu`: without loss recovered); the others are, from the last
+on, where the terminal is too narrow."""
 TEXTS = ("origin", "architecture", "recipe", "engine", "precision", "parent", "launch")
 
 
@@ -32,8 +33,9 @@ def print_frontier(rows: pd.DataFrame, console: Console, mixed_tokens: bool = Fa
         console: where they go.
         mixed_tokens: SAEs of different numbers of tokens share a frontier.
     """
-    measured = [name for name, metric in METRICS.items() if metric.table]
-    expendable = [_head(name) for name in reversed(measured) if name not in NEEDED]
+    measured = table_metrics(rows)
+    needed = [name for name in NEEDED if name != "fvu" or "loss_recovered" not in measured]
+    expendable = [_head(name) for name in reversed(measured) if name not in needed]
     rows = rows.assign(architecture=labels(rows))
     own = own_saes(rows)
     shared = mixed_tokens or own["tokens"].nunique() < 2

@@ -146,7 +146,9 @@ def best(
         said = _write(found.load(), out, format_, fold_b_dec, rows)
     row = found.record
     name = row["trial"] or row["origin"]
-    click.echo(f"{name}: L0 {row['l0']:.2f}, loss recovered {row['loss_recovered']:.4f}, written to {out}{said}")
+    recovered = row["loss_recovered"]
+    quality = f"loss recovered {recovered:.4f}" if recovered == recovered else f"FVU {row['fvu']:.4f}"
+    click.echo(f"{name}: L0 {row['l0']:.2f}, {quality}, written to {out}{said}")
 
 
 @click.command()

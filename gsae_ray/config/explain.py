@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import pydantic
 from pydantic import BaseModel
@@ -23,6 +23,7 @@ _SHOULD_BE = {
     **dict.fromkeys(("model_type", "dict_type"), "a mapping of keys"),
 }
 Key = tuple[int | str, ...]
+T = TypeVar("T", bound=BaseModel)
 
 
 def explain(error: pydantic.ValidationError, root: type[BaseModel], where: str = "") -> str:
@@ -73,6 +74,18 @@ def refusal(found: Sequence[tuple[Key, str]]) -> pydantic.ValidationError:
             for key, text in found
         ],
     )
+
+
+def read_as(model: type[T], value: object) -> T:
+    """Settings of one of several kinds, once it is known which they are.
+
+    Raises:
+        ValidationError: something is wrong with them, said with the keys of that kind.
+    """
+    try:
+        return model.model_validate(value)
+    except pydantic.ValidationError as error:
+        raise refusal(problems(error, model)) from error
 
 
 def _text(problem: ErrorDetails, root: type[BaseModel]) -> str:

@@ -47,6 +47,8 @@ true; anchors, aliases and merge keys (`<<`) work.
 - `--set path.to.key=value` overrides a key from the command line, with the value in YAML; `saes.0.lr` is a key of the
   first entry of `saes`.
 """
+_KINDS = ("", " of a synthetic sweep")
+"""What stands after the name of a section, by the kind of source: that of language models first."""
 _EXAMPLES = {
     "": """\
 name: example
@@ -90,12 +92,13 @@ def describe(model: type[BaseModel] = Sweep) -> str:
     """The schema as text, a line a key."""
     lines = []
     for name, field in model.model_fields.items():
-        nested = next(models_in(field.annotation), None)
-        default = "" if field.is_required() or nested else f" [{_default(field.default)}]"
-        about = field.description or (nested.__doc__ if nested else "")
-        lines.append(f"{name}:{default} {about}{_upper_bounds(field)}".rstrip())
-        if nested is not None and not (model is SAESettings and nested is SiteSettings):
-            lines.extend("  " + line for line in describe(nested).splitlines())
+        kinds: list[type[BaseModel] | None] = [*models_in(field.annotation)]
+        default = "" if field.is_required() or kinds else f" [{_default(field.default)}]"
+        for kind, nested in zip(_KINDS, kinds or [None], strict=False):
+            about = field.description or (nested.__doc__ if nested else "")
+            lines.append(f"{name}{kind}:{default} {about}{_upper_bounds(field)}".rstrip())
+            if nested is not None and not (model is SAESettings and nested is SiteSettings):
+                lines.extend("  " + line for line in describe(nested).splitlines())
     if model is SAESettings:
         of: dict[str, list[str]] = {}  # what several architectures have alike is one line
         for architecture in trainable_architectures():
@@ -123,18 +126,23 @@ def markdown() -> str:
     """The page docs/sweep_file.md: what a sweep file is, an example, and a table of keys for each section."""
     parts = [_INTRODUCTION, _example(""), _table(Sweep)]
     for name, field in Sweep.model_fields.items():
-        if (model := next(models_in(field.annotation), None)) is None:
-            continue
-        parts += [f"## {name}\n", f"{_about(model)}\n", *([_example(name)] if name in _EXAMPLES else []), _table(model)]
-        for key, inner in model.model_fields.items():
-            nested = next(models_in(inner.annotation), None)
-            if nested is not None and nested is not SiteSettings:
-                parts += [f"### {name}.{key}\n", f"{_about(nested)}\n", _table(nested)]
-        if model is SAESettings:
-            for architecture in trainable_architectures():
-                sae = REGISTRY[architecture]
-                what = (sys.modules[sae.__module__].__doc__ or "").splitlines()[0]
-                parts += [f"### Keys of architecture {architecture}\n", f"{what}\n", _table(sae.Hyperparameters)]
+        for kind, model in zip(_KINDS, models_in(field.annotation), strict=False):
+            title = f"{'###' if kind else '##'} {name}{kind}\n"
+            parts += [
+                title,
+                f"{_about(model)}\n",
+                *([_example(name)] if name + kind in _EXAMPLES else []),
+                _table(model),
+            ]
+            for key, inner in model.model_fields.items():
+                nested = next(models_in(inner.annotation), None)
+                if nested is not None and nested is not SiteSettings:
+                    parts += [f"### {name}.{key}\n", f"{_about(nested)}\n", _table(nested)]
+            if model is SAESettings:
+                for architecture in trainable_architectures():
+                    sae = REGISTRY[architecture]
+                    what = (sys.modules[sae.__module__].__doc__ or "").splitlines()[0]
+                    parts += [f"### Keys of architecture {architecture}\n", f"{what}\n", _table(sae.Hyperparameters)]
     return "\n".join(parts)
 
 

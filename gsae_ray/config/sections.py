@@ -116,6 +116,20 @@ class DatasetSettings(Settings):
         return self
 
 
+class RowSettings(Settings):
+    """The rows that are drawn; this section may be left out."""
+
+    seed: Seed = Field(0, description="of the rows; the same for every trial of the sweep")
+    shuffle_tokens: Count | None = Field(
+        None, description="rows of a block, the unit of production; default min(1e6, training.tokens / 4)"
+    )
+    max_norm: Annotated[Finite32, Field(ge=1)] | None = Field(
+        None,
+        description="rows of more than so many times the median norm take no part in training and evaluation, as those "
+        "of a language model; default: all rows do",
+    )
+
+
 class EvaluationSettings(Settings):
     """What every SAE of a site is measured on: the same held-out tokens."""
 

@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 
 import pydantic
 from pydantic import Field
 
+from gsae_ray.config.checks import device_problems, site_problems
 from gsae_ray.config.explain import Key, listed, problems, refusal
+from gsae_ray.config.kinds import Dataset, Model, is_synthetic, read_dataset, read_model, with_what_may_be_left_out
 from gsae_ray.config.parents import with_parent
 from gsae_ray.config.recipe import EngineName, TrainingSettings
 from gsae_ray.config.sae_settings import SAESettings, check_count
@@ -25,8 +27,9 @@ from gsae_ray.config.sections import (
     TrialSettings,
 )
 from gsae_ray.config.site import Site, SiteSettings
+from gsae_ray.config.synthetic import SITE, SyntheticSettings, problems_beside
 from gsae_ray.config.trial import TrialSpec
-from gsae_ray.errors import UserError, shown, suggest
+from gsae_ray.errors import UserError, shown
 from gsae_ray.fields import Settings
 from gsae_ray.names import MAX_COMPONENT, folder_name
 from gsae_ray.saes import REGISTRY, SAEConfig
@@ -46,8 +49,8 @@ class Sweep(Settings):
     experiment: str | None = Field(
         None, min_length=1, max_length=250, description="the MLflow experiment; default: the sweep's name"
     )
-    model: ModelSettings
-    dataset: DatasetSettings
+    model: Model
+    dataset: Dataset
     sites: SiteSettings
     saes: tuple[SAESettings, ...] = Field(description="the SAEs to train at each site; a list of entries")
     training: TrainingSettings
@@ -57,6 +60,21 @@ class Sweep(Settings):
     references: tuple[ReferenceSettings, ...] = Field(
         (), description="SAEs from elsewhere to show on the frontier; a list of entries"
     )
+
+    @pydantic.model_validator(mode="before")
+    @classmethod
+    def _whole(cls, value: object) -> object:
+        return with_what_may_be_left_out(value)
+
+    @pydantic.field_validator("model", mode="before")
+    @classmethod
+    def _model(cls, value: object) -> Model:
+        return read_model(value)
+
+    @pydantic.field_validator("dataset", mode="before")
+    @classmethod
+    def _dataset(cls, value: object, found: pydantic.ValidationInfo) -> Dataset:
+        return read_dataset(value, found.data.get("model"))
 
     @pydantic.field_validator("name")
     @classmethod
@@ -76,8 +94,8 @@ class Sweep(Settings):
     @pydantic.model_validator(mode="after")
     def _complete(self) -> Sweep:
         found: list[tuple[Key, str]] = []
-        if self.rows_a_context < 2:  # of the last position no next token is known
-            skipped, context = self.dataset.skip_positions, self.model.context_size
+        if not self.is_synthetic and self.rows_a_context < 2:  # of the last position no next token is known
+            skipped, context = self.text.skip_positions, self.language_model.context_size
             found.append(
                 (
                     ("dataset", "skip_positions"),
@@ -94,7 +112,7 @@ class Sweep(Settings):
                 continue
             if (entry.model_extra or {}).get("engine") == "auto":
                 found.append((("saes", index, "engine"), "auto is for the whole sweep: training.engine"))
-            for name, text in self._device_problems(settings):
+            for name, text in device_problems(settings, self.trials.gpus):
                 value = getattr(settings, name)
                 key: Key = ("training", name) if value == getattr(self.training, name) else ("saes", index, name)
                 if (key, text) not in found:  # said once of what all entries have
@@ -103,69 +121,58 @@ class Sweep(Settings):
             names = ", ".join(dict.fromkeys(entry.architecture for entry in self.saes))
             found.append((("training", "objective"), f"nothing reads it: {names} SAEs have one objective only"))
         by_layer = bool(self.sites.layers), bool(self.sites.points)
-        if not all(by_layer) and not self.sites.modules:
+        if self.is_synthetic:
+            beside = list(problems_beside(self.sites, self.saes, self.evaluation, self.producers))
+            found += beside or site_problems(self.sites, self.all_sites, self.saes, self.references)
+        elif not all(by_layer) and not self.sites.modules:
             found.append((("sites",), "no site; give layers and points, or modules"))
         elif by_layer[0] != by_layer[1]:
             found.append((("sites",), "layers and points go together; one of them is missing"))
         elif not self.depends_on_model:
-            found += self._site_problems()
+            found += site_problems(self.sites, self.all_sites, self.saes, self.references)
         if found:
             raise refusal(found)
         return self
 
-    def _device_problems(self, settings: TrainingSettings) -> Iterator[tuple[str, str]]:
-        """What of an entry's training does not run where its trials do, as (key, text)."""
-        engine, precision, gpus = settings.engine, settings.precision, self.trials.gpus
-        if engine == "sparse-cpu" and gpus != 0:
-            yield (
-                "engine",
-                f"{engine} is for trials on CPUs, and trials.gpus is {gpus}; engine: dense or sparse-cuda runs there, "
-                "or set trials.gpus to 0",
-            )
-        if engine == "sparse-cuda" and gpus == 0:
-            yield (
-                "engine",
-                f"{engine} is for trials on GPUs, and trials.gpus is 0; engine: sparse-cpu or dense runs there, or set "
-                "trials.gpus",
-            )
-        if precision == "float32":
-            return
-        if gpus == 0:
-            yield (
-                "precision",
-                f"{precision} is for trials on GPUs, and trials.gpus is 0; precision: float32 runs there, or set "
-                "trials.gpus",
-            )
-        elif engine not in ("dense", "auto"):  # auto is dense on GPUs
-            yield (
-                "precision",
-                f"{precision} is for engine: dense, and engine is {engine}; take engine: dense, or precision: float32",
-            )
+    @property
+    def is_synthetic(self) -> bool:
+        """Whether its activations are synthetic, without a language model."""
+        return is_synthetic(self.model)
 
-    def _site_problems(self) -> list[tuple[Key, str]]:
-        """What is wrong with filters of entries and sites of references, once it is known which layers are meant."""
-        found: list[tuple[Key, str]] = []
-        for index, entry in enumerate(self.saes):
-            if not any(entry.selects(site) for site in self.sites.sites()):
-                found.append((("saes", index, "sites"), "this filter leaves none of the sweep's sites"))
-            elif entry.sites is not None:
-                for key in ("layers", "points", "modules"):
-                    missing = [value for value in getattr(entry.sites, key) if value not in getattr(self.sites, key)]
-                    found += [
-                        (("saes", index, "sites", key), f"{shown(value)} is not among the sweep's own sites")
-                        for value in missing
-                    ]
-        if not found:
-            own = [site.name for site in self.used_sites]
-            found += [
-                (
-                    ("references", index, "site"),
-                    f"no SAE of this sweep is at {shown(given.site)}; {suggest(given.site, own)}",
-                )
-                for index, given in enumerate(self.references)
-                if given.site not in own
-            ]
-        return found
+    @property
+    def synthetic(self) -> SyntheticSettings:
+        """The settings of its synthetic activations; only of a sweep that has them."""
+        assert isinstance(self.model, SyntheticSettings), "this sweep has a language model"
+        return self.model
+
+    @property
+    def language_model(self) -> ModelSettings:
+        """The settings of its language model; only of a sweep that has one."""
+        assert isinstance(self.model, ModelSettings), "this sweep has no language model"
+        return self.model
+
+    @property
+    def text(self) -> DatasetSettings:
+        """The settings of what its language model reads; only of a sweep that has one."""
+        assert isinstance(self.dataset, DatasetSettings), "this sweep has no text"
+        return self.dataset
+
+    @property
+    def compute_dtype(self) -> str:
+        """What producers compute in."""
+        return "float32" if self.is_synthetic else self.language_model.dtype
+
+    @property
+    def source(self) -> str:
+        """Where its activations come from, in words."""
+        if self.is_synthetic:
+            return "synthetic activations"
+        return f"model {self.language_model.name}, data {self.text.name}"
+
+    @property
+    def all_sites(self) -> tuple[Site, ...]:
+        """The sites that `sites` names; the one of a synthetic sweep."""
+        return (SITE,) if self.is_synthetic else self.sites.sites()
 
     @property
     def depends_on_model(self) -> bool:
@@ -190,7 +197,7 @@ class Sweep(Settings):
             entry.of_model(n_layers, f"saes.{index}.sites.layers", own.numbers) for index, entry in enumerate(self.saes)
         )
         sweep = self.model_copy(update={"sites": own, "saes": saes})
-        if found := sweep._site_problems():
+        if found := site_problems(own, own.sites(), saes, self.references):
             raise UserError(listed(found))
         return sweep
 
@@ -229,14 +236,19 @@ class Sweep(Settings):
         return math.ceil(self.shuffle_tokens / self.rows_a_context)
 
     @property
+    def rows_a_block(self) -> int:
+        """Rows of a block without special tokens."""
+        return self.block_contexts * self.rows_a_context
+
+    @property
     def rows_a_context(self) -> int:
-        """Rows of a context without special tokens."""
-        return self.model.context_size - self.dataset.skip_positions
+        """Rows of a context without special tokens; a synthetic row is a context of its own."""
+        return 1 if self.is_synthetic else self.language_model.context_size - self.text.skip_positions
 
     @property
     def used_sites(self) -> tuple[Site, ...]:
         """The sites that some entry of `saes` trains at, in the file's order."""
-        return tuple(site for site in self.sites.sites() if any(entry.selects(site) for entry in self.saes))
+        return tuple(site for site in self.all_sites if any(entry.selects(site) for entry in self.saes))
 
     def max_tokens(self, site: Site) -> int:
         """Rows that the longest trial at a site reads."""

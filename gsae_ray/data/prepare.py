@@ -58,9 +58,9 @@ def prepare_tokens(sweep: Sweep, directory: Path, report: Progress = _silent) ->
         rows=tuple(blocks["rows"]),
         heldout_rows=sum(heldout["rows"]),
         special_ids=work.special_ids,
-        skip_positions=sweep.dataset.skip_positions,
+        skip_positions=sweep.text.skip_positions,
         prepends_bos=work.bos is not None,
-        seed=sweep.dataset.seed,
+        seed=sweep.text.seed,
         fingerprint=digest(train_key),
         heldout_fingerprint=digest(heldout_key),
         hashes={**blocks["hashes"], **heldout["hashes"]},
@@ -72,7 +72,7 @@ class _Preparation:
 
     def __init__(self, sweep: Sweep, report: Progress) -> None:
         self.sweep, self.report = sweep, report
-        model, dataset, evaluation = sweep.model, sweep.dataset, sweep.evaluation
+        model, dataset, evaluation = sweep.language_model, sweep.text, sweep.evaluation
         self.is_text = dataset.tokens_column is None
         self.source = find_data(dataset)
         self.vocabulary = Vocabulary.of(model, self.is_text)
@@ -93,7 +93,7 @@ class _Preparation:
 
     def train_key(self) -> dict[str, Any]:
         """All that decides the training contexts; its hash names their folder."""
-        dataset = self.sweep.dataset
+        dataset = self.sweep.text
         return {
             **self._common_key(),
             **dataset.model_dump(include={"split", "seed", "repeat"}),
@@ -104,7 +104,7 @@ class _Preparation:
 
     def heldout_key(self) -> dict[str, Any]:
         """All that decides the held-out contexts; its hash names their folder."""
-        dataset, evaluation = self.sweep.dataset, self.sweep.evaluation
+        dataset, evaluation = self.sweep.text, self.sweep.evaluation
         return {
             **self._common_key(),
             "data": self.source.fingerprint(self.heldout_split or dataset.split, self.heldout_setting),
@@ -113,13 +113,13 @@ class _Preparation:
         }
 
     def _common_key(self) -> dict[str, Any]:
-        dataset, vocabulary = self.sweep.dataset, self.vocabulary
+        dataset, vocabulary = self.sweep.text, self.vocabulary
         return {
             "revision": REVISION,
             "tokenizer": vocabulary.fingerprint(),
             "eos": vocabulary.eos,  # ends each document; not among what the tokenizer's fingerprint covers
             "pad": None if self.is_text else vocabulary.pad,
-            "context_size": self.sweep.model.context_size,
+            "context_size": self.sweep.language_model.context_size,
             "contexts": self.as_contexts,
             "bos": self.bos,
             "special_ids": self.special_ids,
@@ -128,7 +128,7 @@ class _Preparation:
 
     def write_blocks(self, target: Path) -> list[int]:
         """Write the blocks of training contexts. Returns the rows of each."""
-        sweep, dataset, evaluation = self.sweep, self.sweep.dataset, self.sweep.evaluation
+        sweep, dataset, evaluation = self.sweep, self.sweep.text, self.sweep.evaluation
 
         def keep(document: str | list[int]) -> bool:
             return self.heldout_split is not None or not held_out_by_hash(document, evaluation.fraction)
@@ -155,7 +155,7 @@ class _Preparation:
 
     def write_heldout(self, target: Path) -> list[int]:
         """Write the held-out contexts. Returns their rows, as the one item of a list."""
-        dataset, evaluation = self.sweep.dataset, self.sweep.evaluation
+        dataset, evaluation = self.sweep.text, self.sweep.evaluation
 
         def keep(document: str | list[int]) -> bool:
             return self.heldout_split is not None or held_out_by_hash(document, evaluation.fraction)
@@ -181,17 +181,17 @@ class _Preparation:
         return [rows]
 
     def _documents(self, split: str, keep: Callable[[str | list[int]], bool], key: str) -> Documents:
-        return Documents(self.source, self.sweep.dataset, self.vocabulary, split, keep, key)
+        return Documents(self.source, self.sweep.text, self.vocabulary, split, keep, key)
 
     def _contexts(self, documents: Iterable[list[int]]) -> Iterator[list[int]]:
-        size = self.sweep.model.context_size
+        size = self.sweep.language_model.context_size
         if self.as_contexts:
             return as_they_are(documents, size, self.bos)
         return packed(documents, size, self.bos, have_bos=not self.is_text)
 
     def _count(self, tokens_BT: Tensor) -> int:
         """Rows of contexts [B, T]."""
-        return int(kept_mask(tokens_BT, self.special_ids, self.sweep.dataset.skip_positions).sum())
+        return int(kept_mask(tokens_BT, self.special_ids, self.sweep.text.skip_positions).sum())
 
     def _few_documents(self, documents: Documents) -> str:
         """Advice where there are too few documents to hold out some of them."""

@@ -20,7 +20,7 @@ from gsae_ray.driver.display import Display
 from gsae_ray.driver.prepare import PreparedSweep, prepare, producer_spec
 from gsae_ray.driver.references import evaluate_reference
 from gsae_ray.errors import NumericError, UserError, shown, suggest
-from gsae_ray.evaluation.metrics import Evaluation
+from gsae_ray.evaluation.metrics import AbsentSumError, Evaluation
 from gsae_ray.evaluation.reconstruction import check_width
 from gsae_ray.evaluation.task import Evaluate
 from gsae_ray.names import local_path
@@ -162,7 +162,7 @@ def _prepared(
     Raises:
         UserError: model or data cannot be had, or are others now.
     """
-    say(f"checking launch {launch_id}: model {sweep.model.name}, data {sweep.dataset.name}")
+    say(f"checking launch {launch_id}: {sweep.source}")
     prepared = prepare(sweep, root, say, tracking_uri)
     if prepared.evaluation.fingerprint != fingerprint:
         raise UserError(
@@ -183,7 +183,7 @@ def _producer(prepared: PreparedSweep, say: Callable[[str], None]) -> Iterator[C
             say(line)
 
     threads = torch.get_num_threads()
-    say("loading the language model")
+    say(f"starting a producer: {prepared.sweep.source}")
     try:
         producer = Producer(producer_spec(prepared))
         yield lambda task: producer.run(task, say_once)
@@ -201,7 +201,10 @@ def _rows(outcomes: StorageOutcomes, launch_id: str, root: Path, references: Seq
         evaluation = evaluation_of(root, reference, outcome.tags[EVALUATION])
         assert evaluation is not None, "it was made, or found, before"
         for metric in WITH_INTERVALS:
-            _, row[f"{metric}_low"], row[f"{metric}_high"] = interval(of(metric), [[evaluation["sequences"]]])
+            row[f"{metric}_low"] = row[f"{metric}_high"] = float("nan")
+            with contextlib.suppress(AbsentSumError):  # without a language model
+                _, row[f"{metric}_low"], row[f"{metric}_high"] = interval(of(metric), [[evaluation["sequences"]]])
         rows.append(row)
     ends = [f"{metric}_{end}" for metric in WITH_INTERVALS for end in ("low", "high")]
-    return pd.DataFrame(rows)[[*columns(), "source", *ends]]
+    table = pd.DataFrame(rows)
+    return table[[*columns(table), "source", *ends]]

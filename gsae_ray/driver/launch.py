@@ -121,7 +121,7 @@ def run(
     uri = resolve_uri(tracking_uri)
     check_tracking(uri, sweep.experiment_name)
     display = Display(console or Console(stderr=True))
-    display.phase(f"checking {sweep.name}: model {sweep.model.name}, data {sweep.dataset.name}")
+    display.phase(f"checking {sweep.name}: {sweep.source}")
     prepared = prepare(sweep, root, display.phase, uri)
     _LOG.info("%d trials, %d blocks of activations", len(prepared.trials), len(prepared.layout.rows))
     folder = root / sweep.name

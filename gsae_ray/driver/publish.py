@@ -54,19 +54,14 @@ def open_mirror(launch: Launch, uri: str) -> Mirror:
 
 def _params(prepared: PreparedSweep) -> dict[str, Any]:
     """Returns the parameters of the launch's run."""
-    sweep = prepared.sweep
+    source = prepared.source
     return {
-        "model": sweep.model.name,
-        "dataset": sweep.dataset.name,
-        "context_size": sweep.model.context_size,
-        "dtype": sweep.model.dtype,
-        "skip_positions": sweep.dataset.skip_positions,
-        "skip_special_tokens": sweep.dataset.skip_special_tokens,
-        "max_norm": sweep.dataset.max_norm,
+        **source.params,
+        "max_norm": prepared.sweep.dataset.max_norm,
         "trials": len(prepared.trials),
         "rows_per_block": prepared.layout.rows[0],
         "blocks": len(prepared.layout.rows),
-        "heldout_rows": prepared.tokens.heldout_rows,
+        "heldout_rows": source.heldout_rows,
     }
 
 

@@ -160,11 +160,6 @@ class TrialRunner:
             threads=sweep.trials.cpus,
             gpu=sweep.trials.gpus != 0,
             evaluate_every_tokens=sweep.evaluation.every_tokens,
-            modules=prepared.modules,
-            metadata={
-                "sweep": sweep.name,
-                "model": sweep.model.model_dump(),
-                "dataset": {**sweep.dataset.model_dump(), "prepend_bos": prepared.tokens.prepends_bos},
-                "versions": versions(),
-            },
+            modules=dict(prepared.source.modules),
+            metadata={"sweep": sweep.name, **prepared.source.metadata, "versions": versions()},
         )

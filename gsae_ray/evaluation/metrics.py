@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -39,6 +39,23 @@ SUMS = {
     "kl": "KL(clean ‖ spliced)",
 }
 """Name -> what is summed, over the rows (or scored positions) of a context."""
+FEATURE_SUMS = {
+    "true_active": "true features that are active",
+    "with_child": "pairs of a true feature and its child, both found by the SAE, of which the child is active",
+    "absorbed": "those of them whose child's latent is active, and the parent's is not",
+}
+"""The same where the true features of the rows are known (`evaluation.known_features`)."""
+WHOLE = {
+    "alive_fraction": "share of features that were active on some held-out row",
+    "mcc": "mean |cosine| of true features with the decoder rows that are matched to them",
+    "feature_precision": "mean precision of true features",
+    "feature_recall": "mean recall of true features",
+    "feature_f1": "mean F1 of true features",
+    "splitting": "mean number of latents of a true feature that has any",
+}
+"""Name -> what is known of an evaluation as a whole: no sum over contexts gives it."""
+Takes = Literal["rows", "model", "features"]
+"""What a metric takes: rows and what an SAE makes of them; a language model's losses too; the true features too."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,6 +73,8 @@ class Metric:
     """Whether it is a column of `gsae_ray.frontier`."""
     table: bool
     """Whether it is a column of the table that the command line prints, too."""
+    takes: Takes = "rows"
+    """Of a metric that takes true features there is a column only where some SAE has it."""
 
 
 METRICS: dict[str, Metric] = {}
@@ -63,7 +82,13 @@ METRICS: dict[str, Metric] = {}
 
 
 def metric(
-    meaning: str, *, since: int, resampled: bool = True, column: bool = True, table: bool = False
+    meaning: str,
+    *,
+    since: int,
+    resampled: bool = True,
+    column: bool = True,
+    table: bool = False,
+    takes: Takes = "rows",
 ) -> Callable[[Formula], Formula]:
     """Adds a function to `METRICS`, under its own name.
 
@@ -73,10 +98,11 @@ def metric(
         resampled: as `Metric.resampled`.
         column: as `Metric.column`.
         table: as `Metric.table`.
+        takes: as `Metric.takes`.
     """
 
     def add(formula: Formula) -> Formula:
-        METRICS[formula.__name__] = Metric(formula, meaning, since, resampled, column, table)
+        METRICS[formula.__name__] = Metric(formula, meaning, since, resampled, column, table, takes)
         return formula
 
     return add
@@ -88,7 +114,10 @@ def l0(s: Sums) -> Array:
 
 
 @metric(
-    "1 − (CE(x̂) − CE(clean)) / (CE(zero) − CE(clean)); may exceed 1 or be negative, never clipped", since=1, table=True
+    "1 − (CE(x̂) − CE(clean)) / (CE(zero) − CE(clean)); may exceed 1 or be negative, never clipped",
+    since=1,
+    table=True,
+    takes="model",
 )
 def loss_recovered(s: Sums) -> Array:
     return 1 - _ratio(ce_spliced(s) - ce_clean(s), ce_zero(s) - ce_clean(s))
@@ -104,22 +133,22 @@ def fvu(s: Sums) -> Array:
     return _ratio(s["error_sq"], s["centred_sq"])
 
 
-@metric("KL(clean ‖ spliced) in nats, mean over positions", since=1)
+@metric("KL(clean ‖ spliced) in nats, mean over positions", since=1, takes="model")
 def kl(s: Sums) -> Array:
     return _ratio(s["kl"], s["positions"])
 
 
-@metric("next-token loss in nats", since=1)
+@metric("next-token loss in nats", since=1, takes="model")
 def ce_clean(s: Sums) -> Array:
     return _ratio(s["nll_clean"], s["positions"])
 
 
-@metric("next-token loss with x̂ in place of x", since=1)
+@metric("next-token loss with x̂ in place of x", since=1, takes="model")
 def ce_spliced(s: Sums) -> Array:
     return _ratio(s["nll_spliced"], s["positions"])
 
 
-@metric("next-token loss with 0 in place of x", since=1)
+@metric("next-token loss with 0 in place of x", since=1, takes="model")
 def ce_zero(s: Sums) -> Array:
     return _ratio(s["nll_zero"], s["positions"])
 
@@ -127,6 +156,76 @@ def ce_zero(s: Sums) -> Array:
 @metric("share of features that were active on some held-out row", since=1, resampled=False, table=True)
 def alive_fraction(s: Sums) -> Array:
     return np.asarray(s["alive_fraction"])  # of all contexts together: no sum over contexts gives it
+
+
+@metric(
+    "mean over the true features of |cosine| with the decoder row of the alive latent that is matched to them, one to "
+    "one; 0 where none is left",
+    since=1,
+    resampled=False,
+    table=True,
+    takes="features",
+)
+def mcc(s: Sums) -> Array:
+    return np.asarray(s["mcc"])
+
+
+@metric(
+    "of the rows on which its matched latent is active, the share on which a true feature is; mean over the features",
+    since=1,
+    resampled=False,
+    table=True,
+    takes="features",
+)
+def feature_precision(s: Sums) -> Array:
+    return np.asarray(s["feature_precision"])
+
+
+@metric(
+    "of the rows on which a true feature is active, the share on which its matched latent is; mean over the features",
+    since=1,
+    resampled=False,
+    table=True,
+    takes="features",
+)
+def feature_recall(s: Sums) -> Array:
+    return np.asarray(s["feature_recall"])
+
+
+@metric(
+    "harmonic mean of a true feature's precision and recall; mean over the features",
+    since=1,
+    resampled=False,
+    takes="features",
+)
+def feature_f1(s: Sums) -> Array:
+    return np.asarray(s["feature_f1"])
+
+
+@metric(
+    "share of a child's activity on which its parent's latent is off and its own on; over all pairs that are found",
+    since=1,
+    table=True,
+    takes="features",
+)
+def absorption(s: Sums) -> Array:
+    return _ratio(s["absorbed"], s["with_child"])
+
+
+@metric(
+    "latents that are mostly active on one true feature, and nearest to it, ÷ the true features that have such",
+    since=1,
+    resampled=False,
+    table=True,
+    takes="features",
+)
+def splitting(s: Sums) -> Array:
+    return np.asarray(s["splitting"])
+
+
+@metric("mean number of active true features of a row", since=1, table=True, takes="features")
+def true_l0(s: Sums) -> Array:
+    return _ratio(s["true_active"], s["rows"])
 
 
 @metric("rows evaluated", since=1, resampled=False, column=False)
@@ -139,31 +238,37 @@ def schema_version() -> int:
     return max(metric.since for metric in METRICS.values())
 
 
-def columns() -> list[str]:
-    """The metrics that are columns of `gsae_ray.frontier`."""
-    return [name for name, metric in METRICS.items() if metric.column]
+def columns(features: bool = False) -> list[str]:
+    """The metrics that are columns of `gsae_ray.frontier`: of every one, or those that only take true features have."""
+    return [name for name, metric in METRICS.items() if metric.column and (metric.takes == "features") == features]
 
 
-def resampled() -> dict[str, Formula]:
-    """Name -> formula of the metrics that can be had of resampled contexts."""
-    return {name: metric.formula for name, metric in METRICS.items() if metric.resampled}
+def quality(s: Sums) -> Array:
+    """What a frontier has beside L0: loss recovered; without a language model 1 − FVU, the explained variance."""
+    return loss_recovered(s) if "nll_spliced" in s else 1 - fvu(s)
+
+
+def resampled(features: bool = False) -> dict[str, Formula]:
+    """Name -> formula of the metrics that can be had of resampled contexts; `features`: those too that take these."""
+    taken = [name for name, metric in METRICS.items() if features or metric.takes != "features"]
+    return {name: METRICS[name].formula for name in taken if METRICS[name].resampled}
 
 
 class AbsentSumError(UserError):
-    """An evaluation lacks a sum that a metric takes: without a language model there are no cross-entropies."""
+    """An evaluation lacks what a metric takes: without a language model there are no cross-entropies."""
 
 
 class Totals(dict[str, Any]):
     """The sums that an evaluation has, as a formula takes them.
 
     Raises:
-        AbsentSumError: one of `SUMS` is asked for that is not among them.
+        AbsentSumError: one is asked for that is known, and not among them.
         KeyError: there is no such sum at all.
     """
 
     def __missing__(self, name: str) -> Any:
-        if name in SUMS:
-            raise AbsentSumError(f"{name}: this evaluation has no such sum ({SUMS[name]}), and no metric that takes it")
+        if (meaning := {**SUMS, **FEATURE_SUMS, **WHOLE}.get(name)) is not None:
+            raise AbsentSumError(f"{name}: this evaluation has no such sum ({meaning}), and no metric that takes it")
         raise KeyError(name)
 
 
@@ -173,18 +278,24 @@ class Evaluation(NamedTuple):
     metrics: dict[str, float]
     """Every one of `METRICS` whose sums are there: without a language model there are no cross-entropies."""
     sequences: dict[str, list[float]]
-    """Name of `SUMS` -> a number for each held-out context (or group of rows) in their fixed order."""
+    """Name of `SUMS` or `FEATURE_SUMS` -> a number for each held-out context (or group of rows), in a fixed order."""
     schema: int
     """`schema_version()` in the process that computed the metrics."""
 
     @classmethod
-    def of(cls, sequences: dict[str, list[float]], alive_fraction: float) -> Evaluation:
+    def of(cls, sequences: dict[str, list[float]], alive_fraction: float, **whole: float) -> Evaluation:
         """The evaluation with those sums of each context; metrics of which a sum is absent are left out.
 
+        Args:
+            sequences: as the field.
+            alive_fraction: as in `WHOLE`.
+            **whole: what else of `WHOLE` is known.
+
         Raises:
-            KeyError: a formula asks for what is none of `SUMS`.
+            KeyError: a formula asks for what is none of them.
         """
-        totals = Totals({name: np.sum(values) for name, values in sequences.items()}, alive_fraction=alive_fraction)
+        sums = {name: np.sum(values) for name, values in sequences.items()}
+        totals = Totals(sums, alive_fraction=alive_fraction, **whole)
         metrics: dict[str, float] = {}
         for name, metric in METRICS.items():
             try:

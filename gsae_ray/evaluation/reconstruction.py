@@ -36,6 +36,11 @@ def check_width(cfg: SAEConfig, site: Site, width: int) -> None:
         )
 
 
+def encode(sae: SAE, x_RD: Tensor, pursuit_l0: int | None) -> Tensor:
+    """Feature activations [R, d_sae] of rows; arguments as of `reconstruct`."""
+    return sae.encode(x_RD) if pursuit_l0 is None else gradient_pursuit(x_RD, sae.W_dec, sae.b_dec, pursuit_l0)
+
+
 def reconstruct(sae: SAE, x_RD: Tensor, mean_D: Tensor, pursuit_l0: int | None) -> Reconstruction:
     """Encodes rows, decodes them, and measures the difference.
 
@@ -45,7 +50,7 @@ def reconstruct(sae: SAE, x_RD: Tensor, mean_D: Tensor, pursuit_l0: int | None) 
         mean_D: mean of all held-out rows of the site, float64.
         pursuit_l0: at most so many features a row, found by gradient pursuit, in place of the SAE's own encoder.
     """
-    acts_RF = sae.encode(x_RD) if pursuit_l0 is None else gradient_pursuit(x_RD, sae.W_dec, sae.b_dec, pursuit_l0)
+    acts_RF = encode(sae, x_RD, pursuit_l0)
     x_hat_RD = sae.decode(acts_RF)
     active_RF = acts_RF > 0
     x, x_hat = x_RD.double(), x_hat_RD.double()

@@ -10,8 +10,9 @@ from torch import Tensor
 
 from gsae_ray.config.site import Site
 from gsae_ray.errors import not_finite
+from gsae_ray.evaluation.known_features import Detection, match
 from gsae_ray.evaluation.metrics import Evaluation
-from gsae_ray.evaluation.reconstruction import check_width, reconstruct
+from gsae_ray.evaluation.reconstruction import check_width, encode, reconstruct
 from gsae_ray.language_model.massive_norms import square_norm_limit, square_norms, takes_part
 from gsae_ray.language_model.source import HeldOutRows
 from gsae_ray.saes import SAE
@@ -64,11 +65,34 @@ class RowEvaluator:
         for x_RD, group_R in self._taking_part(site, rows.limit):
             found = reconstruct(sae, x_RD.float(), rows.mean_D, pursuit_l0)
             active_F += found.active_RF.sum(0)
-            for name, values_R in {"rows": torch.ones_like(group_R), **found.values}.items():
-                empty = torch.zeros(self.heldout.groups, dtype=torch.float64, device=self.device)
-                sums.setdefault(name, empty).index_add_(0, group_R, values_R.double())
+            self._add(sums, group_R, {"rows": torch.ones_like(group_R), **found.values})
+        whole = self._detect(site, sae, pursuit_l0, active_F > 0, sums) if self.heldout.features else {}
         sequences = {name: sums_G.tolist() for name, sums_G in sums.items()}
-        return Evaluation.of(sequences, alive_fraction=(active_F > 0).double().mean().item())
+        return Evaluation.of(sequences, alive_fraction=(active_F > 0).double().mean().item(), **whole)
+
+    def _detect(
+        self, site: Site, sae: SAE, pursuit_l0: int | None, alive_F: Tensor, sums: dict[str, Tensor]
+    ) -> dict[str, float]:
+        """Compares an SAE with the true features of the rows, and adds to `sums`.
+
+        A second pass: which latents stand for which true features is known once it is known which are alive.
+        """
+        known = self.heldout.features
+        assert known is not None
+        detection = Detection(known, match(known.directions_GD, sae.W_dec, alive_F))
+        limit = self._sites[site].limit
+        for x_RD, group_R, true_active_RG in known.batches(site.name):
+            part_R = takes_part(square_norms(x_RD), limit)
+            acts_RF = encode(sae, x_RD[part_R].float().to(self.device), pursuit_l0)
+            found = detection.add((acts_RF > 0).cpu(), true_active_RG[part_R])
+            self._add(sums, group_R[part_R].to(self.device), found)
+        return detection.whole()
+
+    def _add(self, sums: dict[str, Tensor], group_R: Tensor, values: dict[str, Tensor]) -> None:
+        """Adds what rows add to sums of their groups."""
+        for name, values_R in values.items():
+            empty = torch.zeros(self.heldout.groups, dtype=torch.float64, device=self.device)
+            sums.setdefault(name, empty).index_add_(0, group_R, values_R.to(self.device).double())
 
     def _measure(self, site: Site) -> _SiteRows:
         """Passes over the rows twice: for their norms, and for the mean of those that take part."""

@@ -148,12 +148,12 @@ def _check_paths(sweep: Sweep) -> None:
     Raises:
         UserError: it does.
     """
-    names = {
-        "model.name": sweep.model.name,
-        "model.tokenizer": sweep.model.tokenizer,
-        "dataset.name": sweep.dataset.name,
-        **{f"references.{i}.source": reference.source for i, reference in enumerate(sweep.references)},
+    names: dict[str, str | None] = {
+        f"references.{i}.source": reference.source for i, reference in enumerate(sweep.references)
     }
+    if not sweep.is_synthetic:
+        model, text = sweep.language_model, sweep.text
+        names = {"model.name": model.name, "model.tokenizer": model.tokenizer, "dataset.name": text.name, **names}
     for key, name in names.items():
         if name is None or name == "builtin" or name.startswith(("/", "~")):
             continue

@@ -33,6 +33,18 @@ class HeldOutContexts:
 
 
 @dataclasses.dataclass(frozen=True)
+class KnownFeatures:
+    """The truth about held-out rows that were made from features: what an SAE is to find."""
+
+    directions_GD: Tensor
+    """Direction of each true feature: unit vectors, float32."""
+    parent_G: Tensor
+    """The feature without which one is never active; −1: none."""
+    batches: Callable[[str], Iterable[tuple[Tensor, Tensor, Tensor]]]
+    """As `HeldOutRows.batches`, with which true features are active on each row [R, G], on the CPU."""
+
+
+@dataclasses.dataclass(frozen=True)
 class HeldOutRows:
     """Held-out rows of a source that cannot splice: nothing is known of a language model's losses.
 
@@ -42,6 +54,8 @@ class HeldOutRows:
     groups: int
     batches: Callable[[str], Iterable[tuple[Tensor, Tensor]]]
     """Site name -> batches of (rows [R, n], group of each row [R], from 0); always the same ones."""
+    features: KnownFeatures | None = None
+    """What the rows were made from, where that is known."""
 
 
 class ActivationSource(Protocol):

@@ -15,7 +15,7 @@ from gsae_ray import saes  # its names are imported at first use: `load` imports
 from gsae_ray.config.sections import OWN
 from gsae_ray.errors import UserError, first_line
 from gsae_ray.files import write_together
-from gsae_ray.results.comparison import check_tokens, own_saes
+from gsae_ray.results.comparison import LOSS_RECOVERED, check_tokens, own_saes, quality_of
 from gsae_ray.results.frontier import MIXED, frontier, outcomes_of
 from gsae_ray.results.outcomes import Outcomes
 from gsae_ray.results.references import load_reference
@@ -41,7 +41,8 @@ def choose(
 ) -> pd.Series[Any]:
     """The row of the best SAE: the highest loss recovered with L0 ≤ max_l0, or the lowest L0 that recovers enough.
 
-    It is one of the sweep's own SAEs, unless `with_references`.
+    It is one of the sweep's own SAEs, unless `with_references`. Without a language model explained variance stands in
+    the place of loss recovered (see `quality_of`).
 
     Raises:
         UserError: rows of several sites, or numbers of tokens that may not be mixed; not exactly one constraint, or
@@ -58,11 +59,17 @@ def choose(
         check_tokens(rows)
     if (max_l0 is None) == (min_loss_recovered is None):
         raise UserError("best: give either max_l0 (e.g. 40) or min_loss_recovered (e.g. 0.95)")
+    quality = quality_of(rows)
     if max_l0 is not None:
         fitting = rows[rows["l0"] <= max_l0]
         if fitting.empty:
             raise UserError(f"max_l0: no SAE has L0 <= {max_l0:g}; the lowest is {rows['l0'].min():.3g}")
-        return fitting.loc[fitting["loss_recovered"].idxmax()]
+        return fitting.loc[quality.of(fitting).idxmax()]
+    if quality != LOSS_RECOVERED:
+        raise UserError(
+            "min_loss_recovered: these SAEs were evaluated without a language model, so there is no loss recovered; "
+            f"give max_l0 (e.g. {math.ceil(rows['l0'].median())}) for the highest {quality.name}"
+        )
     fitting = rows[rows["loss_recovered"] >= min_loss_recovered]
     if fitting.empty:
         raise UserError(
@@ -100,8 +107,8 @@ def best(
     Args:
         experiment: as for `frontier`.
         site: only SAEs of this one.
-        max_l0: the highest loss recovered with at most this L0.
-        min_loss_recovered: the lowest L0 that recovers at least this.
+        max_l0: the highest loss recovered (without a language model: explained variance) with at most this L0.
+        min_loss_recovered: the lowest L0 that recovers at least this; only of SAEs of a language model.
         launch: as for `frontier`.
         tracking_uri: as for `frontier`.
         tokens: of SAEs that were trained on so many; "all": of any number. Where there are several, one is to be said.

@@ -1,8 +1,9 @@
-"""Comparing SAEs of a frontier: what may be compared, L0 at equal loss recovered, sums over each context."""
+"""Comparing SAEs of a frontier: by what, what may be compared, L0 at equal quality, sums over each context."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import dataclasses
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
@@ -10,13 +11,44 @@ import pandas as pd
 
 from gsae_ray.config.sections import OWN
 from gsae_ray.errors import UserError
+from gsae_ray.evaluation.metrics import METRICS
 from gsae_ray.results import curves
 from gsae_ray.tracking.artifacts import fetch_sequences
 
 
-def log_l0_at(rows: pd.DataFrame, loss_recovered: float) -> float:
-    """The logarithm of L0 on a frontier at a loss recovered (see `curves.log_l0_at`)."""
-    return float(curves.log_l0_at(*curve(rows), np.array(loss_recovered)))
+@dataclasses.dataclass(frozen=True)
+class Quality:
+    """What a frontier has beside L0, the higher the better."""
+
+    name: str
+    of: Callable[[pd.DataFrame], pd.Series[Any]]
+    """Table rows -> its values."""
+
+
+LOSS_RECOVERED = Quality("loss recovered", lambda rows: rows["loss_recovered"])
+EXPLAINED_VARIANCE = Quality("explained variance", lambda rows: 1 - rows["fvu"])
+
+
+def is_spliced(rows: pd.DataFrame) -> pd.Series[Any]:
+    """Of which table rows the SAE was spliced into a language model; its own loss is then always a number."""
+    recovered = rows["loss_recovered"].notna()
+    return recovered | rows["ce_clean"].notna() if "ce_clean" in rows else recovered
+
+
+def quality_of(rows: pd.DataFrame) -> Quality:
+    """Loss recovered; of SAEs that were evaluated without a language model the explained variance, 1 − FVU."""
+    return LOSS_RECOVERED if rows.empty or is_spliced(rows).any() else EXPLAINED_VARIANCE
+
+
+def table_metrics(rows: pd.DataFrame) -> list[str]:
+    """The metrics of the table for readers, as far as these SAEs can have them."""
+    absent = () if quality_of(rows) == LOSS_RECOVERED else ("model",)
+    return [name for name, metric in METRICS.items() if metric.table and name in rows and metric.takes not in absent]
+
+
+def log_l0_at(rows: pd.DataFrame, quality: float) -> float:
+    """The logarithm of L0 on a frontier at a loss recovered, or another `Quality` (see `curves.log_l0_at`)."""
+    return float(curves.log_l0_at(*curve(rows), np.array(quality)))
 
 
 def own_saes(rows: pd.DataFrame) -> pd.DataFrame:
@@ -77,6 +109,8 @@ def l0_ratio(
 ) -> float:
     """Mean ratio of L0 at equal loss recovered, over the range that both frontiers cover; NaN where there is none.
 
+    Without a language model it is that at equal explained variance (see `quality_of`).
+
     Raises:
         UserError: the rows were trained by several recipes, a group has references beside own SAEs, or they were
             trained on different numbers of tokens, and `mixed_recipes`, or `mixed_tokens`, does not say that this is
@@ -95,8 +129,8 @@ def l0_ratio(
 
 
 def curve(rows: pd.DataFrame) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
-    """(L0, loss recovered) of each row, as `curves` takes them."""
-    return rows["l0"].to_numpy(), rows["loss_recovered"].to_numpy()
+    """(L0, quality) of each row, as `curves` takes them; see `quality_of`."""
+    return rows["l0"].to_numpy(), quality_of(rows).of(rows).to_numpy()
 
 
 def labels(rows: pd.DataFrame) -> pd.Series[Any]:

@@ -14,7 +14,15 @@ from gsae_ray.config.sections import OWN
 from gsae_ray.errors import UserError, first_line, suggest
 from gsae_ray.evaluation import metrics
 from gsae_ray.evaluation.metrics import METRICS
-from gsae_ray.results.comparison import curve, listed, own_saes, recipes_differ
+from gsae_ray.results.comparison import (
+    LOSS_RECOVERED,
+    curve,
+    is_spliced,
+    listed,
+    own_saes,
+    quality_of,
+    recipes_differ,
+)
 from gsae_ray.results.curves import pareto
 from gsae_ray.results.outcomes import MLflowOutcomes, Outcome, Outcomes, StorageOutcomes
 from gsae_ray.results.references import UNKNOWN, row_of, trained_elsewhere
@@ -42,9 +50,18 @@ MIXED = "all"
 """In place of a number of tokens: SAEs of any number, together."""
 
 
-def columns() -> list[str]:
-    """The columns of a frontier: settings of each trial, its metrics, and the rest."""
-    return [*SETTINGS, *metrics.columns(), *REST]
+def columns(rows: pd.DataFrame | None = None) -> list[str]:
+    """The columns of a frontier: settings of each trial, its metrics, and the rest.
+
+    Args:
+        rows: of it; metrics that take true features are columns only where some SAE has them.
+    """
+    return [*SETTINGS, *metrics.columns(), *([] if rows is None else _of_true_features(rows)), *REST]
+
+
+def _of_true_features(rows: pd.DataFrame) -> list[str]:
+    """The metrics that take true features, as far as some table row has them."""
+    return [name for name in metrics.columns(features=True) if rows[name].notna().any()]
 
 
 def outcomes_of(experiment: str, tracking_uri: str | None, storage: str | Path | None) -> Outcomes:
@@ -147,7 +164,8 @@ def frontier(
     """The evaluated SAEs of a sweep and its references, SAEs from elsewhere; sorted by site, tokens and L0.
 
     Failed and unfinished trials are left out, and SAEs with L0 = 0, or without a finite L0 and loss recovered. Other
-    metrics may be NaN.
+    metrics may be NaN. Where SAEs were evaluated without a language model the explained variance, 1 − FVU, is in the
+    place of loss recovered, which is NaN; where the true features are known, there are columns more.
 
     Args:
         experiment: the MLflow experiment, by default the sweep's name.
@@ -163,7 +181,8 @@ def frontier(
     Returns:
         One row a trial and one a reference, with the columns `columns()`; of pursuit, one row a trial and target, no
         references, and a column `pursuit_l0` more. `on_frontier`: no SAE of its site, and number of tokens unless those
-        are "all", has a lower L0 and a higher loss recovered; never a reference's, unless `with_references`.
+        are "all", has a lower L0 and a higher loss recovered (or explained
+        variance); never a reference's, unless `with_references`.
         `recipe`: objective/schedule of the training, and what deviates from them; `variant`: options of the
         architecture that are not at their defaults; `sink_share`: what of the site's E‖x‖² its largest
         0.1 % of rows hold (see `dataset.max_norm`); `origin`: `own`, or what a reference is called. Of a reference,
@@ -202,24 +221,24 @@ def frontier(
         rows = rows[rows["site"] == site]
     sharing = ["site"] if tokens == MIXED else ["site", "tokens"]
     rows = _of_tokens(rows, tokens).sort_values([*sharing, "l0", "trial"])
-    # Where there is a language model, its own loss is always a number.
-    spliced = rows["loss_recovered"].notna() | rows["ce_clean"].notna()
+    quality = quality_of(rows)
+    spliced = is_spliced(rows) if quality == LOSS_RECOVERED else rows["fvu"].notna()
     if not spliced.all():
         notes.append(
             "without a language model there is no loss recovered, so evaluations on rows alone are left out: "
             f"{(~spliced).sum()} of {len(rows)}"
         )
-    usable = (rows["l0"] > 0) & np.isfinite(rows["l0"]) & np.isfinite(rows["loss_recovered"])
+    usable = (rows["l0"] > 0) & np.isfinite(rows["l0"]) & np.isfinite(quality.of(rows))
     notes += [
-        f"{_named(row)} is left out: L0 = {row['l0']:g}, loss recovered {row['loss_recovered']:g}"
-        for _, row in rows[spliced & ~usable].iterrows()
+        f"{_named(row)} is left out: L0 = {row['l0']:g}, {quality.name} {value:g}"
+        for (_, row), value in zip(rows[spliced & ~usable].iterrows(), quality.of(rows[spliced & ~usable]), strict=True)
     ]
     rows = rows[usable].reset_index(drop=True)
     rows["on_frontier"] = False
     for group in _frontiers(rows, tokens, with_references):
         rows.loc[group.index, "on_frontier"] |= pareto(*curve(group))
     rows.attrs["notes"] = notes + _caveats(rows, tokens)
-    return rows[[*columns(), *(["pursuit_l0"] if encoder == "pursuit" else [])]]
+    return rows[[*columns(rows), *(["pursuit_l0"] if encoder == "pursuit" else [])]]
 
 
 def _frontiers(rows: pd.DataFrame, tokens: int | str | None, with_references: bool) -> Iterator[pd.DataFrame]:
@@ -276,7 +295,8 @@ def _evaluated(
 
 def metrics_of(evaluation: Mapping[str, float]) -> dict[str, float]:
     """The metrics that are columns; NaN for those that an evaluation lacks."""
-    return {name: evaluation.get(name, float("nan")) for name in metrics.columns()}
+    names = [*metrics.columns(), *metrics.columns(features=True)]
+    return {name: evaluation.get(name, float("nan")) for name in names}
 
 
 def _named(row: pd.Series[Any]) -> str:
@@ -285,10 +305,14 @@ def _named(row: pd.Series[Any]) -> str:
     return f"{name}, pursuit L0 {row['pursuit_l0']}," if "pursuit_l0" in row else name
 
 
-def _not_finite(row: pd.Series[Any]) -> list[str]:
-    """The metrics of a table row that are not finite, of those that evaluations of its schema carry."""
-    carried = [name for name in metrics.columns() if METRICS[name].since <= row["schema"]]
-    return [name for name in carried if not np.isfinite(row[name])]
+def _not_finite(rows: pd.DataFrame) -> Iterator[tuple[pd.Series[Any], list[str]]]:
+    """Table rows with the metrics of each that are not finite, of those that evaluations of its schema carry."""
+    left_out = () if quality_of(rows) == LOSS_RECOVERED else ("model",)
+    names = [name for name in metrics.columns() if METRICS[name].takes not in left_out] + _of_true_features(rows)
+    for _, row in rows.iterrows():
+        carried = [name for name in names if METRICS[name].since <= row["schema"]]
+        if undefined := [name for name in carried if not np.isfinite(row[name])]:
+            yield row, undefined
 
 
 def _caveats(rows: pd.DataFrame, tokens: int | str | None) -> list[str]:
@@ -309,11 +333,7 @@ def _caveats(rows: pd.DataFrame, tokens: int | str | None) -> list[str]:
         gap = float((group["ce_zero"] - group["ce_clean"]).iloc[0])
         if gap < MEANINGFUL_NATS:
             notes.append(f"{name}: zero-ablation costs only {gap:.3f} nats, so loss recovered means little there")
-    notes += [
-        f"{_named(row)} has no finite {', '.join(undefined)}"
-        for _, row in rows.iterrows()
-        if (undefined := _not_finite(row))
-    ]
+    notes += [f"{_named(row)} has no finite {', '.join(undefined)}" for row, undefined in _not_finite(rows)]
     for _, row in rows.iterrows():
         notes += trained_elsewhere(row["origin"], row["site"], row["trained_at"])
     outdated = own[own["schema"] < metrics.schema_version()]

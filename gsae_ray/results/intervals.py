@@ -49,17 +49,17 @@ def of(metric: str, sae: int = 0) -> Statistic:
     Raises:
         UserError: there is no such metric.
     """
-    known = resampled()
+    known = resampled(features=True)
     if metric not in known:
         raise UserError(f"metric: unknown {metric!r}; {suggest(metric, known)}")
     return lambda saes: known[metric](saes[sae])
 
 
 def l0_ratio(better: Sequence[int], base: Sequence[int]) -> Statistic:
-    """`curves.l0_ratio` at equal loss recovered, of two groups of SAEs, given by their positions."""
+    """`curves.l0_ratio` at equal loss recovered (see `metrics.quality`), of two groups of SAEs by their positions."""
 
     def ratio(saes: Sequence[Sums]) -> Array:
-        l0, quality = (np.stack([metric(sums) for sums in saes]) for metric in (metrics.l0, metrics.loss_recovered))
+        l0, quality = (np.stack([metric(sums) for sums in saes]) for metric in (metrics.l0, metrics.quality))
 
         def curve(group: Sequence[int], draw: int) -> tuple[Array, Array]:
             return l0[list(group), draw], quality[list(group), draw]

@@ -10,8 +10,9 @@ import pandas as pd
 import yaml
 
 from gsae_ray.config.recipe import show
+from gsae_ray.config.synthetic import SYNTHETIC
 from gsae_ray.evaluation.metrics import METRICS
-from gsae_ray.results.comparison import labels
+from gsae_ray.results.comparison import labels, quality_of, table_metrics
 from gsae_ray.results.intervals import Interval
 from gsae_ray.saes import SAEConfig
 from gsae_ray.saes.hub import is_repository
@@ -22,6 +23,10 @@ LIBRARY = "saelens"
 TAGS = ["sparse-autoencoder", "mechanistic-interpretability", "gsae-ray"]
 SECTIONS = ("model", "dataset", "training")
 """What of an SAE's metadata is its recipe, beside its hyperparameters."""
+
+
+_OURS = {"builtin": "the built-in model of gsae-ray", SYNTHETIC: "synthetic activations of gsae-ray"}
+"""What a model of a sweep file is, where its name is none of the hub."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,19 +63,18 @@ def model_card(
     front: dict[str, Any] = {"library_name": LIBRARY, "tags": TAGS}
     front |= {"license": license} if license else {}
     front |= {key: found for key, names in (("base_model", models), ("datasets", texts)) if (found := _on_hub(names))}
-    named = [
-        "the built-in model of gsae-ray" if name == "builtin" else str(name) for name in models if name is not None
-    ]
+    named = [_OURS.get(name, str(name)) for name in models if name is not None]
+    quality = quality_of(pd.DataFrame([published.row for published in saes])).name
     of_models = f" of {' and '.join(named)}" if named else ""
     parts = [
         f"---\n{yaml.safe_dump(front, sort_keys=False, allow_unicode=True)}---",
         f"# {repository.partition('/')[2]}",
         f"{len(saes)} sparse autoencoders{of_models}: those of the sweep `{experiment}` that no other of their site "
-        f"beats in both L0 and loss recovered.{_trained_with(saes)}",
+        f"beats in both L0 and {quality}.{_trained_with(saes)}",
         "## Load",
         _loading(repository, saes),
         "## Frontier",
-        f"![L0 and loss recovered of all SAEs of the sweep]({PICTURE})",
+        f"![L0 and {quality} of all SAEs of the sweep]({PICTURE})",
         *_tables(saes),
         _legend(saes),
         *(["\n".join(f"- {note}" for note in notes)] if notes else []),
@@ -114,7 +118,7 @@ def _tables(saes: Sequence[PublishedSAE]) -> Iterable[str]:
     rows = rows.assign(architecture=labels(rows))
     differing = [name for name in ("recipe", "lr", "seed", "batch_size", "tokens") if rows[name].nunique() > 1]
     settings = ["architecture", "d_sae", "sparsity", *differing]
-    measured = [name for name, metric in METRICS.items() if metric.table]
+    measured = table_metrics(rows)
     for site in _distinct(rows["site"]):
         lines = [_line(["folder", *(name.replace("_", " ") for name in (*settings, *measured))])]
         lines += [_line(["---"] * (1 + len(settings) + len(measured)))]
@@ -138,7 +142,8 @@ def _measured(published: PublishedSAE, name: str) -> str:
 
 def _legend(saes: Sequence[PublishedSAE]) -> str:
     over = " and ".join(f"{count:,}" for count in _distinct(published.contexts for published in saes))
-    meanings = [f"- {name.replace('_', ' ')}: {metric.meaning}" for name, metric in METRICS.items() if metric.table]
+    rows = pd.DataFrame([published.row for published in saes])
+    meanings = [f"- {name.replace('_', ' ')}: {METRICS[name].meaning}" for name in table_metrics(rows)]
     return "\n".join([f"In brackets: 95 % bootstrap intervals over the {over} held-out contexts.", "", *meanings])
 
 

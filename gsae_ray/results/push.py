@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import shutil
 import tempfile
@@ -12,8 +13,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from gsae_ray.config.synthetic import SYNTHETIC
 from gsae_ray.errors import UserError, first_line, shown
-from gsae_ray.evaluation.metrics import METRICS, resampled
+from gsae_ray.evaluation.metrics import METRICS, AbsentSumError, resampled
 from gsae_ray.names import folder_name, local_path
 from gsae_ray.results.comparison import check_tokens, own_saes, sequences
 from gsae_ray.results.frontier import frontier
@@ -149,8 +151,12 @@ def folder_names(rows: pd.DataFrame) -> list[str]:
 def _intervals(run_id: str, tracking_uri: str | None) -> tuple[dict[str, Interval], int]:
     """The intervals of the metrics that are shown, and the number of contexts that they are over."""
     sums = sequences(run_id, tracking_uri)
-    shown_metrics = [name for name, metric in METRICS.items() if metric.table and name in resampled()]
-    return {name: interval(of(name), [[sums]]) for name in shown_metrics}, len(np.atleast_1d(sums["rows"]))
+    shown_metrics = [name for name, metric in METRICS.items() if metric.table and name in resampled(features=True)]
+    found: dict[str, Interval] = {}
+    for name in shown_metrics:
+        with contextlib.suppress(AbsentSumError):  # without a language model some are
+            found[name] = interval(of(name), [[sums]])
+    return found, len(np.atleast_1d(sums["rows"]))
 
 
 def _public(sae: SAE, base_model: str | None) -> SAE:
@@ -178,7 +184,8 @@ def _public(sae: SAE, base_model: str | None) -> SAE:
 
 def _is_local(source: dict[str, Any]) -> bool:
     """Whether a sweep read its model or data from files: of what comes from the hub the commit was written down."""
-    return isinstance(source.get("name"), str) and source["name"] != "builtin" and source.get("revision") is None
+    ours = source.get("name") in ("builtin", SYNTHETIC)
+    return isinstance(source.get("name"), str) and not ours and source.get("revision") is None
 
 
 def _is_path(text: str) -> bool:

@@ -11,6 +11,8 @@ from gsae_ray.saes.transformer_lens_names import TRANSFORMER_LENS_MODELS
 VERSION = "6.54.12"
 """The SAELens that this was checked against; it drops the `metadata` of a file that names none, or one before 6.0.0."""
 MATRYOSHKA = "matryoshka_batchtopk"
+NO_MODEL = "synthetic"
+"""The site of activations that are of no language model."""
 NO_FORM = "none: "
 """An `architecture` that begins so says why SAELens has none; its KeyError shows the rest."""
 
@@ -80,6 +82,7 @@ def _hook(site: str, place: object) -> dict[str, str]:
         site = place
     module, _, io = site.rpartition(":")
     if not module:
-        return {"model_class_name": "HookedTransformer", "hook_name": site} if site else {}
+        known_hook = site and site != NO_MODEL
+        return {"model_class_name": "HookedTransformer", "hook_name": site} if known_hook else {}
     known = {"model_class_name": "AutoModelForCausalLM"}
     return {**known, "hook_name": module} if io == "output" else known

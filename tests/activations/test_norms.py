@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from producers import model_of
+from producers import model_of, tokens_of
 from stores import WIDTHS, ArrayProducer, Store, layout_of, play, readers_of, train
 from torch import Tensor
 from trials import random_sae
@@ -56,8 +56,8 @@ def plan(tmp_path_factory: pytest.TempPathFactory) -> PreparedSweep:
 @pytest.fixture(scope="module")
 def sink(plan: PreparedSweep) -> int:
     """A token of about 0.1 % of the rows of block 0."""
-    tokens_ST = plan.tokens.block(0)
-    counts = torch.bincount(tokens_ST[plan.tokens.kept(tokens_ST)])
+    tokens_ST = tokens_of(plan).block(0)
+    counts = torch.bincount(tokens_ST[tokens_of(plan).kept(tokens_ST)])
     return int((counts - counts.sum() / 1000).abs().argmin())
 
 
@@ -75,8 +75,8 @@ def producer(plan: PreparedSweep, sink: int) -> Producer:
 
 def rows_by_hand(producer: Producer, plan: PreparedSweep, site: str, sink: int) -> tuple[Tensor, Tensor, Tensor]:
     """(rows of block 0 in float64, which of them are sinks, their positions)."""
-    tokens_ST = plan.tokens.block(0)
-    kept_ST = plan.tokens.kept(tokens_ST)
+    tokens_ST = tokens_of(plan).block(0)
+    kept_ST = tokens_of(plan).kept(tokens_ST)
     x_STn = capture(model_of(producer), tokens_ST, [Site(site)])[Site(site)]
     positions_ST = torch.arange(tokens_ST.shape[1]).expand_as(tokens_ST)
     return x_STn[kept_ST].double(), (tokens_ST == sink)[kept_ST], positions_ST[kept_ST]
@@ -175,8 +175,8 @@ def test_norms_are_taken_in_float64() -> None:
 def test_producers_evaluate_without_the_rows_of_massive_norm_of_each_site(
     plan: PreparedSweep, producer: Producer, sink: int
 ) -> None:
-    tokens_ET = plan.tokens.heldout()
-    kept_ET = plan.tokens.kept(tokens_ET)
+    tokens_ET = tokens_of(plan).heldout()
+    kept_ET = tokens_of(plan).kept(tokens_ET)
     sinks_E = ((tokens_ET == sink) & kept_ET).sum(1)
     assert sinks_E.sum() > 0
     for trial, left_out_E in zip(plan.trials, (sinks_E, torch.zeros_like(sinks_E)), strict=True):
@@ -193,7 +193,7 @@ def test_max_norm_is_part_of_a_trials_identity_and_of_the_evaluations(plan: Prep
     assert others[0].evaluation.fingerprint == plan.evaluation.fingerprint
     assert len({p.trials[0].identity for p in others}) == 3
     assert len({p.evaluation.fingerprint for p in others}) == 3
-    assert len({p.tokens.fingerprint for p in others}) == 1, "the same tokens"
+    assert len({tokens_of(p).fingerprint for p in others}) == 1, "the same tokens"
 
 
 # ---- it is told -----------------------------------------------------------------------------------------------------

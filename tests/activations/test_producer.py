@@ -13,7 +13,7 @@ import accelerate
 import numpy as np
 import pytest
 import torch
-from producers import model_of, with_batch
+from producers import model_of, tokens_of, with_batch
 from trials import random_sae
 
 from gsae_ray.activations.producer import Producer
@@ -76,7 +76,7 @@ def test_a_producer_tells_how_many_rows_are_made(plan: PreparedSweep, monkeypatc
     spec = with_batch(producer_spec(plan), 3)
     told: list[int] = []
     statistics, chunks = Producer(spec).produce(0, SITES[:1], told.append)
-    kept_S = plan.tokens.kept(plan.tokens.block(0)).sum(1).tolist()
+    kept_S = tokens_of(plan).kept(tokens_of(plan).block(0)).sum(1).tolist()
     assert told == [sum(kept_S[:end]) for end in range(3, len(kept_S) + 3, 3)]
     assert told[-1] == plan.layout.rows[0] == sum(len(chunk) for chunk in chunks)
 
@@ -100,9 +100,11 @@ def test_a_producer_tells_how_many_rows_are_made(plan: PreparedSweep, monkeypatc
 
 def test_a_model_in_parts_evaluates_the_same(plan: PreparedSweep, in_parts: Producer) -> None:
     def evaluate(model: torch.nn.Module, sae: SAE) -> Evaluation:
-        return Evaluator(model, plan.tokens.heldout(), plan.tokens.kept, 4).evaluate(Site(sae.cfg.site or ""), sae)
+        return Evaluator(model, tokens_of(plan).heldout(), tokens_of(plan).kept, 4).evaluate(
+            Site(sae.cfg.site or ""), sae
+        )
 
-    whole = load_model(plan.sweep.model)
+    whole = load_model(plan.sweep.language_model)
     for trial in plan.trials[::5]:
         assert evaluate(model_of(in_parts), random_sae(trial)) == evaluate(whole, random_sae(trial))
 

@@ -31,7 +31,7 @@ import numpy as np
 import safetensors.torch
 import torch
 from numpy.typing import NDArray
-from producers import model_of
+from producers import model_of, tokens_of
 
 from gsae_ray.activations.producer import LocalBlockReader, Producer
 from gsae_ray.activations.reader import RowStream
@@ -100,7 +100,13 @@ def make_environment(directory: Path) -> Path:
 def neighbour_jobs(plan: PreparedSweep, lambdas: list[float], directory: Path) -> list[dict[str, Any]]:
     """What the neighbours are to train: the plan's quantities, their recipes."""
     trial, producers = plan.trials[0], plan.sweep.producers
-    data = [model_fingerprint(plan.sweep.model), plan.tokens.fingerprint, trial.site, producers.batch, producers.cpus]
+    data = [
+        model_fingerprint(plan.sweep.language_model),
+        tokens_of(plan).fingerprint,
+        trial.site,
+        producers.batch,
+        producers.cpus,
+    ]
     data.append(plan.sweep.dataset.max_norm)
     jobs = []
     for library in LIBRARIES:
@@ -273,7 +279,7 @@ def main() -> None:
             saes.append((name, trial.hyperparameters["l1_coefficient"], trial.training.seed, sae))
             print(f"{name} λ {saes[-1][1]:g} seed {saes[-1][2]}: trained", flush=True)
 
-    tokens = base.tokens
+    tokens = tokens_of(base)
     settings = base.sweep
     evaluator = Evaluator(
         model_of(producer), tokens.heldout(), tokens.kept, settings.evaluation.batch, settings.dataset.max_norm

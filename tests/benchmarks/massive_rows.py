@@ -32,7 +32,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from producers import model_of
+from producers import model_of, tokens_of
 
 from gsae_ray.activations.accumulator import StatisticsAccumulator
 from gsae_ray.activations.producer import Producer
@@ -109,7 +109,7 @@ def main() -> None:
     norms = statistics[site].norms
     print(f"{norms.rows:,} rows, {norms.left_out} left out; sink_share {norms.sink_share:.2f}", flush=True)
     print(norms.notice(site), flush=True)
-    heldout, kept = plan.tokens.heldout(), plan.tokens.kept
+    heldout, kept = tokens_of(plan).heldout(), tokens_of(plan).kept
     with_it, without = (
         Evaluator(model_of(producer), heldout, kept, plan.sweep.evaluation.batch, max_norm)
         for max_norm in (MAX_NORM, None)

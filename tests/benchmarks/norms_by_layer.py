@@ -16,7 +16,7 @@ from collections import Counter
 from pathlib import Path
 
 import torch
-from producers import model_of
+from producers import model_of, tokens_of
 from torch import Tensor
 
 from gsae_ray.activations.producer import Producer
@@ -49,11 +49,11 @@ def main() -> None:
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
     args = parser.parse_args()
     plan = prepare(load_sweep(args.sweep, [*args.set, *EVERYWHERE]), args.work)
-    model, tokenizer = model_of(Producer(producer_spec(plan))), load_tokenizer(plan.sweep.model)
+    model, tokenizer = model_of(Producer(producer_spec(plan))), load_tokenizer(plan.sweep.language_model)
     sites, tokens = plan.sweep.used_sites, []
     found: dict[str, list[Tensor]] = {site.name: [] for site in sites}
-    for tokens_BT in plan.tokens.heldout().split(plan.sweep.evaluation.batch):
-        kept_BT = plan.tokens.kept(tokens_BT)
+    for tokens_BT in tokens_of(plan).heldout().split(plan.sweep.evaluation.batch):
+        kept_BT = tokens_of(plan).kept(tokens_BT)
         tokens.append(tokens_BT[kept_BT])
         for site, x_Rn in capture(model, model_input(tokens_BT), sites, kept_BT).items():
             found[site.name].append(square_norms(x_Rn))

@@ -19,6 +19,7 @@ from typing import Any
 
 import torch
 import transformers
+from producers import source_of
 from torch import nn
 
 from gsae_ray.activations.producer import Producer
@@ -58,12 +59,12 @@ def main() -> None:
         one = Site.of_point(args.layer, "resid_post").name
         every = list(prepared.layout.widths)
         residual = [Site.of_point(layer, "resid_post").name for layer in range(args.layer + 1)]
-        model = load_model(sweep.model)
+        model = load_model(sweep.language_model)
         base: Any = model.base_model
         layers = layers_of(model)
         assert layers is not None
         base.layers = nn.ModuleList(layers[: args.layer + 1])
-        tokens_ST = prepared.tokens.block(1)
+        tokens_ST = source_of(producer).spec.tokens.block(1)
 
         @torch.no_grad()
         def bare() -> None:

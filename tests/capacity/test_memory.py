@@ -84,7 +84,7 @@ def test_a_producer(what: str, tmp_path: Path) -> None:
     }
     given = values(**cases[what])
     sweep = Sweep.model_validate(given)
-    skeleton = load_skeleton(sweep.model)
+    skeleton = load_skeleton(sweep.language_model)
     widths = {site.name: width for site, width in site_widths(skeleton, sweep.used_sites).items()}
     block = 65_000 * 4 * sum(widths.values()) if what == "produce" else 0
     trials = [] if what == "produce" else sweep.expand(site_widths(skeleton, sweep.used_sites), {})

@@ -67,7 +67,7 @@ def test_set_overrides_any_key(path: Path) -> None:
         "sites.layers.1=0",
     ]
     sweep = load_sweep(path, overrides)
-    assert (sweep.name, sweep.model.context_size, sweep.producers.count) == ("other", 64, 3)
+    assert (sweep.name, sweep.language_model.context_size, sweep.producers.count) == ("other", 64, 3)
     assert sweep.sites.layers == (1, 0)
     trials = expand(sweep)
     assert {t.hyperparameters["l1_coefficient"] for t in trials if t.architecture == "gated"} == {3, 4}

@@ -12,6 +12,7 @@ from pydantic import BaseModel
 
 from gsae_ray.config import plain_yaml
 from gsae_ray.config import sweep as sweep_module
+from gsae_ray.config.explain import models_in
 from gsae_ray.config.recipe import TrialTraining
 from gsae_ray.config.reference import KEYS, describe, markdown
 from gsae_ray.config.site import POINTS
@@ -63,8 +64,10 @@ def test_every_key_has_a_row_with_its_type_default_and_bounds() -> None:
 
 
 def schema_models() -> Sequence[type[Settings]]:
-    models = [m for m in vars(sweep_module).values() if isinstance(m, type) and issubclass(m, Settings)]
-    return [model for model in models if model not in (Settings, TrialTraining)]
+    """Of the sections and, of those that come in kinds, of each kind."""
+    found = {model: None for model in vars(sweep_module).values() if isinstance(model, type)}
+    found |= dict.fromkeys(model for field in Sweep.model_fields.values() for model in models_in(field.annotation))
+    return [m for m in found if issubclass(m, Settings) and m not in (Settings, TrialTraining)]
 
 
 def test_the_description_names_every_field_with_its_own_description() -> None:
@@ -108,5 +111,5 @@ def test_the_description_shows_defaults_as_yaml_writes_them(section: str, line: 
 def test_every_field_has_a_description() -> None:
     for model in schema_models():
         for name, field in model.model_fields.items():
-            nested = isinstance(field.annotation, type) and issubclass(field.annotation, Settings)
+            nested = any(models_in(field.annotation))
             assert field.description or nested, f"{model.__name__}.{name}"

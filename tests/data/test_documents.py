@@ -116,12 +116,12 @@ def test_a_split_that_no_file_is_of_is_named_with_those_that_are(tmp_path: Path)
 def test_what_is_taken_and_what_is_not_is_said(tmp_path: Path) -> None:
     for name in ("train-0.jsonl", "train-1.jsonl", "test-0.jsonl", "more.jsonl"):
         write(tmp_path / "c" / name, TRAIN)
-    line = find_data(sweep(tmp_path / "c").dataset).notice("train")
+    line = find_data(sweep(tmp_path / "c").text).notice("train")
     assert line is not None and "\n" not in line
     assert "2 files (train-0.jsonl, train-1.jsonl)" in line and "test (1)" in line
     assert "of no split: 1 file (more.jsonl)" in line
-    assert find_data(sweep(tmp_path / "c" / "more.jsonl").dataset).notice("train") is None
-    assert find_data(sweep("builtin").dataset).notice("train") is None
+    assert find_data(sweep(tmp_path / "c" / "more.jsonl").text).notice("train") is None
+    assert find_data(sweep("builtin").text).notice("train") is None
 
 
 def test_files_that_are_no_data_do_not_name_the_splits(tmp_path: Path) -> None:
@@ -160,7 +160,7 @@ def test_a_file_rewritten_with_its_time_stamp_kept_is_read_anew(name: str, tmp_p
                 prepare_tokens(sweep(given, **fraction), tmp_path / "out")
         else:
             stores.append(prepare_tokens(sweep(given, **fraction), tmp_path / "out"))
-        read = find_data(sweep(given).dataset).load("train", Column("text", None), "dataset.split")
+        read = find_data(sweep(given).text).load("train", Column("text", None), "dataset.split")
         assert all(version in row["text"] for row in read)
     if stores:
         assert stores[0].fingerprint != stores[1].fingerprint and blocks(stores[0]) != blocks(stores[1])
@@ -280,7 +280,7 @@ def test_the_whole_disk_is_not_scanned(name: str, monkeypatch: pytest.MonkeyPatc
     for place, function in ((os, "walk"), (os, "scandir"), (Path, "glob"), (Path, "rglob")):
         monkeypatch.setattr(place, function, scan)
     with pytest.raises(UserError, match=r"^dataset.name: .* is the whole disk"):
-        find_data(sweep(name).dataset)
+        find_data(sweep(name).text)
 
 
 @pytest.mark.parametrize("name", ["a**b", "x" * 5000, "~nobody-of-this-name/x", "./*/**x"])

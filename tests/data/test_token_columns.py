@@ -209,10 +209,10 @@ def test_rows_of_a_padded_context_are_those_of_the_context_alone(tmp_path: Path)
     name = parquet(tmp_path / "a.parquet", ids, attention_mask=masks)
     given = tokens(name, "contexts", training_tokens=100, evaluation_tokens=15)
     store = prepare_tokens(given, tmp_path / "out")
-    model, site = load_model(given.model), Site.of_point(2, "resid_post")
+    model, site = load_model(given.language_model), Site.of_point(2, "resid_post")
     width = model.config.hidden_size
     layout = Layout(rows=store.rows, widths={site.name: width}, dtype="float32", chunk_bytes=2**20)
-    source = LanguageModelSpec(given.model, store, batch=4, evaluation_batch=4, gpus=0, max_norm=None)
+    source = LanguageModelSpec(given.language_model, store, batch=4, evaluation_batch=4, gpus=0, max_norm=None)
     spec = ProducerSpec(source, layout, store.seed, threads=1)
     _, chunks = Producer(spec).produce(0, [site.name])
     made = {tuple(np.round(row, 3)) for row in np.concatenate(chunks)}

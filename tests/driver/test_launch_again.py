@@ -18,6 +18,7 @@ from damage import flip
 from golden import SHORT, parent_run, run
 from mlflow.tracking import MlflowClient
 from mlflow_stores import new_store
+from producers import tokens_of
 from ray import tune
 from ray.tune.schedulers import ASHAScheduler
 from rich.console import Console
@@ -209,7 +210,7 @@ def test_finished_work_that_is_damaged_is_made_again_as_it_was_and_nothing_else_
     for path in (unmeasured / "evaluations").iterdir():
         path.write_text("{}")
     shutil.rmtree(gone / "sae")
-    block = f"tokens/{plan.tokens.blocks_directory.name}/block-00001.safetensors"
+    block = f"tokens/{tokens_of(plan).blocks_directory.name}/block-00001.safetensors"
     flip(tmp_path / "runs" / block)
     told = io.StringIO()
     sweep, uri = Sweep.model_validate(SHORT), new_store(tmp_path)

@@ -9,6 +9,7 @@ import pytest
 import torch
 from checkpoints import complaint
 from prepared import write_jsonl
+from producers import tokens_of
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
@@ -134,6 +135,6 @@ def test_a_producer_does_not_come_up_with_a_model_that_is_not_causal(contexts: b
         }
     )
     plan = prepare(sweep, tmp_path / "storage")
-    assert not contexts or (plan.tokens.block(0)[0] != PADDING).sum() == 2
+    assert not contexts or (tokens_of(plan).block(0)[0] != PADDING).sum() == 2
     with pytest.raises(UserError, match="no causal language model"):
         Producer(producer_spec(plan))

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from producers import model_of
+from producers import model_of, tokens_of
 from saved_models import SIZE, edit_config, settings
 from torch import nn
 from transformers import (
@@ -135,17 +135,17 @@ def test_the_plan_is_that_of_the_language_model_and_the_memory_that_of_all_that_
 def test_rows_are_the_activations_of_the_checkpoint(checkpoint: Checkpoint) -> None:
     """Also where transformers loads its language model alone."""
     producer = Producer(producer_spec(checkpoint.plan))
-    tokens_BT = checkpoint.plan.tokens.block(0)[:4]
+    tokens_BT = tokens_of(checkpoint.plan).block(0)[:4]
     with torch.no_grad():
         expected = checkpoint.model(tokens_BT, use_cache=False)
         torch.testing.assert_close(model_of(producer)(tokens_BT, use_cache=False).logits, expected.logits)
         hidden = checkpoint.model(tokens_BT, use_cache=False, output_hidden_states=True).hidden_states
     site = Site.of_point(0, "resid_post")
-    module = Site(checkpoint.plan.modules[site.name])  # of what transformers loads, and SAELens with it
+    module = Site(checkpoint.plan.source.modules[site.name])  # of what transformers loads, and SAELens with it
     assert module == by_module(model_of(producer), site) and module.layer is None
     torch.testing.assert_close(capture(model_of(producer), tokens_BT, [site])[site], hidden[1])
     _, (chunk,) = producer.produce(0, [site.name])
-    kept_SW = checkpoint.plan.tokens.kept(tokens_BT)
+    kept_SW = tokens_of(checkpoint.plan).kept(tokens_BT)
     assert chunk.shape[1] == 16 and np.isfinite(chunk).all()
     rows = {row.tobytes() for row in chunk}
     assert all(row.numpy().tobytes() in rows for row in capture(model_of(producer), tokens_BT, [site], kept_SW)[site])
@@ -155,7 +155,7 @@ def test_an_sae_is_spliced_and_evaluated(checkpoint: Checkpoint) -> None:
     plan = checkpoint.plan
     model = model_of(Producer(producer_spec(plan)))
     for trial in plan.trials:
-        evaluator = Evaluator(model, plan.tokens.heldout(), plan.tokens.kept, 4)
+        evaluator = Evaluator(model, tokens_of(plan).heldout(), tokens_of(plan).kept, 4)
         metrics = evaluator.evaluate(Site(trial.site), random_sae(trial)).metrics
         assert all(np.isfinite(value) for value in metrics.values())
         assert metrics["ce_spliced"] != metrics["ce_clean"] != metrics["ce_zero"]

@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from checkpoints import complaint, random_weights, save_transformer_lens
 from environments import run_in
+from producers import tokens_of
 from safetensors.torch import load_file
 from servers import serving
 from torch import Tensor
@@ -292,13 +293,13 @@ def test_a_sweep_over_such_a_checkpoint_begins_each_context_with_bos(saved: Path
     plan = prepare(sweep, tmp_path)
     site = Site.of_point(0, "mlp_post")
     assert plan.layout.widths == {site.name: MLP, "blocks.1.mlp.hook_post": MLP}
-    for tokens_BT in (plan.tokens.block(0), plan.tokens.heldout()):
-        assert (tokens_BT[:, 0] == 0).all() and not plan.tokens.kept(tokens_BT)[:, 0].any()
+    for tokens_BT in (tokens_of(plan).block(0), tokens_of(plan).heldout()):
+        assert (tokens_BT[:, 0] == 0).all() and not tokens_of(plan).kept(tokens_BT)[:, 0].any()
     producer = Producer(producer_spec(plan))
     statistics, chunks = producer.produce(0, [site.name])
     assert chunks[0].shape == (plan.layout.rows[0], MLP)
-    tokens_BT = plan.tokens.block(0)
-    rows_Rn = by_hand(random_weights(), tokens_BT)[site.name][plan.tokens.kept(tokens_BT)]
+    tokens_BT = tokens_of(plan).block(0)
+    rows_Rn = by_hand(random_weights(), tokens_BT)[site.name][tokens_of(plan).kept(tokens_BT)]
     torch.testing.assert_close(torch.from_numpy(statistics[site.name].mean), rows_Rn.mean(0), rtol=0, atol=1e-5)
     assert producer.run(Evaluate(site.name, *to_bytes(random_sae(plan.trials[0])))).metrics.keys() == METRICS.keys()
 

@@ -1,0 +1,134 @@
+"""The true features of synthetic activations: their directions, how often they are active, and their parents.
+
+Axis G counts true features, D coordinates. First come the features without a parent, the most frequent one first, then
+their children level by level, those of one parent side by side.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gsae_ray.config.synthetic import SyntheticSettings
+from gsae_ray.errors import UserError
+
+Array = NDArray[np.float64]
+DIRECTIONS = 0
+"""What the seed of a random stream begins with, that of the directions; see `rows` for the others."""
+SEARCH_STEPS = 300
+MARGIN = 0.99
+"""Cosines are pushed below so much of what they may be, so that the search ends."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Dictionary:
+    """What is known of the true features."""
+
+    directions_GD: NDArray[np.float32]
+    """Unit vectors."""
+    frequency_G: Array
+    """Probability that a feature is active on a row."""
+    parent_G: NDArray[np.int64]
+    """The feature without which one is never active; −1: none."""
+
+
+def dictionary(settings: SyntheticSettings) -> Dictionary:
+    """The true features that a sweep file describes.
+
+    Raises:
+        UserError: the directions cannot be as far from each other as asked for.
+    """
+    parent_G = parents(settings)
+    return Dictionary(directions(settings), frequencies(settings, parent_G), parent_G)
+
+
+def levels(settings: SyntheticSettings) -> Iterator[tuple[slice, slice]]:
+    """(parents, children) of each level of the hierarchy, from the roots down."""
+    tree = settings.hierarchy
+    if tree is None:
+        return
+    above, end = slice(0, tree.roots), settings.without_parent
+    for _ in range(tree.depth):
+        below = slice(end, end + (above.stop - above.start) * tree.branching)
+        yield above, below
+        above, end = below, below.stop
+
+
+def parents(settings: SyntheticSettings) -> NDArray[np.int64]:
+    """The parent of each feature, −1 where it has none."""
+    parent_G = np.full(settings.features, -1, dtype=np.int64)
+    for above, below in levels(settings):
+        assert settings.hierarchy is not None
+        parent_G[below] = np.repeat(np.arange(above.start, above.stop), settings.hierarchy.branching)
+    return parent_G
+
+
+def frequencies(settings: SyntheticSettings, parent_G: NDArray[np.int64]) -> Array:
+    """How often each feature is active.
+
+    The i-th feature without a parent has p_i = min(max_frequency, c i^-zipf), a child `hierarchy.frequency` times its
+    parent's; c is such that they sum to `active`.
+    """
+    tree, first = settings.hierarchy, settings.without_parent
+    zipf_N = np.arange(1, first + 1, dtype=np.float64) ** -settings.zipf
+    weight_N = np.ones(first)  # active features of a tree, whose root is one of these
+    if tree is not None:
+        weight_N[: tree.roots] = tree.weight
+    # The first m are at the maximum; the others share what these leave.
+    capped_M = settings.max_frequency * np.concatenate([[0.0], np.cumsum(weight_N)])[:-1]
+    rest_M = np.cumsum((weight_N * zipf_N)[::-1])[::-1]
+    c_M = (settings.active - capped_M) / rest_M
+    fitting = np.flatnonzero(c_M * zipf_N <= settings.max_frequency * (1 + 1e-12))
+    p_N = np.full(first, settings.max_frequency)
+    if len(fitting):  # else all are at the maximum, which then makes `active`
+        m = fitting[0]
+        p_N[m:] = c_M[m] * zipf_N[m:]
+    p_G = np.zeros(settings.features)
+    p_G[:first] = p_N
+    for _, below in levels(settings):
+        assert tree is not None
+        p_G[below] = p_G[parent_G[below]] * tree.frequency
+    return p_G
+
+
+def directions(settings: SyntheticSettings) -> NDArray[np.float32]:
+    """Random unit vectors [G, D]; with `coherence` moved apart until no two are nearer to each other than that.
+
+    Raises:
+        UserError: the search did not come to that.
+    """
+    # RandomState's streams are frozen by numpy's compatibility policy; Generator's are not.
+    random = np.random.RandomState([DIRECTIONS, settings.seed])
+    d_GD = _unit(random.standard_normal((settings.features, settings.d_in)))
+    most = settings.coherence
+    if most == 0:  # as many as there are dimensions, at most
+        q_DG, _ = np.linalg.qr(d_GD.T)
+        return np.ascontiguousarray(q_DG.T, dtype=np.float32)
+    return (d_GD if most is None else _apart(d_GD, most, settings.welch)).astype(np.float32)
+
+
+def _apart(d_GD: Array, most: float, welch: float) -> Array:
+    """Moves directions apart until all |cosines| are at most `most`: descent on Σ max(|cosine| − most, 0)²."""
+    n_features, width = d_GD.shape
+    rate, velocity_GD, best = 0.5 / (1 + n_features / width), np.zeros_like(d_GD), 1.0
+    for _ in range(SEARCH_STEPS):
+        cosine_GG = d_GD @ d_GD.T
+        np.fill_diagonal(cosine_GG, 0)
+        over_GG = np.abs(cosine_GG)
+        best = min(best, largest := float(over_GG.max()))
+        if largest <= most:
+            return d_GD
+        over_GG = np.sign(cosine_GG) * np.maximum(over_GG - MARGIN * most, 0)
+        velocity_GD = 0.9 * velocity_GD - rate * (over_GG @ d_GD)
+        d_GD = _unit(d_GD + velocity_GD)
+    raise UserError(
+        f"model.coherence: {most:g} was not reached: with {n_features:,} directions in {width} dimensions the search "
+        f"came to {best:.3g} (Welch's bound is {welch:.3g}; about twice that can be had)"
+    )
+
+
+def _unit(d_GD: Array) -> Array:
+    return d_GD / np.linalg.norm(d_GD, axis=1, keepdims=True)
