@@ -19,13 +19,16 @@ POINTS = {
     "resid_pre": "hook_resid_pre",
     "resid_post": "hook_resid_post",
     "attn_out": "hook_attn_out",
+    "mlp_in": "mlp.hook_in",
     "mlp_out": "hook_mlp_out",
     "mlp_post": "mlp.hook_post",
     "attn_z": "attn.hook_z",
 }
 """Point -> its name in TransformerLens, after `blocks.{layer}.`.
 
-`mlp_post` is the activations of the MLP's neurons, `attn_z` the output of the attention heads before W_O.
+`mlp_in` is what the MLP is given, after the norm before it if there is one, `mlp_post` the activations of its neurons,
+`attn_z` the output of the attention heads before W_O. TransformerLens' own `hook_mlp_in` is another place, before the
+norm: `mlp.hook_in` is what its TransformerBridge, SAELens and circuit-tracer call this one.
 """
 
 
