@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 from functools import cache
+from typing import Any
 
 import pytest
 import torch
@@ -156,8 +157,9 @@ FALCON = {
 }
 FALCON_SIZE = {key: SIZE[key] for key in ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads")}
 FALCON_SIZE |= {"bos_token_id": 1, "eos_token_id": 2}
-POST_NORM = {"post_norm": "post_feedforward_layernorm"}
-OLMO, GEMMA = {"pre_norm": "", **POST_NORM}, {"pre_norm": "pre_feedforward_layernorm", **POST_NORM}
+POST_NORM: dict[str, Any] = {"post_norm": "post_feedforward_layernorm"}
+OLMO: dict[str, Any] = {"pre_norm": "", **POST_NORM}
+GEMMA: dict[str, Any] = {"pre_norm": "pre_feedforward_layernorm", **POST_NORM}
 LINEAR = {"attending": (1,), "mixer": "linear_attn"}
 TINY = {
     "gpt_neox": Tiny(lambda: GPTNeoXConfig(**SIZE, use_parallel_residual=True), **NEOX),  # type: ignore[arg-type]

@@ -50,7 +50,7 @@ class Trainer:
             NumericError: the activations of block 0 are all zero, or not finite.
             UserError: this process or its device cannot run the engine.
         """
-        statistics = stream.source.statistics()
+        statistics = stream.source.statistics()[trial.site]
         if not math.isfinite(statistics.mean_square_norm):
             raise not_finite(f"activations at {trial.site}", "the first block", stream.layout.dtype)
         if statistics.mean_square_norm == 0:
