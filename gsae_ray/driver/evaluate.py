@@ -96,8 +96,9 @@ def evaluate(
     missing = [reference for reference in different if lacks_evaluation(root, reference, fingerprint)]
     if missing:
         prepared = _prepared(sweep, root, launch_id, fingerprint, say, tracking_uri)
-        for sae, _ in opened:
-            check_width(sae, Site(site), prepared.layout.widths[site])
+        widths = {Site(name): width for name, width in prepared.layout.widths.items()}
+        for cfg, _ in opened:
+            check_width(cfg, Site(site), widths)
         with _producer(prepared, say) as run:
             for reference in missing:
                 try:

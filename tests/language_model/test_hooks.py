@@ -245,6 +245,16 @@ def test_names_are_transformer_lens_names() -> None:
     ]
 
 
+def test_a_transcoders_site_is_two_points_of_a_layer() -> None:
+    site = Site.of_transcoder(Site.of_point(3, "mlp_in"), "mlp_out")
+    assert site.name == "blocks.3.mlp.hook_in:hook_mlp_out"
+    assert (site.layer, site.point, site.is_transcoders) == (3, "mlp_in:mlp_out", True)
+    assert site.places == (site.source, site.target) == (Site.of_point(3, "mlp_in"), Site.of_point(3, "mlp_out"))
+    for other in (site.source, Site.of_module("blocks.3.mlp", "input"), Site("blocks.3.mlp.hook_in:hook_nothing")):
+        assert (other.places, other.source, other.target) == ((other,), other, other)
+        assert not other.is_transcoders
+
+
 @pytest.mark.parametrize("io", ["input", "output"])
 def test_a_modules_name_is_its_path_and_side(io: str) -> None:
     site = Site.of_module("blocks.1.mlp", io)  # type: ignore[arg-type]
