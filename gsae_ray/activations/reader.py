@@ -5,11 +5,13 @@ from __future__ import annotations
 import dataclasses
 import math
 import time
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from typing_extensions import Self
 
 from gsae_ray.activations.layout import Layout
 from gsae_ray.activations.statistics import SiteStatistics
@@ -76,6 +78,12 @@ class RowStream:
         """Time spent waiting for blocks."""
         self._block = -1
         self._slabs = [_Slab(name, torch.empty(0)) for name in self.sites]
+
+    @classmethod
+    def of(cls, source: BlockReader, layout: Layout, sites: Sequence[str]) -> Self:
+        """The stream from its first row, of a site or of a site and its target."""
+        site, *target = sites
+        return cls(source, layout, site, target[0] if target else None)
 
     @property
     def sites(self) -> tuple[str, ...]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from gsae_ray.activations.retention import Place, Positions
@@ -25,6 +25,12 @@ class ReaderSpec:
     """The attempt that runs already, if one does: a store that replaces a dead one has not heard of it yet."""
     target: str | None = None
     """The site whose rows a transcoder is to compute from those at `site`."""
+
+    @classmethod
+    def of(cls, sites: Sequence[str], rows: int) -> ReaderSpec:
+        """A trial that reads rows at its site, and at that of its target if there is a second one."""
+        site, *target = sites
+        return cls(site, rows, target=target[0] if target else None)
 
     @property
     def sites(self) -> tuple[str, ...]:

@@ -56,7 +56,7 @@ class Kind:
     products: int
     """Dense matrix products of a training step."""
     flops_a_row: int
-    """FLOPs of a training step, a row: 2 d_in d_sae for each product."""
+    """FLOPs of a training step, a row: 2 d_in d_sae for each product; of transcoders as `flops_a_row`."""
     trials: int = 0
 
 
@@ -149,7 +149,7 @@ def forecast(
     widths = {site.name: width for site, width in d_in.items()}
     producer = producer_memory(sweep, skeleton, widths, block_bytes, trials)
     gpus_a_trial = 1.0 if sweep.trials.gpus == "auto" else sweep.trials.gpus
-    notices = sweep.notices() + dtype_notices(sweep) + _run_whole(skeleton, sweep.used_sites)
+    notices = sweep.notices() + dtype_notices(sweep) + _run_whole(skeleton, sweep.trained_sites)
     if nodes is not None:
         notices += fit.check_producers(sweep, nodes, producer)
         a_trial = fit.largest(sweep, fit.trial_requests(sweep, nodes, trials).values())
@@ -180,7 +180,7 @@ def forecast(
     a_site = 1 if sweep.dataset.max_norm is None else 2  # ablated; before that for the norms of its rows
     # Whole passes: the model as it is, with each site ablated, and references. An SAE of the sweep takes the layers
     # from its site on, and the head of the model as it is, where that is not kept; all layers where states are not.
-    whole_passes = len(sweep.references) + a_site * len(d_in) + 1
+    whole_passes = len(sweep.references) + a_site * len(sweep.trained_sites) + 1
     text = skeleton.config.get_text_config()
     kept = min(1.0, STATES_BYTES / states_bytes(sweep, text, widths))
     head, passes_of_clean = (0, 0) if keeps_log_probs(sweep, text) else (flops.head, 1)
@@ -263,7 +263,7 @@ def _measure(skeleton: PreTrainedModel, sweep: Sweep) -> tuple[dict[Site, int], 
     total, names = whole.get_total_flops(), {module: name for name, module in skeleton.named_modules()}
     by_module = {key.partition(".")[2]: sum(counts.values()) for key, counts in whole.get_flop_counts().items()}
     layers = [by_module.get(names[layer], 0) for layer in layers_of(skeleton) or ()]
-    skips = {site.name: layers_before(skeleton, site) for site in sweep.used_sites}
+    skips = {site.name: layers_before(skeleton, site.source) for site in sweep.trained_sites}
     skips = {name: 0 if shares_keys(skeleton.config, skip) else skip for name, skip in skips.items()}
     from_sites = {name: total - sum(layers[:skip]) for name, skip in skips.items()}
     return d_in, _Flops(to_deepest_site.get_total_flops(), total, total - sum(layers), from_sites)
@@ -272,7 +272,7 @@ def _measure(skeleton: PreTrainedModel, sweep: Sweep) -> tuple[dict[Site, int], 
 def _run_whole(skeleton: PreTrainedModel, sites: Sequence[Site]) -> list[str]:
     """Lines on sites where evaluations run the whole model, as far as its configuration tells; producers find out."""
     layers, why = len(layers_of(skeleton) or ()), "some of those take keys and values from layers before them"
-    skips = sorted({layers_before(skeleton, site) for site in sites})
+    skips = sorted({layers_before(skeleton, site.source) for site in sites})
     return [run_whole(skip, layers, why) for skip in skips if shares_keys(skeleton.config, skip)]
 
 
@@ -282,7 +282,10 @@ def _products(trial: TrialSpec) -> int:
 
 def flops_a_row(trial: TrialSpec) -> int:
     """FLOPs of the dense products of a training step, a row."""
-    return 2 * trial.d_in * trial.d_sae * _products(trial)
+    if trial.d_out is None:
+        return 2 * trial.d_in * trial.d_sae * _products(trial)
+    skip = 4 * trial.d_in * trial.d_out if trial.skip else 0  # forward, and the gradient of its weights
+    return (trial.d_in + trial.d_out) * trial.d_sae * _products(trial) + skip  # encoders and decoders, by halves
 
 
 def _kinds(trials: list[TrialSpec], parameters: dict[str, int]) -> tuple[Kind, ...]:

@@ -85,7 +85,7 @@ def evaluate(
     if not fingerprint:
         raise UserError("; ".join(outcomes.notes))
     sweep = _sweep_of(folder, say)
-    own = [used.name for used in sweep.used_sites]
+    own = [trained.name for trained in sweep.trained_sites]
     if site not in own:
         raise UserError(f"--site: launch {launch_id} has no SAEs at {shown(site)}; {suggest(site, own)}")
     sources = [sources] if isinstance(sources, (str, Path)) else sources
