@@ -15,6 +15,8 @@ NEIGHBOURS = ("sae-lens==6.54.12", "dictionary-learning==0.1.0", "eai-sparsify==
 
 Version 4 of TransformerLens has no HookedTransformer.
 """
+CIRCUIT_TRACER = "circuit-tracer==0.5.0"
+"""Which wants an older transformers, and so an environment of its own."""
 TRITON = "triton==3.7.1"
 """That of torch 2.13; builds of torch for CUDA bring it, those for CPUs do without."""
 

@@ -26,6 +26,8 @@ from gsae_ray.evaluation.metrics import Evaluation
 TURN_S = 0.001
 PATIENCE_S = 1e6
 WIDTHS = {"left": 3, "right": 2}
+PLACES = [("left", None), ("right", None), ("left", "right"), ("right", "left")]
+"""The site and the target of a trial."""
 TIMEOUT_S = 20.0
 NORMS = Norms(rows=1000, median_square_norm=1.0, limit=100.0, left_out=0, sink_share=0.002, sink_positions=(1,))
 EVALUATION = Evaluation({"l0": 7.0}, {"rows": [3.0]}, schema=1)
@@ -137,19 +139,24 @@ async def train(
     """A trial: reads its rows from block `start` on, `slowness` turns a block, and checks every one of them."""
     layout, spec = store.layout, store.specs[name]
     statistics = await store.attach(name, attempt)
-    np.testing.assert_array_equal(statistics.mean, rows_of(layout, 0, spec.site).mean(0))
+    assert tuple(statistics) == spec.sites
+    for site in spec.sites:
+        np.testing.assert_array_equal(statistics[site].mean, rows_of(layout, 0, site).mean(0))
     for block in range(start, layout.blocks_for(spec.rows) if end is None else end):
-        chunks = await store.lease(name, attempt, block)
-        assert [len(chunk) for chunk in chunks] == [b - a for a, b in layout.chunks(block, spec.site)]
-        np.testing.assert_array_equal(np.concatenate(chunks), rows_of(layout, block, spec.site))
-        del chunks
+        assert_rows(store, name, block, await store.lease(name, attempt, block))
         await turns(slowness)
     if end is None:
         await store.release(name, attempt, finished=True)
 
 
 def assert_rows(store: Store, name: str, block: int, chunks: Sequence[Any]) -> None:
-    np.testing.assert_array_equal(np.concatenate(chunks), rows_of(store.layout, block, store.specs[name].site))
+    """They are the chunks of the trial's site, and after those the ones of its target."""
+    left = list(chunks)
+    for site in store.specs[name].sites:
+        of_site = [left.pop(0) for _ in store.layout.chunks(block, site)]
+        assert [len(chunk) for chunk in of_site] == [b - a for a, b in store.layout.chunks(block, site)]
+        np.testing.assert_array_equal(np.concatenate(of_site), rows_of(store.layout, block, site))
+    assert not left
 
 
 async def go_on(store: Store, name: str, attempt: int, start: int) -> None:

@@ -75,7 +75,7 @@ class Watch:
             self.store,
             self.trials,
             {
-                name: ReaderSpec(trial.spec.site, trial.spec.training.trained_tokens)
+                name: ReaderSpec.of(trial.spec.sites, trial.spec.training.trained_tokens)
                 for name, trial in self.trials.items()
             },
             self.driver,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 from functools import cache
+from typing import Any
 
 import pytest
 import torch
@@ -119,6 +120,10 @@ class Tiny:
     attending: tuple[int, ...] = tuple(range(LAYERS))
     """Layers with attention, the others having the module `mixer` in its place."""
     mixer: str = ""
+    pre_norm: str = "post_attention_layernorm"
+    """Whose output the MLP gets; empty where it gets the residual stream itself."""
+    post_norm: str = ""
+    """What the MLP's output goes through before it is added; empty: nothing."""
     sums: bool = True
     """Whether what attention and MLP add is all that a layer does to the residual stream."""
 
@@ -141,15 +146,20 @@ GPT = {
     "attention": "attn",
     "z_width": D,
     "mlp_width": 4 * D,
+    "pre_norm": "ln_2",
 }
 FALCON = {
     **GPT,
+    "pre_norm": "post_attention_layernorm",
     "attention": "self_attention",
     "attention_projection": "dense",
     "mlp_projection": "dense_4h_to_h",
 }
 FALCON_SIZE = {key: SIZE[key] for key in ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads")}
 FALCON_SIZE |= {"bos_token_id": 1, "eos_token_id": 2}
+POST_NORM: dict[str, Any] = {"post_norm": "post_feedforward_layernorm"}
+OLMO: dict[str, Any] = {"pre_norm": "", **POST_NORM}
+GEMMA: dict[str, Any] = {"pre_norm": "pre_feedforward_layernorm", **POST_NORM}
 LINEAR = {"attending": (1,), "mixer": "linear_attn"}
 TINY = {
     "gpt_neox": Tiny(lambda: GPTNeoXConfig(**SIZE, use_parallel_residual=True), **NEOX),  # type: ignore[arg-type]
@@ -173,17 +183,23 @@ TINY = {
             **{"vocab_size": 64, "n_positions": 64, "n_embd": D, "n_layer": LAYERS, "n_head": 4, "rotary_dim": 4},
             **{"bos_token_id": 1, "eos_token_id": 2},
         ),
-        **{**GPT, "attention_projection": "out_proj", "mlp_projection": "fc_out"},  # type: ignore[arg-type]
+        **{**GPT, "attention_projection": "out_proj", "mlp_projection": "fc_out", "pre_norm": "ln_1"},  # type: ignore[arg-type]
     ),
-    "falcon": Tiny(lambda: FalconConfig(**FALCON_SIZE, parallel_attn=True), **FALCON),  # type: ignore[arg-type]
+    "falcon": Tiny(
+        lambda: FalconConfig(**FALCON_SIZE, parallel_attn=True),
+        **{**FALCON, "pre_norm": "input_layernorm"},  # type: ignore[arg-type]
+    ),
     "falcon_sequential": Tiny(lambda: FalconConfig(**FALCON_SIZE, parallel_attn=False), **FALCON),  # type: ignore[arg-type]
-    "phi": Tiny(lambda: PhiConfig(**SIZE), "model.layers", "model.final_layernorm", "self_attn", "dense", "fc2", D),
+    "phi": Tiny(
+        *(lambda: PhiConfig(**SIZE), "model.layers", "model.final_layernorm", "self_attn", "dense", "fc2", D),
+        pre_norm="input_layernorm",
+    ),
     "llama": Tiny(lambda: LlamaConfig(**GQA)),
     "olmo": Tiny(lambda: OlmoConfig(**KV), z_width=D),
     "phi3": Tiny(lambda: Phi3Config(**KV), z_width=D),
     "smollm3": Tiny(lambda: SmolLM3Config(**KV), z_width=D),
-    "olmo2": Tiny(lambda: Olmo2Config(**KV), z_width=D),
-    "olmo3": Tiny(lambda: Olmo3Config(**KV, sliding_window=4, layer_types=LOCAL["layer_types"]), z_width=D),
+    "olmo2": Tiny(lambda: Olmo2Config(**KV), z_width=D, **OLMO),
+    "olmo3": Tiny(lambda: Olmo3Config(**KV, sliding_window=4, layer_types=LOCAL["layer_types"]), z_width=D, **OLMO),
     "mixtral": Tiny(lambda: MixtralConfig(**GQA, num_local_experts=4), dense=()),
     "qwen2_moe": Tiny(
         lambda: Qwen2MoeConfig(**KV, **EXPERTS, shared_expert_intermediate_size=24, mlp_only_layers=[1]),
@@ -199,12 +215,13 @@ TINY = {
     "qwen2": Tiny(lambda: Qwen2Config(**GQA)),
     "qwen3": Tiny(lambda: Qwen3Config(**GQA)),
     "gemma": Tiny(lambda: GemmaConfig(**GQA)),
-    "gemma2": Tiny(lambda: Gemma2Config(**LOCAL)),
-    "gemma3_text": Tiny(lambda: Gemma3TextConfig(**LOCAL)),
+    "gemma2": Tiny(lambda: Gemma2Config(**LOCAL), **GEMMA),
+    "gemma3_text": Tiny(lambda: Gemma3TextConfig(**LOCAL), **GEMMA),
     "gemma3": Tiny(
         lambda: Gemma3Config(text_config=LOCAL, vision_config=VISION, mm_tokens_per_image=4),
         "model.language_model.layers",
         "model.language_model.norm",
+        **GEMMA,
     ),
     "qwen3_next": Tiny(
         lambda: Qwen3NextConfig(**HYBRID, **EXPERTS, shared_expert_intermediate_size=24, mlp_only_layers=[1]),
@@ -218,7 +235,7 @@ TINY = {
         **LINEAR,  # type: ignore[arg-type]
     ),
     "gemma4_text": Tiny(
-        lambda: Gemma4TextConfig(**PER_LAYER), z_width=(64, 96, 96), mlp_width=(MLP, MLP, 2 * MLP), sums=False
+        lambda: Gemma4TextConfig(**PER_LAYER), z_width=(64, 96, 96), mlp_width=(MLP, MLP, 2 * MLP), sums=False, **GEMMA
     ),
     "gemma4": Tiny(  # experts beside the MLP
         lambda: Gemma4Config(
@@ -232,14 +249,16 @@ TINY = {
         "model.language_model.norm",
         z_width=(64, 96, 96),
         sums=False,
+        **GEMMA,
     ),
-    "gemma4_unified_text": Tiny(lambda: Gemma4UnifiedTextConfig(**GLOBAL), z_width=(64, 96, 96), sums=False),
+    "gemma4_unified_text": Tiny(lambda: Gemma4UnifiedTextConfig(**GLOBAL), z_width=(64, 96, 96), sums=False, **GEMMA),
     "gemma4_unified": Tiny(
         lambda: Gemma4UnifiedConfig(text_config=GLOBAL),
         "model.language_model.layers",
         "model.language_model.norm",
         z_width=(64, 96, 96),
         sums=False,
+        **GEMMA,
     ),
 }
 TOKENS = torch.arange(3, 23).reshape(2, 10)

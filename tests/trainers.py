@@ -47,13 +47,13 @@ class ArraySource:
         self.layout = layout
         self.block = -1
 
-    def statistics(self) -> SiteStatistics:
+    def statistics(self) -> dict[str, SiteStatistics]:
         first = torch.tensor(self.array[: self.layout.rows[0]])
         gathering, order = StatisticsAccumulator(first.shape[1]), torch.arange(len(first))
         gathering.add(first)
         statistics = gathering.statistics(first, order, torch.ones_like(order), self.max_norm)
         statistics.mean.flags.writeable = False
-        return statistics
+        return {SITE: statistics}
 
     def open(self, block: int) -> None:
         self.block = block

@@ -5,6 +5,7 @@ from __future__ import annotations
 import bisect
 import dataclasses
 import itertools
+from collections.abc import Sequence
 from functools import cached_property
 
 DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
@@ -41,6 +42,12 @@ class Layout:
         size = max(1, self.chunk_bytes // (self.widths[site] * DTYPE_BYTES[self.dtype]))
         rows = self.rows[block]
         return [(start, min(start + size, rows)) for start in range(0, rows, size)]
+
+    def chunk_indices(self, block: int, made: Sequence[str], wanted: Sequence[str]) -> list[int]:
+        """Where the chunks of a block at the sites `wanted` are, site by site, among those at the sites `made`."""
+        counts = [len(self.chunks(block, site)) for site in made]
+        spans = dict(zip(made, itertools.pairwise(itertools.accumulate(counts, initial=0)), strict=True))
+        return [index for site in wanted for index in range(*spans[site])]
 
     def nbytes(self, block: int, sites: tuple[str, ...]) -> int:
         """Bytes of a block's activations at `sites`."""

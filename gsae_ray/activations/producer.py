@@ -94,23 +94,29 @@ class Producer:
 
 
 class LocalBlockReader:
-    """A `BlockReader` of one site from a producer in this process: a trial alone, without Ray."""
+    """A `BlockReader` from a producer in this process: a trial alone, without Ray."""
 
-    def __init__(self, producer: Producer, site: str) -> None:
+    def __init__(self, producer: Producer, *sites: str) -> None:
+        """Makes no block yet.
+
+        Args:
+            producer: which makes the blocks.
+            sites: of the trial: its own, and that of its target if it has one.
+        """
         self.producer = producer
-        self.site = site
+        self.sites = sites
         self._block = -1
         self._chunks: Sequence[NDArray[Any]] = ()
         self._statistics: dict[str, SiteStatistics] = {}
 
-    def statistics(self) -> SiteStatistics:
+    def statistics(self) -> dict[str, SiteStatistics]:
         if not self._statistics:
             self.open(0)
-        return self._statistics[self.site]
+        return self._statistics
 
     def open(self, block: int) -> None:
         if block != self._block:
-            statistics, self._chunks = self.producer.produce(block, [self.site])
+            statistics, self._chunks = self.producer.produce(block, self.sites)
             self._statistics = self._statistics or statistics
             self._block = block
 

@@ -120,8 +120,8 @@ class ActivationStore:
         """Notes that an attempt has begun, so that one that hangs before it attaches is seen to be silent."""
         self._trials.hear(trial, attempt).running = True
 
-    async def attach(self, trial: str, attempt: int) -> SiteStatistics:
-        """Starts a trial, or starts it again, and returns the statistics of block 0 at its site.
+    async def attach(self, trial: str, attempt: int) -> dict[str, SiteStatistics]:
+        """Starts a trial, or starts it again, and returns the statistics of block 0 at each of its sites.
 
         Older attempts of the trial are refused from now on.
 
@@ -133,15 +133,15 @@ class ActivationStore:
             raise StaleAttemptError(f"{trial}: attempt {attempt} after attempt {current}")
         reader = self._trials.hear(trial, attempt)
         self._trials.begin(reader)
-        site = reader.spec.site
-        if site not in self._statistics:
+        sites = reader.spec.sites
+        if not set(sites) <= set(self._statistics):
             await self.lease(trial, attempt, 0)
             if attempt == reader.attempt:
                 self._trials.move(reader, None)
-        return self._statistics[site]
+        return {site: self._statistics[site] for site in sites}
 
     async def lease(self, trial: str, attempt: int, block: int) -> list[Ref]:
-        """Returns references to the chunks of `block` at the trial's site, and lets the trial's block before go.
+        """Returns references to the chunks of `block` at the trial's sites, and lets the trial's block before go.
 
         Raises:
             ProductionError: producers cannot make it.
@@ -268,14 +268,12 @@ class ActivationStore:
             yield Wait(reader.name, reader.block, reason)
 
     def _held(self, block: int, reader: Reader) -> list[Ref] | None:
-        """Returns the references to `block` at the reader's site, which now holds them; None where there are none."""
-        held, site = self._blocks.get(block), reader.spec.site
-        if held is None or held.refs is None or site not in held.sites:
+        """Returns the references to `block` at the reader's sites, which now holds them; None where there are none."""
+        held, sites = self._blocks.get(block), reader.spec.sites
+        if held is None or held.refs is None or not set(sites) <= set(held.sites):
             return None
         reader.production = held.production
-        before = held.sites[: held.sites.index(site)]
-        start = sum(len(self.layout.chunks(block, other)) for other in before)
-        return held.refs[start : start + len(self.layout.chunks(block, site))]
+        return [held.refs[index] for index in self.layout.chunk_indices(block, held.sites, sites)]
 
     def _serve(self, block: int) -> None:
         """Gives the trials that wait for `block` its references."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from gsae_ray.activations.retention import Place, Positions
@@ -23,6 +23,19 @@ class ReaderSpec:
     """Rows of the stream that it trains on."""
     attempt: int = 0
     """The attempt that runs already, if one does: a store that replaces a dead one has not heard of it yet."""
+    target: str | None = None
+    """The site whose rows a transcoder is to compute from those at `site`."""
+
+    @classmethod
+    def of(cls, sites: Sequence[str], rows: int) -> ReaderSpec:
+        """A trial that reads rows at its site, and at that of its target if there is a second one."""
+        site, *target = sites
+        return cls(site, rows, target=target[0] if target else None)
+
+    @property
+    def sites(self) -> tuple[str, ...]:
+        """Where it reads rows: at its site, and at its target if it has one."""
+        return (self.site,) if self.target is None else (self.site, self.target)
 
 
 @dataclasses.dataclass(eq=False)
@@ -177,5 +190,5 @@ class TrialPositions:
     def _measure_reach(self) -> None:
         self._reach = {}
         for reader in self:
-            if not reader.finished:
-                self._reach[reader.spec.site] = max(reader.spec.rows, self._reach.get(reader.spec.site, 0))
+            for site in () if reader.finished else reader.spec.sites:
+                self._reach[site] = max(reader.spec.rows, self._reach.get(site, 0))

@@ -173,8 +173,8 @@ class StoreBlockReader:
         while not self._closed.wait(BEAT_S) and ray.is_initialized():  # a call without Ray would start one
             self.store.tell("beat", *self.caller)
 
-    def statistics(self) -> SiteStatistics:
-        statistics: SiteStatistics = self.store.call("attach", *self.caller)
+    def statistics(self) -> dict[str, SiteStatistics]:
+        statistics: dict[str, SiteStatistics] = self.store.call("attach", *self.caller)
         return statistics
 
     def open(self, block: int) -> None:

@@ -93,7 +93,7 @@ class SAETrial(tune.Trainable):
         attempt = self.directory.begin_attempt(self.trial, self.context.session, **where, machine=machine())
         self.source = StoreBlockReader(self.store, self.trial.name, attempt)
         state = self.directory.newest_state()
-        stream = RowStream(self.source, self.context.layout, self.trial.site)
+        stream = RowStream.of(self.source, self.context.layout, self.trial.sites)
         parent = self.context.parents.get(self.trial.name)
         device = "cuda" if self.context.gpu else "cpu"
         start = load(parent) if parent is not None else None
@@ -159,8 +159,9 @@ class SAETrial(tune.Trainable):
     def _finish(self, trainer: Trainer) -> dict[str, Any]:
         metadata = {**self.context.metadata, "identity": self.trial.identity}
         metadata["training"] = {**self.trial.to_json()["training"], "recipe": self.trial.recipe}
-        if (module := self.context.modules.get(self.trial.site)) is not None:
-            metadata["module"] = module
+        for key, place in zip(("module", "target_module"), self.trial.sites, strict=False):
+            if (module := self.context.modules.get(place)) is not None:
+                metadata[key] = module
         if self.trial.parent is not None:
             metadata["parent"] = self.trial.parent
         self.directory.finish(trainer.finished_sae(metadata))

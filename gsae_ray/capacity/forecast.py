@@ -36,7 +36,7 @@ class Kind:
     products: int
     """Dense matrix products of a training step."""
     flops_a_row: int
-    """FLOPs of a training step, a row: 2 d_in d_sae for each product."""
+    """FLOPs of a training step, a row: 2 d_in d_sae for each product; of transcoders as `flops_a_row`."""
     trials: int = 0
 
 
@@ -199,7 +199,10 @@ def _products(trial: TrialSpec) -> int:
 
 def flops_a_row(trial: TrialSpec) -> int:
     """FLOPs of the dense products of a training step, a row."""
-    return 2 * trial.d_in * trial.d_sae * _products(trial)
+    if trial.d_out is None:
+        return 2 * trial.d_in * trial.d_sae * _products(trial)
+    skip = 4 * trial.d_in * trial.d_out if trial.skip else 0  # forward, and the gradient of its weights
+    return (trial.d_in + trial.d_out) * trial.d_sae * _products(trial) + skip  # encoders and decoders, by halves
 
 
 def _kinds(trials: list[TrialSpec], parameters: dict[str, int]) -> tuple[Kind, ...]:

@@ -59,7 +59,7 @@ class LanguageModelCost:
         sweep, flops = self.sweep, self._flops
         heldout = sweep.evaluation.tokens / sweep.rows_a_context
         a_site = 1 if sweep.text.max_norm is None else 2  # ablated; before that for the norms of its rows
-        whole_passes = len(sweep.references) + a_site * len(self.widths) + 1
+        whole_passes = len(sweep.references) + a_site * len(sweep.trained_sites) + 1
         text = self._skeleton.config.get_text_config()
         kept = min(1.0, STATES_BYTES / states_bytes(sweep, text, self._by_name()))
         head, passes_of_clean = (0, 0) if keeps_log_probs(sweep, text) else (flops.head, 1)
@@ -79,7 +79,7 @@ class LanguageModelCost:
 
     def notices(self) -> list[str]:
         """Lines on `model.dtype`, and on sites where evaluations run the whole model."""
-        return dtype_notices(self.sweep) + _run_whole(self._skeleton, self.sweep.used_sites)
+        return dtype_notices(self.sweep) + _run_whole(self._skeleton, self.sweep.trained_sites)
 
     def _by_name(self) -> dict[str, int]:
         return {site.name: width for site, width in self.widths.items()}
@@ -122,7 +122,7 @@ def _measure(skeleton: PreTrainedModel, sweep: Sweep) -> tuple[dict[Site, int], 
     total, names = whole.get_total_flops(), {module: name for name, module in skeleton.named_modules()}
     by_module = {key.partition(".")[2]: sum(counts.values()) for key, counts in whole.get_flop_counts().items()}
     layers = [by_module.get(names[layer], 0) for layer in layers_of(skeleton) or ()]
-    skips = {site.name: layers_before(skeleton, site) for site in sweep.used_sites}
+    skips = {site.name: layers_before(skeleton, site.source) for site in sweep.trained_sites}
     skips = {name: 0 if shares_keys(skeleton.config, skip) else skip for name, skip in skips.items()}
     from_sites = {name: total - sum(layers[:skip]) for name, skip in skips.items()}
     return d_in, _Flops(to_deepest_site.get_total_flops(), total, total - sum(layers), from_sites)
@@ -131,5 +131,5 @@ def _measure(skeleton: PreTrainedModel, sweep: Sweep) -> tuple[dict[Site, int], 
 def _run_whole(skeleton: PreTrainedModel, sites: Sequence[Site]) -> list[str]:
     """Lines on sites where evaluations run the whole model, as far as its configuration tells; producers find out."""
     layers, why = len(layers_of(skeleton) or ()), "some of those take keys and values from layers before them"
-    skips = sorted({layers_before(skeleton, site) for site in sites})
+    skips = sorted({layers_before(skeleton, site.source) for site in sites})
     return [run_whole(skip, layers, why) for skip in skips if shares_keys(skeleton.config, skip)]

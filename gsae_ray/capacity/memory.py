@@ -58,6 +58,8 @@ def skeleton(trial: TrialSpec) -> SAE:
                 d_in=trial.d_in,
                 d_sae=trial.d_sae,
                 hyperparameters=trial.hyperparameters,
+                d_out=trial.d_out,
+                skip=trial.skip,
             )
         )
 
@@ -81,7 +83,9 @@ def trial_memory(trial: TrialSpec, on_gpu: bool) -> Memory:
     rows, entry = trial.training.batch_size, FLOAT * sae.training_arrays
     if sparse and rows * trial.d_sae > LARGE_BATCH:
         entry = SPARSE_ENTRY
-    step = weights + 3 * learnt + rows * (FLOAT * 4 * trial.d_in + entry * trial.d_sae)  # gradients, two moments
+    step = (
+        weights + 3 * learnt + rows * (FLOAT * 2 * (trial.d_in + sae.cfg.width_out) + entry * trial.d_sae)
+    )  # gradients, two moments
     # The tensors of a file of a checkpoint, and the finished SAE, are copied, and then made into bytes.
     largest = max(tensor.nbytes for tensor in sae.state_dict().values())
     copies = 2 * max(min(weights + 2 * learnt, max(FILE_BYTES, largest)), weights)
@@ -104,7 +108,7 @@ def states_bytes(sweep: Sweep, text: PretrainedConfig, widths: Mapping[str, floa
         widths: site -> width of its activations.
     """
     a_layer = DTYPE_BYTES[sweep.language_model.dtype] * getattr(text, "hidden_size", max(widths.values()))
-    return int(a_layer * held_out_positions(sweep) * (len(widths) + (not keeps_log_probs(sweep, text))))
+    return int(a_layer * held_out_positions(sweep) * (len(sweep.trained_sites) + (not keeps_log_probs(sweep, text))))
 
 
 def keeps_log_probs(sweep: Sweep, text: PretrainedConfig) -> bool:

@@ -23,7 +23,8 @@ _format_option = click.option(
     default="gsae",
     show_default=True,
     metavar="F",
-    help="gsae (ours, which SAELens reads too), saelens, jumprelu (of SAELens), dictionary_learning, sparsify",
+    help="gsae (ours, which SAELens reads too), saelens, jumprelu (of SAELens), dictionary_learning, sparsify, "
+    "circuit-tracer (transcoders: each adds its layer to the folder)",
 )
 _references_option = click.option(
     "--with-references",
@@ -172,5 +173,5 @@ def export(source: str, out: Path, format_: str, fold_b_dec: bool, rows: Path | 
     check_export(out, format_, fold_b_dec, rows)
     sae = load_from(source, tracking_uri)
     said = _write(sae, out, format_, fold_b_dec, rows)
-    where = f" of {sae.cfg.site}" if sae.cfg.site else ""
+    where = f" of {sae.cfg.place}" if sae.cfg.place else ""
     click.echo(f"{sae.architecture}{where}, {sae.cfg.d_sae} features: written to {out} as {format_}{said}")

@@ -9,6 +9,7 @@ from gsae_ray.config.recipe import TrainingSettings
 from gsae_ray.config.sae_settings import SAESettings
 from gsae_ray.config.sections import ReferenceSettings
 from gsae_ray.config.site import Site, SiteSettings
+from gsae_ray.config.transcoders import target_problems
 from gsae_ray.errors import shown, suggest
 
 
@@ -60,7 +61,10 @@ def site_problems(
     """
     found: list[tuple[Key, str]] = []
     for index, entry in enumerate(saes):
-        if not any(entry.selects(site) for site in every):
+        selected = [site for site in every if entry.selects(site)]
+        if entry.target is not None:
+            found += [(("saes", index, "target"), text) for text in target_problems(entry.target, selected)]
+        if not selected:
             found.append((("saes", index, "sites"), "this filter leaves none of the sweep's sites"))
         elif entry.sites is not None:
             for key in ("layers", "points", "modules"):
@@ -70,7 +74,7 @@ def site_problems(
                     for value in missing
                 ]
     if not found:
-        own = [site.name for site in every if any(entry.selects(site) for entry in saes)]
+        own = [entry.site_of(site).name for site in every for entry in saes if entry.selects(site)]
         found += [
             (
                 ("references", index, "site"),

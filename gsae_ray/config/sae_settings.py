@@ -13,6 +13,7 @@ from pydantic import ConfigDict, Field
 from gsae_ray.config.explain import Key, refusal
 from gsae_ray.config.recipe import TrainingSettings
 from gsae_ray.config.site import Site, SiteSettings
+from gsae_ray.config.transcoders import TargetSettings
 from gsae_ray.errors import UserError, shown, suggest
 from gsae_ray.fields import AtMost, Grid, Positive, Settings, expand_grid, expand_lists, takes_list, unique
 from gsae_ray.saes import REGISTRY, trainable_architectures
@@ -62,6 +63,14 @@ class SAESettings(Settings):
     )
     equal_compute_with: Literal["gated"] | None = Field(None, description="as widths: {equal_compute_with: gated}")
     sites: SiteSettings | None = Field(None, description="a filter: only these layers, points or modules of `sites`")
+    target: TargetSettings | None = Field(
+        None,
+        description="train transcoders: {point: mlp_out} computes the MLP's output from what is read at the entry's "
+        "sites (mlp_in, say), in the same layer; default: SAEs, which compute what they read",
+    )
+    skip: Grid[bool] = Field(
+        (False,), description="of transcoders: true adds an affine skip connection, W_skip x; a grid"
+    )
 
     @pydantic.model_validator(mode="before")
     @classmethod
@@ -95,6 +104,12 @@ class SAESettings(Settings):
             raise ValueError("give either widths or expansion_factors")
         if self.equal_compute_with and self.architecture != "standard":
             raise ValueError(f"widths.equal_compute_with: for standard SAEs, this entry's are {self.architecture}")
+        if self.target is None and any(self.skip):
+            raise ValueError("skip: true is for transcoders: give the entry a target, or leave skip out")
+        if self.target is not None and (parent := REGISTRY[self.architecture].parent_architecture) is not None:
+            raise ValueError(
+                f"target: {self.architecture} starts from a finished {parent} SAE, and has no transcoders; leave it out"
+            )
         self.hyperparameters()
         return self
 
@@ -109,6 +124,8 @@ class SAESettings(Settings):
 
     def has_sparse_form(self, base: TrainingSettings) -> bool:
         """Whether engines for sparse activations can train all of its SAEs; `base` is `training` of the sweep."""
+        if self.target is not None:
+            return False
         gated_relu = REGISTRY[self.architecture].gated_relu
         objectives = self.objectives(self.training(base))
         return all(gated_relu(values, objective) for values in self.hyperparameters() for objective in objectives)
@@ -116,6 +133,10 @@ class SAESettings(Settings):
     def selects(self, site: Site) -> bool:
         """Whether the entry is trained at a site."""
         return self.sites is None or self.sites.selects(site)
+
+    def site_of(self, site: Site) -> Site:
+        """The site of the entry's SAEs that read at `site`: itself, but of transcoders also where they write."""
+        return site if self.target is None else self.target.site_of(site)
 
     def of_model(self, n_layers: int, key: str, layers: tuple[int, ...]) -> SAESettings:
         """The same entry with the layers of its filter numbered from 0, for a model that has `n_layers`.

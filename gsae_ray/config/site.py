@@ -19,22 +19,32 @@ POINTS = {
     "resid_pre": "hook_resid_pre",
     "resid_post": "hook_resid_post",
     "attn_out": "hook_attn_out",
+    "mlp_in": "mlp.hook_in",
     "mlp_out": "hook_mlp_out",
     "mlp_post": "mlp.hook_post",
     "attn_z": "attn.hook_z",
 }
 """Point -> its name in TransformerLens, after `blocks.{layer}.`.
 
-`mlp_post` is the activations of the MLP's neurons, `attn_z` the output of the attention heads before W_O.
+`mlp_in` is what the MLP is given, after the norm before it if there is one, `mlp_post` the activations of its neurons,
+`attn_z` the output of the attention heads before W_O. TransformerLens' own `hook_mlp_in` is another place, before the
+norm: `mlp.hook_in` is what its TransformerBridge, SAELens and circuit-tracer call this one.
 """
+ORDER = ("resid_pre", "attn_z", "attn_out", "mlp_in", "mlp_post", "mlp_out", "resid_post")
+"""The points of a layer in the order in which a forward pass comes to them."""
 
 
 @dataclasses.dataclass(frozen=True, order=True)
 class Site:
-    """One place in a language model: a point of a layer, or any module by path."""
+    """A place in a language model: a point of a layer, or any module by path.
+
+    The site of a transcoder is two points of a layer: the one that it reads (`source`), and the one whose activations
+    it computes from those (`target`). Of any other site both are the site itself.
+    """
 
     name: str
-    """`blocks.{L}.hook_resid_post` and the like, or `{module path}:{input|output}`."""
+    """`blocks.{L}.hook_resid_post` and the like, or `{module path}:{input|output}`; of a transcoder
+    `blocks.{L}.mlp.hook_in:hook_mlp_out`."""
 
     @classmethod
     def of_point(cls, layer: int, point: str) -> Site:
@@ -44,19 +54,51 @@ class Site:
     def of_module(cls, module: str, io: IO) -> Site:
         return cls(f"{module}:{io}")
 
+    @classmethod
+    def of_transcoder(cls, source: Site, point: str) -> Site:
+        """From a point of a layer to another one of the same layer."""
+        return cls(f"{source.name}:{POINTS[point]}")
+
+    @property
+    def _points(self) -> tuple[int, list[str]] | None:
+        """The layer of a named point, or of two of them, and their keys in `POINTS`; None for a module."""
+        match = re.fullmatch(r"blocks\.(\d+)\.(.+)", self.name)
+        names = {name: point for point, name in POINTS.items()}
+        points = [names.get(name, "") for name in match[2].split(":", 1)] if match else []
+        return (int(match[1]), points) if match and all(points) else None
+
     @property
     def layer(self) -> int | None:
         """The layer of a named point; None for a module."""
-        match = re.fullmatch(r"blocks\.(\d+)\.(.+)", self.name)
-        return int(match[1]) if match and match[2] in POINTS.values() else None
+        found = self._points
+        return found and found[0]
 
     @property
     def point(self) -> str:
-        """The key of `POINTS`, or `input`/`output` for a module."""
-        if self.layer is None:
-            return self.name.rpartition(":")[2]
-        suffix = self.name.split(".", 2)[2]
-        return next(point for point, name in POINTS.items() if name == suffix)
+        """The key of `POINTS`, or `input`/`output` for a module; `mlp_in:mlp_out` of a transcoder's site."""
+        found = self._points
+        return ":".join(found[1]) if found else self.name.rpartition(":")[2]
+
+    @property
+    def source(self) -> Site:
+        """Where an SAE of this site reads."""
+        return self.places[0]
+
+    @property
+    def target(self) -> Site:
+        """Whose activations an SAE of this site computes."""
+        return self.places[-1]
+
+    @property
+    def is_transcoders(self) -> bool:
+        """Whether it is two places."""
+        return len(self.places) > 1
+
+    @property
+    def places(self) -> tuple[Site, ...]:
+        """The site itself; of a transcoder its source and its target."""
+        found = self._points
+        return tuple(Site.of_point(found[0], point) for point in found[1]) if found else (self,)
 
     def __str__(self) -> str:
         return self.name

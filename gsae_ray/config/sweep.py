@@ -120,6 +120,9 @@ class Sweep(Settings):
         if "objective" in self.training.model_fields_set and self.saes and not any(e.has_objective for e in self.saes):
             names = ", ".join(dict.fromkeys(entry.architecture for entry in self.saes))
             found.append((("training", "objective"), f"nothing reads it: {names} SAEs have one objective only"))
+        if self.evaluation.pursuit_l0 and any(entry.target for entry in self.saes):
+            text = "finds the features of what an SAE reads; transcoders have none of what they compute: leave it out"
+            found.append((("evaluation", "pursuit_l0"), f"{text}, or give them a sweep of their own"))
         by_layer = bool(self.sites.layers), bool(self.sites.points)
         if self.is_synthetic:
             beside = list(problems_beside(self.sites, self.saes, self.evaluation, self.producers))
@@ -246,13 +249,19 @@ class Sweep(Settings):
         return 1 if self.is_synthetic else self.language_model.context_size - self.text.skip_positions
 
     @property
+    def trained_sites(self) -> tuple[Site, ...]:
+        """The sites that some entry of `saes` trains at, in the file's order; of transcoders with their targets."""
+        of_entries = (entry.site_of(site) for site in self.all_sites for entry in self.saes if entry.selects(site))
+        return tuple(dict.fromkeys(of_entries))
+
+    @property
     def used_sites(self) -> tuple[Site, ...]:
-        """The sites that some entry of `saes` trains at, in the file's order."""
-        return tuple(site for site in self.all_sites if any(entry.selects(site) for entry in self.saes))
+        """The places that trials have the activations of."""
+        return tuple(dict.fromkeys(place for site in self.trained_sites for place in site.places))
 
     def max_tokens(self, site: Site) -> int:
-        """Rows that the longest trial at a site reads."""
-        entries = [entry for entry in self.saes if entry.selects(site)]
+        """Rows that the longest trial at one of `trained_sites` reads."""
+        entries = [e for e in self.saes if e.selects(site.source) and e.site_of(site.source) == site]
         return max(entry.training(self.training).tokens for entry in entries)
 
     def notices(self) -> list[str]:
@@ -271,7 +280,8 @@ class Sweep(Settings):
         """
         if entry.equal_compute_with is None:
             return entry.own_widths(site, d_in[site])
-        others = [e for e in self.saes if e.architecture == entry.equal_compute_with and e.selects(site)]
+        kind = entry.equal_compute_with, entry.target
+        others = [e for e in self.saes if (e.architecture, e.target) == kind and e.selects(site)]
         widths = sorted({round(EQUAL_COMPUTE * width) for e in others for width in e.own_widths(site, d_in[site])})
         if not widths:
             raise UserError(
@@ -287,12 +297,12 @@ class Sweep(Settings):
             UserError: there are more than a sweep may have.
         """
         total = 0
-        for entry, site in itertools.product(self.saes, self.used_sites):
+        for entry, site in itertools.product(self.saes, self.all_sites):
             if entry.selects(site):
                 settings = entry.training(self.training)
                 grids = entry.objectives(settings), settings.schedule, settings.lr, settings.seeds
                 trials = len(self.widths(entry, site, d_in)) * len(entry.hyperparameters())
-                total += trials * math.prod(map(len, grids))
+                total += trials * math.prod(map(len, (*grids, entry.skip)))
         try:
             check_count(total)
         except ValueError as error:
@@ -304,7 +314,7 @@ class Sweep(Settings):
         provenance: Mapping[str, str],
         parents: Mapping[str, tuple[SAEConfig, str]] | None = None,
     ) -> list[TrialSpec]:
-        """The trials, in a fixed order: by entry, site, width, hyperparameters, recipe, lr, seed.
+        """The trials, in a fixed order: by entry, site, skip connection, width, hyperparameters, recipe, lr, seed.
 
         Args:
             d_in: width of the activations at each of `used_sites`.
@@ -324,15 +334,17 @@ class Sweep(Settings):
         trials: list[TrialSpec] = []
         children: dict[int, str] = {}
         self._check_size(d_in)
-        for (index, entry), site in itertools.product(enumerate(self.saes), self.used_sites):
+        for (index, entry), site in itertools.product(enumerate(self.saes), self.all_sites):
             if not entry.selects(site):
                 continue
             settings = entry.training(self.training)
             unnamed = {"lr", "seeds", "objective", "schedule", "log_every_tokens", "checkpoint_every_tokens"}
             if not entry.has_sparse_form(self.training):
                 unnamed.add("engine")  # there is only one
+            target = entry.site_of(site).target
             overrides = {k: v for k, v in settings if k not in unnamed and v != getattr(self.training, k)}
-            for d_sae, hyperparameters, objective, schedule, lr, seed in itertools.product(
+            for skip, d_sae, hyperparameters, objective, schedule, lr, seed in itertools.product(
+                entry.skip,
                 self.widths(entry, site, d_in),
                 entry.hyperparameters(),
                 entry.objectives(settings),
@@ -345,18 +357,19 @@ class Sweep(Settings):
                     architecture.check_width(hyperparameters, d_in[site], d_sae)
                 except ValueError as error:
                     raise UserError(f"saes.{index}.{error}") from error
-                if settings.engine != "dense" and architecture.gated_relu(hyperparameters, objective) is None:
-                    raise UserError(
-                        f"saes.{index}.engine: {settings.engine} has no {entry.architecture} SAEs; engine: dense has"
-                    )
+                sparse = entry.target is None and architecture.gated_relu(hyperparameters, objective) is not None
+                if settings.engine != "dense" and not sparse:
+                    kind = f"{entry.architecture} SAEs" if entry.target is None else "transcoders"
+                    raise UserError(f"saes.{index}.engine: {settings.engine} has no {kind}; engine: dense has")
                 if architecture.parent_architecture is not None:
                     children[len(trials)] = f"saes.{index}"
                 trials.append(
                     TrialSpec.make(
-                        site=site.name,
+                        site=entry.site_of(site).name,
                         architecture=entry.architecture,
                         d_in=d_in[site],
                         d_sae=d_sae,
+                        **({} if entry.target is None else {"d_out": d_in[target], "skip": skip}),
                         hyperparameters=architecture.canonical(hyperparameters, objective, d_sae),
                         training=settings.resolve(lr, seed, objective, schedule),
                         overrides=overrides,

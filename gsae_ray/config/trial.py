@@ -10,12 +10,13 @@ from typing import Any
 
 from gsae_ray import saes  # its names are imported at first use: the registry imports torch
 from gsae_ray.config.recipe import TrialTraining, show
+from gsae_ray.config.site import Site
 from gsae_ray.files import digest
 from gsae_ray.version import REVISION
 
 MAX_NAME = 200
 """The most characters of a trial's name: file names end at 255 bytes."""
-_PLAIN_SITE = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.\-]*(:input|:output)?")
+_PLAIN_SITE = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.\-]*(:input|:output)?|blocks\.[0-9]+\.[a-z_.]+:[a-z_.]+")
 """Names of sites that stay distinct once other characters are replaced, so that they are fit for a folder."""
 RUN = "run:"
 """The beginning of `TrialSpec.parent` where the parent is an MLflow run."""
@@ -52,6 +53,7 @@ class TrialSpec:
     identity: str
     """Hash of model, data, site, SAE and training settings: the same identity is the same SAE."""
     site: str
+    """As `Site` names it: of a transcoder, where it reads and where it writes."""
     architecture: str
     d_in: int
     d_sae: int
@@ -61,6 +63,10 @@ class TrialSpec:
     """The trial of the same sweep, or the run (`run:…`), whose finished SAE training starts from."""
     parent_recipe: str | None = None
     """The recipe that the parent was trained with."""
+    d_out: int | None = None
+    """Coordinates of what a transcoder computes; None: an SAE."""
+    skip: bool = False
+    """Whether a transcoder has a skip connection."""
 
     @classmethod
     def make(
@@ -87,7 +93,7 @@ class TrialSpec:
         variant = _variant(fields["architecture"], hyperparameters)
         shown = {key: value for key, value in hyperparameters.items() if key not in options and value is not None}
         sparsity = "_".join(_short(key) + show(value) for key, value in shown.items())
-        sparsity += "".join(f"_{k}-{show(v)}" for k, v in variant.items())
+        sparsity += "".join(f"_{k}-{show(v)}" for k, v in variant.items()) + "_skip" * fields.get("skip", False)
         rest = f"{training.objective}-{training.schedule}_lr{show(training.lr)}_seed{training.seed}"
         rest += "".join(f"_{key}{show(value)}" for key, value in (overrides or {}).items())
         name = f"{fields['site']}_{fields['architecture']}_w{fields['d_sae']}_{sparsity}_{rest}"
@@ -114,9 +120,18 @@ class TrialSpec:
 
     @property
     def variant(self) -> str:
-        """Options of the architecture that are not at their defaults, e.g. `tied=false`."""
+        """Options of the architecture that are not at their defaults, e.g. `tied=false`.
+
+        Of a transcoder `transcoder`, or `skip transcoder`, comes first.
+        """
         variant = _variant(self.architecture, self.hyperparameters)
-        return ",".join(f"{key}={show(value)}" for key, value in variant.items())
+        kind = [] if self.d_out is None else ["skip transcoder" if self.skip else "transcoder"]
+        return ",".join([*kind, *(f"{key}={show(value)}" for key, value in variant.items())])
+
+    @property
+    def sites(self) -> tuple[str, ...]:
+        """The places whose activations it is trained on: its site, or of a transcoder where it reads and writes."""
+        return tuple(place.name for place in Site(self.site).places)
 
     @property
     def directory_name(self) -> str:

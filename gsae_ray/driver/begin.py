@@ -126,7 +126,7 @@ def begin(
             display.phase(line)
         pending = _what_is_left(prepared, trials, resume, display)
         readers = {
-            trial.name: ReaderSpec(trial.spec.site, trial.spec.training.trained_tokens)
+            trial.name: ReaderSpec.of(trial.spec.sites, trial.spec.training.trained_tokens)
             for trial in pending
             if not trial.directory.done
         }

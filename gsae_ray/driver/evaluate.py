@@ -85,7 +85,7 @@ def evaluate(
     if not fingerprint:
         raise UserError("; ".join(outcomes.notes))
     sweep = _sweep_of(folder, say)
-    own = [used.name for used in sweep.used_sites]
+    own = [trained.name for trained in sweep.trained_sites]
     if site not in own:
         raise UserError(f"--site: launch {launch_id} has no SAEs at {shown(site)}; {suggest(site, own)}")
     sources = [sources] if isinstance(sources, (str, Path)) else sources
@@ -96,8 +96,9 @@ def evaluate(
     missing = [reference for reference in different if lacks_evaluation(root, reference, fingerprint)]
     if missing:
         prepared = _prepared(sweep, root, launch_id, fingerprint, say, tracking_uri)
-        for sae, _ in opened:
-            check_width(sae, Site(site), prepared.layout.widths[site])
+        widths = {Site(name): width for name, width in prepared.layout.widths.items()}
+        for cfg, _ in opened:
+            check_width(cfg, Site(site), widths)
         with _producer(prepared, say) as run:
             for reference in missing:
                 try:

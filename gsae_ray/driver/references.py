@@ -34,7 +34,7 @@ def read_references(sweep: Sweep, widths: Mapping[Site, int], tracking_uri: str 
         site = Site(settings.site)
         try:
             sae, reference = open_reference(settings.source, settings.site, settings.origin, tracking_uri)
-            check_width(sae.cfg, site, widths[site])
+            check_width(sae.cfg, site, widths)
         except UserError as error:
             raise UserError(f"references.{index}: {error}") from error
         found.append(reference)

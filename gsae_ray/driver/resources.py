@@ -43,7 +43,7 @@ def request_resources(prepared: PreparedSweep, readers: Mapping[str, ReaderSpec]
     producer = fit.producer_request(sweep, nodes, prepared.producer)
     notices = fit.check_producers(sweep, nodes, prepared.producer)
     notices += fit.check_requests(sweep, nodes, fit.largest(sweep, trials.values()), producer)
-    sites = tuple(sorted({reader.site for reader in readers.values()}))
+    sites = tuple(sorted({site for reader in readers.values() for site in reader.sites}))
     blocks = range(layout.blocks_for(max((reader.rows for reader in readers.values()), default=0)))
     sizes = [layout.nbytes(block, sites) for block in blocks]
     return ResourceRequest(

@@ -1,5 +1,8 @@
 """Evaluation of an SAE as saved: the model runs clean, with the site zero-ablated, and with the SAE spliced in.
 
+A transcoder is spliced in at its target, computed from what the same pass has at its source; it is its target that is
+zero-ablated.
+
 Only kept positions are replaced; the others keep their own activations, rows of massive norm (`massive_norms`) among
 them. All losses average over the same positions of a site: the kept ones that have a next token in the context. Sums
 are float64, one a context, in the order of fixed slices, so that the same SAE gives the same numbers in any process of
@@ -36,12 +39,19 @@ FLOAT = 4
 
 
 class _Ablated(NamedTuple):
-    """What the pass with a site zero-ablated gives."""
+    """What the pass with a site's target zero-ablated gives."""
 
     nll_E: Tensor
     """−ln p(next token) summed over the scored positions of each context."""
     mean_D: Tensor
-    """Mean of the site's rows, float64."""
+    """Mean of the target's rows, float64."""
+    d_in: int
+    """Coordinates of the source's rows."""
+
+
+Replace = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""Gets the rows [R, n] of a site's source and of its target, the same ones but for transcoders, and the activations
+[B, T, n] of the target; returns what takes the place of these."""
 
 
 class Evaluator:
@@ -87,26 +97,26 @@ class Evaluator:
 
         Raises:
             NumericError: the site's activations, or the model's losses without the SAE, are not finite.
-            UserError: the model has no such site, or the SAE takes activations of another width.
+            UserError: the model has no such site, or the SAE is none for it.
         """
         ablated = self._zero_ablated(site)
-        check_width(sae.cfg, site, len(ablated.mean_D))
+        check_width(sae.cfg, site, {site.source: ablated.d_in, site.target: len(ablated.mean_D)})
         self._check_finite(f"activations at {site}", ablated.mean_D)
         active_F = torch.zeros(sae.cfg.d_sae, dtype=torch.float64, device=self.device)
         sums: dict[str, list[Tensor]] = {name: [] for name in SUMS}
 
         for index, kept_BT in enumerate(self.rows(site)):
 
-            def splice(x_BTn: Tensor, kept_BT: Tensor = kept_BT) -> Tensor:
-                kept_BT = kept_BT.to(x_BTn.device)  # of a model on several GPUs, not always the tokens' device
-                sae.to(x_BTn.device)
-                found = reconstruct(sae, x_BTn[kept_BT].float(), ablated.mean_D, pursuit_l0)
+            def splice(x_Rn: Tensor, y_Rm: Tensor, y_BTm: Tensor, kept_BT: Tensor = kept_BT) -> Tensor:
+                kept_BT = kept_BT.to(y_BTm.device)  # of a model on several GPUs, not always the tokens' device
+                sae.to(y_BTm.device)
+                found = reconstruct(sae, x_Rn.float(), y_Rm.float(), ablated.mean_D, pursuit_l0)
                 active_F.add_(found.active_RF.sum(0).to(self.device))
                 for name, values_R in found.values.items():
                     sums[name].append(_by_context(values_R, kept_BT).to(self.device))
-                edited_BTn = x_BTn.clone()
-                edited_BTn[kept_BT] = found.x_hat_RD.to(x_BTn.dtype)
-                return edited_BTn
+                edited_BTm = y_BTm.clone()
+                edited_BTm[kept_BT] = found.y_hat_RD.to(y_BTm.dtype)
+                return edited_BTm
 
             sums["rows"].append(kept_BT.sum(1))
             for name, values_B in self._losses(index, site, splice).items():
@@ -128,7 +138,7 @@ class Evaluator:
             dtype = str(next(self.model.parameters()).dtype).removeprefix("torch.")
             raise not_finite(what, "the held-out text", dtype)
 
-    def _losses(self, index: int, site: Site, splice: Edit) -> dict[str, Tensor]:
+    def _losses(self, index: int, site: Site, splice: Replace) -> dict[str, Tensor]:
         """Returns what a slice's predictions sum to, context by context [B], with an SAE spliced in."""
         tokens_BT = self.slices[index]
         scored_BT = _scored(tokens_BT, self.rows(site)[index])
@@ -142,9 +152,10 @@ class Evaluator:
         sums = {name: _by_context(torch.cat(values)[scored_BT.flatten()], scored_BT) for name, values in losses.items()}
         return {"positions": scored_BT.sum(1), **sums}
 
-    def _logits(self, index: int, site: Site, edit: Edit) -> Tensor:
-        """Returns the logits [B, T, vocabulary] of a slice with a site edited."""
-        return self.passes.logits(index, layers_before(self.model, site), {site: edit})
+    def _logits(self, index: int, site: Site, replace: Replace) -> Tensor:
+        """Returns the logits [B, T, vocabulary] of a slice with a site's target replaced."""
+        edits = _edits(site, self.rows(site)[index], replace)
+        return self.passes.logits(index, layers_before(self.model, site.source), edits)
 
     def _clean_log_probs(self, index: int, site: Site, vocabulary: int) -> Iterable[Tensor]:
         """Returns the log-probabilities of the unedited model, piece by piece as `_log_probs`.
@@ -159,7 +170,7 @@ class Evaluator:
         if index in self._clean:
             return self._clean[index]
         fits = FLOAT * vocabulary * sum(tokens.numel() for tokens in self.slices) <= CLEAN_CACHE_BYTES
-        skip = layers_before(self.model, site) if fits else len(self.passes.layers)
+        skip = layers_before(self.model, site.source) if fits else len(self.passes.layers)
         logits_BTV = self.passes.logits(index, skip, {})
         pieces = (log_probs_PV for log_probs_PV, _ in _log_probs(logits_BTV, self.slices[index]))
         if not fits:
@@ -169,40 +180,68 @@ class Evaluator:
 
     @torch.no_grad()
     def rows(self, site: Site) -> list[Tensor]:
-        """Which positions of each slice [B, T] are replaced and measured: the rows without those of massive norm."""
+        """Which positions of each slice [B, T] are replaced and measured: the rows without those of massive norm.
+
+        Of a transcoder's site those are left out that are of massive norm at either place.
+        """
         if site not in self._rows:
             kept = [self.kept(tokens_BT) for tokens_BT in self.slices]
             if self.max_norm is not None:
-                norms = []
+                found: dict[Site, list[Tensor]] = {place: [] for place in site.places}
                 for tokens_BT, kept_BT in zip(self.slices, kept, strict=True):
-                    x_Rn = capture(self.model, model_input(tokens_BT), [site], kept_BT)[site]
-                    norms.append(square_norms(x_Rn).to(self.device))
-                limit = square_norm_limit(torch.cat(norms), self.max_norm)
-                for kept_BT, norms_R in zip(kept, norms, strict=True):
-                    kept_BT[kept_BT.clone()] = takes_part(norms_R, limit)
+                    for place, x_Rn in capture(self.model, model_input(tokens_BT), site.places, kept_BT).items():
+                        found[place].append(square_norms(x_Rn).to(self.device))
+                limits = [square_norm_limit(torch.cat(norms), self.max_norm) for norms in found.values()]
+                for kept_BT, *norms in zip(kept, *found.values(), strict=True):
+                    parts = [takes_part(norms_R, limit) for norms_R, limit in zip(norms, limits, strict=True)]
+                    kept_BT[kept_BT.clone()] = torch.stack(parts).all(0)
             self._rows[site] = kept
         return self._rows[site]
 
     def _zero_ablated(self, site: Site) -> _Ablated:
-        """Runs the model with the site zero-ablated at the kept positions."""
+        """Runs the model with the site's target zero-ablated at the kept positions."""
         if site not in self._ablated:
             nll: list[Tensor] = []
             sums: list[Tensor] = []
-            rows = 0
+            rows = d_in = 0
             for index, (tokens_BT, kept_BT) in enumerate(zip(self.slices, self.rows(site), strict=True)):
 
-                def ablate(x_BTn: Tensor, kept_BT: Tensor = kept_BT) -> Tensor:
-                    kept_BT = kept_BT.to(x_BTn.device)
-                    sums.append(x_BTn[kept_BT].sum(0, dtype=torch.float64).to(self.device))
-                    return x_BTn.masked_fill(kept_BT[..., None], 0)
+                def ablate(x_Rn: Tensor, y_Rm: Tensor, y_BTm: Tensor, kept_BT: Tensor = kept_BT) -> Tensor:
+                    nonlocal d_in
+                    d_in = x_Rn.shape[1]
+                    sums.append(y_Rm.sum(0, dtype=torch.float64).to(self.device))
+                    return y_BTm.masked_fill(kept_BT.to(y_BTm.device)[..., None], 0)
 
                 pieces = _log_probs(self._logits(index, site, ablate), tokens_BT)
                 scored_BT = _scored(tokens_BT, kept_BT)
                 nll_N = torch.cat([_nll(log_probs_PV, next_P) for log_probs_PV, next_P in pieces])
                 nll.append(_by_context(nll_N[scored_BT.flatten()], scored_BT))
                 rows += int(kept_BT.sum())
-            self._ablated[site] = _Ablated(torch.cat(nll), torch.stack(sums).sum(0) / rows)
+            self._ablated[site] = _Ablated(torch.cat(nll), torch.stack(sums).sum(0) / rows, d_in)
         return self._ablated[site]
+
+
+def _edits(site: Site, kept_BT: Tensor, replace: Replace) -> dict[Site, Edit]:
+    """The edits of a forward pass that replace the activations of a site's target, from rows of the same pass."""
+
+    def rows(x_BTn: Tensor) -> Tensor:
+        return x_BTn[kept_BT.to(x_BTn.device)]  # a copy, see `Edit`
+
+    def edit_one(x_BTn: Tensor) -> Tensor:
+        x_Rn = rows(x_BTn)
+        return replace(x_Rn, x_Rn, x_BTn)
+
+    if not site.is_transcoders:
+        return {site: edit_one}
+    seen: list[Tensor] = []
+
+    def see(x_BTn: Tensor) -> None:
+        seen.append(rows(x_BTn))
+
+    def edit_target(y_BTm: Tensor) -> Tensor:
+        return replace(seen.pop().to(y_BTm.device), rows(y_BTm), y_BTm)
+
+    return {site.source: see, site.target: edit_target}
 
 
 def _scored(tokens_BT: Tensor, kept_BT: Tensor) -> Tensor:

@@ -59,11 +59,12 @@ class RowEvaluator:
         if site not in self._sites:
             self._sites[site] = self._measure(site)
         rows = self._sites[site]
-        check_width(sae.cfg, site, len(rows.mean_D))
+        check_width(sae.cfg, site, {site: len(rows.mean_D)})
         active_F = torch.zeros(sae.cfg.d_sae, dtype=torch.float64, device=self.device)
         sums: dict[str, Tensor] = {}
         for x_RD, group_R in self._taking_part(site, rows.limit):
-            found = reconstruct(sae, x_RD.float(), rows.mean_D, pursuit_l0)
+            x_RD = x_RD.float()
+            found = reconstruct(sae, x_RD, x_RD, rows.mean_D, pursuit_l0)
             active_F += found.active_RF.sum(0)
             self._add(sums, group_R, {"rows": torch.ones_like(group_R), **found.values})
         whole = self._detect(site, sae, pursuit_l0, active_F > 0, sums) if self.heldout.features else {}

@@ -27,11 +27,15 @@ class Family:
 
 
 def _family(layers: str | tuple[str, ...], attn_out: str, mlp_out: str, mlp_post: str, attn_z: str) -> Family:
-    """A family, by module paths inside a layer: whose outputs are attn_out and mlp_out, whose inputs the other two."""
+    """A family, by module paths inside a layer: whose outputs are attn_out and mlp_out, whose inputs the last two.
+
+    The MLP itself is called `mlp` in all of them.
+    """
     points: dict[str, tuple[str, IO]] = {
         "resid_pre": ("", "input"),
         "resid_post": ("", "output"),
         "attn_out": (attn_out, "output"),
+        "mlp_in": ("mlp", "input"),
         "mlp_out": (mlp_out, "output"),
         "mlp_post": (mlp_post, "input"),
         "attn_z": (attn_z, "input"),

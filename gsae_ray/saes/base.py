@@ -37,6 +37,10 @@ class SAE(Architecture, nn.Module, ABC):
     Weights are stored as W_enc [d_in, d_sae] and W_dec [d_sae, d_in]: feature i's direction is `W_dec[i]`. Decoder
     rows of SAEs that were trained here have norm 1; those from elsewhere may have any, which `fold_norms` changes.
 
+    A transcoder (Dunefsky et al. 2024) computes other activations y than those that it reads, ŷ = W_dec f + b_dec, from
+    x itself, not from x − b_dec; W_dec is [d_sae, d_out]. With a skip connection (Paulo et al. 2025) it adds W_skip x,
+    W_skip being [d_out, d_in]. Every architecture may be either; what is said of x̂ holds of a transcoder's ŷ.
+
     Parameters are what is learnt; whatever else an architecture keeps is a buffer. Checkpoints hold both. Saved SAEs
     hold parameters and what else their function takes (a threshold); what only training takes (a count of steps) is a
     buffer with `persistent=False`, which they do not.
@@ -45,13 +49,16 @@ class SAE(Architecture, nn.Module, ABC):
     W_enc: Tensor
     W_dec: Tensor
     b_dec: Tensor
+    W_skip: Tensor
 
     def __init__(self, cfg: SAEConfig) -> None:
         super().__init__()
         self.cfg = cfg
         self.W_enc = nn.Parameter(torch.zeros(cfg.d_in, cfg.d_sae))
-        self.W_dec = nn.Parameter(torch.zeros(cfg.d_sae, cfg.d_in))
-        self.b_dec = nn.Parameter(torch.zeros(cfg.d_in))
+        self.W_dec = nn.Parameter(torch.zeros(cfg.d_sae, cfg.width_out))
+        self.b_dec = nn.Parameter(torch.zeros(cfg.width_out))
+        if cfg.skip:
+            self.W_skip = nn.Parameter(torch.zeros(cfg.width_out, cfg.d_in))
 
     def prepare_training(self, rms_norm: float, steps: int, batch_size: int) -> None:
         """Takes note of how it will be trained; called before `initialise` or `adopt`, on every attempt.
@@ -68,12 +75,19 @@ class SAE(Architecture, nn.Module, ABC):
 
         W_dec: random rows of norm 1 (norm_weighted: 0.1); W_enc := W_decᵀ, untied after; b_dec := the data's mean.
         The other biases are 0.
+
+        Of a transcoder the mean is that of what it computes, rows of W_enc are random ones of their own, of the norm of
+        W_dec's, and W_skip is 0.
         """
         self.W_dec.copy_(torch.randn(self.W_dec.shape, generator=generator))
         self.normalise_decoder()
         if objective == "norm_weighted":
             self.W_dec.mul_(FREE_NORM)
-        self.W_enc.copy_(self.W_dec.T)
+        rows_FD = self.W_dec
+        if self.cfg.is_transcoder:
+            rows_FD = torch.randn(self.cfg.d_sae, self.cfg.d_in, generator=generator)
+            rows_FD *= self.W_dec[0].norm() / rows_FD.norm(dim=1, keepdim=True)
+        self.W_enc.copy_(rows_FD.T)
         self.b_dec.copy_(mean_D)
 
     def adopt(self, parent: SAE, start: bool) -> None:
@@ -110,21 +124,53 @@ class SAE(Architecture, nn.Module, ABC):
             return torch.dot(acts_BF.sum(0), self.W_dec.norm(dim=1)) / len(acts_BF)
         return acts_BF.sum() / len(acts_BF)
 
-    def decode(self, acts_BF: Tensor) -> Tensor:
-        """Reconstructions [..., d_in] of feature activations [..., d_sae]."""
+    def decode(self, acts_BF: Tensor, x_BD: Tensor | None = None) -> Tensor:
+        """Reconstructions [..., d_in] of feature activations [..., d_sae]; of a transcoder, [..., d_out].
+
+        A transcoder with a skip connection takes `x_BD` besides, what they are the features of; without it raises a
+        TypeError.
+        """
+        out_BD = self._decode(acts_BF)
+        if not self.cfg.skip:
+            return out_BD
+        if x_BD is None:
+            raise TypeError("this transcoder has a skip connection, which takes x: decode(acts, x)")
+        return out_BD + self.skip(x_BD)
+
+    def _decode(self, acts_BF: Tensor) -> Tensor:
+        """The features' part of the output: all of it but for a skip connection."""
         return acts_BF.to(self.W_dec.dtype) @ self.W_dec + self.b_dec
+
+    def skip(self, x_BD: Tensor) -> Tensor:
+        """What the skip connection adds, W_skip x."""
+        return x_BD.to(self.W_skip.dtype) @ self.W_skip.T
 
     def extra_repr(self) -> str:
         """What `print` shows of it."""
-        site = f", site={self.cfg.site}" if self.cfg.site else ""
-        return f"d_in={self.cfg.d_in}, d_sae={self.cfg.d_sae}{site}"
+        shown = {"d_in": self.cfg.d_in, "d_sae": self.cfg.d_sae, "d_out": self.cfg.d_out, "site": self.cfg.place}
+        return ", ".join(f"{key}={value}" for key, value in shown.items() if value)
 
     def forward(self, x_BD: Tensor) -> Tensor:
-        return self.decode(self.encode(x_BD))
+        return self.decode(self.encode(x_BD), x_BD)
 
     @abstractmethod
-    def losses(self, x_BD: Tensor, coefficient: float, objective: Objective = "paper") -> Losses:
-        """The training losses of a batch, the sparsity penalty weighted by `coefficient`."""
+    def losses(
+        self, x_BD: Tensor, coefficient: float, objective: Objective = "paper", y_BD: Tensor | None = None
+    ) -> Losses:
+        """The training losses of a batch, the sparsity penalty weighted by `coefficient`.
+
+        Args:
+            x_BD: activations that it reads.
+            coefficient: of the penalty.
+            objective: what is minimised.
+            y_BD: what a transcoder is to compute; `_decoder_target` says what is left of it for `_decode`.
+        """
+
+    def _decoder_target(self, x_BD: Tensor, y_BD: Tensor | None) -> Tensor:
+        """What the features' part of the output is to be: x; of a transcoder y, less what its skip connection adds."""
+        if y_BD is None:
+            return x_BD
+        return y_BD - self.skip(x_BD) if self.cfg.skip else y_BD
 
     def begin_step(self, step: int) -> None:
         """Takes note of the step, from 0, that comes next."""
@@ -148,8 +194,8 @@ class SAE(Architecture, nn.Module, ABC):
 
     @property
     def subtracts_b_dec(self) -> bool:
-        """Whether the encoder takes x − b_dec, as all SAEs that are trained here do, or x."""
-        return bool(self.cfg.hyperparameters.get("subtract_b_dec", True))
+        """Whether the encoder takes x − b_dec, as all SAEs that are trained here do, or x, as transcoders do."""
+        return not self.cfg.is_transcoder and bool(self.cfg.hyperparameters.get("subtract_b_dec", True))
 
     @property
     def sparsity_coefficient(self) -> float | None:
@@ -204,14 +250,21 @@ class SAE(Architecture, nn.Module, ABC):
         return ("W_enc", *(name for name in by_feature if name != "b_dec"))
 
     @torch.no_grad()
-    def fold_scale(self, scale: float) -> None:
+    def fold_scale(self, scale: float, target_scale: float | None = None) -> None:
         """Makes an SAE that was trained on `scale`·x take x, by dividing `scaled_tensors` by `scale`.
 
         Weights stay, so decoder norms stay 1, and features come out in the units of x.
+
+        Of a transcoder, which was trained to compute `target_scale`·y, features come out in the units of y: the decoder
+        stays, `scaled_tensors` are divided by `target_scale`, and what x is multiplied with takes the ratio of scales.
         """
         state = self.state_dict()
         for name in self.scaled_tensors:
-            state[name].div_(scale)
+            state[name].div_(scale if target_scale is None else target_scale)
+        if target_scale is not None:
+            matrices = [name for name in self.encoder_tensors if state[name].dim() > 1]
+            for name in (*matrices, *(["W_skip"] if self.cfg.skip else [])):
+                state[name].mul_(scale / target_scale)
 
     @torch.no_grad()
     def fold_norms(self) -> None:
@@ -249,9 +302,14 @@ class SAE(Architecture, nn.Module, ABC):
         """The same function, but for rounding, with an encoder that takes x − b_dec (`subtract`) or x.
 
         W_encᵀ b_dec goes into the encoder's biases, or out of them. An SAE that is so already is returned as it is.
+
+        Raises:
+            UserError: it is a transcoder, whose b_dec is none of x.
         """
         if subtract == self.subtracts_b_dec:
             return self
+        if self.cfg.is_transcoder:
+            raise UserError("subtracting_b_dec: a transcoder's b_dec is of what it computes, not of what it reads")
         sae = copy.deepcopy(self)
         sae.cfg = self.cfg.model_copy(
             update={"hyperparameters": {**self.cfg.hyperparameters, "subtract_b_dec": subtract}}
@@ -264,7 +322,7 @@ class SAE(Architecture, nn.Module, ABC):
 
     def features_first(self, name: str, tensor: Tensor) -> Tensor | None:
         """A view [d_sae, ...] of a parameter, or of a tensor of its shape; None where no axis counts features."""
-        if name == "b_dec" or tensor.dim() == 0:
+        if name in ("b_dec", "W_skip") or tensor.dim() == 0:
             return None
         return tensor if name == "W_dec" else tensor.movedim(-1, 0)
 
@@ -274,7 +332,8 @@ class SAE(Architecture, nn.Module, ABC):
     ) -> None:
         """Gives features new directions, as Bricken et al. 2023 do.
 
-        Encoder rows get a fifth of the mean norm of those of alive features, biases become 0.
+        Encoder rows get a fifth of the mean norm of those of alive features, biases become 0. A transcoder's decoder
+        rows are left to `replace_directions`.
 
         Args:
             features_K: indices of the features.
@@ -288,12 +347,19 @@ class SAE(Architecture, nn.Module, ABC):
                 continue
             if parameter.dim() == 1:
                 by_feature[features_K] = 0
-            elif name == "W_dec" and objective != "norm_weighted":
-                by_feature[features_K] = directions_KD
-            else:
+            elif name != "W_dec":
                 norm = by_feature[alive_F].norm(dim=1).mean()
-                share = 1.0 if name == "W_dec" else RESAMPLED_ENCODER_NORM
-                by_feature[features_K] = directions_KD * (share * norm)
+                by_feature[features_K] = directions_KD * (RESAMPLED_ENCODER_NORM * norm)
+            elif not self.cfg.is_transcoder:
+                self.replace_directions(features_K, directions_KD, alive_F, objective)
+
+    @torch.no_grad()
+    def replace_directions(
+        self, features_K: Tensor, directions_KD: Tensor, alive_F: Tensor, objective: Objective
+    ) -> None:
+        """Gives features new decoder rows; see `replace_features`."""
+        norm = self.W_dec[alive_F].norm(dim=1).mean() if objective == "norm_weighted" else 1.0
+        self.W_dec[features_K] = directions_KD * norm
 
     # ---- other forms ------------------------------------------------------------------------------------------------
 

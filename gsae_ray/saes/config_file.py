@@ -31,7 +31,8 @@ def encode(cfg: SAEConfig, form: Mapping[str, Any]) -> str:
         cfg: the SAE's configuration.
         form: see `saelens_config`.
     """
-    own = {"format": FORMAT, **cfg.model_dump(mode="json", exclude={"d_in", "d_sae"})}
+    exclude = {"d_in", "d_sae", "d_out", *(() if cfg.is_transcoder else ("target", "skip"))}
+    own = {"format": FORMAT, **cfg.model_dump(mode="json", exclude=exclude)}
     return json_text({**saelens_config(cfg, form), OURS: own})
 
 
@@ -65,7 +66,7 @@ def decode(text: str | bytes) -> tuple[SAEConfig, dict[str, Any]]:
         raise ValueError(f"{CONFIG_FILE}: no format; this is not an SAE of ours")
     if (version := own["format"]) != expected:
         raise ValueError(f"{CONFIG_FILE}.format: {shown(version)} is not {expected}; a newer gsae-ray may read it")
-    sizes = {key: found[key] for key in ("d_in", "d_sae") if key in found}
+    sizes = {key: found[key] for key in ("d_in", "d_sae", "d_out") if key in found}
     fields = {key: value for key, value in own.items() if key != "format"}
     try:
         cfg = SAEConfig.model_validate({**fields, **sizes})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,6 +15,9 @@ if TYPE_CHECKING:
 
 OURS = "gsae"
 """Our own format, of which nothing but files is looked at here: `gsae-ray best` copies them without torch."""
+SET = "circuit-tracer"
+"""The format of which a folder holds several: writing to it adds one."""
+_OF_SET = re.compile(r"config\.yaml|layer_\d+\.safetensors")
 FOLDABLE = "jumprelu"
 """The format that can be written without b_dec subtracted."""
 
@@ -23,7 +27,7 @@ def check_export(directory: str | Path, format: str, fold_b_dec: bool = False, r
 
     Raises:
         UserError: the format is unknown or cannot have b_dec folded, or the directory is a file, or has files; those of
-            an SAE that was saved there are replaced by format `gsae`.
+            an SAE that was saved there are replaced by format `gsae`, and to a set of circuit-tracer one is added.
     """
     if format != OURS:
         from gsae_ray.saes.formats import WRITERS
@@ -38,6 +42,8 @@ def check_export(directory: str | Path, format: str, fold_b_dec: bool = False, r
     if directory.exists() and not directory.is_dir():
         raise UserError(f"--out: {directory} is a file; give a folder")
     replaceable = saved_files_of(directory) if format == OURS else set()
+    if format == SET:
+        replaceable = {name for name in visible_files(directory) if _OF_SET.fullmatch(name)}
     if taken := sorted(visible_files(directory) - replaceable):
         raise UserError(
             f"--out: {directory} has other files ({shown(', '.join(taken), quoted=False)}); nothing is overwritten: "
@@ -51,7 +57,8 @@ def export(sae: SAE, directory: str | Path, format: str = "gsae", fold_b_dec: bo
 
     Args:
         sae: what to write.
-        directory: a folder that is new or empty; with format `gsae` it may have an SAE that was saved there.
+        directory: a folder that is new or empty; with format `gsae` it may have an SAE that was saved there, and with
+            `circuit-tracer` transcoders of other layers.
         format: the format's name.
         fold_b_dec: with format `jumprelu`, for tools that do not subtract b_dec from the encoder's input: b_enc takes
             it in. The same function, but for rounding at thresholds.

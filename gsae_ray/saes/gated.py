@@ -30,7 +30,8 @@ class GatedSAE(SAE):
         L = E[ ‖x − x̂(f̃)‖² + λ ‖ReLU(π_gate)‖₁ + ‖x − x̂_frozen(ReLU(π_gate))‖² ]
 
     `W_enc` is W_gateᵀ. x̂_frozen uses stop-gradient copies of W_dec and b_dec. The paper's prose says that the
-    auxiliary loss never reaches b_dec; its pseudo-code leaves the b_dec inside x − b_dec live, and so do we.
+    auxiliary loss never reaches b_dec; its pseudo-code leaves the b_dec inside x − b_dec live, and so do we. Of a
+    transcoder with a skip connection that is frozen where W_dec is.
 
     With the objective `norm_weighted` the penalty is λ Σ_i ReLU(π_gate)_i ‖d_i‖, norms are free, and the auxiliary
     decoder is live: where it is frozen nothing but the penalty reaches the norms through the gate, they shrink, and
@@ -112,19 +113,21 @@ class GatedSAE(SAE):
     def encode(self, x_BD: Tensor) -> Tensor:
         return self._gate_and_acts(x_BD)[1]
 
-    def losses(self, x_BD: Tensor, coefficient: float, objective: Objective = "paper") -> Losses:
+    def losses(
+        self, x_BD: Tensor, coefficient: float, objective: Objective = "paper", y_BD: Tensor | None = None
+    ) -> Losses:
+        y_BD = self._decoder_target(x_BD, y_BD)
         pi_gate_BF, acts_BF = self._gate_and_acts(x_BD)
-        reconstruction = (x_BD - self.decode(acts_BF)).square().sum() / len(x_BD)
+        reconstruction = (y_BD - self._decode(acts_BF)).square().sum() / len(x_BD)
         gate_BF = torch.relu(pi_gate_BF)
         l1 = self._l1(gate_BF, objective)
         loss = reconstruction + coefficient * l1
         auxiliary = x_BD.new_zeros(())
         kind = self._auxiliary(self.cfg.hyperparameters, objective)
         if kind != "none":
-            W_dec, b_dec = (
-                (self.W_dec, self.b_dec) if kind == "unfrozen" else (self.W_dec.detach(), self.b_dec.detach())
-            )
-            auxiliary = (x_BD - (gate_BF @ W_dec + b_dec)).square().sum() / len(x_BD)
+            found = (y_BD, self.W_dec, self.b_dec)
+            y_BD, W_dec, b_dec = found if kind == "unfrozen" else (tensor.detach() for tensor in found)
+            auxiliary = (y_BD - (gate_BF @ W_dec + b_dec)).square().sum() / len(x_BD)
             loss = loss + auxiliary
         return Losses(loss, reconstruction, l1, auxiliary, acts_BF.detach())
 

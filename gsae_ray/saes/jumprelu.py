@@ -82,7 +82,7 @@ class JumpReLUSAE(SAE):
     def of(cls, sae: SAE, W_enc_DF: Tensor, b_enc_F: Tensor, threshold_F: Tensor) -> JumpReLUSAE:
         """A JumpReLU SAE with this encoder, and all else of another SAE."""
         trained = {"training_architecture": sae.architecture, sae.architecture: sae.cfg.hyperparameters}
-        subtracts = {} if sae.subtracts_b_dec else {"subtract_b_dec": False}
+        subtracts = {} if sae.subtracts_b_dec or sae.cfg.is_transcoder else {"subtract_b_dec": False}
         metadata = {**sae.cfg.metadata, **trained}
         form = {"architecture": cls.architecture, "hyperparameters": subtracts, "metadata": metadata}
         jumprelu = cls(sae.cfg.model_copy(update=form)).to(sae.W_enc)
@@ -91,6 +91,8 @@ class JumpReLUSAE(SAE):
         jumprelu.b_dec.copy_(sae.b_dec)
         jumprelu.b_enc.copy_(b_enc_F)
         jumprelu.threshold.copy_(threshold_F)
+        if sae.cfg.skip:
+            jumprelu.W_skip.copy_(sae.W_skip)
         return jumprelu.eval()
 
     @classmethod
@@ -137,7 +139,10 @@ class JumpReLUSAE(SAE):
         pre_BF = self._pre(x_BD, self.b_enc)
         return torch.relu(pre_BF) * (pre_BF > self.threshold)
 
-    def losses(self, x_BD: Tensor, coefficient: float, objective: Objective = "unit_norm") -> Losses:
+    def losses(
+        self, x_BD: Tensor, coefficient: float, objective: Objective = "unit_norm", y_BD: Tensor | None = None
+    ) -> Losses:
+        y_BD = self._decoder_target(x_BD, y_BD)
         bandwidth = self._of("bandwidth", BANDWIDTH) * self._rms_norm
         z_BF = torch.relu(self._pre(x_BD, self.b_enc))
         with torch.no_grad():
@@ -146,7 +151,7 @@ class JumpReLUSAE(SAE):
         zero_F = self.threshold - self.threshold.detach()  # with the gradient of θ
         acts_BF = z_BF * on_BF - (self.threshold.detach() * kernel_BF) * zero_F
         l0 = (on_BF.sum() - (kernel_BF.sum(0) * zero_F).sum()) / len(x_BD)
-        reconstruction = (x_BD - self.decode(acts_BF)).square().sum() / len(x_BD)
+        reconstruction = (y_BD - self._decode(acts_BF)).square().sum() / len(x_BD)
         target = self.cfg.hyperparameters.get("quadratic_l0")
         penalty = l0 if target is None else (l0 / target - 1).square()
         loss = reconstruction + coefficient * penalty

@@ -65,9 +65,12 @@ class MatryoshkaBatchTopKSAE(BatchTopKSAE):
         is_default = given is not None and tuple(given) == default_widths(d_sae)
         return {**hyperparameters, "prefix_widths": None} if is_default else hyperparameters
 
-    def losses(self, x_BD: Tensor, coefficient: float, objective: Objective = "unit_norm") -> Losses:
+    def losses(
+        self, x_BD: Tensor, coefficient: float, objective: Objective = "unit_norm", y_BD: Tensor | None = None
+    ) -> Losses:
+        y_BD = self._decoder_target(x_BD, y_BD)
         all_BF, acts_BF = self._all_and_kept(x_BD)
-        error_BD = x_BD - self.b_dec
+        error_BD = y_BD - self.b_dec
         errors = []
         sizes = [end - first for first, end in itertools.pairwise((0, *self.prefix_widths))]
         for acts_BG, W_dec_GD in zip(acts_BF.split(sizes, 1), self.W_dec.split(sizes), strict=True):

@@ -69,10 +69,13 @@ class PAnnealSAE(StandardSAE):
         end: float = self.cfg.hyperparameters.get("p_end", P_END)
         return 1 + (end - 1) * min(updates, self._updates) / self._updates
 
-    def losses(self, x_BD: Tensor, coefficient: float, objective: Objective = "unit_norm") -> Losses:
+    def losses(
+        self, x_BD: Tensor, coefficient: float, objective: Objective = "unit_norm", y_BD: Tensor | None = None
+    ) -> Losses:
+        y_BD = self._decoder_target(x_BD, y_BD)
         updates = self.updates(self._step)
         acts_BF = self.encode(x_BD)
-        reconstruction = (x_BD - self.decode(acts_BF)).square().sum() / len(x_BD)
+        reconstruction = (y_BD - self._decode(acts_BF)).square().sum() / len(x_BD)
         summed = self._penalty(acts_BF, self.exponent(updates))
         if self.training:  # for the next fall of p
             next_sum = self._penalty(acts_BF.detach(), self.exponent(updates + 1))

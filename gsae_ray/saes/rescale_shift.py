@@ -71,9 +71,12 @@ class RescaleShiftSAE(GatedSAE):
             self.b_mag.copy_(self.b_gate)
             self.r_mag.zero_()
 
-    def losses(self, x_BD: Tensor, coefficient: float, objective: Objective = "paper") -> Losses:
+    def losses(
+        self, x_BD: Tensor, coefficient: float, objective: Objective = "paper", y_BD: Tensor | None = None
+    ) -> Losses:
+        y_BD = self._decoder_target(x_BD, y_BD)
         acts_BF = self.encode(x_BD)
-        reconstruction = (x_BD - self.decode(acts_BF)).square().sum() / len(x_BD)
+        reconstruction = (y_BD - self._decode(acts_BF)).square().sum() / len(x_BD)
         zero = x_BD.new_zeros(())
         return Losses(reconstruction, reconstruction, zero, zero, acts_BF.detach())
 

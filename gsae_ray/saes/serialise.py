@@ -12,7 +12,7 @@ from gsae_ray.errors import UserError
 from gsae_ray.saes import config_file
 from gsae_ray.saes.folder import CONFIG_FILE, WEIGHTS_FILE
 from gsae_ray.saes.sae_config import SAEConfig
-from gsae_ray.saes.saelens_config import NO_FORM
+from gsae_ray.saes.saelens_config import NO_FORM, form_of
 
 
 class Saved(Protocol):
@@ -38,10 +38,19 @@ def to_bytes(sae: Saved) -> tuple[str, bytes]:
     return config_file.encode(sae.cfg, saelens_form_or_reason(sae)), weight_bytes(sae)
 
 
+def saelens_form(sae: Saved) -> dict[str, Any]:
+    """What SAELens' `cfg.json` says of its function.
+
+    Raises:
+        UserError: SAELens has none.
+    """
+    return form_of(sae.cfg, sae.saelens_form())
+
+
 def saelens_form_or_reason(sae: Saved) -> dict[str, Any]:
     """`saelens_form`; where there is none, the reason in the architecture's place."""
     try:
-        return sae.saelens_form()
+        return saelens_form(sae)
     except UserError as error:
         return {"architecture": f"{NO_FORM}{error}"}
 

@@ -38,9 +38,12 @@ class StandardSAE(SAE):
     def encode(self, x_BD: Tensor) -> Tensor:
         return torch.relu(self._pre(x_BD, self.b_enc))
 
-    def losses(self, x_BD: Tensor, coefficient: float, objective: Objective = "paper") -> Losses:
+    def losses(
+        self, x_BD: Tensor, coefficient: float, objective: Objective = "paper", y_BD: Tensor | None = None
+    ) -> Losses:
+        y_BD = self._decoder_target(x_BD, y_BD)
         acts_BF = self.encode(x_BD)
-        reconstruction = (x_BD - self.decode(acts_BF)).square().sum() / len(x_BD)
+        reconstruction = (y_BD - self._decode(acts_BF)).square().sum() / len(x_BD)
         l1 = self._l1(acts_BF, objective)
         return Losses(reconstruction + coefficient * l1, reconstruction, l1, x_BD.new_zeros(()), acts_BF.detach())
 

@@ -82,9 +82,12 @@ class TopKSAE(SAE):
         """The k largest activations of each row, and 0 for the others."""
         return largest(acts_BF, self.k)
 
-    def losses(self, x_BD: Tensor, coefficient: float, objective: Objective = "unit_norm") -> Losses:
+    def losses(
+        self, x_BD: Tensor, coefficient: float, objective: Objective = "unit_norm", y_BD: Tensor | None = None
+    ) -> Losses:
+        y_BD = self._decoder_target(x_BD, y_BD)
         all_BF, acts_BF = self._all_and_kept(x_BD)
-        error_BD = x_BD - self.decode(acts_BF)
+        error_BD = y_BD - self._decode(acts_BF)
         reconstruction = error_BD.square().sum() / len(x_BD)
         auxiliary = self._auxiliary(all_BF, acts_BF, error_BD)
         return Losses(
@@ -100,7 +103,7 @@ class TopKSAE(SAE):
         weight: float = self.cfg.hyperparameters.get("auxiliary_coefficient", 1 / 32)
         if not weight or not dead_F.any():
             return error_BD.new_zeros(())
-        k_aux = self.cfg.hyperparameters.get("auxiliary_k") or max(1, self.cfg.d_in // 2)
+        k_aux = self.cfg.hyperparameters.get("auxiliary_k") or max(1, self.cfg.width_out // 2)
         dead_BK = largest(all_BF[:, dead_F], min(k_aux, int(dead_F.sum())))
         residual_BD = error_BD.detach() - dead_BK.to(self.W_dec.dtype) @ self.W_dec[dead_F]
         return weight * residual_BD.square().sum() / len(error_BD)

@@ -63,6 +63,8 @@ class _Evaluated(TypedDict):
 
 FIRST_ENGINE, FIRST_PRECISION = "dense", "float32"
 """Those of launches from before there were others, which name none."""
+NO_TRANSCODERS = {"target": None, "skip": [False]}
+"""What an entry of `saes` did not say before there were transcoders."""
 LAUNCH = JSONFile(
     _Launch, "run without --resume: trials that are done are not trained again", sealed=True, once_unsealed=True
 )
@@ -206,7 +208,9 @@ def _changed(
         return f"launch {launch_id} was begun by another version of gsae-ray: {WHY}", anew
     anew += " (trials that are done are kept)"
     training = {"engine": FIRST_ENGINE, "precision": FIRST_PRECISION, **before["sweep"].get("training", {})}
-    keys = sorted(set(_differences({**before["sweep"], "training": training}, description)) - OPERATIONAL)
+    saes = [{**NO_TRANSCODERS, **entry} for entry in before["sweep"].get("saes", [])]
+    as_now = {**before["sweep"], "training": training, "saes": saes}
+    keys = sorted(set(_differences(as_now, description)) - OPERATIONAL)
     if keys:
         return f"the sweep file has changed since launch {launch_id}: {', '.join(keys)}", f"change it back, or {anew}"
     if before["trials"] == identities:

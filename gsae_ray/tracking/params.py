@@ -25,6 +25,7 @@ def trial_params(trial: TrialSpec) -> dict[str, Any]:
         "d_in": trial.d_in,
         "d_sae": trial.d_sae,
         "site": trial.site,
+        **({} if trial.d_out is None else {"d_out": trial.d_out, "target": site.target.name, "skip": trial.skip}),
         "layer": "" if site.layer is None else site.layer,
         "point": site.point,
         **{key: value for key, value in trial.hyperparameters.items() if value is not None},

@@ -65,10 +65,10 @@ class _RandomRows:
         shape = layout.rows[0], layout.widths[SITE]
         self.rows = torch.randn(shape, generator=torch.Generator().manual_seed(0)).numpy()
 
-    def statistics(self) -> SiteStatistics:
+    def statistics(self) -> dict[str, SiteStatistics]:
         n = float(self.rows.shape[1])
         norms = Norms(len(self.rows), n, float("inf"), 0, 0.0, ())
-        return SiteStatistics(mean=np.zeros(self.rows.shape[1], np.float32), mean_square_norm=n, norms=norms)
+        return {SITE: SiteStatistics(np.zeros(self.rows.shape[1], np.float32), mean_square_norm=n, norms=norms)}
 
     def open(self, block: int) -> None:
         pass

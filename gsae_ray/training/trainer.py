@@ -7,6 +7,7 @@ import time
 from typing import Any
 
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from gsae_ray.activations.reader import RowStream
@@ -27,7 +28,10 @@ EXPLODED = 1e4
 
 
 class Trainer:
-    """Trains one SAE on `scale`·x, where `scale` is 1, or makes E‖scale·x‖² = n on block 0 (`input_scaling`)."""
+    """Trains one SAE on `scale`·x, where `scale` is 1, or makes E‖scale·x‖² = n on block 0 (`input_scaling`).
+
+    A transcoder learns to compute `target_scale`·y, which has a scale of its own, from that.
+    """
 
     def __init__(
         self,
@@ -41,7 +45,7 @@ class Trainer:
 
         Args:
             trial: the SAE to train.
-            stream: the activations of its site, at row 0.
+            stream: the activations of its site, of a transcoder's with its target; at row 0.
             device: where it is trained.
             parent: the finished SAE that training starts from, for architectures that have one.
             engine: what computes losses and gradients; default: the one that the trial names.
@@ -50,23 +54,30 @@ class Trainer:
             NumericError: the activations of block 0 are all zero, or not finite.
             UserError: this process or its device cannot run the engine.
         """
-        statistics = stream.source.statistics()
-        if not math.isfinite(statistics.mean_square_norm):
-            raise not_finite(f"activations at {trial.site}", "the first block", stream.layout.dtype)
-        if statistics.mean_square_norm == 0:
-            raise NumericError(f"all activations at {trial.site} are zero")
+        of_block_0 = stream.source.statistics()
+        for site in stream.sites:
+            if not math.isfinite(mean_square_norm := of_block_0[site].mean_square_norm):
+                raise not_finite(f"activations at {site}", "the first block", stream.layout.dtype)
+            if mean_square_norm == 0:
+                raise NumericError(f"all activations at {site} are zero")
+        source, target = of_block_0[stream.sites[0]], of_block_0[stream.sites[-1]]
         self.trial = trial
-        self.norms = statistics.norms
+        self.norms = target.norms
+        """Of what it computes."""
+        self._limits = [of_block_0[site].norms.limit for site in stream.sites]
         self.settings = trial.training
         self.stream = stream
         self.device = torch.device(device)
         self.parent = parent
         self.engine = engine or make_engine(self.settings.engine, torch.get_num_threads(), self.settings.precision)
-        self.scale = math.sqrt(trial.d_in / statistics.mean_square_norm) if self.settings.input_scaling else 1.0
-        self.trivial_loss = self.scale**2 * statistics.mean_square_norm
-        """E‖scale·x‖²"""
+        self.scale = math.sqrt(trial.d_in / source.mean_square_norm) if self.settings.input_scaling else 1.0
+        n = trial.d_in if trial.d_out is None else trial.d_out
+        self.target_scale = math.sqrt(n / target.mean_square_norm) if self.settings.input_scaling else 1.0
+        """Of what it computes; of an SAE, the same scale."""
+        self.trivial_loss = self.target_scale**2 * target.mean_square_norm
+        """E‖target_scale·y‖²"""
         self.step = 0
-        self.sae = self._initial_sae(torch.tensor(statistics.mean)).to(self.device).train()
+        self.sae = self._initial_sae(torch.tensor(target.mean)).to(self.device).train()
         self.engine.prepare(self.sae)
         self.unit_norm = self.settings.objective != "norm_weighted" and self.sae.W_dec.requires_grad
         """Whether decoder rows are kept at norm 1."""
@@ -78,8 +89,9 @@ class Trainer:
             self.coefficient *= self.trivial_loss
         if self.sae.sparsity_units == "l1":
             # From the units of the sweep file to those of scale·x: λ/(m·k) is the same in all units (see `l1_units`).
-            units = Scale(trial.d_in, statistics.mean_square_norm)
-            self.coefficient = self.coefficient / UNITS[self.settings.l1_units](units) * self.scale
+            # Features are of what is computed: f_i d_i is a part of it.
+            units = Scale(n, target.mean_square_norm)
+            self.coefficient = self.coefficient / UNITS[self.settings.l1_units](units) * self.target_scale
         # Adam's steps have the size of lr, whatever the size of the gradient. Biases have the units of x and weights
         # have none, so that one lr fits both only where E‖x‖² = 1; elsewhere that of biases is multiplied by its root.
         bias_factor = math.sqrt(self.trivial_loss) if self.settings.unit_biases else 1.0
@@ -87,28 +99,38 @@ class Trainer:
         # Rescale & shift keeps the features of its parent, silent ones too.
         resampling = self.settings.resampling if self.sae.W_dec.requires_grad else None
         self.resampler = (
-            Resampler(resampling, self.settings.batch_size, self.settings.seed, self.sae) if resampling else None
+            Resampler(resampling, self.settings.batch_size, self.settings.seed, self.sae, self._centre(source.mean))
+            if resampling
+            else None
         )
         self._last_finite = "none since this attempt began"
         self._rates: dict[str, float] = {}
         self._reset_means()
 
+    def _centre(self, mean: NDArray[Any]) -> Tensor | None:
+        """The mean of the scaled activations that a transcoder reads; None of an SAE, which has b_dec for it."""
+        return torch.tensor(mean * self.scale, device=self.device) if self.sae.cfg.is_transcoder else None
+
     def _initial_sae(self, mean_D: Tensor) -> SAE:
-        """The SAE before the first step, for scaled activations; `mean_D` is that of raw ones."""
+        """The SAE before the first step, for scaled activations; `mean_D` is that of raw ones that it computes."""
         trial = self.trial
+        site, *target = trial.sites
         sae = build(
             SAEConfig(
                 architecture=trial.architecture,
                 d_in=trial.d_in,
                 d_sae=trial.d_sae,
                 hyperparameters=trial.hyperparameters,
-                site=trial.site,
+                site=site,
+                d_out=trial.d_out,
+                target=target[0] if target else "",
+                skip=trial.skip,
             )
         )
         sae.prepare_training(math.sqrt(self.trivial_loss), self.settings.steps, self.settings.batch_size)
         if sae.parent_architecture is None:
             generator = torch.Generator().manual_seed(self.settings.seed)
-            sae.initialise(generator, mean_D * self.scale, self.settings.objective)
+            sae.initialise(generator, mean_D * self.target_scale, self.settings.objective)
         else:
             assert self.parent is not None, f"a {trial.architecture} trial starts from its parent"
             sae.adopt(self.parent, start=True)
@@ -158,7 +180,7 @@ class Trainer:
         learning = self.step < self.learning_steps
         if self.resampler is not None and learning:
             self._resampled += self.resampler.resample(self.step, self.sae, self.optimiser, settings.objective)
-        x_BD = self._next_batch()
+        x_BD, y_BD = self._next_batch()
         progress = (self.step, self.learning_steps)
         lr = settings.lr * lr_factor(*progress, settings.lr_warmup, settings.lr_decay, *self._restarts)
         coefficient = self.coefficient * sparsity_factor(*progress, settings.l1_warmup)
@@ -167,32 +189,42 @@ class Trainer:
         if not len(x_BD):
             self._losses.append(torch.zeros(len(LOSSES), device=self.device))
         elif learning:
-            self._learn(x_BD, lr, coefficient)
+            self._learn(x_BD, y_BD, lr, coefficient)
         else:
-            self._calibrate(x_BD, coefficient)
+            self._calibrate(x_BD, y_BD, coefficient)
         self.step += 1
 
-    def _next_batch(self) -> Tensor:
-        """The rows of the next batch that take part, scaled; nothing here waits for a GPU."""
-        x_BD = self._taking_part(self.stream.read(self.settings.batch_size))
+    def _next_batch(self) -> tuple[Tensor, Tensor | None]:
+        """The rows of the next batch that take part, scaled, and of a transcoder what it is to compute from them.
+
+        Nothing here waits for a GPU.
+        """
+        size = self.settings.batch_size
+        if self.stream.target is None:
+            return self._scaled(self._taking_part(self.stream.read(size))[0], self.scale), None
+        x_BD, y_BD = self._taking_part(*self.stream.read_pairs(size))
+        return self._scaled(x_BD, self.scale), self._scaled(y_BD, self.target_scale)
+
+    def _scaled(self, x_BD: Tensor, scale: float) -> Tensor:
+        """Rows as they are trained on, on the device."""
         if self.device.type == "cuda":  # from pinned memory it is copied while the host goes on
             x_BD = x_BD.pin_memory().to(self.device, non_blocking=True)
-        return x_BD.to(torch.float32) * self.scale
+        return x_BD.to(torch.float32) * scale
 
-    def _learn(self, x_BD: Tensor, lr: float, coefficient: float) -> None:
+    def _learn(self, x_BD: Tensor, y_BD: Tensor | None, lr: float, coefficient: float) -> None:
         """Updates the SAE with a batch of scaled activations."""
-        losses_4, fired_F = self.engine.step(self.sae, x_BD, coefficient, self.settings.objective)
+        losses_4, fired_F = self.engine.step(self.sae, x_BD, coefficient, self.settings.objective, y_BD)
         if self.resampler is not None:
-            self.resampler.observe(self.step, x_BD, fired_F, self.sae)
+            self.resampler.observe(self.step, x_BD, fired_F, self.sae, y_BD)
         self.engine.update(self.sae, self.optimiser, Update(lr, self.settings.gradient_clip, self.unit_norm))
         self.sae.constrain()
         self._note(losses_4, fired_F, len(x_BD))
 
     @torch.no_grad()
-    def _calibrate(self, x_BD: Tensor, coefficient: float) -> None:
+    def _calibrate(self, x_BD: Tensor, y_BD: Tensor | None, coefficient: float) -> None:
         """Fits to the weights, which stay, what the SAE has to fit to them with a batch of scaled activations."""
         self.sae.eval()
-        losses = self.sae.losses(x_BD, coefficient, self.settings.objective)
+        losses = self.sae.losses(x_BD, coefficient, self.settings.objective, y_BD)
         self.sae.calibrate(x_BD)
         self.sae.train()
         self._note(torch.stack(losses[:4]), (losses.acts_BF > 0).sum(0), len(x_BD))
@@ -203,16 +235,16 @@ class Trainer:
         self._fired_F += fired_F
         self._rows += rows
 
-    def _taking_part(self, x_BD: Tensor) -> Tensor:
-        """The rows of a batch that training uses: those that are not of massive norm."""
-        limit = self.norms.limit
-        if math.isinf(limit):
-            return x_BD
-        # The sooner answer of most batches, where squares do not vanish in float32.
-        if limit > 1e-30 and square_norms(x_BD, torch.float32).max() < 0.99 * limit:
-            return x_BD
-        part_B = takes_part(square_norms(x_BD), limit)
-        return x_BD if part_B.all() else x_BD[part_B]
+    def _taking_part(self, *batch: Tensor) -> tuple[Tensor, ...]:
+        """The rows of a batch that training uses: those that are not of massive norm, at the site or at the target."""
+        parts = [
+            takes_part(square_norms(x_BD), limit)
+            for x_BD, limit in zip(batch, self._limits, strict=True)
+            if not _all_below(x_BD, limit)
+        ]
+        if not parts or (part_B := torch.stack(parts).all(0)).all():
+            return batch
+        return tuple(x_BD[part_B] for x_BD in batch)
 
     @property
     def _restarts(self) -> tuple[tuple[int, ...], int]:
@@ -282,7 +314,7 @@ class Trainer:
         """
         sae = build(self.sae.cfg.model_copy(update={"metadata": metadata}))
         sae.load_state_dict({name: tensor.cpu() for name, tensor in self.sae.state_dict().items()})
-        sae.fold_scale(self.scale)
+        sae.fold_scale(self.scale, self.target_scale if sae.cfg.is_transcoder else None)
         if self.parent is not None:
             sae.adopt(self.parent, start=False)  # to the last bit, which folding may have rounded
         elif not self.unit_norm:
@@ -302,7 +334,8 @@ class Trainer:
         tensors |= {f"adam.{name}": tensor for name, tensor in self.optimiser.tensors().items()}
         if self.resampler is not None:
             tensors |= {f"resampling.{name}": tensor for name, tensor in self.resampler.state().items()}
-        return tensors, {"step": self.step, "position": self.stream.position, "scale": self.scale}
+        rest = {"step": self.step, "position": self.stream.position, "scale": self.scale}
+        return tensors, {**rest, **({"target_scale": self.target_scale} if self.sae.cfg.is_transcoder else {})}
 
     def restore(self, tensors: dict[str, Tensor], rest: dict[str, Any]) -> None:
         """Goes back to what `state` returned."""
@@ -313,7 +346,14 @@ class Trainer:
         self.step = rest["step"]
         self.stream.position = rest["position"]
         self.scale = rest["scale"]
+        self.target_scale = rest.get("target_scale", self.scale)
         self._reset_means()
+
+
+def _all_below(x_BD: Tensor, limit: float) -> bool:
+    """Whether it is certain that no row is of massive norm: the sooner answer of most batches."""
+    # Where squares do not vanish in float32.
+    return math.isinf(limit) or (limit > 1e-30 and bool(square_norms(x_BD, torch.float32).max() < 0.99 * limit))
 
 
 def _beginning_with(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:

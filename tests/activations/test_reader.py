@@ -18,8 +18,9 @@ from gsae_ray.activations import reader as stream_module
 from gsae_ray.activations.layout import Layout
 from gsae_ray.activations.reader import RowStream, to_array
 from gsae_ray.activations.statistics import SiteStatistics
+from gsae_ray.errors import NumericError
 
-SITE = "blocks.0.hook_resid_post"
+SITE, TARGET = "blocks.0.mlp.hook_in", "blocks.0.hook_mlp_out"
 CASES = settings(max_examples=150, deadline=None, database=None)
 
 
@@ -33,7 +34,7 @@ class ArraySource:
         self.opened: list[int] = []
         self.views: list[weakref.ref[Any]] = []
 
-    def statistics(self) -> SiteStatistics:
+    def statistics(self) -> dict[str, SiteStatistics]:
         raise NotImplementedError
 
     def open(self, block: int) -> None:
@@ -54,10 +55,10 @@ def make(
 ) -> tuple[RowStream, ArraySource, torch.Tensor]:
     """A stream over numbered rows, its source, and the rows."""
     itemsize = torch.empty(0, dtype=getattr(torch, dtype)).element_size()
-    layout = Layout(tuple(blocks), {SITE: n, "another": 3 * n}, dtype, chunk_bytes=chunk_rows * n * itemsize)
+    layout = Layout(tuple(blocks), {SITE: n, TARGET: 3 * n}, dtype, chunk_bytes=chunk_rows * n * itemsize)
     rows_RD = torch.arange(sum(blocks) * n).view(-1, n).to(getattr(torch, dtype))
     source = ArraySource(rows_RD, layout)
-    return RowStream(source, layout, SITE, position), source, rows_RD
+    return RowStream(source, layout, SITE, position=position), source, rows_RD
 
 
 @CASES
@@ -96,6 +97,56 @@ def test_a_stream_can_be_put_at_any_position(blocks: list[int], moves: list[int]
         x_BD = stream.read(count)
         assert torch.equal(x_BD, rows_RD[position : position + count])
         x_BD.fill_(-1)  # memory of the reader's own: nothing read later may show it
+
+
+class PairSource(ArraySource):
+    """The chunks of the target follow those of the site; its rows are three times as wide, and minus the site's."""
+
+    def chunk(self, index: int) -> np.ndarray[Any, Any]:
+        before = len(self.layout.chunks(self.block, SITE))
+        if index < before:
+            return super().chunk(index)
+        first, end = self.layout.chunks(self.block, TARGET)[index - before]
+        start = self.layout.starts[self.block]
+        return np.repeat(-self.array[start + first : start + end], 3, axis=1)
+
+
+@CASES
+@given(
+    blocks=st.lists(st.integers(1, 30), min_size=1, max_size=6),
+    chunk_rows=st.integers(1, 40),
+    slab_rows=st.integers(1, 40),
+    batch=st.integers(1, 40),
+    data=st.data(),
+)
+def test_rows_of_a_target_are_read_in_step(
+    blocks: list[int], chunk_rows: int, slab_rows: int, batch: int, data: st.DataObject
+) -> None:
+    n = data.draw(st.integers(0, sum(blocks) // batch), label="first batch")
+    _, alone, rows_RD = make(blocks, chunk_rows)
+    source = PairSource(rows_RD, alone.layout)
+    stream = RowStream(source, alone.layout, SITE, TARGET, position=n * batch)
+    with mock.patch.object(stream_module, "SLAB_BYTES", slab_rows * 8):
+        while (n + 1) * batch <= sum(blocks):
+            x_BD, y_BE = stream.read_pairs(batch)
+            assert torch.equal(x_BD, rows_RD[n * batch : (n + 1) * batch])
+            assert torch.equal(y_BE, -x_BD.repeat_interleave(3, dim=1))
+            n += 1
+    assert source.opened == sorted(set(source.opened))  # each block is leased once, for both
+
+
+def test_a_row_that_is_not_finite_is_named_with_its_site() -> None:
+    _, alone, rows_RD = make([6, 6])
+    rows_RD[8, 1] = torch.inf
+    with pytest.raises(NumericError, match=rf"activations at {SITE} .* row 8 of the stream \(block 1\)"):
+        RowStream(PairSource(rows_RD, alone.layout), alone.layout, SITE, TARGET).read_pairs(12)
+
+    class FiniteSite(PairSource):
+        def chunk(self, index: int) -> np.ndarray[Any, Any]:
+            return np.nan_to_num(super().chunk(index)) if index < 2 else super().chunk(index)
+
+    with pytest.raises(NumericError, match=rf"activations at {TARGET} .* row 8 of the stream \(block 1\)"):
+        RowStream(FiniteSite(rows_RD, alone.layout), alone.layout, SITE, TARGET).read_pairs(12)
 
 
 def test_what_is_read_does_not_depend_on_the_sizes_of_the_reads() -> None:
@@ -161,7 +212,7 @@ def test_a_large_chunk_is_copied_in_slabs() -> None:
     with mock.patch.object(stream_module, "SLAB_BYTES", 5 * 2 * 4):
         stream, source, rows_RD = make([20], chunk_rows=20)
         assert torch.equal(stream.read(1), rows_RD[:1])
-        assert stream._slab.shape == (5, 2)
+        assert stream._slabs[0].rows_Rn.shape == (5, 2)
         assert torch.equal(stream.read(19), rows_RD[1:])
         assert len(source.views) == 4
 

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from stores import (
+    PLACES,
     WIDTHS,
     ArrayProducer,
     Store,
@@ -109,6 +110,21 @@ def test_a_block_is_made_only_at_the_sites_that_a_trial_reaches_there() -> None:
     assert sites == {0: ("left", "right"), 1: ("left", "right"), 2: ("left",)}
 
 
+def test_a_trial_with_a_target_gets_the_chunks_of_both_sites_from_one_forward() -> None:
+    layout = layout_of(6, 5, 4)
+    producers = producers_of(layout)
+    readers = {"transcoder": ReaderSpec("right", 15, target="left"), "sae": ReaderSpec("left", 9)}
+
+    async def work() -> Store:
+        store = Store(layout, producers, readers)
+        await asyncio.gather(*(train(store, name) for name in readers))
+        return store
+
+    store = play(work())  # `train` checks rows and statistics of both
+    assert dict(producers[0].produced) == {0: 1, 1: 1, 2: 1}
+    assert store.counters().peak_bytes == total_bytes(layout), "the last block is made at both sites too"
+
+
 def test_statistics_come_from_block_0_wherever_an_attempt_starts() -> None:
     layout = layout_of(6, 5, 4)
     producers = producers_of(layout)
@@ -116,7 +132,7 @@ def test_statistics_come_from_block_0_wherever_an_attempt_starts() -> None:
     async def work() -> Store:
         store = Store(layout, producers, readers_of(layout, 2))
         x_Rn = rows_of(layout, 0, "right")
-        statistics = await store.attach("t1", 1)
+        statistics = (await store.attach("t1", 1))["right"]
         np.testing.assert_array_equal(statistics.mean, x_Rn.mean(0))
         assert statistics.mean_square_norm == pytest.approx((x_Rn**2).sum(1).mean())
         await train(store, "t0", start=2)  # a resumed trial: block 0 for the statistics only, `train` checks them
@@ -153,14 +169,14 @@ def test_a_sweep_within_any_budget_of_a_block_or_more_finishes_with_the_right_ro
     largest = max(layout.nbytes(block, tuple(WIDTHS)) for block in range(len(sizes)))
     budget = data.draw(st.integers(largest, total_bytes(layout)), label="budget")
     trial = st.tuples(
-        st.sampled_from(list(WIDTHS)),
+        st.sampled_from(PLACES),
         st.integers(1, sum(sizes)),  # rows
         st.sampled_from([0, 1, 3, 30]),  # turns a block
         st.sampled_from([0, 0, 5, 60]),  # turns until it starts
     )
     trials = data.draw(st.lists(trial, min_size=1, max_size=6), label="trials")
     producers = producers_of(layout, data.draw(st.integers(1, 3), label="producers"), data.draw(st.integers(0, 4)))
-    readers = {f"t{i}": ReaderSpec(site, rows) for i, (site, rows, _, _) in enumerate(trials)}
+    readers = {f"t{i}": ReaderSpec(site, rows, target=target) for i, ((site, target), rows, *_) in enumerate(trials)}
 
     async def late(store: Store, name: str, slowness: int, after: int) -> None:
         await turns(after)

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from stores import (
     LAYOUT,
+    PLACES,
     WIDTHS,
     Failing,
     Store,
@@ -243,16 +244,14 @@ def test_whatever_dies_hangs_or_is_lost_every_trial_gets_the_right_rows_within_t
     layout = layout_of(*sizes)
     largest = max(layout.nbytes(block, tuple(WIDTHS)) for block in range(len(sizes)))
     budget = data.draw(st.integers(largest, total_bytes(layout)), label="budget")
-    trial = st.tuples(
-        st.sampled_from(list(WIDTHS)), st.integers(1, sum(sizes)), st.sampled_from([0, 0, 0.1, 30]), FATES
-    )
+    trial = st.tuples(st.sampled_from(PLACES), st.integers(1, sum(sizes)), st.sampled_from([0, 0, 0.1, 30]), FATES)
     trials = data.draw(st.lists(trial, min_size=1, max_size=4), label="trials")
     faults = st.lists(st.sampled_from([None, die]), max_size=6)
     deaths = data.draw(st.lists(faults, min_size=1, max_size=2), label="deaths of producers")
     hangs = data.draw(st.sampled_from([None, 0, 1, 4]), label="call in which the first producer hangs")
     if hangs is not None:
         deaths[0] = [*deaths[0][:hangs], *[None] * (hangs - len(deaths[0])), hang]
-    readers = {f"t{i}": ReaderSpec(site, rows) for i, (site, rows, _, _) in enumerate(trials)}
+    readers = {f"t{i}": ReaderSpec(site, rows, target=target) for i, ((site, target), rows, *_) in enumerate(trials)}
     producers = [Failing(layout, produce=its, ready=[die]) for its in deaths]
 
     async def work() -> Store:

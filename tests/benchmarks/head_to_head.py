@@ -71,7 +71,7 @@ class KeptSource(LocalBlockReader):
 
     def open(self, block: int) -> None:
         if block not in self._kept:
-            self._kept[block] = self.producer.produce(block, [self.site])
+            self._kept[block] = self.producer.produce(block, self.sites)
         statistics, self._chunks = self._kept[block]
         self._statistics = self._statistics or statistics
 
@@ -129,9 +129,11 @@ def train_neighbours(
     python = make_environment(environment)
     with tempfile.TemporaryDirectory(dir=work) as directory:
         rows, todo = Path(directory, "rows.safetensors"), Path(directory, "jobs.json")
-        stream = RowStream(source, plan.layout, plan.trials[0].site)
+        site = plan.trials[0].site
+        stream = RowStream(source, plan.layout, site)
         rows_RD = stream.read(jobs[0]["steps"] * jobs[0]["batch_size"]).float()
-        kept_RD = rows_RD[takes_part(square_norms(rows_RD), source.statistics().norms.limit)]  # theirs know no max_norm
+        limit = source.statistics()[site].norms.limit
+        kept_RD = rows_RD[takes_part(square_norms(rows_RD), limit)]  # theirs know no max_norm
         again_RD = kept_RD[: len(rows_RD) - len(kept_RD)]  # in place of the others: they count batches, not rows
         safetensors.torch.save_file({"rows": torch.cat([kept_RD, again_RD])}, rows)
         todo.write_text(json.dumps(jobs), "utf-8")

@@ -53,15 +53,16 @@ NAMES = ("fvu", "gamma", "l0", "loss_recovered")
 class OneBlock:
     """A source of the rows of one block, with the statistics of either way."""
 
-    def __init__(self, chunks: list[NDArray[Any]], max_norm: float | None) -> None:
+    def __init__(self, site: str, chunks: list[NDArray[Any]], max_norm: float | None) -> None:
+        self.site = site
         self.chunks = chunks
         self.max_norm = max_norm
 
-    def statistics(self) -> SiteStatistics:
+    def statistics(self) -> dict[str, SiteStatistics]:
         x_Rn = torch.from_numpy(np.concatenate(self.chunks))
         gathering, order = StatisticsAccumulator(x_Rn.shape[1]), torch.arange(len(x_Rn))
         gathering.add(x_Rn)
-        return gathering.statistics(x_Rn, order, torch.zeros_like(order), self.max_norm)
+        return {self.site: gathering.statistics(x_Rn, order, torch.zeros_like(order), self.max_norm)}
 
     def open(self, block: int) -> None:
         assert block == 0
@@ -115,7 +116,7 @@ def main() -> None:
         for max_norm in (MAX_NORM, None)
     )
     for trial in plan.trials:
-        better, worse = (train(trial, plan, OneBlock(chunks, max_norm)) for max_norm in (MAX_NORM, None))
+        better, worse = (train(trial, plan, OneBlock(site, chunks, max_norm)) for max_norm in (MAX_NORM, None))
         for how, sae, evaluator in (
             ("trained and measured without max_norm", worse, without),
             ("trained without, measured with max_norm", worse, with_it),

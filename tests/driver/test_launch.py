@@ -57,7 +57,7 @@ def test_law_2_a_trial_in_a_sweep_is_the_trial_alone_bit_for_bit(
     produce = functools.cache(lambda block, site: Producer.produce(producer, block, [site]))
     monkeypatch.setattr(producer, "produce", lambda block, sites: produce(block, *sites))
     for trial in plan.trials:
-        trainer = Trainer(trial, RowStream(LocalBlockReader(producer, trial.site), plan.layout, trial.site))
+        trainer = Trainer(trial, RowStream.of(LocalBlockReader(producer, *trial.sites), plan.layout, trial.sites))
         while not trainer.done:
             trainer.train_interval()
         shared = gsae_ray.load(home / "runs/golden/trials" / trial.directory_name / "sae")

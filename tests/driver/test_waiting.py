@@ -150,7 +150,7 @@ def test_the_rows_of_a_block_are_counted_while_it_is_made(tmp_path: Path) -> Non
     answer = store.call.remote("attach", "t", 1)
     wait_until(lambda: ray.get(store.report.remote()).waits == (Wait("t", 0, "5 of its 8 rows are made"),))
     (tmp_path / "go on").touch()
-    assert ray.get(answer, timeout=60).mean_square_norm == 2.5
+    assert ray.get(answer, timeout=60)["site"].mean_square_norm == 2.5
     assert ray.get(store.report.remote()).waits == ()
     for actor in (producer, store):
         ray.kill(actor)

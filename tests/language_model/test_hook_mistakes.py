@@ -84,7 +84,7 @@ def test_what_attention_and_mlp_add_is_refused_where_a_layer_does_more_to_the_re
     for point in ("attn_out", "mlp_out"):
         message = complaint(model_of(name), Site.of_point(layer, point))
         assert message.startswith(f"sites.points: no blocks.{layer}.hook_{point} in this {name} model")
-        assert "multiplies" in message and "resid_pre, resid_post, mlp_post, attn_z" in message
+        assert "multiplies" in message and "resid_pre, resid_post, mlp_in, mlp_post, attn_z" in message
         assert "sites.modules" in message
     norms = ["post_attention_layernorm", "post_feedforward_layernorm"]
     if name == "gemma4_text":

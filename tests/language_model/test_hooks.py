@@ -90,6 +90,32 @@ def test_mlp_post_is_the_neurons_that_the_down_projection_gets(name: str, layer:
 
 
 @family
+@layer
+def test_mlp_in_is_what_the_mlp_computes_what_it_adds_from(name: str, layer: int) -> None:
+    tiny, model, x = TINY[name], model_of(name), activations_of(name)
+    if not tiny.sums:
+        return
+    output = model.get_submodule(part(name, layer, "mlp"))(x[Site.of_point(layer, "mlp_in")])
+    output = output[0] if isinstance(output, tuple) else output  # experts give their scores too
+    if tiny.post_norm:
+        output = model.get_submodule(part(name, layer, tiny.post_norm))(output)
+    assert torch.equal(output, x[Site.of_point(layer, "mlp_out")])
+
+
+@family
+@layer
+def test_mlp_in_is_after_the_norm_before_the_mlp(name: str, layer: int) -> None:
+    tiny, model = TINY[name], model_of(name)
+    mlp_in = activations_of(name)[Site.of_point(layer, "mlp_in")]
+    if not tiny.pre_norm:  # OLMo 2 and 3 norm what the MLP gives, not what it gets
+        pre, attn_out = (activations_of(name)[Site.of_point(layer, point)] for point in ("resid_pre", "attn_out"))
+        torch.testing.assert_close(mlp_in, pre + attn_out, rtol=1e-5, atol=1e-4)
+        return
+    normed = Site.of_module(part(name, layer, tiny.pre_norm), "output")
+    assert torch.equal(mlp_in, capture(model, TOKENS, [normed])[normed])
+
+
+@family
 @point
 def test_splicing_a_sites_own_activations_changes_no_bit_and_zeros_do(name: str, point: str) -> None:
     model = model_of(name)
@@ -210,12 +236,23 @@ def test_a_name_says_its_layer_and_point_and_back(layer: int, point: str) -> Non
 
 
 def test_names_are_transformer_lens_names() -> None:
-    assert [Site.of_point(7, point).name for point in ("resid_pre", "attn_out", "mlp_post", "attn_z")] == [
+    assert [Site.of_point(7, point).name for point in ("resid_pre", "attn_out", "mlp_in", "mlp_post", "attn_z")] == [
         "blocks.7.hook_resid_pre",
         "blocks.7.hook_attn_out",
+        "blocks.7.mlp.hook_in",
         "blocks.7.mlp.hook_post",
         "blocks.7.attn.hook_z",
     ]
+
+
+def test_a_transcoders_site_is_two_points_of_a_layer() -> None:
+    site = Site.of_transcoder(Site.of_point(3, "mlp_in"), "mlp_out")
+    assert site.name == "blocks.3.mlp.hook_in:hook_mlp_out"
+    assert (site.layer, site.point, site.is_transcoders) == (3, "mlp_in:mlp_out", True)
+    assert site.places == (site.source, site.target) == (Site.of_point(3, "mlp_in"), Site.of_point(3, "mlp_out"))
+    for other in (site.source, Site.of_module("blocks.3.mlp", "input"), Site("blocks.3.mlp.hook_in:hook_nothing")):
+        assert (other.places, other.source, other.target) == ((other,), other, other)
+        assert not other.is_transcoders
 
 
 @pytest.mark.parametrize("io", ["input", "output"])

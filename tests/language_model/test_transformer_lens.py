@@ -93,8 +93,8 @@ def by_hand(w: dict[str, Tensor], tokens_BT: Tensor) -> dict[str, Tensor]:
         here["attn.hook_z"] = torch.cat(heads, -1)
         here["hook_attn_out"] = sum(z @ p["attn.W_O"][h] for h, z in enumerate(heads)) + p["attn.b_O"]
         x = x + here["hook_attn_out"]
-        normed = F.layer_norm(x, (D,), p["ln2.w"], p["ln2.b"])
-        pre = normed @ p["mlp.W_in"] + p["mlp.b_in"]
+        here["mlp.hook_in"] = F.layer_norm(x, (D,), p["ln2.w"], p["ln2.b"])
+        pre = here["mlp.hook_in"] @ p["mlp.W_in"] + p["mlp.b_in"]
         here["mlp.hook_post"] = pre * (1 + torch.erf(pre / 2**0.5)) / 2
         here["hook_mlp_out"] = here["mlp.hook_post"] @ p["mlp.W_out"] + p["mlp.b_out"]
         x = here["hook_resid_post"] = x + here["hook_mlp_out"]

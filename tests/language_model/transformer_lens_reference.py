@@ -55,10 +55,14 @@ def write(directory: Path, sizes: dict[str, Any]) -> None:
     (directory / "config.json").write_text(json.dumps(values, default=float))
     torch.save(model.state_dict(), directory / "model_final.pth")
     tokens = torch.randint(sizes["d_vocab"], (2, 48))
+    sites = {}
+    for layer, block in enumerate(model.blocks):  # HookedTransformer has no hook there; its TransformerBridge has
+        name = f"blocks.{layer}.mlp.hook_in"
+        block.mlp.register_forward_pre_hook(lambda _mlp, args, name=name: sites.update({name: args[0].clone()}))
     with torch.no_grad():
         logits, cache = model.run_with_cache(tokens)
     wanted = ("hook_resid_pre", "hook_resid_post", "hook_attn_out", "hook_mlp_out", "mlp.hook_post", "attn.hook_z")
-    sites = {name: value.flatten(2).clone() for name, value in cache.items() if name.endswith(wanted)}
+    sites |= {name: value.flatten(2).clone() for name, value in cache.items() if name.endswith(wanted)}
     save_file({"tokens": tokens, "logits": logits, **sites}, directory / "reference.safetensors")
 
 

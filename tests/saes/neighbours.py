@@ -22,6 +22,7 @@ from dictionary_learning.trainers.batch_top_k import BatchTopKSAE
 from dictionary_learning.trainers.matryoshka_batch_top_k import MatryoshkaBatchTopKSAE
 from dictionary_learning.trainers.top_k import AutoEncoderTopK
 from dictionary_learning.utils import load_dictionary
+from sae_lens.saes import transcoder as transcoders
 from sae_lens.saes.batchtopk_sae import BatchTopKTrainingSAE, BatchTopKTrainingSAEConfig
 from sae_lens.saes.matryoshka_batchtopk_sae import MatryoshkaBatchTopKTrainingSAE, MatryoshkaBatchTopKTrainingSAEConfig
 from sae_lens.saes.sae import SAEMetadata
@@ -116,8 +117,33 @@ def saelens(out: Path) -> Iterator[tuple[str, Tensor]]:
         yield f"saelens-{kind}", x
 
 
+def saelens_transcoders(out: Path) -> Iterator[tuple[str, Tensor]]:
+    """(folder's name, rows) of transcoders; `apply_b_dec_to_input`, which is true by default, they refuse."""
+    about = {"hook_name": "blocks.1.mlp.hook_in", "hook_name_out": "blocks.1.hook_mlp_out", "model_name": "gpt2"}
+    kinds = {
+        "transcoder": (transcoders.Transcoder, transcoders.TranscoderConfig),
+        "skip_transcoder": (transcoders.SkipTranscoder, transcoders.SkipTranscoderConfig),
+        "jumprelu_transcoder": (transcoders.JumpReLUTranscoder, transcoders.JumpReLUTranscoderConfig),
+        "jumprelu_skip_transcoder": (transcoders.JumpReLUSkipTranscoder, transcoders.JumpReLUSkipTranscoderConfig),
+    }
+    for seed, (name, (sae_class, config_class)) in enumerate(kinds.items()):
+        weights, x = random(50 + seed, exact=False)
+        state = {key: weights[key] for key in ("W_enc", "b_enc", "W_dec", "b_dec")}
+        if "jumprelu" in name:
+            state["threshold"] = at_threshold(weights, x, subtract=False)
+        if "skip" in name:
+            state["W_skip"] = weights["W_enc"][:, :N]
+        options = {"apply_b_dec_to_input": False, "metadata": SAEMetadata(**about)}
+        sae = sae_class(config_class(d_in=N, d_out=N, d_sae=M, **options))
+        sae.load_state_dict(state)
+        sae.save_model(out / f"saelens-{name}")
+        yield f"saelens-{name}", x
+
+
 def run_saelens(directory: Path, x: Tensor) -> tuple[Tensor, Tensor]:
     sae = sae_lens.SAE.load_from_disk(directory)
+    if isinstance(sae, transcoders.Transcoder):  # `decode` leaves a skip connection out
+        return sae.encode(x), sae(x)
     if sae.cfg.reshape_activations == "hook_z":
         acts = sae.encode(x.unflatten(-1, (HEADS, -1)))
         return acts, sae.decode(acts).flatten(-2)
@@ -181,20 +207,24 @@ def run_dictionary_learning(directory: Path, x: Tensor) -> tuple[Tensor, Tensor]
 
 
 def sparsify(out: Path) -> Iterator[tuple[str, Tensor]]:
-    """(folder's name, rows) of a TopK SAE that `save_to_disk` has saved there."""
-    weights, x = random(7, exact=False)
-    coder = SparseCoder(N, SparseCoderConfig(num_latents=M, k=K))
-    state = {"encoder.weight": weights["W_enc"].T, "encoder.bias": weights["b_enc"]}
-    coder.load_state_dict({**state, "W_dec": weights["W_dec"], "b_dec": weights["b_dec"]})
-    coder.save_to_disk(out / "sparsify-topk")
-    yield "sparsify-topk", x
+    """(folder's name, rows) of TopK SAEs and transcoders that `save_to_disk` has saved there."""
+    kinds = {"topk": {}, "transcoder": {"transcode": True}}
+    kinds["skip_transcoder"] = {"transcode": True, "skip_connection": True}
+    for seed, (name, options) in enumerate(kinds.items()):
+        weights, x = random(7 + seed, exact=False)
+        coder = SparseCoder(N, SparseCoderConfig(num_latents=M, k=K, **options))
+        state = {"encoder.weight": weights["W_enc"].T, "encoder.bias": weights["b_enc"]}
+        state |= {"W_dec": weights["W_dec"], "b_dec": weights["b_dec"]}
+        coder.load_state_dict(state | ({"W_skip": weights["W_enc"][:, :N]} if "skip" in name else {}))
+        coder.save_to_disk(out / f"sparsify-{name}")
+        yield f"sparsify-{name}", x
 
 
 def run_sparsify(directory: Path, x: Tensor) -> tuple[Tensor, Tensor]:
     coder = SparseCoder.load_from_disk(directory)
     encoded = coder.encode(x)
     acts = torch.zeros(len(x), coder.num_latents).scatter(-1, encoded.top_indices, encoded.top_acts)
-    return acts, coder.decode(encoded.top_acts, encoded.top_indices)
+    return acts, coder(x).sae_out
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -218,7 +248,7 @@ def compute(directory: Path, x: Tensor) -> None:
 def main(command: str, folder: Path) -> None:
     if command == "make":
         folder.mkdir()
-        for make in (saelens, dictionary_learning, sparsify):
+        for make in (saelens, saelens_transcoders, dictionary_learning, sparsify):
             for name, x in make(folder):
                 compute(folder / name, x)
     else:

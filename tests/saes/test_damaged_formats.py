@@ -57,9 +57,17 @@ REFUSED: dict[str, tuple[Files, str]] = {
     "average, before 6": (with_cfg(STANDARD, normalize_activations=True), "'expected_average_only_in'"),
     "layer norm": (with_cfg(STANDARD, normalize_activations="layer_norm"), "layer_norm': each row is normalised"),
     "row norms": (with_cfg(STANDARD, normalize_activations="constant_norm_rescale"), "each row is divided by its norm"),
-    "transcoder": (
-        with_cfg(STANDARD, architecture="skip_transcoder"),
-        "architecture is 'skip_transcoder': a transcoder, not",
+    "transcoder with b_dec subtracted": (
+        with_cfg(STANDARD, architecture="transcoder", d_out=N),
+        "apply_b_dec_to_input is not false, which SAELens refuses of a transcoder",
+    ),
+    "transcoder without d_out": (
+        with_cfg(STANDARD, architecture="transcoder", apply_b_dec_to_input=False),
+        f"d_out is None, but sae_weights.safetensors has {N}",
+    ),
+    "skip transcoder without W_skip": (
+        with_cfg(STANDARD, architecture="skip_transcoder", d_out=N, apply_b_dec_to_input=False),
+        "W_skip is missing",
     ),
     "abstopk": (with_cfg(STANDARD, architecture="abstopk", k=3), "'abstopk': its features may be negative"),
     "batchtopk in training": (
@@ -120,8 +128,8 @@ REFUSED: dict[str, tuple[Files, str]] = {
     "list": ({**AE, "ae.pt": [torch.zeros(3)]}, "ae.pt is not a state dict"),
     "object": ({**AE, "ae.pt": {"bias": "text"}}, "ae.pt is not a state dict"),
     "groupmax": (sparsify(activation="groupmax"), "activation is 'groupmax'; known: 'topk'"),
-    "sparsify's transcoder": (sparsify(transcode=True), "transcode is true: this is a transcoder"),
-    "skip connection": (sparsify(skip_connection=True), "skip_connection is true"),
+    "skip connection": (sparsify(skip_connection=True), "skip_connection is true: an SAE that adds W_skip x"),
+    "sparsify's transcoder": (sparsify(transcode=True, skip_connection=True), "W_skip is missing"),
     "sparsify without k": (with_cfg(sparsify(), k=...), "k is missing"),
     "sparsify's d_in": (sparsify(d_in=7), f"d_in is 7; sae.safetensors has {N}"),
     "npz of objects": ({"params.npz": {"W_enc": np.array([{}], dtype=object)}}, "params.npz is not a file of arrays"),

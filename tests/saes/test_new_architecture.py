@@ -68,9 +68,11 @@ class CountingTopK(SAE):
         values_BK, indices_BK = acts_BF.topk(self.cfg.hyperparameters["k"], dim=-1)
         return torch.zeros_like(acts_BF).scatter(-1, indices_BK, values_BK)
 
-    def losses(self, x_BD: Tensor, coefficient: float, objective: Objective = "paper") -> Losses:
+    def losses(
+        self, x_BD: Tensor, coefficient: float, objective: Objective = "paper", y_BD: Tensor | None = None
+    ) -> Losses:
         acts_BF = self.encode(x_BD)
-        error_BD = x_BD - self.decode(acts_BF)
+        error_BD = self._decoder_target(x_BD, y_BD) - self._decode(acts_BF)
         reconstruction = error_BD.square().sum() / len(x_BD)
         dead_F = self.silent_steps_F > DEAD_AFTER
         help_BD = (torch.relu(self._pre(x_BD, self.b_enc)) * dead_F) @ self.W_dec

@@ -131,9 +131,11 @@ def soft() -> Iterator[type[SAE]]:
         def encode(self, x_BD: Tensor) -> Tensor:
             return torch.nn.functional.softplus((x_BD - self.b_dec) @ self.W_enc)
 
-        def losses(self, x_BD: Tensor, coefficient: float, objective: Objective = "paper") -> Losses:
+        def losses(
+            self, x_BD: Tensor, coefficient: float, objective: Objective = "paper", y_BD: Tensor | None = None
+        ) -> Losses:
             acts_BF = self.encode(x_BD)
-            error = (x_BD - self.decode(acts_BF)).square().sum() / len(x_BD)
+            error = (self._decoder_target(x_BD, y_BD) - self._decode(acts_BF)).square().sum() / len(x_BD)
             penalty = acts_BF.sum() / len(x_BD)
             return Losses(error + coefficient * penalty, error, penalty, x_BD.new_zeros(()), acts_BF.detach())
 

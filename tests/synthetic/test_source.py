@@ -73,7 +73,7 @@ class StoreBlocks:
     def __init__(self, loop: asyncio.AbstractEventLoop, store: ActivationStore, trial: str) -> None:
         self.loop, self.store, self.trial = loop, store, trial
 
-    def statistics(self) -> SiteStatistics:
+    def statistics(self) -> dict[str, SiteStatistics]:
         return self.loop.run_until_complete(self.store.attach(self.trial, 1))
 
     def open(self, block: int) -> None:

@@ -24,8 +24,16 @@ class ClosedForm(DenseEngine):
     """Standard SAEs with the paper's objective: the gradient as a formula, feature by feature, without autograd."""
 
     @torch.no_grad()
-    def step(self, sae: SAE, x_BD: Tensor, coefficient: float, objective: Objective, share: float = 1.0) -> StepResult:
-        assert (sae.architecture, objective, share) == ("standard", "paper", 1.0)
+    def step(
+        self,
+        sae: SAE,
+        x_BD: Tensor,
+        coefficient: float,
+        objective: Objective,
+        y_BD: Tensor | None = None,
+        share: float = 1.0,
+    ) -> StepResult:
+        assert (sae.architecture, objective, y_BD, share) == ("standard", "paper", None, 1.0)
         batch, b_enc = len(x_BD), sae.get_parameter("b_enc")
         centred_BD = x_BD - sae.b_dec
         error_BD = sae(x_BD) - x_BD
@@ -69,10 +77,12 @@ class Recording:
     def prepare(self, sae: SAE) -> None:
         self.engine.prepare(sae)
 
-    def step(self, sae: SAE, x_BD: Tensor, coefficient: float, objective: Objective) -> StepResult:
+    def step(
+        self, sae: SAE, x_BD: Tensor, coefficient: float, objective: Objective, y_BD: Tensor | None = None
+    ) -> StepResult:
         assert all(parameter.grad is None for parameter in sae.parameters())
         before = {name: tensor.clone() for name, tensor in sae.state_dict().items()}
-        result = self.engine.step(sae, x_BD, coefficient, objective)
+        result = self.engine.step(sae, x_BD, coefficient, objective, y_BD)
         assert same(before, dict(sae.state_dict())), "a step only finds what to learn"
         self.calls.append((len(x_BD), coefficient, objective))
         self.results.append(result)

@@ -44,6 +44,9 @@ def test_the_finished_sae_says_what_it_is() -> None:
         "hyperparameters": {"l1_coefficient": 2.0},
         "site": SITE,
         "metadata": {"trained": "a while"},
+        "d_out": None,
+        "target": "",
+        "skip": False,
     }
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from trainers import N, make, run, weights
+from trainers import SITE, N, make, run, weights
 
 from gsae_ray.training.l1_units import UNITS, Scale, convert
 
@@ -121,7 +121,7 @@ def test_training_in_the_papers_units_and_in_sum_units_gives_the_same_weights(
 ) -> None:
     both: dict[str, Any] = {"objective": objective, "input_scaling": input_scaling, "tokens": 2560}
     ours = make(architecture, l1=2.0, **both)
-    scale = Scale(N, ours.stream.source.statistics().mean_square_norm)
+    scale = Scale(N, ours.stream.source.statistics()[SITE].mean_square_norm)
     papers = make(architecture, l1=convert(2.0, "sum", "paper", scale), l1_units="paper", **both)
     assert papers.coefficient == pytest.approx(ours.coefficient, rel=1e-12)
     run(ours)

@@ -36,8 +36,8 @@ def watched(trainer: Trainer) -> list[tuple[Tensor, Tensor]]:
     seen: list[tuple[Tensor, Tensor]] = []
     original = trainer.sae.losses
 
-    def watch(x_BD: Tensor, coefficient: float, objective: Objective = "paper") -> Losses:
-        losses = original(x_BD, coefficient, objective)
+    def watch(x_BD: Tensor, coefficient: float, objective: Objective = "paper", y_BD: Tensor | None = None) -> Losses:
+        losses = original(x_BD, coefficient, objective, y_BD)
         seen.append((x_BD.clone(), losses.acts_BF.clone()))
         return losses
 

@@ -73,8 +73,8 @@ def silent_features(kind: str, objective: Objective) -> tuple[Tensor, list[Tenso
     inputs = []
     original = watched.sae.losses
 
-    def watch(x_BD: Tensor, coefficient: float, objective: Objective = "paper") -> Losses:
-        losses = original(x_BD, coefficient, objective)
+    def watch(x_BD: Tensor, coefficient: float, objective: Objective = "paper", y_BD: Tensor | None = None) -> Losses:
+        losses = original(x_BD, coefficient, objective, y_BD)
         if EVENT - 12 <= watched.step < EVENT:
             seen_F.logical_or_((watched.sae.encode(x_BD) > 0).any(0))
             inputs.append(x_BD)

@@ -126,8 +126,8 @@ def test_a_metric_row_holds_the_means_of_its_interval(architecture: str) -> None
     parts, active_F = [], torch.zeros(M)
     original = trainer.sae.losses
 
-    def spy(x_BD: Tensor, coefficient: float, objective: Objective = "paper") -> Losses:
-        losses = original(x_BD, coefficient, objective)
+    def spy(x_BD: Tensor, coefficient: float, objective: Objective = "paper", y_BD: Tensor | None = None) -> Losses:
+        losses = original(x_BD, coefficient, objective, y_BD)
         parts.append([part.item() for part in losses[:4]])
         active_F.add_((losses.acts_BF > 0).sum(0))
         return losses

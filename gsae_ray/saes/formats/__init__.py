@@ -15,6 +15,7 @@ from gsae_ray.errors import UserError, first_line, shown
 from gsae_ray.saes import files as gsae
 from gsae_ray.saes.base import SAE
 from gsae_ray.saes.formats import (
+    circuit_tracer,
     dictionary_learning,
     gemma_scope,
     jumprelu,
@@ -53,6 +54,7 @@ class Reader(Protocol):
 
 READERS: dict[str, Reader] = {
     "pickled_topk": pickled_topk,  # which may be a file
+    "circuit-tracer": circuit_tracer,  # which is one
     "gsae": gsae,
     "saelens": saelens,
     "dictionary_learning": dictionary_learning,
@@ -68,6 +70,7 @@ WRITERS: dict[str, Callable[[SAE, Path], None]] = {
     "jumprelu": jumprelu.write,
     "dictionary_learning": dictionary_learning.write,
     "sparsify": sparsify.write,
+    "circuit-tracer": circuit_tracer.write,
 }
 """Formats that `export` writes. A function writes an SAE to a folder, which is made if need be.
 

@@ -176,6 +176,8 @@ def write(sae: SAE, directory: Path) -> None:
     Raises:
         UserError: the architecture has no form there.
     """
+    if sae.cfg.is_transcoder:
+        raise UserError("dictionary_learning: transcoders have no form there")
     if isinstance(sae, GatedSAE) and not sae.tied:
         raise UserError("dictionary_learning: a gated SAE with untied encoders (tied: false) has no form there")
     kind = next((kind for kind in _WRITTEN if isinstance(sae, kind)), None)

@@ -83,7 +83,7 @@ def checked(tensors: Mapping[str, Tensor], shapes: Mapping[str, str], file: str)
 
     Args:
         tensors: all of them, by name.
-        shapes: name -> axes, D for d_in and F for d_sae; the first tensor says how large these are.
+        shapes: name -> axes, D for d_in, F for d_sae and O for d_out; the first tensor says how large these are.
         file: the file's name, for errors.
 
     Raises:
@@ -133,6 +133,8 @@ class ActivationsOf:
     context_size: object = None
     dataset: object = None
     prepend_bos: object = None
+    target: object = None
+    """As `site`: where a transcoder writes."""
 
     def metadata(self) -> dict[str, dict[str, Any]]:
         """The sections `model` and `dataset` of an SAE's metadata, as a sweep has them."""
@@ -167,6 +169,7 @@ def assemble(
     settings: Mapping[str, Any],
     hyperparameters: Mapping[str, Any] | None = None,
     of: ActivationsOf | None = None,
+    transcoder: bool = False,
 ) -> SAE:
     """An SAE of ours with tensors of another library, in evaluation mode; its weights are float32.
 
@@ -177,6 +180,7 @@ def assemble(
         settings: what the library wrote about the SAE, which goes to the metadata.
         hyperparameters: those that the function depends on; what it was trained with stays in `settings`.
         of: what the files say of its activations.
+        transcoder: it is one, with a skip connection where it has `W_skip`.
 
     Raises:
         ValueError: a hyperparameter is none of this architecture; in one line.
@@ -197,6 +201,9 @@ def assemble(
             hyperparameters=dict(hyperparameters or {}),
             site=of.site if isinstance(of.site, str) else "",
             metadata=metadata,
+            d_out=tensors["W_dec"].shape[1] if transcoder else None,
+            target=of.target if transcoder and isinstance(of.target, str) else "",
+            skip="W_skip" in tensors,
         )
     )
     sae.load_state_dict(dict(tensors))

@@ -25,17 +25,24 @@ from gsae_ray.saes.formats.foreign import (
     read_safetensors,
 )
 from gsae_ray.saes.saelens_config import saelens_config
-from gsae_ray.saes.serialise import weight_bytes
+from gsae_ray.saes.serialise import saelens_form, weight_bytes
 
 FILES = f"{CONFIG_FILE} with {WEIGHTS_FILE}"
 NAMES = (CONFIG_FILE, WEIGHTS_FILE)
 
 _LINEAR = {"W_enc": "DF", "b_enc": "F", "W_dec": "FD", "b_dec": "D"}
+_THRESHOLD = {**_LINEAR, "threshold": "F"}
+_TRANSCODER = {"W_dec": "FO", "b_dec": "O"}
+_SKIP = {**_TRANSCODER, "W_skip": "OD"}
 _SHAPES = {
     "standard": _LINEAR,
     "topk": _LINEAR,
-    "jumprelu": {**_LINEAR, "threshold": "F"},
+    "jumprelu": _THRESHOLD,
     "gated": {"W_enc": "DF", "W_dec": "FD", "b_dec": "D", "b_gate": "F", "b_mag": "F", "r_mag": "F"},
+    "transcoder": {**_LINEAR, **_TRANSCODER},
+    "skip_transcoder": {**_LINEAR, **_SKIP},
+    "jumprelu_transcoder": {**_THRESHOLD, **_TRANSCODER},
+    "jumprelu_skip_transcoder": {**_THRESHOLD, **_SKIP},
 }
 """Architecture -> its tensors, which are named and shaped as ours. batchtopk and matryoshka are saved as jumprelu."""
 _TRAINING = "a training checkpoint of SAELens; its `save_inference_model` writes the SAE, as jumprelu"
@@ -74,12 +81,20 @@ def read(directory: Path) -> SAE:
     of = _activations_of(settings)
     found = _without_scaling_factor(read_safetensors(directory / WEIGHTS_FILE))
     tensors = checked(found, _SHAPES[architecture], WEIGHTS_FILE)
+    is_transcoder = "transcoder" in architecture
     d_in, d_sae = tensors["W_enc"].shape
-    for key, size in (("d_in", d_in), ("d_sae", d_sae)):
+    sizes = {"d_in": d_in, "d_sae": d_sae, **({"d_out": len(tensors["b_dec"])} if is_transcoder else {})}
+    for key, size in sizes.items():
         if settings.get(key) != size:
             raise ValueError(f"{CONFIG_FILE}: {key} is {shown(settings.get(key))}, but {WEIGHTS_FILE} has {size}")
     hyperparameters: dict[str, Any] = {}
-    if not _flag(settings, "apply_b_dec_to_input", True):
+    subtracts = _flag(settings, "apply_b_dec_to_input", True)
+    if is_transcoder:
+        if subtracts:
+            raise ValueError(f"{CONFIG_FILE}: apply_b_dec_to_input is not false, which SAELens refuses of a transcoder")
+        kind = "jumprelu" if "threshold" in tensors else "standard"
+        return assemble("saelens", kind, tensors, settings, of=of, transcoder=True)
+    if not subtracts:
         hyperparameters["subtract_b_dec"] = False
     if architecture == "topk" and _flag(settings, "rescale_acts_by_decoder_norm", False):
         tensors = norms_folded(tensors, WEIGHTS_FILE)  # its features are z ‖d‖, and decoded with d ÷ ‖d‖
@@ -99,8 +114,7 @@ def _architecture(settings: dict[str, Any]) -> str:
     name = str(architecture)
     if architecture == name and name in _SHAPES:
         return name
-    why = _OTHER_FUNCTIONS.get(name, "a transcoder, not an SAE" if "transcoder" in name else None)
-    if why is not None:
+    if (why := _OTHER_FUNCTIONS.get(name)) is not None:
         raise ValueError(f"{CONFIG_FILE}: architecture is {shown(architecture)}: {why}")
     raise ValueError(f"{CONFIG_FILE}: architecture {shown(architecture)} is not known; {suggest(name, _SHAPES)}")
 
@@ -119,10 +133,16 @@ def _activations_of(settings: dict[str, Any]) -> ActivationsOf:
     if (reshape := settings.get("reshape_activations", "none")) not in ("none", "hook_z"):
         raise ValueError(f"{CONFIG_FILE}: reshape_activations is {shown(reshape)}; known: 'none', 'hook_z'")
     site = about.get("hook_name", about.get("hook_point"))
-    if about.get("model_class_name") == "AutoModelForCausalLM" and site is not None:
-        site = f"{site}:output"  # there a hook is a module of transformers
-    keys = ("model_name", "context_size", "dataset_path", "prepend_bos")
-    return ActivationsOf(site, *(about.get(key) for key in keys))
+    target = about.get("hook_name_out")
+    if about.get("model_class_name") == "AutoModelForCausalLM":  # there a hook is a module of transformers
+        site, target = (name if name is None else f"{name}:output" for name in (site, target))
+    keys = {
+        "model": "model_name",
+        "dataset": "dataset_path",
+        "context_size": "context_size",
+        "prepend_bos": "prepend_bos",
+    }
+    return ActivationsOf(site, target=target, **{ours: about.get(theirs) for ours, theirs in keys.items()})
 
 
 def _k(settings: dict[str, Any]) -> object:
@@ -161,5 +181,5 @@ def write(sae: SAE, directory: Path) -> None:
     Raises:
         UserError: the architecture has no form there.
     """
-    cfg = json_text(saelens_config(sae.cfg, sae.saelens_form()))
+    cfg = json_text(saelens_config(sae.cfg, saelens_form(sae)))
     write_together(directory, {WEIGHTS_FILE: weight_bytes(sae), CONFIG_FILE: (cfg + "\n").encode()})

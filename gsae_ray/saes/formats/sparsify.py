@@ -1,4 +1,4 @@
-"""sparsify: TopK SAEs, a folder each, with `cfg.json` and `sae.safetensors`.
+"""sparsify: TopK SAEs and transcoders, a folder each, with `cfg.json` and `sae.safetensors`.
 
 After eai-sparsify 1.3.3, `sparse_coder.py`.
 """
@@ -37,33 +37,38 @@ def read(directory: Path) -> SAE:
         OSError: they cannot be read.
     """
     settings = read_json(directory / CONFIG)
-    for key in ("transcode", "skip_connection"):
-        if settings.get(key):
-            raise ValueError(f"{CONFIG}: {key} is true: this is a transcoder, not an SAE")
+    transcoder, skip = bool(settings.get("transcode")), bool(settings.get("skip_connection"))
+    if skip and not transcoder:
+        raise ValueError(f"{CONFIG}: skip_connection is true: an SAE that adds W_skip x is none that we know")
     if settings.get("signed"):  # of the first releases
         raise ValueError(f"{CONFIG}: signed is true: its features may be negative")
     if (activation := settings.get("activation", "topk")) != "topk":
         raise ValueError(f"{CONFIG}: activation is {shown(activation)}; known: 'topk'")
     if "k" not in settings:  # older ones have a default, which has changed
         raise ValueError(f"{CONFIG}: k is missing")
-    tensors = checked(read_safetensors(directory / WEIGHTS), _SHAPES, WEIGHTS)
+    shapes = {**_SHAPES, "W_skip": "DD"} if skip else _SHAPES
+    tensors = checked(read_safetensors(directory / WEIGHTS), shapes, WEIGHTS)
     if settings.get("d_in") != tensors["b_dec"].shape[0]:
         raise ValueError(f"{CONFIG}: d_in is {shown(settings.get('d_in'))}; {WEIGHTS} has {tensors['b_dec'].shape[0]}")
     ours = {"W_enc": tensors["encoder.weight"].T, "b_enc": tensors["encoder.bias"]}
-    ours |= {"W_dec": tensors["W_dec"], "b_dec": tensors["b_dec"]}
-    return assemble("sparsify", "topk", ours, settings, {"k": settings["k"]})
+    ours |= {name: tensors[name] for name in ("W_dec", "b_dec", "W_skip") if name in tensors}
+    return assemble("sparsify", "topk", ours, settings, {"k": settings["k"]}, transcoder=transcoder)
 
 
 def write(sae: SAE, directory: Path) -> None:
     """Writes a folder for `SparseCoder.load_from_disk`.
 
     Raises:
-        UserError: it is no TopK SAE.
+        UserError: it is no TopK SAE, or a transcoder whose input and output are of different widths.
     """
     if not isinstance(sae, TopKSAE) or isinstance(sae, BatchTopKSAE):
         raise UserError(f"sparsify: a {sae.architecture} SAE has no form there; it knows TopK SAEs only")
-    sae = sae.subtracting_b_dec(True)
+    transcoder = sae.cfg.is_transcoder
+    if sae.cfg.width_out != sae.cfg.d_in:
+        raise UserError(f"sparsify: a transcoder from {sae.cfg.d_in} to {sae.cfg.d_out} coordinates has no form there")
+    sae = sae if transcoder else sae.subtracting_b_dec(True)
     tensors = {"encoder.weight": sae.W_enc.T, "encoder.bias": sae.b_enc, "W_dec": sae.W_dec, "b_dec": sae.b_dec}
+    tensors |= {"W_skip": sae.W_skip} if sae.cfg.skip else {}
     settings = {
         "activation": "topk",
         "expansion_factor": max(1, sae.cfg.d_sae // sae.cfg.d_in),
@@ -71,8 +76,8 @@ def write(sae: SAE, directory: Path) -> None:
         "num_latents": sae.cfg.d_sae,
         "k": sae.k,
         "multi_topk": False,
-        "skip_connection": False,
-        "transcode": False,
+        "skip_connection": sae.cfg.skip,
+        "transcode": transcoder,
         "d_in": sae.cfg.d_in,
     }
     weights = safetensors.torch.save({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()})

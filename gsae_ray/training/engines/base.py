@@ -6,6 +6,7 @@ from typing import NamedTuple, Protocol
 
 from torch import Tensor
 
+from gsae_ray.errors import UserError
 from gsae_ray.saes import SAE, Objective
 from gsae_ray.training.optimiser import Adam
 
@@ -52,10 +53,12 @@ class Engine(Protocol):
         """Lays out the parameters in memory as steps need them, before the first one. Their values stay.
 
         Raises:
-            UserError: it cannot train on their device.
+            UserError: it cannot train on their device, or has no transcoders.
         """
 
-    def step(self, sae: SAE, x_BD: Tensor, coefficient: float, objective: Objective) -> StepResult:
+    def step(
+        self, sae: SAE, x_BD: Tensor, coefficient: float, objective: Objective, y_BD: Tensor | None = None
+    ) -> StepResult:
         """Computes the losses of a batch, and their gradient, which it leaves in `.grad` of each learnt parameter.
 
         Before, no parameter has a `.grad`. Parameters stay as they are; buffers may change.
@@ -65,7 +68,18 @@ class Engine(Protocol):
             x_BD: scaled activations, float32, at least one row.
             coefficient: of the sparsity penalty, at this step.
             objective: what is minimised.
+            y_BD: scaled activations that a transcoder is to compute from those, row by row; None: it is an SAE.
         """
 
     def update(self, sae: SAE, optimiser: Adam, update: Update) -> None:
         """Learns from the gradients that `step` left, and lets them go."""
+
+
+def refuse_transcoder(sae: SAE, engine: str) -> None:
+    """Refuses a transcoder, in an engine that has none.
+
+    Raises:
+        UserError: it is one.
+    """
+    if sae.cfg.is_transcoder:
+        raise UserError(f"training.engine: {engine} has no transcoders; engine: dense has")

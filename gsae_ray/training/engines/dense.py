@@ -40,11 +40,19 @@ class DenseEngine:
         """
         check_precision(self.precision, sae.W_dec.device)
 
-    def step(self, sae: SAE, x_BD: Tensor, coefficient: float, objective: Objective, share: float = 1.0) -> StepResult:
+    def step(
+        self,
+        sae: SAE,
+        x_BD: Tensor,
+        coefficient: float,
+        objective: Objective,
+        y_BD: Tensor | None = None,
+        share: float = 1.0,
+    ) -> StepResult:
         """As `Engine.step`; gradients are added to those of a batch's other parts, of which this one is a `share`."""
         with contextlib.nullcontext() if self.precision == "float32" else products_in(self.precision):
             with torch.autocast(x_BD.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
-                losses = sae.losses(x_BD, coefficient, objective)
+                losses = sae.losses(x_BD, coefficient, objective, y_BD)
             (share * losses.loss).backward()
         losses_4 = torch.stack([part.detach() for part in losses[:4]])
         return StepResult(losses_4, (losses.acts_BF > 0).sum(0))
@@ -57,7 +65,7 @@ class DenseEngine:
         found = []
         for part_BD in x_BD.chunk(parts):
             share = len(part_BD) / len(x_BD)
-            losses_4, fired_F = self.step(sae, part_BD, coefficient, objective, share)
+            losses_4, fired_F = self.step(sae, part_BD, coefficient, objective, None, share)
             found.append((share * losses_4, fired_F))
         return StepResult(*(torch.stack(values).sum(0) for values in zip(*found, strict=True)))
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from gsae_ray.saes import SAE, Objective, SAEConfig, build
 from gsae_ray.saes.gated_relu import GatedReLU
 from gsae_ray.training.engines import feature_sums, fused_adam, kernels
-from gsae_ray.training.engines.base import LARGE_BATCH, StepResult, Update
+from gsae_ray.training.engines.base import LARGE_BATCH, StepResult, Update, refuse_transcoder
 from gsae_ray.training.engines.bounds import LARGEST, LARGEST_SUM, MOST_ENTRIES
 from gsae_ray.training.engines.candidates import Active, Encoder, find_active
 from gsae_ray.training.engines.compiled import one_at_a_time
@@ -91,7 +91,12 @@ class SparseCPUEngine:
         self._parameters: dict[str, nn.Parameter] = {}
 
     def prepare(self, sae: SAE) -> None:
-        """Stores encoders by feature, without changing their values: a feature's weights lie side by side."""
+        """Stores encoders by feature, without changing their values: a feature's weights lie side by side.
+
+        Raises:
+            UserError: it is a transcoder.
+        """
+        refuse_transcoder(sae, "sparse-cpu")
         self._arrays = {None: np.empty((0, sae.cfg.d_in), np.float32)}
         for name, parameter in sae.named_parameters():
             if parameter.dim() == 2 and parameter is not sae.W_dec:
@@ -107,9 +112,11 @@ class SparseCPUEngine:
         self._adam = fused_adam.FusedAdam(self.workspace, sae)
 
     @torch.no_grad()
-    def step(self, sae: SAE, x_BD: Tensor, coefficient: float, objective: Objective) -> StepResult:
+    def step(
+        self, sae: SAE, x_BD: Tensor, coefficient: float, objective: Objective, y_BD: Tensor | None = None
+    ) -> StepResult:
         form = sae.gated_relu(sae.cfg.hyperparameters, objective)
-        assert form is not None, "checked when the sweep file was read"
+        assert form is not None and y_BD is None, "checked when the sweep file was read"
         self._adam.forget()
         with np.errstate(over="ignore", invalid="ignore"):  # it is what a step is looked at for
             features, batch = self._terms(form, x_BD.numpy())

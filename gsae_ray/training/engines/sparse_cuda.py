@@ -18,7 +18,7 @@ from gsae_ray.errors import UserError, reason
 from gsae_ray.saes import SAE, Objective
 from gsae_ray.saes.gated_relu import GatedReLU
 from gsae_ray.training.engines import bounds, triton_kernels, triton_sums
-from gsae_ray.training.engines.base import StepResult, Update
+from gsae_ray.training.engines.base import StepResult, Update, refuse_transcoder
 from gsae_ray.training.engines.dense import DenseEngine
 from gsae_ray.training.engines.device_memory import DeviceMemory
 from gsae_ray.training.engines.precision import products_in
@@ -99,8 +99,9 @@ class SparseCUDAEngine:
         """Stores encoders by feature, without changing their values: a feature's weights lie side by side.
 
         Raises:
-            UserError: Triton does not compile for this GPU, or not on this machine.
+            UserError: it is a transcoder, or Triton does not compile for this GPU, or not on this machine.
         """
+        refuse_transcoder(sae, "sparse-cuda")
         device = sae.W_dec.device
         if device.type == "cuda" and (capability := torch.cuda.get_device_capability(device)) < OLDEST:
             raise UserError(
@@ -138,9 +139,11 @@ class SparseCUDAEngine:
             ) from error
 
     @torch.no_grad()
-    def step(self, sae: SAE, x_BD: Tensor, coefficient: float, objective: Objective) -> StepResult:
+    def step(
+        self, sae: SAE, x_BD: Tensor, coefficient: float, objective: Objective, y_BD: Tensor | None = None
+    ) -> StepResult:
         form = sae.gated_relu(sae.cfg.hyperparameters, objective)
-        assert form is not None, "checked when the sweep file was read"
+        assert form is not None and y_BD is None, "checked when the sweep file was read"
         x_BD = x_BD.contiguous()
         penalty = coefficient if form.penalised else 0.0
         features, batch = self._terms(sae, form, x_BD)
