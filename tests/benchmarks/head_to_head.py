@@ -49,6 +49,7 @@ from gsae_ray.files import digest
 from gsae_ray.language_model.loading import model_fingerprint
 from gsae_ray.language_model.massive_norms import square_norms, takes_part
 from gsae_ray.saes import SAE, load
+from gsae_ray.saes.matryoshka_batchtopk import default_widths
 from gsae_ray.training.trainer import Trainer
 
 HERE = Path(__file__).parent
@@ -128,6 +129,8 @@ def neighbour_jobs(plan: PreparedSweep, grid: list[float] | None, directory: Pat
     data = [model_fingerprint(plan.sweep.model), plan.tokens.fingerprint, trial.site, producers.batch, producers.cpus]
     data.append(plan.sweep.dataset.max_norm)
     shared = {key: trial.hyperparameters[key] for key in SHARED if key in trial.hyperparameters}
+    if trial.architecture == "matryoshka_batchtopk":
+        shared["prefix_widths"] = shared["prefix_widths"] or default_widths(trial.d_sae)
     jobs = []
     for library in NEIGHBOURS[trial.architecture]:
         asks = trial.architecture == "jumprelu" and library == "dictionary_learning"
