@@ -1,13 +1,14 @@
-"""Gated SAEs of ours against those of dictionary_learning and SAELens, trained on the very same activations.
+"""SAEs of ours against those of dictionary_learning and SAELens, trained on the very same activations.
 
-    python tests/benchmarks/head_to_head.py --work DIR [--set KEY=VALUE]... [--ours NAME KEY=VALUE ...]... [--json FILE]
+    python tests/benchmarks/head_to_head.py --work DIR --architecture NAME [--set KEY=VALUE]... [--ours NAME KEY=VALUE
+        ...]... [--json FILE]
 
-Same rows in the same order, same batch size, width, peak learning rate, number of λ and steps; everything else is each
-library's own (`neighbours.py` says what that is). `--ours` names a family of our SAEs and the keys of its entry in
-`head_to_head.yaml` that differ; it may be given more than once. The neighbours get an environment of their own (made in
---environment, a few minutes), and what they trained stays in --work, so that later runs train ours alone. Rows of
-massive norm, which ours leave out, are not among theirs; as many of the first rows come again at the end. `--set` takes
-another model, text or site.
+Same rows in the same order, same batch size, width, peak learning rate, steps and seeds; everything else is each
+library's own (`neighbours.py` says what that is). `--ours` names a family of our SAEs and the keys of the entry in
+`head_to_head.yaml` that differ; it may be given more than once. `--set` takes another model, text or site; the
+entry is `saes.0`. The neighbours get an environment of their own (made in --environment, a few minutes), and what they
+trained stays in --work, so that later runs train ours alone. Rows of massive norm, which ours leave out, are not among
+theirs; as many of the first rows come again at the end.
 
 Two frontiers are compared at equal quality, over the range that both cover: log L0, linear in log FVU (or in
 log(1 − loss recovered)) between SAEs. The ratio is ours ÷ theirs, so below 1 is better. Intervals: 95 %, bootstrap over
@@ -30,6 +31,7 @@ from typing import Any
 import numpy as np
 import safetensors.torch
 import torch
+import yaml
 from numpy.typing import NDArray
 from producers import model_of, tokens_of
 
@@ -38,6 +40,7 @@ from gsae_ray.activations.reader import RowStream
 from gsae_ray.activations.statistics import SiteStatistics
 from gsae_ray.config.load import load_sweep
 from gsae_ray.config.site import Site
+from gsae_ray.config.sweep import Sweep
 from gsae_ray.config.trial import TrialSpec
 from gsae_ray.driver.prepare import PreparedSweep, prepare, producer_spec
 from gsae_ray.evaluation.evaluator import Evaluator
@@ -45,15 +48,31 @@ from gsae_ray.evaluation.metrics import METRICS
 from gsae_ray.files import digest
 from gsae_ray.language_model.loading import model_fingerprint
 from gsae_ray.language_model.massive_norms import square_norms, takes_part
-from gsae_ray.saes import SAE, SAEConfig, build
+from gsae_ray.saes import SAE, load
+from gsae_ray.saes.matryoshka_batchtopk import default_widths
 from gsae_ray.training.trainer import Trainer
 
 HERE = Path(__file__).parent
+SWEEP = HERE / "head_to_head.yaml"
 REQUIREMENTS = ["sae-lens==6.54.12", "dictionary-learning==0.1.0", "torch>=2.11,<2.14"]
-LIBRARIES = ("dictionary_learning", "sae_lens")
+BOTH = ("dictionary_learning", "sae_lens")
+NEIGHBOURS: dict[str, tuple[str, ...]] = {
+    "gated": BOTH,
+    "standard": ("dictionary_learning", "dictionary_learning_april", "sae_lens"),
+    "topk": BOTH,
+    "batchtopk": BOTH,
+    "matryoshka_batchtopk": BOTH,
+    "jumprelu": BOTH,
+    "p_anneal": ("dictionary_learning", "dictionary_learning_lp_p"),
+}
+"""Architecture -> who has a trainer of it: StandardTrainerAprilUpdate is a second one, `Lp^p` a second penalty."""
+ASKED_L0 = [4, 8, 16, 32]
+"""Of JumpReLU SAEs of dictionary_learning, whose penalty knows no other sparsity."""
+SHARED = ("prefix_widths", "p_end", "anneal_start")
+"""Hyperparameters of ours that theirs have too."""
 SCHEDULE = {"lr_warmup": 0.0, "lr_decay": 0.2, "l1_warmup": 0.05}
-"""Of the neighbours, as fractions of the run: SAELens' tutorial. On these 3,125 steps no lr warm-up was best for
-dictionary_learning too (λ = 8: L0 → loss recovered 2.28 → .909; 5 %: 2.74 → .902; its absolute defaults: 2.94 → .907).
+"""Of the neighbours, as fractions of the run: SAELens' tutorial. On these 3,125 steps no lr warm-up was best for gated
+SAEs of dictionary_learning too (λ = 8: L0 → loss recovered 2.28 → .909; 5 %: 2.74 → .902; its defaults: 2.94 → .907).
 """
 POINTS, DRAWS = 21, 2000
 COSTS = {"FVU": lambda m: np.log(m["fvu"]), "loss recovered": lambda m: np.log1p(-m["loss_recovered"])}
@@ -97,8 +116,15 @@ def make_environment(directory: Path) -> Path:
     return python
 
 
-def neighbour_jobs(plan: PreparedSweep, lambdas: list[float], directory: Path) -> list[dict[str, Any]]:
-    """What the neighbours are to train: the plan's quantities, their recipes."""
+def sweep_of(architecture: str, overrides: list[str]) -> Sweep:
+    """The sweep file with the entry of this architecture alone."""
+    entries = yaml.safe_load(SWEEP.read_text("utf-8"))["saes"]
+    own = [entry for entry in entries if entry["architecture"] == architecture]
+    return load_sweep(SWEEP, [f"saes={json.dumps(own)}", *overrides])
+
+
+def neighbour_jobs(plan: PreparedSweep, grid: list[float] | None, directory: Path) -> list[dict[str, Any]]:
+    """What the neighbours are to train: the plan's quantities, their recipes; `grid` in the place of our sparsities."""
     trial, producers = plan.trials[0], plan.sweep.producers
     data = [
         model_fingerprint(plan.sweep.language_model),
@@ -108,14 +134,20 @@ def neighbour_jobs(plan: PreparedSweep, lambdas: list[float], directory: Path) -
         producers.cpus,
     ]
     data.append(plan.sweep.dataset.max_norm)
+    shared = {key: trial.hyperparameters[key] for key in SHARED if key in trial.hyperparameters}
+    if trial.architecture == "matryoshka_batchtopk":
+        shared["prefix_widths"] = shared["prefix_widths"] or default_widths(trial.d_sae)
     jobs = []
-    for library in LIBRARIES:
-        for l1 in lambdas:
+    for library in NEIGHBOURS[trial.architecture]:
+        asks = trial.architecture == "jumprelu" and library == "dictionary_learning"
+        for sparsity in grid or (ASKED_L0 if asks else sorted({trial.sparsity for trial in plan.trials})):
             for seed in plan.sweep.training.seeds:
-                job = {"library": library, "l1": l1, "seed": seed, "d_sae": trial.d_sae, "lr": trial.training.lr}
-                job |= {"steps": trial.training.steps, "batch_size": trial.training.batch_size, **SCHEDULE}
+                job = {"library": library, "architecture": trial.architecture, "sparsity": sparsity, "seed": seed}
+                job |= {"d_sae": trial.d_sae, "lr": trial.training.lr, "steps": trial.training.steps, **shared}
+                job |= {"batch_size": trial.training.batch_size, **SCHEDULE}
+                name = f"{library}-{trial.architecture}-{sparsity:g}-seed{seed}"
                 key = digest([REQUIREMENTS, data, job])[:16]
-                jobs.append({**job, "out": str(directory / f"{library}-l1-{l1:g}-seed{seed}-{key}.safetensors")})
+                jobs.append({**job, "out": str(directory / f"{name}-{key}")})
     return jobs
 
 
@@ -123,7 +155,7 @@ def train_neighbours(
     jobs: list[dict[str, Any]], plan: PreparedSweep, source: KeptSource, work: Path, environment: Path
 ) -> None:
     """Runs the jobs that no earlier run has done."""
-    jobs = [job for job in jobs if not Path(job["out"]).is_file()]
+    jobs = [job for job in jobs if not Path(job["out"]).is_dir()]
     if not jobs:
         return
     python = make_environment(environment)
@@ -144,29 +176,17 @@ def train_neighbours(
 
 
 @torch.no_grad()
-def from_neighbour(path: Path, trial: TrialSpec) -> SAE:
-    """Their SAE as one of ours, with unit decoder norms; checked against what the library itself makes of some rows."""
-    tensors = safetensors.torch.load_file(path)
-    probes = {name: tensors.pop(name) for name in list(tensors) if name.startswith("probe_")}
-    norms_F = tensors["W_dec"].norm(dim=1)
-    for name in ("W_enc", "b_gate", "b_mag"):
-        tensors[name] = tensors[name] * norms_F
-    tensors["W_dec"] = tensors["W_dec"] / norms_F[:, None]
-    cfg = SAEConfig(
-        architecture="gated",
-        d_in=trial.d_in,
-        d_sae=trial.d_sae,
-        hyperparameters={"l1_coefficient": 0.0},
-        site=trial.site,
-    )
-    sae = build(cfg).eval()
-    sae.load_state_dict(tensors)
-    theirs = {"encode": probes["probe_acts"] * norms_F, "decode": probes["probe_x_hat"]}
-    ours = {"encode": sae.encode(probes["probe_x"]), "decode": sae(probes["probe_x"])}
-    for name, expected in theirs.items():
-        error = ((ours[name] - expected).abs().max() / expected.abs().max()).item()
+def from_neighbour(folder: Path) -> SAE:
+    """Their SAE as one of ours; checked against what the library itself makes of some rows."""
+    sae = load(folder)
+    probes = safetensors.torch.load_file(folder / "probes.safetensors")
+    acts_BF = sae.encode(probes["probe_x"])
+    for name, ours, theirs in (("encode", acts_BF, "probe_acts"), ("decode", sae.decode(acts_BF), "probe_x_hat")):
+        error = ((ours - probes[theirs]).abs().max() / probes[theirs].abs().max()).item()
         if not error < 1e-4:
-            raise SystemExit(f"{path.name}: {name} differs from the library's own by {error:.1e} of the largest value")
+            raise SystemExit(
+                f"{folder.name}: {name} differs from the library's own by {error:.1e} of the largest value"
+            )
     return sae
 
 
@@ -174,14 +194,14 @@ def from_neighbour(path: Path, trial: TrialSpec) -> SAE:
 
 
 class Family:
-    """The SAEs of one library or recipe: λ × seeds."""
+    """The SAEs of one library or recipe: sparsities × seeds."""
 
     def __init__(self) -> None:
         self.draws: dict[float, list[dict[str, np.ndarray[Any, Any]]]] = {}
-        """λ -> for each seed: metric -> [R], the first of the whole held-out set, the others bootstrap draws."""
+        """sparsity -> for each seed: metric -> [R], the first of the whole held-out set, the others bootstrap draws."""
 
     def curves(self, cost: str, seeds: np.random.RandomState) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
-        """(cost, log L0), each [R, λ], means over (a draw of) the seeds, in the order of the cost."""
+        """(cost, log L0), each [R, sparsities], means over (a draw of) the seeds, in the order of the cost."""
         n_seeds = len(next(iter(self.draws.values())))
         weights_RK = seeds.multinomial(n_seeds, np.full(n_seeds, 1 / n_seeds), DRAWS + 1) / n_seeds
         weights_RK[0] = 1 / n_seeds
@@ -245,14 +265,15 @@ def interval(ratio: float, bounds: list[float]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--architecture", choices=NEIGHBOURS, default="gated")
     parser.add_argument("--work", type=Path, required=True, help="tokens, and what the neighbours trained")
     parser.add_argument(
         "--environment", type=Path, help="the neighbours' virtual environment; default WORK/environment"
     )
     parser.add_argument("--ours", nargs="+", action="append", metavar=("NAME", "KEY=VALUE"), help="default: defaults")
-    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="for all of head_to_head.yaml")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="for ours and theirs")
     parser.add_argument(
-        "--neighbours-l1", type=float, nargs="+", help="λ of the neighbours; default: those of the file"
+        "--neighbours-sparsity", type=json.loads, nargs="+", help="λ or k of the neighbours; default: those of ours"
     )
     parser.add_argument("--json", type=Path, help="where to write the numbers")
     args = parser.parse_args()
@@ -260,26 +281,21 @@ def main() -> None:
     torch.set_num_threads(1)
     families = {name: overrides for name, *overrides in args.ours or [["ours"]]}
     plans = {
-        name: prepare(
-            load_sweep(HERE / "head_to_head.yaml", [*args.set, *(f"saes.0.{item}" for item in overrides)]),
-            args.work,
-        )
+        name: prepare(sweep_of(args.architecture, [*args.set, *(f"saes.0.{item}" for item in overrides)]), args.work)
         for name, overrides in families.items()
     }
-    base = prepare(load_sweep(HERE / "head_to_head.yaml", args.set), args.work)
+    base = prepare(sweep_of(args.architecture, args.set), args.work)
     producer = Producer(producer_spec(base))
     site = base.trials[0].site
     source = KeptSource(producer, site)
 
-    lambdas = args.neighbours_l1 or sorted({trial.hyperparameters["l1_coefficient"] for trial in base.trials})
-    jobs = neighbour_jobs(base, lambdas, args.work)
+    jobs = neighbour_jobs(base, args.neighbours_sparsity, args.work)
     train_neighbours(jobs, base, source, args.work, args.environment or args.work / "environment")
-    saes = [(j["library"], j["l1"], j["seed"], from_neighbour(Path(j["out"]), base.trials[0])) for j in jobs]
+    saes = [(job["library"], job["sparsity"], job["seed"], from_neighbour(Path(job["out"]))) for job in jobs]
     for name, plan in plans.items():
         for trial in plan.trials:
-            sae = train(trial, plan, source)
-            saes.append((name, trial.hyperparameters["l1_coefficient"], trial.training.seed, sae))
-            print(f"{name} λ {saes[-1][1]:g} seed {saes[-1][2]}: trained", flush=True)
+            saes.append((name, trial.sparsity, trial.training.seed, train(trial, plan, source)))
+            print(f"{name} {trial.sparsity:g} seed {trial.training.seed}: trained", flush=True)
 
     tokens = tokens_of(base)
     settings = base.sweep
@@ -291,20 +307,20 @@ def main() -> None:
     weights_RS = np.concatenate([np.ones((1, contexts)), draws])
     rows: list[dict[str, Any]] = []
     results: dict[str, Family] = {}
-    for name, l1, seed, sae in saes:
+    for name, sparsity, seed, sae in saes:
         evaluation = evaluator.evaluate(Site(site), sae)
-        rows.append({"sae": name, "l1": l1, "seed": seed, **evaluation.metrics})
+        rows.append({"sae": name, "sparsity": sparsity, "seed": seed, **evaluation.metrics})
         totals = {key: weights_RS @ np.array(values) for key, values in evaluation.sequences.items()}
         drawn = {key: METRICS[key].formula(totals) for key in ("l0", "fvu", "loss_recovered")}
-        results.setdefault(name, Family()).draws.setdefault(l1, []).append(drawn)
+        results.setdefault(name, Family()).draws.setdefault(sparsity, []).append(drawn)
 
-    columns = ["l1", "seed", "l0", "loss_recovered", "fvu", "gamma", "alive_fraction"]
+    columns = ["sparsity", "seed", "l0", "loss_recovered", "fvu", "gamma", "alive_fraction"]
     table = [[row["sae"], *(f"{row[key]:.4g}" for key in columns)] for row in rows]
-    print_table(["SAE", "λ", "seed", "L0", "loss recovered", "FVU", "γ", "alive"], table)
+    print_table(["SAE", "sparsity", "seed", "L0", "loss recovered", "FVU", "γ", "alive"], table)
     comparisons = [
         {"ours": name, "theirs": library, **compare(results[name], results[library], cost)}
         for name in families
-        for library in LIBRARIES
+        for library in NEIGHBOURS[args.architecture]
         for cost in COSTS
     ]
     table = []
@@ -323,7 +339,13 @@ def main() -> None:
     print_table(["ours", "theirs", "at equal", "L0 ratio", "worst point", "significantly above 1"], table)
     if args.json:
         versions = {name: importlib.metadata.version(name) for name in ("torch", "numpy")}
-        report = {"requirements": REQUIREMENTS, "versions": versions, "families": families, "set": args.set}
+        report = {
+            "architecture": args.architecture,
+            "requirements": REQUIREMENTS,
+            "versions": versions,
+            "families": families,
+            "set": args.set,
+        }
         report |= {"schedule": SCHEDULE, "saes": rows, "comparisons": comparisons}
         args.json.write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n", "utf-8")
 
