@@ -10,7 +10,8 @@ from gsae_ray.config.sae_settings import SAESettings
 from gsae_ray.config.sections import ReferenceSettings
 from gsae_ray.config.site import Site, SiteSettings
 from gsae_ray.config.transcoders import target_problems
-from gsae_ray.errors import shown, suggest
+from gsae_ray.config.trial import TrialSpec
+from gsae_ray.errors import UserError, shown, suggest
 
 
 def device_problems(settings: TrainingSettings, gpus: float | str) -> Iterator[tuple[str, str]]:
@@ -84,3 +85,33 @@ def site_problems(
             if given.site not in own
         ]
     return found
+
+
+def check_distinct(trials: Sequence[TrialSpec]) -> None:
+    """Checks that no two trials are the same SAE, or have one name.
+
+    Raises:
+        UserError: two are.
+    """
+    seen: dict[str, str] = {}
+    for trial in trials:
+        # The same name in one folder, or the same SAE under two names: either way one of them is too much.
+        same = next((seen[key] for key in (trial.name, trial.identity) if key in seen), None)
+        if same is not None:
+            also = "" if same == trial.name else f" (also as {same})"
+            raise UserError(f"saes: two entries describe the trial {trial.name}{also}")
+        seen |= {trial.name: trial.name, trial.identity: trial.name}
+
+
+def check_pursuit(trials: Sequence[TrialSpec], pursuit_l0: Sequence[int]) -> None:
+    """Checks that every SAE has the features that gradient pursuit may use.
+
+    Raises:
+        UserError: an SAE is narrower than one of `evaluation.pursuit_l0`.
+    """
+    narrowest = min(trials, key=lambda trial: trial.d_sae)
+    for l0 in pursuit_l0:
+        if l0 > narrowest.d_sae:
+            raise UserError(
+                f"evaluation.pursuit_l0: {l0} features a row, but {narrowest.name} has only {narrowest.d_sae}; lower it"
+            )

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 import pydantic
 from pydantic import Field
 
-from gsae_ray.config.checks import device_problems, site_problems
+from gsae_ray.config.checks import check_distinct, check_pursuit, device_problems, site_problems
 from gsae_ray.config.explain import Key, listed, problems, refusal
 from gsae_ray.config.kinds import Dataset, Model, is_synthetic, read_dataset, read_model, with_what_may_be_left_out
 from gsae_ray.config.parents import with_parent
@@ -379,27 +379,6 @@ class Sweep(Settings):
         roots = [trial for i, trial in enumerate(trials) if i not in children]
         for place, where in children.items():
             trials[place] = with_parent(trials[place], where, roots, parents or {}, self.model.name)
-        seen: dict[str, str] = {}
-        for trial in trials:
-            # The same name in one folder, or the same SAE under two names: either way one of them is too much.
-            same = next((seen[key] for key in (trial.name, trial.identity) if key in seen), None)
-            if same is not None:
-                also = "" if same == trial.name else f" (also as {same})"
-                raise UserError(f"saes: two entries describe the trial {trial.name}{also}")
-            seen |= {trial.name: trial.name, trial.identity: trial.name}
-        self._check_pursuit(trials)
+        check_distinct(trials)
+        check_pursuit(trials, self.evaluation.pursuit_l0 or ())
         return trials
-
-    def _check_pursuit(self, trials: list[TrialSpec]) -> None:
-        """Checks that every SAE has the features that gradient pursuit may use.
-
-        Raises:
-            UserError: an SAE is narrower than one of `evaluation.pursuit_l0`.
-        """
-        narrowest = min(trials, key=lambda trial: trial.d_sae)
-        for l0 in self.evaluation.pursuit_l0 or ():
-            if l0 > narrowest.d_sae:
-                raise UserError(
-                    f"evaluation.pursuit_l0: {l0} features a row, but {narrowest.name} has only {narrowest.d_sae}; "
-                    "lower it"
-                )
