@@ -6,7 +6,9 @@ import math
 from collections.abc import Iterator, Sequence
 from typing import Annotated, Final, Literal
 
+import numpy as np
 import pydantic
+from numpy.typing import NDArray
 from pydantic import Field
 
 from gsae_ray.config.explain import Key, refusal
@@ -104,6 +106,24 @@ class SyntheticSettings(Settings):
         """Features without a parent."""
         return self.features - (self.hierarchy.size - self.hierarchy.roots if self.hierarchy else 0)
 
+    def frequencies(self) -> NDArray[np.float64]:
+        """How often each feature without a parent is active: p_i = min(max_frequency, c i^-zipf) of the i-th.
+
+        c is such that with their children, see `HierarchySettings`, `active` of them are on average.
+        """
+        zipf_N = np.arange(1, self.without_parent + 1, dtype=np.float64) ** -self.zipf
+        weight_N = np.ones(self.without_parent)  # active features of a tree, whose root is one of these
+        if self.hierarchy is not None:
+            weight_N[: self.hierarchy.roots] = self.hierarchy.weight
+        # The first m are at the maximum; the others share what these leave.
+        capped_M = self.max_frequency * np.concatenate([[0.0], np.cumsum(weight_N)])[:-1]
+        c_M = (self.active - capped_M) / np.cumsum((weight_N * zipf_N)[::-1])[::-1]
+        p_N = np.full(self.without_parent, self.max_frequency)
+        fitting = np.flatnonzero(c_M * zipf_N <= self.max_frequency * (1 + 1e-12))
+        if len(fitting):  # else all are at the maximum, which then makes `active`
+            p_N[fitting[0] :] = c_M[fitting[0]] * zipf_N[fitting[0] :]
+        return p_N
+
     @pydantic.model_validator(mode="after")
     def _possible(self) -> SyntheticSettings:
         if (tree := self.hierarchy) is not None and tree.size > self.features:
@@ -126,12 +146,13 @@ class SyntheticSettings(Settings):
                     f"{group.groups:,} groups of features without a parent, of which there are "
                     f"{self.without_parent:,}; at most as many",
                 )
-            if self.max_frequency * group.boost > 1 + 1e-9:
+            most = float(self.frequencies().max())
+            if most * group.boost > 1 + 1e-9:
+                lower = math.floor(1e4 / group.boost) / 1e4
                 raise _refused(
                     "correlation",
-                    f"a feature on {self.max_frequency:g} of all rows (max_frequency) would be on "
-                    f"{self.max_frequency * group.boost:.3g} of those of its group; lower max_frequency to "
-                    f"{math.floor(1e4 / group.boost) / 1e4:g}, or the strength",
+                    f"the most frequent feature, on {most:.3g} of all rows, would be on {most * group.boost:.3g} of "
+                    f"those of its group; lower max_frequency to {lower:g}, or the strength",
                 )
         if self.coherence is not None:
             self._check_coherence(self.coherence)

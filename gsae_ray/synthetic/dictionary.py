@@ -67,30 +67,12 @@ def parents(settings: SyntheticSettings) -> NDArray[np.int64]:
 
 
 def frequencies(settings: SyntheticSettings, parent_G: NDArray[np.int64]) -> Array:
-    """How often each feature is active.
-
-    The i-th feature without a parent has p_i = min(max_frequency, c i^-zipf), a child `hierarchy.frequency` times its
-    parent's; c is such that they sum to `active`.
-    """
-    tree, first = settings.hierarchy, settings.without_parent
-    zipf_N = np.arange(1, first + 1, dtype=np.float64) ** -settings.zipf
-    weight_N = np.ones(first)  # active features of a tree, whose root is one of these
-    if tree is not None:
-        weight_N[: tree.roots] = tree.weight
-    # The first m are at the maximum; the others share what these leave.
-    capped_M = settings.max_frequency * np.concatenate([[0.0], np.cumsum(weight_N)])[:-1]
-    rest_M = np.cumsum((weight_N * zipf_N)[::-1])[::-1]
-    c_M = (settings.active - capped_M) / rest_M
-    fitting = np.flatnonzero(c_M * zipf_N <= settings.max_frequency * (1 + 1e-12))
-    p_N = np.full(first, settings.max_frequency)
-    if len(fitting):  # else all are at the maximum, which then makes `active`
-        m = fitting[0]
-        p_N[m:] = c_M[m] * zipf_N[m:]
+    """How often each feature is active; they sum to `active`. A child is `hierarchy.frequency` times its parent's."""
     p_G = np.zeros(settings.features)
-    p_G[:first] = p_N
+    p_G[: settings.without_parent] = settings.frequencies()
     for _, below in levels(settings):
-        assert tree is not None
-        p_G[below] = p_G[parent_G[below]] * tree.frequency
+        assert settings.hierarchy is not None
+        p_G[below] = p_G[parent_G[below]] * settings.hierarchy.frequency
     return p_G
 
 

@@ -77,9 +77,11 @@ def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 def cut_down(file: str, checkpoints: dict[str, Path]) -> list[str]:
     """Overrides: a tiny model, a few thousand rows, no GPU, two values of λ an entry, narrow SAEs."""
-    overrides = [f"model.context_size={CONTEXT}", "model.dtype=float32", "evaluation.tokens=500"]
-    overrides += ["training.tokens=2048", "training.batch_size=64", "evaluation.batch=8"]
-    overrides += ["producers={count: 1, batch: 8}", "trials={cpus: 1, max_concurrent: 1}"]
+    overrides = ["training.tokens=2048", "training.batch_size=64", "evaluation.tokens=500"]
+    overrides += ["trials={cpus: 1, max_concurrent: 1}"]
+    if not load_sweep(SWEEPS / file).is_synthetic:
+        overrides += [f"model.context_size={CONTEXT}", "model.dtype=float32", "evaluation.batch=8"]
+        overrides += ["producers={count: 1, batch: 8}"]
     model = MODELS.get(file)
     if model is not None:
         tokenizer = ", tokenizer: builtin" if model == "gelu_1l" else ""
