@@ -60,9 +60,16 @@ class LanguageModelSource:
         tokens_ST = spec.tokens.block(block)
         kept_ST = spec.tokens.kept(tokens_ST)
         for tokens_BT, kept_BT in zip(tokens_ST.split(spec.batch), kept_ST.split(spec.batch), strict=True):
-            yield self._batch(tokens_BT, kept_BT, sites)  # not by a name, which would keep it through the next pass
+            yield self.rows(tokens_BT, kept_BT, sites)  # not by a name, which would keep it through the next pass
 
-    def _batch(self, tokens_BT: Tensor, kept_BT: Tensor, sites: Sequence[str]) -> RowBatch:
+    def rows(self, tokens_BT: Tensor, kept_BT: Tensor, sites: Sequence[str]) -> RowBatch:
+        """The rows of some contexts, by one forward pass.
+
+        Args:
+            tokens_BT: token ids, and PADDING.
+            kept_BT: which positions to take.
+            sites: where.
+        """
         read_BT = model_input(tokens_BT).to(self.device)
         captured = capture(self.model, read_BT, [Site(site) for site in sites], kept_BT)
         return RowBatch({site.name: x_Rn for site, x_Rn in captured.items()}, kept_BT.nonzero()[:, 1])

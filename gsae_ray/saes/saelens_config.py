@@ -47,7 +47,7 @@ def _metadata(cfg: SAEConfig) -> dict[str, Any]:
         "sae_lens_version": VERSION,
         "training_architecture": cfg.metadata.get("training_architecture", cfg.architecture),
         "model_name": model.get("name"),
-        **_hook(cfg.site, None if str(model.get("name")) in TRANSFORMER_LENS_MODELS else cfg.metadata.get("module")),
+        **hook_of(cfg.site, model.get("name"), cfg.metadata.get("module")),
         "context_size": model.get("context_size"),
         "dataset_path": dataset.get("name"),
         "prepend_bos": dataset.get("prepend_bos"),
@@ -60,15 +60,16 @@ def _metadata(cfg: SAEConfig) -> dict[str, Any]:
     return {key: value for key, value in found.items() if value is not None}
 
 
-def _hook(site: str, place: object) -> dict[str, str]:
-    """Where SAELens finds the activations: a hook of TransformerLens, or the output of a module of transformers.
+def hook_of(site: str, model: object, place: object) -> dict[str, str]:
+    """Where SAELens finds activations: a hook of TransformerLens, or the output of a module of transformers.
 
     Args:
-        site: the SAE's.
-        place: the same as a module's output or input, `model.layers.3:output`, where TransformerLens does not have the
-            model. SAELens has no hook of a module's input.
+        site: where they are.
+        model: the model's name.
+        place: the same as a module's output or input, `model.layers.3:output`, which counts where TransformerLens does
+            not have the model. SAELens has no hook of a module's input.
     """
-    if isinstance(place, str) and place.endswith(":output"):
+    if isinstance(place, str) and place.endswith(":output") and str(model) not in TRANSFORMER_LENS_MODELS:
         site = place
     module, _, io = site.rpartition(":")
     if not module:

@@ -1,0 +1,154 @@
+"""Activations of some sites on disk, opened: whichever files they are in."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gsae_ray.activation_files.find import Format
+from gsae_ray.activation_files.groups import ContextGroups, Groups, every, runs
+from gsae_ray.activation_files.parquet_files import KEYS
+from gsae_ray.activation_files.saelens_files import open_cache, read_tokens
+from gsae_ray.activation_files.safetensors_files import open_tables, read_keys
+from gsae_ray.activation_files.schema import ROWS, SCHEMA, SCHEMA_FILE, Contexts, Schema, contexts_path
+from gsae_ray.activation_files.table import RowTable
+from gsae_ray.errors import DamagedError, UserError, suggest
+
+
+@dataclasses.dataclass(frozen=True)
+class OpenRows:
+    """Rows of the same positions at some sites."""
+
+    tables: dict[str, RowTable]
+    """Site -> its rows."""
+    groups: Groups
+    tokens: Callable[[], NDArray[Any] | None]
+    """Reads the token ids [C, T] of the contexts that the groups are; None where there are none."""
+
+    @property
+    def dtype(self) -> str:
+        return next(iter(self.tables.values())).dtype
+
+
+@dataclasses.dataclass(frozen=True)
+class ForeignFiles:
+    """Files that others have written."""
+
+    format: Format
+    files: tuple[Path, ...]
+    """In the order of their rows; of `saelens` the folder."""
+    column: str | None
+    group_column: str | None
+    group_rows: int
+    skip_positions: int
+    """Of `saelens`: so many first positions of a context are no rows."""
+    key: str
+    """Of the sweep file, where they are named."""
+
+    def open(self, sites: Sequence[str], unpacked: Path | None = None) -> OpenRows:
+        """Memory-maps the rows.
+
+        Args:
+            sites: names of sites.
+            unpacked: of `parquet`: the folder that they were unpacked to.
+
+        Raises:
+            UserError: files are damaged, or do not fit together.
+        """
+        if self.format == "saelens":
+            return self._open_cache(sites)
+        files, column, group_column = self.files, self.column, self.group_column
+        if unpacked is not None:
+            files, column = tuple(sorted(unpacked.glob("*.safetensors"))), ROWS
+            group_column = group_column and KEYS
+        tables = open_tables(files, sites, column, self.key)
+        table = next(iter(tables.values()))
+        if other := next((site for site, found in tables.items() if len(found) != len(table)), None):
+            raise UserError(f"{self.key}: {len(table):,} rows at {sites[0]}, {len(tables[other]):,} at {other}")
+        if group_column is not None:
+            groups: Groups = runs(read_keys(files, group_column, table, self.key))
+        else:
+            # An unpacked file ends anywhere: groups go on, as if there were one.
+            starts = np.zeros(1, np.int64) if unpacked is not None else table.starts[:-1]
+            groups = every(len(table), self.group_rows, starts)
+        return OpenRows(tables, groups, lambda: None)
+
+    def _open_cache(self, sites: Sequence[str]) -> OpenRows:
+        caches = {site: open_cache(self.files[0], site, self.column, self.key) for site in sites}
+        cache = next(iter(caches.values()))
+        if self.skip_positions >= cache.context_size:
+            raise UserError(
+                f"dataset.skip_positions: {self.skip_positions} leaves nothing of contexts of {cache.context_size}"
+            )
+        kept_T = np.arange(cache.context_size) >= self.skip_positions
+        groups = ContextGroups(np.broadcast_to(kept_T, (cache.contexts, cache.context_size)), whole=True)
+        tables = {site: found.table for site, found in caches.items()}
+        return OpenRows(tables, groups, lambda: read_tokens(cache, self.key))
+
+
+@dataclasses.dataclass(frozen=True)
+class CollectedFiles:
+    """A folder that `gsae-ray collect` has written."""
+
+    folder: Path
+    key: str
+    """Of the sweep file, where it is named."""
+
+    def schema(self) -> Schema:
+        """Its schema.
+
+        Raises:
+            UserError: it is damaged, or of another version.
+        """
+        try:
+            found = SCHEMA.read(self.folder / SCHEMA_FILE)
+        except DamagedError as error:
+            raise UserError(f"{self.key}: {error}") from error
+        assert found is not None, "that is how the folder was found"
+        return found
+
+    def needed(self, schema: Schema, sites: Sequence[str]) -> dict[str, str]:
+        """Path within the folder -> sha256, of what is read for some sites.
+
+        Raises:
+            UserError: it has no such site.
+        """
+        for site in sites:
+            if site not in schema["sites"]:
+                raise UserError(f"sites: {site} is not in {self.folder}; {suggest(site, schema['sites'])}")
+        folders = {schema["sites"][site]["folder"] for site in sites}
+        others = {site["folder"] for site in schema["sites"].values()} - folders
+        return {name: f["sha256"] for name, f in schema["files"].items() if Path(name).parts[1] not in others}
+
+    def open(self, schema: Schema, sites: Sequence[str], split: str) -> OpenRows:
+        """Memory-maps the rows of a split.
+
+        Raises:
+            UserError: files are damaged.
+        """
+        blocks = range(len(schema[split]["rows"]))  # type: ignore[literal-required]
+        contexts = [Contexts.decode((self.folder / contexts_path(split, b)).read_bytes()) for b in blocks]
+        kept_CT = np.concatenate([found.kept_ST.numpy() for found in contexts])
+        whole = schema["layout"] == "saelens"
+        tables = {}
+        for name in sites:
+            site = schema["sites"][name]
+            place = self.folder / split / site["folder"]
+            if whole:
+                found = open_cache(place, name, site["column"], self.key).table
+            else:
+                files = [
+                    self.folder / file
+                    for file in sorted(schema["files"])
+                    if file.startswith(f"{split}/{site['folder']}/")
+                ]
+                found = open_tables(files, [name], ROWS, self.key)[name]
+            tables[name] = RowTable(found.parts, self.key, schema["dtype"])
+        groups = ContextGroups(kept_CT, whole)
+        tokens_CT = np.concatenate([found.tokens_ST.numpy() for found in contexts])
+        return OpenRows(tables, groups, lambda: tokens_CT)
