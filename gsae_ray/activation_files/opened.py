@@ -5,19 +5,30 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
+from safetensors import SafetensorError
 
 from gsae_ray.activation_files.find import Format
 from gsae_ray.activation_files.groups import ContextGroups, Groups, every, runs
 from gsae_ray.activation_files.parquet_files import KEYS
 from gsae_ray.activation_files.saelens_files import open_cache, read_tokens
 from gsae_ray.activation_files.safetensors_files import open_tables, read_keys
-from gsae_ray.activation_files.schema import ROWS, SCHEMA, SCHEMA_FILE, Contexts, Schema, contexts_path
+from gsae_ray.activation_files.schema import (
+    CONTEXTS,
+    FORMAT,
+    ROWS,
+    SCHEMA,
+    SCHEMA_FILE,
+    Contexts,
+    Schema,
+    contexts_path,
+    splits,
+)
 from gsae_ray.activation_files.table import RowTable
-from gsae_ray.errors import DamagedError, UserError, suggest
+from gsae_ray.errors import DamagedError, UserError, first_line, shown, suggest
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,6 +46,17 @@ class OpenRows:
         return next(iter(self.tables.values())).dtype
 
 
+class FilesOfRows(Protocol):
+    """Files, which any process can open that sees them."""
+
+    def open(self, sites: Sequence[str]) -> OpenRows:
+        """Memory-maps the rows of some sites.
+
+        Raises:
+            UserError: files are damaged, or do not fit together.
+        """
+
+
 @dataclasses.dataclass(frozen=True)
 class ForeignFiles:
     """Files that others have written."""
@@ -49,22 +71,16 @@ class ForeignFiles:
     """Of `saelens`: so many first positions of a context are no rows."""
     key: str
     """Of the sweep file, where they are named."""
+    unpacked: Path | None = None
+    """Of `parquet`: the folder that they were unpacked to."""
 
-    def open(self, sites: Sequence[str], unpacked: Path | None = None) -> OpenRows:
-        """Memory-maps the rows.
-
-        Args:
-            sites: names of sites.
-            unpacked: of `parquet`: the folder that they were unpacked to.
-
-        Raises:
-            UserError: files are damaged, or do not fit together.
-        """
+    def open(self, sites: Sequence[str]) -> OpenRows:
+        """See `FilesOfRows`."""
         if self.format == "saelens":
             return self._open_cache(sites)
         files, column, group_column = self.files, self.column, self.group_column
-        if unpacked is not None:
-            files, column = tuple(sorted(unpacked.glob("*.safetensors"))), ROWS
+        if self.unpacked is not None:
+            files, column = tuple(sorted(self.unpacked.glob("*.safetensors"))), ROWS
             group_column = group_column and KEYS
         tables = open_tables(files, sites, column, self.key)
         table = next(iter(tables.values()))
@@ -74,7 +90,7 @@ class ForeignFiles:
             groups: Groups = runs(read_keys(files, group_column, table, self.key))
         else:
             # An unpacked file ends anywhere: groups go on, as if there were one.
-            starts = np.zeros(1, np.int64) if unpacked is not None else table.starts[:-1]
+            starts = np.zeros(1, np.int64) if self.unpacked is not None else table.starts[:-1]
             groups = every(len(table), self.group_rows, starts)
         return OpenRows(tables, groups, lambda: None)
 
@@ -93,14 +109,15 @@ class ForeignFiles:
 
 @dataclasses.dataclass(frozen=True)
 class CollectedFiles:
-    """A folder that `gsae-ray collect` has written."""
+    """A split of what `gsae-ray collect` has written."""
 
     folder: Path
+    split: str
     key: str
-    """Of the sweep file, where it is named."""
+    """Of the sweep file, where the folder is named."""
 
     def schema(self) -> Schema:
-        """Its schema.
+        """That of the folder.
 
         Raises:
             UserError: it is damaged, or of another version.
@@ -110,30 +127,33 @@ class CollectedFiles:
         except DamagedError as error:
             raise UserError(f"{self.key}: {error}") from error
         assert found is not None, "that is how the folder was found"
+        if found["format"] != FORMAT:
+            raise UserError(
+                f"{self.key}: {self.folder} is of format {shown(found['format'])}; this version reads {FORMAT}"
+            )
         return found
 
-    def needed(self, schema: Schema, sites: Sequence[str]) -> dict[str, str]:
-        """Path within the folder -> sha256, of what is read for some sites.
+    def needed(self, sites: Sequence[str]) -> dict[Path, str]:
+        """Path -> sha256, of all that is read for some sites.
 
         Raises:
             UserError: it has no such site.
         """
+        schema = self.schema()
         for site in sites:
             if site not in schema["sites"]:
                 raise UserError(f"sites: {site} is not in {self.folder}; {suggest(site, schema['sites'])}")
-        folders = {schema["sites"][site]["folder"] for site in sites}
-        others = {site["folder"] for site in schema["sites"].values()} - folders
-        return {name: f["sha256"] for name, f in schema["files"].items() if Path(name).parts[1] not in others}
+        folders = {CONTEXTS, *(schema["sites"][site]["folder"] for site in sites)}
+        places = {(self.split, folder) for folder in folders}
+        files = {name: file["sha256"] for name, file in schema["files"].items() if Path(name).parts[:2] in places}
+        return {self.folder / name: sha256 for name, sha256 in files.items()}
 
-    def open(self, schema: Schema, sites: Sequence[str], split: str) -> OpenRows:
-        """Memory-maps the rows of a split.
-
-        Raises:
-            UserError: files are damaged.
-        """
-        blocks = range(len(schema[split]["rows"]))  # type: ignore[literal-required]
-        contexts = [Contexts.decode((self.folder / contexts_path(split, b)).read_bytes()) for b in blocks]
-        kept_CT = np.concatenate([found.kept_ST.numpy() for found in contexts])
+    def open(self, sites: Sequence[str]) -> OpenRows:
+        """See `FilesOfRows`."""
+        schema, split = self.schema(), self.split
+        blocks = range(len(splits(schema)[split]["rows"]))
+        paths = [self.folder / contexts_path(split, block) for block in blocks]
+        kept_CT = np.concatenate([_contexts(path, self.key).kept_ST.numpy() for path in paths])
         whole = schema["layout"] == "saelens"
         tables = {}
         for name in sites:
@@ -142,13 +162,18 @@ class CollectedFiles:
             if whole:
                 found = open_cache(place, name, site["column"], self.key).table
             else:
-                files = [
-                    self.folder / file
-                    for file in sorted(schema["files"])
-                    if file.startswith(f"{split}/{site['folder']}/")
-                ]
+                files = [path for path in sorted(self.needed([name])) if path.parent == place]
                 found = open_tables(files, [name], ROWS, self.key)[name]
             tables[name] = RowTable(found.parts, self.key, schema["dtype"])
-        groups = ContextGroups(kept_CT, whole)
-        tokens_CT = np.concatenate([found.tokens_ST.numpy() for found in contexts])
-        return OpenRows(tables, groups, lambda: tokens_CT)
+
+        def tokens() -> NDArray[Any]:
+            return np.concatenate([_contexts(path, self.key).tokens_ST.numpy() for path in paths])
+
+        return OpenRows(tables, ContextGroups(kept_CT, whole), tokens)
+
+
+def _contexts(path: Path, key: str) -> Contexts:
+    try:
+        return Contexts.decode(path.read_bytes())
+    except (FileNotFoundError, SafetensorError) as error:
+        raise UserError(f"{key}: {path} is missing or damaged ({first_line(error)}); collect again") from error
