@@ -42,6 +42,8 @@ class SiteSchema(TypedDict):
     """Its folder's name in each split."""
     column: str
     """Its column in layout `saelens`: the name of the hook there."""
+    module: str | None
+    """The same place by the path of a module of transformers, with its side; None where that is not known."""
 
 
 class SplitSchema(TypedDict):
@@ -68,7 +70,7 @@ class Description(TypedDict):
     format: str
     layout: CollectedLayout
     model: dict[str, Any]
-    """The section of the sweep file, resolved."""
+    """The section of the sweep file, as SAEs that are trained on these activations keep it."""
     dataset: dict[str, Any]
     """The same."""
     model_fingerprint: str
@@ -148,6 +150,6 @@ def rows_path(split: str, site: SiteSchema, block: int, part: int, layout: Colle
     return f"{split}/{site['folder']}/{block:05d}-{part:05d}.{ending}"
 
 
-def site_schema(name: str, width: int, column: str) -> SiteSchema:
+def site_schema(name: str, width: int, column: str, module: str | None) -> SiteSchema:
     """A site's entry."""
-    return SiteSchema(width=width, folder=folder_name(name), column=column)
+    return SiteSchema(width=width, folder=folder_name(name), column=column, module=module)

@@ -27,34 +27,102 @@ BATCH_BYTES = 16 * 2**20
 
 
 @dataclasses.dataclass(frozen=True)
-class FileSpec:
-    """What a `FileSource` is made from, in any process that sees the files."""
+class CollectedOrder:
+    """How activations were collected."""
+
+    contexts: tuple[int, ...]
+    """Contexts of each block."""
+    batch: int
+    """Contexts that were read at a time: so they are here, so that sums over rows are the same to the last bit."""
+
+
+@dataclasses.dataclass(frozen=True)
+class FileRows:
+    """Which rows of files are trained on, in which order, and which are held out."""
 
     train: FilesOfRows
     heldout: FilesOfRows | None
     """None: `fraction` of the groups of `train`."""
     fraction: float
     sites: tuple[str, ...]
-    blocks: tuple[int, ...]
-    """Rows of each block."""
     seed: int
     """Of the data: groups are shuffled by it before they are cut into blocks."""
-    collected: CollectedOrder | None
-    """Of activations that were shuffled by this seed when they were collected: they are read as they lie."""
+    as_they_lie: bool
+    """Whether the groups were shuffled by this seed before they were written, and the held-out ones drawn."""
     heldout_tokens: int
     """Rows to evaluate on."""
-    max_norm: float | None
-    """As `DatasetSettings.max_norm`."""
-    gpus: float
-    """GPUs on which SAEs are evaluated, and the model runs."""
-    model: ModelSettings | None
-    """Into which SAEs are spliced; None: rows are all that there is."""
-    evaluation_batch: int
-    """Contexts of a forward pass of an evaluation."""
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What travels: each process opens the files for itself."""
+        return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+
+    @cached_property
+    def train_rows(self) -> OpenRows:
+        """Those of the files; some groups may be held out."""
+        return self.train.open(self.sites)
+
+    @cached_property
+    def heldout_rows(self) -> OpenRows:
+        """Those of the files with held-out groups, among others."""
+        return self.train_rows if self.heldout is None else self.heldout.open(self.sites)
+
+    @cached_property
+    def held_out_G(self) -> NDArray[Any]:
+        """Which groups of `train_rows` are held out."""
+        key_G = self.train_rows.groups.key_G
+        return held_out_by_hash(key_G, self.fraction) if self.heldout is None else np.zeros(len(key_G), bool)
+
+    def order(self, blocks: Sequence[int]) -> RowOrder:
+        """The row stream, cut into blocks of so many rows."""
+        taken_K = (~self.held_out_G).nonzero()[0]
+        return RowOrder(self.train_rows.groups, taken_K, self.seed, blocks, self.as_they_lie)
+
+    @cached_property
+    def evaluated_K(self) -> NDArray[Any]:
+        """The groups of `heldout_rows` that SAEs are evaluated on."""
+        groups = self.heldout_rows.groups
+        held_out_K = self.held_out_G.nonzero()[0] if self.heldout is None else np.arange(len(groups.rows_G))
+        return evaluated(groups, held_out_K, self.heldout_tokens, self.as_they_lie)
+
+    @property
+    def evaluated_rows(self) -> int:
+        """How many rows these have."""
+        return int(self.heldout_rows.groups.rows_G[self.evaluated_K].sum())
+
+    def evaluated_tokens(self) -> Tensor | None:
+        """Token ids [E, T] of the contexts that SAEs are evaluated on; None where there are none."""
+        tokens_CT = self.heldout_rows.tokens()
+        return None if tokens_CT is None else torch.from_numpy(tokens_CT[self.evaluated_K]).long()
+
+
+@dataclasses.dataclass(frozen=True)
+class SplicedModel:
+    """A language model into which SAEs are spliced on the held-out contexts."""
+
+    model: ModelSettings
     special_ids: tuple[int, ...]
     """Tokens that are no rows."""
     skip_positions: int
     """First positions of a context that are no rows."""
+    batch: int
+    """Contexts of a forward pass."""
+
+
+@dataclasses.dataclass(frozen=True)
+class FileSpec:
+    """What a `FileSource` is made from, in any process that sees the files."""
+
+    rows: FileRows
+    blocks: tuple[int, ...]
+    """Rows of each block."""
+    collected: CollectedOrder | None
+    """Of activations that are read in the blocks that they were collected in."""
+    max_norm: float | None
+    """As `DatasetSettings.max_norm`."""
+    gpus: float
+    """GPUs on which SAEs are evaluated, and the model runs."""
+    spliced: SplicedModel | None
+    """None: SAEs are evaluated on rows alone."""
     sizes: Mapping[str, int]
     """Path -> bytes of each file, when it was looked at."""
 
@@ -73,86 +141,53 @@ class FileSpec:
         return FileSource(self)
 
 
-@dataclasses.dataclass(frozen=True)
-class CollectedOrder:
-    """How activations were collected."""
-
-    contexts: tuple[int, ...]
-    """Contexts of each block."""
-    batch: int
-    """Contexts that were read at a time: so they are here, so that sums over rows are the same to the last bit."""
-
-
 class FileSource:
     """Activations on disk, in one process; see `ActivationSource`."""
 
     def __init__(self, spec: FileSpec) -> None:
         self.spec = spec
+        self.rows = spec.rows
         self.max_norm = spec.max_norm
-        self._train = spec.train.open(spec.sites)
-        self._heldout = self._train if spec.heldout is None else spec.heldout.open(spec.sites)
-        taken_K, self._held_out_K = (np.arange(len(of.groups.rows_G)) for of in (self._train, self._heldout))
-        if spec.heldout is None:
-            held_out_G = held_out_by_hash(self._train.groups.key_G, spec.fraction)
-            taken_K, self._held_out_K = (~held_out_G).nonzero()[0], held_out_G.nonzero()[0]
-        self._order = RowOrder(self._train.groups, taken_K, spec.seed, spec.blocks, spec.collected is not None)
-        self.model = None if spec.model is None else load_causal(spec.model, spec.gpus, self._heldout_tokens()[:1])
-        self.device = torch.device("cuda" if spec.gpus else "cpu") if self.model is None else self.model.device
-
-    @property
-    def rows_a_pass(self) -> int:
-        """Training rows that there are."""
-        return self._order.rows_a_pass
-
-    @cached_property
-    def evaluated_K(self) -> NDArray[Any]:
-        """The held-out groups that SAEs are evaluated on."""
-        spec = self.spec
-        return evaluated(self._heldout.groups, self._held_out_K, spec.heldout_tokens, spec.collected is not None)
-
-    @property
-    def heldout_rows(self) -> int:
-        """Rows that SAEs are evaluated on."""
-        return int(self._heldout.groups.rows_G[self.evaluated_K].sum())
+        self._order = spec.rows.order(spec.blocks)
+        self._contexts: HeldOutContexts | None = None
+        self.device = torch.device("cuda" if spec.gpus else "cpu")
+        if (spliced := spec.spliced) is not None:
+            tokens_ET = self.rows.evaluated_tokens()
+            assert tokens_ET is not None, "so it was seen before"
+            model = load_causal(spliced.model, spec.gpus, tokens_ET)
+            kept = partial(kept_mask, special_ids=spliced.special_ids, skip_positions=spliced.skip_positions)
+            self._contexts, self.device = HeldOutContexts(model, tokens_ET, kept, spliced.batch), model.device
 
     def block(self, block: int, sites: Sequence[str]) -> Iterator[RowBatch]:
         """The block's rows, in the order of the files."""
+        tables = self.rows.train_rows.tables
         rows = self._order.block(block)
         for index_R, position_R in zip(*(self._batches(block, array_R) for array_R in rows), strict=True):
-            yield RowBatch(
-                {site: self._train.tables[site].take(index_R) for site in sites}, torch.from_numpy(position_R)
-            )
+            yield RowBatch({site: tables[site].take(index_R) for site in sites}, torch.from_numpy(position_R))
 
     def _batches(self, block: int, array_R: NDArray[Any]) -> list[NDArray[Any]]:
-        collected = self.spec.collected
+        collected, rows = self.spec.collected, self.rows.train_rows
         if collected is None or block >= len(collected.contexts):
-            return _split(array_R, self._train)
+            return _split(array_R, rows)
         first = sum(collected.contexts[:block])
-        rows_C = self._train.groups.rows_G[first : first + collected.contexts[block]]
+        rows_C = rows.groups.rows_G[first : first + collected.contexts[block]]
         rows_B = np.add.reduceat(rows_C, np.arange(0, len(rows_C), collected.batch))
         return np.split(array_R, np.cumsum(rows_B)[:-1])
 
     def heldout(self) -> HeldOutContexts | HeldOutRows:
         """The held-out contexts, where there is a model; else rows."""
-        spec = self.spec
-        if self.model is not None:
-            kept = partial(kept_mask, special_ids=spec.special_ids, skip_positions=spec.skip_positions)
-            return HeldOutContexts(self.model, self._heldout_tokens(), kept, spec.evaluation_batch)
-        _, group_K = np.unique(self._heldout.groups.key_G[self.evaluated_K], return_inverse=True)
+        if self._contexts is not None:
+            return self._contexts
+        rows = self.rows
+        _, group_K = np.unique(rows.heldout_rows.groups.key_G[rows.evaluated_K], return_inverse=True)
         return HeldOutRows(int(group_K.max()) + 1, partial(self._heldout_batches, group_K))
 
     def _heldout_batches(self, group_K: NDArray[Any], site: str) -> Iterator[tuple[Tensor, Tensor]]:
-        groups, evaluated_K = self._heldout.groups, self.evaluated_K
-        index_R = groups.locate(evaluated_K).index_R
-        group_R = np.repeat(group_K, groups.rows_G[evaluated_K])
-        for index, group in zip(*(_split(array_R, self._heldout) for array_R in (index_R, group_R)), strict=True):
-            yield self._heldout.tables[site].take(index), torch.from_numpy(group)
-
-    def _heldout_tokens(self) -> Tensor:
-        tokens_CT = self._heldout.tokens()
-        if tokens_CT is None:
-            raise UserError("model: these activations have no token ids for a model to read; leave model out")
-        return torch.from_numpy(tokens_CT[self.evaluated_K]).long()
+        rows = self.rows.heldout_rows
+        index_R = rows.groups.locate(self.rows.evaluated_K).index_R
+        group_R = np.repeat(group_K, rows.groups.rows_G[self.rows.evaluated_K])
+        for index, group in zip(*(_split(array_R, rows) for array_R in (index_R, group_R)), strict=True):
+            yield rows.tables[site].take(index), torch.from_numpy(group)
 
 
 def _split(array_R: NDArray[Any], rows: OpenRows) -> list[NDArray[Any]]:

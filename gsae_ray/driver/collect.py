@@ -144,7 +144,7 @@ def _describe(
     prepared: PreparedSweep, layout: CollectedLayout, sites: Sequence[str], tokens: int | None
 ) -> Description:
     """All that decides what is written."""
-    sweep, stream, store = prepared.sweep, prepared.layout, _tokens(prepared)
+    sweep, stream, source, store = prepared.sweep, prepared.layout, prepared.source, _tokens(prepared)
     longest = max(sweep.max_tokens(site) for site in sweep.used_sites)
     if tokens is not None and tokens > longest:
         raise UserError(
@@ -153,14 +153,14 @@ def _describe(
         )
     blocks = stream.blocks_for(tokens or longest)
     model = sweep.model.name
-    hooks = {site: hook_of(site, model, prepared.source.modules.get(site)).get("hook_name", site) for site in sites}
+    hooks = {site: hook_of(site, model, source.modules.get(site)).get("hook_name", site) for site in sites}
     contexts = [len(store.block(block)) for block in range(blocks)]
     return Description(
         format=FORMAT,
         layout=layout,
-        model=sweep.model.model_dump(mode="json"),
-        dataset=sweep.dataset.model_dump(mode="json"),
-        model_fingerprint=prepared.source.provenance["model"],
+        model=dict(source.metadata["model"]),
+        dataset=dict(source.metadata["dataset"]),
+        model_fingerprint=source.provenance["model"],
         train_fingerprint=store.fingerprint,
         heldout_fingerprint=store.heldout_fingerprint,
         dtype=stream.dtype,
@@ -169,7 +169,7 @@ def _describe(
         special_ids=list(store.special_ids),
         skip_positions=store.skip_positions,
         seed=store.seed,
-        sites={site: site_schema(site, stream.widths[site], hooks[site]) for site in sites},
+        sites={site: site_schema(site, stream.widths[site], hooks[site], source.modules.get(site)) for site in sites},
         train=SplitSchema(contexts=contexts, rows=list(stream.rows[:blocks]), batch=sweep.producers.batch),
         heldout=SplitSchema(contexts=[len(store.heldout())], rows=[store.heldout_rows], batch=sweep.evaluation.batch),
         forward={"threads": sweep.producers.cpus, "gpu": sweep.producers.gpus > 0},

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from torch import Tensor
 from gsae_ray.activation_files.find import find_files
 from gsae_ray.activation_files.held_out import held_out_by_hash
 from gsae_ray.activation_files.opened import ForeignFiles
-from gsae_ray.activations.file_source import FileSource, FileSpec
+from gsae_ray.activations.file_source import FileRows, FileSource, FileSpec
 from gsae_ray.activations.layout import Layout
 from gsae_ray.activations.producer import Producer, ProducerSpec
 from gsae_ray.errors import UserError
@@ -31,27 +32,26 @@ def numbered(rows: int = ROWS) -> Tensor:
     return x_Rn
 
 
-def spec_of(path: Path, blocks: tuple[int, ...], group_rows: int = 7, **changes: Any) -> FileSpec:
+def spec_of(path: Path, blocks: tuple[int, ...], group_column: str | None = None, **changes: Any) -> FileSpec:
+    """`changes`: of its `FileRows`."""
     format_, files = find_files(str(path), None, "activations.path")
-    train = ForeignFiles(format_, tuple(files), None, None, group_rows, skip_positions=1, key="activations.path")
-    spec = FileSpec(
-        train=train,
-        heldout=None,
-        fraction=0.2,
-        sites=(SITE,),
+    train = ForeignFiles(format_, tuple(files), None, group_column, 7, skip_positions=1, key="activations.path")
+    rows = FileRows(
+        train=train, heldout=None, fraction=0.2, sites=(SITE,), seed=0, as_they_lie=False, heldout_tokens=50
+    )
+    return FileSpec(
+        rows=dataclasses.replace(rows, **changes),
         blocks=blocks,
-        seed=0,
         collected=None,
-        heldout_tokens=50,
         max_norm=None,
         gpus=0,
-        model=None,
-        evaluation_batch=8,
-        special_ids=(),
-        skip_positions=1,
+        spliced=None,
         sizes={str(file): file.stat().st_size for file in files if file.is_file()},
     )
-    return dataclasses.replace(spec, **changes)
+
+
+def rows_a_pass(source: FileSource) -> int:
+    return source.rows.order(()).rows_a_pass
 
 
 @pytest.fixture
@@ -80,15 +80,14 @@ def held_out(source: FileSource) -> tuple[list[int], list[int]]:
 
 
 def test_a_pass_has_every_row_once_but_those_that_are_held_out(files: Path) -> None:
-    probe = spec_of(files, (1,), heldout_tokens=ROWS).open()
-    a_pass = probe.rows_a_pass
+    a_pass = rows_a_pass(spec_of(files, (1,)).open())
     assert 700 < a_pass < 900
     source = spec_of(files, (BLOCK, BLOCK, a_pass - 2 * BLOCK), heldout_tokens=ROWS).open()
     rows = [read(source, block) for block in range(3)]
     assert [len(block) for block in rows] == [BLOCK, BLOCK, a_pass - 2 * BLOCK]
     apart, groups = held_out(source)
     assert sorted([*sum(rows, []), *apart]) == list(range(ROWS))
-    assert len(apart) == source.heldout_rows == ROWS - a_pass
+    assert len(apart) == source.rows.evaluated_rows == ROWS - a_pass
     for number, group in zip(apart, groups, strict=True):
         same_group = [other for other, of in zip(apart, groups, strict=True) if of == group]
         file = number // 333
@@ -118,7 +117,7 @@ def test_the_producer_permutes_a_block_by_seed_and_block(files: Path) -> None:
 
 
 def test_further_passes_have_other_orders(files: Path) -> None:
-    a_pass = spec_of(files, (1,)).open().rows_a_pass
+    a_pass = rows_a_pass(spec_of(files, (1,)).open())
     source = spec_of(files, (a_pass, a_pass, a_pass // 2, a_pass)).open()
     rows = [read(source, block) for block in range(4)]
     assert rows[0] == rows[1] == sorted(set(rows[0])), "each a whole pass"
@@ -130,11 +129,10 @@ def test_further_passes_have_other_orders(files: Path) -> None:
 def test_groups_with_one_key_are_held_out_together(tmp_path: Path) -> None:
     keys = torch.arange(ROWS) // 5 % 40
     write_safetensors(tmp_path / "a.safetensors", numbered(), image=keys)
-    spec = spec_of(tmp_path, (BLOCK,), heldout_tokens=ROWS)
-    train = dataclasses.replace(spec.train, group_column="image")  # type: ignore[type-var]
-    source = dataclasses.replace(spec, train=train).open()
+    options: Any = {"group_column": "image", "heldout_tokens": ROWS}
+    source = spec_of(tmp_path, (BLOCK,), **options).open()
     apart, groups = held_out(source)
-    trained = read(dataclasses.replace(spec, train=train, blocks=(source.rows_a_pass,)).open(), 0)
+    trained = read(spec_of(tmp_path, (rows_a_pass(source),), **options).open(), 0)
     assert {int(keys[row]) for row in apart}.isdisjoint(int(keys[row]) for row in trained)
     assert len(apart) + len(trained) == ROWS and len(set(groups)) == len({int(keys[row]) for row in apart})
     assert all(int(keys[a]) == int(keys[b]) for a, g in zip(apart, groups) for b, h in zip(apart, groups) if g == h)  # noqa: B905
@@ -149,12 +147,12 @@ def test_the_held_out_share_is_as_large_as_was_asked_for() -> None:
 def test_held_out_files_may_stand_apart(files: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
     apart_path = tmp_path_factory.mktemp("apart")
     write_safetensors(apart_path / "h.safetensors", numbered(400)[300:])
-    other = spec_of(apart_path, (1,))
-    source = dataclasses.replace(spec_of(files, (ROWS,)), heldout=other.train).open()
+    other = spec_of(apart_path, (1,)).rows.train
+    source = spec_of(files, (ROWS,), heldout=other).open()
     assert read(source, 0) == list(range(ROWS))
     apart, groups = held_out(source)
     assert len(apart) >= 50 and all(300 <= number < 400 for number in apart) and len(set(groups)) == 8
-    assert apart == held_out(dataclasses.replace(spec_of(files, (10,), seed=5), heldout=other.train).open())[0]
+    assert apart == held_out(spec_of(files, (10,), heldout=other, seed=5).open())[0]
 
 
 def test_contexts_of_saelens_are_groups_without_their_first_positions(tmp_path: Path) -> None:
@@ -177,3 +175,10 @@ def test_files_that_are_gone_or_have_changed_are_told_of(files: Path) -> None:
     (files / "0.safetensors").unlink()
     with pytest.raises(UserError, match="0.safetensors is not there; producers need the files on their nodes"):
         spec.open()
+
+
+def test_what_is_open_does_not_travel(files: Path) -> None:
+    spec = spec_of(files, (BLOCK,))
+    expected = read(spec.open(), 0)
+    sent = pickle.dumps(spec)
+    assert len(sent) < 3000 and read(pickle.loads(sent).open(), 0) == expected
