@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import datasets
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
@@ -35,7 +34,9 @@ def write_parquet(path: Path, x_Rn: Tensor, fixed: bool = False, row_group: int 
     return path
 
 
-def write_cache(folder: Path, x_CTn: Tensor, site: str = SITE, tokens: bool = True, shards: int = 2) -> Path:
+def write_cache(
+    folder: Path, x_CTn: Tensor, site: str = SITE, tokens: bool = True, token_ids: Tensor | None = None
+) -> Path:
     """As `CacheActivationsRunner` does."""
     contexts, size, width = x_CTn.shape
     dtype = str(x_CTn.dtype).removeprefix("torch.")
@@ -43,6 +44,7 @@ def write_cache(folder: Path, x_CTn: Tensor, site: str = SITE, tokens: bool = Tr
     data: dict[str, Any] = {site: x_CTn.numpy()}
     if tokens:
         columns["token_ids"] = datasets.List(datasets.Value("int32"), length=size)
-        data["token_ids"] = np.arange(contexts * size, dtype=np.int32).reshape(contexts, size)
-    datasets.Dataset.from_dict(data, datasets.Features(columns)).save_to_disk(str(folder), num_shards=shards)
+        numbers = torch.arange(contexts * size).int().reshape(contexts, size)
+        data["token_ids"] = (numbers if token_ids is None else token_ids).numpy()
+    datasets.Dataset.from_dict(data, datasets.Features(columns)).save_to_disk(str(folder), num_shards=2)
     return folder

@@ -13,8 +13,8 @@ from safetensors import SafetensorError
 
 from gsae_ray.activation_files.find import Format
 from gsae_ray.activation_files.groups import ContextGroups, Groups, every, runs
-from gsae_ray.activation_files.parquet_files import KEYS
-from gsae_ray.activation_files.saelens_files import open_cache, read_tokens
+from gsae_ray.activation_files.parquet_files import KEYS, width_and_dtype
+from gsae_ray.activation_files.saelens_files import files_of_cache, open_cache, read_tokens
 from gsae_ray.activation_files.safetensors_files import open_tables, read_keys
 from gsae_ray.activation_files.schema import (
     CONTEXTS,
@@ -93,6 +93,23 @@ class ForeignFiles:
             starts = np.zeros(1, np.int64) if self.unpacked is not None else table.starts[:-1]
             groups = every(len(table), self.group_rows, starts)
         return OpenRows(tables, groups, lambda: None)
+
+    def paths(self) -> list[Path]:
+        """All files that decide the rows, in the order of their rows."""
+        return [path for file in self.files for path in (files_of_cache(file, self.key) if file.is_dir() else [file])]
+
+    def shape(self, sites: Sequence[str]) -> tuple[dict[str, int], str]:
+        """Width of the rows at each site, and their dtype.
+
+        Raises:
+            UserError: as `open`.
+        """
+        if self.format == "parquet":
+            assert self.column is not None, "so it was looked up"
+            width, dtype = width_and_dtype(self.files, self.column, self.key)
+            return dict.fromkeys(sites, width), dtype
+        found = self.open(sites)
+        return {site: table.width for site, table in found.tables.items()}, found.dtype
 
     def _open_cache(self, sites: Sequence[str]) -> OpenRows:
         caches = {site: open_cache(self.files[0], site, self.column, self.key) for site in sites}

@@ -61,3 +61,20 @@ class RowOrder:
         if number == 0 and self.as_they_lie:
             return self.taken_K
         return np.random.RandomState([self.seed, number]).permutation(self.taken_K)
+
+
+def cut(needed: int, rows_a_pass: int, size: int, first: Sequence[int], repeat: bool) -> tuple[int, ...]:
+    """Rows of each block, of so many blocks as have the rows that are needed, or as there are.
+
+    Args:
+        needed: rows.
+        rows_a_pass: how many there are.
+        size: rows of a block.
+        first: rows of the first blocks, where they are other ones.
+        repeat: whether the stream starts again when the rows end.
+    """
+    blocks: list[int] = []
+    while (done := sum(blocks)) < needed and (repeat or done < rows_a_pass):
+        wanted = first[len(blocks)] if len(blocks) < len(first) else size
+        blocks.append(wanted if repeat else min(wanted, rows_a_pass - done))
+    return tuple(blocks)

@@ -98,6 +98,7 @@ def unpack(
         keys.clear()
 
     for path in files:
+        before = done
         for x_Rn, key_R in _batches(path, column, group_column, key, _READ_ROWS):
             own = x_Rn.shape[1], str(x_Rn.dtype)
             first = first or own
@@ -105,6 +106,11 @@ def unpack(
                 raise UserError(
                     f"{key}: rows are {first[0]} wide in {first[1]} at first, {own[0]} in {own[1]} in {path.name}; "
                     "give rows of one width and dtype"
+                )
+            if not (finite_R := np.isfinite(x_Rn).all(1)).all():
+                row = done - before + int(finite_R.argmin())
+                raise UserError(
+                    f"{key}: row {row:,} of {path.name} is not finite (NaN or infinite); leave such rows out"
                 )
             rows.append(x_Rn.astype(DTYPES[own[1]], copy=False))
             if key_R is not None:

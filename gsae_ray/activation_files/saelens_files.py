@@ -71,6 +71,16 @@ def open_cache(folder: Path, site: str, column: str | None, key: str) -> CachedC
     return CachedContexts(RowTable(parts, key), context_size, tuple(files))
 
 
+def files_of_cache(folder: Path, key: str) -> list[Path]:
+    """All files of a data set.
+
+    Raises:
+        UserError: it is none.
+    """
+    files, _ = _read_info(folder, key)
+    return [*files, folder / STATE_FILE, folder / INFO_FILE]
+
+
 def read_tokens(cache: CachedContexts, key: str) -> NDArray[Any] | None:
     """Token ids [C, T] of all contexts; None where the data set has none."""
     found = []

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 import pydantic
 from pydantic import Field
 
+from gsae_ray.config.activation_files import ActivationsSettings, FileRowSettings, problems_beside_files
 from gsae_ray.config.checks import device_problems, site_problems
 from gsae_ray.config.explain import Key, listed, problems, refusal
 from gsae_ray.config.kinds import Dataset, Model, is_synthetic, read_dataset, read_model, with_what_may_be_left_out
@@ -24,6 +25,7 @@ from gsae_ray.config.sections import (
     ModelSettings,
     ProducerSettings,
     ReferenceSettings,
+    RowSettings,
     TrialSettings,
 )
 from gsae_ray.config.site import Site, SiteSettings
@@ -42,6 +44,11 @@ A gated step has 7 dense products (8 with norm_weighted) where a standard one ha
 """
 
 
+def _on_files(found: pydantic.ValidationInfo) -> bool:
+    """Whether there is a section `activations`, which may have something wrong with it."""
+    return found.data.get("activations", ...) is not None
+
+
 class Sweep(Settings):
     """A sweep file."""
 
@@ -49,7 +56,8 @@ class Sweep(Settings):
     experiment: str | None = Field(
         None, min_length=1, max_length=250, description="the MLflow experiment; default: the sweep's name"
     )
-    model: Model
+    activations: ActivationsSettings | None = None
+    model: Model | None
     dataset: Dataset
     sites: SiteSettings
     saes: tuple[SAESettings, ...] = Field(description="the SAEs to train at each site; a list of entries")
@@ -68,13 +76,13 @@ class Sweep(Settings):
 
     @pydantic.field_validator("model", mode="before")
     @classmethod
-    def _model(cls, value: object) -> Model:
-        return read_model(value)
+    def _model(cls, value: object, found: pydantic.ValidationInfo) -> Model | None:
+        return read_model(value, _on_files(found))
 
     @pydantic.field_validator("dataset", mode="before")
     @classmethod
     def _dataset(cls, value: object, found: pydantic.ValidationInfo) -> Dataset:
-        return read_dataset(value, found.data.get("model"))
+        return read_dataset(value, found.data.get("model"), _on_files(found))
 
     @pydantic.field_validator("name")
     @classmethod
@@ -94,7 +102,7 @@ class Sweep(Settings):
     @pydantic.model_validator(mode="after")
     def _complete(self) -> Sweep:
         found: list[tuple[Key, str]] = []
-        if not self.is_synthetic and self.rows_a_context < 2:  # of the last position no next token is known
+        if isinstance(self.dataset, DatasetSettings) and self.rows_a_context < 2:  # the last has no next token
             skipped, context = self.text.skip_positions, self.language_model.context_size
             found.append(
                 (
@@ -117,6 +125,9 @@ class Sweep(Settings):
                 key: Key = ("training", name) if value == getattr(self.training, name) else ("saes", index, name)
                 if (key, text) not in found:  # said once of what all entries have
                     found.append((key, text))
+        if self.activations is not None:
+            has_model = self.model is not None
+            found += problems_beside_files(self.activations, has_model, self.evaluation, self.producers)
         by_layer = bool(self.sites.layers), bool(self.sites.points)
         if self.is_synthetic:
             beside = list(problems_beside(self.sites, self.saes, self.evaluation, self.producers))
@@ -155,15 +166,36 @@ class Sweep(Settings):
         return self.dataset
 
     @property
+    def drawn_rows(self) -> RowSettings:
+        """Which rows are drawn; only of a synthetic sweep."""
+        assert isinstance(self.dataset, RowSettings), "this sweep draws no rows"
+        return self.dataset
+
+    @property
+    def files(self) -> ActivationsSettings:
+        """Where its activations lie on disk; only of a sweep that reads them there."""
+        assert self.activations is not None, "this sweep does not read activations from disk"
+        return self.activations
+
+    @property
+    def file_rows(self) -> FileRowSettings:
+        """Which rows of these files; only of a sweep that reads them."""
+        assert isinstance(self.dataset, FileRowSettings), "this sweep does not read activations from disk"
+        return self.dataset
+
+    @property
     def compute_dtype(self) -> str:
         """What producers compute in."""
-        return "float32" if self.is_synthetic else self.language_model.dtype
+        return self.model.dtype if isinstance(self.model, ModelSettings) else "float32"
 
     @property
     def source(self) -> str:
         """Where its activations come from, in words."""
         if self.is_synthetic:
             return "synthetic activations"
+        if self.activations is not None:
+            spliced = f", model {self.language_model.name}" if self.model is not None else ""
+            return f"activations {self.activations.path}{spliced}"
         return f"model {self.language_model.name}, data {self.text.name}"
 
     @property
@@ -188,7 +220,8 @@ class Sweep(Settings):
         if not self.depends_on_model:
             return self
         if n_layers is None:
-            raise UserError("sites.layers: this model does not say how many layers it has; give numbers from 0")
+            what = "files do not" if self.activations is not None else "this model does not"
+            raise UserError(f"sites.layers: {what} say how many layers the model has; give numbers from 0")
         own = self.sites.of_model(n_layers, "sites.layers")
         saes = tuple(
             entry.of_model(n_layers, f"saes.{index}.sites.layers", own.numbers) for index, entry in enumerate(self.saes)
@@ -235,8 +268,10 @@ class Sweep(Settings):
 
     @property
     def rows_a_context(self) -> int:
-        """Rows of a context without special tokens; a synthetic row is a context of its own."""
-        return 1 if self.is_synthetic else self.language_model.context_size - self.text.skip_positions
+        """Rows of a context without special tokens; where there is no text a row is a context of its own."""
+        if not isinstance(self.dataset, DatasetSettings):
+            return 1
+        return self.language_model.context_size - self.text.skip_positions
 
     @property
     def used_sites(self) -> tuple[Site, ...]:
@@ -351,8 +386,9 @@ class Sweep(Settings):
                     )
                 )
         roots = [trial for i, trial in enumerate(trials) if i not in children]
+        model = None if self.model is None else self.model.name
         for place, where in children.items():
-            trials[place] = with_parent(trials[place], where, roots, parents or {}, self.model.name)
+            trials[place] = with_parent(trials[place], where, roots, parents or {}, model)
         seen: dict[str, str] = {}
         for trial in trials:
             # The same name in one folder, or the same SAE under two names: either way one of them is too much.

@@ -26,6 +26,7 @@ from gsae_ray.activations.language_model_source import LanguageModelSource, Lang
 from gsae_ray.activations.layout import DTYPE_BYTES
 from gsae_ray.activations.producer import Producer
 from gsae_ray.config.load import load_sweep
+from gsae_ray.config.sections import DatasetSettings
 from gsae_ray.config.sweep import Sweep
 from gsae_ray.data.saelens_cache import STORED_DTYPE
 from gsae_ray.data.tokens import TokenStore
@@ -87,7 +88,7 @@ def collect(
     root = local_path("gsae_runs" if storage is None else storage, "--storage").resolve()
     if not isinstance(sweep, Sweep):
         sweep = load_sweep(sweep, overrides)
-    say(f"checking {sweep.name}: model {sweep.model.name}, data {sweep.dataset.name}")
+    say(f"checking {sweep.name}: {sweep.source}")
     prepared = prepare(_for_this_machine(sweep, say), root, say, tracking_uri)
     description = _describe(prepared, layout, _chosen(prepared, sites), tokens)
     with open_collection(folder, description) as collection:
@@ -113,7 +114,13 @@ def collect(
 
 
 def _for_this_machine(sweep: Sweep, say: Callable[[str], None]) -> Sweep:
-    """The sweep for the CPU where there is no GPU; without references, which are nothing to collect."""
+    """The sweep for the CPU where there is no GPU; without references, which are nothing to collect.
+
+    Raises:
+        UserError: it has no language model.
+    """
+    if not isinstance(sweep.dataset, DatasetSettings):
+        raise UserError(f"collect: {sweep.name} runs no language model on text, so there is nothing to collect")
     sweep = sweep.model_copy(update={"references": ()})
     if not sweep.producers.gpus or torch.cuda.is_available():
         return sweep
@@ -130,14 +137,10 @@ def _chosen(prepared: PreparedSweep, sites: Sequence[str]) -> list[str]:
 
 
 def _tokens(prepared: PreparedSweep) -> TokenStore:
-    """What the language model reads.
-
-    Raises:
-        UserError: there is none in this sweep.
-    """
-    if not isinstance(prepared.source.spec, LanguageModelSpec):
-        raise UserError("collect: this sweep has no language model, so there is nothing to collect")
-    return prepared.source.spec.tokens
+    """What the language model reads."""
+    spec = prepared.source.spec
+    assert isinstance(spec, LanguageModelSpec)
+    return spec.tokens
 
 
 def _describe(
@@ -152,7 +155,7 @@ def _describe(
             f"training.tokens={tokens}"
         )
     blocks = stream.blocks_for(tokens or longest)
-    model = sweep.model.name
+    model = sweep.language_model.name
     hooks = {site: hook_of(site, model, source.modules.get(site)).get("hook_name", site) for site in sites}
     contexts = [len(store.block(block)) for block in range(blocks)]
     return Description(
@@ -165,7 +168,7 @@ def _describe(
         heldout_fingerprint=store.heldout_fingerprint,
         dtype=stream.dtype,
         stored_dtype=stream.dtype if layout == "safetensors" else STORED_DTYPE[stream.dtype],
-        context_size=sweep.model.context_size,
+        context_size=sweep.language_model.context_size,
         special_ids=list(store.special_ids),
         skip_positions=store.skip_positions,
         seed=store.seed,
