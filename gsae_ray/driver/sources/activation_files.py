@@ -101,7 +101,7 @@ class ActivationFiles:
             metadata=splits.metadata,
             params={
                 "activations": sweep.files.path,
-                "model": splits.metadata["model"].get("name"),
+                **({"model": model} if (model := splits.metadata["model"].get("name")) else {}),
                 "dataset.seed": splits.seed,
                 "dtype": self.dtype,
             },
