@@ -18,6 +18,7 @@ from gsae_ray.version import __version__
 if TYPE_CHECKING:  # for type checkers and editors, what `_MODULES` says
     from gsae_ray.config.load import load_sweep as load_sweep
     from gsae_ray.config.sweep import Sweep as Sweep
+    from gsae_ray.driver.collect import collect as collect
     from gsae_ray.driver.evaluate import evaluate as evaluate
     from gsae_ray.driver.launch import SweepResult as SweepResult
     from gsae_ray.driver.launch import run as run
@@ -38,6 +39,7 @@ _MODULES = {
     "SweepResult": "driver.launch",
     "UserError": "errors",
     "best": "results.best",
+    "collect": "driver.collect",
     "evaluate": "driver.evaluate",
     "export": "saes.export",
     "frontier": "results.frontier",

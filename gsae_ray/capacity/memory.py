@@ -165,9 +165,14 @@ def producer_memory(
 
 
 def rows_producer_memory(
-    source: int, rows: int, block_bytes: int, trials: Sequence[TrialSpec], references: Sequence[Reference]
+    source: int,
+    rows: int,
+    block_bytes: int,
+    trials: Sequence[TrialSpec],
+    references: Sequence[Reference],
+    on_gpu: bool = False,
 ) -> Memory:
-    """Memory of a producer whose rows come from no language model, on the host.
+    """Memory of a producer whose rows come from no language model.
 
     Args:
         source: what it takes to make or read rows.
@@ -175,9 +180,13 @@ def rows_producer_memory(
         block_bytes: size of a block at all sites.
         trials: the trials that it may have to evaluate.
         references: SAEs from elsewhere that it may have to evaluate.
+        on_gpu: whether it evaluates them there.
     """
     sae, features = _largest_sae(trials, references)
-    return Memory(host=PROCESS + source + max(block_bytes, FLOAT * rows * features + 2 * sae))
+    evaluation = FLOAT * rows * features
+    if on_gpu:
+        return Memory(host=PROCESS + source + max(block_bytes, 2 * sae), gpu=CUDA_CONTEXT + source + evaluation + sae)
+    return Memory(host=PROCESS + source + max(block_bytes, evaluation + 2 * sae))
 
 
 def _largest_sae(trials: Sequence[TrialSpec], references: Sequence[Reference]) -> tuple[int, int]:

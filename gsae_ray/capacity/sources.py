@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Protocol
 
+from gsae_ray.capacity.activation_files import FilesCost
 from gsae_ray.capacity.language_model import LanguageModelCost
 from gsae_ray.capacity.memory import Memory
 from gsae_ray.capacity.synthetic import SyntheticCost
@@ -55,4 +56,6 @@ def cost_of(sweep: Sweep) -> SourceCost:
     Raises:
         UserError: its configuration cannot be loaded, or does not tell.
     """
+    if sweep.activations is not None:
+        return FilesCost(sweep, lambda _: None)
     return SyntheticCost(sweep) if sweep.is_synthetic else LanguageModelCost(sweep)

@@ -8,6 +8,7 @@ import gc
 import click
 
 from gsae_ray.cli.bench import bench
+from gsae_ray.cli.collect import collect
 from gsae_ray.cli.evaluate import evaluate
 from gsae_ray.cli.jobs import list_jobs, logs, status, stop, submit
 from gsae_ray.cli.plan import plan
@@ -28,5 +29,9 @@ def main() -> None:
     atexit.register(gc.freeze)  # Python would look through all of their objects once more as it ends: 0.4 to 0.7 s
 
 
-for command in (run, plan, submit, status, logs, stop, list_jobs, frontier, best, evaluate, export, push, ui, bench):
+_COMMANDS = (
+    *(run, plan, submit, status, logs, stop, list_jobs),
+    *(frontier, best, evaluate, export, push, collect, ui, bench),
+)
+for command in _COMMANDS:
     main.add_command(command)

@@ -18,7 +18,7 @@ def with_parent(
     where: str,
     candidates: Sequence[TrialSpec],
     runs: Mapping[str, tuple[SAEConfig, str]],
-    model: str,
+    model: str | None,
 ) -> TrialSpec:
     """The trial with the finished SAE that it starts from.
 
@@ -27,7 +27,7 @@ def with_parent(
         where: where the sweep file has its entry, for messages.
         candidates: the trials of the sweep that may be a parent.
         runs: run id -> the SAE's configuration and a hash of it.
-        model: name of the language model.
+        model: name of the language model; None where it is not known.
 
     Raises:
         UserError: there is none, there are several, or it is of another model, site, architecture, shape or objective.
@@ -46,7 +46,7 @@ def with_parent(
                 )
         parent = RUN + run_id
         of_model = cfg.section("model").get("name", model)
-        if of_model != model:
+        if model is not None and of_model != model:
             raise UserError(f"{where}.parent: the SAE of run {run_id} is of model {of_model!r}, not of {model!r}")
         training = cfg.section("training")
         objective, recipe = training.get("objective", trial.training.objective), training.get("recipe")

@@ -47,7 +47,7 @@ true; anchors, aliases and merge keys (`<<`) work.
 - `--set path.to.key=value` overrides a key from the command line, with the value in YAML; `saes.0.lr` is a key of the
   first entry of `saes`.
 """
-_KINDS = ("", " of a synthetic sweep")
+_KINDS = ("", " of a synthetic sweep", " of a sweep on files")
 """What stands after the name of a section, by the kind of source: that of language models first."""
 _EXAMPLES = {
     "": """\

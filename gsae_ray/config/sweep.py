@@ -12,22 +12,23 @@ from collections.abc import Mapping
 import pydantic
 from pydantic import Field
 
+from gsae_ray.config.activation_files import ActivationsSettings, problems_beside_files
 from gsae_ray.config.checks import check_distinct, check_pursuit, device_problems, site_problems
 from gsae_ray.config.explain import Key, listed, problems, refusal
-from gsae_ray.config.kinds import Dataset, Model, is_synthetic, read_dataset, read_model, with_what_may_be_left_out
+from gsae_ray.config.kinds import Dataset, Model, read_dataset, read_model, with_what_may_be_left_out
 from gsae_ray.config.parents import with_parent
 from gsae_ray.config.recipe import EngineName, TrainingSettings
 from gsae_ray.config.sae_settings import SAESettings, check_count
 from gsae_ray.config.sections import (
     DatasetSettings,
     EvaluationSettings,
-    ModelSettings,
     ProducerSettings,
     ReferenceSettings,
     TrialSettings,
 )
 from gsae_ray.config.site import Site, SiteSettings
-from gsae_ray.config.synthetic import SITE, SyntheticSettings, problems_beside
+from gsae_ray.config.source_of_sweep import SourceOfSweep
+from gsae_ray.config.synthetic import problems_beside
 from gsae_ray.config.trial import TrialSpec
 from gsae_ray.errors import UserError, shown
 from gsae_ray.fields import Settings
@@ -42,14 +43,20 @@ A gated step has 7 dense products (8 with norm_weighted) where a standard one ha
 """
 
 
-class Sweep(Settings):
+def _on_files(found: pydantic.ValidationInfo) -> bool:
+    """Whether there is a section `activations`, which may have something wrong with it."""
+    return found.data.get("activations", ...) is not None
+
+
+class Sweep(SourceOfSweep, Settings):
     """A sweep file."""
 
     name: str = Field(description="names the sweep and its folder in storage: letters, digits, _, . and -")
     experiment: str | None = Field(
         None, min_length=1, max_length=250, description="the MLflow experiment; default: the sweep's name"
     )
-    model: Model
+    activations: ActivationsSettings | None = None
+    model: Model | None
     dataset: Dataset
     sites: SiteSettings
     saes: tuple[SAESettings, ...] = Field(description="the SAEs to train at each site; a list of entries")
@@ -68,13 +75,13 @@ class Sweep(Settings):
 
     @pydantic.field_validator("model", mode="before")
     @classmethod
-    def _model(cls, value: object) -> Model:
-        return read_model(value)
+    def _model(cls, value: object, found: pydantic.ValidationInfo) -> Model | None:
+        return read_model(value, _on_files(found))
 
     @pydantic.field_validator("dataset", mode="before")
     @classmethod
     def _dataset(cls, value: object, found: pydantic.ValidationInfo) -> Dataset:
-        return read_dataset(value, found.data.get("model"))
+        return read_dataset(value, found.data.get("model"), _on_files(found))
 
     @pydantic.field_validator("name")
     @classmethod
@@ -94,7 +101,7 @@ class Sweep(Settings):
     @pydantic.model_validator(mode="after")
     def _complete(self) -> Sweep:
         found: list[tuple[Key, str]] = []
-        if not self.is_synthetic and self.rows_a_context < 2:  # of the last position no next token is known
+        if isinstance(self.dataset, DatasetSettings) and self.rows_a_context < 2:  # the last has no next token
             skipped, context = self.text.skip_positions, self.language_model.context_size
             found.append(
                 (
@@ -123,6 +130,9 @@ class Sweep(Settings):
         if self.evaluation.pursuit_l0 and any(entry.target for entry in self.saes):
             text = "finds the features of what an SAE reads; transcoders have none of what they compute: leave it out"
             found.append((("evaluation", "pursuit_l0"), f"{text}, or give them a sweep of their own"))
+        if self.activations is not None:
+            has_model = self.model is not None
+            found += problems_beside_files(self.activations, has_model, self.evaluation, self.producers)
         by_layer = bool(self.sites.layers), bool(self.sites.points)
         if self.is_synthetic:
             beside = list(problems_beside(self.sites, self.saes, self.evaluation, self.producers))
@@ -136,46 +146,6 @@ class Sweep(Settings):
         if found:
             raise refusal(found)
         return self
-
-    @property
-    def is_synthetic(self) -> bool:
-        """Whether its activations are synthetic, without a language model."""
-        return is_synthetic(self.model)
-
-    @property
-    def synthetic(self) -> SyntheticSettings:
-        """The settings of its synthetic activations; only of a sweep that has them."""
-        assert isinstance(self.model, SyntheticSettings), "this sweep has a language model"
-        return self.model
-
-    @property
-    def language_model(self) -> ModelSettings:
-        """The settings of its language model; only of a sweep that has one."""
-        assert isinstance(self.model, ModelSettings), "this sweep has no language model"
-        return self.model
-
-    @property
-    def text(self) -> DatasetSettings:
-        """The settings of what its language model reads; only of a sweep that has one."""
-        assert isinstance(self.dataset, DatasetSettings), "this sweep has no text"
-        return self.dataset
-
-    @property
-    def compute_dtype(self) -> str:
-        """What producers compute in."""
-        return "float32" if self.is_synthetic else self.language_model.dtype
-
-    @property
-    def source(self) -> str:
-        """Where its activations come from, in words."""
-        if self.is_synthetic:
-            return "synthetic activations"
-        return f"model {self.language_model.name}, data {self.text.name}"
-
-    @property
-    def all_sites(self) -> tuple[Site, ...]:
-        """The sites that `sites` names; the one of a synthetic sweep."""
-        return (SITE,) if self.is_synthetic else self.sites.sites()
 
     @property
     def depends_on_model(self) -> bool:
@@ -194,7 +164,8 @@ class Sweep(Settings):
         if not self.depends_on_model:
             return self
         if n_layers is None:
-            raise UserError("sites.layers: this model does not say how many layers it has; give numbers from 0")
+            what = "files do not" if self.activations is not None else "this model does not"
+            raise UserError(f"sites.layers: {what} say how many layers the model has; give numbers from 0")
         own = self.sites.of_model(n_layers, "sites.layers")
         saes = tuple(
             entry.of_model(n_layers, f"saes.{index}.sites.layers", own.numbers) for index, entry in enumerate(self.saes)
@@ -245,8 +216,10 @@ class Sweep(Settings):
 
     @property
     def rows_a_context(self) -> int:
-        """Rows of a context without special tokens; a synthetic row is a context of its own."""
-        return 1 if self.is_synthetic else self.language_model.context_size - self.text.skip_positions
+        """Rows of a context without special tokens; where there is no text a row is a context of its own."""
+        if not isinstance(self.dataset, DatasetSettings):
+            return 1
+        return self.language_model.context_size - self.text.skip_positions
 
     @property
     def trained_sites(self) -> tuple[Site, ...]:
@@ -377,8 +350,9 @@ class Sweep(Settings):
                     )
                 )
         roots = [trial for i, trial in enumerate(trials) if i not in children]
+        model = None if self.model is None else self.model.name
         for place, where in children.items():
-            trials[place] = with_parent(trials[place], where, roots, parents or {}, self.model.name)
+            trials[place] = with_parent(trials[place], where, roots, parents or {}, model)
         check_distinct(trials)
         check_pursuit(trials, self.evaluation.pursuit_l0 or ())
         return trials

@@ -117,6 +117,7 @@ def evaluate(
     rows.attrs["notes"] += [
         line
         for cfg, reference in opened
+        if sweep.model is not None
         for line in made_for_another_model(reference["origin"], sweep.model.name, cfg.section("model").get("name"))
     ]
     try:

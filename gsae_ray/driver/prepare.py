@@ -70,7 +70,7 @@ def prepare(
     for engine in {trial.training.engine for trial in sweep.expand(widths, {}, configs)}:
         if engine != "sparse-cuda" or torch.cuda.is_available():  # else its trials run on other machines
             check_engine(engine)
-    prepared = source.prepare(storage, _every_few_seconds(say))
+    prepared = source.prepare(storage, every_few_seconds(say))
     layout = Layout(
         rows=prepared.rows,
         widths={site.name: width for site, width in widths.items()},
@@ -115,7 +115,7 @@ def _with_engine(sweep: Sweep, folder: Path, say: Callable[[str], None]) -> Swee
         return sweep.with_engine("dense")
 
 
-def _every_few_seconds(say: Callable[[str], None], interval_s: float = 5) -> Callable[[str, int, int], None]:
+def every_few_seconds(say: Callable[[str], None], interval_s: float = 5) -> Callable[[str, int, int], None]:
     """Returns a reporter that says how far something is every few seconds; nothing of what is done at once."""
     last = time.monotonic()
 

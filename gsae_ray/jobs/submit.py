@@ -18,6 +18,7 @@ from ray.job_submission import JobSubmissionClient
 
 from gsae_ray.config import plain_yaml
 from gsae_ray.config.load import load_sweep
+from gsae_ray.config.sections import DatasetSettings, ModelSettings
 from gsae_ray.config.sweep import Sweep
 from gsae_ray.driver.cluster_nodes import SWEEP_KEY
 from gsae_ray.errors import UserError
@@ -151,9 +152,12 @@ def _check_paths(sweep: Sweep) -> None:
     names: dict[str, str | None] = {
         f"references.{i}.source": reference.source for i, reference in enumerate(sweep.references)
     }
-    if not sweep.is_synthetic:
-        model, text = sweep.language_model, sweep.text
-        names = {"model.name": model.name, "model.tokenizer": model.tokenizer, "dataset.name": text.name, **names}
+    if (files := sweep.activations) is not None:
+        names = {"activations.path": files.path, "activations.heldout": files.heldout, **names}
+    if isinstance(sweep.model, ModelSettings):
+        names = {"model.name": sweep.model.name, "model.tokenizer": sweep.model.tokenizer, **names}
+    if isinstance(sweep.dataset, DatasetSettings):
+        names = {"dataset.name": sweep.dataset.name, **names}
     for key, name in names.items():
         if name is None or name == "builtin" or name.startswith(("/", "~")):
             continue

@@ -71,14 +71,13 @@ def _metadata(cfg: SAEConfig) -> dict[str, Any]:
     """What the activations are of; what is not known is left out."""
     model, dataset = (cfg.section(name) for name in ("model", "dataset"))
     skipped = dataset.get("skip_positions")
-    known = str(model.get("name")) in TRANSFORMER_LENS_MODELS
     found = {
         "sae_lens_version": VERSION,
         "training_architecture": cfg.metadata.get("training_architecture", cfg.architecture),
         "training_architecture_details": _training_details(cfg),
         "model_name": model.get("name"),
-        **_hook(cfg.site, None if known else cfg.metadata.get("module")),
-        **_hook(cfg.target, None if known else cfg.metadata.get("target_module"), "hook_name_out"),
+        **hook_of(cfg.site, model.get("name"), cfg.metadata.get("module")),
+        **hook_of(cfg.target, model.get("name"), cfg.metadata.get("target_module"), "hook_name_out"),
         "context_size": model.get("context_size"),
         "dataset_path": dataset.get("name"),
         "prepend_bos": dataset.get("prepend_bos"),
@@ -99,16 +98,17 @@ def _training_details(cfg: SAEConfig) -> dict[str, Any] | None:
     return {"k": hyperparameters.get("k"), "matryoshka_widths": widths} if isinstance(widths, list) else None
 
 
-def _hook(site: str, place: object, key: str = "hook_name") -> dict[str, str]:
-    """Where SAELens finds the activations: a hook of TransformerLens, or the output of a module of transformers.
+def hook_of(site: str, model: object, place: object, key: str = "hook_name") -> dict[str, str]:
+    """Where SAELens finds activations: a hook of TransformerLens, or the output of a module of transformers.
 
     Args:
-        site: the SAE's.
-        place: the same as a module's output or input, `model.layers.3:output`, where TransformerLens does not have the
-            model. SAELens has no hook of a module's input.
+        site: where they are.
+        model: the model's name.
+        place: the same as a module's output or input, `model.layers.3:output`, which counts where TransformerLens does
+            not have the model. SAELens has no hook of a module's input.
         key: of the hook's name.
     """
-    if isinstance(place, str) and place.endswith(":output"):
+    if isinstance(place, str) and place.endswith(":output") and str(model) not in TRANSFORMER_LENS_MODELS:
         site = place
     module, _, io = site.rpartition(":")
     if not module:

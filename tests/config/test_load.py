@@ -84,7 +84,7 @@ def test_an_override_may_fill_an_empty_section(tmp_path: Path) -> None:
 
 
 def test_an_override_may_hold_an_equals_sign(path: Path) -> None:
-    assert load_sweep(path, ["model.name=a=b"]).model.name == "a=b"
+    assert load_sweep(path, ["model.name=a=b"]).language_model.name == "a=b"
 
 
 @pytest.mark.parametrize(
@@ -119,7 +119,7 @@ def test_a_wrong_override_is_one_line_that_names_it(path: Path, override: str, p
         ("x: !!python/object/apply:os.getcwd []\n", ["line 1: x: the tag", "not taken"]),
         ("x: !!int y\n", ["line 1: x: the tag", "not taken"]),
         ("? [1]\n: 2\n", ["line 1", "a key that is no plain text"]),
-        ("", ["a sweep file is a mapping of name, experiment, model"]),
+        ("", ["a sweep file is a mapping of name, experiment, activations, model"]),
         ("- 1\n- 2\n", ["a sweep file is a mapping"]),
         ("just text", ["a sweep file is a mapping"]),
         (TEXT.replace("name: test\n", ""), ["name: missing"]),

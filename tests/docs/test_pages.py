@@ -11,7 +11,9 @@ import click
 import pytest
 import torch
 import yaml
+from click.testing import CliRunner
 
+import gsae_ray
 from gsae_ray.cli.main import main
 from gsae_ray.config.load import load_sweep
 
@@ -128,3 +130,24 @@ def test_python_blocks_run_as_they_are(tmp_path: Path, monkeypatch: pytest.Monke
         for code in blocks(page, "python"):
             exec(compile(code, page.name, "exec"), names)
     assert (tmp_path / "my_sae/cfg.json").exists()
+
+
+@pytest.mark.slow
+def test_the_commands_on_activations_run_as_they_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On the small quickstart: what is collected first is trained on last."""
+    quickstart(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    (page,) = (page for page in PAGES if page.name == "activations.md")
+    Path("on_files.yaml").write_text(blocks(page, "yaml", "name: on_files")[0])
+    smaller = ["sites.layers=[2]", "saes.0.l1_coefficient=[2]", "training.tokens=20_000", "evaluation.tokens=2048"]
+    run = 0
+    for name, words in commands():
+        if name == page.name and words[1] in ("collect", "run"):
+            settings = [word for setting in smaller for word in ("--set", setting)] if words[1] == "run" else []
+            result = CliRunner().invoke(main, [*words[1:], *settings])
+            assert result.exit_code == 0, result.output
+            run += 1
+    assert run == 5 and Path("acts/schema.json").exists() and Path("for_saelens/train").is_dir()
+    rows = gsae_ray.frontier("on_files")
+    assert len(rows) == 1 and rows["loss_recovered"].notna().all()

@@ -119,7 +119,7 @@ def test_the_plan_is_that_of_the_language_model_and_the_memory_that_of_all_that_
 ) -> None:
     sweep, text = checkpoint.plan.sweep, checkpoint.model.config.get_text_config()
     text.save_pretrained(tmp_path)
-    alone_sweep = sweep.model_copy(update={"model": sweep.model.model_copy(update={"name": str(tmp_path)})})
+    alone_sweep = sweep.model_copy(update={"model": sweep.language_model.model_copy(update={"name": str(tmp_path)})})
     alone, plan = (forecast(each, slots=1) for each in (alone_sweep, sweep))
     besides = sum(
         sum(sign * p.numel() for p in load_skeleton(settings(path)).parameters())

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from gsae_ray.config.sweep import Sweep
+from gsae_ray.driver.sources.activation_files import ActivationFiles
 from gsae_ray.driver.sources.base import Source
 from gsae_ray.driver.sources.language_model import LanguageModel
 from gsae_ray.driver.sources.synthetic import Synthetic
@@ -20,4 +21,6 @@ def find_source(sweep: Sweep, say: Callable[[str], None]) -> Source:
     Raises:
         UserError: it is not there, or has no such sites.
     """
+    if sweep.activations is not None:
+        return ActivationFiles(sweep, say)
     return Synthetic(sweep) if sweep.is_synthetic else LanguageModel(sweep, say)

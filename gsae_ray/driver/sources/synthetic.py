@@ -36,7 +36,7 @@ class Synthetic:
         sweep, model = self.sweep, self.sweep.synthetic
         longest = max(sweep.max_tokens(site) for site in sweep.used_sites)
         rows = (sweep.rows_a_block,) * -(-longest // sweep.rows_a_block)
-        heldout_rows, dataset = sweep.evaluation.tokens, sweep.dataset
+        heldout_rows, dataset = sweep.evaluation.tokens, sweep.drawn_rows
         described = json.loads(model.model_dump_json())
         fingerprint = digest([described, REVISION])
         return PreparedSource(

@@ -1,0 +1,342 @@
+"""Sweeps on activations that lie on disk: what was collected trains the same SAEs; files of others train too."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from golden import run as launch
+from producers import source_of
+from rich.console import Console
+from row_files import CONTEXT, SITE, N, random_rows, write_cache, write_parquet, write_safetensors
+from safetensors.torch import load_file
+
+import gsae_ray
+from gsae_ray.activation_files.schema import SCHEMA
+from gsae_ray.activations.producer import LocalBlockReader, Producer
+from gsae_ray.activations.reader import RowStream
+from gsae_ray.capacity.forecast import forecast
+from gsae_ray.config.sweep import Sweep
+from gsae_ray.driver.prepare import PreparedSweep, prepare, producer_spec
+from gsae_ray.errors import UserError
+from gsae_ray.evaluation.metrics import Evaluation
+from gsae_ray.evaluation.task import Evaluate
+from gsae_ray.saes import SAE, to_bytes
+from gsae_ray.training.trainer import Trainer
+
+SITES = ["blocks.1.hook_resid_post", "blocks.2.hook_resid_post"]
+QUIET = Console(quiet=True)
+
+
+def on_model(**changes: Any) -> dict[str, Any]:
+    sweep = {
+        "name": "on_model",
+        "model": {"name": "builtin", "context_size": 32},
+        "dataset": {"name": "builtin", "seed": 3, "shuffle_tokens": 1000},
+        "sites": {"layers": [1, 2], "points": ["resid_post"]},
+        "saes": [{"architecture": "gated", "widths": [16], "l1_coefficient": [1.0, 4.0]}],
+        "training": {"tokens": 3000, "batch_size": 64, "lr": 1e-3},
+        "evaluation": {"tokens": 256},
+        "producers": {"batch": 8},
+    }
+    return {**sweep, **changes}
+
+
+def on_files(path: Path | str, layers: list[int] = [1, 2], **changes: Any) -> dict[str, Any]:  # noqa: B006
+    """Changes of the section `activations` begin with that."""
+    activations = {key: value for key, value in changes.items() if key in ("format", "column", "heldout")}
+    activations |= {key: value for key, value in changes.items() if key.startswith("group_")}
+    others = {key: value for key, value in changes.items() if key not in activations}
+    sweep = on_model(name="on_files", sites={"layers": layers, "points": ["resid_post"]}, **others)
+    keep = {key: value for key, value in sweep.items() if key not in ("model", "dataset", "producers") or key in others}
+    return {**keep, "activations": {"path": str(path), **activations}}
+
+
+def prepared(sweep: dict[str, Any], storage: Path, said: list[str] | None = None) -> PreparedSweep:
+    return prepare(Sweep.model_validate(sweep), storage, ([] if said is None else said).append)
+
+
+@pytest.fixture(scope="module")
+def storage(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("storage")
+
+
+@pytest.fixture(scope="module")
+def plain(storage: Path) -> PreparedSweep:
+    return prepared(on_model(), storage)
+
+
+def collect(layout: Any, storage: Path, out: Path) -> Path:
+    sweep = Sweep.model_validate(on_model())
+    return gsae_ray.collect(sweep, out, layout=layout, storage=storage, console=QUIET).folder
+
+
+@pytest.fixture(scope="module")
+def folder(storage: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """As safetensors."""
+    return collect("safetensors", storage, tmp_path_factory.mktemp("out") / "acts")
+
+
+@pytest.fixture(scope="module", params=["safetensors", "saelens"])
+def collected(
+    request: pytest.FixtureRequest, folder: Path, storage: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    if request.param == "safetensors":
+        return folder
+    return collect("saelens", storage, tmp_path_factory.mktemp("out") / "acts")
+
+
+def trained(of: PreparedSweep, trial: int) -> SAE:
+    """A trial's SAE, alone in this process."""
+    spec, producer = of.trials[trial], Producer(producer_spec(of))
+    trainer = Trainer(spec, RowStream(LocalBlockReader(producer, spec.site), of.layout, spec.site))
+    while not trainer.done:
+        trainer.train_interval()
+    return trainer.finished_sae({})
+
+
+def evaluated(of: PreparedSweep, site: str, sae: SAE) -> Evaluation:
+    evaluation: Evaluation = Producer(producer_spec(of)).run(Evaluate(site, *to_bytes(sae)))
+    return evaluation
+
+
+# ---- what was collected ---------------------------------------------------------------------------------------------
+
+
+def test_blocks_and_their_statistics_are_those_of_the_model(
+    collected: Path, plain: PreparedSweep, storage: Path
+) -> None:
+    files = prepared(on_files(collected), storage)
+    assert files.layout == plain.layout
+    by_model, by_files = (Producer(producer_spec(of)) for of in (plain, files))
+    for block in range(len(plain.layout.rows)):
+        (expected, chunks), (statistics, read) = (p.produce(block, SITES) for p in (by_model, by_files))
+        assert all(np.array_equal(a, b) for a, b in zip(chunks, read, strict=True))
+        for site, found in statistics.items():
+            assert np.array_equal(found.mean, expected[site].mean)
+            assert found.mean_square_norm == expected[site].mean_square_norm and found.norms == expected[site].norms
+
+
+@pytest.mark.parametrize(("layout", "dtype"), [("safetensors", "float32"), ("saelens", "bfloat16")])
+def test_the_same_saes_are_trained_bit_for_bit(layout: Any, dtype: str, storage: Path, tmp_path: Path) -> None:
+    sweep = on_model(model={"name": "builtin", "context_size": 32, "dtype": dtype})
+    wanted = Sweep.model_validate(sweep)
+    folder = gsae_ray.collect(wanted, tmp_path / "acts", layout=layout, storage=storage, console=QUIET).folder
+    by_model, by_files = prepared(sweep, storage), prepared(on_files(folder), storage)
+    expected, found = (trained(of, 3).state_dict() for of in (by_model, by_files))
+    assert found.keys() == expected.keys() and all(torch.equal(found[name], expected[name]) for name in found)
+    assert by_files.trials[3].identity != by_model.trials[3].identity
+
+
+def test_evaluations_are_those_of_the_model_as_far_as_rows_tell(
+    collected: Path, plain: PreparedSweep, storage: Path
+) -> None:
+    sae = trained(plain, 0)
+    expected = evaluated(plain, SITES[0], sae)
+    rows = evaluated(prepared(on_files(collected), storage), SITES[0], sae)
+    assert set(rows.metrics) == {"l0", "gamma", "fvu", "alive_fraction", "rows"}
+    assert rows.metrics == pytest.approx({name: expected.metrics[name] for name in rows.metrics}, rel=1e-6)
+    assert rows.sequences["rows"] == expected.sequences["rows"], "by contexts"
+    files = prepared(on_files(collected, model={"name": "builtin"}), storage)
+    assert evaluated(files, SITES[0], sae) == expected, "with the model all of it"
+
+
+def test_saes_say_of_which_model_and_text_they_are(folder: Path, plain: PreparedSweep, storage: Path) -> None:
+    for files in (on_files(folder), on_files(folder, model={"name": "builtin"})):
+        assert prepared(files, storage).source.metadata == plain.source.metadata
+
+
+def test_fewer_sites_and_tokens_are_a_part_of_the_same(folder: Path, storage: Path) -> None:
+    both, one = (prepared(on_files(folder, layers), storage) for layers in ([1, 2], [2]))
+    assert {trial.identity for trial in one.trials} < {trial.identity for trial in both.trials}
+    assert one.evaluation == both.evaluation
+    shorter = {"tokens": 1500, "batch_size": 64, "lr": 1e-3}
+    few = prepared(on_files(folder, training=shorter), storage)
+    assert few.layout.rows == both.layout.rows[:2]
+
+
+def test_it_is_the_contents_that_count_not_the_place(folder: Path, storage: Path, tmp_path: Path) -> None:
+    moved = shutil.copytree(folder, tmp_path / "elsewhere")
+    here, there = (prepared(on_files(path), storage) for path in (folder, moved))
+    assert [t.identity for t in here.trials] == [t.identity for t in there.trials]
+    assert here.evaluation == there.evaluation
+
+
+def test_another_seed_or_block_has_the_same_rows_in_another_order(folder: Path, storage: Path) -> None:
+    rows: dict[str, dict[bytes, int]] = {}
+    first = {}
+    for name, dataset in {
+        "own": {},
+        "seed": {"seed": 4},
+        "block": {"shuffle_tokens": 700},
+        "again": {"seed": 3},
+    }.items():
+        files = prepared(on_files(folder, [1], dataset=dataset), storage)
+        producer = Producer(producer_spec(files))
+        found = [np.concatenate(producer.produce(b, SITES[:1])[1]) for b in range(len(files.layout.rows))]
+        first[name] = found[0]
+        stream = np.concatenate(found)
+        rows[name] = {row.tobytes(): 0 for row in stream}
+        assert len(files.layout.rows) == (5 if name == "block" else 4 if name == "seed" else 3), files.layout.rows
+    assert np.array_equal(first["own"], first["again"])
+    assert rows["own"].keys() == rows["again"].keys() >= rows["block"].keys()
+    assert len(first["seed"]) == 750 and not np.array_equal(first["own"][:750], first["seed"])
+
+
+def complaint(sweep: dict[str, Any], storage: Path) -> str:
+    with pytest.raises(UserError) as caught:
+        prepared(sweep, storage)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_what_does_not_fit_what_was_collected_is_one_line(folder: Path, storage: Path, tmp_path: Path) -> None:
+    longer = {"tokens": 4000, "batch_size": 64}
+    assert "training.tokens: 4000 asked for" in (line := complaint(on_files(folder, training=longer), storage))
+    assert "lower it, or set dataset.repeat: true" in line
+    assert "evaluation.tokens: 9999 asked for" in complaint(on_files(folder, evaluation={"tokens": 9999}), storage)
+    assert "sites: blocks.3.hook_resid_post is not in" in complaint(on_files(folder, [3]), storage)
+    assert "it was collected); leave it out" in complaint(on_files(folder, column="x"), storage)
+    assert "it was collected); leave it out" in complaint(on_files(folder, dataset={"skip_positions": 1}), storage)
+    assert "activations.format" in complaint(on_files(folder, format="parquet"), storage)
+    other = {"name": "builtin", "dtype": "bfloat16"}
+    assert "is not the model that these activations are of" in complaint(on_files(folder, model=other), storage)
+    contexts = {"name": "builtin", "context_size": 64}
+    assert "contexts of 32 tokens; leave it out" in complaint(on_files(folder, model=contexts), storage)
+
+    copy = shutil.copytree(folder, tmp_path / "copy")
+    damaged = next(path for path in sorted((copy / "train" / SITES[0]).iterdir()) if path.stat().st_size > 1000)
+    whole = damaged.read_bytes()
+    damaged.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    assert f"{damaged.name} is not as it was collected" in complaint(on_files(copy), storage)
+    assert prepared(on_files(copy, [2]), storage).trials, "it is not read"
+    damaged.unlink()
+    assert f"{damaged.name} is missing" in complaint(on_files(copy), storage)
+    schema = json.loads((copy / "schema.json").read_text())
+    (copy / "schema.json").write_text(json.dumps({**schema, "seed": 5}))
+    assert "schema.json: this file is damaged; collect" in complaint(on_files(copy), storage)
+    found = SCHEMA.read(folder / "schema.json")
+    assert found is not None
+    SCHEMA.write(copy / "schema.json", {**found, "format": "gsae-activations-9"})
+    assert "'gsae-activations-9'; this version reads gsae-activations-1" in complaint(on_files(copy), storage)
+
+
+# ---- files of others ------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> dict[str, Path]:
+    """The same 6,000 rows in each format."""
+    x_Rn = random_rows(6000)
+    for number, rows in enumerate(x_Rn.split(2500)):
+        write_safetensors(tmp_path / f"safetensors/{number}.safetensors", rows)
+        write_parquet(tmp_path / f"parquet/{number}.parquet", rows)
+    write_cache(tmp_path / "saelens", x_Rn.reshape(-1, CONTEXT, N))
+    return {name: tmp_path / name for name in ("safetensors", "parquet", "saelens")}
+
+
+@pytest.mark.parametrize("format_", ["safetensors", "parquet", "saelens"])
+def test_files_of_others_are_trained_and_evaluated_on(format_: str, files: dict[str, Path], storage: Path) -> None:
+    said: list[str] = []
+    of = prepared(on_files(files[format_], [1], evaluation={"tokens": 256, "fraction": 0.1}), storage, said)
+    assert len(said) == 1 and ("dataset.skip_positions: 1" if format_ == "saelens" else "group_rows") in said[0]
+    sae = trained(of, 0)
+    evaluation = evaluated(of, SITE, sae)
+    assert evaluation.metrics["rows"] >= 256 and 0 < evaluation.metrics["fvu"] < 1.5
+    assert len(evaluation.sequences["rows"]) == (29 if format_ == "saelens" else 2)
+    cost = forecast(Sweep.model_validate(on_files(files[format_], [1])))
+    assert cost.model_flops == 0 and (cost.disk_bytes > 6000 * N * 4) == (format_ == "parquet")
+
+
+def test_formats_of_the_same_rows_are_the_same_stream(files: dict[str, Path], storage: Path) -> None:
+    streams, tenth = [], {"tokens": 256, "fraction": 0.1}
+    for format_ in ("safetensors", "parquet"):
+        of = prepared(on_files(files[format_], [1], group_rows=100, evaluation=tenth), storage)
+        producer = Producer(producer_spec(of))
+        streams.append(np.concatenate([np.concatenate(producer.produce(b, [SITE])[1]) for b in range(4)]))
+    assert np.array_equal(streams[0], streams[1])
+
+
+def test_a_model_beside_contexts_of_others_gives_its_metrics(
+    storage: Path, plain: PreparedSweep, tmp_path: Path
+) -> None:
+    """As if SAELens had cached the built-in model's activations."""
+    source = source_of(Producer(producer_spec(plain)))
+    tokens = source.spec.tokens.block(0)
+    x_Rn = source.rows(tokens, torch.ones_like(tokens).bool(), [SITE]).rows[SITE]
+    folder = write_cache(tmp_path / "cache", x_Rn.unflatten(0, tokens.shape), token_ids=tokens.int())
+    options = {"evaluation": {"tokens": 64, "fraction": 0.3}, "training": {"tokens": 300, "batch_size": 64}}
+    of = prepared(on_files(folder, [1], model={"name": "builtin"}, **options), storage)
+    evaluation = evaluated(of, SITE, trained(plain, 0))
+    assert {"loss_recovered", "ce_clean", "l0"} <= set(evaluation.metrics)
+    rows = evaluated(prepared(on_files(folder, [1], **options), storage), SITE, trained(plain, 0))
+    assert rows.metrics == pytest.approx({name: evaluation.metrics[name] for name in rows.metrics}, rel=1e-5)
+
+
+def test_held_out_files_and_groups_may_be_named(files: dict[str, Path], storage: Path, tmp_path: Path) -> None:
+    write_safetensors(tmp_path / "apart/h.safetensors", random_rows(500, seed=1), doc=torch.arange(500) // 10)
+    for path in files["safetensors"].iterdir():
+        rows = load_file(path)["acts"]
+        write_safetensors(path, rows, doc=torch.arange(len(rows)) // 10)
+    training = {"tokens": 6000, "batch_size": 64}
+    options = {"heldout": str(tmp_path / "apart"), "group_column": "doc", "training": training}
+    of = prepared(on_files(files["safetensors"], [1], **options), storage)
+    assert sum(of.layout.rows) == 6000 and of.source.heldout_rows == 260
+    assert "is among the files that are trained on" in complaint(
+        on_files(files["safetensors"], [1], heldout=str(files["safetensors"] / "1.safetensors")), storage
+    )
+    write_safetensors(tmp_path / "apart/h.safetensors", random_rows(500)[:, :8])
+    narrow = on_files(files["safetensors"], [1], heldout=str(tmp_path / "apart"))
+    assert "are 8 wide in float32, those of activations.path 12" in complaint(narrow, storage)
+
+
+def test_what_is_wrong_with_files_of_others_is_one_line(files: dict[str, Path], storage: Path, tmp_path: Path) -> None:
+    safetensors, saelens = files["safetensors"], files["saelens"]
+    longer = {"tokens": 7000, "batch_size": 64}
+    some = {"tokens": 100}
+    line = complaint(on_files(safetensors, [1], training=longer), storage)
+    assert "has only 5" in line and "beside the share of 0.01 that is held out; lower it, or set dataset.repeat" in line
+    repeated = prepared(on_files(safetensors, [1], training=longer, dataset={"repeat": True}, evaluation=some), storage)
+    assert sum(repeated.layout.rows) >= 7000
+    line = complaint(on_files(safetensors, [1], evaluation={"tokens": 1000}), storage)
+    assert "the held-out share (0.01)" in line and "raise evaluation.fraction, or name held-out files" in line
+    rows = random_rows(100)
+    rows[3, 3] = torch.nan
+    write_safetensors(safetensors / "9.safetensors", rows)
+    assert "row 3 of 9.safetensors is not finite" in complaint(on_files(safetensors, [1]), storage)
+    write_safetensors(safetensors / "9.safetensors", random_rows(100)[:, :5])
+    assert "12 wide in 0.safetensors, 5 in 9.safetensors" in complaint(on_files(safetensors, [1]), storage)
+    assert "have the rows of one site, and the sweep has 2" in complaint(on_files(files["parquet"]), storage)
+    assert "are its contexts; leave it out" in complaint(on_files(saelens, [1], group_rows=5), storage)
+    assert "has no contexts; leave it out" in complaint(
+        on_files(files["parquet"], [1], dataset={"skip_positions": 1}), storage
+    )
+    assert "is 128 wide at" in complaint(on_files(saelens, [1], model={"name": "builtin"}), storage)
+    assert "no file of activations" in complaint(on_files(tmp_path / "none", [1]), storage)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("local_ray")
+def test_a_launch_on_files_ends_with_the_saes_of_a_launch_on_the_model(tmp_path: Path) -> None:
+    home = tmp_path
+    launch(on_model(), home)
+    sweep = Sweep.model_validate(on_model())
+    gsae_ray.collect(sweep, home / "acts", storage=home / "runs", console=QUIET)
+    result = launch(on_files(home / "acts", model={"name": "builtin"}), home)
+    assert result.forward_ratio == 1.0 and not result.failures
+    weights: dict[str, list[dict[str, torch.Tensor]]] = {}
+    for name in ("on_model", "on_files"):
+        for folder in (home / "runs" / name / "trials").iterdir():
+            key = folder.name.rpartition("-")[0]
+            weights.setdefault(key, []).append(load_file(folder / "sae/sae_weights.safetensors"))
+    assert len(weights) == 4
+    for first, second in weights.values():
+        assert first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
+    own, files = (gsae_ray.frontier(name, storage=home / "runs") for name in ("on_model", "on_files"))
+    columns = ["l0", "loss_recovered", "gamma", "fvu"]
+    assert own[columns].equals(files[columns])
