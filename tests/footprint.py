@@ -45,10 +45,10 @@ peak_mib(before)
 """
 
 
-def values(model: str = "builtin", **sections: Any) -> dict[str, Any]:
+def values(model: str | dict[str, Any] = "builtin", **sections: Any) -> dict[str, Any]:
     return {
         "name": "memory",
-        "model": {"name": model},
+        "model": {"name": model} if isinstance(model, str) else model,
         "dataset": {"name": "builtin"},
         "sites": {"layers": [1], "points": ["resid_post"]},
         "saes": [{"architecture": "standard", "widths": [64], "l1_coefficient": [1]}],

@@ -13,6 +13,7 @@ from footprint import MIB, measured, trainer_mib, training, trial_of, values
 from trials import random_sae
 
 from gsae_ray.capacity.memory import MARGIN, PROCESS, producer_memory, trial_memory
+from gsae_ray.capacity.synthetic import SyntheticCost
 from gsae_ray.config.sweep import Sweep
 from gsae_ray.saes import to_bytes
 
@@ -95,3 +96,23 @@ def test_a_producer(what: str, tmp_path: Path) -> None:
     predicted = (producer_memory(sweep, skeleton, widths, block, trials).host - PROCESS) / MIB
     found = measured(PRODUCER.format(values=given, folder=str(tmp_path), what=what))
     assert MARGIN * found < predicted < found / MARGIN
+
+
+@pytest.mark.parametrize("what", ["produce", "evaluate"])
+def test_a_producer_of_synthetic_rows(what: str, tmp_path: Path) -> None:
+    cases: dict[str, dict[str, Any]] = {
+        "produce": {"dataset": {"shuffle_tokens": 200_000}, "training": {"tokens": 200_000, "batch_size": 10}},
+        "evaluate": {"saes": [{"architecture": "gated", "widths": [32_768], "l1_coefficient": [1]}]},
+    }
+    model = {"name": "synthetic", "d_in": 256, "features": 512}
+    given = values(model=model, **{"dataset": {}, "sites": {}, "evaluation": {"tokens": 5000}, **cases[what]})
+    source = SyntheticCost(Sweep.model_validate(given))
+    trials = [] if what == "produce" else source.sweep.expand(source.widths, {})
+    for trial in trials:
+        cfg, weights = to_bytes(random_sae(trial))
+        (tmp_path / "cfg").write_text(cfg)
+        (tmp_path / "weights").write_bytes(weights)
+    block = 200_000 * 4 * 256 if what == "produce" else 0
+    predicted = (source.producer_memory(block, trials).host - PROCESS) / MIB
+    found = measured(PRODUCER.format(values=given, folder=str(tmp_path), what=what))
+    assert MARGIN * found < predicted < found / MARGIN, (found, predicted)
