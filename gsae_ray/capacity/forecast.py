@@ -32,12 +32,13 @@ from gsae_ray.capacity.memory import (
     trial_memory,
 )
 from gsae_ray.capacity.nodes import Node
+from gsae_ray.config.sae_settings import targets
 from gsae_ray.config.site import Site
 from gsae_ray.config.sweep import EQUAL_COMPUTE, Sweep
 from gsae_ray.config.trial import TrialSpec
 from gsae_ray.errors import UserError, first_line
 from gsae_ray.evaluation.evaluator import STATES_BYTES
-from gsae_ray.language_model.hooks import capture, forward, layers_of, site_widths
+from gsae_ray.language_model.hooks import capture, check_targets, forward, layers_of, site_widths
 from gsae_ray.language_model.loading import layer_count, load_skeleton
 from gsae_ray.language_model.partial_pass import layers_before, run_whole, shares_keys
 from gsae_ray.saes import REGISTRY, SAEConfig
@@ -249,6 +250,7 @@ def _measure(skeleton: PreTrainedModel, sweep: Sweep) -> tuple[dict[Site, int], 
     tokens_BT = torch.zeros(1, sweep.model.context_size, dtype=torch.long, device="meta")
 
     to_deepest_site, whole = FlopCounterMode(display=False), FlopCounterMode(display=False)
+    check_targets(skeleton, targets(sweep.saes, sweep.sites.sites()))
     try:
         d_in = site_widths(skeleton, sweep.used_sites)
         with to_deepest_site:

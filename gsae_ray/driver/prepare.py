@@ -13,6 +13,7 @@ from gsae_ray.activations.language_model_source import LanguageModelSpec
 from gsae_ray.activations.layout import Layout
 from gsae_ray.activations.producer import ProducerSpec
 from gsae_ray.capacity.memory import Memory, producer_memory
+from gsae_ray.config.sae_settings import targets
 from gsae_ray.config.sweep import Sweep
 from gsae_ray.config.trial import RUN, TrialSpec
 from gsae_ray.data.documents import find_data, pinned_data
@@ -21,7 +22,7 @@ from gsae_ray.data.tokens import TokenStore
 from gsae_ray.driver.references import read_references
 from gsae_ray.errors import UserError
 from gsae_ray.files import digest
-from gsae_ray.language_model.hooks import by_module, site_widths
+from gsae_ray.language_model.hooks import by_module, check_targets, site_widths
 from gsae_ray.language_model.loading import (
     check_weights,
     layer_count,
@@ -80,6 +81,7 @@ def prepare(
     own_format = sweep.model.name == "builtin" or isinstance(skeleton, TransformerLensModel)
     check_weights(sweep.model)
     sweep = sweep.model_copy(update={"model": pinned(sweep.model), "dataset": pinned_data(sweep.dataset)})
+    check_targets(skeleton, targets(sweep.saes, sweep.sites.sites()))
     try:
         widths = site_widths(skeleton, sweep.used_sites)
     except (RuntimeError, NotImplementedError):  # a few kinds of layers cannot run without weights
