@@ -11,12 +11,13 @@ from transformers import PreTrainedModel
 
 from gsae_ray.capacity.dtypes import dtype_notices
 from gsae_ray.capacity.memory import Memory, keeps_log_probs, producer_memory, states_bytes
+from gsae_ray.config.sae_settings import targets
 from gsae_ray.config.site import Site
 from gsae_ray.config.sweep import Sweep
 from gsae_ray.config.trial import TrialSpec
 from gsae_ray.errors import UserError, first_line
 from gsae_ray.evaluation.evaluator import STATES_BYTES
-from gsae_ray.language_model.hooks import capture, forward, layers_of, site_widths
+from gsae_ray.language_model.hooks import capture, check_targets, forward, layers_of, site_widths
 from gsae_ray.language_model.loading import layer_count, load_skeleton
 from gsae_ray.language_model.partial_pass import layers_before, run_whole, shares_keys
 
@@ -108,6 +109,7 @@ def _measure(skeleton: PreTrainedModel, sweep: Sweep) -> tuple[dict[Site, int], 
     tokens_BT = torch.zeros(1, sweep.language_model.context_size, dtype=torch.long, device="meta")
 
     to_deepest_site, whole = FlopCounterMode(display=False), FlopCounterMode(display=False)
+    check_targets(skeleton, targets(sweep.saes, sweep.sites.sites()))
     try:
         d_in = site_widths(skeleton, sweep.used_sites)
         with to_deepest_site:

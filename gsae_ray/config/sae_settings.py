@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal
 
 import pydantic
@@ -197,3 +197,17 @@ class SAESettings(Settings):
         overrides = {k: v for k, v in (self.model_extra or {}).items() if k in TrainingSettings.model_fields}
         merged = {key: getattr(base, key) for key in base.model_fields_set} | overrides
         return TrainingSettings.model_validate(merged)
+
+
+def targets(saes: Sequence[SAESettings], sources: Sequence[Site]) -> dict[str, tuple[Site, ...]]:
+    """Key of the sweep file -> the places that it names as targets, for each entry of transcoders.
+
+    Args:
+        saes: the entries.
+        sources: the sweep's sites.
+    """
+    return {
+        f"saes.{index}.target": tuple(entry.site_of(site).target for site in sources if entry.selects(site))
+        for index, entry in enumerate(saes)
+        if entry.target is not None
+    }

@@ -126,6 +126,24 @@ def locate(model: nn.Module, site: Site) -> tuple[nn.Module, IO]:
     return module, io
 
 
+def check_targets(model: nn.Module, targets: Mapping[str, Sequence[Site]]) -> None:
+    """Checks that the model has what transcoders are to compute.
+
+    Args:
+        model: the language model, without weights if need be.
+        targets: key of the sweep file -> points that it names.
+
+    Raises:
+        UserError: as `locate`, but that it names the key.
+    """
+    for key, sites in targets.items():
+        for site in sites:
+            try:
+                locate(model, site)
+            except UserError as error:
+                raise UserError(f"{key}: {str(error).removeprefix('sites.points: ')}") from error
+
+
 def by_module(model: nn.Module, site: Site) -> Site:
     """A site as the input or output of a module, by its path.
 

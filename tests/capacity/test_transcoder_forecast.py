@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from tiny_models import model_of
 from torch.utils.flop_counter import FlopCounterMode
 
 from gsae_ray.capacity.forecast import flops_a_row, forecast
 from gsae_ray.capacity.memory import parameter_count, skeleton
 from gsae_ray.config.site import Site
 from gsae_ray.config.sweep import Sweep
+from gsae_ray.errors import UserError
 
 ENTRY: dict[str, Any] = {"architecture": "standard", "widths": [64], "l1_coefficient": 1}
 TARGET = {"target": {"point": "mlp_out"}}
@@ -56,3 +59,16 @@ def test_flops_of_a_step_are_those_that_torch_counts(architecture: str, skip: bo
     assert flops_a_row(trial) <= counter.get_total_flops() / batch < 1.05 * flops_a_row(trial)
     biases = 64 * (3 if architecture == "gated" else 1)
     assert parameter_count(trial) == 2 * 64 * n + biases + n + (n * n if skip else 0)
+
+
+def test_what_a_model_does_not_have_is_refused_before_anything_starts(tmp_path: Path) -> None:
+    """And by the key that names it: Gemma 4 has no mlp_out."""
+    model_of("gemma4_text").config.save_pretrained(tmp_path)
+    with pytest.raises(
+        UserError, match=r"^saes.0.target: no blocks.1.hook_mlp_out in this gemma4_text model: "
+    ) as caught:
+        forecast(
+            sweep({**ENTRY, **TARGET}, model={"name": str(tmp_path), "tokenizer": "builtin", "context_size": 32}),
+            slots=1,
+        )
+    assert "\n" not in str(caught.value)

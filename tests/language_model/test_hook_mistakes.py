@@ -34,7 +34,7 @@ from transformers import (
 from gsae_ray.config.site import Site
 from gsae_ray.errors import UserError
 from gsae_ray.language_model.families import FAMILIES
-from gsae_ray.language_model.hooks import capture, locate, site_widths
+from gsae_ray.language_model.hooks import capture, check_targets, locate, site_widths
 
 
 def complaint(model: nn.Module, *sites: Site) -> str:
@@ -93,6 +93,17 @@ def test_what_attention_and_mlp_add_is_refused_where_a_layer_does_more_to_the_re
     pre, post = Site.of_point(layer, "resid_pre"), Site.of_point(layer, "resid_post")
     x = capture(model_of(name), TOKENS, [pre, post, *added])
     torch.testing.assert_close(0.7 * sum((x[site] for site in added), x[pre]), x[post], rtol=1e-5, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", [name for name, tiny in TINY.items() if not tiny.sums])
+def test_a_transcoder_to_what_a_model_does_not_have_is_refused_by_its_own_key(name: str) -> None:
+    targets = {"saes.1.target": [Site.of_point(1, "resid_post"), Site.of_point(1, "mlp_out")]}
+    with pytest.raises(
+        UserError, match=rf"^saes.1.target: no blocks.1.hook_mlp_out in this {name} model: a layer"
+    ) as e:
+        check_targets(model_of(name), targets)
+    assert "\n" not in str(e.value)
+    check_targets(model_of("llama"), targets)
 
 
 @pytest.mark.parametrize("name", [name for name, tiny in TINY.items() if tiny.mixer])

@@ -7,12 +7,13 @@ from pathlib import Path
 
 from gsae_ray.activations.language_model_source import LanguageModelSpec
 from gsae_ray.capacity.memory import Memory, producer_memory
+from gsae_ray.config.sae_settings import targets
 from gsae_ray.config.sweep import Sweep
 from gsae_ray.config.trial import TrialSpec
 from gsae_ray.data.documents import find_data, pinned_data
 from gsae_ray.data.prepare import Progress, prepare_tokens
 from gsae_ray.driver.sources.base import PreparedSource
-from gsae_ray.language_model.hooks import by_module, site_widths
+from gsae_ray.language_model.hooks import by_module, check_targets, site_widths
 from gsae_ray.language_model.loading import (
     check_weights,
     layer_count,
@@ -43,6 +44,7 @@ class LanguageModel:
             update={"model": pinned(sweep.language_model), "dataset": pinned_data(sweep.text)}
         )
         self.dtype = sweep.language_model.dtype
+        check_targets(self._skeleton, targets(sweep.saes, sweep.sites.sites()))
         try:
             self.widths = site_widths(self._skeleton, sweep.used_sites)
         except (RuntimeError, NotImplementedError):  # a few kinds of layers cannot run without weights
