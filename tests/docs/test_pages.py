@@ -89,7 +89,7 @@ def test_links_lead_to_files() -> None:
 
 def test_commands_are_known_with_their_options() -> None:
     others = {words[0] for _, words in commands() if not known(words)}
-    assert others <= {"export", "pytest", "python", ".", "pip", "ray"}
+    assert others <= {"export", "pytest", "python", ".", "pip", "ray", "for", "done"}
     assert sum(words[0] == "gsae-ray" for _, words in commands()) > 20
 
 

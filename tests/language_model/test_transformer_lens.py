@@ -28,7 +28,6 @@ from gsae_ray.config.sections import ModelSettings
 from gsae_ray.config.site import POINTS, Site
 from gsae_ray.config.sweep import Sweep
 from gsae_ray.driver.prepare import prepare, producer_spec
-from gsae_ray.evaluation.metrics import METRICS
 from gsae_ray.evaluation.task import Evaluate
 from gsae_ray.language_model.hooks import capture, site_widths
 from gsae_ray.language_model.hub import explained
@@ -301,7 +300,8 @@ def test_a_sweep_over_such_a_checkpoint_begins_each_context_with_bos(saved: Path
     tokens_BT = tokens_of(plan).block(0)
     rows_Rn = by_hand(random_weights(), tokens_BT)[site.name][tokens_of(plan).kept(tokens_BT)]
     torch.testing.assert_close(torch.from_numpy(statistics[site.name].mean), rows_Rn.mean(0), rtol=0, atol=1e-5)
-    assert producer.run(Evaluate(site.name, *to_bytes(random_sae(plan.trials[0])))).metrics.keys() == METRICS.keys()
+    found = producer.run(Evaluate(site.name, *to_bytes(random_sae(plan.trials[0])))).metrics
+    assert {"l0", "loss_recovered", "fvu", "kl", "ce_zero"} <= found.keys()
 
 
 # ---- what is refused ------------------------------------------------------------------------------------------------
