@@ -106,6 +106,7 @@ def load(folder: Path) -> None:
             n_batches_in_buffer=4,
             n_checkpoints=0,
             checkpoint_path=str(folder / "checkpoints"),
+            output_path=str(folder / "output"),
             logger=LoggingConfig(log_to_wandb=False),
             device="cpu",
             dtype="float32",
