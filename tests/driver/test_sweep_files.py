@@ -19,6 +19,7 @@ from gsae_ray.config.sections import ModelSettings
 from gsae_ray.config.sweep import Sweep
 from gsae_ray.driver import launch
 from gsae_ray.language_model.loading import load_tokenizer
+from gsae_ray.saes import REGISTRY
 
 SWEEPS = Path(__file__).parents[2] / "sweeps"
 FILES = sorted(path.name for path in SWEEPS.glob("*.yaml"))
@@ -93,8 +94,8 @@ def cut_down(file: str, checkpoints: dict[str, Path]) -> list[str]:
         if entry.widths is not None:
             width = 36 if entry.architecture in ("standard", "rescale_shift") else 24
             overrides.append(f"saes.{index}.widths=[{width}]")
-        key = extra["l1_coefficient"]
-        overrides.append(f"saes.{index}.l1_coefficient={sorted(entry_values(key))[:1]}")
+        sparsity = REGISTRY[entry.architecture].sparsity_hyperparameter or ""
+        overrides.append(f"saes.{index}.{sparsity}={sorted(entry_values(extra[sparsity]))[:1]}")
         if "tokens" in extra:
             overrides.append(f"saes.{index}.tokens=1024")
     if sweep.evaluation.pursuit_l0 is not None:
@@ -129,7 +130,7 @@ def test_a_sweep_file_runs_end_to_end_cut_down(file: str, checkpoints: dict[str,
     assert result.forward_ratio == 1.0
     rows = result.frontier()
     assert set(rows["architecture"]) == {entry.architecture for entry in sweep.saes}
-    assert set(rows["site"]) == {site.name for site in sweep.used_sites}
+    assert set(rows["site"]) == {site.name for site in sweep.trained_sites}
     notes = [note for note in rows.attrs["notes"] if "is left out" in note]
     assert len(rows) + len(notes) == sum(1 for _ in (tmp_path / sweep.name / "trials").iterdir())
     recipes = {recipe.split("+")[0] for recipe in rows["recipe"]}

@@ -16,7 +16,12 @@ from gsae_ray.saes import to_bytes
 from gsae_ray.training.trainer import Trainer
 
 EASY = {"d_in": 32, "features": 40, "active": 3, "zipf": 0, "hierarchy": None}
-ENTRIES: dict[str, dict[str, Any]] = {"gated": {"l1_coefficient": 3}, "standard": {"l1_coefficient": 1}}
+ENTRIES: dict[str, dict[str, Any]] = {
+    "gated": {"l1_coefficient": 3},
+    "standard": {"l1_coefficient": 1},
+    "jumprelu": {"l0_coefficient": 0.01},
+    "p_anneal": {"l1_coefficient": 2},
+}
 
 
 @pytest.mark.parametrize("architecture", ENTRIES)
