@@ -60,15 +60,18 @@ def mode(path: Path) -> int:
     return path.stat().st_mode & 0o777
 
 
+@pytest.mark.slow
 def test_a_ray_of_its_own_is_reached_from_this_machine_only(found: dict[str, Any]) -> None:
     assert len(found["addresses"]) >= 5, "the driver, the GCS, the raylet, its agent"
     assert {ip.removeprefix("::ffff:") for ip in found["addresses"]} == {"127.0.0.1"}
 
 
+@pytest.mark.slow
 def test_a_sweep_that_uv_run_starts_ships_nothing(found: dict[str, Any]) -> None:
     assert found["shipped"] == {}
 
 
+@pytest.mark.slow
 def test_a_token_that_is_made_is_its_owners_only(found: dict[str, Any]) -> None:
     assert mode(found["token"]) == 0o600 and len(found["token"].read_text()) == 64
 

@@ -23,6 +23,8 @@ from gsae_ray.evaluation.task import Evaluate
 from gsae_ray.saes import to_bytes
 from gsae_ray.training.trainer import Trainer
 
+pytestmark = pytest.mark.slow
+
 IN, OUT = "blocks.1.mlp.hook_in", "blocks.1.hook_mlp_out"
 SITE = f"{IN}:hook_mlp_out"
 TARGET = {"target": {"point": "mlp_out"}}
@@ -112,7 +114,6 @@ def test_a_transcoder_from_elsewhere_is_shown_beside_them_and_an_sae_is_refused_
         gsae_ray.evaluate(str(tmp_path / "transcoder"), "transcoders", OUT, **where)
 
 
-@pytest.mark.slow
 @pytest.mark.usefixtures("local_ray")
 @pytest.mark.parametrize("kind", ["trial", "StoreActor"])
 def test_law_5_whatever_is_killed_the_transcoders_are_the_same(kind: str, tmp_path: Path) -> None:

@@ -6,11 +6,13 @@ import os
 import subprocess
 from pathlib import Path
 
+import pytest
 import yaml
 
 import gsae_ray
 
 
+@pytest.mark.slow
 def test_cluster_yaml_is_valid_and_its_commands_work(tmp_path: Path) -> None:
     """By Ray's own validator; the commands of set-up that need no cloud are run."""
     from ray.autoscaler._private.util import prepare_config, validate_config

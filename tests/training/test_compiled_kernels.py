@@ -29,6 +29,7 @@ def test_a_compiler_that_cannot_be_loaded_is_named_with_what_does_without(monkey
         make_engine("sparse-cpu", 1)
 
 
+@pytest.mark.slow
 def test_a_sweep_of_dense_engines_does_without_it() -> None:
     code = "import sys; sys.modules['numba'] = None; import gsae_ray.driver.launch, gsae_ray.actors.trial_actor"
     subprocess.run([sys.executable, "-c", code], check=True, timeout=100)
