@@ -8,19 +8,17 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from numpy.typing import NDArray
+from store_blocks import Client, StoreBlocks
 from torch import Tensor
 from trainers import make, run, same, sparse_rows, weights
 
 from gsae_ray.activations.layout import Layout
 from gsae_ray.activations.producer import LocalBlockReader, Producer, ProducerSpec
 from gsae_ray.activations.reader import BlockReader, RowStream
-from gsae_ray.activations.statistics import SiteStatistics
 from gsae_ray.activations.store import ActivationStore
 from gsae_ray.activations.trial_positions import ReaderSpec
 from gsae_ray.errors import NumericError
@@ -62,38 +60,6 @@ def producer(source: Images | None = None) -> Producer:
     n = sparse_rows().shape[1]
     layout = Layout((BLOCK_ROWS,) * (ROWS // BLOCK_ROWS), {SITE: n}, "float32", chunk_bytes=2**13)
     return Producer(ProducerSpec(source or Images(), layout, seed=3, threads=1))
-
-
-class Client:
-    """A producer in this process, as the store calls it."""
-
-    def __init__(self, producer: Producer) -> None:
-        self.producer = producer
-        self.produced: list[int] = []
-
-    async def produce(self, block: int, sites: Sequence[str]) -> tuple[dict[str, SiteStatistics], list[Any]]:
-        self.produced.append(block)
-        return self.producer.produce(block, sites)
-
-    async def run(self, task: Any) -> Any:
-        return self.producer.run(task)
-
-
-class StoreBlocks:
-    """A trial's blocks from a store on an event loop of its own."""
-
-    def __init__(self, loop: asyncio.AbstractEventLoop, store: ActivationStore, trial: str) -> None:
-        self.loop, self.store, self.trial = loop, store, trial
-
-    def statistics(self) -> dict[str, SiteStatistics]:
-        return self.loop.run_until_complete(self.store.attach(self.trial, 1))
-
-    def open(self, block: int) -> None:
-        self.chunks = self.loop.run_until_complete(self.store.lease(self.trial, 1, block))
-
-    def chunk(self, index: int) -> NDArray[Any]:
-        chunk: NDArray[Any] = self.chunks[index]
-        return chunk
 
 
 def trainer(reader: BlockReader, layout: Layout, l1: float = 1.0) -> Trainer:

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from store_blocks import Client, StoreBlocks
 from synthetic_sweeps import SWEEP, sweep
 
 from gsae_ray.activations.producer import LocalBlockReader, Producer
 from gsae_ray.activations.reader import BlockReader, RowStream
-from gsae_ray.activations.statistics import SiteStatistics
 from gsae_ray.activations.store import ActivationStore
 from gsae_ray.activations.trial_positions import ReaderSpec
 from gsae_ray.config.trial import TrialSpec
@@ -53,34 +52,6 @@ def test_law_1_a_block_is_the_same_by_any_producer(plan: PreparedSweep) -> None:
     again, chunks_again = other.produce(0, [SITE])
     assert all(np.array_equal(a, b) for a, b in zip(chunks, chunks_again, strict=True))
     assert np.array_equal(statistics[SITE].mean, again[SITE].mean)
-
-
-class Client:
-    """A producer in this process, as the store calls it."""
-
-    def __init__(self, producer: Producer) -> None:
-        self.producer = producer
-        self.produced: list[int] = []
-
-    async def produce(self, block: int, sites: Sequence[str]) -> tuple[dict[str, SiteStatistics], list[Any]]:
-        self.produced.append(block)
-        return self.producer.produce(block, sites)
-
-
-class StoreBlocks:
-    """A trial's blocks from a store on an event loop of its own."""
-
-    def __init__(self, loop: asyncio.AbstractEventLoop, store: ActivationStore, trial: str) -> None:
-        self.loop, self.store, self.trial = loop, store, trial
-
-    def statistics(self) -> dict[str, SiteStatistics]:
-        return self.loop.run_until_complete(self.store.attach(self.trial, 1))
-
-    def open(self, block: int) -> None:
-        self.chunks = self.loop.run_until_complete(self.store.lease(self.trial, 1, block))
-
-    def chunk(self, index: int) -> Any:
-        return self.chunks[index]
 
 
 def test_laws_2_and_3_trials_that_share_the_rows_are_trained_as_alone_and_rows_are_made_once(
