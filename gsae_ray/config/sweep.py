@@ -8,6 +8,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Mapping
+from typing import Any
 
 import pydantic
 from pydantic import Field
@@ -124,7 +125,7 @@ class Sweep(SourceOfSweep, Settings):
                 key: Key = ("training", name) if value == getattr(self.training, name) else ("saes", index, name)
                 if (key, text) not in found:  # said once of what all entries have
                     found.append((key, text))
-        if "objective" in self.training.model_fields_set and self.saes and not any(e.has_objective for e in self.saes):
+        if "objective" in self.training.model_fields_set and self.saes and not self._chooses_objective:
             names = ", ".join(dict.fromkeys(entry.architecture for entry in self.saes))
             found.append((("training", "objective"), f"nothing reads it: {names} SAEs have one objective only"))
         if self.evaluation.pursuit_l0 and any(entry.target for entry in self.saes):
@@ -146,6 +147,18 @@ class Sweep(SourceOfSweep, Settings):
         if found:
             raise refusal(found)
         return self
+
+    @pydantic.model_serializer(mode="wrap")
+    def _readable_again(self, write: pydantic.SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leaves out a default that would be refused, as nothing reads it."""
+        written: dict[str, Any] = write(self)
+        if not self._chooses_objective and isinstance(training := written.get("training"), dict):
+            training.pop("objective", None)
+        return written
+
+    @property
+    def _chooses_objective(self) -> bool:
+        return any(entry.has_objective for entry in self.saes)
 
     @property
     def depends_on_model(self) -> bool:

@@ -59,6 +59,13 @@ def test_their_recipe_names_their_objective_whatever_that_of_the_others_is() -> 
     assert trials({**TOPK, "schedule": "paper"})[0].recipe.startswith("unit_norm/paper")
 
 
+@pytest.mark.parametrize("entries", [[TOPK], [P_ANNEAL, BATCHTOPK], [TOPK, GATED]])
+def test_a_sweep_that_is_written_down_is_read_again(entries: list[dict[str, Any]]) -> None:
+    """As a Sweep is that goes to a cluster: a default that nothing reads is no value that somebody gave."""
+    given = sweep(*entries)
+    assert Sweep.model_validate_json(given.model_dump_json()) == given
+
+
 def test_sparsity_is_what_sets_it() -> None:
     found = trials(TOPK, JUMPRELU, QUADRATIC)
     assert [t.sparsity for t in found] == [4, 8, 0.001, 0.01, 8, 16]
