@@ -17,6 +17,10 @@ from gsae_ray.saes.registry import register
 DEAD_TOKENS = 10_000_000
 """Rows without an activation after which Gao et al. 2024 call a feature dead; at most a tenth of the run here."""
 
+ENCODER_SHARE = 0.5
+"""W_enc begins as so much of W_decᵀ. Random features overlap: k of them, each with all of what lies along it, make more
+than x together. Of 1, 0.7, 0.5, 0.3 and 0.1 the best one at L0 4 to 32 (docs/benchmarks.md)."""
+
 
 @register("topk")
 class TopKSAE(SAE):
@@ -69,6 +73,12 @@ class TopKSAE(SAE):
     def prepare_training(self, rms_norm: float, steps: int, batch_size: int) -> None:
         given = self.cfg.hyperparameters.get("dead_after_tokens")
         self._dead_after = min(DEAD_TOKENS, steps * batch_size // 10) if given is None else given
+
+    @torch.no_grad()
+    def initialise(self, generator: torch.Generator, mean_D: Tensor, objective: Objective = "unit_norm") -> None:
+        """As every SAE, with a smaller encoder."""
+        super().initialise(generator, mean_D, objective)
+        self.W_enc.mul_(ENCODER_SHARE)
 
     def encode(self, x_BD: Tensor) -> Tensor:
         return self._largest(torch.relu(self._pre(x_BD, self.b_enc)))
