@@ -30,7 +30,7 @@ ENTRIES: dict[str, dict[str, Any]] = {
     "matryoshka_batchtopk": {"k": 3, "prefix_widths": [30, 60], **SPARE},
 }
 LEAST_RECALL = {"topk": 0.75}
-"""3 features on in every row, where 0 to 9 are true, miss a fifth of the activations whatever is learnt. Others: .85."""
+"""3 features on in every row, where 0 to 9 are true, miss a fifth of the activations whatever is learnt. Else: .85."""
 
 
 @pytest.mark.parametrize("architecture", ENTRIES)
