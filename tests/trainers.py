@@ -85,7 +85,7 @@ def make(
     architecture: str = "gated",
     rows_RD: Tensor | None = None,
     chunk_rows: int = 170,
-    l1: float = 1.0,
+    l1: float | None = 1.0,
     options: dict[str, Any] | None = None,
     parent: SAE | None = None,
     dtype: str = "float32",
@@ -101,13 +101,14 @@ def make(
     sae = REGISTRY[architecture]
     lr, seed = settings.pop("lr", 3e-3), settings.pop("seed", 0)
     objective, schedule = settings.pop("objective", sae.objectives[0]), settings.pop("schedule", "modern")
+    given = {"l1_coefficient": l1} if sae.sparsity_units == "l1" and l1 is not None else {}
     trial = TrialSpec.make(
         identity={},
         site=SITE,
         architecture=architecture,
         d_in=N,
         d_sae=M,
-        hyperparameters={**({"l1_coefficient": l1} if sae.sparsity_units == "l1" else {}), **(options or {})},
+        hyperparameters={**given, **(options or {})},
         training=TrainingSettings.model_validate(settings).resolve(lr, seed, objective, schedule),
     )
     return Trainer(

@@ -159,6 +159,8 @@ class SAETrial(tune.Trainable):
     def _finish(self, trainer: Trainer) -> dict[str, Any]:
         metadata = {**self.context.metadata, "identity": self.trial.identity}
         metadata["training"] = {**self.trial.to_json()["training"], "recipe": self.trial.recipe}
+        if trainer.controller is not None:
+            metadata["training"]["found_coefficient"] = trainer.controller.found
         for key, place in zip(("module", "target_module"), self.trial.sites, strict=False):
             if (module := self.context.modules.get(place)) is not None:
                 metadata[key] = module

@@ -22,6 +22,8 @@ LAST_RESORT = ("parent", "launch")
 NEEDED = ("l0", "loss_recovered", "fvu", "mcc")
 """Metrics that are never left out where SAEs have them (`fvu`: without loss recovered); the others are, from the last
 on, where the terminal is too narrow."""
+FOUND = "found_coefficient"
+"""Shown where some SAE was trained for an L0."""
 TEXTS = ("origin", "architecture", "recipe", "engine", "precision", "parent", "launch")
 
 
@@ -65,6 +67,7 @@ def _tables(rows: pd.DataFrame, shared: bool) -> Iterator[tuple[str, pd.DataFram
 def _settings(rows: pd.DataFrame, elsewhere: Sequence[str]) -> list[str]:
     """The columns that tell SAEs apart, beside those that are shown `elsewhere`."""
     names = ["architecture", "d_sae", "sparsity"] + (["pursuit_l0"] if "pursuit_l0" in rows else [])
+    names += [FOUND] if rows[FOUND].notna().any() else []
     names += [name for name in SETTINGS if name not in elsewhere and rows[name].nunique() > 1]
     for name in LAST_RESORT:
         if rows.duplicated([*elsewhere, *names]).any() and rows[name].nunique() > 1:
@@ -73,11 +76,11 @@ def _settings(rows: pd.DataFrame, elsewhere: Sequence[str]) -> list[str]:
 
 
 def _text(name: str, value: Any, origin: str) -> str:
-    if origin != OWN and name not in METRICS and pd.isna(value):  # nothing is known of its training
+    if (origin != OWN or name == FOUND) and name not in METRICS and pd.isna(value):  # nothing is known, or was found
         return ""
     if name == "tokens":
         return f"{value:,}"
-    return f"{value:.4g}" if name in METRICS else show(value)
+    return f"{value:.4g}" if name in METRICS or name == FOUND else show(value)
 
 
 def _head(name: str) -> str:

@@ -11,6 +11,7 @@ from gsae_ray.config.trial import PARENT, RUN, TrialSpec
 from gsae_ray.errors import UserError
 from gsae_ray.files import digest
 from gsae_ray.saes import REGISTRY, SAEConfig
+from gsae_ray.saes.architecture import TARGET_L0
 
 
 def with_parent(
@@ -50,7 +51,8 @@ def with_parent(
             raise UserError(f"{where}.parent: the SAE of run {run_id} is of model {of_model!r}, not of {model!r}")
         training = cfg.section("training")
         objective, recipe = training.get("objective", trial.training.objective), training.get("recipe")
-        of_parent = cfg.hyperparameters.get(_sparsity_hyperparameter(cfg.architecture))
+        found_for = cfg.hyperparameters.get(TARGET_L0)
+        of_parent = found_for or cfg.hyperparameters.get(_sparsity_hyperparameter(cfg.architecture))
         if of_parent is None:
             raise UserError(
                 f"{where}.parent: the SAE of run {run_id} was not trained here: its {sparsity} is not known"
@@ -58,7 +60,7 @@ def with_parent(
         l1_units = training.get("l1_units", trial.training.l1_units)
         trial = dataclasses.replace(
             trial,
-            hyperparameters={**trial.hyperparameters, sparsity: float(of_parent)},
+            hyperparameters=_of_parent(trial.hyperparameters, sparsity, float(of_parent), found_for is not None),
             training=trial.training.model_copy(update={"l1_units": l1_units}),
         )
     else:
@@ -67,8 +69,8 @@ def with_parent(
             what = "no" if not found else f"{len(found)}"
             raise UserError(
                 f"{where}: {what} {architecture} trial{'s' if len(found) > 1 else ''} of the same site ({trial.site}), "
-                f"width ({trial.d_sae}), {sparsity} ({show(trial.sparsity)}, in "
-                f"l1_units {trial.training.l1_units}) and seed ({trial.training.seed}) to be the parent of a "
+                f"width ({trial.d_sae}), {trial.sparsity_key} ({_shown_sparsity(trial)}) and seed "
+                f"({trial.training.seed}) to be the parent of a "
                 f"{trial.architecture} trial; there must be exactly one in the sweep, or name a run: parent"
             )
         parent, fingerprint = found[0].name, found[0].identity
@@ -82,6 +84,19 @@ def with_parent(
     return dataclasses.replace(trial, parent=parent, parent_recipe=recipe, identity=identity)
 
 
+def _shown_sparsity(trial: TrialSpec) -> str:
+    """What sets the sparsity, in words; of a coefficient with its units."""
+    units = "" if trial.sparsity_key == TARGET_L0 else f", in l1_units {trial.training.l1_units}"
+    return show(trial.sparsity) + units
+
+
+def _of_parent(hyperparameters: Mapping[str, Any], sparsity: str, value: float, is_target: bool) -> dict[str, Any]:
+    """Hyperparameters with the sparsity of a parent that is a run: its coefficient, or the L0 that it was asked for."""
+    if not is_target:
+        return {**hyperparameters, sparsity: value}
+    return {TARGET_L0: value, **{key: other for key, other in hyperparameters.items() if key != sparsity}}
+
+
 def _sparsity_hyperparameter(architecture: str) -> str:
     """Name of the hyperparameter that sets the sparsity, in which parent and child agree."""
     name = REGISTRY[architecture].sparsity_hyperparameter
@@ -93,7 +108,8 @@ def _parents_in_sweep(trial: TrialSpec, candidates: Sequence[TrialSpec]) -> list
     """The candidates with the trial's site, width, sparsity and seed; of several, those whose training is nearest."""
 
     def same(spec: TrialSpec) -> tuple[Any, ...]:
-        return (spec.site, spec.d_sae, spec.sparsity, spec.training.l1_units, spec.training.seed)
+        units = None if spec.sparsity_key == TARGET_L0 else spec.training.l1_units
+        return (spec.site, spec.d_sae, spec.sparsity_key, spec.sparsity, units, spec.training.seed)
 
     architecture = REGISTRY[trial.architecture].parent_architecture
     found = [c for c in candidates if c.architecture == architecture and same(c) == same(trial)]

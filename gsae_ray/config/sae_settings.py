@@ -17,12 +17,14 @@ from gsae_ray.config.transcoders import TargetSettings
 from gsae_ray.errors import UserError, shown, suggest
 from gsae_ray.fields import AtMost, Grid, Positive, Settings, expand_grid, expand_lists, takes_list, unique
 from gsae_ray.saes import REGISTRY, trainable_architectures
+from gsae_ray.saes.architecture import TARGET_L0
 from gsae_ray.saes.objective import Objective
 
 MAX_TRIALS = 10_000
 MAX_WIDTH = 10**9
 Width = Annotated[Positive, AtMost(MAX_WIDTH, "an SAE's weights are in memory")]
 Factor = Annotated[float, Field(gt=0), AtMost(1e6, "an SAE's weights are in memory")]
+Target = Annotated[float, Field(gt=0), AtMost(MAX_WIDTH, "no SAE has more features")]
 
 
 def check_count(trials: int) -> None:
@@ -35,6 +37,17 @@ def check_count(trials: int) -> None:
         raise ValueError(f"{trials:,} trials; a sweep has at most {MAX_TRIALS:,}, each with files and a run of its own")
 
 
+def check_target(hyperparameters: Mapping[str, Any], d_sae: int) -> None:
+    """Checks that an SAE of that width has the features for the L0 that is asked for.
+
+    Raises:
+        ValueError: it has not; the message begins with the key.
+    """
+    target = hyperparameters.get(TARGET_L0)
+    if target is not None and target >= d_sae:
+        raise ValueError(f"{TARGET_L0}: {target:g} of {d_sae:,} features; ask for fewer, or for a larger width")
+
+
 def _without_effect(architecture: str, entry: Mapping[str, Any]) -> list[tuple[Key, str]]:
     """The keys of an entry that training of such SAEs does not read, each with what to do."""
     sae, found = REGISTRY[architecture], {}
@@ -44,6 +57,10 @@ def _without_effect(architecture: str, entry: Mapping[str, Any]) -> list[tuple[K
         found["l1_units"] = f"a {architecture} SAE has no L1 penalty"
     if sae.sparsity_units is None:
         found["l1_warmup"] = f"a {architecture} SAE has no sparsity penalty"
+        own = sae.sparsity_hyperparameter
+        found[TARGET_L0] = found["l1_warmup"] + (f", and {own} says how sparse it is" if own else "")
+    if entry.get(TARGET_L0) is None:  # its default, which a sweep that was written down has
+        found.pop(TARGET_L0, None)
     return [((key,), f"{why}; leave it out") for key, why in found.items() if key in entry]
 
 
@@ -62,6 +79,12 @@ class SAESettings(Settings):
         None, description="instead of widths: multiples of the site's own width"
     )
     equal_compute_with: Literal["gated"] | None = Field(None, description="as widths: {equal_compute_with: gated}")
+    target_l0: Grid[Target] | None = Field(
+        None,
+        description="instead of the coefficient of the sparsity penalty (l1_coefficient, l0_coefficient): the L0 that "
+        "the SAE is to have; training finds the coefficient for it (found_coefficient). Of rescale_shift: that of the "
+        "parent",
+    )
     sites: SiteSettings | None = Field(None, description="a filter: only these layers, points or modules of `sites`")
     target: TargetSettings | None = Field(
         None,
@@ -87,10 +110,16 @@ class SAESettings(Settings):
         known = {**cls.model_fields, **own, **TrainingSettings.model_fields}
         unknown = [key for key in value if key not in known]
         missing = [key for key, field in own.items() if field.is_required() and key not in value]
+        coefficient = REGISTRY[architecture].sparsity_hyperparameter
+        asks_l0 = value.get(TARGET_L0) is not None
+        if asks_l0 and coefficient in missing:
+            missing.remove(coefficient)
         found: list[tuple[Key, str]] = [((key,), f"unknown key; {suggest(key, known)}") for key in unknown]
         if not unknown:  # one of them may be what is missing, misspelt
             found = [((key,), f"missing; a {architecture} SAE needs it: {own[key].description}") for key in missing]
         found += _without_effect(architecture, value)
+        if asks_l0 and not found and value.get(coefficient) is not None:
+            found = [((TARGET_L0,), f"training finds the {coefficient} for it; leave one of the two out")]
         if found:
             raise refusal(found)
         widths = value.get("widths")
@@ -175,9 +204,28 @@ class SAESettings(Settings):
         return tuple(round(factor * d_in) for factor in self.expansion_factors or ())
 
     def hyperparameters(self) -> list[dict[str, Any]]:
-        """Every combination of the architecture's own hyperparameters."""
+        """Every combination of the architecture's own hyperparameters; `target_l0` is in the coefficient's place."""
         model = REGISTRY[self.architecture].Hyperparameters
-        extra = self.model_extra or {}
+        if self.target_l0 is not None:
+            return [self._asking(target, values) for target in self.target_l0 for values in self._combinations(model)]
+        return self._combinations(model)
+
+    def _asking(self, target_l0: float, values: dict[str, Any]) -> dict[str, Any]:
+        """Hyperparameters with the L0 that is asked for in place of the coefficient.
+
+        Raises:
+            ValidationError: another one of them asks for an L0.
+        """
+        sae = REGISTRY[self.architecture]
+        if (other := sae.sparsity_key(values)) != sae.sparsity_hyperparameter:
+            raise refusal([((TARGET_L0,), f"{other} asks for an L0 too, in another way; leave one of the two out")])
+        rest = {key: value for key, value in values.items() if key != sae.sparsity_hyperparameter}
+        return {TARGET_L0: target_l0, **rest}
+
+    def _combinations(self, model: type[pydantic.BaseModel]) -> list[dict[str, Any]]:
+        extra = dict(self.model_extra or {})
+        if self.target_l0 is not None:
+            extra[str(REGISTRY[self.architecture].sparsity_hyperparameter)] = 0.0  # it is left out again
         grids: dict[str, tuple[Any, ...]] = {}
         for key in (key for key in model.model_fields if key in extra):
             try:
@@ -186,7 +234,7 @@ class SAESettings(Settings):
                 grids[key] = unique(grid)
             except ValueError as error:
                 raise refusal([((key,), str(error))]) from error
-        check_count(math.prod(map(len, grids.values())))
+        check_count(math.prod(map(len, grids.values())) * len(self.target_l0 or (0,)))
         return [
             model.model_validate(dict(zip(grids, values, strict=True))).model_dump(mode="json")
             for values in itertools.product(*grids.values())

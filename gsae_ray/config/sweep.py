@@ -19,7 +19,7 @@ from gsae_ray.config.explain import Key, listed, problems, refusal
 from gsae_ray.config.kinds import Dataset, Model, read_dataset, read_model, with_what_may_be_left_out
 from gsae_ray.config.parents import with_parent
 from gsae_ray.config.recipe import EngineName, TrainingSettings
-from gsae_ray.config.sae_settings import SAESettings, check_count
+from gsae_ray.config.sae_settings import SAESettings, check_count, check_target
 from gsae_ray.config.sections import (
     DatasetSettings,
     EvaluationSettings,
@@ -341,6 +341,7 @@ class Sweep(SourceOfSweep, Settings):
                 architecture = REGISTRY[entry.architecture]
                 try:
                     architecture.check_width(hyperparameters, d_in[site], d_sae)
+                    check_target(hyperparameters, d_sae)
                 except ValueError as error:
                     raise UserError(f"saes.{index}.{error}") from error
                 sparse = entry.target is None and architecture.gated_relu(hyperparameters, objective) is not None

@@ -12,6 +12,7 @@ from gsae_ray import saes  # its names are imported at first use: the registry i
 from gsae_ray.config.recipe import TrialTraining, show
 from gsae_ray.config.site import Site
 from gsae_ray.files import digest
+from gsae_ray.saes.architecture import TARGET_L0
 from gsae_ray.version import REVISION
 
 MAX_NAME = 200
@@ -27,9 +28,20 @@ PARENT = "parent"
 def _options(architecture: str, hyperparameters: Mapping[str, Any]) -> dict[str, Any]:
     """The options by which an architecture's variants differ, with their defaults."""
     sae = saes.REGISTRY[architecture]
-    others = (sae.sparsity_key(hyperparameters), PARENT)  # no options, though they may be left out
+    others = (
+        sae.sparsity_hyperparameter,
+        _sparsity_key(architecture, hyperparameters),
+        PARENT,
+    )  # no options, though they may be left out
     fields = sae.Hyperparameters.model_fields
     return {key: f.default for key, f in fields.items() if not f.is_required() and key not in others}
+
+
+def _sparsity_key(architecture: str, hyperparameters: Mapping[str, Any]) -> str | None:
+    """The hyperparameter that sets how sparse the features are; None where the architecture has none."""
+    if TARGET_L0 in hyperparameters:
+        return TARGET_L0
+    return saes.REGISTRY[architecture].sparsity_key(hyperparameters)
 
 
 def _short(key: str) -> str:
@@ -103,9 +115,14 @@ class TrialSpec:
         return cls(name=plain, identity=digest(settings)[:16], **fields)
 
     @property
+    def sparsity_key(self) -> str | None:
+        """The hyperparameter that sets how sparse the features are; None where the architecture has none."""
+        return _sparsity_key(self.architecture, self.hyperparameters)
+
+    @property
     def sparsity(self) -> Any:
-        """Value of the hyperparameter that sets how sparse the features are; None where the architecture has none."""
-        return self.hyperparameters.get(saes.REGISTRY[self.architecture].sparsity_key(self.hyperparameters) or "")
+        """Value of that hyperparameter; None where there is none."""
+        return self.hyperparameters.get(self.sparsity_key or "")
 
     @property
     def follows(self) -> bool:

@@ -33,6 +33,7 @@ REST = (
     "on_frontier",
     "variant",
     "sink_share",
+    "found_coefficient",
     "l1_units",
     "batch_size",
     "engine",
@@ -108,6 +109,7 @@ def _row(outcome: Outcome) -> dict[str, Any]:
         "parent": params.get("parent", ""),
         "launch": outcome.tags[LAUNCH],
         "sink_share": outcome.metrics.get("train/sink_share", float("nan")),
+        "found_coefficient": outcome.metrics.get("train/found_coefficient", float("nan")),
         "origin": OWN,
         "trained_at": params["site"],
         "fingerprint": outcome.tags[EVALUATION],
@@ -185,7 +187,8 @@ def frontier(
         variance); never a reference's, unless `with_references`.
         `recipe`: objective/schedule of the training, and what deviates from them; `variant`: options of the
         architecture that are not at their defaults; `sink_share`: what of the site's E‖x‖² its largest
-        0.1 % of rows hold (see `dataset.max_norm`); `origin`: `own`, or what a reference is called. Of a reference,
+        0.1 % of rows hold (see `dataset.max_norm`); `found_coefficient`: what training found for `target_l0`, in the
+        units of the sweep file; `origin`: `own`, or what a reference is called. Of a reference,
         trial and recipe are empty, and sparsity, lr, seed, tokens and batch_size are missing. `attrs["notes"]`: what a
         reader should know, as lines of text.
 

@@ -109,6 +109,7 @@ def row_of(outcome: Outcome) -> dict[str, Any]:
         "parent": "",
         "launch": outcome.tags[LAUNCH],
         "sink_share": float("nan"),
+        "found_coefficient": float("nan"),
         "origin": outcome.tags[ORIGIN],
         "trained_at": params.get("trained_at", ""),
         "fingerprint": outcome.tags[EVALUATION],

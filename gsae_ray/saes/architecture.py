@@ -10,6 +10,9 @@ from pydantic import BaseModel, ConfigDict, Field
 from gsae_ray.saes.gated_relu import GatedReLU
 from gsae_ray.saes.objective import CHOICES, Objective, SparsityUnits
 
+TARGET_L0 = "target_l0"
+"""The hyperparameter that is in the place of the coefficient of the penalty where training finds that, for an L0."""
+
 
 class _Finished(BaseModel):
     """Hyperparameters that a finished SAE of any architecture may have besides its own."""
@@ -17,6 +20,7 @@ class _Finished(BaseModel):
     model_config = ConfigDict(strict=True)
 
     subtract_b_dec: bool = Field(True, description="false: the encoder takes x, not x − b_dec")
+    target_l0: float | None = Field(None, gt=0, description="instead of a coefficient: the L0 that it was found for")
 
 
 class Architecture:
@@ -65,7 +69,8 @@ class Architecture:
         Raises:
             ValidationError: they are not those of a finished SAE of this architecture.
         """
-        unknown = not trained_here and cls.sparsity_units is not None and cls.sparsity_hyperparameter is not None
+        has_penalty = cls.sparsity_units is not None and cls.sparsity_hyperparameter is not None
+        unknown = has_penalty and (not trained_here or hyperparameters.get(TARGET_L0) is not None)
         own = {key: value for key, value in hyperparameters.items() if key not in _Finished.model_fields}
         cls.Hyperparameters.model_validate({**({cls.sparsity_hyperparameter: 0.0} if unknown else {}), **own})
         _Finished.model_validate(hyperparameters)

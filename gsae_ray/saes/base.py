@@ -21,6 +21,7 @@ from gsae_ray.saes.losses import Losses as Losses
 from gsae_ray.saes.objective import Objective as Objective
 from gsae_ray.saes.sae_config import SAEConfig as SAEConfig
 from gsae_ray.saes.serialise import saved_files
+from gsae_ray.saes.thresholds import Thresholds
 
 ORIGIN = "origin"
 """Key of the metadata of an SAE that was not trained here: the format that it was read from."""
@@ -31,7 +32,7 @@ RESAMPLED_ENCODER_NORM = 0.2
 """Norm of the encoder row of a resampled feature ÷ the mean of those of alive features."""
 
 
-class SAE(Architecture, nn.Module, ABC):
+class SAE(Architecture, Thresholds, nn.Module, ABC):
     """A sparse autoencoder: x̂ = W_dec f + b_dec with sparse f = encode(x).
 
     Weights are stored as W_enc [d_in, d_sae] and W_dec [d_sae, d_in]: feature i's direction is `W_dec[i]`. Decoder
@@ -199,10 +200,7 @@ class SAE(Architecture, nn.Module, ABC):
 
     @property
     def sparsity_coefficient(self) -> float | None:
-        """The coefficient that `losses` is given once sparsity warm-up is over; 0 where there is no penalty.
-
-        None where it is not known, as of some SAEs from elsewhere.
-        """
+        """The coefficient of `losses` after its warm-up: 0 without a penalty, None if unknown, or found in training."""
         if self.sparsity_hyperparameter is None or self.sparsity_units is None:
             return 0.0
         value = self.cfg.hyperparameters.get(self.sparsity_hyperparameter)

@@ -8,23 +8,13 @@ import torch
 from torch import Tensor
 
 from gsae_ray.saes.base import SAEConfig
+from gsae_ray.saes.calibration import BINS, bins_of, calibration_steps, lower_edge
 from gsae_ray.saes.jumprelu import JumpReLUSAE
 from gsae_ray.saes.registry import register
 from gsae_ray.saes.topk import TopKSAE
 
 THRESHOLD_DECAY = 0.999
 """Decay of the threshold's running mean, over batches."""
-CALIBRATION_ROWS = 65_536
-"""Rows that the threshold is calibrated on in the end, at most."""
-CALIBRATION_SHARE = 50
-"""The run's steps ÷ those of calibration, at least."""
-MANTISSA_BITS = 10
-"""Bits of an activation's mantissa that its bin keeps: the bins of a histogram are 0.1 % wide."""
-LEAST_EXPONENT = -32
-"""Of the activations of the first bin; the last one's is 31."""
-BINS = 64 << MANTISSA_BITS
-_DROPPED = 23 - MANTISSA_BITS
-_FIRST = (127 + LEAST_EXPONENT) << MANTISSA_BITS
 
 
 @register("batchtopk")
@@ -55,8 +45,7 @@ class BatchTopKSAE(TopKSAE):
 
     def prepare_training(self, rms_norm: float, steps: int, batch_size: int) -> None:
         super().prepare_training(rms_norm, steps, batch_size)
-        enough = max(1, CALIBRATION_ROWS // batch_size)
-        self._calibration_steps = max(min(1, steps - 1), min(enough, steps // CALIBRATION_SHARE))
+        self._calibration_steps = calibration_steps(steps, batch_size)
 
     @property
     def calibration_steps(self) -> int:
@@ -89,9 +78,7 @@ class BatchTopKSAE(TopKSAE):
     def calibrate(self, x_BD: Tensor) -> None:
         """Adds a batch's activations to a histogram, and sets θ by it, within its bins of 0.1 %."""
         acts_BF = torch.relu(self._pre(x_BD, self.b_enc)).float()
-        bits = acts_BF[acts_BF > 0].view(torch.int32)
-        bins = ((bits >> _DROPPED) - _FIRST).clamp(0, BINS - 1)
-        self.calibration_counts += torch.bincount(bins, minlength=BINS)
+        self.calibration_counts += torch.bincount(bins_of(acts_BF[acts_BF > 0]), minlength=BINS)
         self.calibration_rows += len(x_BD)
         above = self.calibration_counts.flip(0).cumsum(0).flip(0)  # activations in a bin and those above it
         wanted = self.k * self.calibration_rows
@@ -99,7 +86,7 @@ class BatchTopKSAE(TopKSAE):
         if place < 0:  # there are not so many activations: all are kept
             self.threshold = torch.zeros_like(self.threshold)
             return
-        low, high = (((place + end + _FIRST) << _DROPPED).to(torch.int32).view(torch.float32) for end in (0, 1))
+        low, high = lower_edge(place), lower_edge(place + 1)
         share = (above[place] - wanted) / self.calibration_counts[place]
         self.threshold = torch.full_like(self.threshold, (low + share * (high - low)).item())
 

@@ -103,11 +103,17 @@ class GatedSAE(SAE):
         if not self.tied:
             self.W_mag.copy_(self.W_enc)
 
-    def _gate_and_acts(self, x_BD: Tensor) -> tuple[Tensor, Tensor]:
-        """(π_gate, f̃): tied encoders share one product, W_mag being W_gate with rescaled rows."""
+    def _gate_and_magnitude(self, x_BD: Tensor) -> tuple[Tensor, Tensor]:
+        """(π_gate, π_mag): tied encoders share one product, W_mag being W_gate with rescaled rows."""
         pre_BF = self._pre(x_BD)
         pi_gate_BF = pre_BF + self.b_gate
-        pre_mag_BF = pre_BF * self.r_mag.exp() + self.b_mag if self.tied else self._pre(x_BD, self.b_mag, self.W_mag)
+        return pi_gate_BF, pre_BF * self.r_mag.exp() + self.b_mag if self.tied else self._pre(
+            x_BD, self.b_mag, self.W_mag
+        )
+
+    def _gate_and_acts(self, x_BD: Tensor) -> tuple[Tensor, Tensor]:
+        """(π_gate, f̃), with f_mag = ReLU(π_mag)."""
+        pi_gate_BF, pre_mag_BF = self._gate_and_magnitude(x_BD)
         return pi_gate_BF, torch.relu(pre_mag_BF) * (pi_gate_BF > 0)
 
     def encode(self, x_BD: Tensor) -> Tensor:
@@ -130,6 +136,15 @@ class GatedSAE(SAE):
             auxiliary = (y_BD - (gate_BF @ W_dec + b_dec)).square().sum() / len(x_BD)
             loss = loss + auxiliary
         return Losses(loss, reconstruction, l1, auxiliary, acts_BF.detach())
+
+    has_thresholds = True
+
+    def margins(self, x_BD: Tensor) -> Tensor:
+        pi_gate_BF, pre_mag_BF = self._gate_and_magnitude(x_BD)
+        return torch.where(pre_mag_BF > 0, pi_gate_BF * self.W_dec.norm(dim=1), -torch.inf)
+
+    def raise_thresholds(self, by: float) -> None:
+        self.b_gate.sub_(by / self.W_dec.norm(dim=1))
 
     @classmethod
     def gated_relu(cls, hyperparameters: Mapping[str, Any], objective: Objective) -> GatedReLU:

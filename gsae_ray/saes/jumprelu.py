@@ -11,6 +11,7 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from gsae_ray.fields import Finite32
+from gsae_ray.saes.architecture import TARGET_L0
 from gsae_ray.saes.base import SAE, Losses, Objective, SAEConfig
 from gsae_ray.saes.registry import register
 
@@ -113,7 +114,8 @@ class JumpReLUSAE(SAE):
 
     @property
     def trained_here(self) -> bool:
-        return super().trained_here and "l0_coefficient" in self.cfg.hyperparameters  # else it is a form of another
+        known = {"l0_coefficient", TARGET_L0} & self.cfg.hyperparameters.keys()
+        return super().trained_here and bool(known)  # else it is a form of another
 
     @property
     def threshold_tensors(self) -> tuple[str, ...]:
@@ -167,6 +169,16 @@ class JumpReLUSAE(SAE):
     ) -> None:
         super().replace_features(features_K, directions_KD, alive_F, objective)
         self.threshold[features_K] = self._of("initial_threshold", THRESHOLD) * self._rms_norm
+
+    has_thresholds = True
+
+    def margins(self, x_BD: Tensor) -> Tensor:
+        pre_BF = self._pre(x_BD, self.b_enc)
+        return torch.where(pre_BF > 0, (pre_BF - self.threshold) * self.W_dec.norm(dim=1), -torch.inf)
+
+    def raise_thresholds(self, by: float) -> None:
+        self.threshold.add_(by / self.W_dec.norm(dim=1))
+        self.constrain()
 
     def saelens_form(self) -> dict[str, Any]:
         return {"architecture": "jumprelu"}

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from gsae_ray.fields import Finite32
 from gsae_ray.names import check_run_id
+from gsae_ray.saes.architecture import TARGET_L0
 from gsae_ray.saes.base import SAE, Losses, Objective, SAEConfig
 from gsae_ray.saes.gated import GatedSAE
 from gsae_ray.saes.gated_relu import GatedReLU
@@ -38,7 +39,9 @@ class RescaleShiftSAE(GatedSAE):
         @model_validator(mode="after")
         def _consistent(self) -> RescaleShiftSAE.Hyperparameters:
             if (self.l1_coefficient is None) == (self.parent is None):
-                raise ValueError("l1_coefficient of a parent in this sweep, or parent: a run's id; give one of the two")
+                raise ValueError(
+                    "l1_coefficient or target_l0 of a parent in this sweep, or parent: a run's id; give one of them"
+                )
             return self
 
     def __init__(self, cfg: SAEConfig) -> None:
@@ -48,7 +51,9 @@ class RescaleShiftSAE(GatedSAE):
 
     @classmethod
     def check_hyperparameters(cls, hyperparameters: dict[str, Any], trained_here: bool = True) -> None:
-        left_out = {"l1_coefficient"} if hyperparameters.get("parent") is not None else set()  # known by the parent
+        left_out = (
+            {"l1_coefficient", TARGET_L0} if hyperparameters.get("parent") is not None else set()
+        )  # known by the parent
         super().check_hyperparameters({k: v for k, v in hyperparameters.items() if k not in left_out}, trained_here)
 
     @property

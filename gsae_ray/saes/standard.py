@@ -47,6 +47,14 @@ class StandardSAE(SAE):
         l1 = self._l1(acts_BF, objective)
         return Losses(reconstruction + coefficient * l1, reconstruction, l1, x_BD.new_zeros(()), acts_BF.detach())
 
+    has_thresholds = True
+
+    def margins(self, x_BD: Tensor) -> Tensor:
+        return self._pre(x_BD, self.b_enc) * self.W_dec.norm(dim=1)
+
+    def raise_thresholds(self, by: float) -> None:
+        self.b_enc.sub_(by / self.W_dec.norm(dim=1))
+
     @classmethod
     def gated_relu(cls, hyperparameters: Mapping[str, Any], objective: Objective) -> GatedReLU | None:
         return GatedReLU(gate="b_enc", magnitude="b_enc")

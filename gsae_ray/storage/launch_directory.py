@@ -63,8 +63,8 @@ class _Evaluated(TypedDict):
 
 FIRST_ENGINE, FIRST_PRECISION = "dense", "float32"
 """Those of launches from before there were others, which name none."""
-NO_TRANSCODERS = {"target": None, "skip": [False]}
-"""What an entry of `saes` did not say before there were transcoders."""
+FIRST_ENTRY = {"target": None, "skip": [False], "target_l0": None}
+"""What an entry of `saes` did not say before there were transcoders, and SAEs that ask for an L0."""
 LAUNCH = JSONFile(
     _Launch, "run without --resume: trials that are done are not trained again", sealed=True, once_unsealed=True
 )
@@ -208,7 +208,7 @@ def _changed(
         return f"launch {launch_id} was begun by another version of gsae-ray: {WHY}", anew
     anew += " (trials that are done are kept)"
     training = {"engine": FIRST_ENGINE, "precision": FIRST_PRECISION, **before["sweep"].get("training", {})}
-    saes = [{**NO_TRANSCODERS, **entry} for entry in before["sweep"].get("saes", [])]
+    saes = [{**FIRST_ENTRY, **entry} for entry in before["sweep"].get("saes", [])]
     as_now = {**before["sweep"], "training": training, "saes": saes}
     keys = sorted(set(_differences(as_now, description)) - OPERATIONAL)
     if keys:

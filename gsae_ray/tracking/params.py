@@ -41,7 +41,7 @@ def _units(trial: TrialSpec) -> str:
     from gsae_ray.saes import REGISTRY  # here: it imports torch, without which a frontier is shown
 
     sae = REGISTRY[trial.architecture]
-    if sae.sparsity_key(trial.hyperparameters) != sae.sparsity_hyperparameter:
+    if trial.sparsity_key != sae.sparsity_hyperparameter:
         return ""
     return trial.training.l1_units if sae.sparsity_units == "l1" else sae.sparsity_units or ""
 

@@ -21,6 +21,7 @@ from gsae_ray.training.l1_units import UNITS, Scale
 from gsae_ray.training.optimiser import Adam
 from gsae_ray.training.resampling import Resampler
 from gsae_ray.training.schedules import lr_factor, sparsity_factor
+from gsae_ray.training.target_l0 import TargetL0
 from gsae_ray.training.threads import torch_threads
 
 EXPLODED = 1e4
@@ -81,17 +82,12 @@ class Trainer:
         self.engine.prepare(self.sae)
         self.unit_norm = self.settings.objective != "norm_weighted" and self.sae.W_dec.requires_grad
         """Whether decoder rows are kept at norm 1."""
-        coefficient = self.sae.sparsity_coefficient
-        assert coefficient is not None, "every entry of a sweep file has one"
-        self.coefficient = coefficient
-        """The coefficient of the sparsity penalty once its warm-up is over, in the units of scaled activations."""
-        if self.sae.sparsity_units == "square_norm":
-            self.coefficient *= self.trivial_loss
-        if self.sae.sparsity_units == "l1":
-            # From the units of the sweep file to those of scale·x: λ/(m·k) is the same in all units (see `l1_units`).
-            # Features are of what is computed: f_i d_i is a part of it.
-            units = Scale(n, target.mean_square_norm)
-            self.coefficient = self.coefficient / UNITS[self.settings.l1_units](units) * self.target_scale
+        # Features are of what is computed: f_i d_i is a part of it.
+        self._units = Scale(n, target.mean_square_norm)
+        given, self.controller = self.sae.sparsity_coefficient, None
+        if given is None:
+            self.controller = TargetL0(self.sae, self.settings, self.trivial_loss, self._scaled_coefficient(1.0))
+        self._given = 0.0 if given is None else self._scaled_coefficient(given)
         # Adam's steps have the size of lr, whatever the size of the gradient. Biases have the units of x and weights
         # have none, so that one lr fits both only where E‖x‖² = 1; elsewhere that of biases is multiplied by its root.
         bias_factor = math.sqrt(self.trivial_loss) if self.settings.unit_biases else 1.0
@@ -106,6 +102,17 @@ class Trainer:
         self._last_finite = "none since this attempt began"
         self._rates: dict[str, float] = {}
         self._reset_means()
+
+    @property
+    def coefficient(self) -> float:
+        """The coefficient of the sparsity penalty, but for its warm-up, in the units of scaled activations."""
+        return self._given if self.controller is None else self.controller.coefficient
+
+    def _scaled_coefficient(self, value: float) -> float:
+        """A coefficient of the sweep file in units of scale·x: λ/(m·k) is the same in all units (see `l1_units`)."""
+        if self.sae.sparsity_units == "l1":
+            return value / UNITS[self.settings.l1_units](self._units) * self.target_scale
+        return value * self.trivial_loss if self.sae.sparsity_units == "square_norm" else value
 
     def _centre(self, mean: NDArray[Any]) -> Tensor | None:
         """The mean of the scaled activations that a transcoder reads; None of an SAE, which has b_dec for it."""
@@ -145,7 +152,7 @@ class Trainer:
     @property
     def learning_steps(self) -> int:
         """Steps that change the weights: all but those of calibration, at the end."""
-        return self.settings.steps - self.sae.calibration_steps
+        return self.settings.steps - (self.controller or self.sae).calibration_steps
 
     @property
     def done(self) -> bool:
@@ -192,6 +199,8 @@ class Trainer:
             self._learn(x_BD, y_BD, lr, coefficient)
         else:
             self._calibrate(x_BD, y_BD, coefficient)
+        if self.controller is not None:
+            self.controller.end_step(self.step, self.sae)
         self.step += 1
 
     def _next_batch(self) -> tuple[Tensor, Tensor | None]:
@@ -214,6 +223,8 @@ class Trainer:
     def _learn(self, x_BD: Tensor, y_BD: Tensor | None, lr: float, coefficient: float) -> None:
         """Updates the SAE with a batch of scaled activations."""
         losses_4, fired_F = self.engine.step(self.sae, x_BD, coefficient, self.settings.objective, y_BD)
+        if self.controller is not None:
+            self.controller.observe(fired_F, len(x_BD))
         if self.resampler is not None:
             self.resampler.observe(self.step, x_BD, fired_F, self.sae, y_BD)
         self.engine.update(self.sae, self.optimiser, Update(lr, self.settings.gradient_clip, self.unit_norm))
@@ -225,9 +236,13 @@ class Trainer:
         """Fits to the weights, which stay, what the SAE has to fit to them with a batch of scaled activations."""
         self.sae.eval()
         losses = self.sae.losses(x_BD, coefficient, self.settings.objective, y_BD)
-        self.sae.calibrate(x_BD)
+        fired_F = (losses.acts_BF > 0).sum(0)
+        if self.sae.calibration_steps:
+            self.sae.calibrate(x_BD)
+        elif self.controller is not None:
+            fired_F = self.controller.calibrate(self.sae, x_BD)
         self.sae.train()
-        self._note(torch.stack(losses[:4]), (losses.acts_BF > 0).sum(0), len(x_BD))
+        self._note(torch.stack(losses[:4]), fired_F, len(x_BD))
 
     def _note(self, losses_4: Tensor, fired_F: Tensor, rows: int) -> None:
         """Adds a step to the interval's means."""
@@ -302,6 +317,8 @@ class Trainer:
         metrics["left_out_fraction"] = 1 - self._rows / (len(losses_S4) * self.settings.batch_size)
         if self.resampler is not None:
             metrics["resampled_features"] = float(self._resampled)
+        if self.controller is not None:
+            metrics["found_coefficient"] = self.controller.found
         metrics |= self._rates
         self._reset_means()
         return metrics
@@ -334,6 +351,8 @@ class Trainer:
         tensors |= {f"adam.{name}": tensor for name, tensor in self.optimiser.tensors().items()}
         if self.resampler is not None:
             tensors |= {f"resampling.{name}": tensor for name, tensor in self.resampler.state().items()}
+        if self.controller is not None:
+            tensors |= {f"target_l0.{name}": tensor for name, tensor in self.controller.state().items()}
         rest = {"step": self.step, "position": self.stream.position, "scale": self.scale}
         return tensors, {**rest, **({"target_scale": self.target_scale} if self.sae.cfg.is_transcoder else {})}
 
@@ -343,6 +362,8 @@ class Trainer:
         self.optimiser.restore(_beginning_with("adam.", tensors))
         if self.resampler is not None:
             self.resampler.restore(_beginning_with("resampling.", tensors))
+        if self.controller is not None:
+            self.controller.restore(_beginning_with("target_l0.", tensors))
         self.step = rest["step"]
         self.stream.position = rest["position"]
         self.scale = rest["scale"]

@@ -34,8 +34,8 @@ def rows_of(*trials: TrialSpec, **values: Any) -> pd.DataFrame:
     for number, trial in enumerate(trials):
         params = trial_params(trial)
         row = {name: params.get(name, "") for name in columns()} | dict.fromkeys(metrics.columns(), 0.98765)
-        row |= {"sparsity": params["l1_coefficient"], "l0": 100.0 + number, "on_frontier": number == 0, "launch": "one"}
-        row |= {"origin": "own"}
+        row |= {"sparsity": params["sparsity"], "l0": 100.0 + number, "on_frontier": number == 0, "launch": "one"}
+        row |= {"origin": "own", "found_coefficient": float("nan")}
         rows.append(row | values)
     return pd.DataFrame(rows)[columns()]
 
@@ -76,6 +76,15 @@ def test_a_setting_in_which_saes_differ_is_a_column_and_no_other(
         assert f" {value} " in f" {line} "
     always = {"architecture", "d", "sae", "sparsity", "l0", "loss", "recovered", "gamma", "fvu", "alive", "fraction"}
     assert set(re.findall(r"\w+", head(lines))) - always <= {setting, "batch", "l1"}
+
+
+def test_what_was_found_for_an_l0_is_shown_where_it_was_asked_for() -> None:
+    asking = rows_of(*expand(l1_coefficient=None, target_l0=8)).assign(found_coefficient=1.23456)
+    lines = printed(pd.concat([asking, rows_of(*expand())], ignore_index=True), 200)
+    text = "\n".join(lines)
+    assert {"found", "coefficient"} <= set(re.findall(r"\w+", head(lines)))
+    assert "1.235" in text and "nan" not in text
+    assert "found" not in head(printed(rows_of(*expand()), 200))
 
 
 def test_every_setting_of_training_that_decides_weights_has_a_column() -> None:

@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 from damage import COMMON, Damage, cut
 from recorder import GATED_1, GATED_2, NEWER, OLDER, End, Recorder, ends
-from trials import FINGERPRINT, SITE_1, SITE_2, begin, evaluation, expand, finish
+from trials import FINGERPRINT, SITE_1, SITE_2, begin, evaluation, expand, finish, row_metrics
 
 from gsae_ray import saes
 from gsae_ray.config.trial import TrialSpec
@@ -175,3 +175,22 @@ def test_architectures_with_sparsities_of_other_kinds_share_a_frontier_without_a
     assert by_architecture["l1_units"].to_dict() == units
     assert set(rows["recipe"]) == {"norm_weighted/modern", "unit_norm/modern"}
     assert rows["on_frontier"].all()
+
+
+def test_what_was_found_for_an_l0_is_a_column_beside_what_was_asked(tmp_path: Path) -> None:
+    (asking,) = expand("standard", l1_coefficient=None, target_l0=8)
+    specs = [asking, *expand("standard")]
+    for number, trial in enumerate(specs, start=1):
+        directory = begin(tmp_path / "swept" / "trials", trial, steps=1)
+        found = {"train/found_coefficient": 0.25 * number} if trial is asking else {}
+        directory.append(128, row_metrics(128) | found)
+        finish(directory, trial, l0=4.0 * number, loss_recovered=0.2 * number)
+    folder = tmp_path / "swept" / "launches" / NEWER
+    folder.mkdir(parents=True)
+    identities = {trial.name: trial.identity for trial in specs}
+    launch_directory.LAUNCH.write(folder / "launch.json", {"sweep": {"name": "swept"}, "trials": identities})
+    launch_directory.EVALUATED.write(folder / "evaluation.json", {"fingerprint": FINGERPRINT, "encoders": [None]})
+    rows = frontier("swept", storage=tmp_path).set_index("trial")
+    assert rows.loc[asking.name, "sparsity"] == 8
+    assert rows.loc[asking.name, "found_coefficient"] == 0.25
+    assert rows.loc[specs[1].name, "sparsity"] == 1 and pd.isna(rows.loc[specs[1].name, "found_coefficient"])
