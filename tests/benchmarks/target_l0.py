@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from head_to_head import SWEEP, KeptSource, print_table
+from benchmarks.head_to_head import SWEEP, KeptSource, print_table
 from producers import model_of, tokens_of
 
 from gsae_ray.activations.producer import Producer
