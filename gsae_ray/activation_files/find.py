@@ -33,12 +33,14 @@ def find_files(path: str, format_: Format | None, key: str) -> tuple[Format, lis
         raise UserError(
             f"{key}: {shown(path)} is no folder that SAELens has cached activations in (there is no {STATE_FILE})"
         )
-    if given.is_dir():
+    if given.is_file():  # brackets in its name are no glob
+        found = [given]
+    elif given.is_dir():
         found = sorted(file for file in given.rglob("*") if file.is_file() and not file.name.startswith("."))
     elif any(c in path for c in "*?["):
         found = sorted(file for file in Path(given.anchor).glob(str(given.relative_to(given.anchor))) if file.is_file())
     else:
-        found = [given] if given.is_file() else []
+        found = []
     formats: dict[Format, list[Path]] = {}
     for name in get_args(Format):
         if files := [file for file in found if file.suffix == f".{name}"]:

@@ -36,7 +36,9 @@ def target_problems(target: TargetSettings, sources: Iterable[Site]) -> Iterator
         if site.layer is None:
             yield f"{site} is not a point of a layer, so there is no {target.point} that belongs to it; {filtered}"
         elif point == target.point:
-            yield f"{point} is what the transcoders would read themselves; {filtered}: sites: {{points: [mlp_in]}}, say"
+            earlier = ", ".join(ORDER[: ORDER.index(point)])
+            instead = f"{filtered}: an earlier point ({earlier})" if earlier else "take a later one"
+            yield f"{point} is what the transcoders would read themselves; {instead}"
         elif ORDER.index(point) > ORDER.index(target.point):
             after = ", ".join(ORDER[ORDER.index(point) + 1 :])
             later = f"a later point ({after})" if after else "another point to read"

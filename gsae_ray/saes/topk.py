@@ -128,6 +128,16 @@ class TopKSAE(SAE):
     def saelens_form(self) -> dict[str, Any]:
         return {"architecture": "topk", "k": self.k, "rescale_acts_by_decoder_norm": False}
 
+    def to_jumprelu(self) -> SAE:
+        """Refuses: which are the k largest no threshold tells.
+
+        Raises:
+            UserError: always.
+        """
+        raise UserError(
+            "to_jumprelu: a TopK SAE has no thresholds, so there is no such form; take the format saelens or sparsify"
+        )
+
     def fold_norms(self) -> None:
         """Refuses: of features times their norms others may be the k largest.
 
