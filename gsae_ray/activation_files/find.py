@@ -48,7 +48,9 @@ def find_files(path: str, format_: Format | None, key: str) -> tuple[Format, lis
     if format_ is not None:
         formats = {name: files for name, files in formats.items() if name == format_}
     if len(formats) > 1:
-        raise UserError(f"{key}: {shown(path)} has files of several formats; say which: format: {', '.join(formats)}")
+        raise UserError(
+            f"{key}: {shown(path)} has files of several formats; say which: activations.format: {' or '.join(formats)}"
+        )
     if not formats:
         raise UserError(f"{key}: {_nothing(given, path, format_)}")
     return next(iter(formats.items()))
@@ -73,5 +75,7 @@ def collected_folder(path: str, key: str) -> Path | None:
 
 def _nothing(given: Path, path: str, format_: Format | None) -> str:
     wanted = f".{format_} file" if format_ else "file of activations (.safetensors, .parquet, or SAELens' cache)"
+    if given.is_file():
+        return f"{shown(path)} is no {wanted}"
     where = "" if given.is_absolute() else f" (from {Path.cwd()})"
     return f"there is no {wanted} at {shown(path)}{where}"

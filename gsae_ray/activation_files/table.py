@@ -49,13 +49,13 @@ class RowTable:
         first = self.parts[0]
         for part in self.parts:
             for what, own, other in (
-                ("wide", part.rows_Rn.shape[1], first.rows_Rn.shape[1]),
-                ("in dtype", part.dtype, first.dtype),
+                ("width", f"{part.rows_Rn.shape[1]} wide", f"{first.rows_Rn.shape[1]} wide"),
+                ("dtype", part.dtype, first.dtype),
             ):
                 if own != other:
                     raise UserError(
-                        f"{key}: rows are {other} {what} in {first.path.name}, {own} in {part.path.name}; give files "
-                        f"of one {'width' if what == 'wide' else 'dtype'}"
+                        f"{key}: rows are {other} in {first.path.name}, {own} in {part.path.name}; give files of one "
+                        f"{what}"
                     )
         self.width = first.rows_Rn.shape[1]
         if not self.width:

@@ -15,6 +15,13 @@ from gsae_ray.fields import Settings
 class TargetSettings(Settings):
     """What transcoders compute from the activations that they read."""
 
+    @pydantic.model_validator(mode="before")
+    @classmethod
+    def _mapping(cls, value: object) -> object:
+        if isinstance(value, str):
+            raise ValueError(f"{shown(value)} should be a mapping: target: {{point: {value}}}")
+        return value
+
     point: str = Field(description="a point of the same layer that comes after the one that is read: mlp_out, say")
 
     @pydantic.field_validator("point")

@@ -148,7 +148,7 @@ def test_what_is_not_there_or_damaged_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "a.safetensors").write_bytes(b"\x10")
     assert "cannot be read as safetensors" in complaint(tmp_path)
     (tmp_path / "b.parquet").write_bytes(b"\x10")
-    assert "several formats; say which: format: safetensors, parquet" in complaint(tmp_path)
+    assert "several formats; say which: activations.format: safetensors or parquet" in complaint(tmp_path)
     assert "cannot be read as Parquet" in complaint(tmp_path, "parquet")
     assert "no folder that SAELens" in complaint(tmp_path, "saelens")
     folder = write_cache(tmp_path / "cache", random_rows(40).reshape(4, CONTEXT, N))
@@ -171,9 +171,13 @@ def test_what_is_not_there_or_damaged_is_one_line(tmp_path: Path) -> None:
 def test_rows_of_several_widths_or_dtypes_are_refused(tmp_path: Path) -> None:
     write_safetensors(tmp_path / "s/a.safetensors", random_rows(5))
     write_safetensors(tmp_path / "s/b.safetensors", random_rows(5)[:, :8])
-    assert "rows are 12 wide in a.safetensors, 8 in b.safetensors; give files of one width" in complaint(tmp_path / "s")
+    assert "rows are 12 wide in a.safetensors, 8 wide in b.safetensors; give files of one width" in complaint(
+        tmp_path / "s"
+    )
     write_safetensors(tmp_path / "s/b.safetensors", random_rows(5).half())
-    assert "float32 in dtype in a.safetensors, float16" in complaint(tmp_path / "s")
+    assert "rows are float32 in a.safetensors, float16 in b.safetensors; give files of one dtype" in complaint(
+        tmp_path / "s"
+    )
     write_safetensors(tmp_path / "e/a.safetensors", random_rows(0))
     assert "there are no rows" in complaint(tmp_path / "e")
     write_safetensors(tmp_path / "e/a.safetensors", random_rows(5)[:, :0])

@@ -106,7 +106,7 @@ def test_auto_is_the_dense_engine_for_transcoders(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("override", "parts"),
     [
-        ("saes.0.target=mlp_out", ["saes.0.target", "'mlp_out'"]),
+        ("saes.0.target=mlp_out", ["saes.0.target: 'mlp_out' should be a mapping: target: {point: mlp_out}"]),
         ("saes.0.target={}", ["saes.0.target.point"]),
         ("saes.0.target={pont: mlp_out}", ["saes.0.target.pont", "did you mean 'point'?"]),
         ("saes.0.target.point=mlpout", ["saes.0.target.point", "'mlpout'", "did you mean 'mlp_out'?"]),

@@ -272,7 +272,9 @@ def test_what_does_not_fit_what_was_collected_is_one_line(folder: Path, storage:
     assert "has held-out rows of its own; leave it out" in line
     assert "activations.format" in complaint(on_files(folder, format="parquet"), storage)
     other = {"name": "builtin", "dtype": "bfloat16"}
-    assert "is not the model that these activations are of" in complaint(on_files(folder, model=other), storage)
+    assert "model.dtype: bfloat16, but these activations are of the model in float32; set it so" in complaint(
+        on_files(folder, model=other), storage
+    )
     contexts = {"name": "builtin", "context_size": 64}
     assert "contexts of 32 tokens; leave it out" in complaint(on_files(folder, model=contexts), storage)
 
@@ -378,7 +380,7 @@ def test_what_is_wrong_with_files_of_others_is_one_line(files: dict[str, Path], 
     write_safetensors(safetensors / "9.safetensors", rows)
     assert "row 3 of 9.safetensors is not finite" in complaint(on_files(safetensors, [1]), storage)
     write_safetensors(safetensors / "9.safetensors", random_rows(100)[:, :5])
-    assert "12 wide in 0.safetensors, 5 in 9.safetensors" in complaint(on_files(safetensors, [1]), storage)
+    assert "12 wide in 0.safetensors, 5 wide in 9.safetensors" in complaint(on_files(safetensors, [1]), storage)
     assert "have the rows of one site, and the sweep has 2" in complaint(on_files(files["parquet"]), storage)
     assert "are its contexts; leave it out" in complaint(on_files(saelens, [1], group_rows=5), storage)
     assert "has no contexts; leave it out" in complaint(

@@ -137,8 +137,9 @@ class ActivationFiles:
         needed, there = max(sweep.max_tokens(site) for site in sweep.trained_sites), rows.order(()).rows_a_pass
         if not there:
             groups = len(rows.train_rows.groups.rows_G)
+            key = "group_rows" if sweep.files.group_column is None else "group_column"
             raise DataEndedError(
-                f"activations.group_rows: the rows are {groups} group{'s' * (groups != 1)}, and the share that is held "
+                f"activations.{key}: the rows are {groups} group{'s' * (groups != 1)}, and the share that is held "
                 f"out ({rows.fraction:g}) has {'all of them' if groups != 1 else 'it'}; give smaller groups, or name "
                 "held-out files with activations.heldout"
             )
@@ -177,10 +178,15 @@ class ActivationFiles:
         if tokens_ET is None:
             raise UserError("model: these activations have no token ids for a model to read; leave model out")
         fingerprint = model_fingerprint(model)
+        if (dtype := splits.metadata["model"].get("dtype", model.dtype)) != model.dtype:
+            raise UserError(
+                f"model.dtype: {model.dtype}, but these activations are of the model in {dtype}; set it so, or leave "
+                "model out"
+            )
         if splits.model_fingerprint not in (None, fingerprint):
             raise UserError(
                 f"model.name: {model.name!r} is not the model that these activations are of "
-                f"({splits.metadata['model'].get('name')!r}, or another dtype or revision of it); name that, or leave "
+                f"({splits.metadata['model'].get('name')!r}, or another revision of it); name that, or leave "
                 "model out"
             )
         context, default = tokens_ET.shape[1], ModelSettings.model_fields["context_size"].default
