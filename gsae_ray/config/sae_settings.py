@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Annotated, Any, Literal
 
 import pydantic
@@ -46,6 +46,16 @@ def check_target(hyperparameters: Mapping[str, Any], d_sae: int) -> None:
     target = hyperparameters.get(TARGET_L0)
     if target is not None and target >= d_sae:
         raise ValueError(f"{TARGET_L0}: {target:g} of {d_sae:,} features; ask for fewer, or for a larger width")
+
+
+def _unknown(key: str, architecture: str, known: Collection[str]) -> str:
+    """What is wrong with a key that an architecture does not have: it may be one of another's."""
+    others = [name for name in trainable_architectures() if key in REGISTRY[name].Hyperparameters.model_fields]
+    if not others:
+        return f"unknown key; {suggest(key, known)}"
+    own, sets_it = REGISTRY[architecture].sparsity_hyperparameter, {REGISTRY[o].sparsity_hyperparameter for o in others}
+    instead = f"give {own}, which sets the sparsity of {architecture} SAEs" if key in sets_it else "leave it out"
+    return f"unknown key for {architecture}, one of {', '.join(others)}; {instead}"
 
 
 def _without_effect(architecture: str, entry: Mapping[str, Any]) -> list[tuple[Key, str]]:
@@ -114,7 +124,7 @@ class SAESettings(Settings):
         asks_l0 = value.get(TARGET_L0) is not None
         if asks_l0 and coefficient in missing:
             missing.remove(coefficient)
-        found: list[tuple[Key, str]] = [((key,), f"unknown key; {suggest(key, known)}") for key in unknown]
+        found: list[tuple[Key, str]] = [((key,), _unknown(key, architecture, known)) for key in unknown]
         if not unknown:  # one of them may be what is missing, misspelt
             found = [((key,), f"missing; a {architecture} SAE needs it: {own[key].description}") for key in missing]
         found += _without_effect(architecture, value)
