@@ -229,7 +229,7 @@ def test_a_child_survives_json(path: Path) -> None:
             ["saes.1", "objective paper", "norm_weighted", "both the same"],
         ),
         (["{architecture: rescale_shift, widths: 32"], ["saes.0", "l1_coefficient", "parent"]),
-        ([f"{CHILD}, parent: abc"], ["saes.0", "one of the two"]),
+        ([f"{CHILD}, parent: abc"], ["saes.0", "give one of them"]),
         ([f"{CHILD}, tied: false"], ["saes.0.tied: unknown key"]),
         (
             [f"{STANDARD}, sites: {{layers: 2}}", f"{CHILD}, sites: {{layers: 1}}"],
