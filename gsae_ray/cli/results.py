@@ -148,7 +148,7 @@ def best(
     row = found.record
     name = row["trial"] or row["origin"]
     recovered = row["loss_recovered"]
-    quality = f"loss recovered {recovered:.4f}" if recovered == recovered else f"FVU {row['fvu']:.4f}"
+    quality = f"loss recovered {recovered:.4f}" if recovered is not None else f"FVU {row['fvu']:.4f}"
     click.echo(f"{name}: L0 {row['l0']:.2f}, {quality}, written to {out}{said}")
 
 

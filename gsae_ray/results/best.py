@@ -201,7 +201,7 @@ class Best:
 
 
 def _plain(value: Any) -> Any:
-    """A value of a table row as JSON has it; None for one that is missing."""
-    if value is pd.NA:
+    """A value of a table row as JSON has it; None for one that is missing, NaN too."""
+    if pd.isna(value):
         return None
     return value.item() if isinstance(value, np.generic) else value

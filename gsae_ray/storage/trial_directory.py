@@ -42,6 +42,7 @@ from gsae_ray.storage.evaluations import (
     TrialStatus,
     evaluation_record,
     schema_of,
+    with_intervals,
 )
 from gsae_ray.storage.metric_rows import START, Cursor, MetricRows, Row, numbers
 
@@ -314,6 +315,12 @@ class TrialDirectory:
             raise DamagedError(f"{self.path / 'DONE'}: this file is missing; {_AGAIN}")
         self.storage.make_folder(path.parent)
         EVALUATION.write(path, evaluation_record(evaluation, kind, step, done["sae"]), self.storage)
+
+    def add_intervals(self, request: EvaluationRequest) -> None:
+        """Adds intervals to evaluations of before, from the sums that they kept. Any process may, as above."""
+        for pursuit_l0, record in self.evaluations(request).items():
+            if (whole := with_intervals(record)) is not record:
+                EVALUATION.write(self._evaluation_path(request.fingerprint, pursuit_l0), whole, self.storage)
 
 
 class Trial(NamedTuple):
