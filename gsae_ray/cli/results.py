@@ -8,14 +8,18 @@ from typing import TYPE_CHECKING
 import click
 
 import gsae_ray
-from gsae_ray.cli.options import launch_option, one_line_errors, site_option, tokens_option, tracking_option
+from gsae_ray.cli.options import (
+    launch_option,
+    one_line_errors,
+    read_storage_option,
+    site_option,
+    tokens_option,
+    tracking_option,
+)
 
 if TYPE_CHECKING:
     from gsae_ray import SAE
 
-_storage_option = click.option(
-    "--storage", metavar="PATH", help="read the storage in MLflow's place: it holds the truth"
-)
 _out_option = click.option("--out", required=True, type=click.Path(path_type=Path), help="folder to write the SAE to")
 _format_option = click.option(
     "--format",
@@ -64,7 +68,7 @@ def _write(sae: SAE, out: Path, format_: str, fold_b_dec: bool, rows: Path | Non
 @launch_option
 @tokens_option
 @tracking_option
-@_storage_option
+@read_storage_option
 @click.option(
     "--encoder",
     default="own",
@@ -115,7 +119,7 @@ def frontier(
 @launch_option
 @tokens_option
 @tracking_option
-@_storage_option
+@read_storage_option
 @_references_option
 @one_line_errors
 def best(

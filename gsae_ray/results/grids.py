@@ -21,8 +21,8 @@ def at_edges(rows: pd.DataFrame) -> list[str]:
     """A sentence for each setting whose best value is the smallest or the largest of its grid.
 
     For one kind of SAE at one site, the best learning rate, or width, is the one whose SAEs dominate the largest area
-    of (log L0 × quality), up to the worst corner of all of that kind there. The best λ is that of the knee of the frontier
-    (`curves.above_chord`), among SAEs of its learning rate and width: any λ is right for some L0.
+    of (log L0 × quality), up to the worst corner of all of that kind there. The best λ is that of the knee of the
+    frontier (`curves.above_chord`), among SAEs of its learning rate and width: any λ is right for some L0.
 
     Args:
         rows: of a frontier.

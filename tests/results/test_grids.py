@@ -9,7 +9,6 @@ from trials import SITE_1, SITE_2
 
 from gsae_ray.results.grids import at_edges
 
-
 L1 = (8.0, 4.0, 2.0)
 
 
