@@ -112,6 +112,17 @@ def frontier(
 @site_option
 @click.option("--max-l0", type=float, metavar="L0", help="the highest loss recovered with at most this L0")
 @click.option("--min-loss-recovered", type=float, metavar="R", help="the lowest L0 that recovers at least this")
+@click.option(
+    "--knee",
+    is_flag=True,
+    help="the frontier's knee: the point farthest above the straight line between its ends, in log L0 and quality",
+)
+@click.option(
+    "--by",
+    metavar="COLUMN",
+    help="what the quality is: fvu, kl, gamma, mcc, …; default: loss recovered, without a language model 1 - FVU",
+)
+@click.option("--n", type=click.IntRange(1), default=1, metavar="N", help="show the N best; the first is written")
 @_out_option
 @_format_option
 @_fold_option
@@ -127,6 +138,9 @@ def best(
     site: str | None,
     max_l0: float | None,
     min_loss_recovered: float | None,
+    knee: bool,
+    by: str | None,
+    n: int,
     out: Path,
     format_: str,
     fold_b_dec: bool,
@@ -137,23 +151,27 @@ def best(
     storage: str | None,
     with_references: bool,
 ) -> None:
-    """Fetches the best SAE of a sweep under one constraint."""
+    """Fetches the best SAE of a sweep under one constraint, and says why it is the best, and from how many.
+
+    Of equal ones it is the one with the lower L0 (with --min-loss-recovered alone: with the higher quality), then the
+    one whose trial's name comes first.
+    """
     from gsae_ray.results.best import find_best
+    from gsae_ray.results.choice import measured, name_of
     from gsae_ray.saes.export import OURS, check_export
 
     folder = check_export(out, format_, fold_b_dec, rows)
     where = launch, tracking_uri, tokens, storage, with_references
-    found = find_best(experiment, site, max_l0, min_loss_recovered, *where)
+    found = find_best(experiment, site, max_l0, min_loss_recovered, *where, knee=knee, by=by)
     said = ""
     if format_ == OURS:
         found.save(folder)
     else:
         said = _write(found.load(), out, format_, fold_b_dec, rows)
-    row = found.record
-    name = row["trial"] or row["origin"]
-    recovered = row["loss_recovered"]
-    quality = f"loss recovered {recovered:.4f}" if recovered is not None else f"FVU {row['fvu']:.4f}"
-    click.echo(f"{name}: L0 {row['l0']:.2f}, {quality}, written to {out}{said}")
+    click.echo(f"{name_of(found.row)}: {measured(found.row, by)}, written to {out}{said}")
+    click.echo(f"chosen: {found.choice.why}")
+    for place, (_, row) in enumerate(found.choice.ranked.head(n).iloc[1:].iterrows(), start=2):
+        click.echo(f"{place}. {name_of(row)}: {measured(row, by)}")
 
 
 @click.command()

@@ -25,6 +25,7 @@ from gsae_ray.results.comparison import (
     recipes_differ,
 )
 from gsae_ray.results.curves import pareto
+from gsae_ray.results.frontier_table import FrontierTable
 from gsae_ray.results.grids import at_edges
 from gsae_ray.results.outcomes import MLflowOutcomes, Outcome, Outcomes, StorageOutcomes
 from gsae_ray.results.references import UNKNOWN, row_of, trained_elsewhere
@@ -188,10 +189,10 @@ def frontier(
         with_references: references compete for the frontier; by default they are shown beside it.
 
     Returns:
-        One row a trial and one a reference, with the columns `columns()`; of pursuit, one row a trial and target, no
-        references, and a column `pursuit_l0` more. `on_frontier`: no SAE of its site, and number of tokens unless those
-        are "all", has a lower L0 and a higher loss recovered (or explained
-        variance); never a reference's, unless `with_references`.
+        A `pandas.DataFrame` that shows itself as a frontier, in notebooks with its picture. One row a trial and one a
+        reference, with the columns `columns()`; of pursuit, one row a trial and target, no references, and a column
+        `pursuit_l0` more. `on_frontier`: no SAE of its site, and number of tokens unless those are "all", has a lower
+        L0 and a higher loss recovered (or explained variance); never a reference's, unless `with_references`.
         `l0_low`, `l0_high` and the like: the ends of 95 % intervals over the held-out contexts.
         `recipe`: objective/schedule of the training, and what deviates from them; `variant`: options of the
         architecture that are not at their defaults; `sink_share`: what of the site's E‖x‖² its largest
@@ -247,8 +248,9 @@ def frontier(
     rows["on_frontier"] = False
     for group in _frontiers(rows, tokens, with_references):
         rows.loc[group.index, "on_frontier"] |= pareto(*curve(group))
-    rows.attrs["notes"] = notes + _caveats(rows, tokens)
-    return rows[[*columns(rows), *(["pursuit_l0"] if encoder == "pursuit" else [])]]
+    table = FrontierTable(rows[[*columns(rows), *(["pursuit_l0"] if encoder == "pursuit" else [])]])
+    table.attrs["notes"] = notes + _caveats(rows, tokens)
+    return table
 
 
 def _frontiers(rows: pd.DataFrame, tokens: int | str | None, with_references: bool) -> Iterator[pd.DataFrame]:
