@@ -10,8 +10,8 @@ sae/                         the finished SAE
 DONE                         training has finished; hashes of what it vouches for, sae/ and the metric rows
 FAILED                       {"reason": …}: training ended for good, e.g. in NaN; beside DONE: the evaluation did
 evaluations/{fingerprint}.json   the finished SAE on the held-out contexts of that fingerprint: {"step", "timestamp",
-                             "metrics": {name: value}, "sequences": {sum: [of each context]}, "sae": its hash,
-                             "schema": version of the metrics, 1 where it is missing}
+                             "metrics": {name: value; the ends of intervals too}, "sequences": {sum: [of each context]},
+                             "sae": its hash, "schema": version of the metrics, 1 where it is missing}
 evaluations/{fingerprint}-pursuit-{l0}.json   the same with gradient pursuit in its encoder's place; step is its L0
 
 What is damaged is as if it were not there, and is made again: rows and checkpoints from the checkpoint before, the
