@@ -77,7 +77,8 @@ def _write(sae: SAE, out: Path, format_: str, fold_b_dec: bool, rows: Path | Non
     help="own, or pursuit: the decoders with gradient pursuit (evaluation.pursuit_l0), a row for each target L0",
 )
 @_references_option
-@click.option("--json", "as_json", is_flag=True, help="print a JSON list of objects, one a row")
+@click.option("--intervals", is_flag=True, help="with 95 % intervals over the held-out text")
+@click.option("--json", "as_json", is_flag=True, help="print a JSON list of objects, one a row, with intervals")
 @one_line_errors
 def frontier(
     experiment: str,
@@ -88,6 +89,7 @@ def frontier(
     storage: str | None,
     encoder: str,
     with_references: bool,
+    intervals: bool,
     as_json: bool,
 ) -> None:
     """Shows what came out of a sweep: L0 and fidelity of each SAE; a star marks the Pareto frontier.
@@ -102,7 +104,7 @@ def frontier(
     if as_json:
         click.echo(rows.to_json(orient="records", indent=2, double_precision=15))
         return
-    print_frontier(rows, console(), mixed_tokens=tokens == MIXED)
+    print_frontier(rows, console(), mixed_tokens=tokens == MIXED, intervals=intervals)
     for note in rows.attrs["notes"]:
         click.echo(note, err=True)
 

@@ -14,6 +14,7 @@ from gsae_ray.errors import UserError, suggest
 from gsae_ray.evaluation.metrics import METRICS, Better
 from gsae_ray.results.comparison import LOSS_RECOVERED, Quality, check_tokens, own_saes, quality_of
 from gsae_ray.results.curves import above_chord
+from gsae_ray.results.frontier import columns
 
 SPARSER, DENSER = "sparser ones (a larger λ, a smaller k)", "denser ones (a smaller λ, a larger k)"
 
@@ -101,8 +102,6 @@ def quality_by(rows: pd.DataFrame, by: str) -> Quality:
     Raises:
         UserError: there is no such column, it is no quality, or no SAE has a number there.
     """
-    from gsae_ray.results.frontier import columns  # here: it imports much, and `choose` takes any table
-
     settings = {*columns(), *METRICS}
     own = [name for name in rows if name not in settings and pd.api.types.is_float_dtype(rows[name])]
     own = [name for name in own if not name.endswith(("_low", "_high"))]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import html
 import io
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -27,15 +26,13 @@ class FrontierTable(pd.DataFrame):
     def _constructor(self) -> type[FrontierTable]:
         return FrontierTable  # rows that were chosen of a frontier are one, too
 
-    def compact(self) -> pd.DataFrame:
+    def _compact(self) -> pd.DataFrame:
         """The columns by which its SAEs are told apart, and what was measured, with 95 % intervals, as text."""
         differ = [name for name in WHERE_THEY_DIFFER if name in self and self[name].nunique(dropna=False) > 1]
         shown = pd.DataFrame({name: self[name] for name in (*differ, *ALWAYS)})
         shown["architecture"] = labels(self)
         for name in table_metrics(self):
-            low, high = low_and_high(name)
-            ends = self[[low, high]].to_numpy() if low in self else np.full((len(self), 2), np.nan)
-            shown[name] = [_number(value, *both) for value, both in zip(self[name], ends, strict=True)]
+            shown[name] = with_intervals(self, name)
         shown["*"] = ["*" if on_frontier else "" for on_frontier in self["on_frontier"]]
         return shown
 
@@ -47,7 +44,7 @@ class FrontierTable(pd.DataFrame):
             return str(super().__repr__())
         notes = "".join(f"\n{note}" for note in self.attrs.get("notes", []))
         size = f"{count(len(self), 'SAE')}, * on the frontier; {self.shape[1]} columns: list(rows) names them"
-        return f"{self.compact().to_string()}\n{size}{notes}"
+        return f"{self._compact().to_string()}\n{size}{notes}"
 
     def _repr_html_(self) -> str | None:
         """As a notebook shows it: table, picture, and what a reader should know."""
@@ -56,7 +53,7 @@ class FrontierTable(pd.DataFrame):
             return shown
         notes = "".join(f"<p>{html.escape(note)}</p>" for note in self.attrs.get("notes", []))
         size = f"<p>{count(len(self), 'SAE')}, * on the frontier; {self.shape[1]} columns</p>"
-        return f"{self.compact().to_html()}{size}{picture_html(self)}{notes}"
+        return f"{self._compact().to_html()}{size}{picture_html(self)}{notes}"
 
 
 def picture_html(rows: pd.DataFrame) -> str:
@@ -68,5 +65,11 @@ def picture_html(rows: pd.DataFrame) -> str:
     return f'<img src="data:image/png;base64,{base64.b64encode(data.getvalue()).decode()}" alt="the frontier"/>'
 
 
-def _number(value: Any, low: float, high: float) -> str:
-    return f"{value:.4g}" + (f" [{low:.4g}, {high:.4g}]" if low == low else "")
+def with_intervals(rows: pd.DataFrame, metric: str) -> list[str]:
+    """A metric of each table row as text, with its interval where it has one: `22.53 [21.9, 23.2]`."""
+    low, high = low_and_high(metric)
+    ends = rows[[low, high]].to_numpy() if low in rows else np.full((len(rows), 2), np.nan)
+    return [
+        f"{value:.4g}" + (f" [{low:.4g}, {high:.4g}]" if low == low else "")
+        for value, (low, high) in zip(rows[metric], ends, strict=True)
+    ]
