@@ -33,12 +33,14 @@ def find_files(path: str, format_: Format | None, key: str) -> tuple[Format, lis
         raise UserError(
             f"{key}: {shown(path)} is no folder that SAELens has cached activations in (there is no {STATE_FILE})"
         )
-    if given.is_dir():
+    if given.is_file():  # brackets in its name are no glob
+        found = [given]
+    elif given.is_dir():
         found = sorted(file for file in given.rglob("*") if file.is_file() and not file.name.startswith("."))
     elif any(c in path for c in "*?["):
         found = sorted(file for file in Path(given.anchor).glob(str(given.relative_to(given.anchor))) if file.is_file())
     else:
-        found = [given] if given.is_file() else []
+        found = []
     formats: dict[Format, list[Path]] = {}
     for name in get_args(Format):
         if files := [file for file in found if file.suffix == f".{name}"]:
@@ -46,7 +48,9 @@ def find_files(path: str, format_: Format | None, key: str) -> tuple[Format, lis
     if format_ is not None:
         formats = {name: files for name, files in formats.items() if name == format_}
     if len(formats) > 1:
-        raise UserError(f"{key}: {shown(path)} has files of several formats; say which: format: {', '.join(formats)}")
+        raise UserError(
+            f"{key}: {shown(path)} has files of several formats; say which: activations.format: {' or '.join(formats)}"
+        )
     if not formats:
         raise UserError(f"{key}: {_nothing(given, path, format_)}")
     return next(iter(formats.items()))
@@ -71,5 +75,7 @@ def collected_folder(path: str, key: str) -> Path | None:
 
 def _nothing(given: Path, path: str, format_: Format | None) -> str:
     wanted = f".{format_} file" if format_ else "file of activations (.safetensors, .parquet, or SAELens' cache)"
+    if given.is_file():
+        return f"{shown(path)} is no {wanted}"
     where = "" if given.is_absolute() else f" (from {Path.cwd()})"
     return f"there is no {wanted} at {shown(path)}{where}"

@@ -17,17 +17,17 @@ def held_out_by_hash(key_G: NDArray[Any], fraction: float) -> NDArray[Any]:
     return hash_G < np.uint64(int(fraction * 2**64))
 
 
-def evaluated(groups: Groups, held_out_K: NDArray[Any], rows: int, as_they_lie: bool) -> NDArray[Any]:
+def evaluated(groups: Groups, held_out_K: NDArray[Any], rows: int, drawn: bool) -> NDArray[Any]:
     """The held-out groups that SAEs are evaluated on, ascending: as many as have the rows, or all.
 
-    Always the same ones: data seeds are compared on the same evaluation.
+    Always the same ones, whatever the data's seed: data seeds are compared on the same evaluation.
 
     Args:
         groups: of the table.
         held_out_K: those that are held out, ascending.
         rows: how many rows there should be.
-        as_they_lie: take the first ones; else drawn ones.
+        drawn: they were drawn before they were written, so that the first ones are taken.
     """
-    order_K = held_out_K if as_they_lie else np.random.RandomState([0, 0]).permutation(held_out_K)
+    order_K = held_out_K if drawn else np.random.RandomState([0, 0]).permutation(held_out_K)
     ends_K = np.cumsum(groups.rows_G[order_K])
     return np.sort(order_K[: int(np.searchsorted(ends_K, rows)) + 1])

@@ -13,8 +13,8 @@ from safetensors import SafetensorError
 
 from gsae_ray.activation_files.find import Format
 from gsae_ray.activation_files.groups import ContextGroups, Groups, every, runs
-from gsae_ray.activation_files.parquet_files import KEYS, width_and_dtype
-from gsae_ray.activation_files.saelens_files import files_of_cache, open_cache, read_tokens
+from gsae_ray.activation_files.parquet_files import KEYS, row_count, width_and_dtype
+from gsae_ray.activation_files.saelens_files import files_of_cache, open_cache, read_kept, read_tokens
 from gsae_ray.activation_files.safetensors_files import open_tables, read_keys
 from gsae_ray.activation_files.schema import (
     CONTEXTS,
@@ -111,6 +111,12 @@ class ForeignFiles:
         found = self.open(sites)
         return {site: table.width for site, table in found.tables.items()}, found.dtype
 
+    def row_count(self, sites: Sequence[str]) -> int:
+        """How many rows there are."""
+        if self.format == "parquet":
+            return row_count(self.files, self.key)
+        return int(self.open(sites).groups.rows_G.sum())
+
     def _open_cache(self, sites: Sequence[str]) -> OpenRows:
         caches = {site: open_cache(self.files[0], site, self.column, self.key) for site in sites}
         cache = next(iter(caches.values()))
@@ -119,7 +125,7 @@ class ForeignFiles:
                 f"dataset.skip_positions: {self.skip_positions} leaves nothing of contexts of {cache.context_size}"
             )
         kept_T = np.arange(cache.context_size) >= self.skip_positions
-        groups = ContextGroups(np.broadcast_to(kept_T, (cache.contexts, cache.context_size)), whole=True)
+        groups = ContextGroups(read_kept(cache, self.key) & kept_T, whole=True)
         tables = {site: found.table for site, found in caches.items()}
         return OpenRows(tables, groups, lambda: read_tokens(cache, self.key))
 

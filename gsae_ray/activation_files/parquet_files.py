@@ -17,7 +17,7 @@ import safetensors.numpy
 from numpy.typing import NDArray
 
 from gsae_ray.activation_files.schema import ROWS
-from gsae_ray.activation_files.table import DTYPES
+from gsae_ray.activation_files.table import DTYPES, finite_rows
 from gsae_ray.errors import UserError, first_line, suggest
 from gsae_ray.files import write_atomically
 
@@ -107,10 +107,11 @@ def unpack(
                     f"{key}: rows are {first[0]} wide in {first[1]} at first, {own[0]} in {own[1]} in {path.name}; "
                     "give rows of one width and dtype"
                 )
-            if not (finite_R := np.isfinite(x_Rn).all(1)).all():
+            if not (finite_R := finite_rows(x_Rn)).all():
                 row = done - before + int(finite_R.argmin())
                 raise UserError(
-                    f"{key}: row {row:,} of {path.name} is not finite (NaN or infinite); leave such rows out"
+                    f"{key}: row {row:,} of {path.name} is not finite (NaN, infinite, or too large for float32); leave "
+                    "such rows out"
                 )
             rows.append(x_Rn.astype(DTYPES[own[1]], copy=False))
             if key_R is not None:
@@ -143,13 +144,22 @@ def _batches(
             continue
         width, left = divmod(len(values), len(lists))
         lengths = np.asarray(pa.compute.list_value_length(lists))
+        if not lengths.any():
+            raise UserError(f"{key}: rows are 0 wide in {path.name}; give rows of numbers")
         if left or not width or (lengths != width).any():
             row = done + int((lengths != lengths[0]).argmax())
             raise UserError(
                 f"{key}: row {row:,} of {path.name} has {lengths[row - done]} numbers, those before it {lengths[0]}; "
                 "give rows of one width"
             )
-        groups = None if group_column is None else _keys(batch.column(group_column))
+        groups = None
+        if group_column is not None:
+            if batch.column(group_column).null_count:
+                raise UserError(
+                    f"activations.group_column: {group_column!r} of a row of {path.name} is missing (null); give every "
+                    "row its group"
+                )
+            groups = _keys(batch.column(group_column))
         yield values.to_numpy(zero_copy_only=False).reshape(-1, width), groups
         done += len(lists)
 

@@ -18,7 +18,7 @@ from gsae_ray.activation_files.find import INFO_FILE, STATE_FILE
 from gsae_ray.activation_files.table import DTYPES, Part, RowTable
 from gsae_ray.errors import UserError, first_line, suggest
 
-TOKENS = "token_ids"
+TOKENS, KEPT = "token_ids", "kept"
 
 
 class CachedContexts(NamedTuple):
@@ -92,6 +92,18 @@ def read_tokens(cache: CachedContexts, key: str) -> NDArray[Any] | None:
     return np.concatenate(found)
 
 
+def read_kept(cache: CachedContexts, key: str) -> NDArray[np.bool_]:
+    """Which positions of the contexts are rows [C, T]: all, but in what `gsae-ray collect` has written."""
+    found = []
+    for path in cache.files:
+        table = _table(path, key)
+        if KEPT not in table.column_names:
+            return np.ones((cache.contexts, cache.context_size), bool)
+        for chunk in table.column(KEPT).chunks:
+            found.append(chunk.flatten().to_numpy(zero_copy_only=False).reshape(-1, cache.context_size))
+    return np.concatenate(found)
+
+
 def _read_info(folder: Path, key: str) -> tuple[list[Path], dict[str, Any]]:
     """Files of a data set, and its columns."""
     try:
@@ -130,7 +142,7 @@ def _parts(path: Path, column: str, context_size: int, width: int, key: str) -> 
         if len(values) != len(chunk) * context_size * width:
             raise UserError(f"{key}: column {column!r} of {path} has contexts that are not [{context_size}, {width}]")
         if len(values):
-            parts.append(Part(path, values.reshape(-1, width), str(values.dtype)))
+            parts.append(Part(path, values.reshape(-1, width), str(values.dtype), column))
     return parts
 
 

@@ -52,10 +52,12 @@ def read_keys(files: Sequence[Path], name: str, table: RowTable, key: str) -> ND
             keys.append(file.get_tensor(name).numpy())
             if keys[-1].ndim != 1 or keys[-1].dtype.kind not in "iu":
                 raise UserError(f"activations.group_column: {name!r} in {path.name} is not one whole number a row")
-    key_R = np.concatenate(keys)
-    if len(key_R) != len(table):
-        raise UserError(f"activations.group_column: {name!r} has {len(key_R):,} numbers for {len(table):,} rows")
-    return key_R
+            rows = sum(len(part.rows_Rn) for part in table.parts if part.path == path)
+            if len(keys[-1]) != rows:
+                raise UserError(
+                    f"activations.group_column: {name!r} in {path.name} has {len(keys[-1]):,} numbers for {rows:,} rows"
+                )
+    return np.concatenate(keys)
 
 
 def _opened(path: Path, key: str) -> Any:
@@ -93,4 +95,4 @@ def _part(path: Path, name: str, key: str) -> Part:
         x_Rn = file.get_tensor(name)  # memory-mapped
     dtype = str(x_Rn.dtype).removeprefix("torch.")
     assert dtype in DTYPES
-    return Part(path, x_Rn.view(torch.int16).numpy() if x_Rn.dtype == torch.bfloat16 else x_Rn.numpy(), dtype)
+    return Part(path, x_Rn.view(torch.int16).numpy() if x_Rn.dtype == torch.bfloat16 else x_Rn.numpy(), dtype, name)

@@ -11,11 +11,10 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
 from typing_extensions import TypedDict
 
-from gsae_ray.activation_files.table import Part, RowTable
+from gsae_ray.activation_files.table import Part, RowTable, finite_rows
 from gsae_ray.errors import UserError
 from gsae_ray.files import JSONFile, digest, file_hash
 
@@ -51,11 +50,11 @@ def scan(
         path -> sha256 of the contents.
 
     Raises:
-        UserError: a number is NaN or infinite.
+        UserError: a number is NaN or infinite, or too large for float32.
     """
     paths = sorted({path.resolve() for path in files})
     stamps = [[str(path), path.stat().st_size, path.stat().st_mtime_ns] for path in paths]
-    checked = sorted({(str(part.path), name) for name, table in tables.items() for part in table.parts})
+    checked = sorted({(str(part.path), part.column, name) for name, table in tables.items() for part in table.parts})
     record = kept_in / f"{digest([stamps, checked])[:32]}.json"
     found = _SCAN.read_whole(record)
     if found is None:
@@ -85,8 +84,8 @@ def _check_finite(name: str, table: RowTable, key: str, report: Progress) -> Non
             if bad is not None:
                 pool.shutdown(cancel_futures=True)
                 raise UserError(
-                    f"{key}: row {first + bad:,} of {part.path.name} is not finite (NaN or infinite), of {name}; leave "
-                    "such rows out"
+                    f"{key}: row {first + bad:,} of {part.path.name} is not finite (NaN, infinite, or too large for "
+                    f"float32), of {name}; leave such rows out"
                 )
 
 
@@ -110,6 +109,5 @@ def _pieces(table: RowTable) -> Iterator[tuple[Part, int, int]]:
 def _not_finite(rows_Rn: NDArray[Any], dtype: str) -> int | None:
     """The first row that is not finite."""
     # Of bfloat16, as int16, all bits of the exponent are set.
-    finite_Rn = rows_Rn & 0x7F80 != 0x7F80 if dtype == "bfloat16" else np.isfinite(rows_Rn)
-    finite_R = finite_Rn.all(1)
+    finite_R = (rows_Rn & 0x7F80 != 0x7F80).all(1) if dtype == "bfloat16" else finite_rows(rows_Rn)
     return None if finite_R.all() else int(finite_R.argmin())

@@ -14,7 +14,7 @@ from gsae_ray.activation_files.ready import Ready, ready_collected, ready_foreig
 from gsae_ray.activation_files.schema import HELDOUT, TRAIN
 from gsae_ray.config.activation_files import GROUP_ROWS, ActivationsSettings, FileRowSettings
 from gsae_ray.data.prepare import Progress
-from gsae_ray.errors import UserError
+from gsae_ray.errors import UserError, shown
 
 PATH, HELD_OUT = "activations.path", "activations.heldout"
 
@@ -43,6 +43,8 @@ class Splits(Protocol):
     """Tokens, and first positions of a context, that are no rows."""
     unpacked_bytes: int
     """What Parquet files take in storage, unpacked."""
+    rows_at_most: tuple[int, int]
+    """Rows for training and for evaluation; where held-out rows do not stand apart, all of them both times."""
 
     def ready(self, kept_in: Path, report: Progress) -> tuple[Ready, Ready | None]:
         """Training files and, where they stand apart, held-out ones, looked through."""
@@ -75,7 +77,8 @@ class Collected:
         self.as_they_lie = self.seed == schema["seed"]
         own_blocks = self.as_they_lie and rows.shuffle_tokens is None
         self.blocks = tuple(schema["train"]["rows"]) if own_blocks else ()
-        self.about = {"collected": schema["format"], "blocks": self.blocks and "collected"}
+        self.about = {"collected": schema["format"]}
+        self.rows_at_most = sum(schema["train"]["rows"]), sum(schema["heldout"]["rows"])
         self.metadata = {"model": schema["model"], "dataset": schema["dataset"]}
         self.modules = {s: module for s in sites if (module := schema["sites"][s]["module"]) is not None}
         self.model_fingerprint: str | None = schema["model_fingerprint"]
@@ -126,6 +129,8 @@ class Foreign:
         self.modules: dict[str, str] = {}
         self.masks: tuple[tuple[int, ...], int] = (), self._skip_positions
         self.unpacked_bytes = sum(unpacked_bytes(f) for f in (self._train, self._heldout) if f is not None)
+        counts = [file.row_count(sites) for file in (self._train, self._heldout) if file is not None]
+        self.rows_at_most = counts[0], counts[-1]
 
     @property
     def _skip_positions(self) -> int:
@@ -141,9 +146,15 @@ class Foreign:
         elif rows.skip_positions is not None:
             raise UserError(f"dataset.skip_positions: format: {format_} has no contexts; leave it out")
         column = settings.column
-        if format_ == "parquet":
-            if len(self._sites) > 1:
+        if len(self._sites) > 1:
+            if format_ == "parquet":
                 raise UserError(f"{key}: Parquet files have the rows of one site, and the sweep has {len(self._sites)}")
+            if column is not None:
+                raise UserError(
+                    f"activations.column: {shown(column)} is the rows of one site, and the sweep has "
+                    f"{len(self._sites)}: leave it out, and name each site's tensor or column as the site"
+                )
+        if format_ == "parquet":
             column = parquet_column(files, self._sites[0], column, key)
         return ForeignFiles(
             format=format_,

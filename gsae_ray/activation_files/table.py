@@ -25,6 +25,8 @@ class Part(NamedTuple):
     """Memory-mapped; bfloat16, which numpy lacks, as an int16 view."""
     dtype: str
     """In the file: a key of `DTYPES`."""
+    column: str
+    """Their name in it."""
 
 
 class RowTable:
@@ -39,7 +41,7 @@ class RowTable:
             dtype: of the rows that are read, where it is not that of `DTYPES`.
 
         Raises:
-            UserError: they differ in width or dtype, or there are no rows.
+            UserError: they differ in width or dtype, or there are no rows, or no numbers in them.
         """
         self.parts = tuple(part for part in parts if len(part.rows_Rn))
         if not self.parts:
@@ -47,15 +49,17 @@ class RowTable:
         first = self.parts[0]
         for part in self.parts:
             for what, own, other in (
-                ("wide", part.rows_Rn.shape[1], first.rows_Rn.shape[1]),
-                ("in dtype", part.dtype, first.dtype),
+                ("width", f"{part.rows_Rn.shape[1]} wide", f"{first.rows_Rn.shape[1]} wide"),
+                ("dtype", part.dtype, first.dtype),
             ):
                 if own != other:
                     raise UserError(
-                        f"{key}: rows are {other} {what} in {first.path.name}, {own} in {part.path.name}; give files "
-                        f"of one {'width' if what == 'wide' else 'dtype'}"
+                        f"{key}: rows are {other} in {first.path.name}, {own} in {part.path.name}; give files of one "
+                        f"{what}"
                     )
         self.width = first.rows_Rn.shape[1]
+        if not self.width:
+            raise UserError(f"{key}: rows are 0 wide in {first.path.name}; give rows of numbers")
         self._stored = getattr(torch, first.dtype)
         self.dtype = dtype or DTYPES[first.dtype]
         self.starts = np.cumsum([0, *(len(part.rows_Rn) for part in self.parts)])
@@ -82,3 +86,11 @@ class RowTable:
             rows = slice(edges[number], edges[number + 1])
             array[rows] = self.parts[number].rows_Rn[index_R[rows] - self.starts[number]]
         return x_Rn.to(getattr(torch, self.dtype))
+
+
+def finite_rows(rows_Rn: NDArray[Any]) -> NDArray[np.bool_]:
+    """Which rows [R] are finite, also as float32, which float64 is read as."""
+    if rows_Rn.dtype == np.float64:
+        finite_R: NDArray[np.bool_] = (np.abs(rows_Rn) <= np.finfo(np.float32).max).all(1)  # not of NaN
+        return finite_R
+    return np.isfinite(rows_Rn).all(1)

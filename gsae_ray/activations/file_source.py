@@ -48,7 +48,9 @@ class FileRows:
     seed: int
     """Of the data: groups are shuffled by it before they are cut into blocks."""
     as_they_lie: bool
-    """Whether the groups were shuffled by this seed before they were written, and the held-out ones drawn."""
+    """Whether the groups were shuffled by this seed before they were written."""
+    drawn: bool
+    """Whether the groups of `heldout` were drawn before they were written."""
     heldout_tokens: int
     """Rows to evaluate on."""
 
@@ -82,7 +84,7 @@ class FileRows:
         """The groups of `heldout_rows` that SAEs are evaluated on."""
         groups = self.heldout_rows.groups
         held_out_K = self.held_out_G.nonzero()[0] if self.heldout is None else np.arange(len(groups.rows_G))
-        return evaluated(groups, held_out_K, self.heldout_tokens, self.as_they_lie)
+        return evaluated(groups, held_out_K, self.heldout_tokens, self.drawn)
 
     @property
     def evaluated_rows(self) -> int:

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
-from gsae_ray.activation_files.splits import Splits, find_splits
+from gsae_ray.activation_files.splits import Collected, Splits, find_splits
 from gsae_ray.activations.file_source import BATCH_BYTES
 from gsae_ray.activations.layout import DTYPE_BYTES
 from gsae_ray.capacity.language_model import LanguageModelCost
 from gsae_ray.capacity.memory import Memory, producer_memory, rows_producer_memory
-from gsae_ray.config.sections import DatasetSettings
+from gsae_ray.config.sections import DatasetSettings, EvaluationSettings
 from gsae_ray.config.site import Site
 from gsae_ray.config.sweep import Sweep
 from gsae_ray.config.trial import TrialSpec
+from gsae_ray.errors import DataEndedError, UserError
 from gsae_ray.language_model.loading import layer_count, load_skeleton
 from gsae_ray.storage.references import Reference
 
@@ -22,24 +23,49 @@ class FilesCost:
 
     name = "rows of files"
 
-    def __init__(self, sweep: Sweep, say: Callable[[str], None]) -> None:
+    def __init__(self, sweep: Sweep) -> None:
         """Opens the files.
 
         Args:
             sweep: as its file has it.
-            say: is told what the user should know.
 
         Raises:
-            UserError: files or model are not there, or have no such sites.
+            UserError: files or model are not there, or have no such sites, or too few rows.
         """
+        self.said: list[str] = []
+        """What the user should know of the files."""
         sweep = sweep.of_model(None if sweep.model is None else layer_count(load_skeleton(sweep.language_model)))
-        self.splits = splits = find_splits(sweep.files, sweep.file_rows, [s.name for s in sweep.used_sites], say)
+        self.splits = splits = find_splits(
+            sweep.files, sweep.file_rows, [s.name for s in sweep.used_sites], self.said.append
+        )
+        if isinstance(splits, Collected) and sweep.evaluation.fraction != EvaluationSettings().fraction:
+            raise UserError(f"evaluation.fraction: {sweep.files.path} has held-out rows of its own; leave it out")
+        self._check_rows(sweep)
         self.widths, self.dtype = {Site(site): width for site, width in splits.widths.items()}, splits.dtype
         self._model = None if sweep.model is None else LanguageModelCost(_on_text(sweep, splits))
         if splits.blocks:
             rows = sweep.file_rows.model_copy(update={"shuffle_tokens": splits.blocks[0]})
             sweep = sweep.model_copy(update={"dataset": rows})
         self.sweep = sweep
+
+    def _check_rows(self, sweep: Sweep) -> None:
+        """Compares with what there is at most, before the files are looked through.
+
+        Raises:
+            DataEndedError: there are too few rows.
+        """
+        rows, heldout_rows = self.splits.rows_at_most
+        needed = max(sweep.max_tokens(site) for site in sweep.trained_sites)
+        asked = (
+            ("training.tokens", 0 if sweep.file_rows.repeat else needed, rows),
+            ("evaluation.tokens", sweep.evaluation.tokens, heldout_rows),
+        )
+        for key, tokens, there in asked:
+            if tokens > there:
+                repeat = ", or set dataset.repeat: true" if key == "training.tokens" else ""
+                raise DataEndedError(
+                    f"{key}: {tokens} asked for, but {sweep.files.path!r} has only {there} rows; lower it{repeat}"
+                )
 
     @property
     def block_flops(self) -> float:
@@ -68,8 +94,8 @@ class FilesCost:
         return self.splits.unpacked_bytes
 
     def notices(self) -> list[str]:
-        """Those of the model, where there is one."""
-        return [] if self._model is None else self._model.notices()
+        """What was said of the files; and those of the model, where there is one."""
+        return [*self.said, *([] if self._model is None else self._model.notices())]
 
 
 def _on_text(sweep: Sweep, splits: Splits) -> Sweep:

@@ -57,5 +57,5 @@ def cost_of(sweep: Sweep) -> SourceCost:
         UserError: its configuration cannot be loaded, or does not tell.
     """
     if sweep.activations is not None:
-        return FilesCost(sweep, lambda _: None)
+        return FilesCost(sweep)
     return SyntheticCost(sweep) if sweep.is_synthetic else LanguageModelCost(sweep)

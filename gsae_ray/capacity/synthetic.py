@@ -12,6 +12,10 @@ from gsae_ray.storage.references import Reference
 from gsae_ray.synthetic.dictionary import dictionary
 from gsae_ray.synthetic.rows import batch_rows
 
+COSINES = 2
+"""Arrays of cosines, of every true feature with every latent, that the matching of the two has at a time."""
+FEW_ROWS = 10
+"""A feature that is active on fewer rows is not learnt."""
 FLOPS_A_NUMBER = 16
 """Of drawing a random number and comparing it, in the time that so many FLOPs of a product take, about."""
 
@@ -28,7 +32,7 @@ class SyntheticCost:
         Raises:
             UserError: it cannot be had.
         """
-        dictionary(sweep.synthetic)
+        self._frequency_G = dictionary(sweep.synthetic).frequency_G
         self.sweep = sweep
         self.widths = {SITE: sweep.synthetic.d_in}
 
@@ -55,6 +59,8 @@ class SyntheticCost:
         model = self.sweep.synthetic
         rows = batch_rows(model)
         drawn = 4 * model.features * (model.d_in + 3 * rows)  # the dictionary; numbers, comparisons, indices
+        widest = max((trial.d_sae for trial in trials), default=0)
+        drawn += COSINES * 8 * model.features * max([widest, *(reference["d_sae"] for reference in references)])
         return rows_producer_memory(drawn, rows, block_bytes, trials, references)
 
     def disk_bytes(self, blocks: int) -> int:  # noqa: ARG002
@@ -62,5 +68,13 @@ class SyntheticCost:
         return 0
 
     def notices(self) -> list[str]:
-        """There is nothing."""
-        return []
+        """Whether some of the true features are too rare to be learnt."""
+        rows = max(self.sweep.max_tokens(site) for site in self.sweep.trained_sites)
+        rare = int((self._frequency_G * rows < FEW_ROWS).sum())
+        if not rare:
+            return []
+        features = len(self._frequency_G)
+        return [
+            f"model: {rare:,} of {features:,} true features are expected on fewer than {FEW_ROWS} of {rows:,} rows: no "
+            f"SAE can learn them, and the largest mcc is about {1 - rare / features:.2f}"
+        ]

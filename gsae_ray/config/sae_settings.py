@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Annotated, Any, Literal
 
 import pydantic
@@ -33,6 +33,16 @@ def check_count(trials: int) -> None:
     """
     if trials > MAX_TRIALS:
         raise ValueError(f"{trials:,} trials; a sweep has at most {MAX_TRIALS:,}, each with files and a run of its own")
+
+
+def _unknown(key: str, architecture: str, known: Collection[str]) -> str:
+    """What is wrong with a key that an architecture does not have: it may be one of another's."""
+    others = [name for name in trainable_architectures() if key in REGISTRY[name].Hyperparameters.model_fields]
+    if not others:
+        return f"unknown key; {suggest(key, known)}"
+    own, sets_it = REGISTRY[architecture].sparsity_hyperparameter, {REGISTRY[o].sparsity_hyperparameter for o in others}
+    instead = f"give {own}, which sets the sparsity of {architecture} SAEs" if key in sets_it else "leave it out"
+    return f"unknown key for {architecture}, one of {', '.join(others)}; {instead}"
 
 
 def _without_effect(architecture: str, entry: Mapping[str, Any]) -> list[tuple[Key, str]]:
@@ -87,7 +97,7 @@ class SAESettings(Settings):
         known = {**cls.model_fields, **own, **TrainingSettings.model_fields}
         unknown = [key for key in value if key not in known]
         missing = [key for key, field in own.items() if field.is_required() and key not in value]
-        found: list[tuple[Key, str]] = [((key,), f"unknown key; {suggest(key, known)}") for key in unknown]
+        found: list[tuple[Key, str]] = [((key,), _unknown(key, architecture, known)) for key in unknown]
         if not unknown:  # one of them may be what is missing, misspelt
             found = [((key,), f"missing; a {architecture} SAE needs it: {own[key].description}") for key in missing]
         found += _without_effect(architecture, value)

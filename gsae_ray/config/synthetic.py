@@ -24,6 +24,10 @@ MOST_SEARCHED = 2048
 """Features among which directions of a chosen coherence are looked for: all pairs are in memory."""
 
 InDictionary = Annotated[Positive, AtMost(10**6, "the dictionary is in memory")]
+MOST_NUMBERS = 10**9
+"""Of the dictionary: features times coordinates."""
+RAREST = 2.0**-32
+"""Random numbers have 32 bits: what is rarer is never drawn."""
 AboveZero = Annotated[float, Field(gt=0, le=1)]
 
 
@@ -126,6 +130,12 @@ class SyntheticSettings(Settings):
 
     @pydantic.model_validator(mode="after")
     def _possible(self) -> SyntheticSettings:
+        if self.features * self.d_in > MOST_NUMBERS:
+            raise _refused(
+                "features",
+                f"{self.features:,} directions in {self.d_in:,} dimensions (d_in) do not fit into memory; at most "
+                f"{MOST_NUMBERS // self.d_in:,} features",
+            )
         if (tree := self.hierarchy) is not None and tree.size > self.features:
             raise _refused(
                 "hierarchy",
@@ -139,6 +149,16 @@ class SyntheticSettings(Settings):
                 f"{self.active:g} is out of reach: {self.features:,} features, none without a parent on more "
                 f"than {self.max_frequency:g} of the rows (max_frequency), are at most {most:.4g} on average",
             )
+        frequency_N = self.frequencies()
+        rarest = float(frequency_N.min())
+        if tree is not None:
+            rarest = min(rarest, float(frequency_N[tree.roots - 1]) * tree.frequency**tree.depth)
+        if rarest < RAREST:
+            raise _refused(
+                "zipf",
+                f"the rarest of {self.features:,} features would be on {rarest:.1g} of the rows, which is never: lower "
+                "zipf, features or the hierarchy's depth",
+            )
         if (group := self.correlation) is not None:
             if group.groups > self.without_parent:
                 raise _refused(
@@ -146,7 +166,7 @@ class SyntheticSettings(Settings):
                     f"{group.groups:,} groups of features without a parent, of which there are "
                     f"{self.without_parent:,}; at most as many",
                 )
-            most = float(self.frequencies().max())
+            most = float(frequency_N.max())
             if most * group.boost > 1 + 1e-9:
                 lower = math.floor(1e4 / group.boost) / 1e4
                 raise _refused(
@@ -198,6 +218,8 @@ def problems_beside(
     for index, entry in enumerate(saes):
         if entry.sites is not None:
             yield ("saes", index, "sites"), one_site
+        if entry.target is not None:
+            yield ("saes", index, "target"), "synthetic rows have one place, so nothing to compute; leave this out"
     why = {"split": "held-out rows are drawn", "fraction": "held-out rows are drawn", "batch": "there are no contexts"}
     for key, reason in why.items():
         if getattr(evaluation, key) != type(evaluation).model_fields[key].default:

@@ -15,6 +15,13 @@ from gsae_ray.fields import Settings
 class TargetSettings(Settings):
     """What transcoders compute from the activations that they read."""
 
+    @pydantic.model_validator(mode="before")
+    @classmethod
+    def _mapping(cls, value: object) -> object:
+        if isinstance(value, str):
+            raise ValueError(f"{shown(value)} should be a mapping: target: {{point: {value}}}")
+        return value
+
     point: str = Field(description="a point of the same layer that comes after the one that is read: mlp_out, say")
 
     @pydantic.field_validator("point")
@@ -36,7 +43,9 @@ def target_problems(target: TargetSettings, sources: Iterable[Site]) -> Iterator
         if site.layer is None:
             yield f"{site} is not a point of a layer, so there is no {target.point} that belongs to it; {filtered}"
         elif point == target.point:
-            yield f"{point} is what the transcoders would read themselves; {filtered}: sites: {{points: [mlp_in]}}, say"
+            earlier = ", ".join(ORDER[: ORDER.index(point)])
+            instead = f"{filtered}: an earlier point ({earlier})" if earlier else "take a later one"
+            yield f"{point} is what the transcoders would read themselves; {instead}"
         elif ORDER.index(point) > ORDER.index(target.point):
             after = ", ".join(ORDER[ORDER.index(point) + 1 :])
             later = f"a later point ({after})" if after else "another point to read"

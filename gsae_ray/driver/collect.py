@@ -7,6 +7,7 @@ import dataclasses
 import errno
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import get_args
 
 import torch
 from rich.console import Console
@@ -27,13 +28,14 @@ from gsae_ray.activations.layout import DTYPE_BYTES
 from gsae_ray.activations.producer import Producer
 from gsae_ray.config.load import load_sweep
 from gsae_ray.config.sections import DatasetSettings
+from gsae_ray.config.site import Site
 from gsae_ray.config.sweep import Sweep
 from gsae_ray.data.saelens_cache import STORED_DTYPE
 from gsae_ray.data.tokens import TokenStore
 from gsae_ray.driver.block_writer import BlockWriter, finish_data_sets
 from gsae_ray.driver.display import Display
 from gsae_ray.driver.prepare import PreparedSweep, every_few_seconds, prepare, producer_spec
-from gsae_ray.errors import StorageFullError, UserError, suggest
+from gsae_ray.errors import StorageFullError, UserError, shown, suggest
 from gsae_ray.names import local_path
 from gsae_ray.saes.saelens_config import hook_of
 
@@ -83,6 +85,8 @@ def collect(
             was written. Or activations are not finite.
         StorageFullError: the disk is full; the same call goes on.
     """
+    if layout not in get_args(CollectedLayout):
+        raise UserError(f"--layout: {shown(layout)}; {suggest(layout, get_args(CollectedLayout))}")
     say = Display(console or Console(stderr=True)).phase
     folder = local_path(out, "--out").resolve()
     root = local_path("gsae_runs" if storage is None else storage, "--storage").resolve()
@@ -130,10 +134,11 @@ def _for_this_machine(sweep: Sweep, say: Callable[[str], None]) -> Sweep:
 
 def _chosen(prepared: PreparedSweep, sites: Sequence[str]) -> list[str]:
     own = list(prepared.layout.widths)
-    for site in sites:
-        if site not in own:
-            raise UserError(f"--site: this sweep has no SAEs at {site!r}; {suggest(site, own)}")
-    return [site for site in own if site in sites] if sites else own
+    places = [place.name for site in sites for place in Site(site).places]  # of a transcoder both
+    for place in places:
+        if place not in own:
+            raise UserError(f"--site: this sweep has no SAEs at {place!r}; {suggest(place, own)}")
+    return [site for site in own if site in places] if sites else own
 
 
 def _tokens(prepared: PreparedSweep) -> TokenStore:
@@ -148,7 +153,7 @@ def _describe(
 ) -> Description:
     """All that decides what is written."""
     sweep, stream, source, store = prepared.sweep, prepared.layout, prepared.source, _tokens(prepared)
-    longest = max(sweep.max_tokens(site) for site in sweep.used_sites)
+    longest = max(sweep.max_tokens(site) for site in sweep.trained_sites)
     if tokens is not None and tokens > longest:
         raise UserError(
             f"--tokens: {tokens:,} is more than the {longest:,} rows that this sweep reads; raise it with --set "

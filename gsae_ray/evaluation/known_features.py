@@ -61,7 +61,7 @@ def match(directions_GD: Tensor, W_dec_FD: Tensor, alive_F: Tensor) -> Matching:
     """
     latent_A = alive_F.nonzero()[:, 0].cpu()
     d_AD = torch.nn.functional.normalize(W_dec_FD.detach().cpu().double()[latent_A], dim=1)
-    cosine_GA = (directions_GD.cpu().double() @ d_AD.T).abs()
+    cosine_GA = (directions_GD.cpu().double() @ d_AD.T).abs_()
     latent_G = torch.full((len(directions_GD),), NONE)
     cosine_G = torch.zeros(len(directions_GD), dtype=torch.float64)
     nearest_F = torch.full((len(W_dec_FD),), NONE)

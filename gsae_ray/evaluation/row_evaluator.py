@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -20,12 +20,13 @@ from gsae_ray.saes import SAE
 
 @dataclasses.dataclass(frozen=True)
 class _SiteRows:
-    """The held-out rows of a site that take part."""
+    """The held-out rows of a site that take part; of transcoders pairs of rows, one at each place."""
 
-    limit: float
-    """Rows whose ‖x‖² exceeds it take no part."""
+    limits: tuple[float, ...]
+    """Rows whose ‖x‖² exceeds that of one of the site's places take no part."""
+    d_in: int
     mean_D: Tensor
-    """Mean of the others, float64."""
+    """Mean, at the site's target, of those that do, float64."""
 
 
 class RowEvaluator:
@@ -59,12 +60,12 @@ class RowEvaluator:
         if site not in self._sites:
             self._sites[site] = self._measure(site)
         rows = self._sites[site]
-        check_width(sae.cfg, site, {site: len(rows.mean_D)})
+        check_width(sae.cfg, site, {site.source: rows.d_in, site.target: len(rows.mean_D)})
         active_F = torch.zeros(sae.cfg.d_sae, dtype=torch.float64, device=self.device)
         sums: dict[str, Tensor] = {}
-        for x_RD, group_R in self._taking_part(site, rows.limit):
-            x_RD = x_RD.float()
-            found = reconstruct(sae, x_RD, x_RD, rows.mean_D, pursuit_l0)
+        for places, group_R in self._taking_part(site, rows.limits):
+            x_RD, y_RD = places[0].float(), places[-1].float()
+            found = reconstruct(sae, x_RD, y_RD, rows.mean_D, pursuit_l0)
             active_F += found.active_RF.sum(0)
             self._add(sums, group_R, {"rows": torch.ones_like(group_R), **found.values})
         whole = self._detect(site, sae, pursuit_l0, active_F > 0, sums) if self.heldout.features else {}
@@ -81,7 +82,7 @@ class RowEvaluator:
         known = self.heldout.features
         assert known is not None
         detection = Detection(known, match(known.directions_GD, sae.W_dec, alive_F))
-        limit = self._sites[site].limit
+        (limit,) = self._sites[site].limits  # there are no transcoders of them
         for x_RD, group_R, true_active_RG in known.batches(site.name):
             part_R = takes_part(square_norms(x_RD), limit)
             acts_RF = encode(sae, x_RD[part_R].float().to(self.device), pursuit_l0)
@@ -97,19 +98,27 @@ class RowEvaluator:
 
     def _measure(self, site: Site) -> _SiteRows:
         """Passes over the rows twice: for their norms, and for the mean of those that take part."""
-        norms = []
-        for x_RD, _ in self._taking_part(site, torch.inf):
-            norms.append(square_norms(x_RD))
-            if not norms[-1].isfinite().all():
-                dtype = str(x_RD.dtype).removeprefix("torch.")
-                raise not_finite(f"activations at {site}", "the held-out rows", dtype)
-        norms_R = torch.cat(norms)
-        limit = square_norm_limit(norms_R, self.max_norm)
-        parts = [x_RD.sum(0, dtype=torch.float64) for x_RD, _ in self._taking_part(site, limit)]
-        return _SiteRows(limit, torch.stack(parts).sum(0) / int(takes_part(norms_R, limit).sum()))
+        norms: list[list[Tensor]] = []
+        for places, _ in self._taking_part(site, ()):
+            norms.append([square_norms(x_RD) for x_RD in places])
+            for place, x_RD, norms_R in zip(site.places, places, norms[-1], strict=True):
+                if not norms_R.isfinite().all():
+                    dtype = str(x_RD.dtype).removeprefix("torch.")
+                    raise not_finite(f"activations at {place}", "the held-out rows", dtype)
+        d_in = places[0].shape[1]
+        limits = tuple(square_norm_limit(torch.cat(norms_B), self.max_norm) for norms_B in zip(*norms, strict=True))
+        parts, rows = [], 0
+        for places, group_R in self._taking_part(site, limits):
+            parts.append(places[-1].sum(0, dtype=torch.float64))
+            rows += len(group_R)
+        return _SiteRows(limits, d_in, torch.stack(parts).sum(0) / rows)
 
-    def _taking_part(self, site: Site, limit: float) -> Iterator[tuple[Tensor, Tensor]]:
-        """Batches of (rows, their groups), without the rows of massive norm."""
-        for x_RD, group_R in self.heldout.batches(site.name):
-            part_R = takes_part(square_norms(x_RD), limit)
-            yield x_RD[part_R].to(self.device), group_R[part_R].to(self.device)
+    def _taking_part(self, site: Site, limits: Sequence[float]) -> Iterator[tuple[list[Tensor], Tensor]]:
+        """Batches of (rows at each of the site's places, their groups), without the rows of massive norm."""
+        batches = zip(*(self.heldout.batches(place.name) for place in site.places), strict=True)
+        for batch in batches:
+            group_R = batch[0][1]
+            part_R = torch.ones_like(group_R, dtype=torch.bool)
+            for (x_RD, _), limit in zip(batch, limits or (torch.inf,) * len(batch), strict=True):
+                part_R &= takes_part(square_norms(x_RD), limit)
+            yield [x_RD[part_R].to(self.device) for x_RD, _ in batch], group_R[part_R].to(self.device)

@@ -69,7 +69,7 @@ def model_card(
     parts = [
         f"---\n{yaml.safe_dump(front, sort_keys=False, allow_unicode=True)}---",
         f"# {repository.partition('/')[2]}",
-        f"{len(saes)} sparse autoencoders{of_models}: those of the sweep `{experiment}` that no other of their site "
+        f"{len(saes)} {_kinds(saes)}{of_models}: those of the sweep `{experiment}` that no other of their site "
         f"beats in both L0 and {quality}.{_trained_with(saes)}",
         "## Load",
         _loading(repository, saes),
@@ -85,6 +85,12 @@ def model_card(
     return "\n\n".join(parts) + "\n"
 
 
+def _kinds(saes: Sequence[PublishedSAE]) -> str:
+    kinds = {published.cfg.is_transcoder: None for published in saes}
+    names = {False: "sparse autoencoders", True: "transcoders"}
+    return " and ".join(name for is_transcoder, name in names.items() if is_transcoder in kinds)
+
+
 def _trained_with(saes: Sequence[PublishedSAE]) -> str:
     """The versions of gsae-ray that trained them, as far as they say so."""
     versions = _distinct(published.cfg.section("versions").get("gsae-ray") for published in saes)
@@ -95,7 +101,13 @@ def _trained_with(saes: Sequence[PublishedSAE]) -> str:
 def _loading(repository: str, saes: Sequence[PublishedSAE]) -> str:
     without = [published.folder for published in saes if not published.in_saelens]
     example = next((published.folder for published in saes if published.in_saelens), None)
-    parts = ["Each folder has one SAE. It takes raw activations of its site; its decoder rows have norm 1."]
+    parts = ["Each folder has one of them. It takes raw activations of its site; its decoder rows have norm 1."]
+    if any(published.cfg.is_transcoder for published in saes):
+        parts.append(
+            "A transcoder's site names two places, `blocks.L.<source>:<target>`: it takes activations of the first, "
+            "and `decode` computes those of the second; of one with a skip connection (`skip`), `decode(features, "
+            "activations)`."
+        )
     if example is not None:
         parts += [
             "```python\nfrom sae_lens import SAE\n\n"

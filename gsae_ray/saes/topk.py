@@ -17,9 +17,9 @@ from gsae_ray.saes.registry import register
 DEAD_TOKENS = 10_000_000
 """Rows without an activation after which Gao et al. 2024 call a feature dead; at most a tenth of the run here."""
 
-ENCODER_SHARE = 0.5
+ENCODER_SHARE = 0.7
 """W_enc begins as so much of W_decᵀ. Random features overlap: k of them, each with all of what lies along it, make more
-than x together. Of 1, 0.7, 0.5, 0.3 and 0.1 the best one at L0 4 to 32 (docs/benchmarks.md)."""
+than x together. With less, features die that are not wanted at first (docs/benchmarks.md has shares from 0.1 to 1)."""
 
 
 @register("topk")
@@ -127,6 +127,16 @@ class TopKSAE(SAE):
 
     def saelens_form(self) -> dict[str, Any]:
         return {"architecture": "topk", "k": self.k, "rescale_acts_by_decoder_norm": False}
+
+    def to_jumprelu(self) -> SAE:
+        """Refuses: which are the k largest no threshold tells.
+
+        Raises:
+            UserError: always.
+        """
+        raise UserError(
+            "to_jumprelu: a TopK SAE has no thresholds, so there is no such form; take the format saelens or sparsify"
+        )
 
     def fold_norms(self) -> None:
         """Refuses: of features times their norms others may be the k largest.

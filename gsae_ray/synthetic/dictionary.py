@@ -86,10 +86,24 @@ def directions(settings: SyntheticSettings) -> NDArray[np.float32]:
     random = np.random.RandomState([DIRECTIONS, settings.seed])
     d_GD = _unit(random.standard_normal((settings.features, settings.d_in)))
     most = settings.coherence
-    if most == 0:  # as many as there are dimensions, at most
+    if most is None or _largest_cosine(d_GD) <= most:
+        return d_GD.astype(np.float32)
+    if settings.features <= settings.d_in:  # they can be orthogonal, which the search only comes near to
         q_DG, _ = np.linalg.qr(d_GD.T)
         return np.ascontiguousarray(q_DG.T, dtype=np.float32)
-    return (d_GD if most is None else _apart(d_GD, most, settings.welch)).astype(np.float32)
+    return _apart(d_GD, most, settings.welch).astype(np.float32)
+
+
+def _largest_cosine(d_GD: Array) -> float:
+    """Of two directions, either way."""
+    return float(np.abs(_cosines(d_GD)).max())
+
+
+def _cosines(d_GD: Array) -> Array:
+    """Of all pairs of directions; 0 of one with itself."""
+    cosine_GG: Array = d_GD @ d_GD.T
+    np.fill_diagonal(cosine_GG, 0)
+    return cosine_GG
 
 
 def _apart(d_GD: Array, most: float, welch: float) -> Array:
@@ -97,8 +111,7 @@ def _apart(d_GD: Array, most: float, welch: float) -> Array:
     n_features, width = d_GD.shape
     rate, velocity_GD, best = 0.5 / (1 + n_features / width), np.zeros_like(d_GD), 1.0
     for _ in range(SEARCH_STEPS):
-        cosine_GG = d_GD @ d_GD.T
-        np.fill_diagonal(cosine_GG, 0)
+        cosine_GG = _cosines(d_GD)
         over_GG = np.abs(cosine_GG)
         best = min(best, largest := float(over_GG.max()))
         if largest <= most:
@@ -108,7 +121,7 @@ def _apart(d_GD: Array, most: float, welch: float) -> Array:
         d_GD = _unit(d_GD + velocity_GD)
     raise UserError(
         f"model.coherence: {most:g} was not reached: with {n_features:,} directions in {width} dimensions the search "
-        f"came to {best:.3g} (Welch's bound is {welch:.3g}; about twice that can be had)"
+        f"came to {best:.3g} (Welch's bound is {welch:.3g}); raise it, or leave it out"
     )
 
 

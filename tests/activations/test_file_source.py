@@ -37,7 +37,14 @@ def spec_of(path: Path, blocks: tuple[int, ...], group_column: str | None = None
     format_, files = find_files(str(path), None, "activations.path")
     train = ForeignFiles(format_, tuple(files), None, group_column, 7, skip_positions=1, key="activations.path")
     rows = FileRows(
-        train=train, heldout=None, fraction=0.2, sites=(SITE,), seed=0, as_they_lie=False, heldout_tokens=50
+        train=train,
+        heldout=None,
+        fraction=0.2,
+        sites=(SITE,),
+        seed=0,
+        as_they_lie=False,
+        drawn=False,
+        heldout_tokens=50,
     )
     return FileSpec(
         rows=dataclasses.replace(rows, **changes),

@@ -220,7 +220,10 @@ training: {tokens: 1000, batch_size: 100}
             "saes.0={architecture: gated, widths: 8, l1_coefficient: 1, tied: false, learn_r_mag: false}",
             ["learn_r_mag"],
         ),
-        ("saes.0={architecture: standard, widths: 8, l1_coefficient: 1, tied: false}", ["saes.0.tied: unknown key"]),
+        (
+            "saes.0={architecture: standard, widths: 8, l1_coefficient: 1, tied: false}",
+            ["saes.0.tied: unknown key for standard, one of gated; leave it out"],
+        ),
     ],
 )
 def test_a_mistake_in_a_sweep_file_is_one_line(tmp_path: Path, override: str, parts: list[str]) -> None:

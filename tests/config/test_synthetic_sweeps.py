@@ -99,6 +99,13 @@ def test_the_trials_have_names_of_the_one_site(tmp_path: Path) -> None:
             "model.correlation={groups: 4, frequency: 0.1}",
             ["model.correlation: the most frequent", "on 1.65 of those of its group", "max_frequency to 0.1818"],
         ),
+        ("model={name: synthetic, zipf: 10}", ["model.zipf: the rarest of 256 features", "which is never: lower zipf"]),
+        (
+            "model={name: synthetic, hierarchy: {roots: 2, branching: 1, depth: 9, frequency: 0.01}}",
+            ["model.zipf: the rarest", "depth"],
+        ),
+        ("model={name: synthetic, features: 1000000, d_in: 1000000}", ["do not fit into memory; at most 1,000 feat"]),
+        ("saes.0.target={point: mlp_out}", ["saes.0.target: synthetic rows have one place"]),
         ("model.coherence=0.1", ["model.coherence: 0.1 is out of reach", "0.108 or more (Welch's bound)"]),
         ("model.coherence=0", ["model.coherence: 0 is out of reach"]),
         ("model={name: synthetic, features: 3000, coherence: 0.4}", ["model.coherence: directions are looked for"]),

@@ -106,7 +106,7 @@ def test_auto_is_the_dense_engine_for_transcoders(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("override", "parts"),
     [
-        ("saes.0.target=mlp_out", ["saes.0.target", "'mlp_out'"]),
+        ("saes.0.target=mlp_out", ["saes.0.target: 'mlp_out' should be a mapping: target: {point: mlp_out}"]),
         ("saes.0.target={}", ["saes.0.target.point"]),
         ("saes.0.target={pont: mlp_out}", ["saes.0.target.pont", "did you mean 'point'?"]),
         ("saes.0.target.point=mlpout", ["saes.0.target.point", "'mlpout'", "did you mean 'mlp_out'?"]),
@@ -119,6 +119,10 @@ def test_auto_is_the_dense_engine_for_transcoders(tmp_path: Path) -> None:
         ),
         # a place without such an output
         ("saes.0.sites={}", ["saes.0.target: mlp_out is what the transcoders would read themselves", "a filter"]),
+        (
+            "saes.0.target.point=mlp_in",
+            ["mlp_in is what the transcoders", "an earlier point (resid_pre, attn_z, attn_out)"],
+        ),
         ("saes.0.target.point=resid_pre", ["saes.0.target: resid_pre comes before mlp_in in a layer", "mlp_post"]),
         ("saes.0.target.point=attn_out", ["saes.0.target: attn_out comes before mlp_in in a layer", "take a later"]),
         ("evaluation.pursuit_l0=8", ["evaluation.pursuit_l0: finds the features of what an SAE reads", "leave it out"]),

@@ -18,6 +18,7 @@ from safetensors.torch import load_file
 
 import gsae_ray
 from gsae_ray.activation_files.schema import SCHEMA
+from gsae_ray.activations.file_source import FileRows, FileSpec
 from gsae_ray.activations.producer import LocalBlockReader, Producer
 from gsae_ray.activations.reader import RowStream
 from gsae_ray.capacity.forecast import forecast
@@ -91,10 +92,15 @@ def collected(
     return collect("saelens", storage, tmp_path_factory.mktemp("out") / "acts")
 
 
+def rows_of(of: PreparedSweep) -> FileRows:
+    assert isinstance(of.source.spec, FileSpec)
+    return of.source.spec.rows
+
+
 def trained(of: PreparedSweep, trial: int) -> SAE:
     """A trial's SAE, alone in this process."""
     spec, producer = of.trials[trial], Producer(producer_spec(of))
-    trainer = Trainer(spec, RowStream(LocalBlockReader(producer, spec.site), of.layout, spec.site))
+    trainer = Trainer(spec, RowStream.of(LocalBlockReader(producer, *spec.sites), of.layout, spec.sites))
     while not trainer.done:
         trainer.train_interval()
     return trainer.finished_sae({})
@@ -160,6 +166,64 @@ def test_fewer_sites_and_tokens_are_a_part_of_the_same(folder: Path, storage: Pa
     assert few.layout.rows == both.layout.rows[:2]
 
 
+def test_the_held_out_rows_are_the_same_whatever_the_order_of_the_others(folder: Path, storage: Path) -> None:
+    """Law 6: data seeds and blocks are compared on the same evaluation."""
+    few = {"tokens": 64}
+    orders: list[dict[str, Any]] = [{}, {"seed": 4}, {"seed": 5}, {"shuffle_tokens": 500}]
+    found = [prepared(on_files(folder, [1], dataset=dataset, evaluation=few), storage) for dataset in orders]
+    assert len({of.evaluation for of in found}) == 1
+    contexts = [rows_of(of).evaluated_K.tolist() for of in found]
+    assert contexts == [contexts[0]] * len(orders) and len(contexts[0]) < 9, "fewer than were collected"
+
+
+def test_plan_counts_the_rows_that_there_are(folder: Path) -> None:
+    sections: list[dict[str, Any]] = [
+        {"training": {"tokens": 9999, "batch_size": 64}},
+        {"evaluation": {"tokens": 9999}},
+    ]
+    for changes in sections:
+        with pytest.raises(UserError, match=f"{next(iter(changes))}.tokens: 9999 asked for, but .* has only "):
+            forecast(Sweep.model_validate({**on_files(folder), **changes}))
+
+
+def test_positions_that_are_no_rows_stay_out_of_a_site_of_a_collected_cache(storage: Path, tmp_path: Path) -> None:
+    """`kept`, which SAELens does not read, is read here."""
+    cache = collect("saelens", storage, tmp_path / "acts") / "train" / SITES[0]
+    ends = SCHEMA.read(tmp_path / "acts/schema.json")
+    assert ends is not None
+    few = {"training": {"tokens": 600, "batch_size": 64}, "evaluation": {"tokens": 64, "fraction": 0.1}}
+    rows = rows_of(prepared(on_files(cache, [1], **few), storage)).train_rows.groups.rows_G
+    assert rows.sum() == sum(ends["train"]["rows"]) < rows.size * 31, "some are end-of-text tokens"
+
+
+# ---- transcoders -----------------------------------------------------------------------------------------------------
+
+
+def transcoders(**changes: Any) -> dict[str, Any]:
+    entry = {"architecture": "gated", "widths": [16], "l1_coefficient": 1.0, "target": {"point": "mlp_out"}}
+    return {"sites": {"layers": [1], "points": ["mlp_in"]}, "saes": [entry], **changes}
+
+
+def test_transcoders_on_what_was_collected_are_those_on_the_model(storage: Path, tmp_path: Path) -> None:
+    on_text = prepared(on_model(**transcoders()), storage)
+    (trial,) = on_text.trials
+    sweep = Sweep.model_validate(on_model(**transcoders()))
+    collected = gsae_ray.collect(sweep, tmp_path / "acts", sites=[trial.site], storage=storage, console=QUIET)
+    assert collected.sites == ("blocks.1.mlp.hook_in", "blocks.1.hook_mlp_out"), "both places"
+    sae = trained(on_text, 0)
+    expected = evaluated(on_text, trial.site, sae)
+    models: list[dict[str, Any]] = [{}, {"model": {"name": "builtin"}}]
+    for model in models:
+        files = {**on_files(collected.folder, [1]), **transcoders(), **model}
+        of = prepared(files, storage)
+        found = trained(of, 0).state_dict()
+        assert all(torch.equal(found[name], tensor) for name, tensor in sae.state_dict().items())
+        evaluation = evaluated(of, trial.site, sae)
+        wanted = {name: expected.metrics[name] for name in evaluation.metrics}
+        assert evaluation.metrics == pytest.approx(wanted, rel=1e-6)
+        assert ("loss_recovered" in evaluation.metrics) == bool(model)
+
+
 def test_it_is_the_contents_that_count_not_the_place(folder: Path, storage: Path, tmp_path: Path) -> None:
     moved = shutil.copytree(folder, tmp_path / "elsewhere")
     here, there = (prepared(on_files(path), storage) for path in (folder, moved))
@@ -203,9 +267,14 @@ def test_what_does_not_fit_what_was_collected_is_one_line(folder: Path, storage:
     assert "sites: blocks.3.hook_resid_post is not in" in complaint(on_files(folder, [3]), storage)
     assert "it was collected); leave it out" in complaint(on_files(folder, column="x"), storage)
     assert "it was collected); leave it out" in complaint(on_files(folder, dataset={"skip_positions": 1}), storage)
+    share = {"tokens": 256, "fraction": 0.5}
+    assert "evaluation.fraction: " in (line := complaint(on_files(folder, evaluation=share), storage))
+    assert "has held-out rows of its own; leave it out" in line
     assert "activations.format" in complaint(on_files(folder, format="parquet"), storage)
     other = {"name": "builtin", "dtype": "bfloat16"}
-    assert "is not the model that these activations are of" in complaint(on_files(folder, model=other), storage)
+    assert "model.dtype: bfloat16, but these activations are of the model in float32; set it so" in complaint(
+        on_files(folder, model=other), storage
+    )
     contexts = {"name": "builtin", "context_size": 64}
     assert "contexts of 32 tokens; leave it out" in complaint(on_files(folder, model=contexts), storage)
 
@@ -297,9 +366,10 @@ def test_held_out_files_and_groups_may_be_named(files: dict[str, Path], storage:
 
 def test_what_is_wrong_with_files_of_others_is_one_line(files: dict[str, Path], storage: Path, tmp_path: Path) -> None:
     safetensors, saelens = files["safetensors"], files["saelens"]
-    longer = {"tokens": 7000, "batch_size": 64}
+    longer, all_of_them = {"tokens": 7000, "batch_size": 64}, {"tokens": 6000, "batch_size": 64}
     some = {"tokens": 100}
-    line = complaint(on_files(safetensors, [1], training=longer), storage)
+    assert "has only 6000 rows; lower it" in complaint(on_files(safetensors, [1], training=longer), storage)
+    line = complaint(on_files(safetensors, [1], training=all_of_them), storage)
     assert "has only 5" in line and "beside the share of 0.01 that is held out; lower it, or set dataset.repeat" in line
     repeated = prepared(on_files(safetensors, [1], training=longer, dataset={"repeat": True}, evaluation=some), storage)
     assert sum(repeated.layout.rows) >= 7000
@@ -310,7 +380,7 @@ def test_what_is_wrong_with_files_of_others_is_one_line(files: dict[str, Path], 
     write_safetensors(safetensors / "9.safetensors", rows)
     assert "row 3 of 9.safetensors is not finite" in complaint(on_files(safetensors, [1]), storage)
     write_safetensors(safetensors / "9.safetensors", random_rows(100)[:, :5])
-    assert "12 wide in 0.safetensors, 5 in 9.safetensors" in complaint(on_files(safetensors, [1]), storage)
+    assert "12 wide in 0.safetensors, 5 wide in 9.safetensors" in complaint(on_files(safetensors, [1]), storage)
     assert "have the rows of one site, and the sweep has 2" in complaint(on_files(files["parquet"]), storage)
     assert "are its contexts; leave it out" in complaint(on_files(saelens, [1], group_rows=5), storage)
     assert "has no contexts; leave it out" in complaint(
@@ -318,6 +388,11 @@ def test_what_is_wrong_with_files_of_others_is_one_line(files: dict[str, Path], 
     )
     assert "is 128 wide at" in complaint(on_files(saelens, [1], model={"name": "builtin"}), storage)
     assert "no file of activations" in complaint(on_files(tmp_path / "none", [1]), storage)
+    line = complaint(on_files(saelens, [1, 2], column=SITE), storage)
+    assert f"activations.column: '{SITE}' is the rows of one site, and the sweep has 2: leave it out" in line
+    one = {"group_rows": 10_000, "evaluation": {"tokens": 100, "fraction": 1 - 1e-9}}
+    line = complaint(on_files(write_safetensors(tmp_path / "one.safetensors", random_rows(6000)), [1], **one), storage)
+    assert "activations.group_rows: the rows are 1 group, and the share that is held out" in line
 
 
 @pytest.mark.slow

@@ -183,7 +183,7 @@ def test_what_has_no_form_elsewhere_is_one_line(tmp_path: Path) -> None:
     for sae, format_, line in (
         (transcoder("topk", d_out=9), "sparsify", "from 6 to 9 coordinates has no form there"),
         (transcoder("standard"), "dictionary_learning", "transcoders have no form there"),
-        (transcoder("topk"), "circuit-tracer", "a topk SAE has no such form"),
+        (transcoder("topk"), "circuit-tracer", "a TopK SAE has no thresholds"),
         (transcoder("standard", d_out=9), "circuit-tracer", "from 6 to 9 coordinates has no form there"),
     ):
         with pytest.raises(UserError, match=line) as caught:

@@ -60,6 +60,8 @@ def test_directions_are_no_nearer_to_each_other_than_asked_for() -> None:
     assert cosines(features=48, d_in=24).max() > 0.5
     assert cosines(features=48, d_in=24, coherence=0.3).max() <= 0.3 + 1e-6
     assert cosines(features=30, d_in=64, coherence=0).max() < 1e-6
+    assert cosines(features=64, d_in=64, coherence=0.001).max() < 1e-6, "where all can be orthogonal none is refused"
+    assert cosines(features=30, d_in=64, coherence=0.9).max() == cosines(features=30, d_in=64).max(), "as far as that"
 
 
 def test_directions_that_cannot_be_had_are_refused_in_a_line_that_says_what_can() -> None:

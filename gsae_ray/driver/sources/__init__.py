@@ -23,4 +23,4 @@ def find_source(sweep: Sweep, say: Callable[[str], None]) -> Source:
     """
     if sweep.activations is not None:
         return ActivationFiles(sweep, say)
-    return Synthetic(sweep) if sweep.is_synthetic else LanguageModel(sweep, say)
+    return Synthetic(sweep, say) if sweep.is_synthetic else LanguageModel(sweep, say)

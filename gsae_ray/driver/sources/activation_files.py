@@ -41,7 +41,9 @@ class ActivationFiles:
         Raises:
             UserError: as `find_source`.
         """
-        self._cost = FilesCost(sweep, say)
+        self._cost = FilesCost(sweep)
+        for line in self._cost.said:
+            say(line)
         self._splits, self.widths, self.dtype = self._cost.splits, self._cost.widths, self._cost.dtype
         self.sweep = sweep.of_model(None) if sweep.model is None else self._of_model(sweep, sweep.language_model)
 
@@ -73,6 +75,7 @@ class ActivationFiles:
             sites=tuple(splits.widths),
             seed=splits.seed,
             as_they_lie=splits.as_they_lie,
+            drawn=isinstance(splits, Collected),
             heldout_tokens=sweep.evaluation.tokens,
         )
         blocks = self._blocks(rows)
@@ -114,7 +117,13 @@ class ActivationFiles:
         both = {"revision": REVISION, "held_out": None if apart else sweep.evaluation.fraction, **splits.about}
         block = None if splits.blocks else sweep.shuffle_tokens
         return (
-            {**both, "files": train.hashes, "seed": splits.seed, "block": block, "repeat": sweep.file_rows.repeat},
+            {
+                **both,
+                "files": train.hashes,
+                "seed": splits.seed,
+                "block": block or "collected",
+                "repeat": sweep.file_rows.repeat,
+            },
             {**both, "files": (heldout or train).hashes, "tokens": sweep.evaluation.tokens},
         )
 
@@ -125,8 +134,16 @@ class ActivationFiles:
             DataEndedError: there are too few.
         """
         sweep, repeat = self.sweep, self.sweep.file_rows.repeat
-        needed, there = max(sweep.max_tokens(site) for site in sweep.used_sites), rows.order(()).rows_a_pass
-        blocks = cut(needed, there, sweep.shuffle_tokens, self._splits.blocks, repeat and there > 0)
+        needed, there = max(sweep.max_tokens(site) for site in sweep.trained_sites), rows.order(()).rows_a_pass
+        if not there:
+            groups = len(rows.train_rows.groups.rows_G)
+            key = "group_rows" if sweep.files.group_column is None else "group_column"
+            raise DataEndedError(
+                f"activations.{key}: the rows are {groups} group{'s' * (groups != 1)}, and the share that is held "
+                f"out ({rows.fraction:g}) has {'all of them' if groups != 1 else 'it'}; give smaller groups, or name "
+                "held-out files with activations.heldout"
+            )
+        blocks = cut(needed, there, sweep.shuffle_tokens, self._splits.blocks, repeat)
         if sum(blocks) < needed:
             apart = "" if rows.heldout is not None else f" beside the share of {rows.fraction:g} that is held out"
             raise DataEndedError(
@@ -161,10 +178,15 @@ class ActivationFiles:
         if tokens_ET is None:
             raise UserError("model: these activations have no token ids for a model to read; leave model out")
         fingerprint = model_fingerprint(model)
+        if (dtype := splits.metadata["model"].get("dtype", model.dtype)) != model.dtype:
+            raise UserError(
+                f"model.dtype: {model.dtype}, but these activations are of the model in {dtype}; set it so, or leave "
+                "model out"
+            )
         if splits.model_fingerprint not in (None, fingerprint):
             raise UserError(
                 f"model.name: {model.name!r} is not the model that these activations are of "
-                f"({splits.metadata['model'].get('name')!r}, or another dtype or revision of it); name that, or leave "
+                f"({splits.metadata['model'].get('name')!r}, or another revision of it); name that, or leave "
                 "model out"
             )
         context, default = tokens_ET.shape[1], ModelSettings.model_fields["context_size"].default

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from gsae_ray.capacity.memory import Memory
@@ -21,7 +21,7 @@ from gsae_ray.synthetic.source import SyntheticSpec
 class Synthetic:
     """See `Source`. There is nothing to look up, and nothing to keep: rows are drawn whenever they are asked for."""
 
-    def __init__(self, sweep: Sweep) -> None:
+    def __init__(self, sweep: Sweep, say: Callable[[str], None]) -> None:
         """Makes the dictionary, to find out whether it can be had.
 
         Raises:
@@ -29,12 +29,14 @@ class Synthetic:
         """
         self.sweep = sweep
         self._cost = SyntheticCost(sweep)
+        for line in self._cost.notices():
+            say(line)
         self.widths, self.dtype = self._cost.widths, self._cost.dtype
 
     def prepare(self, storage: Path, report: Progress) -> PreparedSource:  # noqa: ARG002
         """There is nothing to make: rows are drawn by producers."""
         sweep, model = self.sweep, self.sweep.synthetic
-        longest = max(sweep.max_tokens(site) for site in sweep.used_sites)
+        longest = max(sweep.max_tokens(site) for site in sweep.trained_sites)
         rows = (sweep.rows_a_block,) * -(-longest // sweep.rows_a_block)
         heldout_rows, dataset = sweep.evaluation.tokens, sweep.drawn_rows
         described = json.loads(model.model_dump_json())
