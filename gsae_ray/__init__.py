@@ -26,6 +26,8 @@ if TYPE_CHECKING:  # for type checkers and editors, what `_MODULES` says
     from gsae_ray.jobs.job import Job as Job
     from gsae_ray.jobs.submit import submit as submit
     from gsae_ray.results.best import best as best
+    from gsae_ray.results.best import candidates as candidates
+    from gsae_ray.results.compare import compare as compare
     from gsae_ray.results.frontier import frontier as frontier
     from gsae_ray.results.push import push as push
     from gsae_ray.saes import SAE as SAE
@@ -39,7 +41,9 @@ _MODULES = {
     "SweepResult": "driver.launch",
     "UserError": "errors",
     "best": "results.best",
+    "candidates": "results.best",
     "collect": "driver.collect",
+    "compare": "results.compare",
     "evaluate": "driver.evaluate",
     "export": "saes.export",
     "frontier": "results.frontier",

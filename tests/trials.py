@@ -11,6 +11,7 @@ import torch
 from gsae_ray.config.site import Site
 from gsae_ray.config.sweep import Sweep
 from gsae_ray.config.trial import TrialSpec
+from gsae_ray.evaluation.bootstrap import intervals_of
 from gsae_ray.evaluation.metrics import Evaluation, schema_version
 from gsae_ray.saes import SAE, SAEConfig, build
 from gsae_ray.storage.evaluations import EvaluationRequest
@@ -73,8 +74,9 @@ def evaluation(l0: float = 20.0, loss_recovered: float = 0.9, **metrics: float) 
 
 
 def logged(evaluation: Evaluation, kind: str = "eval") -> dict[str, float]:
-    """Its metrics, as storage and MLflow name them."""
-    return {f"{kind}/{name}": value for name, value in evaluation.metrics.items()}
+    """Its metrics with the ends of their intervals, as storage and MLflow name them."""
+    measured = {**evaluation.metrics, **intervals_of(evaluation.sequences)}
+    return {f"{kind}/{name}": value for name, value in measured.items()}
 
 
 def finish(

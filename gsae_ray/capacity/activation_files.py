@@ -55,7 +55,7 @@ class FilesCost:
             DataEndedError: there are too few rows.
         """
         rows, heldout_rows = self.splits.rows_at_most
-        needed = max(sweep.max_tokens(site) for site in sweep.trained_sites)
+        needed = sweep.longest_tokens
         asked = (
             ("training.tokens", 0 if sweep.file_rows.repeat else needed, rows),
             ("evaluation.tokens", sweep.evaluation.tokens, heldout_rows),

@@ -69,7 +69,7 @@ class SyntheticCost:
 
     def notices(self) -> list[str]:
         """Whether some of the true features are too rare to be learnt."""
-        rows = max(self.sweep.max_tokens(site) for site in self.sweep.trained_sites)
+        rows = self.sweep.longest_tokens
         rare = int((self._frequency_G * rows < FEW_ROWS).sum())
         if not rare:
             return []

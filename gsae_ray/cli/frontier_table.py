@@ -14,6 +14,7 @@ from gsae_ray.config.recipe import show
 from gsae_ray.config.sections import OWN
 from gsae_ray.evaluation.metrics import METRICS
 from gsae_ray.results.comparison import labels, own_saes, table_metrics
+from gsae_ray.results.frontier_table import with_intervals
 
 SETTINGS = ("recipe", "lr", "seed", "batch_size", "l1_units", "engine", "precision", "tokens")
 """Shown where SAEs differ in them, beside those that are always shown."""
@@ -27,13 +28,14 @@ FOUND = "found_coefficient"
 TEXTS = ("origin", "architecture", "recipe", "engine", "precision", "parent", "launch")
 
 
-def print_frontier(rows: pd.DataFrame, console: Console, mixed_tokens: bool = False) -> None:
+def print_frontier(rows: pd.DataFrame, console: Console, mixed_tokens: bool = False, intervals: bool = False) -> None:
     """A table for each frontier, with the references of its site at its end; a star marks the SAEs on it.
 
     Args:
         rows: as `results.frontier` returns them.
         console: where they go.
         mixed_tokens: SAEs of different numbers of tokens share a frontier.
+        intervals: metrics have theirs beside them.
     """
     measured = table_metrics(rows)
     needed = [name for name in NEEDED if name != "fvu" or "loss_recovered" not in measured]
@@ -46,7 +48,10 @@ def print_frontier(rows: pd.DataFrame, console: Console, mixed_tokens: bool = Fa
     for title, group in _tables(rows, shared):
         console.print(f"{title} (* on the frontier)", style="italic", highlight=False, markup=False)
         columns = {
-            _head(name): list(map(functools.partial(_text, name), group[name], group["origin"])) for name in names
+            _head(name): with_intervals(group, name)
+            if intervals and name in measured
+            else list(map(functools.partial(_text, name), group[name], group["origin"]))
+            for name in names
         }
         columns["*"] = ["*" if on_frontier else "" for on_frontier in group["on_frontier"]]
         print_table(columns, console, texts=TEXTS, expendable=expendable)

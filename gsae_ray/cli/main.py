@@ -9,6 +9,7 @@ import click
 
 from gsae_ray.cli.bench import bench
 from gsae_ray.cli.collect import collect
+from gsae_ray.cli.compare import compare
 from gsae_ray.cli.evaluate import evaluate
 from gsae_ray.cli.jobs import list_jobs, logs, status, stop, submit
 from gsae_ray.cli.plan import plan
@@ -31,7 +32,7 @@ def main() -> None:
 
 _COMMANDS = (
     *(run, plan, submit, status, logs, stop, list_jobs),
-    *(frontier, best, evaluate, export, push, collect, ui, bench),
+    *(frontier, compare, best, evaluate, export, push, collect, ui, bench),
 )
 for command in _COMMANDS:
     main.add_command(command)

@@ -33,6 +33,9 @@ resume_option = click.option(
     "another; auto: with the newest that is not finished, where there is one and the sweep is the same",
 )
 storage_option = click.option("--storage", metavar="PATH", help="where trials keep their state; default: ./gsae_runs")
+read_storage_option = click.option(
+    "--storage", metavar="PATH", help="read the storage in MLflow's place: it holds the truth"
+)
 site_option = click.option("--site", metavar="S", help="only this site, e.g. blocks.2.hook_resid_post")
 launch_option = click.option("--launch", metavar="ID", help="a launch's id, or 'all'; default: the newest")
 tokens_option = click.option(

@@ -8,14 +8,18 @@ from typing import TYPE_CHECKING
 import click
 
 import gsae_ray
-from gsae_ray.cli.options import launch_option, one_line_errors, site_option, tokens_option, tracking_option
+from gsae_ray.cli.options import (
+    launch_option,
+    one_line_errors,
+    read_storage_option,
+    site_option,
+    tokens_option,
+    tracking_option,
+)
 
 if TYPE_CHECKING:
     from gsae_ray import SAE
 
-_storage_option = click.option(
-    "--storage", metavar="PATH", help="read the storage in MLflow's place: it holds the truth"
-)
 _out_option = click.option("--out", required=True, type=click.Path(path_type=Path), help="folder to write the SAE to")
 _format_option = click.option(
     "--format",
@@ -64,7 +68,7 @@ def _write(sae: SAE, out: Path, format_: str, fold_b_dec: bool, rows: Path | Non
 @launch_option
 @tokens_option
 @tracking_option
-@_storage_option
+@read_storage_option
 @click.option(
     "--encoder",
     default="own",
@@ -73,7 +77,8 @@ def _write(sae: SAE, out: Path, format_: str, fold_b_dec: bool, rows: Path | Non
     help="own, or pursuit: the decoders with gradient pursuit (evaluation.pursuit_l0), a row for each target L0",
 )
 @_references_option
-@click.option("--json", "as_json", is_flag=True, help="print a JSON list of objects, one a row")
+@click.option("--intervals", is_flag=True, help="with 95 % intervals over the held-out text")
+@click.option("--json", "as_json", is_flag=True, help="print a JSON list of objects, one a row, with intervals")
 @one_line_errors
 def frontier(
     experiment: str,
@@ -84,6 +89,7 @@ def frontier(
     storage: str | None,
     encoder: str,
     with_references: bool,
+    intervals: bool,
     as_json: bool,
 ) -> None:
     """Shows what came out of a sweep: L0 and fidelity of each SAE; a star marks the Pareto frontier.
@@ -98,7 +104,7 @@ def frontier(
     if as_json:
         click.echo(rows.to_json(orient="records", indent=2, double_precision=15))
         return
-    print_frontier(rows, console(), mixed_tokens=tokens == MIXED)
+    print_frontier(rows, console(), mixed_tokens=tokens == MIXED, intervals=intervals)
     for note in rows.attrs["notes"]:
         click.echo(note, err=True)
 
@@ -108,6 +114,17 @@ def frontier(
 @site_option
 @click.option("--max-l0", type=float, metavar="L0", help="the highest loss recovered with at most this L0")
 @click.option("--min-loss-recovered", type=float, metavar="R", help="the lowest L0 that recovers at least this")
+@click.option(
+    "--knee",
+    is_flag=True,
+    help="the frontier's knee: the point farthest above the straight line between its ends, in log L0 and quality",
+)
+@click.option(
+    "--by",
+    metavar="COLUMN",
+    help="what the quality is: fvu, kl, gamma, mcc, …; default: loss recovered, without a language model 1 - FVU",
+)
+@click.option("--n", type=click.IntRange(1), default=1, metavar="N", help="show the N best; the first is written")
 @_out_option
 @_format_option
 @_fold_option
@@ -115,7 +132,7 @@ def frontier(
 @launch_option
 @tokens_option
 @tracking_option
-@_storage_option
+@read_storage_option
 @_references_option
 @one_line_errors
 def best(
@@ -123,6 +140,9 @@ def best(
     site: str | None,
     max_l0: float | None,
     min_loss_recovered: float | None,
+    knee: bool,
+    by: str | None,
+    n: int,
     out: Path,
     format_: str,
     fold_b_dec: bool,
@@ -133,23 +153,27 @@ def best(
     storage: str | None,
     with_references: bool,
 ) -> None:
-    """Fetches the best SAE of a sweep under one constraint."""
+    """Fetches the best SAE of a sweep under one constraint, and says why it is the best, and from how many.
+
+    Of equal ones it is the one with the lower L0 (with --min-loss-recovered alone: with the higher quality), then the
+    one whose trial's name comes first.
+    """
     from gsae_ray.results.best import find_best
+    from gsae_ray.results.choice import measured, name_of
     from gsae_ray.saes.export import OURS, check_export
 
     folder = check_export(out, format_, fold_b_dec, rows)
     where = launch, tracking_uri, tokens, storage, with_references
-    found = find_best(experiment, site, max_l0, min_loss_recovered, *where)
+    found = find_best(experiment, site, max_l0, min_loss_recovered, *where, knee=knee, by=by)
     said = ""
     if format_ == OURS:
         found.save(folder)
     else:
         said = _write(found.load(), out, format_, fold_b_dec, rows)
-    row = found.record
-    name = row["trial"] or row["origin"]
-    recovered = row["loss_recovered"]
-    quality = f"loss recovered {recovered:.4f}" if recovered == recovered else f"FVU {row['fvu']:.4f}"
-    click.echo(f"{name}: L0 {row['l0']:.2f}, {quality}, written to {out}{said}")
+    click.echo(f"{name_of(found.row)}: {measured(found.row, by)}, written to {out}{said}")
+    click.echo(f"chosen: {found.choice.why}")
+    for place, (_, row) in enumerate(found.choice.ranked.head(n).iloc[1:].iterrows(), start=2):
+        click.echo(f"{place}. {name_of(row)}: {measured(row, by)}")
 
 
 @click.command()

@@ -250,6 +250,11 @@ class Sweep(SourceOfSweep, Settings):
         entries = [e for e in self.saes if e.selects(site.source) and e.site_of(site.source) == site]
         return max(entry.training(self.training).tokens for entry in entries)
 
+    @property
+    def longest_tokens(self) -> int:
+        """Rows that the longest trial of all reads."""
+        return max(map(self.max_tokens, self.trained_sites))
+
     def notices(self) -> list[str]:
         """Lines on what of the schedules does not fit into the runs."""
         lines: list[str] = []

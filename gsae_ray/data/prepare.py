@@ -77,7 +77,7 @@ class _Preparation:
         self.source = find_data(dataset)
         self.vocabulary = Vocabulary.of(model, self.is_text)
         self.special_ids = self.vocabulary.special_ids if dataset.skip_special_tokens else ()
-        self.tokens_needed = max(sweep.max_tokens(site) for site in sweep.trained_sites)
+        self.tokens_needed = sweep.longest_tokens
         self.heldout_split = evaluation.split or ("heldout" if dataset.name == "builtin" else None)
         """None where a share of the training split's documents is held out."""
         self.heldout_setting = "evaluation.split" if evaluation.split else "dataset.split"

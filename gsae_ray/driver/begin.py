@@ -149,7 +149,10 @@ def begin(
         notices += damage_of_log(_record_path(own_folder))
         fingerprint, encoders = prepared.evaluation
         EVALUATED.write(own_folder / "evaluation.json", {"fingerprint": fingerprint, "encoders": list(encoders)})
+        for trial in trials:
+            trial.directory.add_intervals(prepared.evaluation)
         for reference in prepared.references:
+            references.add_intervals(folder.parent, reference, fingerprint)
             references.add_reference(own_folder, reference)
         log = EventLog(own_folder / "events.jsonl", display.phase)
         stack.enter_context(log.session(f"{len(pending)} of {len(trials)} trials to train or to evaluate"))

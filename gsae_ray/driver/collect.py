@@ -153,7 +153,7 @@ def _describe(
 ) -> Description:
     """All that decides what is written."""
     sweep, stream, source, store = prepared.sweep, prepared.layout, prepared.source, _tokens(prepared)
-    longest = max(sweep.max_tokens(site) for site in sweep.trained_sites)
+    longest = sweep.longest_tokens
     if tokens is not None and tokens > longest:
         raise UserError(
             f"--tokens: {tokens:,} is more than the {longest:,} rows that this sweep reads; raise it with --set "

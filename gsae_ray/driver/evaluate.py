@@ -20,22 +20,17 @@ from gsae_ray.driver.display import Display
 from gsae_ray.driver.prepare import PreparedSweep, prepare, producer_spec
 from gsae_ray.driver.references import evaluate_reference
 from gsae_ray.errors import NumericError, UserError, shown, suggest
-from gsae_ray.evaluation.metrics import AbsentSumError, Evaluation
+from gsae_ray.evaluation.metrics import Evaluation
 from gsae_ray.evaluation.reconstruction import check_width
 from gsae_ray.evaluation.task import Evaluate
 from gsae_ray.names import local_path
 from gsae_ray.results.frontier import choose_launch, columns, metrics_of
-from gsae_ray.results.intervals import interval, of
 from gsae_ray.results.outcomes import StorageOutcomes
 from gsae_ray.results.references import made_for_another_model, open_reference, row_of, trained_elsewhere
 from gsae_ray.saes import SAEConfig
 from gsae_ray.storage.launch_directory import LAUNCH
-from gsae_ray.storage.references import Reference, add_reference, evaluation_of, lacks_evaluation, reference_id
+from gsae_ray.storage.references import Reference, add_intervals, add_reference, lacks_evaluation, reference_id
 from gsae_ray.tracking.references import record_references
-from gsae_ray.tracking.tags import EVALUATION
-
-WITH_INTERVALS = ("l0", "loss_recovered")
-"""Metrics of which the rows have the ends of an interval, too."""
 
 
 def evaluate(
@@ -67,8 +62,8 @@ def evaluate(
         console: where progress goes; default: standard error.
 
     Returns:
-        a row for each, with the columns of `gsae_ray.frontier`, `source` (where it was read from), and the ends of 95 %
-        intervals: `l0_low`, `l0_high`, `loss_recovered_low`, `loss_recovered_high`. `attrs["notes"]`: what a reader
+        a row for each, with the columns of `gsae_ray.frontier` (`l0_low`, `l0_high` and the like are the ends of 95 %
+        intervals over the held-out contexts), and `source`: where it was read from. `attrs["notes"]`: what a reader
         should know, as lines of text.
 
     Raises:
@@ -107,8 +102,9 @@ def evaluate(
                     raise UserError(f"{reference['origin']}: it cannot be evaluated: {error}") from error
                 add_reference(folder, reference)
     for _, reference in opened:
+        add_intervals(root, reference, fingerprint)
         add_reference(folder, reference)
-    rows = _rows(outcomes, launch_id, root, [reference for _, reference in opened])
+    rows = _rows(outcomes, launch_id, [reference for _, reference in opened])
     rows.attrs["notes"] = [
         line
         for _, reference in opened
@@ -193,20 +189,13 @@ def _producer(prepared: PreparedSweep, say: Callable[[str], None]) -> Iterator[C
         torch.set_num_threads(threads)
 
 
-def _rows(outcomes: StorageOutcomes, launch_id: str, root: Path, references: Sequence[Reference]) -> pd.DataFrame:
-    """References as rows of the frontier, with the ends of intervals."""
+def _rows(outcomes: StorageOutcomes, launch_id: str, references: Sequence[Reference]) -> pd.DataFrame:
+    """References as rows of the frontier."""
     found = {outcome.identity: outcome for outcome in outcomes.references(launch_id)}
     rows = []
     for reference in references:
         outcome = found[reference_id(reference)]
         row = row_of(outcome) | metrics_of(outcome.evaluation) | {"on_frontier": False, "source": reference["source"]}
-        evaluation = evaluation_of(root, reference, outcome.tags[EVALUATION])
-        assert evaluation is not None, "it was made, or found, before"
-        for metric in WITH_INTERVALS:
-            row[f"{metric}_low"] = row[f"{metric}_high"] = float("nan")
-            with contextlib.suppress(AbsentSumError):  # without a language model
-                _, row[f"{metric}_low"], row[f"{metric}_high"] = interval(of(metric), [[evaluation["sequences"]]])
         rows.append(row)
-    ends = [f"{metric}_{end}" for metric in WITH_INTERVALS for end in ("low", "high")]
     table = pd.DataFrame(rows)
-    return table[[*columns(table), "source", *ends]]
+    return table[[*columns(table), "source"]]

@@ -10,24 +10,22 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
 from rich.console import Console
 
 from gsae_ray.config.load import load_sweep
 from gsae_ray.config.sweep import Sweep
 from gsae_ray.driver.begin import Launch, begin
-from gsae_ray.driver.display import Display, clock
+from gsae_ray.driver.display import Display
 from gsae_ray.driver.prepare import prepare
-from gsae_ray.driver.publish import open_mirror, publish
+from gsae_ray.driver.publish import Published, draw_frontier, failures_of, open_mirror, publish
 from gsae_ray.driver.start_actors import running_actors
-from gsae_ray.driver.stop import stopped_by_sigterm
+from gsae_ray.driver.stop import is_interactive, stopped_by_signals
+from gsae_ray.driver.sweep_result import SweepResult as SweepResult
+from gsae_ray.driver.sweep_result import describe_end as describe_end
 from gsae_ray.driver.trials import TrialRunner
-from gsae_ray.errors import SweepStoppedError
+from gsae_ray.errors import StopAskedError, SweepStoppedError
 from gsae_ray.files import disk_space_needed
 from gsae_ray.names import local_path
-from gsae_ray.results.best import best
-from gsae_ray.results.frontier import frontier
-from gsae_ray.saes import SAE
 from gsae_ray.storage.launch_directory import Resume, recorded_overrides
 from gsae_ray.storage.progress import STATES, ProgressReader
 from gsae_ray.tracking.connection import resolve_uri
@@ -35,50 +33,6 @@ from gsae_ray.tracking.experiment import check as check_tracking
 from gsae_ray.tracking.session import Tracking
 
 _LOG = logging.getLogger(__name__)
-
-
-@dataclasses.dataclass(frozen=True)
-class SweepResult:
-    """What a launch came to."""
-
-    experiment: str
-    launch_id: str
-    tracking_uri: str
-    storage: Path
-    mirrored: bool
-    """Whether all has arrived in MLflow; else the frontier is read from storage."""
-    picture: Path | None
-    """The frontier, if any trial finished."""
-    failures: dict[str, str]
-    """Trial -> why it failed."""
-    forward_ratio: float
-    """Rows that went through the language model ÷ distinct rows; NaN when nothing was trained."""
-    repeated_rows: int
-    """Rows that went through it again since a fault had taken them; not in the ratio."""
-    seconds: float
-
-    def frontier(
-        self,
-        site: str | None = None,
-        encoder: str = "own",
-        tokens: int | str | None = None,
-        with_references: bool = False,
-    ) -> pd.DataFrame:
-        """See `gsae_ray.frontier`."""
-        where = self.launch_id, self.tracking_uri, encoder, tokens, None if self.mirrored else self.storage
-        return frontier(self.experiment, site, *where, with_references)
-
-    def best(
-        self,
-        site: str | None = None,
-        max_l0: float | None = None,
-        min_loss_recovered: float | None = None,
-        tokens: int | str | None = None,
-        with_references: bool = False,
-    ) -> SAE:
-        """See `gsae_ray.best`."""
-        where = self.launch_id, self.tracking_uri, tokens, None if self.mirrored else self.storage
-        return best(self.experiment, site, max_l0, min_loss_recovered, *where, with_references)
 
 
 def run(
@@ -104,6 +58,11 @@ def run(
             the newest launch that is not finished, where there is one and the sweep is the same; else begin one. Trials
             that have failed for good are left so.
         console: where progress goes; default: standard error.
+
+    Returns:
+        what the launch came to. In a notebook, or at Python's prompt, that is so at an interrupt too, once the launch
+        has begun: trials save a checkpoint, what is finished is on `.frontier()`, and `resume=True` goes on. A second
+        interrupt is a KeyboardInterrupt, as it is in a script at once.
 
     Raises:
         UserError: something is wrong with the sweep or its surroundings; no trial was started.
@@ -131,6 +90,10 @@ def run(
         try:
             with disk_space_needed(folder):
                 return _run(launch, uri, started)
+        except (KeyboardInterrupt, StopAskedError):
+            if not is_interactive():
+                raise
+            return _interrupted(launch, uri, started)
         except OSError as error:  # not a mistake to mend, as before the launch began
             raise SweepStoppedError(
                 f"{error.filename or folder}: {error.strerror or error}; what was saved before is whole: the same "
@@ -157,7 +120,17 @@ def _run(launch: Launch, uri: str, started: float) -> SweepResult:
     states = [trial.state for trial in reader.update()]
     counts = ", ".join(f"{states.count(state)} {state}" for state in STATES)
     launch.log.say(f"trials: {counts}", show=False)
-    published = publish(launch, tracking, uri, machines)
+    return _result(launch, publish(launch, tracking, uri, machines), uri, started)
+
+
+def _interrupted(launch: Launch, uri: str, started: float) -> SweepResult:
+    """What was finished of a launch that somebody has interrupted, as storage has it."""
+    launch.log.say("interrupted: finished trials and checkpoints are kept; run(…, resume=True) goes on")
+    published = Published(False, draw_frontier(launch, storage=launch.folder.parent)[0], failures_of(launch))
+    return _result(launch, published, uri, started, interrupted=True)
+
+
+def _result(launch: Launch, published: Published, uri: str, started: float, interrupted: bool = False) -> SweepResult:
     counters = launch.counters()
     return SweepResult(
         experiment=launch.prepared.sweep.experiment_name,
@@ -170,6 +143,7 @@ def _run(launch: Launch, uri: str, started: float) -> SweepResult:
         forward_ratio=counters.forward_ratio if counters else float("nan"),
         repeated_rows=counters.rows_repeated if counters else 0,
         seconds=time.monotonic() - started,
+        interrupted=interrupted,
     )
 
 
@@ -183,7 +157,7 @@ def _train(launch: Launch, tracking: Tracking, reader: ProgressReader, uri: str)
         SweepStoppedError: the launch cannot go on, or was asked to stop.
         UserError: the model or MLflow cannot be opened.
     """
-    with stopped_by_sigterm() as stop, running_actors(launch, stop, tracking.check) as actors:
+    with stopped_by_signals() as stop, running_actors(launch, stop, tracking.check) as actors:
         tracking.start_mirroring(stop.check)
         stop.check()
         with launch.display.following(reader):
@@ -201,11 +175,3 @@ def _progress(launch: Launch, reader: ProgressReader) -> dict[str, Any]:
     counters = launch.counters()
     ratio = counters.forward_ratio if counters is not None and counters.rows_distinct else None
     return {**dataclasses.asdict(launch.display.progress(reader)), "forward_ratio": ratio}
-
-
-def describe_end(result: SweepResult) -> str:
-    """Returns one line: how long the launch took, and how often the model ran."""
-    ratio = f", forward ratio {result.forward_ratio:.2f}" if result.forward_ratio == result.forward_ratio else ""
-    if result.repeated_rows:
-        ratio += f" and {result.repeated_rows:,} rows again after faults"
-    return f"launch {result.launch_id} took {clock(result.seconds)}{ratio}"

@@ -84,9 +84,7 @@ def publish(launch: Launch, tracking: Tracking, uri: str, machines: list[str]) -
         except Exception as error:  # an MLflow server that is gone at the end loses nothing: storage has it
             _LOG.debug("publishing failed", exc_info=True)
             last_error = first_line(error)
-    status = {trial.name: trial.directory.status(launch.prepared.evaluation) for trial in launch.trials}
-    failures = {name: found.failure for name, found in status.items() if found.failure is not None}
-    failures |= mirror.damaged
+    failures = failures_of(launch) | mirror.damaged
     if last_error is None and not failures:
         finish_launch(launch.folder, launch.id, launch.driver.session)
     if last_error is not None:
@@ -94,15 +92,21 @@ def publish(launch: Launch, tracking: Tracking, uri: str, machines: list[str]) -
             f"MLflow at {redacted(uri)} is not up to date ({redacted_in(last_error, uri)}); nothing is lost: "
             "the same command with --resume brings it up to date"
         )
-        picture, _ = _draw_frontier(launch, storage=launch.folder.parent)
+        picture, _ = draw_frontier(launch, storage=launch.folder.parent)
     return Published(last_error is None, picture, failures)
+
+
+def failures_of(launch: Launch) -> dict[str, str]:
+    """Trial -> why it has failed for good, as storage has it."""
+    status = {trial.name: trial.directory.status(launch.prepared.evaluation) for trial in launch.trials}
+    return {name: found.failure for name, found in status.items() if found.failure is not None}
 
 
 def _publish_to(mirror: Mirror, launch: Launch, machines: list[str]) -> Path | None:
     """Sends frontier and counters to the launch's run, which ends. Returns the picture, if there is one."""
     for line in mirror.send_references(launch.own_folder):
         launch.log.say(line)
-    picture, artifacts = _draw_frontier(launch, tracking_uri=mirror.client.tracking_uri)
+    picture, artifacts = draw_frontier(launch, tracking_uri=mirror.client.tracking_uri)
     log = [launch.log.path] if launch.log.path.exists() else []
     mirror.log_launch(_metrics(launch.counters()), [*log, *artifacts], machines)
     mirror.close("FINISHED")
@@ -123,7 +127,7 @@ def _metrics(counters: Counters | None) -> dict[str, float]:
     }
 
 
-def _draw_frontier(launch: Launch, **source: Any) -> tuple[Path | None, list[Path]]:
+def draw_frontier(launch: Launch, **source: Any) -> tuple[Path | None, list[Path]]:
     """Writes the frontier as a picture and as tables to the launch's folder.
 
     Args:

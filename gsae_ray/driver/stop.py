@@ -1,9 +1,10 @@
-"""How a launch is stopped before its end: by SIGTERM, or by what keeps it from going on."""
+"""How a launch is stopped before its end: by SIGTERM, by a notebook's interrupt, or by what keeps it from going on."""
 
 from __future__ import annotations
 
 import contextlib
 import signal
+import sys
 import threading
 from collections.abc import Iterator
 from types import FrameType
@@ -33,11 +34,17 @@ class StopRequest:
             raise self.reason
 
 
+def is_interactive() -> bool:
+    """Whether somebody types into this Python: a notebook, IPython, or Python's own prompt."""
+    return hasattr(sys, "ps1")
+
+
 @contextlib.contextmanager
-def stopped_by_sigterm() -> Iterator[StopRequest]:
+def stopped_by_signals() -> Iterator[StopRequest]:
     """Within the context SIGTERM, with which a cluster ends a job, stops the launch.
 
-    While it is stopping or shutting down, SIGTERM interrupts that as Ctrl-C does.
+    So does SIGINT, with which a notebook interrupts a cell, where Python is interactive: trials save a checkpoint
+    first. While the launch is stopping or shutting down, either interrupts that as Ctrl-C does.
     """
     request = StopRequest()
     if threading.current_thread() is not threading.main_thread():  # handlers are the main thread's
@@ -49,8 +56,10 @@ def stopped_by_sigterm() -> Iterator[StopRequest]:
             signal.default_int_handler(number, frame)
         request.set(StopAskedError("the launch was asked to stop; the same command with --resume goes on"))
 
-    before = signal.signal(signal.SIGTERM, handle)
+    signals = [signal.SIGTERM, *([signal.SIGINT] if is_interactive() else [])]
+    before = {number: signal.signal(number, handle) for number in signals}
     try:
         yield request
     finally:
-        signal.signal(signal.SIGTERM, before or signal.SIG_DFL)
+        for number, handler in before.items():
+            signal.signal(number, handler or signal.SIG_DFL)

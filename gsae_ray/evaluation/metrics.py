@@ -56,6 +56,8 @@ WHOLE = {
 """Name -> what is known of an evaluation as a whole: no sum over contexts gives it."""
 Takes = Literal["rows", "model", "features"]
 """What a metric takes: rows and what an SAE makes of them; a language model's losses too; the true features too."""
+Better = Literal["high", "low", "one"]
+"""Which values of a metric are the better ones: the higher, the lower, those nearer to 1."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,6 +75,8 @@ class Metric:
     """Whether it is a column of `gsae_ray.frontier`."""
     table: bool
     """Whether it is a column of the table that the command line prints, too."""
+    better: Better | None = "high"
+    """Which SAE is the better one by it; None: it tells nothing of that."""
     takes: Takes = "rows"
     """Of a metric that takes true features there is a column only where some SAE has it."""
 
@@ -88,6 +92,7 @@ def metric(
     resampled: bool = True,
     column: bool = True,
     table: bool = False,
+    better: Better | None = "high",
     takes: Takes = "rows",
 ) -> Callable[[Formula], Formula]:
     """Adds a function to `METRICS`, under its own name.
@@ -98,17 +103,18 @@ def metric(
         resampled: as `Metric.resampled`.
         column: as `Metric.column`.
         table: as `Metric.table`.
+        better: as `Metric.better`.
         takes: as `Metric.takes`.
     """
 
     def add(formula: Formula) -> Formula:
-        METRICS[formula.__name__] = Metric(formula, meaning, since, resampled, column, table, takes)
+        METRICS[formula.__name__] = Metric(formula, meaning, since, resampled, column, table, better, takes)
         return formula
 
     return add
 
 
-@metric("mean number of active features of a row", since=1, table=True)
+@metric("mean number of active features of a row", since=1, table=True, better=None)
 def l0(s: Sums) -> Array:
     return _ratio(s["active"], s["rows"])
 
@@ -123,32 +129,32 @@ def loss_recovered(s: Sums) -> Array:
     return 1 - _ratio(ce_spliced(s) - ce_clean(s), ce_zero(s) - ce_clean(s))
 
 
-@metric("relative reconstruction bias E‖x̂‖² / E[x̂·x]; below 1 is shrinkage", since=1, table=True)
+@metric("relative reconstruction bias E‖x̂‖² / E[x̂·x]; below 1 is shrinkage", since=1, table=True, better="one")
 def gamma(s: Sums) -> Array:
     return _ratio(s["x_hat_sq"], s["x_hat_x"])
 
 
-@metric("fraction of variance unexplained, E‖x − x̂‖² / E‖x − E x‖²", since=1, table=True)
+@metric("fraction of variance unexplained, E‖x − x̂‖² / E‖x − E x‖²", since=1, table=True, better="low")
 def fvu(s: Sums) -> Array:
     return _ratio(s["error_sq"], s["centred_sq"])
 
 
-@metric("KL(clean ‖ spliced) in nats, mean over positions", since=1, takes="model")
+@metric("KL(clean ‖ spliced) in nats, mean over positions", since=1, better="low", takes="model")
 def kl(s: Sums) -> Array:
     return _ratio(s["kl"], s["positions"])
 
 
-@metric("next-token loss in nats", since=1, takes="model")
+@metric("next-token loss in nats", since=1, better=None, takes="model")
 def ce_clean(s: Sums) -> Array:
     return _ratio(s["nll_clean"], s["positions"])
 
 
-@metric("next-token loss with x̂ in place of x", since=1, takes="model")
+@metric("next-token loss with x̂ in place of x", since=1, better="low", takes="model")
 def ce_spliced(s: Sums) -> Array:
     return _ratio(s["nll_spliced"], s["positions"])
 
 
-@metric("next-token loss with 0 in place of x", since=1, takes="model")
+@metric("next-token loss with 0 in place of x", since=1, better=None, takes="model")
 def ce_zero(s: Sums) -> Array:
     return _ratio(s["nll_zero"], s["positions"])
 
@@ -206,6 +212,7 @@ def feature_f1(s: Sums) -> Array:
     "share of a child's activity on which its parent's latent is off and its own on; over all pairs that are found",
     since=1,
     table=True,
+    better="low",
     takes="features",
 )
 def absorption(s: Sums) -> Array:
@@ -217,18 +224,19 @@ def absorption(s: Sums) -> Array:
     since=1,
     resampled=False,
     table=True,
+    better="one",
     takes="features",
 )
 def splitting(s: Sums) -> Array:
     return np.asarray(s["splitting"])
 
 
-@metric("mean number of active true features of a row", since=1, table=True, takes="features")
+@metric("mean number of active true features of a row", since=1, table=True, better=None, takes="features")
 def true_l0(s: Sums) -> Array:
     return _ratio(s["true_active"], s["rows"])
 
 
-@metric("rows evaluated", since=1, resampled=False, column=False)
+@metric("rows evaluated", since=1, resampled=False, column=False, better=None)
 def rows(s: Sums) -> Array:
     return np.asarray(s["rows"], np.float64)
 

@@ -10,15 +10,19 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from gsae_ray.results.best import choose
+    from gsae_ray.results.compared import Comparison
     from gsae_ray.results.comparison import check_recipes, check_tokens, l0_ratio, sequences
+    from gsae_ray.results.seeds import over_seeds
 
-__all__ = ["check_recipes", "check_tokens", "choose", "l0_ratio", "sequences"]
+__all__ = ["Comparison", "check_recipes", "check_tokens", "choose", "l0_ratio", "over_seeds", "sequences"]
 
 _MODULES = {
+    "Comparison": "compared",
     "check_recipes": "comparison",
     "check_tokens": "comparison",
     "choose": "best",
     "l0_ratio": "comparison",
+    "over_seeds": "seeds",
     "sequences": "comparison",
 }
 

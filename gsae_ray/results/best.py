@@ -15,7 +15,8 @@ from gsae_ray import saes  # its names are imported at first use: `load` imports
 from gsae_ray.config.sections import OWN
 from gsae_ray.errors import UserError, first_line
 from gsae_ray.files import write_together
-from gsae_ray.results.comparison import LOSS_RECOVERED, check_tokens, own_saes, quality_of
+from gsae_ray.results.choice import Choice, Constraint, choice_of
+from gsae_ray.results.comparison import own_saes
 from gsae_ray.results.frontier import MIXED, frontier, outcomes_of
 from gsae_ray.results.outcomes import Outcomes
 from gsae_ray.results.references import load_reference
@@ -26,8 +27,8 @@ from gsae_ray.saes.folder import CONFIG_FILE, WEIGHTS_FILE
 if TYPE_CHECKING:
     from gsae_ray.saes import SAE
 
-FRONTIER = "frontier"
-"""Key of the metadata of an SAE that `best` fetched: its row of the frontier."""
+FRONTIER, CHOICE = "frontier", "choice"
+"""Keys of the metadata of an SAE that `best` fetched: its row of the frontier, and why it was chosen."""
 EXAMPLE_L0 = 40
 """An L0 to ask for, where some SAE has it."""
 
@@ -38,45 +39,19 @@ def choose(
     min_loss_recovered: float | None = None,
     mixed_tokens: bool = False,
     with_references: bool = False,
+    knee: bool = False,
+    by: str | None = None,
 ) -> pd.Series[Any]:
     """The row of the best SAE: the highest loss recovered with L0 ≤ max_l0, or the lowest L0 that recovers enough.
 
     It is one of the sweep's own SAEs, unless `with_references`. Without a language model explained variance stands in
-    the place of loss recovered (see `quality_of`).
+    the place of loss recovered (see `quality_of`). `knee` and `by`, and what decides between equal ones: see `choice`.
 
     Raises:
         UserError: rows of several sites, or numbers of tokens that may not be mixed; not exactly one constraint, or
             nothing meets it.
     """
-    if not with_references:
-        rows = own_saes(rows)
-    if rows.empty:
-        raise UserError("best: no SAE to choose from; those of this sweep have L0 = 0 or a result that is not finite")
-    sites = sorted(set(rows["site"]))
-    if len(sites) > 1:
-        raise UserError(f"site: this sweep has {len(sites)}, name one (one of: {', '.join(sites)})")
-    if not mixed_tokens:
-        check_tokens(rows)
-    if (max_l0 is None) == (min_loss_recovered is None):
-        raise UserError("best: give either max_l0 (e.g. 40) or min_loss_recovered (e.g. 0.95)")
-    quality = quality_of(rows)
-    if max_l0 is not None:
-        fitting = rows[rows["l0"] <= max_l0]
-        if fitting.empty:
-            raise UserError(f"max_l0: no SAE has L0 <= {max_l0:g}; the lowest is {rows['l0'].min():.3g}")
-        return fitting.loc[quality.of(fitting).idxmax()]
-    if quality != LOSS_RECOVERED:
-        raise UserError(
-            "min_loss_recovered: these SAEs were evaluated without a language model, so there is no loss recovered; "
-            f"give max_l0 (e.g. {math.ceil(rows['l0'].median())}) for the highest {quality.name}"
-        )
-    fitting = rows[rows["loss_recovered"] >= min_loss_recovered]
-    if fitting.empty:
-        raise UserError(
-            f"min_loss_recovered: no SAE recovers {min_loss_recovered:g}; the highest is "
-            f"{rows['loss_recovered'].max():.4f}"
-        )
-    return fitting.loc[fitting["l0"].idxmin()]
+    return choice_of(rows, Constraint(max_l0, min_loss_recovered, knee, by), mixed_tokens, with_references).row
 
 
 def example_constraint(rows: pd.DataFrame) -> list[str]:
@@ -101,25 +76,66 @@ def best(
     tokens: int | str | None = None,
     storage: str | Path | None = None,
     with_references: bool = False,
+    *,
+    knee: bool = False,
+    by: str | None = None,
 ) -> SAE:
-    """Fetches the best SAE of a sweep under a constraint; its frontier row is in `cfg.metadata["frontier"]`.
+    """Fetches the best SAE of a sweep under a constraint.
+
+    Its row of the frontier is in `cfg.metadata["frontier"]`, and in `cfg.metadata["choice"]` why it was chosen, and
+    from how many. Of equal SAEs it is the one with the lower L0 (with `min_loss_recovered` alone: with the higher
+    quality), then the one whose trial's name comes first.
 
     Args:
         experiment: as for `frontier`.
         site: only SAEs of this one.
-        max_l0: the highest loss recovered (without a language model: explained variance) with at most this L0.
-        min_loss_recovered: the lowest L0 that recovers at least this; only of SAEs of a language model.
+        max_l0: the highest quality with at most this L0.
+        min_loss_recovered: the lowest L0 that recovers at least this; with `by`, the highest quality that does.
         launch: as for `frontier`.
         tracking_uri: as for `frontier`.
         tokens: of SAEs that were trained on so many; "all": of any number. Where there are several, one is to be said.
         storage: read the sweep's own storage in MLflow's place.
         with_references: it may be a reference, which is then read from where it was when it was evaluated.
+        knee: in place of a limit: the point of the frontier of L0 and quality that is farthest above the straight line
+            between its ends, log L0 and quality being scaled to that ("Kneedle").
+        by: the column that is the quality, the higher the better (γ: the nearer to 1; of errors the lower); default:
+            loss recovered, without a language model explained variance.
 
     Raises:
-        UserError: as `frontier` and `choose`; or the SAE cannot be had, or is not as it was saved.
+        UserError: as `frontier`; rows of several sites or numbers of tokens; not exactly one of `max_l0`,
+            `min_loss_recovered` and `knee`, or nothing meets it; or the SAE cannot be had, or is not as it was saved.
     """
     where = launch, tracking_uri, tokens, storage, with_references
-    return find_best(experiment, site, max_l0, min_loss_recovered, *where).load()
+    return find_best(experiment, site, max_l0, min_loss_recovered, *where, knee=knee, by=by).load()
+
+
+def candidates(
+    experiment: str,
+    site: str | None = None,
+    max_l0: float | None = None,
+    min_loss_recovered: float | None = None,
+    launch: str | None = None,
+    tracking_uri: str | None = None,
+    tokens: int | str | None = None,
+    storage: str | Path | None = None,
+    with_references: bool = False,
+    *,
+    knee: bool = False,
+    by: str | None = None,
+    n: int | None = 5,
+) -> pd.DataFrame:
+    """The SAEs among which `best` chooses, the best first, without fetching any.
+
+    Args and errors are those of `best`; `n`: at most so many, None: all.
+
+    Returns:
+        Rows of the frontier; `attrs["choice"]` says why the first is the best.
+    """
+    where = launch, tracking_uri, tokens, storage, with_references
+    choice = find_best(experiment, site, max_l0, min_loss_recovered, *where, knee=knee, by=by).choice
+    rows = choice.ranked.head(n if n is not None else len(choice.ranked)).reset_index(drop=True)
+    rows.attrs["choice"] = choice.why
+    return rows
 
 
 def find_best(
@@ -132,24 +148,32 @@ def find_best(
     tokens: int | str | None,
     storage: str | Path | None,
     with_references: bool,
+    knee: bool = False,
+    by: str | None = None,
 ) -> Best:
     """Finds the best SAE of a sweep under a constraint, without fetching it; arguments and errors as of `best`."""
+    constraint = Constraint(max_l0, min_loss_recovered, knee, by)
+    constraint.check()
     rows = frontier(
         experiment, site, launch, tracking_uri, tokens=tokens, storage=storage, with_references=with_references
     )
-    row = choose(rows, max_l0, min_loss_recovered, tokens == MIXED, with_references)
-    return Best(row, experiment, tracking_uri, storage)
+    return Best(choice_of(rows, constraint, tokens == MIXED, with_references), experiment, tracking_uri, storage)
 
 
 @dataclasses.dataclass(frozen=True)
 class Best:
     """The best SAE of a sweep, which lies where the sweep has left it."""
 
-    row: pd.Series[Any]
-    """Of the frontier."""
+    choice: Choice
+    """Its row of the frontier, those of the others that meet the constraint, and why it was chosen."""
     experiment: str
     tracking_uri: str | None
     storage: str | Path | None
+
+    @property
+    def row(self) -> pd.Series[Any]:
+        """Of the frontier."""
+        return self.choice.row
 
     @property
     def record(self) -> dict[str, Any]:
@@ -167,7 +191,8 @@ class Best:
         else:
             with self._folder() as folder:
                 sae = saes.load(folder)
-        sae.cfg = sae.cfg.model_copy(update={"metadata": {**sae.cfg.metadata, FRONTIER: self.record}})
+        metadata = {**sae.cfg.metadata, FRONTIER: self.record, CHOICE: self.choice.why}
+        sae.cfg = sae.cfg.model_copy(update={"metadata": metadata})
         return sae
 
     def save(self, directory: Path) -> None:
@@ -184,7 +209,8 @@ class Best:
             return
         with self._folder() as folder:
             try:
-                cfg = with_metadata((folder / CONFIG_FILE).read_bytes(), FRONTIER, self.record)
+                text = (folder / CONFIG_FILE).read_bytes()
+                cfg = with_metadata(text, {FRONTIER: self.record, CHOICE: self.choice.why})
             except ValueError as error:  # as it was saved, but by a newer version
                 raise UserError(f"best: this SAE cannot be read: {first_line(error)}") from error
             weights = (folder / WEIGHTS_FILE).read_bytes()
@@ -201,7 +227,7 @@ class Best:
 
 
 def _plain(value: Any) -> Any:
-    """A value of a table row as JSON has it; None for one that is missing."""
-    if value is pd.NA:
+    """A value of a table row as JSON has it; None for one that is missing, NaN too."""
+    if pd.isna(value):
         return None
     return value.item() if isinstance(value, np.generic) else value

@@ -11,7 +11,7 @@ import pandas as pd
 
 from gsae_ray.config.sections import OWN
 from gsae_ray.errors import UserError
-from gsae_ray.evaluation.metrics import METRICS
+from gsae_ray.evaluation.metrics import METRICS, Better
 from gsae_ray.results import curves
 from gsae_ray.tracking.artifacts import fetch_sequences
 
@@ -22,7 +22,15 @@ class Quality:
 
     name: str
     of: Callable[[pd.DataFrame], pd.Series[Any]]
-    """Table rows -> its values."""
+    """Table rows -> its values, turned so that higher is better."""
+    better: Better = "high"
+    """What is better of what the name says."""
+
+    @property
+    def superlative(self) -> str:
+        """`highest loss recovered`, `lowest kl`, `gamma nearest to 1`."""
+        ends = {"high": f"highest {self.name}", "low": f"lowest {self.name}", "one": f"{self.name} nearest to 1"}
+        return ends[self.better]
 
 
 LOSS_RECOVERED = Quality("loss recovered", lambda rows: rows["loss_recovered"])

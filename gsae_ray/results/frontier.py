@@ -13,6 +13,7 @@ from gsae_ray import saes  # its names are imported at first use: the registry i
 from gsae_ray.config.sections import OWN
 from gsae_ray.errors import UserError, first_line, suggest
 from gsae_ray.evaluation import metrics
+from gsae_ray.evaluation.bootstrap import low_and_high
 from gsae_ray.evaluation.metrics import METRICS
 from gsae_ray.results.comparison import (
     LOSS_RECOVERED,
@@ -24,6 +25,8 @@ from gsae_ray.results.comparison import (
     recipes_differ,
 )
 from gsae_ray.results.curves import pareto
+from gsae_ray.results.frontier_table import FrontierTable
+from gsae_ray.results.grids import at_edges
 from gsae_ray.results.outcomes import MLflowOutcomes, Outcome, Outcomes, StorageOutcomes
 from gsae_ray.results.references import UNKNOWN, row_of, trained_elsewhere
 from gsae_ray.tracking.tags import EVALUATION, LAUNCH, TRIAL
@@ -52,12 +55,19 @@ MIXED = "all"
 
 
 def columns(rows: pd.DataFrame | None = None) -> list[str]:
-    """The columns of a frontier: settings of each trial, its metrics, and the rest.
+    """The columns of a frontier: settings of each trial, its metrics, the rest, and the ends of intervals.
 
     Args:
         rows: of it; metrics that take true features are columns only where some SAE has them.
     """
-    return [*SETTINGS, *metrics.columns(), *([] if rows is None else _of_true_features(rows)), *REST]
+    measured = [*metrics.columns(), *([] if rows is None else _of_true_features(rows))]
+    return [*SETTINGS, *measured, *REST, *_ends(measured)]
+
+
+def _ends(measured: Iterable[str]) -> list[str]:
+    """The columns with the ends of intervals: `l0_low`, `l0_high`, … of each metric that sums over contexts give."""
+    known = metrics.resampled(features=True)
+    return [end for name in measured if name in known for end in low_and_high(name)]
 
 
 def _of_true_features(rows: pd.DataFrame) -> list[str]:
@@ -181,10 +191,11 @@ def frontier(
         with_references: references compete for the frontier; by default they are shown beside it.
 
     Returns:
-        One row a trial and one a reference, with the columns `columns()`; of pursuit, one row a trial and target, no
-        references, and a column `pursuit_l0` more. `on_frontier`: no SAE of its site, and number of tokens unless those
-        are "all", has a lower L0 and a higher loss recovered (or explained
-        variance); never a reference's, unless `with_references`.
+        A `pandas.DataFrame` that shows itself as a frontier, in notebooks with its picture. One row a trial and one a
+        reference, with the columns `columns()`; of pursuit, one row a trial and target, no references, and a column
+        `pursuit_l0` more. `on_frontier`: no SAE of its site, and number of tokens unless those are "all", has a lower
+        L0 and a higher loss recovered (or explained variance); never a reference's, unless `with_references`.
+        `l0_low`, `l0_high` and the like: the ends of 95 % intervals over the held-out contexts.
         `recipe`: objective/schedule of the training, and what deviates from them; `variant`: options of the
         architecture that are not at their defaults; `sink_share`: what of the site's E‖x‖² its largest
         0.1 % of rows hold (see `dataset.max_norm`); `found_coefficient`: what training found for `target_l0`, in the
@@ -240,8 +251,9 @@ def frontier(
     rows["on_frontier"] = False
     for group in _frontiers(rows, tokens, with_references):
         rows.loc[group.index, "on_frontier"] |= pareto(*curve(group))
-    rows.attrs["notes"] = notes + _caveats(rows, tokens)
-    return rows[[*columns(rows), *(["pursuit_l0"] if encoder == "pursuit" else [])]]
+    table = FrontierTable(rows[[*columns(rows), *(["pursuit_l0"] if encoder == "pursuit" else [])]])
+    table.attrs["notes"] = notes + _caveats(rows, tokens)
+    return table
 
 
 def _frontiers(rows: pd.DataFrame, tokens: int | str | None, with_references: bool) -> Iterator[pd.DataFrame]:
@@ -297,9 +309,9 @@ def _evaluated(
 
 
 def metrics_of(evaluation: Mapping[str, float]) -> dict[str, float]:
-    """The metrics that are columns; NaN for those that an evaluation lacks."""
+    """The metrics that are columns, and the ends of their intervals; NaN for those that an evaluation lacks."""
     names = [*metrics.columns(), *metrics.columns(features=True)]
-    return {name: evaluation.get(name, float("nan")) for name in names}
+    return {name: evaluation.get(name, float("nan")) for name in (*names, *_ends(names))}
 
 
 def _named(row: pd.Series[Any]) -> str:
@@ -346,7 +358,13 @@ def _caveats(rows: pd.DataFrame, tokens: int | str | None) -> list[str]:
             f"{len(outdated)} evaluations are of an older version, without {', '.join(lacking)}; the next launch of "
             "the sweep makes them again"
         )
-    return notes
+    without = int(own["l0_low"].isna().sum())
+    if without:
+        notes.append(
+            f"{without} of {len(own)} SAEs have no intervals: they were evaluated by an older version; the next launch "
+            "of the sweep adds them from the sums that were kept, without evaluating anything"
+        )
+    return notes + at_edges(rows)
 
 
 def _of_tokens(rows: pd.DataFrame, tokens: int | str | None) -> pd.DataFrame:

@@ -16,19 +16,17 @@ statistic of each draw (Efron & Tibshirani 1993, chapter 13).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-from numpy.typing import ArrayLike
 
 from gsae_ray.errors import UserError, suggest
 from gsae_ray.evaluation import metrics
-from gsae_ray.evaluation.metrics import Array, Sums, Totals, resampled
+from gsae_ray.evaluation.bootstrap import DRAWS, LEVEL, SEED, Sequences, draw_contexts, ends_of, sums_of
+from gsae_ray.evaluation.metrics import Array, Sums, resampled
 from gsae_ray.results import curves
 
-Sequences = Mapping[str, ArrayLike]
-"""An SAE's `Evaluation.sequences`: each sum, of every held-out context."""
 Statistic = Callable[[Sequence[Sums]], Any]
 """The sums of each SAE over some choice of contexts, for many choices at once [draws] -> the number [draws]."""
 
@@ -74,9 +72,9 @@ def interval(
     statistic: Statistic,
     replicates: Sequence[Sequence[Sequences]],
     *,
-    level: float = 0.95,
-    draws: int = 1000,
-    seed: int = 0,
+    level: float = LEVEL,
+    draws: int = DRAWS,
+    seed: int = SEED,
 ) -> Interval:
     """A percentile bootstrap interval of a statistic of SAEs.
 
@@ -100,25 +98,34 @@ def interval(
     values = np.stack([statistic(_drawn(saes, held_out, draws, random)) for saes in replicates])
     chosen = random.randint(len(values), size=(draws, len(values)))
     means = values[chosen, np.arange(1, draws + 1)[:, None]].mean(1)
-    means = means[np.isfinite(means)]
-    tail = 50 * (1 - level)
-    low, high = np.percentile(means, [tail, 100 - tail]) if len(means) else (np.nan, np.nan)
-    return Interval(float(values[:, 0].mean()), float(low), float(high))
+    return Interval(float(values[:, 0].mean()), *ends_of(means, level))
 
 
 def _drawn(
     saes: Sequence[Sequences], held_out: list[tuple[Array, Array]], draws: int, random: np.random.RandomState
 ) -> list[Sums]:
     """The sums of each SAE: over all contexts, then over each draw of them [1 + draws]."""
+    mark = check_contexts(saes)
+    counts = next((counts for other, counts in held_out if _same(mark, other)), None)
+    if counts is None:
+        counts = draw_contexts(len(mark), draws, random)
+        held_out.append((mark, counts))
+    return [sums_of(sae, counts) for sae in saes]
+
+
+def check_contexts(saes: Sequence[Sequences]) -> Array:
+    """Refuses SAEs that were evaluated on different contexts.
+
+    Returns:
+        a mark of each context that they share, by which it is known again.
+
+    Raises:
+        UserError: they were.
+    """
     mark = _mark(saes[0])
     if not all(_same(mark, _mark(sae)) for sae in saes):
         raise UserError("interval: these SAEs were evaluated on different contexts; compare those of one frontier")
-    counts = next((counts for other, counts in held_out if _same(mark, other)), None)
-    if counts is None:
-        n = len(mark)
-        counts = np.concatenate([np.ones((1, n)), random.multinomial(n, np.full(n, 1 / n), size=draws)])
-        held_out.append((mark, counts))
-    return [Totals(zip(sae, (counts @ np.array(list(sae.values()), np.float64).T).T, strict=True)) for sae in saes]
+    return mark
 
 
 def _mark(sae: Sequences) -> Array:

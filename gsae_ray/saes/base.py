@@ -21,6 +21,7 @@ from gsae_ray.saes.losses import Losses as Losses
 from gsae_ray.saes.objective import Objective as Objective
 from gsae_ray.saes.sae_config import SAEConfig as SAEConfig
 from gsae_ray.saes.serialise import saved_files
+from gsae_ray.saes.shown import Shown
 from gsae_ray.saes.thresholds import Thresholds
 
 ORIGIN = "origin"
@@ -32,7 +33,7 @@ RESAMPLED_ENCODER_NORM = 0.2
 """Norm of the encoder row of a resampled feature ÷ the mean of those of alive features."""
 
 
-class SAE(Architecture, Thresholds, nn.Module, ABC):
+class SAE(Shown, Architecture, Thresholds, nn.Module, ABC):
     """A sparse autoencoder: x̂ = W_dec f + b_dec with sparse f = encode(x).
 
     Weights are stored as W_enc [d_in, d_sae] and W_dec [d_sae, d_in]: feature i's direction is `W_dec[i]`. Decoder
@@ -145,11 +146,6 @@ class SAE(Architecture, Thresholds, nn.Module, ABC):
     def skip(self, x_BD: Tensor) -> Tensor:
         """What the skip connection adds, W_skip x."""
         return x_BD.to(self.W_skip.dtype) @ self.W_skip.T
-
-    def extra_repr(self) -> str:
-        """What `print` shows of it."""
-        shown = {"d_in": self.cfg.d_in, "d_sae": self.cfg.d_sae, "d_out": self.cfg.d_out, "site": self.cfg.place}
-        return ", ".join(f"{key}={value}" for key, value in shown.items() if value)
 
     def forward(self, x_BD: Tensor) -> Tensor:
         return self.decode(self.encode(x_BD), x_BD)

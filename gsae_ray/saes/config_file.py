@@ -75,8 +75,8 @@ def decode(text: str | bytes) -> tuple[SAEConfig, dict[str, Any]]:
     return cfg, found if OURS in found else {}
 
 
-def with_metadata(text: str | bytes, key: str, value: Mapping[str, Any]) -> str:
-    """The text of a `cfg.json` with one more entry in the metadata of its SAE, which nothing else in it depends on.
+def with_metadata(text: str | bytes, entries: Mapping[str, Any]) -> str:
+    """The text of a `cfg.json` with more entries in the metadata of its SAE, which nothing else in it depends on.
 
     Raises:
         ValueError: as `decode`.
@@ -84,7 +84,7 @@ def with_metadata(text: str | bytes, key: str, value: Mapping[str, Any]) -> str:
     decode(text)
     found = json_object(text)
     own = found.get(OURS, found)
-    own["metadata"] = {**own.get("metadata", {}), key: value}
+    own["metadata"] = {**own.get("metadata", {}), **entries}
     return json_text(found)
 
 

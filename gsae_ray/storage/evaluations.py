@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 from typing_extensions import NotRequired, TypedDict
 
+from gsae_ray.evaluation.bootstrap import intervals_of
 from gsae_ray.evaluation.metrics import Evaluation
 from gsae_ray.files import JSONFile
 
@@ -27,6 +28,8 @@ class EvaluationRecord(TypedDict):
     step: int
     timestamp: int
     metrics: dict[str, float]
+    """Those of the evaluation, and the ends of their intervals (`evaluation.bootstrap.intervals_of`), which records of
+    before do not have."""
     sequences: dict[str, list[float]]
     sae: str
     schema: NotRequired[int]
@@ -45,10 +48,11 @@ def evaluation_record(evaluation: Evaluation, kind: str, step: int, sae_hash: st
         step: at which MLflow shows them.
         sae_hash: of the SAE, which tells whether the record is of that one.
     """
+    measured = {**evaluation.metrics, **intervals_of(evaluation.sequences)}
     return {
         "step": step,
         "timestamp": time.time_ns() // 1_000_000,
-        "metrics": {f"{kind}/{name}": value for name, value in evaluation.metrics.items()},
+        "metrics": {f"{kind}/{name}": value for name, value in measured.items()},
         "sequences": evaluation.sequences,
         "sae": sae_hash,
         "schema": evaluation.schema,
@@ -58,6 +62,15 @@ def evaluation_record(evaluation: Evaluation, kind: str, step: int, sae_hash: st
 def schema_of(evaluation: EvaluationRecord) -> int:
     """The schema version of a record, by which it is known which metrics it carries."""
     return evaluation.get("schema", 1)
+
+
+def with_intervals(record: EvaluationRecord) -> EvaluationRecord:
+    """A record with the ends of its intervals: the same one where it has some, else from the sums that it kept."""
+    if any(name.endswith("_low") for name in record["metrics"]):
+        return record
+    kind = next(iter(record["metrics"]), "").partition("/")[0]
+    ends = {f"{kind}/{name}": value for name, value in intervals_of(record["sequences"]).items()}
+    return {**record, "metrics": {**record["metrics"], **ends}} if ends else record
 
 
 @dataclasses.dataclass(frozen=True)

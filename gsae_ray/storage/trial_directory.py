@@ -10,8 +10,8 @@ sae/                         the finished SAE
 DONE                         training has finished; hashes of what it vouches for, sae/ and the metric rows
 FAILED                       {"reason": …}: training ended for good, e.g. in NaN; beside DONE: the evaluation did
 evaluations/{fingerprint}.json   the finished SAE on the held-out contexts of that fingerprint: {"step", "timestamp",
-                             "metrics": {name: value}, "sequences": {sum: [of each context]}, "sae": its hash,
-                             "schema": version of the metrics, 1 where it is missing}
+                             "metrics": {name: value; the ends of intervals too}, "sequences": {sum: [of each context]},
+                             "sae": its hash, "schema": version of the metrics, 1 where it is missing}
 evaluations/{fingerprint}-pursuit-{l0}.json   the same with gradient pursuit in its encoder's place; step is its L0
 
 What is damaged is as if it were not there, and is made again: rows and checkpoints from the checkpoint before, the
@@ -42,6 +42,7 @@ from gsae_ray.storage.evaluations import (
     TrialStatus,
     evaluation_record,
     schema_of,
+    with_intervals,
 )
 from gsae_ray.storage.metric_rows import START, Cursor, MetricRows, Row, numbers
 
@@ -314,6 +315,12 @@ class TrialDirectory:
             raise DamagedError(f"{self.path / 'DONE'}: this file is missing; {_AGAIN}")
         self.storage.make_folder(path.parent)
         EVALUATION.write(path, evaluation_record(evaluation, kind, step, done["sae"]), self.storage)
+
+    def add_intervals(self, request: EvaluationRequest) -> None:
+        """Adds intervals to evaluations of before, from the sums that they kept. Any process may, as above."""
+        for pursuit_l0, record in self.evaluations(request).items():
+            if (whole := with_intervals(record)) is not record:
+                EVALUATION.write(self._evaluation_path(request.fingerprint, pursuit_l0), whole, self.storage)
 
 
 class Trial(NamedTuple):

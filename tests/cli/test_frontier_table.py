@@ -34,6 +34,7 @@ def rows_of(*trials: TrialSpec, **values: Any) -> pd.DataFrame:
     for number, trial in enumerate(trials):
         params = trial_params(trial)
         row = {name: params.get(name, "") for name in columns()} | dict.fromkeys(metrics.columns(), 0.98765)
+        row |= {name: math.nan for name in columns() if name.endswith(("_low", "_high"))}
         row |= {"sparsity": params["sparsity"], "l0": 100.0 + number, "on_frontier": number == 0, "launch": "one"}
         row |= {"origin": "own", "found_coefficient": float("nan")}
         rows.append(row | values)
@@ -152,6 +153,13 @@ def test_a_star_marks_the_frontier_of_each_site() -> None:
     assert [line for line in lines if line.startswith("blocks")] == [
         f"{s} (* on the frontier)" for s in (SITE_1, SITE_2)
     ]
+
+
+def test_intervals_stand_beside_their_metrics_where_they_are_asked_for() -> None:
+    rows = rows_of(*expand(), l0=22.5312, l0_low=21.9, l0_high=23.25, gamma_low=math.nan, gamma_high=math.nan)
+    text = " ".join(printed(rows, 200, intervals=True))
+    assert " 22.53 [21.9, 23.25] " in text and " 0.9877 [" not in text
+    assert "[" not in " ".join(printed(rows, 200))
 
 
 def test_references_stand_in_every_table_of_their_site_with_their_origin_and_what_is_known_of_them() -> None:

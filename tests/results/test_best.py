@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import subprocess
 import sys
 import tempfile
@@ -13,15 +14,18 @@ from typing import Any
 import pandas as pd
 import pytest
 import torch
+from click.testing import CliRunner
 from damage import Damage, cut, flip
 from recorder import GATED_1, NEWER, OLDER, Recorder, assert_same_weights, ends
 from trials import FINGERPRINT, SITE_1, SITE_2, begin, finish
 
 from gsae_ray import saes
+from gsae_ray.cli.main import main
 from gsae_ray.config.trial import TrialSpec
 from gsae_ray.errors import UserError
 from gsae_ray.files import file_hash
-from gsae_ray.results.best import best, choose, example_constraint, find_best
+from gsae_ray.results.best import best, candidates, choose, example_constraint, find_best
+from gsae_ray.results.choice import Constraint, choice_of
 from gsae_ray.results.frontier import frontier
 from gsae_ray.saes.export import export
 from gsae_ray.saes.folder import content_hash
@@ -77,7 +81,7 @@ def test_the_command_that_is_printed_finds_an_sae_of_this_frontier(lowest: float
     assert choose(chosen, max_l0=float(options["--max-l0"]))["l0"] <= float(options["--max-l0"])
 
 
-@pytest.mark.parametrize("constraint", [{}, {"max_l0": 40, "min_loss_recovered": 0.9}])
+@pytest.mark.parametrize("constraint", [{}, {"max_l0": 40, "min_loss_recovered": 0.9}, {"max_l0": 40, "knee": True}])
 def test_the_best_needs_exactly_one_constraint(constraint: dict[str, Any]) -> None:
     with pytest.raises(UserError, match=r"either max_l0 \(e\.g\. 40\) or min_loss_recovered"):
         choose(ROWS, **constraint)
@@ -86,16 +90,111 @@ def test_the_best_needs_exactly_one_constraint(constraint: dict[str, Any]) -> No
 @pytest.mark.parametrize(
     ("constraint", "message"),
     [
-        ({"max_l0": 9}, "max_l0: no SAE has L0 <= 9; the lowest is 10"),
-        ({"min_loss_recovered": 0.995}, "min_loss_recovered: no SAE recovers 0.995; the highest is 0.9900"),
+        (
+            {"max_l0": 9},
+            "max_l0: no SAE has L0 <= 9; the lowest is 10 (a, L0 10.00, loss recovered 0.9000), and none lies below; "
+            "give more, or train sparser ones (a larger λ, a smaller k)",
+        ),
+        (
+            {"min_loss_recovered": 0.995},
+            "min_loss_recovered: no SAE recovers 0.995; the highest is 0.9900 (d, L0 90.00, loss recovered 0.9900), "
+            "and none lies above; give less, or train denser ones (a smaller λ, a larger k)",
+        ),
     ],
 )
-def test_where_nothing_meets_the_constraint_the_best_there_is_is_named(
-    constraint: dict[str, Any], message: str
-) -> None:
+def test_where_nothing_meets_the_constraint_the_nearest_is_named(constraint: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError) as error:
         choose(ROWS, **constraint)
     assert str(error.value) == message
+
+
+@pytest.mark.parametrize(
+    ("constraint", "ranked", "why"),
+    [
+        (
+            Constraint(max_l0=40),
+            ["b", "c", "a"],
+            "the highest loss recovered of 3 with L0 <= 40, from 4 at {}; the nearest above: d, L0 90.00, loss "
+            "recovered 0.9900",
+        ),
+        (
+            Constraint(max_l0=100),
+            ["d", "b", "c", "a"],
+            "the highest loss recovered of 4 with L0 <= 100, from 4 at {}; none lies above: train denser ones (a "
+            "smaller λ, a larger k)",
+        ),
+        (
+            Constraint(min_loss_recovered=0.95),
+            ["b", "c", "d"],
+            "the lowest L0 of 3 with loss recovered >= 0.95, from 4 at {}; the nearest below: a, L0 10.00, loss "
+            "recovered 0.9000",
+        ),
+        (
+            Constraint(knee=True),
+            ["b", "a", "d"],
+            "the knee of the frontier at {}: of its 3 SAEs the farthest above the straight line between the ends, in "
+            "log L0 and loss recovered",
+        ),
+        (
+            Constraint(max_l0=40, by="kl"),
+            ["a", "c", "b"],
+            "the lowest kl of 3 with L0 <= 40, from 4 at {}; the nearest above: d, L0 90.00, loss recovered 0.9900",
+        ),
+        (
+            Constraint(min_loss_recovered=0.95, by="gamma"),
+            ["c", "d", "b"],
+            "the gamma nearest to 1 of 3 with loss recovered >= 0.95, from 4 at {}; the nearest below: a, L0 10.00, "
+            "loss recovered 0.9000",
+        ),
+        (
+            Constraint(max_l0=1e9, by="probe_auc"),
+            ["c", "d", "b"],
+            "the highest probe auc of 3 with L0 <= 1e+09, from 3 at {}; none lies above: train denser ones (a smaller "
+            "λ, a larger k)",
+        ),
+    ],
+)
+def test_a_choice_says_from_how_many_why_and_what_lies_beyond(
+    constraint: Constraint, ranked: list[str], why: str
+) -> None:
+    measured = {"kl": [0.1, 0.3, 0.2, 0.4], "gamma": [1.0, 0.7, 1.1, 0.8], "probe_auc": [math.nan, 0.7, 0.9, 0.8]}
+    found = choice_of(ROWS.assign(**measured), constraint)
+    assert found.ranked["trial"].tolist() == ranked and found.row["trial"] == ranked[0]
+    assert found.why == why.format(SITE_1)
+
+
+def test_of_equal_saes_the_lower_l0_and_then_the_name_decides() -> None:
+    rows = ROWS.assign(loss_recovered=0.9, l0=[20.0, 10.0, 10.0, 20.0], trial=["d", "c", "b", "a"])
+    assert choice_of(rows, Constraint(max_l0=40)).ranked["trial"].tolist() == ["b", "c", "a", "d"]
+    rows = ROWS.assign(loss_recovered=[0.9, 0.95, 0.9, 0.95], l0=10.0, trial=["d", "c", "b", "a"])
+    assert choice_of(rows, Constraint(min_loss_recovered=0.5)).ranked["trial"].tolist() == ["a", "c", "b", "d"]
+
+
+def test_what_is_no_quality_is_refused_and_a_frontier_without_a_knee_says_so() -> None:
+    for by in ("l0", "tokens", "site", "loss_recoverd", "ce_clean"):
+        with pytest.raises(UserError, match=f"^by: {by!r} is no quality that these SAEs have; .*loss_recovered"):
+            choose(ROWS.assign(ce_clean=3.0), max_l0=40, by=by)
+    with pytest.raises(UserError, match="^by: no SAE has a finite kl"):
+        choose(ROWS.assign(kl=math.nan), max_l0=40, by="kl")
+    for rows in (ROWS[:2], ROWS.assign(loss_recovered=[0.90, 0.901, 0.9, 0.99])):
+        with pytest.raises(UserError, match="^knee: the frontier at .* has none: . points"):
+            choose(rows, knee=True)
+
+
+@pytest.mark.usefixtures("recorder")
+def test_the_candidates_are_those_that_best_chooses_from(tmp_path: Path) -> None:
+    rows = candidates("sweep", SITE_1, max_l0=44, n=2)
+    assert rows["trial"].tolist() == [GATED_1[1].name, GATED_1[2].name]
+    sae = best("sweep", SITE_1, max_l0=44)
+    assert sae.cfg.metadata["choice"] == rows.attrs["choice"]
+    assert len(candidates("sweep", SITE_1, max_l0=44, n=None)) == 3
+    options = ["best", "sweep", "--site", SITE_1, "--max-l0", "44", "--by", "kl", "--n", "2", "--out", str(tmp_path)]
+    done = CliRunner().invoke(main, options)
+    assert done.exit_code == 0, done.output
+    first, why, second = done.stdout.splitlines()
+    assert first == f"{GATED_1[2].name}: L0 20.00, loss recovered 0.9000, kl 0.2, written to {tmp_path}"
+    assert why.startswith("chosen: the lowest kl of 3 with L0 <= 44, from 4 at")
+    assert second == f"2. {GATED_1[3].name}: L0 30.00, loss recovered 0.8900, kl 0.2"
 
 
 @pytest.mark.parametrize("constraint", [{"max_l0": 9}, {"min_loss_recovered": 0.9}])
@@ -218,7 +317,8 @@ def test_the_best_that_a_newer_version_has_saved_is_one_line(recorder: Recorder,
     done = json.loads((folder / "DONE").read_text())
     files = {**done["files"], "sae/cfg.json": file_hash(cfg)}
     DONE.write(folder / "DONE", {"attempt": done["attempt"], "sae": content_hash(cfg.parent), "files": files})
-    in_storage = dataclasses.replace(found, row=found.row.replace({found.row["run_id"]: str(folder)}), storage=folder)
+    choice = dataclasses.replace(found.choice, ranked=found.choice.ranked.assign(run_id=str(folder)))
+    in_storage = dataclasses.replace(found, choice=choice, storage=folder)
     for fetch in (in_storage.load, lambda: in_storage.save(tmp_path / "out")):
         with pytest.raises(UserError, match="this SAE cannot be read: .*'gsae-3' is not gsae-2"):
             fetch()

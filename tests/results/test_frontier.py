@@ -150,6 +150,21 @@ def test_a_sweep_of_which_nothing_is_usable_has_an_empty_frontier(recorder: Reco
         best("dead", max_l0=40)
 
 
+@pytest.mark.usefixtures("recorder")
+def test_a_frontier_shows_itself_with_what_tells_its_saes_apart() -> None:
+    rows = frontier("sweep")
+    first, *_ = (line for line in repr(rows).splitlines() if "*" in line and "gated" in line)
+    assert "20 [20, 20]" in first and "0.9" in first and SITE_1 in first
+    assert f"5 SAEs, * on the frontier; {len(columns())} columns" in repr(rows)
+    assert rows.attrs["notes"][0] in repr(rows)
+    shown = rows._repr_html_()
+    assert "<table" in shown and "data:image/png;base64," in shown
+    at_site = rows[rows["site"] == SITE_2]
+    assert "one SAE, * on the frontier" in repr(at_site), "what is chosen of a frontier is one"
+    assert repr(rows[["l0", "trial"]]) == repr(pd.DataFrame(rows[["l0", "trial"]])), "anything else is a table as any"
+    assert "<img" not in rows[["l0"]]._repr_html_() and repr(rows[:0]).startswith("Empty")
+
+
 # ---- gradient pursuit and sums of each context ----------------------------------------------------------------------
 
 
@@ -159,7 +174,7 @@ def test_a_metric_that_is_added_is_a_column_and_saes_evaluated_before_stay(monke
     added_metric(monkeypatch)
     rows = frontier("sweep")
     assert rows["norm_ratio"].isna().all()
-    pd.testing.assert_frame_equal(rows.drop(columns="norm_ratio"), before)
+    pd.testing.assert_frame_equal(rows.drop(columns=["norm_ratio", "norm_ratio_low", "norm_ratio_high"]), before)
     *notes, last = rows.attrs["notes"]
     assert notes == before.attrs["notes"]
     assert last == (

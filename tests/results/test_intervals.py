@@ -9,9 +9,10 @@ import pytest
 
 from gsae_ray.errors import UserError
 from gsae_ray.evaluation import metrics
+from gsae_ray.evaluation.bootstrap import Sequences, intervals_of
 from gsae_ray.evaluation.metrics import METRICS, SUMS
 from gsae_ray.results import curves
-from gsae_ray.results.intervals import Interval, Sequences, interval, l0_ratio, of
+from gsae_ray.results.intervals import Interval, interval, l0_ratio, of
 
 CONTEXTS, ROWS = 200, 50
 
@@ -146,3 +147,18 @@ def test_law_6_saes_of_different_contexts_are_never_compared() -> None:
 def test_an_unknown_metric_names_the_nearest() -> None:
     with pytest.raises(UserError, match=r"^metric: unknown 'loss_recoverd'; did you mean 'loss_recovered'\?"):
         of("loss_recoverd")
+
+
+def test_the_intervals_that_an_evaluation_keeps_are_those_of_its_metrics() -> None:
+    sae = an_sae(20, 0.95, seed=1)
+    kept = intervals_of(sae)
+    names = metrics.resampled()
+    assert kept.keys() == {f"{name}_{end}" for name in names for end in ("low", "high")}
+    for name in names:
+        found = interval(of(name), [[sae]])
+        assert (kept[f"{name}_low"], kept[f"{name}_high"]) == pytest.approx((found.low, found.high), rel=1e-12)
+    rows_alone = {name: values for name, values in sae.items() if not name.startswith(("nll", "kl", "positions"))}
+    assert intervals_of(rows_alone).keys() == {
+        f"{name}_{end}" for name in ("l0", "gamma", "fvu") for end in ("low", "high")
+    }
+    assert intervals_of({}) == {}

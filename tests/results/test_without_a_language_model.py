@@ -64,7 +64,9 @@ def test_the_frontier_is_that_of_explained_variance(rows: pd.DataFrame) -> None:
 
 def test_metrics_of_true_features_are_columns_where_some_sae_has_them(rows: pd.DataFrame, tmp_path: Path) -> None:
     more = ["mcc", "feature_precision", "feature_recall", "feature_f1", "absorption", "splitting", "true_l0"]
+    more += ["absorption_low", "absorption_high", "true_l0_low", "true_l0_high"]
     assert [name for name in rows if name not in columns()] == more
+    assert rows["absorption_high"].tolist() == pytest.approx([0.5, 0, 0.1])  # its two groups are alike
     assert rows["absorption"].tolist() == [0.5, 0, 0.1] and (rows["true_l0"] == 2.5).all()
     others = frontier("swept", storage=launch(tmp_path / "others", [an_evaluation(10, 0.1, known=False)] * 3))
     assert list(others) == columns() and others.attrs["notes"] == []

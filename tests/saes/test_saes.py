@@ -176,3 +176,13 @@ def test_an_architecture_whose_sparsity_hyperparameter_does_not_exist_is_refused
     with pytest.raises(TypeError, match="forgetful: sparsity_in_l1_units is now sparsity_units"):
         register("forgetful")(Older)
     assert "forgetful" not in REGISTRY
+
+
+def test_an_sae_shows_what_it_is_and_what_a_frontier_says_of_it() -> None:
+    sae = initialised("gated")
+    assert "d_in=6, d_sae=10" in repr(sae) and "l1_coefficient=2.5" in repr(sae) and "l0=" not in repr(sae)
+    measured = {"frontier": {"l0": 22.5312, "loss_recovered": 0.98, "fvu": None}, "choice": "the highest <quality>"}
+    sae.cfg = sae.cfg.model_copy(update={"metadata": measured})
+    assert "l0=22.53, loss_recovered=0.98" in repr(sae) and "fvu" not in repr(sae)
+    shown = sae._repr_html_()
+    assert "<th>l0</th><td>22.53</td>" in shown and "the highest &lt;quality&gt;" in shown

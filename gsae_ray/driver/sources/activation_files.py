@@ -134,7 +134,7 @@ class ActivationFiles:
             DataEndedError: there are too few.
         """
         sweep, repeat = self.sweep, self.sweep.file_rows.repeat
-        needed, there = max(sweep.max_tokens(site) for site in sweep.trained_sites), rows.order(()).rows_a_pass
+        needed, there = sweep.longest_tokens, rows.order(()).rows_a_pass
         if not there:
             groups = len(rows.train_rows.groups.rows_G)
             key = "group_rows" if sweep.files.group_column is None else "group_column"

@@ -36,7 +36,7 @@ class Synthetic:
     def prepare(self, storage: Path, report: Progress) -> PreparedSource:  # noqa: ARG002
         """There is nothing to make: rows are drawn by producers."""
         sweep, model = self.sweep, self.sweep.synthetic
-        longest = max(sweep.max_tokens(site) for site in sweep.trained_sites)
+        longest = sweep.longest_tokens
         rows = (sweep.rows_a_block,) * -(-longest // sweep.rows_a_block)
         heldout_rows, dataset = sweep.evaluation.tokens, sweep.drawn_rows
         described = json.loads(model.model_dump_json())

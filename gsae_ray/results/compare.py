@@ -1,0 +1,289 @@
+"""How kinds of SAEs compare: L0 at equal quality, quality at equal L0, shrinkage and area, with paired intervals."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from gsae_ray.config.sections import OWN
+from gsae_ray.errors import UserError, suggest
+from gsae_ray.evaluation.bootstrap import ends_of
+from gsae_ray.evaluation.metrics import Array
+from gsae_ray.results import curves
+from gsae_ray.results.compared import Comparison, count
+from gsae_ray.results.comparison import check_recipes, check_tokens, labels, own_saes
+from gsae_ray.results.points import Points, points_of
+from gsae_ray.results.sums import have_runs, sums_of_rows
+
+DEFAULT_BASE = {"architecture": "standard", "origin": OWN}
+"""Column -> what its other groups are compared with, unless something else is asked for."""
+QUALITIES = {"loss_recovered": "loss recovered", "explained_variance": "explained variance"}
+"""Values of `Points` that a frontier may have beside L0, the preferred one first."""
+
+
+class _Curve(NamedTuple):
+    """A group's points: L0 and quality of each [draws, settings]."""
+
+    l0: Array
+    quality: Array
+
+
+Statistic = Callable[[tuple[Array, Array], tuple[Array, Array]], float]
+"""The (L0, quality) of two groups' points -> how they compare."""
+
+
+def compare(
+    rows: pd.DataFrame,
+    by: str = "architecture",
+    base: str | None = None,
+    *,
+    tracking_uri: str | None = None,
+    mixed_recipes: bool = False,
+    mixed_tokens: bool = False,
+) -> Comparison:
+    """Compares the kinds of SAEs of a table with one of them, at each site.
+
+    Of each kind and the base there are, as far as the table has the columns:
+
+    - `l0_ratio_at_loss_recovered`, `l0_ratio_at_fvu`: geometric mean of L0 ÷ L0 of the base at equal quality, over the
+      range that both curves cover; a curve is linear in log L0 between the Pareto points of its SAEs.
+    - `loss_recovered_gap_at_l0`: mean difference of loss recovered at equal L0, over the common range of log L0
+      (`explained_variance_gap_at_l0` without a language model).
+    - `median_gamma`: the median of the SAEs' γ, and its difference from the base's.
+    - `hypervolume`: area of (ln L0 × quality) that the SAEs dominate, up to the worst corner of all SAEs of the site
+      (highest L0, lowest quality), which a note states; and its difference from the base's.
+
+    Seeds of one setting are one point, their mean. Intervals are 95 % percentile bootstrap intervals over held-out
+    contexts, the same ones for all SAEs of a site, and over seeds where every setting has two or more; each says which.
+
+    Args:
+        rows: as `frontier` returns them, or any table with `by`, `l0`, and `loss_recovered` or `fvu`; of a paper, say.
+            `site`, `gamma`, `recipe`, `tokens`, `seed` with `sparsity`, and `origin` are heeded where they are there.
+            Without `run_id`, by which sums of each context are found, there are no intervals.
+        by: the column whose values are compared; of `architecture`, variants are kinds of their own.
+        base: the value that the others are compared with; default: `standard`, of origins `own`; of any other column it
+            has to be said.
+        tracking_uri: of MLflow, where the sums are; default: as for `frontier`.
+        mixed_recipes: SAEs may be of recipes that are no comparison of architectures (see `check_recipes`).
+        mixed_tokens: SAEs may be trained on different numbers of tokens.
+
+    Raises:
+        UserError: columns are missing, there is only one kind, recipes or tokens are mixed, the curves share no range
+            at any site, or sums cannot be had.
+    """
+    _check_columns(rows, by)
+    notes = list(rows.attrs.get("notes", []))
+    rows, left_out = _taking_part(rows, by)
+    notes += left_out
+    named = _groups(rows, by)
+    base = _base(by, base, named)
+    found: list[dict[str, Any]] = []
+    apart: list[str] = []
+    pairs = 0
+    for site in sorted(rows["site"].unique()) if "site" in rows else [""]:
+        here = (rows["site"] == site).to_numpy() if "site" in rows else np.ones(len(rows), bool)
+        at_site, groups = rows[here], named[here]
+        where = f" at {site}" if site else ""
+        if base not in groups or len(set(groups)) < 2:
+            notes.append(f"nothing to compare{where}: all SAEs there are {' and '.join(sorted(set(groups)))}")
+            continue
+        _check_alike(at_site, by, mixed_recipes, mixed_tokens)
+        sums = sums_of_rows(at_site, tracking_uri) if have_runs(at_site) else None
+        points = points_of(at_site, groups, sums)
+        compared, worst, lines = _compared(points, base, where)
+        found += [{"site": site, **row} for row in compared]
+        notes.append(f"hypervolume{where}: up to L0 {worst[0]:.4g} and {_quality(points)[1]} {worst[1]:.4g}")
+        notes += [f"no intervals{where}: some of these rows name no run, which would keep sums of each context"] * (
+            sums is None
+        )
+        apart += lines
+        pairs += len(set(groups)) - 1
+    if len(apart) == pairs:
+        raise UserError(f"compare: {'; '.join(apart) or f'no site has SAEs of {base} and of another {by}'}")
+    return Comparison(by, base, pd.DataFrame(found), [*apart, *notes])
+
+
+def _check_columns(rows: pd.DataFrame, by: str) -> None:
+    """Refuses a table that lacks what every comparison takes.
+
+    Raises:
+        UserError: it does.
+    """
+    if by not in rows:
+        raise UserError(f"by: these rows have no column {by!r}; {suggest(by, rows.columns)}")
+    missing = [name for name in ("l0", "loss_recovered") if name not in rows]
+    if "l0" in missing or (missing and "fvu" not in rows):
+        raise UserError(
+            f"compare: these rows have no column {missing[0]!r}; a comparison takes l0, and loss_recovered or fvu, of "
+            "each SAE"
+        )
+
+
+def _taking_part(rows: pd.DataFrame, by: str) -> tuple[pd.DataFrame, list[str]]:
+    """The rows with a group and a positive L0, references only where they are compared; and what is left out."""
+    own, notes = rows, []
+    if by != "origin" and not own_saes(rows).empty and "origin" in rows:
+        own = rows[(rows["origin"] == OWN) | rows["origin"].isna()]  # numbers of a paper have no origin
+    if len(own) < len(rows):
+        notes.append(f'references are left out: {len(rows) - len(own)} SAEs; by="origin" compares them with the others')
+    usable = own[by].notna() & (own["l0"] > 0)
+    if not usable.all():
+        notes.append(f"{(~usable).sum()} rows are left out: no {by}, or no L0 above 0")
+    return own[usable], notes
+
+
+def _groups(rows: pd.DataFrame, by: str) -> NDArray[np.object_]:
+    """The kind of each row, as text."""
+    if by == "architecture" and "variant" in rows:
+        return labels(rows.assign(variant=rows["variant"].fillna(""))).to_numpy(object)
+    return rows[by].astype(str).to_numpy(object)
+
+
+def _base(by: str, base: str | None, groups: NDArray[np.object_]) -> str:
+    """The group that others are compared with.
+
+    Raises:
+        UserError: there is only one group, or no such one, or it has to be said.
+    """
+    known = sorted(set(groups))
+    if len(known) < 2:
+        told = f"all rows are {known[0]}" if known else "there is no SAE"
+        raise UserError(
+            f"compare: {told}; a comparison by {by} takes two kinds, so add SAEs of another, or name a column"
+        )
+    chosen = DEFAULT_BASE.get(by) if base is None else str(base)
+    if chosen in known:
+        return str(chosen)
+    if base is None:
+        raise UserError(f"base: say with which {by} the others are compared; one of: {', '.join(known)}")
+    raise UserError(f"base: no {by} {base!r} among these rows; {suggest(base, known)}")
+
+
+def _check_alike(rows: pd.DataFrame, by: str, mixed_recipes: bool, mixed_tokens: bool) -> None:
+    """Refuses rows of one site that may not be compared; those of a paper say nothing of their training.
+
+    Raises:
+        UserError: they may not.
+    """
+    if "recipe" in rows and by != "recipe" and not mixed_recipes:
+        check_recipes(rows[rows["recipe"].notna()])
+    if "tokens" in rows and by != "tokens" and not mixed_tokens:
+        check_tokens(rows[rows["tokens"].notna()])
+
+
+def _quality(points: Points) -> tuple[Array, str]:
+    """The quality of a frontier's points, and what it is called."""
+    for name, text in QUALITIES.items():
+        if name in points.values and np.isfinite(points.values[name][0]).any():
+            return points.values[name], text
+    raise UserError("compare: no row has a finite loss_recovered or fvu; a comparison takes one of them")
+
+
+def _compared(points: Points, base: str, where: str) -> tuple[list[dict[str, Any]], tuple[float, float], list[str]]:
+    """Table rows of one site, the worst corner, and a line for each group that shares no range with the base."""
+    quality, text = _quality(points)
+    l0 = points.values["l0"]
+    finite = np.isfinite(quality[0])
+    worst = float(l0[0][finite].max()), float(quality[0][finite].min())
+    rows: list[dict[str, Any]] = []
+    apart = []
+    areas = {group: _areas(_curve(points, l0, quality, group), worst) for group in _order(points, base)}
+    gammas = {group: _medians(points, group) for group in areas} if "gamma" in points.values else {}
+    for group in areas:
+        pairs = list(_pairs(points, group, base)) if group != base else []
+        if pairs and not any(np.isfinite(values[0]) for _, values in pairs):
+            apart.append(_apart(points, group, base, quality, text, where))
+        for name, of in (("median_gamma", gammas), ("hypervolume", areas)):
+            if of:
+                rows.append(_row(points, name, group, "", of[group]))
+                pairs += [(f"{name}_difference", _difference(of[group], of[base]))] if group != base else []
+        rows += [_row(points, name, group, base, values) for name, values in pairs]
+    return rows, worst, apart
+
+
+def _order(points: Points, base: str) -> list[str]:
+    """The groups of a site, the base last."""
+    return [*sorted(set(points.groups) - {base}), base]
+
+
+def _pairs(points: Points, group: str, base: str) -> Iterator[tuple[str, Array]]:
+    """(measure, its value over all and in each draw) of each comparison of two groups' curves."""
+    l0 = points.values["l0"]
+    for name, at in (("loss_recovered", "l0_ratio_at_loss_recovered"), ("explained_variance", "l0_ratio_at_fvu")):
+        if name in points.values and np.isfinite(points.values[name][0]).any():
+            yield at, _over_draws(curves.l0_ratio, *(_curve(points, l0, points.values[name], g) for g in (group, base)))
+    quality, text = _quality(points)
+    both = (_curve(points, l0, quality, g) for g in (group, base))
+    yield f"{text.replace(' ', '_')}_gap_at_l0", _over_draws(curves.quality_gap, *both)
+
+
+def _curve(points: Points, l0: Array, quality: Array, group: str) -> _Curve:
+    chosen = points.groups == group
+    return _Curve(l0[:, chosen], quality[:, chosen])
+
+
+def _over_draws(statistic: Statistic, one: _Curve, other: _Curve) -> Array:
+    """A statistic of two curves, over all and in each draw."""
+    draws = min(map(len, (*one, *other)))
+    return np.array([statistic(_finite(one, draw), _finite(other, draw)) for draw in range(draws)])
+
+
+def _finite(curve: _Curve, draw: int) -> tuple[Array, Array]:
+    """(L0, quality) of a curve in one draw: a setting none of whose seeds is drawn is left out."""
+    l0, quality = curve.l0[draw], curve.quality[draw]
+    kept = np.isfinite(l0) & np.isfinite(quality) & (l0 > 0)
+    # A curve without points compares with none: quality_gap and l0_ratio have no range then.
+    return (l0[kept], quality[kept]) if kept.any() else (np.ones(1), np.zeros(1))
+
+
+def _areas(curve: _Curve, worst: tuple[float, float]) -> Array:
+    draws = min(map(len, curve))
+    return np.array([curves.hypervolume(*_finite(curve, draw), worst) for draw in range(draws)])
+
+
+def _medians(points: Points, group: str) -> Array:
+    values = points.values["gamma"][:, points.groups == group]
+    return np.array([np.median(row[np.isfinite(row)]) if np.isfinite(row).any() else np.nan for row in values])
+
+
+def _difference(one: Array, other: Array) -> Array:
+    draws = min(len(one), len(other))
+    return one[:draws] - other[:draws]
+
+
+def _row(points: Points, measure: str, group: str, base: str, values: Array) -> dict[str, Any]:
+    """A table row: a number, its interval, and what both rest on."""
+    taking_part = np.isin(points.groups, [group, base])
+    seeds = int(points.seeds[taking_part].min())
+    drawn = len(values) > 1
+    low, high = ends_of(values[1:]) if drawn else (np.nan, np.nan)
+    text = "held-out text" + (" and seeds" if points.draws_seeds else f"; {count(seeds, 'seed')}" if seeds else "")
+    return {
+        "measure": measure,
+        "group": group,
+        "base": base,
+        "value": float(values[0]),
+        "low": low,
+        "high": high,
+        "covers": text if drawn else "",
+        "saes": int((points.row_groups == group).sum()),
+        "base_saes": int((points.row_groups == base).sum()),
+        "contexts": points.contexts if drawn else 0,
+        "seeds": seeds,
+    }
+
+
+def _apart(points: Points, group: str, base: str, quality: Array, text: str, where: str) -> str:
+    """A line about two groups whose curves share no range."""
+    told = []
+    for name in (group, base):
+        l0, values = _finite(_curve(points, points.values["l0"], quality, name), 0)
+        told.append(f"{name} has L0 {l0.min():.4g} to {l0.max():.4g}, {text} {values.min():.4g} to {values.max():.4g}")
+    return (
+        f"{group} and {base} share no range of L0 or {text}{where}: {'; '.join(told)}; a curve takes two SAEs or more "
+        "that no other beats, so train some of each between those of the other (further values of λ or k)"
+    )

@@ -1,0 +1,296 @@
+"""`compare` on tables worked out by hand: straight lines in log L0, of which the ratios have closed forms."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from click.testing import CliRunner
+from trials import FINGERPRINT, SITE_1, SITE_2, begin, expand, random_sae
+
+import gsae_ray
+from gsae_ray.cli.main import main
+from gsae_ray.config.trial import TrialSpec
+from gsae_ray.errors import UserError
+from gsae_ray.evaluation.metrics import Evaluation
+from gsae_ray.results import Comparison, over_seeds
+from gsae_ray.results.curves import above_chord, hypervolume, quality_gap
+from gsae_ray.storage.launch_directory import EVALUATED, LAUNCH
+
+SLOPE, OFFSET = 0.02, 0.85
+
+
+def line(factor: float, l0s: tuple[float, ...] = (8, 16, 32, 64)) -> list[tuple[float, float, float]]:
+    """(L0, loss recovered, FVU) of SAEs on a straight line in log L0 that needs `factor` × the L0 of OFFSET's."""
+    return [(factor * l0, OFFSET + SLOPE * math.log(l0), 0.5 - 0.1 * math.log(l0)) for l0 in l0s]
+
+
+def typed(architecture: str, factor: float, **columns: Any) -> pd.DataFrame:
+    """Numbers of a paper."""
+    rows = pd.DataFrame(line(factor), columns=["l0", "loss_recovered", "fvu"])
+    return rows.assign(architecture=architecture, **columns)
+
+
+def joined(*tables: pd.DataFrame) -> pd.DataFrame:
+    return pd.concat(tables, ignore_index=True)
+
+
+def value(found: Comparison, measure: str, group: str = "gated", **where: str) -> pd.Series[Any]:
+    rows = found.table[(found.table["measure"] == measure) & (found.table["group"] == group)]
+    for name, wanted in where.items():
+        rows = rows[rows[name] == wanted]
+    (row,) = (row for _, row in rows.iterrows())
+    return row
+
+
+def test_straight_lines_give_the_ratios_worked_out_by_hand() -> None:
+    found = gsae_ray.compare(joined(typed("gated", 0.5, gamma=1.0), typed("standard", 1.0, gamma=[0.7, 0.8, 0.9, 0.9])))
+    assert value(found, "l0_ratio_at_loss_recovered")["value"] == pytest.approx(0.5)
+    assert value(found, "l0_ratio_at_fvu")["value"] == pytest.approx(0.5)
+    assert value(found, "loss_recovered_gap_at_l0")["value"] == pytest.approx(SLOPE * math.log(2))
+    assert value(found, "median_gamma")["value"] == 1
+    assert value(found, "median_gamma", "standard")["value"] == pytest.approx(0.85)
+    assert value(found, "median_gamma_difference")["value"] == pytest.approx(0.15)
+    # Steps of ln 2: from the worst corner (64, quality of 8) the standard SAEs reach 2 + 1 + 0 steps, gated 3 + 2 + 1
+    # from L0 8, 16, 32, and their first, of the same quality as the corner, adds nothing.
+    step = SLOPE * math.log(2) * math.log(2)
+    assert value(found, "hypervolume", "standard")["value"] == pytest.approx(3 * step)
+    assert value(found, "hypervolume")["value"] == pytest.approx(6 * step)
+    assert value(found, "hypervolume_difference")["value"] == pytest.approx(3 * step)
+    assert found.sentences == [
+        "gated needs 0.50× the active features of standard at equal loss recovered; without an interval"
+    ]
+    row = value(found, "l0_ratio_at_loss_recovered")
+    assert (row["saes"], row["base_saes"], row["contexts"], row["seeds"], row["covers"]) == (4, 4, 0, 0, "")
+    assert math.isnan(row["low"]) and math.isnan(row["high"])
+    assert f"hypervolume: up to L0 64 and loss recovered {OFFSET + SLOPE * math.log(8):.4g}" in found.notes
+    swapped = gsae_ray.compare(joined(typed("gated", 0.5), typed("standard", 1.0)), base="gated")
+    assert value(swapped, "l0_ratio_at_fvu", "standard")["value"] == pytest.approx(2)
+
+
+def test_each_site_and_each_kind_is_compared_with_the_base() -> None:
+    rows = joined(
+        typed("gated", 0.5, site=SITE_1),
+        typed("topk", 0.25, site=SITE_1),
+        typed("standard", 1.0, site=SITE_1),
+        typed("gated", 0.8, site=SITE_2),
+        typed("standard", 1.0, site=SITE_2),
+        typed("gated", 0.8, site="blocks.7"),
+    )
+    found = gsae_ray.compare(rows)
+    ratios = found.table[found.table["measure"] == "l0_ratio_at_loss_recovered"]
+    assert ratios[["site", "group"]].to_numpy().tolist() == [[SITE_1, "gated"], [SITE_1, "topk"], [SITE_2, "gated"]]
+    assert ratios["value"].tolist() == pytest.approx([0.5, 0.25, 0.8])
+    assert any(note == "nothing to compare at blocks.7: all SAEs there are gated" for note in found.notes)
+    assert f"topk needs 0.25× the active features of standard at equal loss recovered, {SITE_1}" in repr(found)
+    assert "<table" in found._repr_html_() and SITE_2 in found._repr_html_()
+
+
+def test_variants_are_kinds_of_their_own_and_any_column_may_be_compared() -> None:
+    rows = joined(
+        typed("gated", 0.5, variant=""), typed("gated", 0.6, variant="tied=false"), typed("standard", 1, variant="")
+    )
+    found = gsae_ray.compare(rows)
+    assert value(found, "l0_ratio_at_fvu", "gated tied=false")["value"] == pytest.approx(0.6)
+    widths = joined(typed("gated", 0.5, d_sae=1024), typed("gated", 1.0, d_sae=512))
+    assert value(gsae_ray.compare(widths, by="d_sae", base="512"), "l0_ratio_at_fvu", "1024")["value"] == (
+        pytest.approx(0.5)
+    )
+
+
+def test_without_a_language_model_the_curves_are_of_explained_variance() -> None:
+    rows = joined(typed("gated", 0.5), typed("standard", 1.0)).assign(loss_recovered=math.nan)
+    found = gsae_ray.compare(rows)
+    assert set(found.table["measure"]) >= {"l0_ratio_at_fvu", "explained_variance_gap_at_l0", "hypervolume"}
+    assert "l0_ratio_at_loss_recovered" not in set(found.table["measure"])
+    assert value(found, "explained_variance_gap_at_l0")["value"] == pytest.approx(0.1 * math.log(2))
+    assert found.sentences == ["gated needs 0.50× the active features of standard at equal FVU; without an interval"]
+
+
+TWO = joined(typed("gated", 0.5), typed("standard", 1.0))
+
+
+@pytest.mark.parametrize(
+    ("rows", "options", "message"),
+    [
+        (typed("gated", 0.5), {}, r"^compare: all rows are gated; .*add SAEs of another"),
+        (TWO, {"by": "architecure"}, r"^by: .*did you mean 'architecture'"),
+        (TWO, {"base": "gatde"}, r"^base: no architecture 'gatde' .*did you mean 'gated'"),
+        (TWO.rename(columns={"architecture": "kind"}), {"by": "kind"}, "^base: say with which kind .*gated, standard"),
+        (TWO.drop(columns="l0"), {}, r"^compare: these rows have no column 'l0'"),
+        (TWO.drop(columns=["loss_recovered", "fvu"]), {}, r"^compare: these rows have no column 'loss_recovered'"),
+        (TWO[:5], {}, r"^compare: gated and standard share no range of L0 or loss recovered: gated has L0 4 to 32"),
+        (TWO[:0], {}, r"^compare: there is no SAE"),
+        (TWO.assign(tokens=[1024] * 4 + [2048] * 4), {}, r"^tokens: .*1,024 and 2,048 tokens"),
+        (TWO.assign(recipe=["paper/modern"] * 4 + ["paper/paper"] * 4), {}, r"^recipe: .*2 recipes"),
+    ],
+)
+def test_what_cannot_be_compared_is_one_line_with_the_remedy(
+    rows: pd.DataFrame, options: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(UserError, match=message) as found:
+        gsae_ray.compare(rows, **options)
+    assert "\n" not in str(found.value)
+
+
+def test_recipes_and_tokens_may_be_mixed_where_that_is_said_or_is_what_is_compared() -> None:
+    tokens = TWO.assign(tokens=[1024] * 4 + [2048] * 4)
+    assert value(gsae_ray.compare(tokens, mixed_tokens=True), "l0_ratio_at_fvu")["value"] == pytest.approx(0.5)
+    recipes = TWO.assign(recipe=["paper/modern"] * 4 + ["paper/paper"] * 4)
+    assert value(gsae_ray.compare(recipes, mixed_recipes=True), "l0_ratio_at_fvu")["value"] == pytest.approx(0.5)
+    by = gsae_ray.compare(recipes, by="recipe", base="paper/paper")
+    assert value(by, "l0_ratio_at_fvu", "paper/modern")["value"] == pytest.approx(0.5)
+    own = gsae_ray.compare(recipes.assign(recipe=["unit_norm/modern"] * 4 + ["paper/modern"] * 4))
+    assert value(own, "l0_ratio_at_fvu")["value"] == pytest.approx(0.5), "each with its own objective"
+
+
+def test_references_take_part_only_where_origins_are_compared() -> None:
+    rows = joined(TWO.assign(origin="own"), typed("gated", 0.25, origin="theirs"))
+    found = gsae_ray.compare(rows)
+    assert value(found, "l0_ratio_at_fvu")["value"] == pytest.approx(0.5)
+    assert any(note.startswith("references are left out: 4 SAEs") for note in found.notes)
+    theirs = gsae_ray.compare(rows, by="origin")
+    assert value(theirs, "l0_ratio_at_fvu", "theirs")["value"] == pytest.approx(0.5), "of the better own SAEs"
+
+
+def test_seeds_of_one_setting_are_one_point_with_a_spread() -> None:
+    one = typed("gated", 0.5, sparsity=[1.0, 2.0, 4.0, 8.0], seed=0)
+    rows = joined(one.assign(l0=one["l0"] * 0.8), one.assign(l0=one["l0"] * 1.2, seed=1))
+    table = over_seeds(rows)
+    assert table["l0"].tolist() == pytest.approx(one["l0"].tolist()) and table["seeds"].tolist() == [2] * 4
+    assert table["l0_spread"].tolist() == pytest.approx((one["l0"] * 0.4 / math.sqrt(2)).tolist())
+    assert over_seeds(one)["l0_spread"].isna().all() and over_seeds(one)["seeds"].tolist() == [1] * 4
+    assert len(over_seeds(rows.drop(columns="sparsity"))) == 8, "what set the sparsity is not known"
+    again = over_seeds(joined(one, one))
+    assert again["seeds"].tolist() == [1] * 8, "nothing tells these apart, so they are no seeds"
+    found = gsae_ray.compare(joined(rows, typed("standard", 1.0, sparsity=[1.0, 2.0, 4.0, 8.0], seed=0)))
+    row = value(found, "l0_ratio_at_loss_recovered")
+    assert row["value"] == pytest.approx(0.5) and (row["saes"], row["base_saes"], row["seeds"]) == (8, 4, 1)
+
+
+# ---- with sums of each context --------------------------------------------------------------------------------------
+
+CONTEXTS = 60
+
+
+def an_evaluation(l0: float, loss_recovered: float, fvu: float, noise: float, seed: int) -> Evaluation:
+    """Of contexts some of which are harder than others; `noise` is what differs between SAEs."""
+    hard = np.random.RandomState(0).lognormal(0, 0.3, CONTEXTS)
+    own = 1 + noise * np.random.RandomState(seed).standard_normal(CONTEXTS)
+    rows = np.full(CONTEXTS, 50.0)
+    sums = {
+        "rows": rows,
+        "x_sq": 128 * rows,
+        "centred_sq": 100 * rows,
+        "positions": rows,
+        "nll_clean": 3 * rows * hard,
+        "nll_zero": 7 * rows * hard,
+        "active": l0 * rows * hard * own / hard.mean(),
+        "nll_spliced": 3 * rows * hard + (1 - loss_recovered) * 4 * rows * hard,
+        "error_sq": fvu * 100 * rows,
+        "x_hat_sq": 81 * rows,
+        "x_hat_x": 90 * rows,
+        "kl": rows,
+    }
+    return Evaluation.of({name: values.tolist() for name, values in sums.items()}, 0.5)
+
+
+def swept(root: Path, factors: dict[tuple[str, int], float], noise: float = 0.0) -> pd.DataFrame:
+    """The frontier of a sweep in a storage, whose SAEs lie on straight lines; `factors` by architecture and seed."""
+    launch = root / "swept/launches/20260101-000000-abcd"
+    launch.mkdir(parents=True)
+    identities: dict[str, str] = {}
+    for number, ((architecture, seed), factor) in enumerate(factors.items()):
+        trials: list[TrialSpec] = expand(architecture, l1_coefficient=[8.0, 4.0, 2.0, 1.0], seeds=[seed])
+        for trial, (l0, recovered, fvu) in zip(trials, line(factor), strict=True):
+            identities[trial.name] = trial.identity
+            directory = begin(root / "swept/trials", trial)
+            directory.finish(random_sae(trial))
+            found = an_evaluation(l0, recovered, fvu, noise, seed=int(l0 * 100) + number)
+            directory.save_evaluation(FINGERPRINT, trial.training.tokens, found)
+    LAUNCH.write(launch / "launch.json", {"sweep": {"name": "swept"}, "trials": identities})
+    EVALUATED.write(launch / "evaluation.json", {"fingerprint": FINGERPRINT, "encoders": [None]})
+    return gsae_ray.frontier("swept", storage=root)
+
+
+def test_intervals_are_paired_so_that_what_is_common_to_all_saes_cancels(tmp_path: Path) -> None:
+    rows = swept(tmp_path, {("gated", 0): 0.5, ("standard", 0): 1.0})
+    assert (rows["l0_high"] / rows["l0_low"] > 1.1).all(), "of each SAE alone"
+    row = value(gsae_ray.compare(rows), "l0_ratio_at_loss_recovered")
+    assert [row["value"], row["low"], row["high"]] == pytest.approx([0.5] * 3, rel=1e-3)
+    assert (row["covers"], row["contexts"], row["seeds"]) == ("held-out text; one seed", CONTEXTS, 1)
+
+
+def test_an_interval_covers_the_text_and_says_so_in_the_sentence(tmp_path: Path) -> None:
+    rows = swept(tmp_path, {("gated", 0): 0.5, ("standard", 0): 1.0}, noise=0.2)
+    found = gsae_ray.compare(rows)
+    for measure in ("l0_ratio_at_loss_recovered", "l0_ratio_at_fvu", "loss_recovered_gap_at_l0", "hypervolume"):
+        row = value(found, measure)
+        assert row["low"] < row["value"] < row["high"], measure
+    row = value(found, "l0_ratio_at_loss_recovered")
+    assert found.sentences == [
+        f"gated needs {row['value']:.2f}× [{row['low']:.2f}, {row['high']:.2f}] the active features of standard at "
+        f"equal loss recovered, {SITE_1}; held-out text, one seed"
+    ]
+    assert repr(found).startswith(found.sentences[0]) and f"{CONTEXTS} contexts, one seed" in repr(found)
+    alone = gsae_ray.compare(rows.drop(columns="run_id"))
+    assert value(alone, "l0_ratio_at_fvu")["value"] == pytest.approx(value(found, "l0_ratio_at_fvu")["value"])
+    assert any(note.startswith(f"no intervals at {SITE_1}") for note in alone.notes)
+
+
+def test_seeds_are_drawn_too_where_every_setting_has_two(tmp_path: Path) -> None:
+    both = {("gated", 0): 0.4, ("gated", 1): 0.6, ("standard", 0): 1.0, ("standard", 1): 1.0}
+    rows = swept(tmp_path, both)
+    found = gsae_ray.compare(rows)
+    row = value(found, "l0_ratio_at_loss_recovered")
+    assert (row["covers"], row["seeds"], row["saes"]) == ("held-out text and seeds", 2, 8)
+    assert [row["low"], row["value"], row["high"]] == pytest.approx([0.4, 0.5, 0.6], rel=1e-3), (
+        "each seed alone, or both"
+    )
+    assert found.sentences[0].endswith(f"{SITE_1}; held-out text, two seeds")
+    unbalanced = gsae_ray.compare(rows[~((rows["architecture"] == "standard") & (rows["seed"] == 1))])
+    row = value(unbalanced, "l0_ratio_at_loss_recovered")
+    assert row["covers"] == "held-out text; one seed" and row["high"] - row["low"] < 0.01
+
+
+def test_numbers_that_are_not_those_of_their_runs_are_refused(tmp_path: Path) -> None:
+    rows = swept(tmp_path, {("gated", 0): 0.5, ("standard", 0): 1.0})
+    with pytest.raises(UserError, match=r"^l0: these rows do not say what their runs have measured; .*run_id"):
+        gsae_ray.compare(rows.assign(l0=2 * rows["l0"]))
+
+
+def test_the_command_prints_what_python_shows(tmp_path: Path) -> None:
+    rows = swept(tmp_path, {("gated", 0): 0.5, ("standard", 0): 1.0}, noise=0.1)
+    done = CliRunner().invoke(main, ["compare", "swept", "--storage", str(tmp_path), "--site", SITE_1])
+    found = gsae_ray.compare(rows)
+    assert done.exit_code == 0, done.output
+    assert done.stdout.startswith(found.sentences[0]) and "hypervolume − that of standard" in done.stdout
+    as_json = CliRunner().invoke(main, ["compare", "swept", "--storage", str(tmp_path), "--json"])
+    told = pd.DataFrame(json.loads(as_json.stdout))
+    assert told["value"].tolist() == pytest.approx(found.table["value"].tolist(), rel=1e-12)
+    wrong = CliRunner().invoke(main, ["compare", "swept", "--storage", str(tmp_path), "--by", "d_sae"])
+    assert wrong.exit_code == 2 and wrong.stderr.startswith("gsae-ray: compare: all rows are 16")
+
+
+# ---- the arithmetic -------------------------------------------------------------------------------------------------
+
+
+def test_the_gap_and_the_area_of_curves_that_do_not_meet() -> None:
+    low, high = (np.array([1.0, 2.0]), np.array([0.1, 0.2])), (np.array([3.0, 4.0]), np.array([0.3, 0.4]))
+    assert math.isnan(quality_gap(low, high))
+    assert hypervolume(*high, (2.0, 0.0)) == 0 and hypervolume(*low, (4.0, 0.2)) == 0
+    assert hypervolume(np.array([1.0]), np.array([0.5]), (math.e, 0.25)) == pytest.approx(0.25)
+    beaten = np.array([1.0, 2.0]), np.array([0.5, 0.4])
+    assert hypervolume(*beaten, (math.e, 0.25)) == pytest.approx(0.25), "a beaten point adds nothing"
+
+
+def test_the_height_above_the_chord_is_that_of_the_scaled_curve() -> None:
+    l0, quality = np.array([1.0, 10.0, 100.0, 50.0]), np.array([0.0, 0.9, 1.0, 0.1])
+    height = above_chord(l0, quality)
+    assert height[:3].tolist() == pytest.approx([0, 0.4, 0]) and math.isnan(height[3]), "the last is beaten"
+    assert np.isnan(above_chord(l0[:1], quality[:1])).all()
