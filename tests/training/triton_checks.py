@@ -157,7 +157,7 @@ def test_bits_depend_neither_on_the_scores_nor_on_memory_that_is_used_again(vari
     assert used.sparse == 8
 
 
-@pytest.mark.parametrize("distance", [0.0, 1e-6, 1e-3, 4e-3, 1e-2])
+@pytest.mark.parametrize("distance", [0.0, 1e-6, 4e-3])
 @pytest.mark.parametrize("sizes", [(1.0,), (1e-3, 1.0, 1e3), (1e-12, 1e9), (1e-24, 1e-38)])
 @pytest.mark.parametrize("weight_size", [1.0, 1e-20, 1e3])
 @pytest.mark.parametrize("worst", [False, True])
@@ -249,7 +249,7 @@ def test_what_is_not_finite_is_found_at_the_same_step(variant: str, value: float
             assert engine.sparse == 0
 
 
-@pytest.mark.parametrize("factor", [1e8, 1e15, 1e17, 1e18, 3e18, 1e19, 1e20, 1e30])
+@pytest.mark.parametrize("factor", [1e8, 1e17, 3e18, 1e20, 1e30])
 @pytest.mark.parametrize("name", ["x", "W_enc", "W_dec", "b_dec", "b_gate"])
 def test_what_overflows_on_the_way_is_found_at_the_same_step(name: str, factor: float) -> None:
     x_BD, saes = batch(), [random_sae("unfrozen") for _ in range(2)]
