@@ -15,6 +15,7 @@ from gsae_ray.cli.options import (
     tokens_option,
     tracking_option,
 )
+from gsae_ray.results.report import REPORT
 
 
 @click.command()
@@ -22,7 +23,7 @@ from gsae_ray.cli.options import (
 @click.option(
     "--out",
     type=click.Path(path_type=Path),
-    default="report.html",
+    default=REPORT,
     show_default=True,
     help="the file to write; what is there is replaced",
 )

@@ -12,11 +12,10 @@ import pandas as pd
 
 from gsae_ray.driver.begin import Launch
 from gsae_ray.errors import first_line
-from gsae_ray.results.report import write
+from gsae_ray.results.report import REPORT, write
 from gsae_ray.results.report.contents import gather
 
 _LOG = logging.getLogger(__name__)
-REPORT = "report.html"
 
 
 def write_report(

@@ -28,7 +28,7 @@ def _curve_names(rows: pd.DataFrame) -> pd.Series[Any]:
     return text
 
 
-def named(rows: pd.DataFrame) -> pd.DataFrame:
+def with_kinds(rows: pd.DataFrame) -> pd.DataFrame:
     """The table rows with `kind`, the curve that each is on, sorted by curve and L0."""
     return rows.assign(kind=_curve_names(rows)).sort_values([*ORDER, "l0"])
 

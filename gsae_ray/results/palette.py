@@ -63,9 +63,9 @@ def log_ticks(low: float, high: float) -> list[float]:
         high: the other end.
     """
     decades = [10.0**n for n in range(int(np.floor(np.log10(low))), int(np.ceil(np.log10(high))) + 1)]
-    for steps in ((1,), (1, 3), (1, 2, 5), (1, 1.5, 2, 3, 4, 5, 6, 8)):
+    for steps, least in (((1,), 4), ((1, 3), 5), ((1, 2, 5), 3), ((1, 1.5, 2, 3, 4, 5, 6, 8), 3)):
         ticks = [step * decade for decade in decades for step in steps if low <= step * decade <= high]
-        if len(ticks) >= 3:
+        if len(ticks) >= least:
             return ticks[:: 1 + (len(ticks) - 1) // 10]
     step = 10.0 ** np.floor(np.log10((high - low) / 2))  # the range is narrow: evenly spaced
     while (count := int(np.floor(high / step) - np.ceil(low / step)) + 1) > 8:

@@ -15,7 +15,7 @@ from matplotlib.ticker import FixedFormatter, FixedLocator, NullLocator
 from gsae_ray.errors import UserError
 from gsae_ray.results.comparison import own_saes, quality_of
 from gsae_ray.results.curves import pareto
-from gsae_ray.results.kinds import named, one_a_setting, with_bars
+from gsae_ray.results.kinds import one_a_setting, with_bars, with_kinds
 from gsae_ray.results.palette import Style, log_ticks, styles
 
 COLUMNS_A_ROW = 3
@@ -42,7 +42,7 @@ def plot_frontier(rows: pd.DataFrame, pursuit: pd.DataFrame | None = None, title
     references = rows.drop(everything.index)
     if pursuit is not None:
         everything = pd.concat([everything, pursuit.assign(pursued=True)], ignore_index=True)
-    everything = named(everything)
+    everything = with_kinds(everything)
     origins = list(references["origin"].unique()) if len(references) else []
     looks = styles(everything["kind"].unique(), origins)
     sites = sorted({*everything["site"], *references["site"]})

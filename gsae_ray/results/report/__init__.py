@@ -11,11 +11,13 @@ if TYPE_CHECKING:
     from gsae_ray.results.report.contents import Contents
 
 SUFFIX = ".html"
+REPORT = "report.html"
+"""What it is called, unless something else is asked for; in the folder of a launch, too."""
 
 
 def report(
     experiment: str,
-    out: str | Path = "report.html",
+    out: str | Path = REPORT,
     site: str | None = None,
     launch: str | None = None,
     tracking_uri: str | None = None,

@@ -14,12 +14,10 @@ import pandas as pd
 
 from gsae_ray.evaluation.metrics import METRICS
 from gsae_ray.results.palette import Style, log_ticks
-from gsae_ray.results.report.data import DENSITY, quality_columns
+from gsae_ray.results.report.data import DENSITY, named, quality_columns
 
 Spec = dict[str, Any]
 ACTIVE = "L0 (active features a token)"
-NAMES = {"gamma": "γ", "fvu": "FVU", "kl": "KL", "ce_spliced": "cross-entropy", "mcc": "MCC"}
-"""Column -> what an axis calls it, where that is not its own name."""
 MEANINGS = {DENSITY: "share of tokens on which an alive feature is active, mean over these: L0 ÷ their number"}
 """What is told of columns that are no metrics."""
 TRAININGS = {"loss": "loss", "active": ACTIVE, "dead": "share of dead features"}
@@ -116,17 +114,16 @@ def quality_charts(rows: pd.DataFrame, quality: str, looks: Mapping[str, Spec], 
     x = _log_axis("l0", ACTIVE, rows["l0"])
     charts = []
     for name in quality_columns(rows, quality):
-        y = _linear(name, NAMES.get(name, name.replace("_", " ")))
-        if name == DENSITY:
-            y["scale"] = {"type": "log", "nice": True}
+        title = named(name)
+        y = _log_axis(name, title, rows[name]) if name == DENSITY else _linear(name, title)
         layers = [{**layer, "transform": _known(layer, name)} for layer in _points(rows, x, y, looks, links)]
         if name in METRICS and METRICS[name].better == "one":
             rule = {"mark": {"type": "rule", "strokeDash": [4, 3], "color": "currentColor", "opacity": 0.6}}
             layers.insert(0, {**rule, "encoding": {"y": {"datum": 1}}})
         meaning = METRICS[name].meaning if name in METRICS else MEANINGS.get(name, "")
-        title = f"{y['title']}: {meaning}" if meaning else y["title"]
-        label = f"{y['title']} against L0, a point for each SAE of the chosen site"
-        charts.append(Chart(f"quality-{name}", title, label, "saes", {}, _whole(layers, 220)))
+        caption = f"{title}: {meaning}" if meaning else title
+        label = f"{title} against L0, a point for each SAE of the chosen site"
+        charts.append(Chart(f"quality-{name}", caption, label, "saes", {}, _whole(layers, 220)))
     return charts
 
 
@@ -145,7 +142,12 @@ def training_charts(looks: Mapping[str, Spec]) -> list[Chart]:
             y["scale"] = {"type": "log", "nice": True}
             y["axis"] = {"format": "~g", "tickCount": 5}
         encoding = {
-            "x": {"field": "tokens", "type": "quantitative", "title": "tokens", "axis": {"format": "~s"}},
+            "x": {
+                "field": "tokens",
+                "type": "quantitative",
+                "title": "tokens",
+                "axis": {"format": "~s", "tickCount": 4},
+            },
             **{"y": y, "color": looks["color"], "detail": {"field": "trial"}, "order": {"field": "tokens"}},
         }
         mark = {"type": "line", "strokeWidth": 1.3, "opacity": 0.75, "tooltip": {"expr": "datum.trial"}}
@@ -175,11 +177,12 @@ def grid_charts(grid: pd.DataFrame, quality: str) -> list[Chart]:
             {"mark": {"type": "text", "fontSize": 11}, "encoding": {"text": {"field": "l0", "format": ".3~g"}, **text}},
         ]
         label = f"heat map of {quality} by learning rate and sparsity, {kind} SAEs of the chosen site; cells say L0"
-        spec = {**_whole(layers, {"step": 34}), "encoding": place}
+        rates = grid.loc[grid["kind"] == kind, "lr"].nunique()
+        spec = {**_whole(layers, 120 + 34 * rates), "encoding": place}
         charts.append(Chart(f"grid-{number}", str(kind), label, "grid", {"kind": kind}, spec))
     return charts
 
 
-def _whole(layers: Sequence[Spec], height: Any) -> Spec:
+def _whole(layers: Sequence[Spec], height: int) -> Spec:
     """A chart as wide as the page gives it room."""
     return {"width": "container", "height": height, **({"layer": list(layers)} if layers else {})}

@@ -25,8 +25,15 @@ POINTS, ALL_POINTS = 100, 20_000
 """The most points of a training that are drawn, and of all together."""
 DIGITS = 5
 """Significant ones of what is drawn: the page stays small."""
+NAMES = {"l0": "L0", "gamma": "γ", "fvu": "FVU", "kl": "KL", "ce_spliced": "cross-entropy", "mcc": "MCC"}
+"""Column -> what the page calls it, where that is not its own name."""
 TOLD = ("d_sae", "sparsity", "recipe", "lr", "seed", "batch_size", "tokens", "engine", "origin")
 """Settings that the page tells of a point."""
+
+
+def named(column: str) -> str:
+    """What the page calls a column."""
+    return NAMES.get(column, column.replace("_", " "))
 
 
 def quality_columns(rows: pd.DataFrame, quality: str) -> list[str]:
@@ -63,9 +70,9 @@ def saes_of(rows: pd.DataFrame, quality: str, pages: Mapping[str, str]) -> list[
     texts = {name: with_intervals(rows, name) for name in told_metrics(rows)}
     found = []
     for place, (index, row) in enumerate(rows.iterrows()):
-        settings = {name: setting(row[name]) for name in TOLD if name in row and setting(row[name])}
+        settings = {named(name): setting(row[name]) for name in TOLD if name in row and setting(row[name])}
         told = {"title": str(row["trial"] or row["origin"]), "kind": row["kind"], **settings}
-        told |= {name.replace("_", " "): text[place] for name, text in texts.items()}
+        told |= {named(name): text[place] for name, text in texts.items()}
         found.append(
             {
                 **{"site": row["site"], "kind": row["kind"], "own": index in own, "front": bool(front[index])},

@@ -16,13 +16,14 @@ from markupsafe import Markup
 
 from gsae_ray.results.comparison import labels, own_saes, quality_of
 from gsae_ray.results.frontier_table import WHERE_THEY_DIFFER, with_intervals
-from gsae_ray.results.kinds import named, with_bars
+from gsae_ray.results.kinds import with_bars, with_kinds
 from gsae_ray.results.palette import styles
 from gsae_ray.results.report import charts
 from gsae_ray.results.report.contents import Contents, described
 from gsae_ray.results.report.data import (
     embedded,
     grid_of,
+    named,
     saes_of,
     setting,
     told_metrics,
@@ -58,7 +59,7 @@ def render(contents: Contents) -> str:
     rows = _drawn(contents.rows)
     quality = quality_of(rows).name
     own = own_saes(rows)
-    styled = styles(named(own)["kind"].unique(), rows.drop(own.index)["kind"].unique())
+    styled = styles(with_kinds(own)["kind"].unique(), rows.drop(own.index)["kind"].unique())
     looks, links = charts.scales(styled), bool(contents.pages)
     trainings, grid = trainings_of(own, contents.trainings), grid_of(rows)
     drawn = {
@@ -100,7 +101,7 @@ def render(contents: Contents) -> str:
 def _drawn(rows: pd.DataFrame) -> pd.DataFrame:
     """The table rows with what charts take: the kind, which is the origin of a reference, error bars, density."""
     own = own_saes(rows)
-    kind = named(own)["kind"].reindex(rows.index)
+    kind = with_kinds(own)["kind"].reindex(rows.index)
     return with_density(with_bars(pd.DataFrame(rows).assign(kind=kind.fillna(rows.get("origin", kind)).astype(str))))
 
 
@@ -121,8 +122,8 @@ def _vega() -> str:
 
 def _frontier_told(quality: str, links: bool) -> str:
     told = (
-        f"{quality.capitalize()} against L0, a point for each SAE. Bars are 95 % intervals over the held-out text; a "
-        "line joins the SAEs of a kind that no other of it beats, those that one does are pale."
+        f"{quality.capitalize()} against L0, a point for each SAE. Bars are 95 % intervals over the held-out text. A "
+        "line joins the SAEs that no other of their kind beats; the others are pale."
     )
     return f"{told} A click opens the run in MLflow." if links else told
 
@@ -133,7 +134,7 @@ def _frontier_table(site: str, rows: pd.DataFrame, pages: Mapping[str, str]) -> 
     differ = [name for name in differ if rows[name].nunique(dropna=False) > 1]
     columns: dict[str, list[str]] = {"architecture": list(labels(rows))}
     columns |= {name.replace("_", " "): list(map(setting, rows[name])) for name in ("d_sae", "sparsity", *differ)}
-    columns |= {name.replace("_", " "): with_intervals(rows, name) for name in told_metrics(rows)}
+    columns |= {named(name): with_intervals(rows, name) for name in told_metrics(rows)}
     columns["on frontier"] = ["yes" if on_frontier else "no" for on_frontier in rows["on_frontier"]]
     names = [str(row["trial"] or row["origin"]) for _, row in rows.iterrows()]
     linked = [pages.get(str(run), "") for run in rows["run_id"]]
