@@ -12,6 +12,7 @@ from gsae_ray.evaluation.bootstrap import low_and_high
 from gsae_ray.results.frontier import columns
 from gsae_ray.results.frontier_table import FrontierTable
 from gsae_ray.results.grids import at_edges
+from gsae_ray.results.references import UNKNOWN
 from gsae_ray.results.report.contents import Contents, answer
 from gsae_ray.results.report.records import About, Series
 
@@ -47,6 +48,7 @@ def made_up_rows(
         for end, factor in zip(low_and_high(metric), (0.98, 1.02), strict=True):
             table[end] = table[metric] * factor
     table = table.assign(on_frontier=table["architecture"] == kinds[0], batch_size=128)
+    table = table.astype(dict.fromkeys(UNKNOWN, "Int64"))
     found = FrontierTable(table.sort_values(["site", "l0"]).reset_index(drop=True))
     found.attrs["notes"] = at_edges(found)
     return found

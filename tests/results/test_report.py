@@ -11,9 +11,9 @@ from typing import Any
 
 import pandas as pd
 import pytest
-from recorder import NEWER, OLDER, Recorder
+from recorder import NEWER
 from reports import SERVER, SITES, made_up, made_up_rows, training
-from trials import FINGERPRINT, SITE_2, begin, expand, finish
+from trials import FINGERPRINT, begin, expand, finish
 
 import gsae_ray
 from gsae_ray.activations.production_log import PRODUCTION_LOG, ProductionLog
@@ -57,7 +57,7 @@ def page() -> _Page:
 
 
 def test_the_answer_comes_first_and_the_parts_follow_in_order(page: _Page) -> None:
-    heads = [page.texts.index(head) for head in ("Answer", "Frontier", "Closer", "What failed", "Cost")]
+    heads = [page.texts.index(head) for head in ("Answer", "Frontier", "A closer look", "What failed", "Cost")]
     assert heads == sorted(heads)
     sentence = page.texts[heads[0] + 1 : heads[1]]
     assert any(re.fullmatch(r"gated needs 0\.\d\d× the active features of standard at .*", text) for text in sentence)
@@ -127,6 +127,18 @@ def test_a_measured_column_that_we_do_not_know_of_has_a_chart() -> None:
     assert "quality-probe_auc" in {chart["id"] for chart in charts}
 
 
+def test_without_a_language_model_the_frontier_is_of_explained_variance() -> None:
+    rows = made_up_rows(references=1).drop(columns=["loss_recovered_low", "loss_recovered_high"])
+    rows = rows.assign(loss_recovered=float("nan"), kl=float("nan"), mcc=0.7, true_l0=12.0)
+    data = json.loads(_Page(render(made_up(rows))).data)
+    charts = {chart["id"]: chart for chart in data["charts"]}
+    assert charts["frontier-0"]["label"].startswith("explained variance against L0 at")
+    assert {"quality-gamma", "quality-mcc"} <= charts.keys() and not {"quality-kl", "quality-fvu"} & charts.keys()
+    sae = data["saes"][0]
+    assert sae["quality"] == pytest.approx(1 - rows["fvu"][0], rel=1e-4)
+    assert sae["quality_low"] == pytest.approx(1 - rows["fvu_high"][0], rel=1e-4)
+
+
 @pytest.mark.parametrize(
     ("change", "expected"),
     [
@@ -172,18 +184,6 @@ def test_a_log_axis_has_three_round_numbers_or_more(low: float, high: float) -> 
     ticks = log_ticks(low, high)
     assert 3 <= len(ticks) <= 11 and ticks == sorted(ticks)
     assert low <= ticks[0] and ticks[-1] <= high and all(len(f"{tick:g}") <= 6 for tick in ticks)
-
-
-def test_a_report_is_gathered_from_mlflow(recorder: Recorder) -> None:
-    """Of the recorder's trials at a site one came through, each with one metric row; another failed."""
-    found = gather("sweep", SITE_2, tracking_uri=recorder.uri)
-    assert found.launch == NEWER and found.about.settings == {} and found.pages == {}
-    assert [training["l0"] for training in found.trainings.values()] == [[(64, 64.0)]]
-    assert found.answer[0] == "All SAEs here are gated: there is nothing to compare them with."
-    assert [why for _, why in found.failures] == ["NaN"]
-    assert any("forward ratio" in line for line in found.missing)
-    assert gather("sweep", launch=OLDER, tracking_uri=recorder.uri).failures == []
-    assert gather("sweep", SITE_2, "all", recorder.uri).launch == "all"
 
 
 def test_a_report_is_gathered_from_storage(tmp_path: Path) -> None:

@@ -36,6 +36,8 @@ class Chart:
     """Of the page's data; of the site that the reader chose, unless `where` says which."""
     where: Mapping[str, str]
     """Column -> the value that its rows have."""
+    needs: str
+    """A column that its rows have a number in."""
     spec: Spec
 
 
@@ -105,7 +107,9 @@ def frontier_charts(rows: pd.DataFrame, quality: str, looks: Mapping[str, Spec],
         }
         layers = [line, *_points(here, x, y, looks, links)]
         label = f"{quality} against L0 at {site}: a point for each SAE, with error bars; the table has the numbers"
-        charts.append(Chart(f"frontier-{number}", str(site), label, "saes", {"site": str(site)}, _whole(layers, 340)))
+        charts.append(
+            Chart(f"frontier-{number}", str(site), label, "saes", {"site": str(site)}, "quality", _whole(layers, 340))
+        )
     return charts
 
 
@@ -116,19 +120,15 @@ def quality_charts(rows: pd.DataFrame, quality: str, looks: Mapping[str, Spec], 
     for name in quality_columns(rows, quality):
         title = named(name)
         y = _log_axis(name, title, rows[name]) if name == DENSITY else _linear(name, title)
-        layers = [{**layer, "transform": _known(layer, name)} for layer in _points(rows, x, y, looks, links)]
+        layers = _points(rows, x, y, looks, links)
         if name in METRICS and METRICS[name].better == "one":
             rule = {"mark": {"type": "rule", "strokeDash": [4, 3], "color": "currentColor", "opacity": 0.6}}
             layers.insert(0, {**rule, "encoding": {"y": {"datum": 1}}})
         meaning = METRICS[name].meaning if name in METRICS else MEANINGS.get(name, "")
         caption = f"{title}: {meaning}" if meaning else title
         label = f"{title} against L0, a point for each SAE of the chosen site"
-        charts.append(Chart(f"quality-{name}", caption, label, "saes", {}, _whole(layers, 220)))
+        charts.append(Chart(f"quality-{name}", caption, label, "saes", {}, name, _whole(layers, 220)))
     return charts
-
-
-def _known(layer: Spec, name: str) -> list[Spec]:
-    return [*layer.get("transform", []), {"filter": f"isValid(datum['{name}'])"}]
 
 
 def training_charts(looks: Mapping[str, Spec]) -> list[Chart]:
@@ -136,9 +136,7 @@ def training_charts(looks: Mapping[str, Spec]) -> list[Chart]:
     charts = []
     for name, title in TRAININGS.items():
         y = _linear(name, title)
-        transform = [{"filter": f"isValid(datum.{name})"}]
         if name != "dead":
-            transform = [{"filter": f"datum.{name} > 0"}]
             y["scale"] = {"type": "log", "nice": True}
             y["axis"] = {"format": "~g", "tickCount": 5}
         encoding = {
@@ -151,9 +149,10 @@ def training_charts(looks: Mapping[str, Spec]) -> list[Chart]:
             **{"y": y, "color": looks["color"], "detail": {"field": "trial"}, "order": {"field": "tokens"}},
         }
         mark = {"type": "line", "strokeWidth": 1.3, "opacity": 0.75, "tooltip": {"expr": "datum.trial"}}
-        spec = {**_whole([], 220), "transform": transform, "mark": mark, "encoding": encoding}
+        positive = [{"filter": f"datum.{name} > 0"}] if name != "dead" else []
+        spec = {**_whole([], 220), "transform": positive, "mark": mark, "encoding": encoding}
         label = f"{title} against tokens trained on, a line for each SAE of the chosen site"
-        charts.append(Chart(f"training-{name}", title, label, "trainings", {}, spec))
+        charts.append(Chart(f"training-{name}", title, label, "trainings", {}, name, spec))
     return charts
 
 
@@ -179,7 +178,7 @@ def grid_charts(grid: pd.DataFrame, quality: str) -> list[Chart]:
         label = f"heat map of {quality} by learning rate and sparsity, {kind} SAEs of the chosen site; cells say L0"
         rates = grid.loc[grid["kind"] == kind, "lr"].nunique()
         spec = {**_whole(layers, 120 + 34 * rates), "encoding": place}
-        charts.append(Chart(f"grid-{number}", str(kind), label, "grid", {"kind": kind}, spec))
+        charts.append(Chart(f"grid-{number}", str(kind), label, "grid", {"kind": kind}, "quality", spec))
     return charts
 
 

@@ -29,7 +29,8 @@
 
   async function draw(chart) {
     const where = { site: chosen.value, ...chart.where };
-    const values = rows[chart.data].filter((row) => Object.keys(where).every((name) => row[name] === where[name]));
+    const values = rows[chart.data].filter(
+      (row) => row[chart.needs] !== null && Object.keys(where).every((name) => row[name] === where[name]));
     const place = document.getElementById(chart.id);
     place.closest("figure").hidden = values.length === 0;
     drawn.get(chart.id)?.finalize();
