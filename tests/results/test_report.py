@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from html.parser import HTMLParser
 from pathlib import Path
@@ -19,6 +20,7 @@ import gsae_ray
 from gsae_ray.activations.production_log import PRODUCTION_LOG, ProductionLog
 from gsae_ray.driver.report import write_report
 from gsae_ray.errors import UserError
+from gsae_ray.results.frontier import frontier
 from gsae_ray.results.palette import COLOURS, MARKS, log_ticks, styles
 from gsae_ray.results.report.contents import answer, gather
 from gsae_ray.results.report.data import embedded, trainings_of
@@ -186,30 +188,68 @@ def test_a_log_axis_has_three_round_numbers_or_more(low: float, high: float) -> 
     assert low <= ticks[0] and ticks[-1] <= high and all(len(f"{tick:g}") <= 6 for tick in ticks)
 
 
-def test_a_report_is_gathered_from_storage(tmp_path: Path) -> None:
-    """What the launch was, trainings, failures and costs; pages where they are known otherwise."""
+def stored(root: Path) -> str:
+    """A launch in a storage, of two trials that came through and one that failed, whose name it returns."""
     *trials, bad = expand("gated", l1_coefficient=[1.0, 2.0, 4.0])
     for trial, l0 in zip(trials, (20.0, 10.0), strict=True):
-        finish(begin(tmp_path / "swept/trials", trial, steps=3), trial, l0=l0)
-    begin(tmp_path / "swept/trials", bad).fail("loss is NaN")
-    folder = tmp_path / "swept/launches" / NEWER
+        finish(begin(root / "swept/trials", trial, steps=3), trial, l0=l0)
+    begin(root / "swept/trials", bad).fail("loss is NaN")
+    folder = root / "swept/launches" / NEWER
     folder.mkdir(parents=True)
     sweep = {"name": "swept", "model": {"name": "builtin"}, "dataset": {"name": "text"}, "activations": None}
     identities = {trial.name: trial.identity for trial in (*trials, bad)}
     LAUNCH.write(folder / "launch.json", {"sweep": sweep, "trials": identities})
     EVALUATED.write(folder / "evaluation.json", {"fingerprint": FINGERPRINT, "encoders": [None]})
     PRODUCTION_LOG.write(folder / "record.json", ProductionLog(produced={0: 1, 1: 2}, evaluations=2))
+    return bad.name
+
+
+def launch_in(root: Path, shown: list[str]) -> Any:
+    """As much of a launch as its report takes; what it says is shown."""
+    folder = root / "swept/launches" / NEWER
+    folder.mkdir(parents=True, exist_ok=True)
+    return SimpleNamespace(
+        id=NEWER,
+        folder=root / "swept",
+        own_folder=folder,
+        log=EventLog(folder / "events.jsonl", shown.append),
+        prepared=SimpleNamespace(sweep=SimpleNamespace(experiment_name="swept")),
+    )
+
+
+def test_a_report_is_gathered_from_storage(tmp_path: Path) -> None:
+    """What the launch was, trainings, failures and costs; pages where they are known otherwise."""
+    bad = stored(tmp_path)
     found = gather("swept", storage=tmp_path, pages=lambda row: f"http://there/{row['l0']:g}")
     assert found.title == "swept: model builtin, data text, 1,024 tokens"
     assert found.about.counters == {"forward_ratio": 1.5, "evaluations": 2}
     assert [training["l0"] for training in found.trainings.values()] == [[(64, 64), (128, 128), (192, 192)]] * 2
-    assert found.failures == [(bad.name, "loss is NaN")]
+    assert found.failures == [(bad, "loss is NaN")]
     assert sorted(found.pages.values()) == ["http://there/10", "http://there/20"] and found.missing == []
-    assert (
-        gsae_ray.report("swept", tmp_path / "report.html", storage=tmp_path).read_text().startswith("<!doctype html>")
-    )
+    html = gsae_ray.report("swept", tmp_path / "report.html", storage=tmp_path).read_text()
+    assert html.startswith("<!doctype html>")
     svg = gsae_ray.plot("swept", tmp_path / "frontier.svg", storage=tmp_path).read_text()
     assert ">swept: model builtin, data text, 1,024 tokens</text>" in svg
+
+
+def test_a_launch_links_each_sae_to_its_run_and_counts_what_it_counted(tmp_path: Path) -> None:
+    stored(tmp_path)
+    shown: list[str] = []
+    in_mlflow = frontier("swept", storage=tmp_path).assign(run_id=["run of L0 10", "run of L0 20"])
+    counters = {"forward_ratio": 1.25, "peak_activation_bytes": math.nan}
+    launch = launch_in(tmp_path, shown)
+    out = write_report(launch, in_mlflow, counters, lambda run: f"http://there/#/{run}")
+    assert shown == [] and out == launch.own_folder / "report.html"
+    page = _Page((launch.own_folder / "report.html").read_text())
+    links = [attributes["href"] for tag, attributes in page.tags if tag == "a"]
+    assert links == ["http://there/#/run of L0 10", "http://there/#/run of L0 20"]
+    assert "1.25" in page.texts
+
+
+def test_a_launch_goes_on_where_there_is_no_report_and_says_so(tmp_path: Path) -> None:
+    shown: list[str] = []
+    assert write_report(launch_in(tmp_path, shown), made_up_rows(), {}, lambda _: None) is None
+    assert shown[0].startswith("there is no report of this launch: --storage: no launch in ")
 
 
 def test_what_is_no_html_is_refused_before_anything_is_read(tmp_path: Path) -> None:
@@ -217,18 +257,3 @@ def test_what_is_no_html_is_refused_before_anything_is_read(tmp_path: Path) -> N
         gsae_ray.report("nothing", tmp_path / "report.pdf", tracking_uri=f"sqlite:///{tmp_path}/nowhere.db")
     with pytest.raises(UserError, match=r"^--out: frontier.gif ends in none of .png, .svg, .pdf"):
         gsae_ray.plot("nothing", tmp_path / "frontier.gif", tracking_uri=f"sqlite:///{tmp_path}/nowhere.db")
-
-
-def test_a_launch_goes_on_where_there_is_no_report_and_says_so(tmp_path: Path) -> None:
-    shown: list[str] = []
-    folder = tmp_path / "swept/launches/20260101-000000-abcd"
-    folder.mkdir(parents=True)
-    launch: Any = SimpleNamespace(
-        id=folder.name,
-        folder=tmp_path / "swept",
-        own_folder=folder,
-        log=EventLog(folder / "events.jsonl", shown.append),
-        prepared=SimpleNamespace(sweep=SimpleNamespace(experiment_name="swept")),
-    )
-    assert write_report(launch, made_up_rows(), {}, lambda _: None) is None
-    assert shown[0].startswith("there is no report of this launch: --storage: no launch in ")
