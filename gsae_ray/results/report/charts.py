@@ -67,7 +67,11 @@ def _log_axis(field: str, title: str, values: pd.Series[Any], pad: float = 1.08)
 
 
 def _linear(field: str, title: str) -> Spec:
-    return {"field": field, "type": "quantitative", "title": title, "scale": {"zero": False, "nice": True}}
+    return {
+        **{"field": field, "type": "quantitative", "title": title},
+        "scale": {"zero": False, "nice": True},
+        "axis": {"format": ".6~g"},  # where all values are 0.98, the one number of the axis would be 1
+    }
 
 
 def _points(rows: pd.DataFrame, x: Spec, y: Spec, looks: Mapping[str, Spec], links: bool) -> list[Spec]:
