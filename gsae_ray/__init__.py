@@ -29,7 +29,9 @@ if TYPE_CHECKING:  # for type checkers and editors, what `_MODULES` says
     from gsae_ray.results.best import candidates as candidates
     from gsae_ray.results.compare import compare as compare
     from gsae_ray.results.frontier import frontier as frontier
+    from gsae_ray.results.picture import plot as plot
     from gsae_ray.results.push import push as push
+    from gsae_ray.results.report import report as report
     from gsae_ray.saes import SAE as SAE
     from gsae_ray.saes import load as load
     from gsae_ray.saes.export import export as export
@@ -49,7 +51,9 @@ _MODULES = {
     "frontier": "results.frontier",
     "load": "saes",
     "load_sweep": "config.load",
+    "plot": "results.picture",
     "push": "results.push",
+    "report": "results.report",
     "run": "driver.launch",
     "submit": "jobs.submit",
 }

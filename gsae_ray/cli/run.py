@@ -22,6 +22,7 @@ from gsae_ray.cli.options import (
 from gsae_ray.cli.verbose import STDERR, verbose_option
 from gsae_ray.errors import FAILED, INTERRUPTED, UserError
 from gsae_ray.names import own_command
+from gsae_ray.results.report import REPORT
 
 if TYPE_CHECKING:
     from gsae_ray.storage.launch_directory import Resume
@@ -99,6 +100,8 @@ def run(
         uri = [] if tracking_uri is None else ["--tracking-uri", result.tracking_uri]
         best = ["best", result.experiment, *example_constraint(rows), "--out", "best_sae"]
         click.echo(f"picture:   {_relative(picture)}")
+        if (page := picture.with_name(REPORT)).exists():
+            click.echo(f"report:    {_relative(page)}")
         if result.mirrored:
             click.echo(f"look:      {own_command('ui', *uri)}")
             click.echo(f"best SAE:  {own_command(*best, *uri)}")

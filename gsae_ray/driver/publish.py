@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import logging
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +15,18 @@ import pandas as pd
 from gsae_ray.activations.production_log import Counters
 from gsae_ray.driver.begin import Launch
 from gsae_ray.driver.prepare import PreparedSweep
+from gsae_ray.driver.report import write_report
 from gsae_ray.errors import UserError, first_line
 from gsae_ray.results.comparison import own_saes
 from gsae_ray.results.frontier import frontier
+from gsae_ray.results.report.contents import title_of
+from gsae_ray.results.report.records import settings_of
 from gsae_ray.storage.launch_directory import finish_launch
 from gsae_ray.tracking.connection import asking
 from gsae_ray.tracking.credentials import redacted, redacted_in
 from gsae_ray.tracking.mirror import Mirror
+from gsae_ray.tracking.pages import page_of
+from gsae_ray.tracking.run_names import run_names
 from gsae_ray.tracking.session import Tracking
 from gsae_ray.tracking.tags import JOB_VARIABLE
 
@@ -46,7 +53,8 @@ def open_mirror(launch: Launch, uri: str) -> Mirror:
     """
     sweep = launch.prepared.sweep
     with asking(uri):
-        mirror = Mirror(uri, sweep.experiment_name, launch.id, launch.prepared.evaluation)
+        names = run_names([trial.spec for trial in launch.trials])
+        mirror = Mirror(uri, sweep.experiment_name, launch.id, launch.prepared.evaluation, names)
         mirror.open_launch(sweep.name, _params(launch.prepared), os.environ.get(JOB_VARIABLE))
         mirror.log_launch({}, [launch.own_folder / "sweep.yaml", launch.own_folder / "versions.json"])
     return mirror
@@ -106,7 +114,9 @@ def _publish_to(mirror: Mirror, launch: Launch, machines: list[str]) -> Path | N
     """Sends frontier and counters to the launch's run, which ends. Returns the picture, if there is one."""
     for line in mirror.send_references(launch.own_folder):
         launch.log.say(line)
-    picture, artifacts = draw_frontier(launch, tracking_uri=mirror.client.tracking_uri)
+    uri = mirror.client.tracking_uri
+    page = functools.partial(page_of, uri, mirror.experiment_id)
+    picture, artifacts = draw_frontier(launch, page, tracking_uri=uri)
     log = [launch.log.path] if launch.log.path.exists() else []
     mirror.log_launch(_metrics(launch.counters()), [*log, *artifacts], machines)
     mirror.close("FINISHED")
@@ -127,11 +137,18 @@ def _metrics(counters: Counters | None) -> dict[str, float]:
     }
 
 
-def draw_frontier(launch: Launch, **source: Any) -> tuple[Path | None, list[Path]]:
-    """Writes the frontier as a picture and as tables to the launch's folder.
+def _no_page(_run_id: str) -> None:
+    """The page of what was read from storage."""
+
+
+def draw_frontier(
+    launch: Launch, page: Callable[[str], str | None] = _no_page, **source: Any
+) -> tuple[Path | None, list[Path]]:
+    """Writes the frontier as a picture and as tables to the launch's folder, and the report of the launch.
 
     Args:
         launch: whose frontier it is.
+        page: run -> the address of its page, if it has one.
         source: `tracking_uri` or `storage`, from which the results are read.
 
     Returns:
@@ -155,8 +172,11 @@ def draw_frontier(launch: Launch, **source: Any) -> tuple[Path | None, list[Path
     picture = folder / "frontier.png"
     files = [folder / "frontier.csv", picture]
     rows.to_csv(folder / "frontier.csv", index=False)
-    plots.save_frontier(rows, picture, pursuit)
+    sweep = launch.prepared.sweep
+    plots.save_frontier(rows, picture, pursuit, title_of(experiment, settings_of(sweep.model_dump()), rows))
     if pursuit is not None:
         files.append(folder / "pursuit.csv")
         pursuit.to_csv(files[-1], index=False)
+    if (report := write_report(launch, rows, _metrics(launch.counters()), page)) is not None:
+        files.append(report)
     return picture, files

@@ -1,92 +1,148 @@
-"""The frontier as a picture."""
+"""The frontier as a picture for papers: PNG, SVG or PDF."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
 
+import matplotlib as mpl
+import numpy as np
 import pandas as pd
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+from matplotlib.ticker import FixedFormatter, FixedLocator, NullLocator
 
-from gsae_ray.results.comparison import labels, own_saes, quality_of, recipes_differ
+from gsae_ray.errors import UserError
+from gsae_ray.results.comparison import own_saes, quality_of
 from gsae_ray.results.curves import pareto
+from gsae_ray.results.kinds import one_a_setting, with_bars, with_kinds
+from gsae_ray.results.palette import Style, log_ticks, styles
 
 COLUMNS_A_ROW = 3
-KINDS = ["architecture", "variant", "recipe", "d_sae", "tokens"]
-"""The order of curves."""
-MARKS = "*DXP^v<>"
-"""Of references, by origin."""
 LEGEND = 32
 """The most characters of an origin in the legend; of a path, its end tells more."""
+SUFFIXES = (".png", ".svg", ".pdf")
 
 
-def plot_frontier(rows: pd.DataFrame, pursuit: pd.DataFrame | None = None) -> Figure:
+def plot_frontier(rows: pd.DataFrame, pursuit: pd.DataFrame | None = None, title: str = "") -> Figure:
     """L0 (log axis) against loss recovered: a panel a site, a line through the Pareto points of each kind of SAE.
 
     Without a language model it is against the explained variance (see `quality_of`).
 
-    Kinds are as `_curves` tells them apart. SAEs that another of their kind beats are points alone. References have
-    marks of their own, one for all of an origin.
+    Kinds are as `results.kinds` tells them apart; each has a colour and a mark of its own. Seeds of one setting are one
+    point (see `one_a_setting`, which has its error bars too). SAEs that another of their kind beats are points alone.
+    References have marks of their own, one for all of an origin.
 
     Args:
         rows: as `results.frontier` returns them.
         pursuit: the same of gradient pursuit, as dashed lines.
+        title: of the whole picture.
     """
     everything = own_saes(rows).assign(pursued=False)
     references = rows.drop(everything.index)
-    origins = list(references["origin"].unique()) if len(references) else []
     if pursuit is not None:
         everything = pd.concat([everything, pursuit.assign(pursued=True)], ignore_index=True)
-    everything = everything.assign(label=_curves(everything)).sort_values([*KINDS, "l0"])
-    quality = quality_of(rows)
-    sites, kinds = sorted({*everything["site"], *references["site"]}), list(everything["label"].unique())
+    everything = with_kinds(everything)
+    origins = list(references["origin"].unique()) if len(references) else []
+    looks = styles(everything["kind"].unique(), origins)
+    sites = sorted({*everything["site"], *references["site"]})
     columns = min(COLUMNS_A_ROW, len(sites))
     height = -(-len(sites) // columns)
-    figure = Figure(figsize=(5.2 * columns, 4.2 * height), layout="constrained")
+    figure = Figure(figsize=(5.2 * columns, 4.2 * height + 0.3), layout="constrained")
     axes = list(figure.subplots(height, columns, squeeze=False).flat)
     for axis in axes[len(sites) :]:
         axis.remove()
     for axis, site in zip(axes[: len(sites)], sites, strict=True):
         here = everything[everything["site"] == site]
-        for (kind, pursued), group in here.groupby(["label", "pursued"], sort=False):
-            front = pareto(group["l0"].to_numpy(), quality.of(group).to_numpy())
-            style = {"color": f"C{kinds.index(kind)}", "marker": "s" if pursued else "o"}
-            line = {"linestyle": "--" if pursued else "-", "label": f"{kind}, pursuit" if pursued else kind}
-            points = {"linestyle": "none", "markerfacecolor": "none", "alpha": 0.35}
-            for part, how in ((group[front], line), (group[~front], points)):
-                axis.plot(part["l0"], quality.of(part), **how, **style)
-        for number, origin in enumerate(origins):
-            group = references[(references["site"] == site) & (references["origin"] == origin)]
-            if len(group):
-                how = {"linestyle": "none", "marker": MARKS[number % len(MARKS)], "color": "black"}
-                axis.plot(group["l0"], quality.of(group), label=_shortened(origin), **how)
-        axis.set_xscale("log")
-        axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-        axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-        axis.xaxis.set_minor_formatter(NullFormatter())
-        axis.set(title=site, xlabel="L0 (active features a token)", ylabel=quality.name)
-        axis.grid(alpha=0.3, which="both")
-        axis.legend()
+        for (kind, pursued), group in here.groupby(["kind", "pursued"], sort=False):
+            _draw_kind(axis, one_a_setting(group), looks[kind], f"{kind}, pursuit" if pursued else kind, bool(pursued))
+        for origin in origins:
+            beside = references[(references["site"] == site) & (references["origin"] == origin)]
+            if len(beside):
+                _draw_references(axis, with_bars(beside), looks[origin], _shortened(origin))
+        axis.set(title=site, xlabel="L0 (active features a token)", ylabel=quality_of(rows).name)
+        _scale(axis)
+    _add_legend(figure)
+    if title:
+        figure.suptitle(title)
     return figure
 
 
-def _curves(rows: pd.DataFrame) -> pd.Series[Any]:
-    """The curve that each SAE is on: its label, with recipe, width and tokens where SAEs differ in them."""
-    text = labels(rows)
-    if recipes_differ(rows["recipe"]):
-        text = text + " " + rows["recipe"]
-    if rows.groupby(text)["d_sae"].nunique().gt(1).any():
-        text = text + " w" + rows["d_sae"].astype(str)
-    if rows["tokens"].nunique() > 1:
-        text = text + rows["tokens"].map(" {:,} tokens".format)
-    return text
+def _draw_kind(axis: Axes, points: pd.DataFrame, look: Style, label: str, pursued: bool) -> None:
+    """A line through the Pareto points, the others alone, and error bars."""
+    front = pareto(points["l0"].to_numpy(float), points["quality"].to_numpy(float))
+    style: dict[str, Any] = {"color": look.colour, "marker": look.mark.matplotlib}
+    line: dict[str, Any] = {"linestyle": "--" if pursued else "-", "label": label}
+    if pursued:
+        line["markerfacecolor"] = "white"
+    alone: dict[str, Any] = {"linestyle": "none", "markerfacecolor": "none", "alpha": 0.45}
+    for part, how in ((points[front], line), (points[~front], alone)):
+        axis.plot(part["l0"], part["quality"], **how, **style)
+        _add_bars(axis, part, str(look.colour))
+
+
+def _draw_references(axis: Axes, points: pd.DataFrame, look: Style, label: str) -> None:
+    mark = look.mark.matplotlib
+    axis.plot(points["l0"], points["quality"], label=label, linestyle="none", marker=mark, color="black")
+    _add_bars(axis, points, "black")
+
+
+def _add_bars(axis: Axes, points: pd.DataFrame, colour: str) -> None:
+    """Error bars of the points that have some."""
+    x, y = (points[name].to_numpy(float) for name in ("l0", "quality"))
+    xerr, yerr = (
+        np.clip([centre - points[f"{name}_low"], points[f"{name}_high"] - centre], 0, None)
+        for name, centre in (("l0", x), ("quality", y))
+    )
+    if np.isfinite([xerr, yerr]).any():
+        axis.errorbar(x, y, yerr, xerr, fmt="none", ecolor=colour, elinewidth=1, alpha=0.7)
+
+
+def _scale(axis: Axes) -> None:
+    """A log axis with three numbers or more."""
+    axis.set_xscale("log")
+    low, high = axis.get_xlim()
+    ticks = log_ticks(low, high)
+    axis.xaxis.set_major_locator(FixedLocator(ticks))
+    axis.xaxis.set_major_formatter(FixedFormatter([f"{tick:g}" for tick in ticks]))
+    axis.xaxis.set_minor_locator(NullLocator())
+    axis.set_xlim(low, high)
+    axis.grid(alpha=0.3)
+
+
+def _add_legend(figure: Figure) -> None:
+    """One legend for all panels, below them: no point is under it."""
+    found = [axis.get_legend_handles_labels() for axis in figure.axes]
+    entries = {label: handle for handles, labels in found for handle, label in zip(handles, labels, strict=True)}
+    width = figure.get_size_inches()[0]
+    columns = max(1, min(len(entries), int(width * 10 / (6 + max(map(len, entries), default=1)))))
+    figure.legend(entries.values(), entries.keys(), loc="outside lower center", ncols=columns, frameon=False)
 
 
 def _shortened(origin: str) -> str:
     return origin if len(origin) <= LEGEND else f"…{origin[1 - LEGEND :]}"
 
 
-def save_frontier(rows: pd.DataFrame, path: Path, pursuit: pd.DataFrame | None = None) -> None:
-    """Writes the picture as PNG."""
-    plot_frontier(rows, pursuit).savefig(path, dpi=130)
+def check_picture(path: Path) -> None:
+    """Refuses a file that is none of a picture, by its suffix.
+
+    Raises:
+        UserError: so it is.
+    """
+    if path.suffix.lower() not in SUFFIXES:
+        raise UserError(
+            f"--out: {path.name} ends in none of {', '.join(SUFFIXES)}; a picture is written as one of these"
+        )
+
+
+def save_frontier(rows: pd.DataFrame, path: Path, pursuit: pd.DataFrame | None = None, title: str = "") -> None:
+    """Writes the picture as PNG, SVG or PDF, by the suffix of the path.
+
+    Raises:
+        UserError: it has another one.
+    """
+    check_picture(path)
+    with mpl.rc_context(
+        {"svg.fonttype": "none", "pdf.fonttype": 42}
+    ):  # text stays text: it can be searched, and edited
+        plot_frontier(rows, pursuit, title).savefig(path, dpi=130)

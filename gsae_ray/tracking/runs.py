@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 from mlflow.entities import Run
 from mlflow.tracking import MlflowClient
@@ -11,7 +12,11 @@ from mlflow.tracking import MlflowClient
 from gsae_ray.errors import UserError, suggest
 from gsae_ray.tracking.connection import asking, open_tracking
 from gsae_ray.tracking.credentials import redacted
+from gsae_ray.tracking.pages import page_of
 from gsae_ray.tracking.tags import KIND, LAUNCH
+
+REQUESTS = 8
+"""At a time, where many are made."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,6 +81,27 @@ class RecordedExperiment:
         with asking(self._uri):
             points = self._client.get_metric_history(run_id, metric)
         return [(point.step, point.value) for point in points]
+
+    def histories(
+        self, run_ids: Sequence[str], metrics: Sequence[str]
+    ) -> dict[str, dict[str, list[tuple[int, float]]]]:
+        """As `history`, of some metrics of many runs: run -> metric -> points, in order of their steps.
+
+        Raises:
+            UserError: MLflow does not answer.
+        """
+        pairs = [(run_id, metric) for run_id in run_ids for metric in metrics]
+        found: dict[str, dict[str, list[tuple[int, float]]]] = {run_id: {} for run_id in run_ids}
+        # `asking` is entered outside of the threads, since it sets environment variables.
+        with asking(self._uri), ThreadPoolExecutor(REQUESTS) as pool:
+            answers = pool.map(lambda pair: self._client.get_metric_history(*pair), pairs)
+            for (run_id, metric), points in zip(pairs, answers, strict=True):
+                found[run_id][metric] = sorted((point.step, point.value) for point in points)
+        return found
+
+    def page(self, run_id: str) -> str | None:
+        """The address of a run's page, where there is one."""
+        return page_of(self._uri, self._id, run_id)
 
 
 def find_run(client: MlflowClient, experiment_id: str, tags: Mapping[str, str]) -> Run | None:

@@ -126,7 +126,7 @@ def test_law_6_evaluation_again_gives_the_logged_numbers(launched: launch.SweepR
 @pytest.mark.usefixtures("launched")
 def test_law_7_nothing_on_disk_can_run_code(home: Path) -> None:
     kinds = {path.suffix or path.name for path in (home / "runs").rglob("*") if path.is_file()}
-    assert kinds <= {".json", ".jsonl", ".safetensors", ".yaml", ".csv", ".png", "DONE", "FAILED"}
+    assert kinds <= {".json", ".jsonl", ".safetensors", ".yaml", ".csv", ".png", ".html", "DONE", "FAILED"}
 
 
 def test_trials_are_mirrored_once_with_every_row(launched: launch.SweepResult, plan: PreparedSweep, home: Path) -> None:
@@ -139,7 +139,8 @@ def test_trials_are_mirrored_once_with_every_row(launched: launch.SweepResult, p
         assert rows[-1]["step"] == trial.training.steps * trial.training.batch_size
         assert client.get_run(row.run_id).data.tags["mlflow.parentRunId"] == parent_run(launched).info.run_id
     artifacts = {item.path for item in client.list_artifacts(parent_run(launched).info.run_id)}
-    assert artifacts == {"sweep.yaml", "versions.json", "frontier.csv", "frontier.png", "events.jsonl"}
+    files = {"sweep.yaml", "versions.json", "frontier.csv", "frontier.png", "report.html", "events.jsonl"}
+    assert artifacts == files
 
 
 def test_storage_tells_the_frontier_that_mlflow_tells(launched: launch.SweepResult, home: Path) -> None:

@@ -20,6 +20,7 @@ from gsae_ray.results.best import best
 from gsae_ray.results.comparison import sequences
 from gsae_ray.results.frontier import columns, frontier
 from gsae_ray.results.plots import plot_frontier
+from gsae_ray.results.report.contents import gather
 from gsae_ray.tracking.mirror import Mirror
 from gsae_ray.tracking.tags import EVALUATION, KIND, LAUNCH, TRIAL
 
@@ -339,3 +340,15 @@ def test_where_nothing_was_recorded_is_said_and_nothing_is_made(
     with pytest.raises(UserError, match=rf"^--tracking-uri: nothing has been recorded at {tmp_path}/mlflow.db"):
         frontier("sweep")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_report_is_gathered_from_mlflow(recorder: Recorder) -> None:
+    """Of the recorder's trials at a site one came through, each with one metric row; another failed."""
+    found = gather("sweep", SITE_2, tracking_uri=recorder.uri)
+    assert found.launch == NEWER and found.about.settings == {} and found.pages == {}
+    assert [training["l0"] for training in found.trainings.values()] == [[(64, 64.0)]]
+    assert found.answer[0] == "All SAEs here are gated: there is nothing to compare them with."
+    assert [why for _, why in found.failures] == ["NaN"]
+    assert any("forward ratio" in line for line in found.missing)
+    assert gather("sweep", launch=OLDER, tracking_uri=recorder.uri).failures == []
+    assert gather("sweep", SITE_2, "all", recorder.uri).launch == "all"

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pandas as pd
 import pytest
 from matplotlib.axes import Axes
+from matplotlib.collections import LineCollection
 from matplotlib.lines import Line2D
 
 from gsae_ray.results.plots import plot_frontier, save_frontier
@@ -97,6 +98,45 @@ def test_references_are_marks_of_their_own_one_for_all_of_an_origin_and_on_no_cu
     assert list(curves(second)) == ["gated"]
 
 
-def test_the_picture_is_written(tmp_path: Path) -> None:
-    save_frontier(rows_of((1, 0.5), (2, 0.6), sites=4), tmp_path / "frontier.png")
-    assert (tmp_path / "frontier.png").read_bytes().startswith(b"\x89PNG")
+def bars(axis: Axes) -> list[list[list[float]]]:
+    """The error bars of an axis, as pairs of points: across, then upright."""
+    segments = [segment for part in axis.collections for segment in cast(LineCollection, part).get_segments()]
+    return [np.round(segment, 6).tolist() for segment in segments]
+
+
+def test_bars_are_the_intervals_of_an_sae() -> None:
+    ends: dict[str, Any] = {"l0_low": 0.9, "l0_high": 1.2, "loss_recovered_low": 0.4, "loss_recovered_high": 0.55}
+    (axis,) = plot_frontier(rows_of((1, 0.5), **ends)).axes
+    assert bars(axis) == [[[0.9, 0.5], [1.2, 0.5]], [[1, 0.4], [1, 0.55]]]
+
+
+def test_seeds_of_one_setting_are_one_point_with_their_spread() -> None:
+    """Also those of a setting whose SAEs have intervals of their own."""
+    own: dict[str, Any] = {"l0_low": 0.9, "l0_high": 1.2, "loss_recovered_low": 0.4, "loss_recovered_high": 0.55}
+    seeds = [rows_of(point, seed=seed, sparsity=1.0, **own) for seed, point in enumerate([(1, 0.5), (3, 0.7)])]
+    (axis,) = plot_frontier(pd.concat(seeds, ignore_index=True)).axes
+    (mean,) = [line for line in axis.lines if len(data(line))]
+    assert data(mean) == [[2, 0.6]]
+    across, upright = np.array(bars(axis))
+    assert np.ptp(across[:, 0]) == pytest.approx(2 * 2**0.5, abs=1e-5)
+    assert np.ptp(upright[:, 1]) == pytest.approx(2 * 0.1 * 2**0.5, abs=1e-5)
+
+
+def test_the_legend_is_outside_of_the_axes_and_the_axis_has_numbers_enough() -> None:
+    figure = plot_frontier(rows_of((31, 0.5), (38, 0.6), sites=2), title="small: model builtin")
+    figure.canvas.draw()
+    (legend,) = figure.legends
+    assert not any(axis.get_window_extent().overlaps(legend.get_window_extent()) for axis in figure.axes)
+    assert [text.get_text() for text in legend.get_texts()] == [
+        "gated"
+    ] and figure.get_suptitle() == "small: model builtin"
+    for axis in figure.axes:
+        low, high = axis.get_xlim()
+        assert sum(low <= tick <= high for tick in axis.get_xticks()) >= 3
+        assert len({label.get_text() for label in axis.get_xticklabels()}) == len(axis.get_xticks())
+
+
+@pytest.mark.parametrize(("suffix", "begin"), [("png", b"\x89PNG"), ("svg", b"<?xml"), ("pdf", b"%PDF")])
+def test_the_picture_is_written_as_its_suffix_says(tmp_path: Path, suffix: str, begin: bytes) -> None:
+    save_frontier(rows_of((1, 0.5), (2, 0.6), sites=4), tmp_path / f"frontier.{suffix}")
+    assert (tmp_path / f"frontier.{suffix}").read_bytes().startswith(begin)
