@@ -20,6 +20,7 @@ from gsae_ray.storage.launch_directory import finish_launch
 from gsae_ray.tracking.connection import asking
 from gsae_ray.tracking.credentials import redacted, redacted_in
 from gsae_ray.tracking.mirror import Mirror
+from gsae_ray.tracking.run_names import run_names
 from gsae_ray.tracking.session import Tracking
 from gsae_ray.tracking.tags import JOB_VARIABLE
 
@@ -46,7 +47,8 @@ def open_mirror(launch: Launch, uri: str) -> Mirror:
     """
     sweep = launch.prepared.sweep
     with asking(uri):
-        mirror = Mirror(uri, sweep.experiment_name, launch.id, launch.prepared.evaluation)
+        names = run_names([trial.spec for trial in launch.trials])
+        mirror = Mirror(uri, sweep.experiment_name, launch.id, launch.prepared.evaluation, names)
         mirror.open_launch(sweep.name, _params(launch.prepared), os.environ.get(JOB_VARIABLE))
         mirror.log_launch({}, [launch.own_folder / "sweep.yaml", launch.own_folder / "versions.json"])
     return mirror

@@ -11,7 +11,7 @@ from mlflow.tracking import MlflowClient
 
 from gsae_ray.storage.progress import Progress
 from gsae_ray.tracking.connection import asking, connect
-from gsae_ray.tracking.credentials import redacted
+from gsae_ray.tracking.pages import run_page
 from gsae_ray.tracking.tags import JOB, KIND, LAUNCH, PROGRESS
 
 
@@ -44,8 +44,7 @@ class RemoteLaunch:
     @property
     def link(self) -> str:
         """The address of its page in the MLflow UI."""
-        info, server = self.run.info, redacted(self.client.tracking_uri)
-        return f"{server.rstrip('/')}/#/experiments/{info.experiment_id}/runs/{info.run_id}"
+        return run_page(self.client.tracking_uri, self.run.info.experiment_id, self.run.info.run_id)
 
     @property
     def _reported(self) -> dict[str, Any]:

@@ -11,7 +11,7 @@ import dataclasses
 import json
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -97,6 +97,7 @@ class Mirror:
         experiment: str,
         launch_id: str,
         evaluation: EvaluationRequest,
+        run_names: Mapping[str, str] | None = None,
     ) -> None:
         """Connects, and finds or makes the experiment.
 
@@ -105,6 +106,7 @@ class Mirror:
             experiment: the name of the experiment.
             launch_id: of the launch that is mirrored.
             evaluation: what a trial needs to be finished.
+            run_names: trial -> name of its run; default: the trial's.
 
         Raises:
             UserError: MLflow cannot be reached.
@@ -112,6 +114,7 @@ class Mirror:
         self.client = connect(tracking_uri)
         self.launch_id = launch_id
         self.evaluation = evaluation
+        self._run_names = run_names or {}
         self.experiment_id = open_experiment(self.client, experiment).experiment_id
         self.damaged: dict[str, str] = {}
         """Trial -> the line about its damaged file. Its run is marked as failed; other trials go on."""
@@ -231,7 +234,9 @@ class Mirror:
                     EVALUATION: self.evaluation.fingerprint,
                     "mlflow.parentRunId": self.parent_id,
                 }
-                run = self.client.create_run(self.experiment_id, tags=tags, run_name=trial.name)
+                run = self.client.create_run(
+                    self.experiment_id, tags=tags, run_name=self._run_names.get(trial.name, trial.name)
+                )
             else:
                 finished = run.info.status == "FINISHED"  # said last, so everything is there
                 if finished and int(run.data.tags.get(SCHEMA, 1)) >= schema_version():
