@@ -24,6 +24,7 @@ from gsae_ray.errors import FAILED, INTERRUPTED, UserError
 from gsae_ray.names import own_command
 
 if TYPE_CHECKING:
+    from gsae_ray.driver.sweep_result import SweepResult
     from gsae_ray.storage.launch_directory import Resume
 
 _EXIT_CODES = """
@@ -100,7 +101,8 @@ def run(
         best = ["best", result.experiment, *example_constraint(rows), "--out", "best_sae"]
         click.echo(f"picture:   {_relative(picture)}")
         if result.mirrored:
-            click.echo(f"look:      {own_command('ui', *uri)}")
+            for look in _looks(result, uri):
+                click.echo(look)
             click.echo(f"best SAE:  {own_command(*best, *uri)}")
         else:
             click.echo(f"again:     {own_command('frontier', result.experiment, '--storage', result.storage)}")
@@ -108,6 +110,20 @@ def run(
         click.echo(f"failed: {trial}: {reason}", err=True)
     if result.failures:
         sys.exit(FAILED)
+
+
+def _looks(result: SweepResult, uri: list[str]) -> list[str]:
+    """Lines on where MLflow shows the launch: pages of a server, else the command that starts one."""
+    from gsae_ray.tracking.runs import RecordedExperiment
+
+    try:
+        pages = RecordedExperiment(result.tracking_uri, result.experiment).pages(result.launch_id)
+    except UserError:  # it does not answer any more
+        pages = None
+    if pages is None:
+        return [f"look:      {own_command('ui', *uri)}"]
+    trials, launch = pages
+    return [f"trials:    {trials}", f"launch:    {launch}"]
 
 
 def _relative(path: Path) -> Path:

@@ -41,7 +41,7 @@ DONE = "DONE"
 OPERATIONAL = {
     *("producers.count", "producers.budget_gib", "producers.chunk_mib", "producers.timeout_s"),
     *("trials.max_concurrent", "trials.hang_timeout_s", "trials.room_timeout_s"),
-    "references",
+    *("references", "tracking", "tracking.registry"),
 }
 """Keys that may differ when a launch is resumed: they change no result."""
 Resume = bool | Literal["auto"]

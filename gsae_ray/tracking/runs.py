@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
+from urllib.parse import urlsplit
 
 from mlflow.entities import Run
 from mlflow.tracking import MlflowClient
 
 from gsae_ray.errors import UserError, suggest
 from gsae_ray.tracking.connection import asking, open_tracking
-from gsae_ray.tracking.credentials import redacted
+from gsae_ray.tracking.credentials import HTTP, redacted
+from gsae_ray.tracking.pages import run_page, trials_page
 from gsae_ray.tracking.tags import KIND, LAUNCH
 
 
@@ -42,6 +44,16 @@ class RecordedExperiment:
         if found is None:
             raise unknown_experiment(name, redacted(self._uri), known)
         self._id = found.experiment_id
+
+    def pages(self, launch: str) -> tuple[str, str] | None:
+        """The addresses of a launch's trials and of its own run in MLflow's UI; None where no server has them.
+
+        Raises:
+            UserError: MLflow does not answer.
+        """
+        if urlsplit(self._uri).scheme not in HTTP or not (found := self.runs("launch", launch)):
+            return None
+        return trials_page(self._uri, self._id, launch), run_page(self._uri, self._id, found[0].id)
 
     def runs(self, kind: str, launch: str | None = None, status: str | None = None) -> list[RecordedRun]:
         """Its runs, the newest first.
@@ -88,6 +100,18 @@ def find_run(client: MlflowClient, experiment_id: str, tags: Mapping[str, str]) 
     for run in runs[1:]:
         client.delete_run(run.info.run_id)
     return runs[0] if runs else None
+
+
+def recorded_experiments(tracking_uri: str | None) -> dict[str, str]:
+    """Name -> id of the experiments that have been recorded, the newest first.
+
+    Raises:
+        UserError: nothing has been recorded there, or MLflow does not answer.
+    """
+    client = open_tracking(tracking_uri)
+    with asking(client.tracking_uri):
+        found = client.search_experiments(order_by=["creation_time DESC"])
+    return {experiment.name: experiment.experiment_id for experiment in found if experiment.name != "Default"}
 
 
 def unknown_experiment(name: str, where: str, known: Sequence[str]) -> UserError:
