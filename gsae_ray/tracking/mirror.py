@@ -14,6 +14,7 @@ import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from mlflow.entities import Metric, Param, Run, RunTag
 from mlflow.exceptions import MlflowException
@@ -28,9 +29,11 @@ from gsae_ray.storage.metric_rows import START, Cursor, Row
 from gsae_ray.storage.trial_directory import Trial
 from gsae_ray.tracking.artifacts import sequences_path
 from gsae_ray.tracking.connection import connect, is_away
+from gsae_ray.tracking.credentials import HTTP
 from gsae_ray.tracking.experiment import check_artifacts, open_experiment
 from gsae_ray.tracking.inputs import Inputs, dataset_inputs, model_inputs
 from gsae_ray.tracking.note import compose, merged, room_beside
+from gsae_ray.tracking.pages import trials_page
 from gsae_ray.tracking.params import trial_params
 from gsae_ray.tracking.references import send_references
 from gsae_ray.tracking.registry import Registry
@@ -130,6 +133,12 @@ class Mirror:
         """Trial -> the line about its damaged file. Its run is marked as failed; other trials go on."""
         self._runs: dict[str, _Run] = {}
         self._ended: set[str] = set()
+
+    @property
+    def page(self) -> str | None:
+        """The address of the launch's trials in MLflow's UI; None where no server has them."""
+        uri: str = self.client.tracking_uri
+        return trials_page(uri, self.experiment_id, self.launch_id) if urlsplit(uri).scheme in HTTP else None
 
     def _find(self, **tags: str) -> Run | None:
         """As `find_run`, tags by short names."""
