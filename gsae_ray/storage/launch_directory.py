@@ -3,7 +3,7 @@
 drivers/{session}.json          see `storage.driver_lock`
 launches/{id}/launch.json       the sweep, resolved, and its `overrides`; its trials' identities by name, and the
                              `revision` of their numbers
-launches/{id}/sweep.yaml        the same to read; versions.json, frontier.csv, frontier.png, pursuit.csv
+launches/{id}/sweep.yaml        the same to read; versions.json, frontier.csv and .json, frontier.png, pursuit.csv
 launches/{id}/evaluation.json   on which held-out tokens, by fingerprint, its SAEs are evaluated, and by which encoders
 launches/{id}/record.json       what was produced for it (`activations.production_log`)
 launches/{id}/events.jsonl      what happened: {"time", "event"} a line

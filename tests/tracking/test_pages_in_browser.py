@@ -7,16 +7,19 @@ import warnings
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 from mirrors import LAUNCH_ID, Server, pair
 from servers import MLflowServer
 from trials import REQUEST, expand, finish
 
+from gsae_ray.cli.main import main
 from gsae_ray.results import plots
 from gsae_ray.results.frontier import frontier
 from gsae_ray.storage.trial_directory import Trial
 from gsae_ray.tracking.mirror import Mirror
 from gsae_ray.tracking.pages import artifact_page, model_page, run_page, trials_page
 from gsae_ray.tracking.run_names import run_names
+from gsae_ray.tracking.runs import RecordedExperiment
 
 
 @pytest.mark.slow
@@ -48,14 +51,18 @@ def test_links_open_the_trials_and_the_launchs_page_shows_its_picture(tmp_path: 
         mirror.describe(["gated needs 0.5× [0.4, 0.6] the features"], table, files, files[1:], models)
         mirror.close("FINISHED")
         where = server.uri, mirror.experiment_id
+        told = CliRunner().invoke(main, ["ui", "--tracking-uri", server.uri])
+        assert f"{experiment}: {trials_page(*where)}" in told.output, told.output
+        pages = trials_page(*where, LAUNCH_ID), run_page(*where, mirror.parent_id)
+        assert RecordedExperiment(server.uri, experiment).pages(LAUNCH_ID) == pages and mirror.page == pages[0]
         with sync_playwright() as playwright:
             chromium = playwright.chromium.launch(executable_path=browser, args=["--no-sandbox"])
             page = chromium.new_page(viewport={"width": 1600, "height": 1200})
             page.set_default_timeout(60_000)
-            page.goto(trials_page(*where, LAUNCH_ID))
+            page.goto(pages[0])
             for name in names.values():  # not folded away below the launch
                 page.get_by_text(name).first.wait_for()
-            page.goto(run_page(*where, mirror.parent_id))
+            page.goto(pages[1])
             page.get_by_text("gated needs 0.5× [0.4, 0.6] the features").wait_for()
             picture = page.locator("img[src*='get-artifact']")
             picture.wait_for()
