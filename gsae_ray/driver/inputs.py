@@ -49,10 +49,11 @@ def _names(sweep: Sweep) -> tuple[str, str]:
 
 
 def _source(sweep: Sweep, name: str, part: str) -> tuple[dict[str, Any], str]:
-    """Where rows are from, as MLflow's source of that type has it, and its type."""
+    """Where rows are from, as MLflow's source of that type has it, and its type; files of a pattern are no one path."""
+    if sweep.is_synthetic or name == "builtin":
+        return {"uri": name}, "local"
     on_disk = Path(name).expanduser()
-    has_text = not sweep.is_synthetic and sweep.activations is None
-    if not has_text or on_disk.exists() or not isinstance(find_data(sweep.text), HubData):
+    if sweep.activations is not None or on_disk.exists() or not isinstance(find_data(sweep.text), HubData):
         return {"uri": on_disk.resolve().as_uri() if on_disk.exists() else name}, "local"
     text = sweep.text
     split = (sweep.evaluation.split or text.split) if part == "heldout" else text.split

@@ -41,7 +41,7 @@ DONE = "DONE"
 OPERATIONAL = {
     *("producers.count", "producers.budget_gib", "producers.chunk_mib", "producers.timeout_s"),
     *("trials.max_concurrent", "trials.hang_timeout_s", "trials.room_timeout_s"),
-    *("references", "tracking", "tracking.registry"),
+    *("references", "tracking.registry"),
 }
 """Keys that may differ when a launch is resumed: they change no result."""
 Resume = bool | Literal["auto"]
@@ -209,7 +209,8 @@ def _changed(
     anew += " (trials that are done are kept)"
     training = {"engine": FIRST_ENGINE, "precision": FIRST_PRECISION, **before["sweep"].get("training", {})}
     saes = [{**NO_TRANSCODERS, **entry} for entry in before["sweep"].get("saes", [])]
-    as_now = {**before["sweep"], "training": training, "saes": saes}
+    tracking = before["sweep"].get("tracking", description.get("tracking"))  # launches of before have none
+    as_now = {**before["sweep"], "training": training, "saes": saes, "tracking": tracking}
     keys = sorted(set(_differences(as_now, description)) - OPERATIONAL)
     if keys:
         return f"the sweep file has changed since launch {launch_id}: {', '.join(keys)}", f"change it back, or {anew}"

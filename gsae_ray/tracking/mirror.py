@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from mlflow.entities import Metric, Param, Run, RunTag
+from mlflow.entities import LoggedModelInput, Metric, Param, Run, RunTag
 from mlflow.exceptions import MlflowException
 from mlflow.utils.mlflow_tags import MLFLOW_LOGGED_ARTIFACTS, MLFLOW_RUN_NOTE
 
@@ -29,7 +29,7 @@ from gsae_ray.storage.metric_rows import START, Cursor, Row
 from gsae_ray.storage.trial_directory import Trial
 from gsae_ray.tracking.artifacts import sequences_path
 from gsae_ray.tracking.connection import connect, is_away
-from gsae_ray.tracking.credentials import HTTP
+from gsae_ray.tracking.credentials import HTTP, redacted_in
 from gsae_ray.tracking.experiment import check_artifacts, open_experiment
 from gsae_ray.tracking.inputs import Inputs, dataset_inputs, model_inputs
 from gsae_ray.tracking.note import compose, merged, room_beside
@@ -125,6 +125,7 @@ class Mirror:
         self.evaluation = evaluation
         self._run_names = run_names or {}
         self._inputs = inputs
+        self._models: list[LoggedModelInput] | None = None
         self.experiment = experiment
         self.experiment_id: str = open_experiment(self.client, experiment).experiment_id
         self.notices: list[str] = []
@@ -179,13 +180,18 @@ class Mirror:
         if self._inputs is None or (run.inputs is not None and run.inputs.dataset_inputs):
             return
         try:
-            models = model_inputs(self.client, self.experiment_id, self._inputs.model)
-            self.client.log_inputs(run.info.run_id, dataset_inputs(self._inputs), models)
+            if self._models is None:
+                self._models = model_inputs(self.client, self.experiment_id, self._inputs.model)
+            self.client.log_inputs(run.info.run_id, dataset_inputs(self._inputs), self._models)
         except MlflowException as error:
             if is_away(error):
                 raise
             self._inputs = None
-            self.notices.append(f"MLflow does not show data set and model of the runs ({first_line(error)})")
+            self.notices.append(f"MLflow does not show data set and model of the runs ({self._said(error)})")
+
+    def _said(self, error: MlflowException) -> str:
+        """What the server said, in one line without secrets."""
+        return redacted_in(first_line(error), self.client.tracking_uri)
 
     def sync(self, trials: Sequence[Trial]) -> None:
         """Sends what is new in the directories of trials that have begun.
@@ -320,7 +326,7 @@ class Mirror:
             if is_away(error):
                 raise
             self.notices.append(
-                f"SAEs are not entered in MLflow's model registry ({first_line(error)}); the same command with "
+                f"SAEs are not entered in MLflow's model registry ({self._said(error)}); the same command with "
                 "--resume tries again, and tracking.registry: false leaves it out"
             )
             return []

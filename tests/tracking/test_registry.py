@@ -167,6 +167,21 @@ def test_an_sae_that_has_not_arrived_is_not_entered(sweep: Sweep) -> None:
     assert sweep.versions() == ["2.0"]
 
 
+@pytest.mark.parametrize("number", [1, 2])
+@pytest.mark.parametrize("call", ["create_registered_model", "create_model_version", "set_registered_model_alias"])
+def test_the_registry_is_whole_after_a_failure_in_any_call(sweep: Sweep, call: str, number: int) -> None:
+    mirror = sweep.launch([SPARSE, MIDDLE], on_frontier=[])
+    function = getattr(mirror.client, call)
+    setattr(mirror.client, call, fail_in_call(function, number))
+    if (call, number) != ("create_registered_model", 2):  # there is one site
+        with pytest.raises(ConnectionError):
+            sweep.enter(mirror)
+    setattr(mirror.client, call, function)
+    sweep.enter(mirror)
+    assert sweep.versions() == ["1.0", "2.0"]
+    assert sweep.aliases() == {alias: "1.0" if most < 20 else "2.0" for alias, most in ALIASES.items()}
+
+
 def test_an_sae_whose_run_was_deleted_gives_its_alias_to_one_that_is_there(sweep: Sweep) -> None:
     sweep.launch([MIDDLE])
     sweep.server.client.delete_run(sweep.server.run().info.run_id)
