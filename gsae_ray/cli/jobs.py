@@ -57,8 +57,6 @@ def submit(
     (MLFLOW_TRACKING_USERNAME, _PASSWORD) want belongs into the environment of the cluster's nodes. Without --resume the
     job is a `run --resume auto`: one that is started again goes on.
     """
-    from gsae_ray.tracking.credentials import redacted
-
     job = gsae_ray.submit(
         sweep,
         address=address,
@@ -70,7 +68,7 @@ def submit(
     )
     at = () if address is None else ("--address", address)  # whole: these lines are commands to be run
     click.echo(f"job:       {job.id}")
-    click.echo(f"MLflow:    {redacted(job.tracking_uri)} (experiment {job.experiment})")
+    click.echo(f"MLflow:    {job.trials_link} (experiment {job.experiment})")
     click.echo(f"progress:  {own_command('status', job.id, *at)}")
     click.echo(f"output:    {own_command('logs', '-f', job.id, *at)}")
     click.echo(f"end it:    {own_command('stop', job.id, *at)}")

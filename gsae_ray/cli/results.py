@@ -16,6 +16,7 @@ from gsae_ray.cli.options import (
     tokens_option,
     tracking_option,
 )
+from gsae_ray.errors import UserError
 
 if TYPE_CHECKING:
     from gsae_ray import SAE
@@ -124,6 +125,11 @@ def frontier(
     metavar="COLUMN",
     help="what the quality is: fvu, kl, gamma, mcc, …; default: loss recovered, without a language model 1 - FVU",
 )
+@click.option(
+    "--alias",
+    metavar="A",
+    help="the SAE with this alias in MLflow's model registry, e.g. best-l0-32: of all launches the best with L0 <= 32",
+)
 @click.option("--n", type=click.IntRange(1), default=1, metavar="N", help="show the N best; the first is written")
 @_out_option
 @_format_option
@@ -142,6 +148,7 @@ def best(
     min_loss_recovered: float | None,
     knee: bool,
     by: str | None,
+    alias: str | None,
     n: int,
     out: Path,
     format_: str,
@@ -156,15 +163,17 @@ def best(
     """Fetches the best SAE of a sweep under one constraint, and says why it is the best, and from how many.
 
     Of equal ones it is the one with the lower L0 (with --min-loss-recovered alone: with the higher quality), then the
-    one whose trial's name comes first.
+    one whose trial's name comes first. In place of a constraint --alias names an SAE of MLflow's model registry.
     """
     from gsae_ray.results.best import find_best
     from gsae_ray.results.choice import measured, name_of
     from gsae_ray.saes.export import OURS, check_export
 
+    if alias is not None and n > 1:
+        raise UserError("--n: an alias names one SAE; leave it out")
     folder = check_export(out, format_, fold_b_dec, rows)
     where = launch, tracking_uri, tokens, storage, with_references
-    found = find_best(experiment, site, max_l0, min_loss_recovered, *where, knee=knee, by=by)
+    found = find_best(experiment, site, max_l0, min_loss_recovered, *where, knee=knee, by=by, alias=alias)
     said = ""
     if format_ == OURS:
         found.save(folder)

@@ -25,6 +25,7 @@ from gsae_ray.names import own_command
 from gsae_ray.results.report import REPORT
 
 if TYPE_CHECKING:
+    from gsae_ray.driver.sweep_result import SweepResult
     from gsae_ray.storage.launch_directory import Resume
 
 _EXIT_CODES = """
@@ -103,7 +104,8 @@ def run(
         if (page := picture.with_name(REPORT)).exists():
             click.echo(f"report:    {_relative(page)}")
         if result.mirrored:
-            click.echo(f"look:      {own_command('ui', *uri)}")
+            for look in _looks(result, uri):
+                click.echo(look)
             click.echo(f"best SAE:  {own_command(*best, *uri)}")
         else:
             click.echo(f"again:     {own_command('frontier', result.experiment, '--storage', result.storage)}")
@@ -111,6 +113,20 @@ def run(
         click.echo(f"failed: {trial}: {reason}", err=True)
     if result.failures:
         sys.exit(FAILED)
+
+
+def _looks(result: SweepResult, uri: list[str]) -> list[str]:
+    """Lines on where MLflow shows the launch: pages of a server, else the command that starts one."""
+    from gsae_ray.tracking.runs import RecordedExperiment
+
+    try:
+        pages = RecordedExperiment(result.tracking_uri, result.experiment).pages(result.launch_id)
+    except UserError:  # it does not answer any more
+        pages = None
+    if pages is None:
+        return [f"look:      {own_command('ui', *uri)}"]
+    trials, launch = pages
+    return [f"trials:    {trials}", f"launch:    {launch}"]
 
 
 def _relative(path: Path) -> Path:

@@ -18,14 +18,18 @@ from gsae_ray.errors import UserError
 @one_line_errors
 def ui(tracking_uri: str | None, port: int) -> None:
     """Opens the MLflow UI on what `run` recorded (bound to this machine only)."""
-    from gsae_ray.tracking.connection import open_tracking, resolve_uri
+    from gsae_ray.tracking.connection import resolve_uri
     from gsae_ray.tracking.credentials import redacted
+    from gsae_ray.tracking.pages import experiment_pages
+    from gsae_ray.tracking.runs import recorded_experiments
 
     uri = resolve_uri(tracking_uri)
+    recorded = recorded_experiments(uri)
     if uri.startswith(("http://", "https://")):
         click.echo(f"this MLflow server has its own UI: {redacted(uri)}")
+        for page in experiment_pages(uri, recorded):
+            click.echo(page)
         return
-    open_tracking(uri)
     with socket.socket() as listener:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # a server's that has just ended is free
         try:
@@ -36,6 +40,8 @@ def ui(tracking_uri: str | None, port: int) -> None:
                 f"another: --port {port + 1 if port < 65535 else port - 1}"
             ) from error
     click.echo(f"MLflow UI on {redacted(uri)}: http://127.0.0.1:{port} (Ctrl-C ends it)")
+    for page in experiment_pages(f"http://127.0.0.1:{port}", recorded):
+        click.echo(page)
     environment = {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
     command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", uri]
     command += ["--host", "127.0.0.1", "--port", str(port), "--workers", "1"]

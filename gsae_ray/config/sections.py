@@ -236,3 +236,13 @@ class TrialSettings(Settings):
         description="the sweep stops, and gives back what its producers hold, when the cluster has had no free "
         "resources for any trial for longer",
     )
+
+
+class TrackingSettings(Settings):
+    """What MLflow gets beside the runs."""
+
+    registry: bool = Field(
+        True,
+        description="enter the SAEs of each frontier in MLflow's model registry: a registered model a site, with "
+        "aliases best-l0-8 to best-l0-256 for the best with at most that L0",
+    )

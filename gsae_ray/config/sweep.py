@@ -25,6 +25,7 @@ from gsae_ray.config.sections import (
     EvaluationSettings,
     ProducerSettings,
     ReferenceSettings,
+    TrackingSettings,
     TrialSettings,
 )
 from gsae_ray.config.site import Site, SiteSettings
@@ -65,6 +66,7 @@ class Sweep(SourceOfSweep, Settings):
     evaluation: EvaluationSettings = EvaluationSettings()
     producers: ProducerSettings = ProducerSettings()
     trials: TrialSettings = TrialSettings()
+    tracking: TrackingSettings = TrackingSettings()
     references: tuple[ReferenceSettings, ...] = Field(
         (), description="SAEs from elsewhere to show on the frontier; a list of entries"
     )

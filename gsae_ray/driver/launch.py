@@ -159,6 +159,8 @@ def _train(launch: Launch, tracking: Tracking, reader: ProgressReader, uri: str)
     """
     with stopped_by_signals() as stop, running_actors(launch, stop, tracking.check) as actors:
         tracking.start_mirroring(stop.check)
+        if (page := tracking.mirror.page) is not None:
+            launch.display.phase(f"MLflow: {page}")
         stop.check()
         with launch.display.following(reader):
             TrialRunner(launch, actors, uri).run()

@@ -14,6 +14,8 @@ import pandas as pd
 
 from gsae_ray.activations.production_log import Counters
 from gsae_ray.driver.begin import Launch
+from gsae_ray.driver.inputs import inputs_of
+from gsae_ray.driver.launch_page import show_launch
 from gsae_ray.driver.prepare import PreparedSweep
 from gsae_ray.driver.report import write_report
 from gsae_ray.errors import UserError, first_line
@@ -54,7 +56,8 @@ def open_mirror(launch: Launch, uri: str) -> Mirror:
     sweep = launch.prepared.sweep
     with asking(uri):
         names = run_names([trial.spec for trial in launch.trials])
-        mirror = Mirror(uri, sweep.experiment_name, launch.id, launch.prepared.evaluation, names)
+        where = uri, sweep.experiment_name, launch.id
+        mirror = Mirror(*where, launch.prepared.evaluation, names, inputs_of(launch.prepared))
         mirror.open_launch(sweep.name, _params(launch.prepared), os.environ.get(JOB_VARIABLE))
         mirror.log_launch({}, [launch.own_folder / "sweep.yaml", launch.own_folder / "versions.json"])
     return mirror
@@ -119,6 +122,9 @@ def _publish_to(mirror: Mirror, launch: Launch, machines: list[str]) -> Path | N
     picture, artifacts = draw_frontier(launch, page, tracking_uri=uri)
     log = [launch.log.path] if launch.log.path.exists() else []
     mirror.log_launch(_metrics(launch.counters()), [*log, *artifacts], machines)
+    show_launch(mirror, launch, artifacts)
+    for line in mirror.notices:
+        launch.log.say(line)
     mirror.close("FINISHED")
     return picture
 

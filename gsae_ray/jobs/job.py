@@ -23,6 +23,8 @@ from gsae_ray.jobs.dashboard import connect, explained
 from gsae_ray.jobs.remote_launch import RemoteLaunch
 from gsae_ray.storage.progress import Progress
 from gsae_ray.tracking.credentials import has_login, redacted
+from gsae_ray.tracking.pages import trials_page
+from gsae_ray.tracking.runs import recorded_experiments
 
 LIVE = ("pending", "running")
 MAX_SILENCE_S = 30.0
@@ -99,11 +101,19 @@ class Job:
     def _launch(self) -> RemoteLaunch | None:
         """Its launch in MLflow; None before that has begun.
 
-        A job says itself where its MLflow server is, and may be somebody else's. So the login of this machine is sent
-        only to a server that was named on this machine too.
+        Raises:
+            UserError: MLflow does not answer, or see `_check_login`.
+        """
+        self._check_login()
+        return RemoteLaunch.find(self.tracking_uri, self.experiment, self.id)
+
+    def _check_login(self) -> None:
+        """Refuses to send the login of this machine to a server that was not named on this machine too.
+
+        A job says itself where its MLflow server is, and may be somebody else's.
 
         Raises:
-            UserError: MLflow does not answer, or there is a login here and it may not be for the job's server.
+            UserError: there is a login here, and it may not be for the job's server.
         """
         here = self._trusted or self.tracking_uri.rstrip("/") == os.environ.get("MLFLOW_TRACKING_URI", "").rstrip("/")
         if not here and has_login():
@@ -111,7 +121,15 @@ class Job:
                 f"the job's MLflow server is {redacted(self.tracking_uri)}: set MLFLOW_TRACKING_URI to it, if the "
                 "login that is here is for that server"
             )
-        return RemoteLaunch.find(self.tracking_uri, self.experiment, self.id)
+
+    @property
+    def trials_link(self) -> str:
+        """To its experiment's trials in the MLflow UI; to MLflow where there is no such experiment yet."""
+        with contextlib.suppress(UserError):  # MLflow does not answer, or another login is here than it wants
+            self._check_login()
+            if (found := recorded_experiments(self.tracking_uri).get(self.experiment)) is not None:
+                return trials_page(self.tracking_uri, found)
+        return redacted(self.tracking_uri)
 
     def status(self) -> JobStatus:
         """How far it has come. Where MLflow does not answer there is a state and no progress.

@@ -20,6 +20,7 @@ from gsae_ray.results.comparison import own_saes
 from gsae_ray.results.frontier import MIXED, frontier, outcomes_of
 from gsae_ray.results.outcomes import Outcomes
 from gsae_ray.results.references import load_reference
+from gsae_ray.results.registered import check_alone, chosen_by_alias
 from gsae_ray.results.saved import finished_folder, run_folder
 from gsae_ray.saes.config_file import with_metadata
 from gsae_ray.saes.folder import CONFIG_FILE, WEIGHTS_FILE
@@ -79,8 +80,9 @@ def best(
     *,
     knee: bool = False,
     by: str | None = None,
+    alias: str | None = None,
 ) -> SAE:
-    """Fetches the best SAE of a sweep under a constraint.
+    """Fetches the best SAE of a sweep under a constraint, or by its alias in MLflow's model registry.
 
     Its row of the frontier is in `cfg.metadata["frontier"]`, and in `cfg.metadata["choice"]` why it was chosen, and
     from how many. Of equal SAEs it is the one with the lower L0 (with `min_loss_recovered` alone: with the higher
@@ -100,13 +102,16 @@ def best(
             between its ends, log L0 and quality being scaled to that ("Kneedle").
         by: the column that is the quality, the higher the better (γ: the nearer to 1; of errors the lower); default:
             loss recovered, without a language model explained variance.
+        alias: in place of all of these but `site` and `tracking_uri`: of which launch an SAE is does not matter then.
+            `best-l0-32` and the like: the best of the site with at most that L0, as the last launch has left it.
 
     Raises:
         UserError: as `frontier`; rows of several sites or numbers of tokens; not exactly one of `max_l0`,
-            `min_loss_recovered` and `knee`, or nothing meets it; or the SAE cannot be had, or is not as it was saved.
+            `min_loss_recovered`, `knee` and `alias`, or nothing meets it; or the SAE cannot be had, or is not as it was
+            saved.
     """
     where = launch, tracking_uri, tokens, storage, with_references
-    return find_best(experiment, site, max_l0, min_loss_recovered, *where, knee=knee, by=by).load()
+    return find_best(experiment, site, max_l0, min_loss_recovered, *where, knee=knee, by=by, alias=alias).load()
 
 
 def candidates(
@@ -150,9 +155,14 @@ def find_best(
     with_references: bool,
     knee: bool = False,
     by: str | None = None,
+    alias: str | None = None,
 ) -> Best:
     """Finds the best SAE of a sweep under a constraint, without fetching it; arguments and errors as of `best`."""
     constraint = Constraint(max_l0, min_loss_recovered, knee, by)
+    if alias is not None:
+        beside = {"launch": launch, "tokens": tokens, "storage": storage, "with_references": with_references}
+        check_alone(alias, {**dataclasses.asdict(constraint), **beside})
+        return Best(chosen_by_alias(experiment, site, alias, tracking_uri), experiment, tracking_uri, None)
     constraint.check()
     rows = frontier(
         experiment, site, launch, tracking_uri, tokens=tokens, storage=storage, with_references=with_references

@@ -40,7 +40,7 @@ class Constraint:
             UserError: so it is.
         """
         if (self.max_l0 is not None) + (self.min_loss_recovered is not None) + self.knee != 1:
-            raise UserError("best: give either max_l0 (e.g. 40) or min_loss_recovered (e.g. 0.95), or knee")
+            raise UserError("best: give either max_l0 (e.g. 40) or min_loss_recovered (e.g. 0.95), or knee, or alias")
 
 
 @dataclasses.dataclass(frozen=True)

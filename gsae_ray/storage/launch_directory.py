@@ -3,7 +3,7 @@
 drivers/{session}.json          see `storage.driver_lock`
 launches/{id}/launch.json       the sweep, resolved, and its `overrides`; its trials' identities by name, and the
                              `revision` of their numbers
-launches/{id}/sweep.yaml        the same to read; versions.json, frontier.csv, frontier.png, pursuit.csv,
+launches/{id}/sweep.yaml        the same to read; versions.json, frontier.csv and .json, frontier.png, pursuit.csv,
                              report.html
 launches/{id}/evaluation.json   on which held-out tokens, by fingerprint, its SAEs are evaluated, and by which encoders
 launches/{id}/record.json       what was produced for it (`activations.production_log`)
@@ -42,7 +42,7 @@ DONE = "DONE"
 OPERATIONAL = {
     *("producers.count", "producers.budget_gib", "producers.chunk_mib", "producers.timeout_s"),
     *("trials.max_concurrent", "trials.hang_timeout_s", "trials.room_timeout_s"),
-    "references",
+    *("references", "tracking.registry"),
 }
 """Keys that may differ when a launch is resumed: they change no result."""
 Resume = bool | Literal["auto"]
@@ -210,7 +210,8 @@ def _changed(
     anew += " (trials that are done are kept)"
     training = {"engine": FIRST_ENGINE, "precision": FIRST_PRECISION, **before["sweep"].get("training", {})}
     saes = [{**FIRST_ENTRY, **entry} for entry in before["sweep"].get("saes", [])]
-    as_now = {**before["sweep"], "training": training, "saes": saes}
+    tracking = before["sweep"].get("tracking", description.get("tracking"))  # launches of before have none
+    as_now = {**before["sweep"], "training": training, "saes": saes, "tracking": tracking}
     keys = sorted(set(_differences(as_now, description)) - OPERATIONAL)
     if keys:
         return f"the sweep file has changed since launch {launch_id}: {', '.join(keys)}", f"change it back, or {anew}"

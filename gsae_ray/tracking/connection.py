@@ -149,6 +149,17 @@ def asking(tracking_uri: str) -> Iterator[None]:
         raise UserError(f"--tracking-uri: {_explain(tracking_uri, error)}") from error
 
 
+def is_away(error: MlflowException) -> bool:
+    """Whether a request failed since the server cannot be asked just now, and not since it refuses what was asked."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, OSError):  # those of connections and of time that has run out are among them
+            return True
+        cause = cause.__cause__ or cause.__context__
+    busy = HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILABLE, HTTPStatus.GATEWAY_TIMEOUT
+    return error.get_http_status_code() in busy
+
+
 def _explain(tracking_uri: str, error: BaseException) -> str:
     """Why a store cannot be worked with, and what to do about it."""
 

@@ -11,25 +11,32 @@ import dataclasses
 import json
 import math
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
-from mlflow.entities import Metric, Param, Run, RunTag
+from mlflow.entities import LoggedModelInput, Metric, Param, Run, RunTag
 from mlflow.exceptions import MlflowException
+from mlflow.utils.mlflow_tags import MLFLOW_LOGGED_ARTIFACTS, MLFLOW_RUN_NOTE
 
 from gsae_ray.config.trial import TrialSpec
-from gsae_ray.errors import DamagedError
+from gsae_ray.errors import DamagedError, first_line
 from gsae_ray.evaluation.metrics import schema_version
 from gsae_ray.storage.evaluations import EVALUATION as EVALUATION_FILE
 from gsae_ray.storage.evaluations import EvaluationRequest, schema_of
 from gsae_ray.storage.metric_rows import START, Cursor, Row
 from gsae_ray.storage.trial_directory import Trial
 from gsae_ray.tracking.artifacts import sequences_path
-from gsae_ray.tracking.connection import connect
+from gsae_ray.tracking.connection import connect, is_away
+from gsae_ray.tracking.credentials import HTTP, redacted_in
 from gsae_ray.tracking.experiment import check_artifacts, open_experiment
+from gsae_ray.tracking.inputs import Inputs, dataset_inputs, model_inputs
+from gsae_ray.tracking.note import compose, merged, room_beside
+from gsae_ray.tracking.pages import trials_page
 from gsae_ray.tracking.params import trial_params
 from gsae_ray.tracking.references import send_references
+from gsae_ray.tracking.registry import Registry
 from gsae_ray.tracking.runs import find_run
 from gsae_ray.tracking.tags import (
     CONTENT,
@@ -98,6 +105,7 @@ class Mirror:
         launch_id: str,
         evaluation: EvaluationRequest,
         run_names: Mapping[str, str] | None = None,
+        inputs: Inputs | None = None,
     ) -> None:
         """Connects, and finds or makes the experiment.
 
@@ -107,6 +115,7 @@ class Mirror:
             launch_id: of the launch that is mirrored.
             evaluation: what a trial needs to be finished.
             run_names: trial -> name of its run; default: the trial's.
+            inputs: what every run was made from.
 
         Raises:
             UserError: MLflow cannot be reached.
@@ -115,11 +124,22 @@ class Mirror:
         self.launch_id = launch_id
         self.evaluation = evaluation
         self._run_names = run_names or {}
-        self.experiment_id = open_experiment(self.client, experiment).experiment_id
+        self._inputs = inputs
+        self._models: list[LoggedModelInput] | None = None
+        self.experiment = experiment
+        self.experiment_id: str = open_experiment(self.client, experiment).experiment_id
+        self.notices: list[str] = []
+        """What this server does not take, and the runs are without."""
         self.damaged: dict[str, str] = {}
         """Trial -> the line about its damaged file. Its run is marked as failed; other trials go on."""
         self._runs: dict[str, _Run] = {}
         self._ended: set[str] = set()
+
+    @property
+    def page(self) -> str | None:
+        """The address of the launch's trials in MLflow's UI; None where no server has them."""
+        uri: str = self.client.tracking_uri
+        return trials_page(uri, self.experiment_id, self.launch_id) if urlsplit(uri).scheme in HTTP else None
 
     def _find(self, **tags: str) -> Run | None:
         """As `find_run`, tags by short names."""
@@ -140,6 +160,7 @@ class Mirror:
             run = self.client.create_run(self.experiment_id, tags=tags, run_name=f"{sweep_name} {self.launch_id}")
         check_artifacts(self.client.tracking_uri, run.info.artifact_uri)
         self._log_params(run, params)
+        self._log_inputs(run)
         if PROGRESS in run.data.tags:  # an earlier session's
             self.client.delete_tag(run.info.run_id, PROGRESS)
         if job is not None:
@@ -153,6 +174,24 @@ class Mirror:
         missing = [Param(key, str(value)) for key, value in params.items() if key not in run.data.params]
         if missing:
             self.client.log_batch(run.info.run_id, params=missing)
+
+    def _log_inputs(self, run: Run) -> None:
+        """Says what a run was made from, unless it does; where the server has no such thing, it is said once."""
+        if self._inputs is None or (run.inputs is not None and run.inputs.dataset_inputs):
+            return
+        try:
+            if self._models is None:
+                self._models = model_inputs(self.client, self.experiment_id, self._inputs.model)
+            self.client.log_inputs(run.info.run_id, dataset_inputs(self._inputs), self._models)
+        except MlflowException as error:
+            if is_away(error):
+                raise
+            self._inputs = None
+            self.notices.append(f"MLflow does not show data set and model of the runs ({self._said(error)})")
+
+    def _said(self, error: MlflowException) -> str:
+        """What the server said, in one line without secrets."""
+        return redacted_in(first_line(error), self.client.tracking_uri)
 
     def sync(self, trials: Sequence[Trial]) -> None:
         """Sends what is new in the directories of trials that have begun.
@@ -249,6 +288,7 @@ class Mirror:
                     self.client.set_tag(run.info.run_id, "mlflow.parentRunId", self.parent_id)
             check_artifacts(self.client.tracking_uri, run.info.artifact_uri)
             self._log_params(run, trial_params(trial))
+            self._log_inputs(run)
             steps = {metric.key: metric.step for metric in run.data.to_proto().metrics}
             self._runs[trial.name] = _Run(run.info.run_id, steps, finished=finished)
         return self._runs[trial.name]
@@ -268,6 +308,54 @@ class Mirror:
         self.client.log_batch(self.parent_id, metrics=points, tags=tags)
         for path in artifacts:
             self.client.log_artifact(self.parent_id, str(path))
+
+    def register(self, on_frontier: Collection[str], launch: Path) -> list[str]:
+        """Enters SAEs of the frontier in the model registry; see `tracking.registry`.
+
+        Args:
+            on_frontier: the ids of their runs.
+            launch: the launch's folder in storage.
+
+        Returns:
+            names of the registered models of the launch's sites; none where there is no registry, which is said.
+        """
+        registry = Registry(self.client, self.experiment_id, self.experiment, launch, self.evaluation.fingerprint)
+        try:
+            entered = registry.enter(on_frontier)
+        except MlflowException as error:
+            if is_away(error):
+                raise
+            self.notices.append(
+                f"SAEs are not entered in MLflow's model registry ({self._said(error)}); the same command with "
+                "--resume tries again, and tracking.registry: false leaves it out"
+            )
+            return []
+        self.notices += entered.notices
+        return entered.models
+
+    def describe(
+        self,
+        sentences: Sequence[str],
+        table: Sequence[Sequence[str]],
+        files: Sequence[str],
+        tables: Sequence[str] = (),
+        models: Sequence[str] = (),
+    ) -> None:
+        """Writes the note on the page of the parent run, beside what people have written there; see `tracking.note`.
+
+        Args:
+            sentences: what the launch comes to.
+            table: its frontier, as text; the first row is its head.
+            files: artifacts that were logged.
+            tables: those of them that are tables as `MlflowClient.log_table` writes them, which the UI shows.
+            models: names of registered models.
+        """
+        before = self.client.get_run(self.parent_id).data.tags.get(MLFLOW_RUN_NOTE, "")
+        where = self.experiment_id, self.launch_id, self.parent_id
+        ours = compose(*where, sentences, table, files, models, room_beside(before))
+        tags = {MLFLOW_RUN_NOTE: merged(before, ours)}
+        tags |= {MLFLOW_LOGGED_ARTIFACTS: json.dumps([{"path": path, "type": "table"} for path in tables])}
+        self.client.log_batch(self.parent_id, tags=[RunTag(*tag) for tag in tags.items()])
 
     def report(self, progress: dict[str, Any]) -> None:
         """Writes how far the launch is to its run."""

@@ -12,7 +12,7 @@ from mlflow.tracking import MlflowClient
 from gsae_ray.errors import UserError, suggest
 from gsae_ray.tracking.connection import asking, open_tracking
 from gsae_ray.tracking.credentials import redacted
-from gsae_ray.tracking.pages import page_of
+from gsae_ray.tracking.pages import page_of, trials_page
 from gsae_ray.tracking.tags import KIND, LAUNCH
 
 REQUESTS = 8
@@ -47,6 +47,16 @@ class RecordedExperiment:
         if found is None:
             raise unknown_experiment(name, redacted(self._uri), known)
         self._id = found.experiment_id
+
+    def pages(self, launch: str) -> tuple[str, str] | None:
+        """The addresses of a launch's trials and of its own run in MLflow's UI; None where no server has them.
+
+        Raises:
+            UserError: MLflow does not answer.
+        """
+        found = self.runs("launch", launch)
+        own_page = page_of(self._uri, self._id, found[0].id) if found else None
+        return None if own_page is None else (trials_page(self._uri, self._id, launch), own_page)
 
     def runs(self, kind: str, launch: str | None = None, status: str | None = None) -> list[RecordedRun]:
         """Its runs, the newest first.
@@ -114,6 +124,18 @@ def find_run(client: MlflowClient, experiment_id: str, tags: Mapping[str, str]) 
     for run in runs[1:]:
         client.delete_run(run.info.run_id)
     return runs[0] if runs else None
+
+
+def recorded_experiments(tracking_uri: str | None) -> dict[str, str]:
+    """Name -> id of the experiments that have been recorded, the newest first.
+
+    Raises:
+        UserError: nothing has been recorded there, or MLflow does not answer.
+    """
+    client = open_tracking(tracking_uri)
+    with asking(client.tracking_uri):
+        found = client.search_experiments(order_by=["creation_time DESC"])
+    return {experiment.name: experiment.experiment_id for experiment in found if experiment.name != "Default"}
 
 
 def unknown_experiment(name: str, where: str, known: Sequence[str]) -> UserError:

@@ -29,6 +29,13 @@ UPDATED = "gsae.updated"
 """When metrics or files were last added, in milliseconds since 1970; a tag of a launch's run."""
 MACHINE = "gsae.machine."
 """Followed by 0, 1, …: the kinds of machines that producers and trials ran on; tags of a launch's run."""
+MODEL = "gsae.model"
+"""The fingerprint of a language model; a tag of the model that MLflow has of it."""
+EXPERIMENT, SITE = "gsae.experiment", "gsae.site"
+"""The experiment and the site whose SAEs a registered model has; tags of registered models. Their versions have
+`LAUNCH`, `TRIAL`, `IDENTITY`, `EVALUATION`, `CONTENT` and `RUN` as runs have them."""
+RUN = "gsae.run"
+"""The run that the numbers of a registered SAE are of; a tag of a version of a registered model."""
 
 JOB_VARIABLE = "GSAE_JOB"
 """The environment variable that tells a driver which job of a cluster it is."""

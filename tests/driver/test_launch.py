@@ -139,8 +139,32 @@ def test_trials_are_mirrored_once_with_every_row(launched: launch.SweepResult, p
         assert rows[-1]["step"] == trial.training.steps * trial.training.batch_size
         assert client.get_run(row.run_id).data.tags["mlflow.parentRunId"] == parent_run(launched).info.run_id
     artifacts = {item.path for item in client.list_artifacts(parent_run(launched).info.run_id)}
-    files = {"sweep.yaml", "versions.json", "frontier.csv", "frontier.png", "report.html", "events.jsonl"}
-    assert artifacts == files
+    tables = {"frontier.csv", "frontier.json", "frontier.png"}
+    assert artifacts == {"sweep.yaml", "versions.json", "report.html", "events.jsonl", *tables}
+
+
+def test_a_launch_is_read_in_mlflow_by_its_note_its_data_and_its_registered_saes(
+    launched: launch.SweepResult, plan: PreparedSweep
+) -> None:
+    client = MlflowClient(launched.tracking_uri)
+    run = client.get_run(parent_run(launched).info.run_id)
+    note, rows = run.data.tags["mlflow.note.content"], launched.frontier()
+    best = rows[rows["on_frontier"]]
+    assert f"![frontier.png](get-artifact?path=frontier.png&run_id={run.info.run_id})" in note
+    assert len([line for line in note.splitlines() if line.startswith("| blocks.")]) == len(best)
+    data = {d.dataset.name: d.dataset.digest for d in run.inputs.dataset_inputs}
+    tokens = plan.source.provenance["tokens"]
+    assert data == {"builtin": tokens[:36], "builtin (held out)": plan.evaluation.fingerprint[:36]}
+    (model,) = client.search_logged_models([run.info.experiment_id])
+    assert [found.model_id for found in run.inputs.model_inputs] == [model.model_id] and model.name == "builtin"
+    registered = {model.name: model.aliases for model in client.search_registered_models()}
+    assert registered.keys() == {f"golden~{site}" for site in set(best["site"])}
+    for site, found in best.groupby("site"):
+        versions = client.search_model_versions(f"name = 'golden~{site}'")
+        assert {version.run_id for version in versions} == set(found["run_id"])
+    sae = gsae_ray.best("golden", site, alias="best-l0-32", tracking_uri=launched.tracking_uri)
+    within = best[(best["site"] == site) & (best["l0"] <= 32)]
+    assert sae.cfg.metadata["frontier"]["loss_recovered"] == within["loss_recovered"].max()
 
 
 def test_storage_tells_the_frontier_that_mlflow_tells(launched: launch.SweepResult, home: Path) -> None:

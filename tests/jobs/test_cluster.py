@@ -20,6 +20,7 @@ from mlflow.tracking import MlflowClient
 from servers import MLflowServer, RayHead, http_status
 
 from gsae_ray.storage.trial_directory import TrialDirectory
+from gsae_ray.tracking.pages import artifact_page, run_page, trials_page
 
 SWEEPS = Path(__file__).parents[2] / "sweeps"
 TOKEN = "a-token-of-this-cluster-0123456789"
@@ -191,7 +192,7 @@ def metrics_of(client: MlflowClient, experiment: str) -> list[Any]:
 
 
 def look_at_mlflow(server: MLflowServer, experiment_id: str, run_id: str) -> None:
-    """The parent run, the nested ones, metrics and the frontier's picture on the pages of the UI."""
+    """The trials, the parent run, metrics and the frontier's picture on the pages of the UI."""
     browser = shutil.which("chromium")
     if browser is None:
         warnings.warn("Debian's chromium is not installed (.ci/run installs it): no look at the pages", stacklevel=1)
@@ -205,14 +206,16 @@ def look_at_mlflow(server: MLflowServer, experiment_id: str, run_id: str) -> Non
             credentials = HttpCredentials(username="admin", password=PASSWORD)
             page = chromium.new_page(http_credentials=credentials, viewport={"width": 1600, "height": 1000})
             page.set_default_timeout(60_000)
-            page.goto(f"{server.uri}/#/experiments/{experiment_id}/runs")
-            page.get_by_text("quickstart 20").first.wait_for()
+            page.goto(trials_page(server.uri, experiment_id))
+            page.get_by_text("gated w").first.wait_for()
             page.screenshot(path=SCREENSHOTS / "runs.png")
-            page.goto(f"{server.uri}/#/experiments/{experiment_id}/runs/{run_id}")
+            page.goto(run_page(server.uri, experiment_id, run_id))
             page.get_by_text("forward_ratio").first.wait_for()
             page.get_by_text("rows_produced").first.wait_for()
             page.screenshot(path=SCREENSHOTS / "launch.png")
-            page.goto(f"{server.uri}/#/experiments/{experiment_id}/runs/{run_id}/artifacts/frontier.png")
+            page.locator("img[src*='get-artifact']").wait_for()  # in its note
+            page.goto("about:blank")
+            page.goto(artifact_page(server.uri, experiment_id, run_id, "frontier.png"))
             picture = page.locator("img[src^='blob:'], img[src*='frontier.png'], .image-outer-container img").first
             picture.wait_for()
             page.screenshot(path=SCREENSHOTS / "frontier.png")

@@ -16,7 +16,7 @@ from gsae_ray.config.sweep import Sweep
 from gsae_ray.config.trial import TrialSpec
 from gsae_ray.errors import UserError
 from gsae_ray.storage import launch_directory
-from gsae_ray.storage.launch_directory import OPERATIONAL, begin_launch, finish_launch
+from gsae_ray.storage.launch_directory import LAUNCH, OPERATIONAL, begin_launch, finish_launch
 from gsae_ray.version import REVISION, WHY
 
 
@@ -121,6 +121,7 @@ VALUES = {
     "trials.hang_timeout_s": 77.0,
     "trials.room_timeout_s": 66.0,
     "references": [{"source": "theirs", "site": "blocks.1.hook_resid_post"}],
+    "tracking.registry": False,
 }
 
 
@@ -130,6 +131,16 @@ def test_resuming_allows_what_changes_no_result(tmp_path: Path, key: str) -> Non
     changed = sweep_of(**{key.replace(".", "__"): VALUES[key]})
     assert changed != sweep_of()
     assert begin_launch(tmp_path, changed, [], resume=True) == (launch_id, [])
+
+
+def test_a_launch_from_before_the_registry_goes_on(tmp_path: Path) -> None:
+    launch_id, _ = begin_launch(tmp_path, sweep_of(), [], resume=False)
+    file = tmp_path / "launches" / launch_id / "launch.json"
+    found = LAUNCH.read(file)
+    assert found is not None
+    del found["sweep"]["tracking"]
+    LAUNCH.write(file, found)
+    assert begin_launch(tmp_path, sweep_of(), [], resume=True) == (launch_id, [])
 
 
 # ---- the same command again -----------------------------------------------------------------------------------------
