@@ -160,7 +160,8 @@ class Outcome:
                     for row in directory.rows()[0]
                 ]
         table = frontier(home.experiment, launch="all", tracking_uri=home.uri)
-        records = table.drop(columns=["run_id", "launch"]).sort_values("trial").to_dict("records")
+        table = table.drop(columns=["run_id", "launch"]).sort_values("trial")
+        records = table.astype(object).where(table.notna(), None).to_dict("records")  # no NaN equals another
         return cls(weights, rows, records, snapshots)
 
 

@@ -171,7 +171,7 @@ class TrainingSettings(Settings):
     snapshots_at: Annotated[tuple[Count, ...], BeforeValidator(_as_tuple)] = Field(
         (),
         description="tokens, as a list that rises: the SAE as it is then is kept and evaluated, too "
-        "(`frontier --tokens N`). It is the same training: its lr has not decayed by then. A trial has those below "
+        "(`frontier --tokens N`). Training goes on as without; its lr has not decayed by then. A trial has those below "
         "its own tokens",
     )
 

@@ -97,7 +97,7 @@ def choice_of(
         choice = _that_recovers(rows, constraint.min_loss_recovered, quality, constraint.by, sites[0])
     if snapshot_of(choice.row) is None:
         return choice
-    return Choice(choice.ranked, f"{choice.why}; it is a snapshot, whose learning rate had not decayed")
+    return Choice(choice.ranked, f"{choice.why}; it is a snapshot, from before the end of its learning-rate schedule")
 
 
 def quality_by(rows: pd.DataFrame, by: str) -> Quality:

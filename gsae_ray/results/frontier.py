@@ -356,8 +356,8 @@ def _caveats(rows: pd.DataFrame, tokens: int | str | None) -> list[str]:
         notes.append(f"SAEs trained on {listed(sorted(set(own['tokens'])))} tokens {shared}")
     if snapshots := int(own["snapshot"].sum()):
         notes.append(
-            f"{snapshots} of {len(own)} SAEs are snapshots of longer trainings, whose learning rate had not decayed: "
-            "one that is trained for so many tokens may be better"
+            f"{snapshots} of {len(own)} SAEs are snapshots of longer trainings, from before the end of their "
+            "learning-rate schedule (lr_decay): one that is trained for so many tokens may be better"
         )
     for name, group in rows.groupby("site"):
         gap = float((group["ce_zero"] - group["ce_clean"]).iloc[0])

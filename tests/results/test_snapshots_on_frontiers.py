@@ -97,7 +97,9 @@ def test_those_of_a_number_of_tokens_share_a_frontier_with_what_was_trained_for_
         assert rows["trial"].tolist() == [LONG[0].name, LONG[1].name, SHORT.name]
         assert rows["found_coefficient"].isna().all(), "that is known of the end"
         (note,) = [note for note in rows.attrs["notes"] if "snapshot" in note]
-        assert note.startswith("2 of 3 SAEs are snapshots of longer trainings, whose learning rate had not decayed")
+        assert note.startswith(
+            "2 of 3 SAEs are snapshots of longer trainings, from before the end of their learning-rate"
+        )
         early = gsae_ray.frontier("swept", tokens="256", **source)
         assert told(early) == [(256, True, 60, True), (256, True, 61, False)]
         everything = gsae_ray.frontier("swept", tokens="all", **source)
@@ -125,7 +127,9 @@ def test_the_best_may_be_a_snapshot_which_is_fetched_and_says_so(recorded: Recor
         sae = gsae_ray.best("swept", tokens=512, max_l0=45, **source)
         assert_same_weights(sae, random_sae(LONG[0], seed=512))
         assert sae.cfg.metadata["frontier"]["snapshot"] is True
-        assert sae.cfg.metadata["choice"].endswith("it is a snapshot, whose learning rate had not decayed")
+        assert sae.cfg.metadata["choice"].endswith(
+            "it is a snapshot, from before the end of its learning-rate schedule"
+        )
         option, value = next(iter(source.items()))
         where = [f"--{option.replace('_', '-')}", str(value)]
         out = tmp_path / str(number)
