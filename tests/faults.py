@@ -38,6 +38,7 @@ SWEEP: dict[str, Any] = {
     "training": {
         **golden.SWEEP["training"],
         **{"tokens": 81_920, "log_every_tokens": 2_560, "checkpoint_every_tokens": 10_240},
+        "snapshots_at": [17_000, 43_000],  # within intervals
     },
     "evaluation": {"tokens": 4096},
     "trials": {"hang_timeout_s": 15},
@@ -143,19 +144,25 @@ class Outcome:
     weights: dict[str, bytes]
     rows: dict[str, list[tuple[int, dict[str, float]]]]
     frontier: list[dict[str, Any]]
+    snapshots: dict[str, dict[str, bytes]]
+    """Trial -> its snapshots' files."""
 
     @classmethod
     def of(cls, home: Home) -> Outcome:
-        weights, rows = {}, {}
+        weights, rows, snapshots = {}, {}, {}
         for name, directory in home.trials.items():
             if directory.done:
                 weights[name] = (directory.path / "sae" / "sae_weights.safetensors").read_bytes()
+                files = (directory.path / "snapshots").glob("*/*")
+                snapshots[name] = {f"{file.parent.name}/{file.name}": file.read_bytes() for file in files}
                 rows[name] = [
                     (row["step"], {k: v for k, v in row["metrics"].items() if k not in WALL_CLOCK})
                     for row in directory.rows()[0]
                 ]
         table = frontier(home.experiment, launch="all", tracking_uri=home.uri)
-        return cls(weights, rows, table.drop(columns=["run_id", "launch"]).sort_values("trial").to_dict("records"))
+        table = table.drop(columns=["run_id", "launch"]).sort_values("trial")
+        records = table.astype(object).where(table.notna(), None).to_dict("records")  # no NaN equals another
+        return cls(weights, rows, records, snapshots)
 
 
 def assert_undisturbed(home: Home, quiet: Outcome, but_for: Sequence[str] = ()) -> None:
@@ -166,6 +173,7 @@ def assert_undisturbed(home: Home, quiet: Outcome, but_for: Sequence[str] = ()) 
     for name in wanted:
         assert found.weights[name] == quiet.weights[name], f"{name}: other weights"
         assert found.rows[name] == quiet.rows[name], f"{name}: other metric rows"
+        assert found.snapshots[name] == quiet.snapshots[name], f"{name}: other snapshots"
     left = [dict(row) for row in quiet.frontier if row["trial"] not in but_for]
     for row in (*found.frontier, *left) if but_for else ():
         row.pop("on_frontier", None)  # it depends on the others
@@ -191,6 +199,9 @@ def assert_undisturbed(home: Home, quiet: Outcome, but_for: Sequence[str] = ()) 
                 assert [metric.value for metric in history] == values, f"{name}: {key}"
         for key in ("eval/l0", "eval/loss_recovered"):
             assert len(client.get_metric_history(run.info.run_id, key)) == 1
+        kept = home.trials[name].snapshots.tokens()
+        evaluated = client.get_metric_history(run.info.run_id, "snapshot/l0") if kept else []
+        assert sorted(metric.step for metric in evaluated) == kept
         saved = {item.path for item in client.list_artifacts(run.info.run_id, "sae")}
         assert saved == {"sae/cfg.json", "sae/sae_weights.safetensors"}
     launches = client.search_runs([experiment], "tags.`gsae.kind` = 'launch'")

@@ -31,8 +31,11 @@ class Server:
         self.uri, self.experiment = uri, f"experiment {next(self._number)}"
         self.client = MlflowClient(uri)
 
-    def mirror(self, launch_id: str = LAUNCH_ID, encoders: Sequence[int | None] = (None,)) -> Mirror:
-        mirror = Mirror(self.uri, self.experiment, launch_id, EvaluationRequest(FINGERPRINT, tuple(encoders)))
+    def mirror(
+        self, launch_id: str = LAUNCH_ID, encoders: Sequence[int | None] = (None,), snapshots: Sequence[int] = ()
+    ) -> Mirror:
+        request = EvaluationRequest(FINGERPRINT, tuple(encoders), tuple(snapshots))
+        mirror = Mirror(self.uri, self.experiment, launch_id, request)
         mirror.open_launch("small", {"model": "builtin", "trials": len(TRIALS)})
         return mirror
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from gsae_ray.config.trial import TrialSpec
 from gsae_ray.evaluation.bootstrap import intervals_of
 from gsae_ray.evaluation.metrics import Evaluation, schema_version
 from gsae_ray.saes import SAE, SAEConfig, build
-from gsae_ray.storage.evaluations import EvaluationRequest
+from gsae_ray.storage.evaluations import EvaluationRequest, Snapshot
 from gsae_ray.storage.trial_directory import TrialDirectory
 
 FINGERPRINT = "f" * 64
@@ -91,3 +92,14 @@ def finish(
     directory.save_evaluation(fingerprint, trial.training.tokens, evaluation(**metrics))
     for l0, found in (pursuit or {}).items():
         directory.save_evaluation(fingerprint, trial.training.tokens, found, l0)
+
+
+def finish_with_snapshots(
+    directory: TrialDirectory, trial: TrialSpec, snapshots: Mapping[int, Evaluation], **metrics: float
+) -> None:
+    """As `finish`, after snapshots were kept: by tokens, which are the seeds of the SAEs, too."""
+    for tokens in snapshots:
+        directory.keep_snapshot(tokens, functools.partial(random_sae, trial, tokens))
+    finish(directory, trial, **metrics)  # type: ignore[arg-type]
+    for tokens, found in snapshots.items():
+        directory.save_evaluation(FINGERPRINT, trial.training.tokens, found, Snapshot(tokens))

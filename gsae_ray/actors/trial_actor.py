@@ -138,7 +138,7 @@ class SAETrial(tune.Trainable):
     def _train(self, trainer: Trainer) -> dict[str, Any]:
         self._newest_row = -1
         first = trainer.step == 0
-        metrics = trainer.train_interval()
+        metrics = trainer.train_interval(self._keep_snapshot)
         row = {f"train/{name}": value for name, value in metrics.items()}
         if first:
             row["train/sink_share"] = trainer.norms.sink_share
@@ -156,9 +156,24 @@ class SAETrial(tune.Trainable):
     def _interval(self) -> int:
         return self.trial.training.log_every_tokens
 
+    def _keep_snapshot(self, tokens: int) -> None:
+        """Saves the SAE as it is after so many tokens."""
+        trainer = self.trainer
+        assert trainer is not None
+        self.directory.keep_snapshot(
+            tokens, lambda: trainer.finished_sae({**self._metadata(trainer), "snapshot_at": tokens})
+        )
+
     def _finish(self, trainer: Trainer) -> dict[str, Any]:
+        self.directory.finish(trainer.finished_sae(self._metadata(trainer)))
+        self._end()
+        return self._end_result(trainer.tokens)
+
+    def _metadata(self, trainer: Trainer) -> dict[str, Any]:
+        """Where an SAE comes from, for its `cfg.json`."""
         metadata = {**self.context.metadata, "identity": self.trial.identity}
         metadata["training"] = {**self.trial.to_json()["training"], "recipe": self.trial.recipe}
+        metadata["training"].pop("snapshots_at")  # of other SAEs
         if trainer.controller is not None:
             metadata["training"]["found_coefficient"] = trainer.controller.found
         for key, place in zip(("module", "target_module"), self.trial.sites, strict=False):
@@ -166,9 +181,7 @@ class SAETrial(tune.Trainable):
                 metadata[key] = module
         if self.trial.parent is not None:
             metadata["parent"] = self.trial.parent
-        self.directory.finish(trainer.finished_sae(metadata))
-        self._end()
-        return self._end_result(trainer.tokens)
+        return metadata
 
     def _evaluate(self, sae: SAE) -> dict[str, float]:
         evaluation: Evaluation = self.store.run(Evaluate(self.trial.site, *to_bytes(sae)))

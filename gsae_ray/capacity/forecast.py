@@ -84,7 +84,8 @@ class Forecast:
     store_bytes: int
     """Bytes of the store's process, and of the activations that it keeps at most in Ray's object store."""
     disk_bytes: int
-    """Bytes of the checkpoints of the trials that run, of the finished SAEs here and in MLflow, and of the tokens."""
+    """Bytes of the checkpoints of the trials that run, of the finished SAEs and snapshots here and in MLflow, and of
+    the tokens."""
     pace: Pace | None
     """None where it is not known which GPUs there are."""
     kinds: tuple[Kind, ...]
@@ -157,6 +158,7 @@ def forecast(
     training = {trial.name: flops_a_row(trial) * trial.training.trained_tokens for trial in trials}
     model_flops, evaluation_flops = source.block_flops * blocks * ratio, source.evaluation_flops(trials)
     largest = sorted(parameters.values())[-slots:]
+    saved = sum(parameters[trial.name] * (1 + len(trial.training.snapshots_at)) for trial in trials)
     return Forecast(
         source=source.name,
         trials=len(trials),
@@ -187,7 +189,7 @@ def forecast(
         producer=producer,
         store_bytes=STORE_PROCESS + (blocks * block_bytes if budget is None else budget),
         # A checkpoint has the weights and two moments; two are kept, a third is being written. MLflow copies the SAEs.
-        disk_bytes=FLOAT * (9 * sum(largest) + 2 * sum(parameters.values())) + source.disk_bytes(blocks),
+        disk_bytes=FLOAT * (9 * sum(largest) + 2 * saved) + source.disk_bytes(blocks),
         kinds=_kinds(trials, parameters),
         notices=tuple(notices),
     )

@@ -65,10 +65,11 @@ class LanguageModelCost:
         kept = min(1.0, STATES_BYTES / states_bytes(sweep, text, self._by_name()))
         head, passes_of_clean = (0, 0) if keeps_log_probs(sweep, text) else (flops.head, 1)
         saes = sum(
-            kept * (flops.from_sites[trial.site] + head) + (1 - kept) * flops.whole * (1 + passes_of_clean)
+            (len(sweep.evaluation.encoders) + len(trial.training.snapshots_at))
+            * (kept * (flops.from_sites[trial.site] + head) + (1 - kept) * flops.whole * (1 + passes_of_clean))
             for trial in trials
         )
-        return (flops.whole * whole_passes + len(sweep.evaluation.encoders) * saes) * heldout
+        return (flops.whole * whole_passes + saes) * heldout
 
     def producer_memory(self, block_bytes: int, trials: Sequence[TrialSpec]) -> Memory:
         """That of the model, a block, and what evaluations keep."""

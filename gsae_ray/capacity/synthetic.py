@@ -49,7 +49,8 @@ class SyntheticCost:
 
     def evaluation_flops(self, trials: Sequence[TrialSpec]) -> float:
         """Held-out rows are drawn anew for each SAE, twice; and twice for their norms and mean."""
-        evaluations = len(self.sweep.evaluation.encoders) * len(trials) + len(self.sweep.references)
+        encoders, references = len(self.sweep.evaluation.encoders), len(self.sweep.references)
+        evaluations = sum(encoders + len(trial.training.snapshots_at) for trial in trials) + references
         return self._row_flops * self.sweep.evaluation.tokens * (2 * evaluations + 2)
 
     def producer_memory(

@@ -16,7 +16,7 @@ from gsae_ray.evaluation.metrics import METRICS
 from gsae_ray.results.comparison import labels, own_saes, table_metrics
 from gsae_ray.results.frontier_table import with_intervals
 
-SETTINGS = ("recipe", "lr", "seed", "batch_size", "l1_units", "engine", "precision", "tokens")
+SETTINGS = ("recipe", "lr", "seed", "batch_size", "l1_units", "engine", "precision", "tokens", "snapshot")
 """Shown where SAEs differ in them, beside those that are always shown."""
 LAST_RESORT = ("parent", "launch")
 """Shown where nothing else tells two SAEs apart."""

@@ -41,7 +41,8 @@ launch_option = click.option("--launch", metavar="ID", help="a launch's id, or '
 tokens_option = click.option(
     "--tokens",
     metavar="N",
-    help="only SAEs trained on N tokens, or 'all': those of any number together; default: a frontier for each number",
+    help="only SAEs trained on N tokens, or 'all': those of any number together, both with snapshots "
+    "(training.snapshots_at); default: a frontier for each number, without",
 )
 dashboard_option = click.option(
     "--address",

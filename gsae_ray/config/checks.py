@@ -49,6 +49,30 @@ def device_problems(settings: TrainingSettings, gpus: float | str) -> Iterator[t
         )
 
 
+def snapshot_problems(base: TrainingSettings, saes: Sequence[SAESettings]) -> list[tuple[Key, str]]:
+    """The `snapshots_at` that no trial has, since it ends before them.
+
+    Args:
+        base: `training` of the sweep.
+        saes: the entries, each with training that is fine by itself.
+    """
+    own = {index: entry for index, entry in enumerate(saes) if "snapshots_at" in (entry.model_extra or {})}
+    shared = [entry for index, entry in enumerate(saes) if index not in own]
+    groups: list[tuple[Key, list[SAESettings]]] = [(("training", "snapshots_at"), shared)]
+    groups += [(("saes", index, "snapshots_at"), [entry]) for index, entry in own.items()]
+    if base.snapshots_at and not shared:
+        return [(groups[0][0], "nothing reads it: every entry of saes has its own; leave it out")]
+    found: list[tuple[Key, str]] = []
+    for key, entries in groups:
+        trained = [entry.training(base) for entry in entries]
+        kept = {tokens for training in trained for tokens in training.snapshots_before_end}
+        late = [tokens for training in trained[:1] for tokens in training.snapshots_at if tokens not in kept]
+        if late:
+            longest = max(training.tokens for training in trained)
+            found.append((key, f"{shown(late[0])} is not before the end of any trial ({longest} tokens); lower it"))
+    return found
+
+
 def site_problems(
     sites: SiteSettings, every: Sequence[Site], saes: Sequence[SAESettings], references: Sequence[ReferenceSettings]
 ) -> list[tuple[Key, str]]:

@@ -30,12 +30,16 @@ BRICKEN_INPUTS = 819_200
 """Optimiser steps before which features are resampled, and rows that are looked at, in Bricken et al. 2023."""
 
 
+def _as_tuple(value: object) -> object:
+    return tuple(value) if isinstance(value, list) else value
+
+
 class ResamplingSettings(Settings):
     """Resampling of silent features (Bricken et al. 2023); `resampling: true` is all of its defaults, `false` none."""
 
-    at_steps: Annotated[
-        tuple[Count, ...], BeforeValidator(lambda value: tuple(value) if isinstance(value, list) else value)
-    ] = Field(BRICKEN_STEPS, description="optimiser steps before which features are resampled; [] for never")
+    at_steps: Annotated[tuple[Count, ...], BeforeValidator(_as_tuple)] = Field(
+        BRICKEN_STEPS, description="optimiser steps before which features are resampled; [] for never"
+    )
     window_steps: Count | None = Field(
         None,
         description="features that were silent for this many steps are resampled; default: half of the first of "
@@ -97,7 +101,7 @@ def _resampling(value: object) -> object:
 def _listed(seeds: object) -> object:
     if isinstance(seeds, int):
         raise ValueError(f"{shown(seeds)} could be one seed, or so many; give a list: [{shown(seeds)}], or [0, 1, 2]")
-    return tuple(seeds) if isinstance(seeds, list) else seeds
+    return _as_tuple(seeds)
 
 
 class TrainingSettings(Settings):
@@ -164,6 +168,12 @@ class TrainingSettings(Settings):
     checkpoint_every_tokens: Count | None = Field(
         None, description="rows between two checkpoints, a multiple of log_every_tokens; default: ten intervals"
     )
+    snapshots_at: Annotated[tuple[Count, ...], BeforeValidator(_as_tuple)] = Field(
+        (),
+        description="tokens, as a list that rises: the SAE as it is then is kept and evaluated, too "
+        "(`frontier --tokens N`). Training goes on as without; its lr has not decayed by then. A trial has those below "
+        "its own tokens",
+    )
 
     @pydantic.field_validator("adam_betas", mode="before")
     @classmethod
@@ -188,11 +198,35 @@ class TrainingSettings(Settings):
         window = self.resampling.window_steps if self.resampling else None
         if window is not None and window > self.steps:
             raise ValueError(f"resampling.window_steps: {window} is more than the {self.steps} steps of the run")
+        self._check_snapshots()
         return self
+
+    def _check_snapshots(self) -> None:
+        """Checks each by itself, and their order: which of a sweep's trials has them is another matter.
+
+        Raises:
+            ValueError: something is wrong.
+        """
+        snapshots = list(self.snapshots_at)
+        if snapshots != sorted(set(snapshots)):
+            raise ValueError(f"snapshots_at: {shown(snapshots)}; they must rise")
+        if snapshots and snapshots[0] < self.batch_size:
+            raise ValueError(f"snapshots_at: {snapshots[0]} is less than one batch of {self.batch_size}")
+        for first, second in itertools.pairwise(snapshots):
+            if first // self.batch_size == second // self.batch_size:
+                raise ValueError(
+                    f"snapshots_at: {first} and {second} are the same step, with batches of {self.batch_size}; leave "
+                    "one out"
+                )
 
     @property
     def steps(self) -> int:
         return self.tokens // self.batch_size
+
+    @property
+    def snapshots_before_end(self) -> tuple[int, ...]:
+        """Those of `snapshots_at` that come before the last step. They are rounded down to steps as `tokens` is."""
+        return tuple(tokens for tokens in self.snapshots_at if tokens // self.batch_size < self.steps)
 
     def _scheduled(self, schedule: Schedule) -> dict[str, Any]:
         """The keys that a schedule sets: the file's values, and for the others the schedule's defaults."""
@@ -224,6 +258,7 @@ class TrainingSettings(Settings):
             resampling=resampling.resolve(self.steps) if resampling else None,
             log_every_tokens=log_every,
             checkpoint_every_tokens=max(1, round(checkpoint_every / log_every)) * log_every,
+            snapshots_at=self.snapshots_before_end,
             **scheduled,
         )
 
@@ -284,6 +319,8 @@ class TrialTraining(Settings):
     """Nor this one."""
     log_every_tokens: int
     checkpoint_every_tokens: int
+    snapshots_at: tuple[int, ...] = ()
+    """Those of its own; trials from before there were any have none."""
 
     @property
     def steps(self) -> int:
@@ -294,6 +331,11 @@ class TrialTraining(Settings):
     def trained_tokens(self) -> int:
         """Rows of the stream that the trial reads."""
         return self.steps * self.batch_size
+
+    @property
+    def snapshot_steps(self) -> dict[int, int]:
+        """Number of steps after which the SAE is kept -> the tokens by which `snapshots_at` names that."""
+        return {tokens // self.batch_size: tokens for tokens in self.snapshots_at}
 
     @property
     def recipe(self) -> str:

@@ -14,7 +14,13 @@ import pydantic
 from pydantic import Field
 
 from gsae_ray.config.activation_files import ActivationsSettings, problems_beside_files
-from gsae_ray.config.checks import check_distinct, check_pursuit, device_problems, site_problems
+from gsae_ray.config.checks import (
+    check_distinct,
+    check_pursuit,
+    device_problems,
+    site_problems,
+    snapshot_problems,
+)
 from gsae_ray.config.explain import Key, listed, problems, refusal
 from gsae_ray.config.kinds import Dataset, Model, read_dataset, read_model, with_what_may_be_left_out
 from gsae_ray.config.parents import with_parent
@@ -146,6 +152,7 @@ class Sweep(SourceOfSweep, Settings):
             found.append((("sites",), "layers and points go together; one of them is missing"))
         elif not self.depends_on_model:
             found += site_problems(self.sites, self.all_sites, self.saes, self.references)
+        found += [] if found else snapshot_problems(self.training, self.saes)
         if found:
             raise refusal(found)
         return self
@@ -331,7 +338,8 @@ class Sweep(SourceOfSweep, Settings):
             if not entry.selects(site):
                 continue
             settings = entry.training(self.training)
-            unnamed = {"lr", "seeds", "objective", "schedule", "log_every_tokens", "checkpoint_every_tokens"}
+            unnamed = {"lr", "seeds", "objective", "schedule"}
+            unnamed |= {"log_every_tokens", "checkpoint_every_tokens", "snapshots_at"}
             if not entry.has_sparse_form(self.training):
                 unnamed.add("engine")  # there is only one
             target = entry.site_of(site).target

@@ -94,8 +94,8 @@ class TrialSpec:
         training: TrialTraining = fields["training"]
         hyperparameters: dict[str, Any] = fields["hyperparameters"]
         settings = {**fields, "training": training.model_dump(mode="json"), **identity, "revision": REVISION}
-        # How often metrics and checkpoints are written does not change the weights.
-        for key in ("log_every_tokens", "checkpoint_every_tokens"):
+        # How often metrics and checkpoints are written does not change the weights, nor what is kept on the way.
+        for key in ("log_every_tokens", "checkpoint_every_tokens", "snapshots_at"):
             settings["training"].pop(key)
         if training.engine == "dense":  # trials from before there was another have no such key
             settings["training"].pop("engine")

@@ -20,11 +20,11 @@ from gsae_ray.storage import references
 from gsae_ray.storage.driver_lock import Driver, driver_lock
 from gsae_ray.storage.event_log import EventLog
 from gsae_ray.storage.launch_directory import (
-    EVALUATED,
     Resume,
     begin_launch,
     check_resume,
     trial_folder,
+    write_request,
 )
 from gsae_ray.storage.references import Reference
 from gsae_ray.storage.trial_directory import Trial, TrialDirectory, forget_damaged
@@ -147,12 +147,11 @@ def begin(
         launch_id, notices = begin_launch(folder, prepared.sweep, prepared.trials, resume, overrides)
         own_folder = _own_folder(folder, launch_id)
         notices += damage_of_log(_record_path(own_folder))
-        fingerprint, encoders = prepared.evaluation
-        EVALUATED.write(own_folder / "evaluation.json", {"fingerprint": fingerprint, "encoders": list(encoders)})
+        write_request(own_folder, prepared.evaluation)
         for trial in trials:
             trial.directory.add_intervals(prepared.evaluation)
         for reference in prepared.references:
-            references.add_intervals(folder.parent, reference, fingerprint)
+            references.add_intervals(folder.parent, reference, prepared.evaluation.fingerprint)
             references.add_reference(own_folder, reference)
         log = EventLog(own_folder / "events.jsonl", display.phase)
         stack.enter_context(log.session(f"{len(pending)} of {len(trials)} trials to train or to evaluate"))
@@ -172,4 +171,19 @@ def _what_is_left(prepared: PreparedSweep, trials: Sequence[Trial], resume: Resu
     if resume == "auto" and (failed := sum(status[trial.name].failure is not None for trial in left)):
         display.phase(f"{failed} of {len(trials)} trials failed for good before; --resume tries them again")
         left = [trial for trial in left if status[trial.name].failure is None]
+    if without := sum(map(_is_past_snapshots, trials)):
+        display.phase(
+            f"training.snapshots_at: {without} of {len(trials)} trials have come past a snapshot that they do not "
+            "have; they are not trained again for it"
+        )
     return left
+
+
+def _is_past_snapshots(trial: Trial) -> bool:
+    """Returns whether a trial lacks a snapshot that its training does not come past any more."""
+    directory, asked = trial.directory, trial.spec.training.snapshots_at
+    if not asked:
+        return False
+    there, done, furthest = directory.snapshots.tokens(), directory.done, directory.newest_checkpoint
+    batch_size = trial.spec.training.batch_size
+    return any(t not in there and (done or furthest >= t // batch_size * batch_size) for t in asked)

@@ -7,13 +7,15 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
+from pathlib import Path
+from typing import NamedTuple
 
 from gsae_ray.errors import NumericError, ProductionError, StorageFullError, reason
 from gsae_ray.evaluation.metrics import Evaluation
 from gsae_ray.evaluation.task import Evaluate
 from gsae_ray.files import disk_space_needed
 from gsae_ray.saes.folder import CONFIG_FILE, WEIGHTS_FILE
-from gsae_ray.storage.evaluations import EvaluationRequest
+from gsae_ray.storage.evaluations import EvaluationRequest, Snapshot, Subject
 from gsae_ray.storage.trial_directory import Trial
 
 Submit = Callable[[Evaluate], "Future[Evaluation]"]
@@ -23,8 +25,43 @@ STORAGE_TIMEOUT_S = 120.0
 """Storage that cannot be read for longer ends the evaluations."""
 
 
+class _SAE(NamedTuple):
+    """A finished SAE of a trial, or a snapshot, and what of it is to be evaluated."""
+
+    trial: Trial
+    folder: Path
+    subjects: tuple[Subject, ...]
+
+    def tasks(self) -> list[tuple[Subject, Evaluate]]:
+        """What a producer is asked for: its weights are read once."""
+        cfg = (self.folder / CONFIG_FILE).read_text("utf-8")
+        weights = (self.folder / WEIGHTS_FILE).read_bytes()
+        l0s = [None if isinstance(subject, Snapshot) else subject for subject in self.subjects]
+        tasks = [Evaluate(self.trial.spec.site, cfg, weights, l0) for l0 in l0s]
+        return list(zip(self.subjects, tasks, strict=True))
+
+
+def _saes_of(trial: Trial, request: EvaluationRequest) -> list[_SAE]:
+    """The SAEs of a trial that lack evaluations.
+
+    Raises:
+        DamagedError: one is not as it was saved.
+    """
+    directory = trial.directory
+    directory.check_done()
+    missing = directory.status(request).missing
+    of_finished = tuple(subject for subject in missing if not isinstance(subject, Snapshot))
+    saes = [_SAE(trial, directory.path / "sae", of_finished)] if of_finished else []
+    for snapshot in (subject for subject in missing if isinstance(subject, Snapshot)):
+        directory.snapshots.check(snapshot.tokens)
+        saes.append(_SAE(trial, directory.snapshots.path(snapshot.tokens), (snapshot,)))
+    return saes
+
+
 class EvaluationQueue(threading.Thread):
     """Watches trial directories, in a thread: each SAE that is finished gets the evaluations that it lacks.
+
+    So do the snapshots of a trial, once that is done.
 
     A trial fails for good where the language model's numbers are not finite on the held-out text.
     """
@@ -52,7 +89,9 @@ class EvaluationQueue(threading.Thread):
         self.at_a_time = at_a_time
         self.interval_s = interval_s
         self._waiting = list(trials)
-        self._running: list[tuple[Trial, int | None, Future[Evaluation]]] = []
+        self._unasked: list[_SAE] = []
+        """Of a trial that is done, those that are to be evaluated as soon as there is room."""
+        self._running: list[tuple[_SAE, Subject, Future[Evaluation]]] = []
         self._error: Exception | None = None
         self._training_over = threading.Event()
         self._stop_asked = False
@@ -62,8 +101,10 @@ class EvaluationQueue(threading.Thread):
         while not self._stop_asked:
             last = self._training_over.is_set()  # read before the directories: what is DONE by now is then seen
             try:
-                self._ask_and_save()
-                if last and not self._running and not any(trial.directory.done for trial in self._waiting):
+                self._ask()
+                self._save()
+                left = self._running or self._unasked or any(trial.directory.done for trial in self._waiting)
+                if last and not left:
                     return
             except OSError as error:  # it may pass; what stays ends the evaluations
                 since = since or time.monotonic()
@@ -74,22 +115,26 @@ class EvaluationQueue(threading.Thread):
                 since = None
             time.sleep(self.interval_s)
 
-    def _ask_and_save(self) -> None:
-        """Asks for the evaluations of SAEs that are finished by now, and saves those that have been made."""
-        for trial in [trial for trial in self._waiting if trial.directory.done]:
-            if len({running.name for running, *_ in self._running}) >= self.at_a_time:
-                break
-            directory = trial.directory
+    def _ask(self) -> None:
+        """Asks for the evaluations of SAEs that are finished by now, as far as there is room."""
+        while len({sae.folder for sae, *_ in self._running}) < self.at_a_time:
+            if self._unasked:
+                sae = self._unasked.pop(0)
+                with self._kept_for_finish():
+                    requests = [(sae, subject, self.submit(task)) for subject, task in sae.tasks()]
+                    self._running += requests
+                continue
+            trial = next((trial for trial in self._waiting if trial.directory.done), None)
+            if trial is None:
+                return
             self._waiting.remove(trial)
             with self._kept_for_finish():
-                directory.check_done()
-                folder = directory.path / "sae"
-                cfg, weights = (folder / CONFIG_FILE).read_text("utf-8"), (folder / WEIGHTS_FILE).read_bytes()
-                missing = directory.status(self.evaluation).missing
-                requests = [self.submit(Evaluate(trial.spec.site, cfg, weights, l0)) for l0 in missing]
-                self._running += [(trial, l0, request) for l0, request in zip(missing, requests, strict=True)]
+                self._unasked = _saes_of(trial, self.evaluation)
+
+    def _save(self) -> None:
+        """Saves the evaluations that have been made."""
         for running in [r for r in self._running if r[2].done()]:
-            trial, pursuit_l0, request = running
+            (trial, *_), subject, request = running
             directory = trial.directory
             self._running.remove(running)
             with self._kept_for_finish(), disk_space_needed(directory.path):
@@ -99,7 +144,7 @@ class EvaluationQueue(threading.Thread):
                     directory.fail_evaluation(reason(error))
                 else:
                     tokens = trial.spec.training.trained_tokens
-                    directory.save_evaluation(self.evaluation.fingerprint, tokens, evaluation, pursuit_l0)
+                    directory.save_evaluation(self.evaluation.fingerprint, tokens, evaluation, subject)
 
     @contextlib.contextmanager
     def _kept_for_finish(self) -> Iterator[None]:

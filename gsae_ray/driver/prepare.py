@@ -35,7 +35,7 @@ class PreparedSweep:
     layout: Layout
     trials: list[TrialSpec]
     evaluation: EvaluationRequest
-    """What every SAE is evaluated on, and with which encoders."""
+    """What every SAE is evaluated on, with which encoders, and at which snapshots."""
     producer: Memory
     """What each producer needs."""
     parents: dict[str, Path]
@@ -80,13 +80,14 @@ def prepare(
     trials = sweep.expand(widths, prepared.provenance, configs)
     block_bytes = max(layout.nbytes(block, tuple(layout.widths)) for block in range(len(layout.rows)))
     heldout = [*prepared.heldout, sweep.dataset.max_norm]
+    snapshots = {tokens for trial in trials for tokens in trial.training.snapshots_at}
     return PreparedSweep(
         sweep=sweep,
         source=prepared,
         layout=layout,
         trials=trials,
         producer=source.producer_memory(block_bytes, trials, references),
-        evaluation=EvaluationRequest(digest(heldout), sweep.evaluation.encoders),
+        evaluation=EvaluationRequest(digest(heldout), sweep.evaluation.encoders, tuple(sorted(snapshots))),
         parents={RUN + run_id: folder for run_id, folder in parents.items()},
         references=references,
     )

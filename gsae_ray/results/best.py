@@ -16,7 +16,7 @@ from gsae_ray.config.sections import OWN
 from gsae_ray.errors import UserError, first_line
 from gsae_ray.files import write_together
 from gsae_ray.results.choice import Choice, Constraint, choice_of
-from gsae_ray.results.comparison import own_saes
+from gsae_ray.results.comparison import own_saes, snapshot_of
 from gsae_ray.results.frontier import MIXED, frontier, outcomes_of
 from gsae_ray.results.outcomes import Outcomes
 from gsae_ray.results.references import load_reference
@@ -95,7 +95,8 @@ def best(
         min_loss_recovered: the lowest L0 that recovers at least this; with `by`, the highest quality that does.
         launch: as for `frontier`.
         tracking_uri: as for `frontier`.
-        tokens: of SAEs that were trained on so many; "all": of any number. Where there are several, one is to be said.
+        tokens: of SAEs that were trained on so many, snapshots among them; "all": of any number. Where there are
+            several, one is to be said; without it no snapshot is considered.
         storage: read the sweep's own storage in MLflow's place.
         with_references: it may be a reference, which is then read from where it was when it was evaluated.
         knee: in place of a limit: the point of the frontier of L0 and quality that is farthest above the straight line
@@ -232,8 +233,8 @@ class Best:
     def _folder(self) -> contextlib.AbstractContextManager[Path]:
         """The folder of one of the sweep's own."""
         if self.storage is None:
-            return run_folder(self.row["run_id"], self.tracking_uri, "best")
-        return contextlib.nullcontext(finished_folder(Path(self.row["run_id"])))
+            return run_folder(self.row["run_id"], self.tracking_uri, "best", snapshot_of(self.row))
+        return contextlib.nullcontext(finished_folder(Path(self.row["run_id"]), snapshot_of(self.row)))
 
 
 def _plain(value: Any) -> Any:

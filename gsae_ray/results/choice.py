@@ -12,7 +12,7 @@ import pandas as pd
 
 from gsae_ray.errors import UserError, suggest
 from gsae_ray.evaluation.metrics import METRICS, Better
-from gsae_ray.results.comparison import LOSS_RECOVERED, Quality, check_tokens, own_saes, quality_of
+from gsae_ray.results.comparison import LOSS_RECOVERED, Quality, check_tokens, own_saes, quality_of, snapshot_of
 from gsae_ray.results.curves import above_chord
 from gsae_ray.results.frontier import columns
 
@@ -89,11 +89,15 @@ def choice_of(
     quality = quality_of(rows) if constraint.by is None else quality_by(rows, constraint.by)
     rows = rows[np.isfinite(quality.of(rows).astype(float))]
     if constraint.knee:
-        return _at_knee(rows, quality, sites[0])
-    if constraint.max_l0 is not None:
-        return _within_l0(rows, constraint.max_l0, quality, sites[0])
-    assert constraint.min_loss_recovered is not None
-    return _that_recovers(rows, constraint.min_loss_recovered, quality, constraint.by, sites[0])
+        choice = _at_knee(rows, quality, sites[0])
+    elif constraint.max_l0 is not None:
+        choice = _within_l0(rows, constraint.max_l0, quality, sites[0])
+    else:
+        assert constraint.min_loss_recovered is not None
+        choice = _that_recovers(rows, constraint.min_loss_recovered, quality, constraint.by, sites[0])
+    if snapshot_of(choice.row) is None:
+        return choice
+    return Choice(choice.ranked, f"{choice.why}; it is a snapshot, from before the end of its learning-rate schedule")
 
 
 def quality_by(rows: pd.DataFrame, by: str) -> Quality:
@@ -189,7 +193,8 @@ def _described(row: pd.Series[Any]) -> str:
 
 def name_of(row: pd.Series[Any]) -> str:
     """What a table row's SAE is called: by its trial, a reference by its origin."""
-    return str(row["trial"] or row["origin"])
+    at = "" if (tokens := snapshot_of(row)) is None else f" (snapshot at {tokens:,} tokens)"
+    return f"{row['trial'] or row['origin']}{at}"
 
 
 def measured(row: pd.Series[Any], by: str | None = None) -> str:

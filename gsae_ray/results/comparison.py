@@ -13,6 +13,7 @@ from gsae_ray.config.sections import OWN
 from gsae_ray.errors import UserError
 from gsae_ray.evaluation.metrics import METRICS, Better
 from gsae_ray.results import curves
+from gsae_ray.storage.evaluations import Snapshot, Subject
 from gsae_ray.tracking.artifacts import fetch_sequences
 
 
@@ -146,8 +147,20 @@ def labels(rows: pd.DataFrame) -> pd.Series[Any]:
     return rows["architecture"] + rows["variant"].map(lambda variant: f" {variant}" if variant else "")
 
 
+def subject_of(row: pd.Series[Any]) -> Subject:
+    """What of its trial a frontier's row is of: of the finished SAE, by pursuit of it, or of a snapshot."""
+    if "pursuit_l0" in row:
+        return int(row["pursuit_l0"])
+    return None if (tokens := snapshot_of(row)) is None else Snapshot(tokens)
+
+
+def snapshot_of(row: pd.Series[Any]) -> int | None:
+    """The tokens of a row's SAE, if it is a snapshot."""
+    return int(row["tokens"]) if row.get("snapshot", False) else None
+
+
 def sequences(
-    run_id: str, tracking_uri: str | None = None, pursuit_l0: int | None = None
+    run_id: str, tracking_uri: str | None = None, pursuit_l0: int | None = None, snapshot: int | None = None
 ) -> dict[str, np.ndarray[Any, Any]]:
     """What an SAE's evaluation summed over each held-out context, for `intervals`.
 
@@ -155,6 +168,7 @@ def sequences(
         run_id: of a row of `frontier`.
         tracking_uri: as for `frontier`.
         pursuit_l0: of that row, if the frontier is one of pursuit.
+        snapshot: the tokens of that row, if it is of a snapshot.
 
     Returns:
         Each of `evaluation.metrics.SUMS`, float64 [contexts], in the order that all SAEs of the frontier share.
@@ -162,5 +176,5 @@ def sequences(
     Raises:
         UserError: that run has none.
     """
-    found = fetch_sequences(run_id, tracking_uri, pursuit_l0)
+    found = fetch_sequences(run_id, tracking_uri, pursuit_l0 if snapshot is None else Snapshot(snapshot))
     return {name: np.array(values, dtype=np.float64) for name, values in found.items()}

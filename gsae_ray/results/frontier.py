@@ -27,13 +27,14 @@ from gsae_ray.results.comparison import (
 from gsae_ray.results.curves import pareto
 from gsae_ray.results.frontier_table import FrontierTable
 from gsae_ray.results.grids import at_edges
-from gsae_ray.results.outcomes import MLflowOutcomes, Outcome, Outcomes, StorageOutcomes
+from gsae_ray.results.outcomes import MLflowOutcomes, Outcome, Outcomes, StorageOutcomes, describe_failures
 from gsae_ray.results.references import UNKNOWN, row_of, trained_elsewhere
 from gsae_ray.tracking.tags import EVALUATION, LAUNCH, TRIAL
 
 SETTINGS = ("run_id", "trial", "site", "architecture", "recipe", "d_sae", "sparsity", "lr", "seed", "tokens")
 REST = (
     "on_frontier",
+    "snapshot",
     "variant",
     "sink_share",
     "found_coefficient",
@@ -49,7 +50,6 @@ MEANINGFUL_NATS = 0.05
 """Where zero-ablation costs less than this, loss recovered is a ratio of noise."""
 ENCODERS = ("own", "pursuit")
 """Whose features a frontier is of: the SAE's encoder's, or those that gradient pursuit finds with its decoder."""
-SHOWN_FAILURES = 3
 MIXED = "all"
 """In place of a number of tokens: SAEs of any number, together."""
 
@@ -120,6 +120,7 @@ def _row(outcome: Outcome) -> dict[str, Any]:
         "launch": outcome.tags[LAUNCH],
         "sink_share": outcome.metrics.get("train/sink_share", float("nan")),
         "found_coefficient": outcome.metrics.get("train/found_coefficient", float("nan")),
+        "snapshot": False,
         "origin": OWN,
         "trained_at": params["site"],
         "fingerprint": outcome.tags[EVALUATION],
@@ -156,13 +157,6 @@ def _of_sweeps(
     return whole, notes
 
 
-def _failures(outcomes: Outcomes, failed: Sequence[Outcome]) -> str:
-    """`2 trials failed (a: why; b: why); …`: how many, and why."""
-    shown = "; ".join(outcome.failure[:300] for outcome in failed[:SHOWN_FAILURES])
-    more = f"; and {len(failed) - SHOWN_FAILURES} more" if len(failed) > SHOWN_FAILURES else ""
-    return f"{len(failed)} trial{'s' * (len(failed) > 1)} failed ({shown}{more}); why: {outcomes.failures}"
-
-
 def frontier(
     experiment: str,
     site: str | None = None,
@@ -185,8 +179,9 @@ def frontier(
         launch: an id, or "all"; default: the newest.
         tracking_uri: of MLflow; default: MLFLOW_TRACKING_URI, or `mlflow.db` in the working directory.
         encoder: "own", or "pursuit": the decoders with gradient pursuit, where the sweep has `evaluation.pursuit_l0`.
-        tokens: only SAEs that were trained on so many; "all": of any number, on one frontier; default: of any number,
-            each with a frontier of its own.
+        tokens: only SAEs that were trained on so many, and the snapshots of longer trainings at so many; "all": of any
+            number, snapshots too, on one frontier; default: of any number, each with a frontier of its own, and no
+            snapshots (`training.snapshots_at`).
         storage: read the sweep's own storage in MLflow's place; `run_id` is then the folder of each trial.
         with_references: references compete for the frontier; by default they are shown beside it.
 
@@ -196,6 +191,7 @@ def frontier(
         `pursuit_l0` more. `on_frontier`: no SAE of its site, and number of tokens unless those are "all", has a lower
         L0 and a higher loss recovered (or explained variance); never a reference's, unless `with_references`.
         `l0_low`, `l0_high` and the like: the ends of 95 % intervals over the held-out contexts.
+        `snapshot`: whether training went on from there (`run_id` and `trial` are of the whole training);
         `recipe`: objective/schedule of the training, and what deviates from them; `variant`: options of the
         architecture that are not at their defaults; `sink_share`: what of the site's E‖x‖² its largest
         0.1 % of rows hold (see `dataset.max_norm`); `found_coefficient`: what training found for `target_l0`, in the
@@ -217,6 +213,8 @@ def frontier(
     if not finished:
         raise UserError("; ".join([f"experiment: no trial of {where} has finished yet", *notes]))
     evaluated = _evaluated(outcomes, finished, encoder)
+    if tokens is not None and encoder == "own":
+        evaluated += _snapshots(outcomes, finished)
     if not evaluated:
         raise UserError(
             f"--encoder: no trial of {where} was evaluated by pursuit; give its sweep file "
@@ -291,7 +289,7 @@ def _finished(outcomes: Outcomes, launch_id: str | None) -> tuple[list[tuple[Out
         done = {outcome.identity for outcome, _ in finished}
         failed = list({o.identity: o for o in reversed(failed) if o.identity not in done}.values())
     if failed:
-        notes.append(_failures(outcomes, failed))
+        notes.append(describe_failures(outcomes, failed))
     return finished, notes
 
 
@@ -308,6 +306,16 @@ def _evaluated(
     return [row | metrics_of(outcome.evaluation) for outcome, row in finished]
 
 
+def _snapshots(outcomes: Outcomes, finished: Iterable[tuple[Outcome, dict[str, Any]]]) -> list[dict[str, Any]]:
+    """Table rows of the snapshots of finished trials; a coefficient that training found is of its end."""
+    of_snapshots = {"snapshot": True, "found_coefficient": float("nan")}
+    return [
+        row | metrics_of(evaluation) | of_snapshots | {"tokens": tokens}
+        for outcome, row in finished
+        for tokens, evaluation in sorted(outcomes.snapshots(outcome).items())
+    ]
+
+
 def metrics_of(evaluation: Mapping[str, float]) -> dict[str, float]:
     """The metrics that are columns, and the ends of their intervals; NaN for those that an evaluation lacks."""
     names = [*metrics.columns(), *metrics.columns(features=True)]
@@ -317,6 +325,8 @@ def metrics_of(evaluation: Mapping[str, float]) -> dict[str, float]:
 def _named(row: pd.Series[Any]) -> str:
     """How a note names a table row: by its trial, and of pursuit by its target; a reference by its origin."""
     name = str(row["trial"] or row["origin"])
+    if row["snapshot"]:
+        return f"{name}, snapshot at {row['tokens']:,} tokens,"
     return f"{name}, pursuit L0 {row['pursuit_l0']}," if "pursuit_l0" in row else name
 
 
@@ -344,6 +354,11 @@ def _caveats(rows: pd.DataFrame, tokens: int | str | None) -> list[str]:
     if own.groupby("site")["tokens"].nunique().gt(1).any():
         shared = "share one frontier" if tokens == MIXED else "have a frontier each (--tokens all: one for all)"
         notes.append(f"SAEs trained on {listed(sorted(set(own['tokens'])))} tokens {shared}")
+    if snapshots := int(own["snapshot"].sum()):
+        notes.append(
+            f"{snapshots} of {len(own)} SAEs are snapshots of longer trainings, from before the end of their "
+            "learning-rate schedule (lr_decay): one that is trained for so many tokens may be better"
+        )
     for name, group in rows.groupby("site"):
         gap = float((group["ce_zero"] - group["ce_clean"]).iloc[0])
         if gap < MEANINGFUL_NATS:

@@ -14,7 +14,7 @@ from gsae_ray.results.compared import count
 from gsae_ray.results.comparison import labels, table_metrics
 
 ALWAYS = ("architecture", "d_sae", "sparsity")
-WHERE_THEY_DIFFER = ("site", "origin", "pursuit_l0", "recipe", "lr", "seed", "batch_size", "tokens")
+WHERE_THEY_DIFFER = ("site", "origin", "pursuit_l0", "recipe", "lr", "seed", "batch_size", "tokens", "snapshot")
 NEEDED = {"site", "architecture", "variant", "recipe", "d_sae", "tokens", "l0", "loss_recovered", "fvu", "on_frontier"}
 """Columns without which a table is shown as any other: it is a part of a frontier, or something computed from one."""
 

@@ -128,7 +128,8 @@ def _tables(saes: Sequence[PublishedSAE]) -> Iterable[str]:
     """For each site a title and a table of its SAEs."""
     rows = pd.DataFrame([published.row for published in saes])
     rows = rows.assign(architecture=labels(rows))
-    differing = [name for name in ("recipe", "lr", "seed", "batch_size", "tokens") if rows[name].nunique() > 1]
+    names = ("recipe", "lr", "seed", "batch_size", "tokens", "snapshot")
+    differing = [name for name in names if rows[name].nunique() > 1]
     settings = ["architecture", "d_sae", "sparsity", *differing]
     measured = table_metrics(rows)
     for site in _distinct(rows["site"]):

@@ -16,8 +16,8 @@ from gsae_ray.config.trial import TrialSpec
 from gsae_ray.errors import DamagedError, UserError
 from gsae_ray.files import JSONFile
 from gsae_ray.names import local_path
-from gsae_ray.storage.evaluations import EvaluationRequest, schema_of
-from gsae_ray.storage.launch_directory import EVALUATED, find_trial
+from gsae_ray.storage.evaluations import EvaluationRequest, Snapshot, Subject, schema_of
+from gsae_ray.storage.launch_directory import EVALUATED, asked_in, find_trial
 from gsae_ray.storage.launch_directory import LAUNCH as LAUNCH_FILE
 from gsae_ray.storage.references import evaluation_of, folder_of, reference_id, references_of
 from gsae_ray.storage.trial_directory import TrialDirectory
@@ -26,6 +26,7 @@ from gsae_ray.tracking.runs import RecordedExperiment, unknown_experiment
 from gsae_ray.tracking.tags import CONTENT, EVALUATION, FAILURE, IDENTITY, LAUNCH, ORIGIN, SCHEMA, SOURCE, TRIAL
 
 T = TypeVar("T")
+SHOWN_FAILURES = 3
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,6 +82,9 @@ class Outcomes(Protocol):
     def pursuit(self, outcome: Outcome) -> dict[int, dict[str, float]]:
         """The metrics of a finished trial by gradient pursuit, by target L0; none where it was not asked for."""
 
+    def snapshots(self, outcome: Outcome) -> dict[int, dict[str, float]]:
+        """The metrics of a finished trial's snapshots, by their tokens."""
+
     def references(self, launch: str | None) -> list[Outcome]:
         """SAEs from elsewhere that a launch is, or all are, compared with; those of newer launches first."""
 
@@ -109,10 +113,16 @@ class MLflowOutcomes:
         return self._runs("trial", launch, "FAILED")
 
     def pursuit(self, outcome: Outcome) -> dict[int, dict[str, float]]:
+        return self._by_step(outcome, "pursuit/")
+
+    def snapshots(self, outcome: Outcome) -> dict[int, dict[str, float]]:
+        return self._by_step(outcome, "snapshot/")
+
+    def _by_step(self, outcome: Outcome, kind: str) -> dict[int, dict[str, float]]:
         evaluations: dict[int, dict[str, float]] = {}
-        for name in [name for name in outcome.metrics if name.startswith("pursuit/")]:
+        for name in [name for name in outcome.metrics if name.startswith(kind)]:
             for step, value in self._experiment.history(outcome.run_id, name):
-                evaluations.setdefault(step, {})[name.removeprefix("pursuit/")] = value
+                evaluations.setdefault(step, {})[name.removeprefix(kind)] = value
         return evaluations
 
     def references(self, launch: str | None) -> list[Outcome]:
@@ -167,13 +177,19 @@ class StorageOutcomes:
         return [outcome for outcome in self._trials(launch) if FAILURE in outcome.tags]
 
     def pursuit(self, outcome: Outcome) -> dict[int, dict[str, float]]:
-        directory, request = TrialDirectory(Path(outcome.run_id)), self.request(outcome.tags[LAUNCH])
-        evaluations: dict[int, dict[str, float]] = {}
-        for l0 in request.encoders:
-            if l0 is not None and (found := directory.evaluation(request.fingerprint, l0)) is not None:
-                metrics = _finite(found["metrics"]).items()
-                evaluations[l0] = {name.removeprefix("pursuit/"): value for name, value in metrics}
-        return evaluations
+        return {of: found for of, found in self._others(outcome).items() if isinstance(of, int)}
+
+    def snapshots(self, outcome: Outcome) -> dict[int, dict[str, float]]:
+        return {of.tokens: found for of, found in self._others(outcome).items() if isinstance(of, Snapshot)}
+
+    def _others(self, outcome: Outcome) -> dict[Subject, dict[str, float]]:
+        """The metrics of a finished trial's evaluations, but for that of its SAE with its own encoder."""
+        evaluations = TrialDirectory(Path(outcome.run_id)).evaluations(self.request(outcome.tags[LAUNCH]))
+        return {
+            subject: {name.partition("/")[2]: value for name, value in _finite(found["metrics"]).items()}
+            for subject, found in evaluations.items()
+            if subject is not None
+        }
 
     def references(self, launch: str | None) -> list[Outcome]:
         found: list[Outcome] = []
@@ -230,7 +246,7 @@ class StorageOutcomes:
         if launch_id not in self._requests:
             self._requests[launch_id] = EvaluationRequest("", ())
             if (found := self._read(EVALUATED, file)) is not None:
-                self._requests[launch_id] = EvaluationRequest(found["fingerprint"], tuple(found["encoders"]))
+                self._requests[launch_id] = asked_in(found)
             elif not file.exists():
                 self.notes.append(f"launch {launch_id} does not say how it evaluates ({file} is missing); run it again")
         return self._requests[launch_id]
@@ -242,6 +258,13 @@ class StorageOutcomes:
         except DamagedError as error:
             self.notes.append(str(error))
             return None
+
+
+def describe_failures(outcomes: Outcomes, failed: Sequence[Outcome]) -> str:
+    """`2 trials failed (a: why; b: why); …`: how many, and why."""
+    shown = "; ".join(outcome.failure[:300] for outcome in failed[:SHOWN_FAILURES])
+    more = f"; and {len(failed) - SHOWN_FAILURES} more" if len(failed) > SHOWN_FAILURES else ""
+    return f"{len(failed)} trial{'s' * (len(failed) > 1)} failed ({shown}{more}); why: {outcomes.failures}"
 
 
 def _finite(metrics: Mapping[str, float]) -> dict[str, float]:

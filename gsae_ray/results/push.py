@@ -17,7 +17,7 @@ from gsae_ray.config.synthetic import SYNTHETIC
 from gsae_ray.errors import UserError, first_line, shown
 from gsae_ray.evaluation.metrics import METRICS, AbsentSumError, resampled
 from gsae_ray.names import folder_name, local_path
-from gsae_ray.results.comparison import check_tokens, own_saes, sequences
+from gsae_ray.results.comparison import check_tokens, own_saes, sequences, snapshot_of
 from gsae_ray.results.frontier import frontier
 from gsae_ray.results.intervals import Interval, interval, of
 from gsae_ray.results.model_card import PICTURE, PublishedSAE, model_card
@@ -135,11 +135,11 @@ def _write_saes(
     """Writes the SAEs of table rows, each to a folder of its own; one at a time is in memory."""
     names = folder_names(rows)
     for name, (_, row) in zip(names, rows.iterrows(), strict=True):
-        sae = _public(load_run(row["run_id"], tracking_uri, "push"), base_model)
+        sae = _public(load_run(row["run_id"], tracking_uri, "push", snapshot_of(row)), base_model)
         folder = name if names.count(name) == 1 else f"{name}_{hashlib.sha256(weight_bytes(sae)).hexdigest()[:8]}"
         sae.save(root / folder)
         in_saelens = not str(saelens_form_or_reason(sae)["architecture"]).startswith(NO_FORM)
-        yield PublishedSAE(row, sae.cfg, in_saelens, folder, *_intervals(row["run_id"], tracking_uri))
+        yield PublishedSAE(row, sae.cfg, in_saelens, folder, *_intervals(row, tracking_uri))
 
 
 def folder_names(rows: pd.DataFrame) -> list[str]:
@@ -148,9 +148,9 @@ def folder_names(rows: pd.DataFrame) -> list[str]:
     return [f"{folder_name(site)}/width_{d_sae}/l0_{round(l0)}" for site, d_sae, l0 in zip(*columns, strict=True)]
 
 
-def _intervals(run_id: str, tracking_uri: str | None) -> tuple[dict[str, Interval], int]:
+def _intervals(row: pd.Series[Any], tracking_uri: str | None) -> tuple[dict[str, Interval], int]:
     """The intervals of the metrics that are shown, and the number of contexts that they are over."""
-    sums = sequences(run_id, tracking_uri)
+    sums = sequences(row["run_id"], tracking_uri, snapshot=snapshot_of(row))
     shown_metrics = [name for name, metric in METRICS.items() if metric.table and name in resampled(features=True)]
     found: dict[str, Interval] = {}
     for name in shown_metrics:

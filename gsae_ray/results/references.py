@@ -110,6 +110,7 @@ def row_of(outcome: Outcome) -> dict[str, Any]:
         "launch": outcome.tags[LAUNCH],
         "sink_share": float("nan"),
         "found_coefficient": float("nan"),
+        "snapshot": False,
         "origin": outcome.tags[ORIGIN],
         "trained_at": params.get("trained_at", ""),
         "fingerprint": outcome.tags[EVALUATION],

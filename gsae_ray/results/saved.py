@@ -43,8 +43,8 @@ def load_finished(trial: Path) -> SAE:
     return saes.load(finished_folder(trial))
 
 
-def finished_folder(trial: Path) -> Path:
-    """The folder of the SAE in a trial's directory, which is as it was saved.
+def finished_folder(trial: Path, snapshot: int | None = None) -> Path:
+    """The folder of the SAE in a trial's directory, or of its snapshot after so many tokens, which is as it was saved.
 
     Raises:
         UserError: it is not finished, or not as it was when it was.
@@ -58,23 +58,34 @@ def finished_folder(trial: Path) -> Path:
     except DamagedError as error:
         damaged = first_line(error).partition(";")[0]
         raise UserError(f"{damaged}; run its sweep again, which trains this SAE again") from error
-    return trial / "sae"
+    return trial / "sae" if snapshot is None else _snapshot_folder(directory, snapshot)
 
 
-def load_run(run_id: str, tracking_uri: str | None, option: str) -> SAE:
-    """The SAE of an MLflow run; raises as `run_folder`."""
-    with run_folder(run_id, tracking_uri, option) as folder:
+def _snapshot_folder(directory: TrialDirectory, tokens: int) -> Path:
+    """As `finished_folder`, of a trial that is finished."""
+    try:
+        if directory.snapshots.check(tokens) is None:
+            raise UserError(f"{directory.path}: this trial has no snapshot at {tokens} tokens")
+    except DamagedError as error:
+        raise UserError(first_line(error)) from error
+    return directory.snapshots.path(tokens)
+
+
+def load_run(run_id: str, tracking_uri: str | None, option: str, snapshot: int | None = None) -> SAE:
+    """The SAE of an MLflow run; arguments and errors as of `run_folder`."""
+    with run_folder(run_id, tracking_uri, option, snapshot) as folder:
         return saes.load(folder)
 
 
 @contextlib.contextmanager
-def run_folder(run_id: str, tracking_uri: str | None, option: str) -> Iterator[Path]:
+def run_folder(run_id: str, tracking_uri: str | None, option: str, snapshot: int | None = None) -> Iterator[Path]:
     """The SAE of an MLflow run in a temporary folder, as it was saved.
 
     Args:
         run_id: the run's.
         tracking_uri: of MLflow.
         option: what errors name.
+        snapshot: in place of the finished SAE its snapshot after so many tokens.
 
     Raises:
         UserError: it cannot be had, or is not as it was saved.
@@ -82,4 +93,4 @@ def run_folder(run_id: str, tracking_uri: str | None, option: str) -> Iterator[P
     from gsae_ray.tracking.artifacts import fetch_sae  # MLflow takes seconds to import
 
     with tempfile.TemporaryDirectory(prefix="gsae-") as folder:
-        yield fetch_sae(run_id, folder, tracking_uri, option)
+        yield fetch_sae(run_id, folder, tracking_uri, option, snapshot)

@@ -20,6 +20,7 @@ class Shown:
         """What it is: its sizes, its place, its hyperparameters, and of a row of a frontier what was measured."""
         cfg, row = self.cfg, self.cfg.section("frontier")
         place = {"d_in": cfg.d_in, "d_sae": cfg.d_sae, "d_out": cfg.d_out, "site": cfg.place}
+        place["snapshot_at"] = cfg.metadata.get("snapshot_at")
         facts = {key: value for key, value in place.items() if value} | cfg.hyperparameters
         return facts | {name: f"{row[name]:.4g}" for name in MEASURED if isinstance(row.get(name), (int, float))}
 

@@ -13,17 +13,49 @@ from gsae_ray.evaluation.metrics import Evaluation
 from gsae_ray.files import JSONFile
 
 
+class Snapshot(NamedTuple):
+    """A trial's SAE as it was after some of the tokens (`storage.snapshots`), with its own encoder."""
+
+    tokens: int
+
+
+Subject = int | Snapshot | None
+"""What of a trial is evaluated. None: its finished SAE with its own encoder; a number: that SAE by gradient pursuit
+with that target L0; or a snapshot."""
+
+
+def suffix_of(subject: Subject) -> str:
+    """What tells the files of evaluations apart: `-pursuit-8`, `-snapshot-1000000`, nothing for the SAE itself."""
+    if isinstance(subject, Snapshot):
+        return f"-snapshot-{subject.tokens}"
+    return "" if subject is None else f"-pursuit-{subject}"
+
+
+def kind_and_step(subject: Subject, tokens: int) -> tuple[str, int]:
+    """What the names of an evaluation's metrics begin with, and the step at which MLflow shows them.
+
+    Args:
+        subject: what was evaluated.
+        tokens: that the trial was trained on.
+    """
+    if isinstance(subject, Snapshot):
+        return "snapshot", subject.tokens
+    return ("eval", tokens) if subject is None else ("pursuit", subject)
+
+
 class EvaluationRequest(NamedTuple):
-    """What a launch asks of every finished SAE."""
+    """What a launch asks of every finished trial."""
 
     fingerprint: str
     """Of the held-out contexts."""
     encoders: tuple[int | None, ...]
     """None: an evaluation with the SAE's own encoder; a number: one by gradient pursuit with that target L0."""
+    snapshots: tuple[int, ...] = ()
+    """Tokens of the snapshots that are evaluated, too, of the trials that have them."""
 
 
 class EvaluationRecord(TypedDict):
-    """An evaluation of the finished SAE."""
+    """An evaluation of a finished SAE, or of a snapshot."""
 
     step: int
     timestamp: int
@@ -44,7 +76,7 @@ def evaluation_record(evaluation: Evaluation, kind: str, step: int, sae_hash: st
 
     Args:
         evaluation: what was measured.
-        kind: what the names of its metrics begin with: "eval" or "pursuit".
+        kind: what the names of its metrics begin with: "eval", "pursuit" or "snapshot".
         step: at which MLflow shows them.
         sae_hash: of the SAE, which tells whether the record is of that one.
     """
@@ -79,9 +111,9 @@ class TrialStatus:
 
     trained: bool
     """Whether its SAE is finished."""
-    missing: tuple[int | None, ...]
-    """The encoders asked for that the SAE was not evaluated with; all of them before it is trained."""
-    outdated: tuple[int | None, ...]
+    missing: tuple[Subject, ...]
+    """What was asked for and was not evaluated; all of it before the SAE is trained."""
+    outdated: tuple[Subject, ...]
     """Those of the missing for which there is an evaluation of an older schema, without some metrics of now."""
     failure: str | None
     """Why training, or the evaluation, failed for good; None where it did not, or where `evaluated`."""
@@ -93,5 +125,5 @@ class TrialStatus:
 
     @property
     def evaluated(self) -> bool:
-        """Whether there is an evaluation with every encoder asked for, be it of an older schema."""
+        """Whether all that was asked for was evaluated, be it by an older schema."""
         return self.trained and self.missing == self.outdated

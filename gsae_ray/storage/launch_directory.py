@@ -5,7 +5,8 @@ launches/{id}/launch.json       the sweep, resolved, and its `overrides`; its tr
                              `revision` of their numbers
 launches/{id}/sweep.yaml        the same to read; versions.json, frontier.csv and .json, frontier.png, pursuit.csv,
                              report.html
-launches/{id}/evaluation.json   on which held-out tokens, by fingerprint, its SAEs are evaluated, and by which encoders
+launches/{id}/evaluation.json   on which held-out tokens, by fingerprint, its SAEs are evaluated, by which encoders, and
+                             which snapshots
 launches/{id}/record.json       what was produced for it (`activations.production_log`)
 launches/{id}/events.jsonl      what happened: {"time", "event"} a line
 launches/{id}/references/       SAEs from elsewhere that it is compared with (see `storage.references`)
@@ -33,6 +34,7 @@ from gsae_ray.config.trial import TrialSpec
 from gsae_ray.errors import DamagedError, UserError
 from gsae_ray.files import LOCAL, JSONFile, Storage
 from gsae_ray.hardware import machine
+from gsae_ray.storage.evaluations import EvaluationRequest
 from gsae_ray.version import REVISION, WHY, __version__
 
 if TYPE_CHECKING:
@@ -60,10 +62,13 @@ class _Launch(TypedDict):
 class _Evaluated(TypedDict):
     fingerprint: str
     encoders: list[int | None]
+    snapshots: NotRequired[list[int]]
 
 
 FIRST_ENGINE, FIRST_PRECISION = "dense", "float32"
 """Those of launches from before there were others, which name none."""
+FIRST_TRAINING = {"engine": FIRST_ENGINE, "precision": FIRST_PRECISION, "snapshots_at": []}
+"""What `training` did not say before there were others, or any."""
 FIRST_ENTRY = {"target": None, "skip": [False], "target_l0": None}
 """What an entry of `saes` did not say before there were transcoders, and SAEs that ask for an L0."""
 LAUNCH = JSONFile(
@@ -208,7 +213,7 @@ def _changed(
     if _revision(before) != REVISION:
         return f"launch {launch_id} was begun by another version of gsae-ray: {WHY}", anew
     anew += " (trials that are done are kept)"
-    training = {"engine": FIRST_ENGINE, "precision": FIRST_PRECISION, **before["sweep"].get("training", {})}
+    training = {**FIRST_TRAINING, **before["sweep"].get("training", {})}
     saes = [{**FIRST_ENTRY, **entry} for entry in before["sweep"].get("saes", [])]
     tracking = before["sweep"].get("tracking", description.get("tracking"))  # launches of before have none
     as_now = {**before["sweep"], "training": training, "saes": saes, "tracking": tracking}
@@ -280,3 +285,16 @@ def versions() -> dict[str, str]:
 def _version(package: str) -> str:
     """The version that is installed; to find it, all that is installed is looked through."""
     return importlib.metadata.version(package)
+
+
+def asked_in(found: _Evaluated) -> EvaluationRequest:
+    """What `write_request` wrote, once it is read."""
+    return EvaluationRequest(found["fingerprint"], tuple(found["encoders"]), tuple(found.get("snapshots", ())))
+
+
+def write_request(launch: Path, request: EvaluationRequest, storage: Storage = LOCAL) -> None:
+    """Writes down what a launch asks for, for whoever reads its results."""
+    found: _Evaluated = {"fingerprint": request.fingerprint, "encoders": list(request.encoders)}
+    if request.snapshots:
+        found["snapshots"] = list(request.snapshots)
+    EVALUATED.write(launch / "evaluation.json", found, storage)

@@ -25,7 +25,7 @@ class TrialProgress:
     name: str
     total_tokens: int
     evaluations_left: int
-    """Evaluations that its finished SAE does not have yet."""
+    """Evaluations that its finished SAE, and its snapshots, do not have yet."""
     state: str = "waiting"
     """One of `STATES`."""
     tokens: int = 0
@@ -108,8 +108,14 @@ class ProgressReader:
     ) -> None:
         self.trials = trials
         self.evaluation = evaluation
-        evaluations = len(evaluation.encoders)
-        self.progress = [TrialProgress(t.name, t.spec.training.trained_tokens, evaluations) for t in trials]
+        self.progress = [
+            TrialProgress(
+                trial.name,
+                trial.spec.training.trained_tokens,
+                len(evaluation.encoders) + len(trial.spec.training.snapshots_at),
+            )
+            for trial in trials
+        ]
         self.pace = Pace()
         self._clock = clock
         self._updated_at: float | None = None

@@ -13,16 +13,19 @@ evaluations/{fingerprint}.json   the finished SAE on the held-out contexts of th
                              "metrics": {name: value; the ends of intervals too}, "sequences": {sum: [of each context]},
                              "sae": its hash, "schema": version of the metrics, 1 where it is missing}
 evaluations/{fingerprint}-pursuit-{l0}.json   the same with gradient pursuit in its encoder's place; step is its L0
+snapshots/{tokens}/          the SAE as it was after so many tokens, finished; then snapshots/{tokens}.json, its hash
+evaluations/{fingerprint}-snapshot-{tokens}.json   the same of a snapshot; step is its tokens
 
 What is damaged is as if it were not there, and is made again: rows and checkpoints from the checkpoint before, the
-finished SAE by training, an evaluation by evaluating. `DONE` is checked against all that it vouches for once a launch.
+finished SAE by training, an evaluation by evaluating. A snapshot is made again only by training that comes past it.
+`DONE` and snapshots are checked against all that they vouch for once a launch.
 """
 
 from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
@@ -39,12 +42,17 @@ from gsae_ray.storage.evaluations import (
     EVALUATION,
     EvaluationRecord,
     EvaluationRequest,
+    Snapshot,
+    Subject,
     TrialStatus,
     evaluation_record,
+    kind_and_step,
     schema_of,
+    suffix_of,
     with_intervals,
 )
 from gsae_ray.storage.metric_rows import START, Cursor, MetricRows, Row, numbers
+from gsae_ray.storage.snapshots import Snapshots
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -88,6 +96,7 @@ class TrialDirectory:
         self.attempt = 0
         self._rows = MetricRows(path, storage)
         self._checkpoints = Checkpoints(path / "checkpoints", storage)
+        self.snapshots = Snapshots(path / "snapshots", storage)
 
     # ---- reading ----
 
@@ -164,40 +173,48 @@ class TrialDirectory:
         """
         return self._rows.read(cursor)
 
-    def evaluation(self, fingerprint: str, pursuit_l0: int | None = None) -> EvaluationRecord | None:
-        """The finished SAE's evaluation, of any schema; None where it has none.
+    def evaluation(self, fingerprint: str, subject: Subject = None) -> EvaluationRecord | None:
+        """An evaluation, of any schema; None where there is none.
 
         Args:
             fingerprint: of the held-out contexts.
-            pursuit_l0: target L0 of gradient pursuit; None: the SAE's own encoder.
+            subject: of what; None: of the finished SAE with its own encoder.
         """
-        done, found = DONE.read_whole(self.path / "DONE", self.storage), self._evaluation_path(fingerprint, pursuit_l0)
-        evaluation = EVALUATION.read_whole(found, self.storage)
-        return evaluation if done and evaluation and evaluation["sae"] == done["sae"] else None
+        evaluation = EVALUATION.read_whole(self._evaluation_path(fingerprint, subject), self.storage)
+        return evaluation if evaluation and evaluation["sae"] == self._content(subject) else None
 
-    def evaluations(self, request: EvaluationRequest) -> dict[int | None, EvaluationRecord]:
-        """Those that a launch asks for and the finished SAE has, of any schema, by encoder."""
-        found = {l0: self.evaluation(request.fingerprint, l0) for l0 in request.encoders}
-        return {l0: record for l0, record in found.items() if record is not None}
+    def _content(self, subject: Subject) -> str | None:
+        """The hash of the SAE that is evaluated; None where there is none."""
+        if isinstance(subject, Snapshot):
+            return self.snapshots.content(subject.tokens)
+        done = DONE.read_whole(self.path / "DONE", self.storage)
+        return None if done is None else done["sae"]
+
+    def subjects(self, request: EvaluationRequest) -> tuple[Subject, ...]:
+        """What a launch asks for, of snapshots those that there are."""
+        there = self.snapshots.tokens() if request.snapshots else []
+        return (*request.encoders, *(Snapshot(tokens) for tokens in request.snapshots if tokens in there))
+
+    def evaluations(self, request: EvaluationRequest) -> dict[Subject, EvaluationRecord]:
+        """Those that a launch asks for and the trial has, of any schema."""
+        found = {subject: self.evaluation(request.fingerprint, subject) for subject in self.subjects(request)}
+        return {subject: record for subject, record in found.items() if record is not None}
 
     def status(self, request: EvaluationRequest) -> TrialStatus:
         """Where the trial stands, for a launch that asks for those evaluations."""
         return self.status_with(self.evaluations(request), request)
 
-    def status_with(
-        self, evaluations: Mapping[int | None, EvaluationRecord], request: EvaluationRequest
-    ) -> TrialStatus:
+    def status_with(self, evaluations: Mapping[Subject, EvaluationRecord], request: EvaluationRequest) -> TrialStatus:
         """As `status`, where `evaluations(request)` have been read already."""
-        trained, encoders = self.done, request.encoders
-        outdated = tuple(l0 for l0, record in evaluations.items() if schema_of(record) < schema_version())
-        missing = tuple(l0 for l0 in encoders if l0 not in evaluations or l0 in outdated)
+        trained, asked = self.done, self.subjects(request)
+        outdated = tuple(of for of, record in evaluations.items() if schema_of(record) < schema_version())
+        missing = tuple(of for of in asked if of not in evaluations or of in outdated)
         # Beside an SAE that has them all, of whatever schema, FAILED is of an evaluation on other text.
-        evaluated = trained and bool(encoders) and missing == outdated
+        evaluated = trained and bool(asked) and missing == outdated
         return TrialStatus(trained, missing, outdated, None if evaluated else self.failure)
 
-    def _evaluation_path(self, fingerprint: str, pursuit_l0: int | None) -> Path:
-        pursuit = "" if pursuit_l0 is None else f"-pursuit-{pursuit_l0}"
-        return self.path / "evaluations" / f"{fingerprint[:16]}{pursuit}.json"
+    def _evaluation_path(self, fingerprint: str, subject: Subject) -> Path:
+        return self.path / "evaluations" / f"{fingerprint[:16]}{suffix_of(subject)}.json"
 
     def newest_state(self) -> State | None:
         """The newest checkpoint that is whole: (tensors, the rest). The metric rows after it are not kept.
@@ -271,6 +288,11 @@ class TrialDirectory:
         self._check_attempt()
         self._checkpoints.write(tokens, (tensors, state), check=self._check_attempt)  # again: writing takes a while
 
+    def keep_snapshot(self, tokens: int, make: Callable[[], SAE]) -> None:
+        """Saves the SAE as it is after so many tokens, which `make` gives, unless an attempt before has."""
+        self._check_attempt()
+        self.snapshots.write(tokens, make, self.attempt, self._check_attempt)
+
     def finish(self, sae: SAE) -> None:
         """Saves the finished SAE and marks the trial as done; its checkpoints are needed no more."""
         from gsae_ray.saes.serialise import saved_files  # here: what only reads results does without torch
@@ -291,6 +313,7 @@ class TrialDirectory:
         left = [name for name in storage.names(self.path) if name.startswith(".sae-")]
         for name in ("checkpoints", *left):
             storage.remove_tree(self.path / name)
+        self.snapshots.remove_unfinished()
 
     def fail(self, reason: str) -> None:
         """Marks the trial as failed for good."""
@@ -305,22 +328,28 @@ class TrialDirectory:
         """Removes the mark of a failure, so that a launch tries again."""
         self.storage.remove(self.path / "FAILED")
 
-    def save_evaluation(
-        self, fingerprint: str, tokens: int, evaluation: Evaluation, pursuit_l0: int | None = None
-    ) -> None:
-        """Saves an evaluation of the finished SAE. Any process may: all that evaluate it come to the same numbers."""
-        path = self._evaluation_path(fingerprint, pursuit_l0)
-        kind, step = ("eval", tokens) if pursuit_l0 is None else ("pursuit", pursuit_l0)
-        if (done := DONE.read(self.path / "DONE", self.storage)) is None:
+    def save_evaluation(self, fingerprint: str, tokens: int, evaluation: Evaluation, subject: Subject = None) -> None:
+        """Saves an evaluation of a finished trial. Any process may: all that evaluate it come to the same numbers.
+
+        Args:
+            fingerprint: of the held-out contexts.
+            tokens: that the trial was trained on.
+            evaluation: what was measured.
+            subject: of what.
+        """
+        path = self._evaluation_path(fingerprint, subject)
+        if DONE.read(self.path / "DONE", self.storage) is None:
             raise DamagedError(f"{self.path / 'DONE'}: this file is missing; {_AGAIN}")
+        if (content := self._content(subject)) is None:
+            raise DamagedError(f"{path}: what was evaluated is not there any more; the same command goes on without it")
         self.storage.make_folder(path.parent)
-        EVALUATION.write(path, evaluation_record(evaluation, kind, step, done["sae"]), self.storage)
+        EVALUATION.write(path, evaluation_record(evaluation, *kind_and_step(subject, tokens), content), self.storage)
 
     def add_intervals(self, request: EvaluationRequest) -> None:
         """Adds intervals to evaluations of before, from the sums that they kept. Any process may, as above."""
-        for pursuit_l0, record in self.evaluations(request).items():
+        for subject, record in self.evaluations(request).items():
             if (whole := with_intervals(record)) is not record:
-                EVALUATION.write(self._evaluation_path(request.fingerprint, pursuit_l0), whole, self.storage)
+                EVALUATION.write(self._evaluation_path(request.fingerprint, subject), whole, self.storage)
 
 
 class Trial(NamedTuple):
@@ -336,7 +365,7 @@ class Trial(NamedTuple):
 
 
 def forget_damaged(directories: Iterable[TrialDirectory]) -> list[str]:
-    """Removes, before a launch, the DONE of trials whose files are damaged, and a damaged FAILED.
+    """Removes, before a launch, the DONE of trials whose files are damaged, a damaged FAILED, and damaged snapshots.
 
     Returns:
         a line about each.
@@ -349,6 +378,12 @@ def forget_damaged(directories: Iterable[TrialDirectory]) -> list[str]:
                 look()
             except DamagedError as error:
                 directory.storage.remove(directory.path / name)
+                told.append(str(error))
+        for tokens in directory.snapshots.tokens():
+            try:
+                directory.snapshots.check(tokens)
+            except DamagedError as error:
+                directory.snapshots.forget(tokens)
                 told.append(str(error))
         return told
 

@@ -24,10 +24,10 @@ from gsae_ray.config.trial import TrialSpec
 from gsae_ray.errors import DamagedError, first_line
 from gsae_ray.evaluation.metrics import schema_version
 from gsae_ray.storage.evaluations import EVALUATION as EVALUATION_FILE
-from gsae_ray.storage.evaluations import EvaluationRequest, schema_of
+from gsae_ray.storage.evaluations import EvaluationRequest, Snapshot, schema_of
 from gsae_ray.storage.metric_rows import START, Cursor, Row
 from gsae_ray.storage.trial_directory import Trial
-from gsae_ray.tracking.artifacts import sequences_path
+from gsae_ray.tracking.artifacts import sequences_path, snapshot_path
 from gsae_ray.tracking.connection import connect, is_away
 from gsae_ray.tracking.credentials import HTTP, redacted_in
 from gsae_ray.tracking.experiment import check_artifacts, open_experiment
@@ -49,6 +49,7 @@ from gsae_ray.tracking.tags import (
     MACHINE,
     PROGRESS,
     SCHEMA,
+    SNAPSHOT,
     SWEEP,
     TRIAL,
     UPDATED,
@@ -215,20 +216,22 @@ class Mirror:
 
     def _sync_trial(self, trial: Trial) -> None:
         """Sends what is new of one trial, and ends its run where it is done or has failed."""
-        directory, (fingerprint, encoders) = trial.directory, self.evaluation
+        directory = trial.directory
         # The status is read before the metric rows: a trial that is done by now has written them all.
         status = directory.status(self.evaluation)
         run = self._run(trial.spec)
         if trial.name in self._ended:
             return
+        evaluations = directory.evaluations(self.evaluation)
+        snapshots = [subject.tokens for subject in evaluations if isinstance(subject, Snapshot)]
         try:
             content = directory.check_done() if status.done else None
+            contents = {tokens: directory.snapshots.check(tokens) for tokens in snapshots if status.done}
         except DamagedError as error:
             self.damaged[trial.name] = str(error)
             self.fail(trial.spec, str(error))
             return
         rows, cursor = directory.rows(run.cursor)
-        evaluations = {l0: found for l0 in encoders if (found := directory.evaluation(fingerprint, l0))}
         if status.done:
             made = sorted(evaluations.values(), key=lambda row: row["step"])  # `run.steps` only ever grow
             if run.finished:  # they were made again: of two values of a step MLflow shows the newer
@@ -240,9 +243,12 @@ class Mirror:
             run.steps.update((metric.key, metric.step) for metric in batch)
         run.cursor = cursor
         if content is not None:
-            for pursuit_l0, evaluation in evaluations.items():
-                self.client.log_text(run.id, EVALUATION_FILE.encode(evaluation).decode(), sequences_path(pursuit_l0))
+            for subject, evaluation in evaluations.items():
+                self.client.log_text(run.id, EVALUATION_FILE.encode(evaluation).decode(), sequences_path(subject))
             self.client.log_artifacts(run.id, str(directory.path / "sae"), "sae")
+            for tokens, of_snapshot in contents.items():
+                self.client.log_artifacts(run.id, str(directory.snapshots.path(tokens)), snapshot_path(tokens))
+                self.client.set_tag(run.id, f"{SNAPSHOT}{tokens}", of_snapshot)
             self.client.set_tag(run.id, CONTENT, content)
             self.client.set_tag(run.id, SCHEMA, str(min(map(schema_of, evaluations.values()))))
             self._end(trial.spec, run.id, "FINISHED")

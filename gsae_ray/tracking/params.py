@@ -18,6 +18,8 @@ def trial_params(trial: TrialSpec) -> dict[str, Any]:
     """
     site = Site(trial.site)
     training = trial.to_json()["training"]
+    if not trial.training.snapshots_at:
+        training.pop("snapshots_at")
     return {
         "architecture": trial.architecture,
         "recipe": trial.recipe,

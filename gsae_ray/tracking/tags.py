@@ -21,6 +21,8 @@ run, and of a reference's."""
 CONTENT = "gsae.sae"
 """The hash of the SAE (`saes.files.content_hash`), which tells whether an artifact is damaged; a tag of a finished
 trial's run. Of a reference it is the hash of what it computes (`saes.files.function_hash`)."""
+SNAPSHOT = "gsae.snapshot."
+"""Followed by its tokens: the hash of a snapshot's SAE, as `CONTENT` has it; tags of a finished trial's run."""
 JOB = "gsae.job"
 """The job of a cluster that runs the launch; a tag of a launch's run."""
 PROGRESS = "gsae.progress"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -158,19 +159,25 @@ class Trainer:
     def done(self) -> bool:
         return self.step >= self.settings.steps
 
-    def train_interval(self) -> dict[str, float]:
+    def train_interval(self, keep: Callable[[int], None] | None = None) -> dict[str, float]:
         """Trains to the next multiple of `log_every_tokens`, or to the end. Returns the interval's means.
+
+        Args:
+            keep: is called, with the tokens of a snapshot, after the step at which the SAE is to be kept; it may take
+                `finished_sae` then, which leaves what is trained as it is.
 
         Raises:
             NumericError: activations or the loss became NaN or infinite, or the loss exploded.
         """
         started, waited = time.perf_counter(), self.stream.wait_seconds
         steps_per_interval = self.settings.log_every_tokens // self.settings.batch_size
-        first = self.step
+        first, snapshots = self.step, self.settings.snapshot_steps
         target = min(self.settings.steps, (self.step // steps_per_interval + 1) * steps_per_interval)
         with torch_threads(self.engine.torch_threads):
             while self.step < target:
                 self._train_step()
+                if keep is not None and (tokens := snapshots.get(self.step)) is not None:
+                    keep(tokens)
         losses_S4 = torch.stack(self._losses).double()
         self._check(losses_S4, first)
         metrics = self._take_means(losses_S4)

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from torch import Tensor
-from trainers import make, run, same, weights
+from trainers import BATCH, make, run, same, weights
 from tune_trials import begun
 
 from gsae_ray.saes import load
@@ -80,3 +80,23 @@ def test_a_trial_that_fails_within_an_interval_saves_nothing_of_it(
         trial.step()
     trial.cleanup()
     assert trial.directory.newest_checkpoint == before
+
+
+def test_a_trial_keeps_its_snapshots_with_where_they_come_from(tmp_path: Path) -> None:
+    """Within an interval; the finished SAE says what it says without any."""
+    folders = {}
+    for name, snapshots in (("with", [11 * BATCH + 3]), ("without", [])):
+        trial = begun(tmp_path / name, make("gated", tokens=30 * BATCH, snapshots_at=snapshots))
+        while not trial.step()["done"]:
+            pass
+        folders[name] = trial.directory
+    for file in ("cfg.json", "sae_weights.safetensors"):
+        with_them, without = ((folder.path / "sae" / file).read_bytes() for folder in folders.values())
+        assert with_them == without
+    kept = folders["with"].snapshots
+    assert kept.tokens() == [11 * BATCH + 3] and folders["without"].snapshots.tokens() == []
+    snapshot = load(kept.path(11 * BATCH + 3)).cfg
+    assert snapshot.metadata["snapshot_at"] == 11 * BATCH + 3
+    assert "snapshot_at" in repr(load(kept.path(11 * BATCH + 3)))
+    finished = load(folders["with"].path / "sae").cfg.metadata
+    assert {**finished, "snapshot_at": 11 * BATCH + 3} == snapshot.metadata

@@ -66,6 +66,17 @@ def test_parameters_are_those_of_the_saes_as_built() -> None:
     assert standard.parameters == 2 * standard.d_in * standard.d_sae + standard.d_sae + standard.d_in
 
 
+def test_snapshots_are_counted_on_disk_and_in_evaluations() -> None:
+    """Each is as large as its SAE, here and in MLflow, and is evaluated as that is."""
+    one = [ENTRIES[1]]
+    base, twice = cost(one), cost(one, training={"snapshots_at": [6_400, 12_800]})
+    (kind,) = base.kinds
+    assert twice.disk_bytes - base.disk_bytes == 2 * 2 * 4 * kind.parameters * kind.trials
+    pursued = cost(one, evaluation={"pursuit_l0": [4, 8]})
+    assert twice.evaluation_flops == pytest.approx(pursued.evaluation_flops)
+    assert twice.training_flops == base.training_flops
+
+
 def test_trials_are_counted_by_kind() -> None:
     result = cost()
     assert result.trials == sum(kind.trials for kind in result.kinds) == 2 * (4 + 1 + 2)

@@ -89,7 +89,7 @@ def test_what_was_found_for_an_l0_is_shown_where_it_was_asked_for() -> None:
 
 
 def test_every_setting_of_training_that_decides_weights_has_a_column() -> None:
-    about_files = {"log_every_tokens", "checkpoint_every_tokens"}
+    about_files = {"log_every_tokens", "checkpoint_every_tokens", "snapshots_at"}
     assert TrialTraining.model_fields.keys() - about_files - RECIPE_KEYS <= set(columns())
 
 

@@ -57,4 +57,5 @@ def quiet(shared_folder: Path, local_ray: None) -> Outcome:  # noqa: ARG001
     outcome = Outcome.of(Home(folder / "home", uri=done.read_text()))
     assert len(outcome.weights) == len(outcome.frontier) == 4
     assert {len(rows) for rows in outcome.rows.values()} == {32}
+    assert {len(files) for files in outcome.snapshots.values()} == {4}, "of two snapshots"
     return outcome

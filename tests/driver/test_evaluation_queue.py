@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import errno
+import functools
 import time
 from collections.abc import Iterator
 from concurrent.futures import Future
 from pathlib import Path
 
 import pytest
+from faults import wait_until
 from trials import FINGERPRINT, REQUEST, begin, evaluation, expand, logged, random_sae
 
 from gsae_ray.driver import evaluation_queue as queue
@@ -16,7 +18,8 @@ from gsae_ray.driver.evaluation_queue import EvaluationQueue
 from gsae_ray.errors import ProductionError, not_finite
 from gsae_ray.evaluation.metrics import Evaluation
 from gsae_ray.evaluation.task import Evaluate
-from gsae_ray.storage.evaluations import EvaluationRequest
+from gsae_ray.saes import to_bytes
+from gsae_ray.storage.evaluations import EvaluationRequest, Snapshot
 from gsae_ray.storage.progress import ProgressReader
 from gsae_ray.storage.trial_directory import Trial, TrialDirectory
 
@@ -145,3 +148,41 @@ def test_only_a_few_saes_are_in_memory_at_a_time(tmp_path: Path) -> None:
     queue.finish()
     assert most == 4
     assert all(not directory.status(both).missing for _, directory in trials)
+
+
+def test_snapshots_are_evaluated_after_their_trial_few_saes_at_a_time(tmp_path: Path) -> None:
+    """Of each SAE the weights are in memory while it is evaluated."""
+    (trial,) = expand(snapshots_at=[128, 256, 512])
+    directory = begin(tmp_path, trial)
+    saes = {tokens: random_sae(trial, tokens) for tokens in (128, 256, 512)}
+    for tokens in (128, 256):  # of an earlier launch, which asked for two
+        directory.keep_snapshot(tokens, functools.partial(saes.__getitem__, tokens))
+    asked: list[tuple[bytes, Future[Evaluation]]] = []
+
+    def submit(task: Evaluate) -> Future[Evaluation]:
+        asked.append((task.weights, Future()))
+        return asked[-1][1]
+
+    request = EvaluationRequest(FINGERPRINT, (None, 4), (128, 256, 512))
+    queue = EvaluationQueue([Trial(trial, directory)], request, submit, at_a_time=2, interval_s=0.01)
+    queue.start()
+    time.sleep(0.05)
+    assert not asked, "the trial is not done"
+    directory.finish(random_sae(trial))
+    wait_until(lambda: len(asked) == 3)
+    time.sleep(0.05)
+    assert len(asked) == 3, "the finished SAE, twice, and one snapshot"
+    for number in range(4):
+        wait_until(lambda: len(asked) > number)  # noqa: B023
+        asked[number][1].set_result(evaluation(l0=10 + number))
+    queue.finish()
+    own = to_bytes(random_sae(trial))[1]
+    assert [weights for weights, _ in asked] == [own, own, *(to_bytes(saes[t])[1] for t in (128, 256))]
+    found = {subject: record["metrics"] for subject, record in directory.evaluations(request).items()}
+    assert found == {
+        None: logged(evaluation(l0=10)),
+        4: logged(evaluation(l0=11), "pursuit"),
+        Snapshot(128): logged(evaluation(l0=12), "snapshot"),
+        Snapshot(256): logged(evaluation(l0=13), "snapshot"),
+    }
+    assert [trial.state for trial in ProgressReader([Trial(trial, directory)], request).update()] == ["done"]

@@ -57,6 +57,23 @@ def test_sigkill_of_a_trial(home: Home, quiet: Outcome, rng: random.Random) -> N
     assert_undisturbed(home, quiet)
 
 
+def test_sigkill_of_a_trial_that_comes_past_its_snapshot_again(home: Home, quiet: Outcome) -> None:
+    """What it kept stays; the one after it is kept by its successor."""
+    first = SWEEP["training"]["snapshots_at"][0]
+    kept: list[tuple[str, int]] = []
+
+    def strike(trial: str) -> None:
+        os.kill(home.pid(trial), signal.SIGKILL)
+        kept.append((trial, (home.trials[trial].snapshots.path(first) / "cfg.json").stat().st_mtime_ns))
+
+    with disturbed(home, first / TOKENS, strike):
+        result = home.run()
+    assert result.failures == {} and "died" in home.events
+    ((trial, written),) = kept
+    assert (home.trials[trial].snapshots.path(first) / "cfg.json").stat().st_mtime_ns == written
+    assert_undisturbed(home, quiet)
+
+
 def test_sigkill_of_a_producer(home: Home, quiet: Outcome) -> None:
     home.sweep = SWEEP
     # Early, while there are blocks to make still.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
@@ -23,7 +24,7 @@ from gsae_ray.evaluation.task import Evaluate
 from gsae_ray.results import sequences
 from gsae_ray.results.frontier import frontier
 from gsae_ray.results.intervals import interval, of
-from gsae_ray.saes import to_bytes
+from gsae_ray.saes import SAE, to_bytes
 from gsae_ray.storage.trial_directory import TrialDirectory
 from gsae_ray.training.trainer import Trainer
 
@@ -33,6 +34,14 @@ GOLDEN = {  # (layer, architecture) -> L0, loss recovered, γ
     (2, "gated"): (14.29, 0.9477, 1.0280),
     (2, "standard"): (31.84, 0.9430, 0.7783),
 }
+
+
+SNAPSHOTS = [10_000, 30_000]
+
+
+@pytest.fixture(scope="module")
+def sweep() -> dict[str, Any]:
+    return {**SWEEP, "training": {**SWEEP["training"], "snapshots_at": SNAPSHOTS}}
 
 
 def test_every_trial_finishes_and_the_golden_numbers_come_out(launched: launch.SweepResult) -> None:
@@ -58,10 +67,14 @@ def test_law_2_a_trial_in_a_sweep_is_the_trial_alone_bit_for_bit(
     monkeypatch.setattr(producer, "produce", lambda block, sites: produce(block, *sites))
     for trial in plan.trials:
         trainer = Trainer(trial, RowStream.of(LocalBlockReader(producer, *trial.sites), plan.layout, trial.sites))
+        snapshots: dict[int, SAE] = {}
         while not trainer.done:
-            trainer.train_interval()
-        shared = gsae_ray.load(home / "runs/golden/trials" / trial.directory_name / "sae")
-        assert to_bytes(trainer.finished_sae({}))[1] == to_bytes(shared)[1], trial.name
+            trainer.train_interval(lambda tokens: snapshots.update({tokens: trainer.finished_sae({})}))  # noqa: B023
+        folder = home / "runs/golden/trials" / trial.directory_name
+        assert list(snapshots) == SNAPSHOTS
+        alone = {"sae": trainer.finished_sae({}), **{f"snapshots/{t}": sae for t, sae in snapshots.items()}}
+        for name, sae in alone.items():
+            assert to_bytes(sae)[1] == to_bytes(gsae_ray.load(folder / name))[1], f"{trial.name}: {name}"
 
 
 @pytest.mark.usefixtures("launched")
@@ -182,6 +195,29 @@ def test_the_sums_of_each_context_give_the_logged_numbers_and_intervals(launched
             found = interval(of(name, position), [sums], draws=200)
             assert found.value == pytest.approx(getattr(row, name), rel=1e-9)
             assert found.low < found.value < found.high
+
+
+def test_snapshots_are_evaluated_and_shown_where_tokens_are_asked_for(launched: launch.SweepResult, home: Path) -> None:
+    """The more tokens, the better: at 10,000 the sparsity coefficient has just risen."""
+    found = {}
+    for tokens in SNAPSHOTS:
+        theirs = frontier("golden", tokens=tokens, tracking_uri=launched.tracking_uri)
+        mine = frontier("golden", tokens=tokens, storage=home / "runs")
+        pd.testing.assert_frame_equal(mine.drop(columns="run_id"), theirs.drop(columns="run_id"))
+        assert theirs["snapshot"].all() and sorted(theirs["trial"]) == sorted(launched.frontier()["trial"])
+        found[tokens] = theirs.set_index("trial")
+    found[80_000] = launched.frontier().set_index("trial")
+    early, late, final = (rows["fvu"].sort_index() for rows in found.values())
+    assert (late < early).all() and (final < late).all()
+    site, limit = "blocks.2.hook_resid_post", 1e4
+    sae = gsae_ray.best("golden", site=site, tokens=30_000, max_l0=limit, tracking_uri=launched.tracking_uri)
+    row = sae.cfg.metadata["frontier"]
+    assert (row["tokens"], row["snapshot"], sae.cfg.metadata["snapshot_at"]) == (30_000, True, 30_000)
+    (folder,) = (home / "runs/golden/trials").glob(f"{row['trial']}-*/snapshots/30000")
+    assert to_bytes(sae)[1] == to_bytes(gsae_ray.load(folder))[1]
+    client = MlflowClient(launched.tracking_uri)
+    history = client.get_metric_history(row["run_id"], "snapshot/l0")
+    assert sorted(metric.step for metric in history) == SNAPSHOTS, "in whichever order they were evaluated"
 
 
 def events(home: Path, result: launch.SweepResult) -> list[dict[str, str]]:

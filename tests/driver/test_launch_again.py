@@ -269,6 +269,21 @@ def test_auto_begins_another_launch_where_the_newest_is_finished(launched: launc
     assert result.forward_ratio != result.forward_ratio, "nothing was produced"
 
 
+def test_snapshots_that_are_asked_for_too_late_are_told_in_one_line_and_train_nothing_again(
+    launched: launch.SweepResult, home: Path
+) -> None:
+    trained = {path: path.stat().st_mtime_ns for path in (home / "runs/golden/trials").glob("*/DONE")}
+    told = io.StringIO()
+    sweep = Sweep.model_validate({**SHORT, "training": {**SHORT["training"], "snapshots_at": [10_000]}})
+    options: dict[str, Any] = {"storage": home / "runs", "tracking_uri": launched.tracking_uri}
+    result = launch.run(sweep, console=Console(file=told, width=1000), **options)
+    assert told.getvalue().count("training.snapshots_at: 4 of 4 trials have come past a snapshot") == 1
+    assert {path: path.stat().st_mtime_ns for path in trained} == trained
+    assert len(result.frontier()) == 4 and not result.frontier(tokens="all")["snapshot"].any()
+    with pytest.raises(UserError, match="training.snapshots_at"):
+        run(SHORT, home, resume=True)
+
+
 @pytest.mark.usefixtures("launched")
 def test_a_second_driver_of_the_same_sweep_is_refused(home: Path) -> None:
     with driver_lock(home / "runs/golden"), pytest.raises(UserError, match=f"process {os.getpid()}"):

@@ -17,6 +17,7 @@ from gsae_ray.config.sweep import Sweep
 from gsae_ray.errors import DamagedError, StaleAttemptError, UserError
 from gsae_ray.files import LOCAL, Storage
 from gsae_ray.storage.driver_lock import driver_lock
+from gsae_ray.storage.evaluations import Snapshot
 from gsae_ray.storage.launch_directory import (
     begin_launch,
     check_resume,
@@ -167,12 +168,28 @@ def test_what_a_trial_leaves_is_byte_for_byte_the_same_in_any_storage(
         directory.begin_attempt(TRIAL)
         directory.newest_state()
         train(directory, 1, 5)
+        directory.keep_snapshot(200, lambda: random_sae(TRIAL, seed=1))
         directory.finish(random_sae(TRIAL))
         directory.save_evaluation(FINGERPRINT, 1024, evaluation())
+        directory.save_evaluation(FINGERPRINT, 1024, evaluation(), Snapshot(200))
     on_disk = {path: path.read_bytes() for path in (tmp_path / "place").rglob("*") if path.is_file()}
     assert {path.relative_to(ROOT): data for path, data in memory.files.items()} == {
         path.relative_to(tmp_path / "place"): data for path, data in on_disk.items()
     }
+
+
+def test_a_snapshot_lives_in_any_storage(place: tuple[Storage, Path]) -> None:
+    storage, root = place
+    directory = TrialDirectory(root, storage)
+    directory.begin_attempt(TRIAL)
+    for _ in range(2):  # the second time it is there
+        directory.keep_snapshot(200, lambda: random_sae(TRIAL, seed=1))
+        assert directory.snapshots.tokens() == [200] and directory.snapshots.check(200) is not None
+    storage.append(root / "snapshots/200/cfg.json", b" ")
+    (line,) = forget_damaged([directory])
+    assert "snapshots/200: these files are damaged" in line and directory.snapshots.tokens() == []
+    directory.keep_snapshot(200, lambda: random_sae(TRIAL, seed=1))
+    assert directory.snapshots.check(200) is not None
 
 
 def test_a_launch_and_its_driver_live_in_any_storage(place: tuple[Storage, Path]) -> None:

@@ -5,13 +5,17 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from damage import flip
 from mirrors import LAUNCH_ID, ONE, TRIALS, Server, append, fail_in_call, pair
-from trials import FINGERPRINT, SITE_1, evaluation, expand, finish, logged, random_sae
+from trials import FINGERPRINT, SITE_1, evaluation, expand, finish, finish_with_snapshots, logged, random_sae
 
 from gsae_ray import saes
-from gsae_ray.storage.trial_directory import Trial, TrialDirectory
+from gsae_ray.saes import to_bytes
+from gsae_ray.saes.folder import content_hash
+from gsae_ray.storage.evaluations import Snapshot
+from gsae_ray.storage.trial_directory import Trial, TrialDirectory, forget_damaged
 from gsae_ray.tracking.artifacts import download_sae, download_sequences
-from gsae_ray.tracking.tags import EVALUATION, FAILURE, IDENTITY, KIND, LAUNCH, SWEEP, TRIAL
+from gsae_ray.tracking.tags import EVALUATION, FAILURE, IDENTITY, KIND, LAUNCH, SNAPSHOT, SWEEP, TRIAL
 
 
 def test_runs_carry_flat_params_and_tags_and_nest_under_their_launch(server: Server, tmp_path: Path) -> None:
@@ -91,6 +95,44 @@ def test_pursuit_is_a_curve_of_its_own_over_target_l0_and_arrives_once(server: S
     assert values["pursuit/gamma"] == [(4, 1), (16, 1)]
     assert values["eval/l0"] == [(1024, 20)]
     assert server.steps() == [64, 128]
+
+
+def test_snapshots_are_a_curve_over_tokens_and_their_files_arrive_once(server: Server, tmp_path: Path) -> None:
+    trial, directory = pair(tmp_path, 2)
+    directory.keep_snapshot(128, lambda: random_sae(trial, seed=2))
+    finish_with_snapshots(directory, trial, {64: evaluation(l0=35)})
+    asked = (64, 128, 512)
+    server.mirror(snapshots=asked).sync([Trial(trial, directory)])
+    assert server.run().info.status == "RUNNING", "one of the evaluations is still to come"
+    directory.save_evaluation(FINGERPRINT, 1024, evaluation(l0=30), Snapshot(128))
+    killed = server.mirror(snapshots=asked)
+    killed.client.set_terminated = fail_in_call(killed.client.set_terminated, 1)
+    with pytest.raises(ConnectionError):
+        killed.sync([Trial(trial, directory)])
+    for _ in range(2):
+        mirror = server.mirror(snapshots=asked)
+        mirror.sync([Trial(trial, directory)])
+    run = server.run()
+    assert run.info.status == "FINISHED"
+    assert [(step, value) for step, _, value in server.history(run, "snapshot/l0")] == [(64, 35), (128, 30)]
+    assert server.steps("eval/l0") == [1024]
+    for tokens, seed in ((64, 64), (128, 2)):
+        fetched = download_sae(mirror.client, run.info.run_id, tmp_path / f"fetched-{tokens}", tokens)
+        assert run.data.tags[f"{SNAPSHOT}{tokens}"] == content_hash(fetched)
+        assert to_bytes(saes.load(fetched)) == to_bytes(random_sae(trial, seed))
+    assert download_sequences(mirror.client, run.info.run_id, Snapshot(64)) == evaluation(l0=35).sequences
+
+
+def test_a_damaged_snapshot_fails_its_run_in_one_line(server: Server, tmp_path: Path) -> None:
+    trial, directory = pair(tmp_path, 2)
+    finish_with_snapshots(directory, trial, {64: evaluation(l0=35)})
+    flip(directory.path / "snapshots/64/sae_weights.safetensors")
+    mirror = server.mirror(snapshots=[64])
+    mirror.sync([Trial(trial, directory)])
+    assert server.run().info.status == "FAILED" and "these files are damaged" in mirror.damaged[trial.name]
+    assert len(forget_damaged([directory])) == 1
+    server.mirror(snapshots=[64]).sync([Trial(trial, directory)])
+    assert server.run().info.status == "FINISHED", "the next launch goes on without it"
 
 
 def test_a_failed_trial_has_status_failed_and_the_reason(server: Server, tmp_path: Path) -> None:
