@@ -46,7 +46,7 @@ def open_mirror(launch: Launch, uri: str) -> Mirror:
     """
     sweep = launch.prepared.sweep
     with asking(uri):
-        mirror = Mirror(uri, sweep.experiment_name, launch.id, launch.prepared.evaluation)
+        mirror = Mirror(uri, sweep.experiment_name, launch.id, launch.prepared.evaluation, launch.stopped.get)
         mirror.open_launch(sweep.name, _params(launch.prepared), os.environ.get(JOB_VARIABLE))
         mirror.log_launch({}, [launch.own_folder / "sweep.yaml", launch.own_folder / "versions.json"])
     return mirror

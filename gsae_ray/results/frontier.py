@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import numpy as np
 import pandas as pd
 
 from gsae_ray import saes  # its names are imported at first use: the registry imports torch
+from gsae_ray.config.scheduler import RUNG
 from gsae_ray.config.sections import OWN
 from gsae_ray.errors import UserError, first_line, suggest
 from gsae_ray.evaluation import metrics
@@ -29,7 +31,7 @@ from gsae_ray.results.frontier_table import FrontierTable
 from gsae_ray.results.grids import at_edges
 from gsae_ray.results.outcomes import MLflowOutcomes, Outcome, Outcomes, StorageOutcomes
 from gsae_ray.results.references import UNKNOWN, row_of, trained_elsewhere
-from gsae_ray.tracking.tags import EVALUATION, LAUNCH, TRIAL
+from gsae_ray.tracking.tags import EVALUATION, LAUNCH, STOPPED, TRIAL
 
 SETTINGS = ("run_id", "trial", "site", "architecture", "recipe", "d_sae", "sparsity", "lr", "seed", "tokens")
 REST = (
@@ -45,6 +47,8 @@ REST = (
     "launch",
     "origin",
 )
+STOPPED_AT = "stopped_at"
+"""The column that says after how many tokens a scheduler has stopped a trial."""
 MEANINGFUL_NATS = 0.05
 """Where zero-ablation costs less than this, loss recovered is a ratio of noise."""
 ENCODERS = ("own", "pursuit")
@@ -122,7 +126,7 @@ def _row(outcome: Outcome) -> dict[str, Any]:
         "found_coefficient": outcome.metrics.get("train/found_coefficient", float("nan")),
         "origin": OWN,
         "trained_at": params["site"],
-        "fingerprint": outcome.tags[EVALUATION],
+        "fingerprint": outcome.tags.get(EVALUATION, ""),
         "schema": outcome.schema,
     }
 
@@ -172,6 +176,7 @@ def frontier(
     tokens: int | str | None = None,
     storage: str | Path | None = None,
     with_references: bool = False,
+    with_stopped: bool = False,
 ) -> pd.DataFrame:
     """The evaluated SAEs of a sweep and its references, SAEs from elsewhere; sorted by site, tokens and L0.
 
@@ -189,6 +194,9 @@ def frontier(
             each with a frontier of its own.
         storage: read the sweep's own storage in MLflow's place; `run_id` is then the folder of each trial.
         with_references: references compete for the frontier; by default they are shown beside it.
+        with_stopped: trials that `scheduler` has stopped are rows, too, as they were when they were compared, which
+            was on a part of the held-out rows: never on the frontier, and in no comparison with the others. A column
+            `stopped_at` more says after how many tokens.
 
     Returns:
         A `pandas.DataFrame` that shows itself as a frontier, in notebooks with its picture. One row a trial and one a
@@ -251,9 +259,29 @@ def frontier(
     rows["on_frontier"] = False
     for group in _frontiers(rows, tokens, with_references):
         rows.loc[group.index, "on_frontier"] |= pareto(*curve(group))
-    table = FrontierTable(rows[[*columns(rows), *(["pursuit_l0"] if encoder == "pursuit" else [])]])
-    table.attrs["notes"] = notes + _caveats(rows, tokens)
+    more = ["pursuit_l0"] if encoder == "pursuit" else []
+    notes += _caveats(rows, tokens)
+    stopped = _stopped(outcomes, launch_id, {outcome.identity for outcome, _ in finished}, site)
+    if stopped and with_stopped:
+        rows, more = pd.concat([rows, pd.DataFrame(stopped)], ignore_index=True), [*more, STOPPED_AT]
+        rows["on_frontier"] = rows["on_frontier"].astype(bool)
+    elif stopped:
+        notes.append(f"{len(stopped)} trials were stopped by the scheduler (`frontier --stopped`, with_stopped=True)")
+    table = FrontierTable(rows[[*columns(rows), *more]])
+    table.attrs["notes"] = notes
     return table
+
+
+def _stopped(outcomes: Outcomes, launch_id: str | None, finished: set[str], site: str | None) -> list[dict[str, Any]]:
+    """Table rows of the trials that a scheduler has stopped, without those that another launch has trained on."""
+    found, _ = _of_sweeps(outcomes.stopped(launch_id), _row)
+    found = [(o, row) for o, row in found if o.identity not in finished and site in (None, row["site"])]
+    rows = []
+    for outcome, row in sorted(found, key=lambda pair: (pair[1]["site"], pair[1]["trial"])):
+        measured = {k.removeprefix(RUNG): value for k, value in outcome.metrics.items() if k.startswith(RUNG)}
+        stop = json.loads(outcome.tags[STOPPED])
+        rows.append(row | metrics_of(measured) | {"on_frontier": False, STOPPED_AT: stop["tokens"]})
+    return rows
 
 
 def _frontiers(rows: pd.DataFrame, tokens: int | str | None, with_references: bool) -> Iterator[pd.DataFrame]:

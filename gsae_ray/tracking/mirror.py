@@ -11,7 +11,7 @@ import dataclasses
 import json
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from gsae_ray.evaluation.metrics import schema_version
 from gsae_ray.storage.evaluations import EVALUATION as EVALUATION_FILE
 from gsae_ray.storage.evaluations import EvaluationRequest, schema_of
 from gsae_ray.storage.metric_rows import START, Cursor, Row
+from gsae_ray.storage.stopped import Stop
 from gsae_ray.storage.trial_directory import Trial
 from gsae_ray.tracking.artifacts import sequences_path
 from gsae_ray.tracking.connection import connect
@@ -42,6 +43,7 @@ from gsae_ray.tracking.tags import (
     MACHINE,
     PROGRESS,
     SCHEMA,
+    STOPPED,
     SWEEP,
     TRIAL,
     UPDATED,
@@ -97,6 +99,7 @@ class Mirror:
         experiment: str,
         launch_id: str,
         evaluation: EvaluationRequest,
+        stop_of: Callable[[str], Stop | None] = lambda _: None,
     ) -> None:
         """Connects, and finds or makes the experiment.
 
@@ -105,6 +108,7 @@ class Mirror:
             experiment: the name of the experiment.
             launch_id: of the launch that is mirrored.
             evaluation: what a trial needs to be finished.
+            stop_of: why the launch's scheduler has stopped a trial, by its name; None where it has not.
 
         Raises:
             UserError: MLflow cannot be reached.
@@ -112,6 +116,7 @@ class Mirror:
         self.client = connect(tracking_uri)
         self.launch_id = launch_id
         self.evaluation = evaluation
+        self.stop_of = stop_of
         self.experiment_id = open_experiment(self.client, experiment).experiment_id
         self.damaged: dict[str, str] = {}
         """Trial -> the line about its damaged file. Its run is marked as failed; other trials go on."""
@@ -206,6 +211,9 @@ class Mirror:
             self._end(trial.spec, run.id, "FINISHED")
         elif status.failure is not None:
             self.fail(trial.spec, status.failure)
+        elif not status.trained and (stop := self.stop_of(trial.name)) is not None:
+            self.client.set_tag(run.id, STOPPED, json.dumps(stop)[:5000])
+            self._end(trial.spec, run.id, "KILLED")
 
     def fail(self, trial: TrialSpec, reason: str) -> None:
         """Marks a trial's run as failed."""
