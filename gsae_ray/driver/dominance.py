@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import NamedTuple
 
 from gsae_ray.config.scheduler import group_of, setting_of
@@ -16,7 +16,7 @@ AS_SPARSE = 1.02
 
 
 class Measured(NamedTuple):
-    """What a setting came to, as a mean over its seeds."""
+    """What a setting came to, as a mean over its seeds as far as they have come."""
 
     l0: float
     quality: float
@@ -67,16 +67,16 @@ class Dominance:
     def report(self, trial: str, rung: int, measured: Measured) -> list[Beaten]:
         """Takes a trial's measurement, the same one again too. Returns the settings that are beaten by now.
 
-        A setting is compared when all of its seeds are there, with the others of its group at the same rung. One that
-        was said to be beaten before is not said again.
+        A setting is compared with the others of its group at the same rung, each by the mean over its seeds that are
+        there: to wait for all of them would let most run to their end, where they do not run beside each other. One
+        that was said to be beaten before is not said again.
         """
         if trial not in self._setting:
             return []
         self._found[trial, rung] = measured
-        own = self._setting[trial]
-        if (mine := self._mean(own, rung)) is None:
-            return []
-        found = []
+        own, found = self._setting[trial], []
+        mine = self._mean(own, rung)
+        assert mine is not None
         for other in [s for s in self._settings if s != own and self._group[s] == self._group[own]]:
             if (theirs := self._mean(other, rung)) is None:
                 continue
@@ -91,9 +91,8 @@ class Dominance:
         return tuple(self._settings[setting])
 
     def _mean(self, setting: str, rung: int) -> Measured | None:
-        """The mean over a setting's seeds; None until all have been measured."""
-        seeds: Sequence[Measured | None] = [self._found.get((trial, rung)) for trial in self._settings[setting]]
-        known = [seed for seed in seeds if seed is not None]
-        if len(known) < len(seeds):
+        """The mean over a setting's seeds; None until one has been measured."""
+        known = [found for trial in self._settings[setting] if (found := self._found.get((trial, rung))) is not None]
+        if not known:
             return None
         return Measured(sum(seed.l0 for seed in known) / len(known), sum(seed.quality for seed in known) / len(known))
