@@ -262,8 +262,9 @@ def frontier(
     more = ["pursuit_l0"] if encoder == "pursuit" else []
     notes += _caveats(rows, tokens)
     stopped = _stopped(outcomes, launch_id, {outcome.identity for outcome, _ in finished}, site)
-    if stopped and with_stopped:
-        rows, more = pd.concat([rows, pd.DataFrame(stopped)], ignore_index=True), [*more, STOPPED_AT]
+    if with_stopped:
+        more.append(STOPPED_AT)
+        rows = pd.concat([rows.assign(**{STOPPED_AT: np.nan}), pd.DataFrame(stopped)], ignore_index=True)
         rows["on_frontier"] = rows["on_frontier"].astype(bool)
     elif stopped:
         notes.append(f"{len(stopped)} trials were stopped by the scheduler (`frontier --stopped`, with_stopped=True)")
