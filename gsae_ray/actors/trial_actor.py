@@ -18,6 +18,7 @@ from ray.actor import ActorHandle
 from gsae_ray.activations.layout import Layout
 from gsae_ray.activations.reader import RowStream
 from gsae_ray.actors.store_actor import StoreBlockReader, StoreClient
+from gsae_ray.config.scheduler import HELDOUT_SHARE, RUNG
 from gsae_ray.config.trial import TrialSpec
 from gsae_ray.errors import NumericError, StaleAttemptError, SweepStoppedError, UserError, reason
 from gsae_ray.evaluation.metrics import Evaluation
@@ -50,6 +51,8 @@ class TrialContext:
     """Between two evaluations of an SAE in training; None: there are none."""
     metadata: dict[str, Any]
     """Written to the `cfg.json` of every SAE."""
+    rungs: dict[str, tuple[int, ...]] = dataclasses.field(default_factory=dict)
+    """Trial -> the tokens after which it is measured for the scheduler; none where it is never compared."""
     modules: dict[str, str] = dataclasses.field(default_factory=dict)
     """Site -> the same by module path, `model.layers.3:output`, where transformers alone loads the model."""
 
@@ -145,7 +148,10 @@ class SAETrial(tune.Trainable):
         every = self.context.evaluate_every_tokens
         crossed = every is not None and trainer.tokens // every > (trainer.tokens - self._interval) // every
         if crossed and not trainer.done:
-            row |= self._evaluate(trainer.finished_sae({}))
+            row |= self._evaluate(trainer.finished_sae({}), "eval/")
+        before = trainer.tokens - self._interval
+        if any(before < rung <= trainer.tokens for rung in self.context.rungs.get(self.trial.name, ())):
+            row |= self._evaluate(trainer.finished_sae({}), RUNG, HELDOUT_SHARE)
         self.directory.append(trainer.tokens, row)
         self._newest_row, self._newest_metrics = trainer.tokens, row
         if not trainer.done and trainer.tokens % self.trial.training.checkpoint_every_tokens == 0:
@@ -183,9 +189,9 @@ class SAETrial(tune.Trainable):
             metadata["parent"] = self.trial.parent
         return metadata
 
-    def _evaluate(self, sae: SAE) -> dict[str, float]:
-        evaluation: Evaluation = self.store.run(Evaluate(self.trial.site, *to_bytes(sae)))
-        return {f"eval/{name}": value for name, value in evaluation.metrics.items()}
+    def _evaluate(self, sae: SAE, prefix: str, share: float = 1.0) -> dict[str, float]:
+        evaluation: Evaluation = self.store.run(Evaluate(self.trial.site, *to_bytes(sae), share=share))
+        return {f"{prefix}{name}": value for name, value in evaluation.metrics.items()}
 
     def _end(self) -> None:
         """Lets the trial's blocks go."""

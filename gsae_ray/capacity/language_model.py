@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 from gsae_ray.capacity.dtypes import dtype_notices
 from gsae_ray.capacity.memory import Memory, keeps_log_probs, producer_memory, states_bytes
 from gsae_ray.config.sae_settings import targets
+from gsae_ray.config.scheduler import compared_evaluations
 from gsae_ray.config.site import Site
 from gsae_ray.config.sweep import Sweep
 from gsae_ray.config.trial import TrialSpec
@@ -64,8 +65,9 @@ class LanguageModelCost:
         text = self._skeleton.config.get_text_config()
         kept = min(1.0, STATES_BYTES / states_bytes(sweep, text, self._by_name()))
         head, passes_of_clean = (0, 0) if keeps_log_probs(sweep, text) else (flops.head, 1)
+        further = compared_evaluations(trials, sweep.scheduler)
         saes = sum(
-            (len(sweep.evaluation.encoders) + len(trial.training.snapshots_at))
+            (len(sweep.evaluation.encoders) + len(trial.training.snapshots_at) + further.get(trial.name, 0))
             * (kept * (flops.from_sites[trial.site] + head) + (1 - kept) * flops.whole * (1 + passes_of_clean))
             for trial in trials
         )

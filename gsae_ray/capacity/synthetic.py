@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from gsae_ray.capacity.memory import Memory, rows_producer_memory
+from gsae_ray.config.scheduler import compared_evaluations
 from gsae_ray.config.sweep import Sweep
 from gsae_ray.config.synthetic import SITE
 from gsae_ray.config.trial import TrialSpec
@@ -50,7 +51,9 @@ class SyntheticCost:
     def evaluation_flops(self, trials: Sequence[TrialSpec]) -> float:
         """Held-out rows are drawn anew for each SAE, twice; and twice for their norms and mean."""
         encoders, references = len(self.sweep.evaluation.encoders), len(self.sweep.references)
-        evaluations = sum(encoders + len(trial.training.snapshots_at) for trial in trials) + references
+        further = compared_evaluations(trials, self.sweep.scheduler)
+        each = (encoders + len(trial.training.snapshots_at) + further.get(trial.name, 0) for trial in trials)
+        evaluations = sum(each) + references
         return self._row_flops * self.sweep.evaluation.tokens * (2 * evaluations + 2)
 
     def producer_memory(

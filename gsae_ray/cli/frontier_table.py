@@ -14,6 +14,7 @@ from gsae_ray.config.recipe import show
 from gsae_ray.config.sections import OWN
 from gsae_ray.evaluation.metrics import METRICS
 from gsae_ray.results.comparison import labels, own_saes, table_metrics
+from gsae_ray.results.frontier import STOPPED_AT
 from gsae_ray.results.frontier_table import with_intervals
 
 SETTINGS = ("recipe", "lr", "seed", "batch_size", "l1_units", "engine", "precision", "tokens", "snapshot")
@@ -54,6 +55,8 @@ def print_frontier(rows: pd.DataFrame, console: Console, mixed_tokens: bool = Fa
             for name in names
         }
         columns["*"] = ["*" if on_frontier else "" for on_frontier in group["on_frontier"]]
+        if STOPPED_AT in group and group[STOPPED_AT].notna().any():
+            columns[""] = ["" if pd.isna(at) else f"stopped at {at:,.0f} tokens" for at in group[STOPPED_AT]]
         print_table(columns, console, texts=TEXTS, expendable=expendable)
         console.print()
 

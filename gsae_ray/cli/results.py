@@ -78,6 +78,11 @@ def _write(sae: SAE, out: Path, format_: str, fold_b_dec: bool, rows: Path | Non
     help="own, or pursuit: the decoders with gradient pursuit (evaluation.pursuit_l0), a row for each target L0",
 )
 @_references_option
+@click.option(
+    "--stopped",
+    is_flag=True,
+    help="trials that the scheduler has stopped too, as they were when they were compared, on a part of the text",
+)
 @click.option("--intervals", is_flag=True, help="with 95 % intervals over the held-out text")
 @click.option("--json", "as_json", is_flag=True, help="print a JSON list of objects, one a row, with intervals")
 @one_line_errors
@@ -90,6 +95,7 @@ def frontier(
     storage: str | None,
     encoder: str,
     with_references: bool,
+    stopped: bool,
     intervals: bool,
     as_json: bool,
 ) -> None:
@@ -101,7 +107,8 @@ def frontier(
     from gsae_ray.cli.tables import console
     from gsae_ray.results.frontier import MIXED
 
-    rows = gsae_ray.frontier(experiment, site, launch, tracking_uri, encoder, tokens, storage, with_references)
+    where = site, launch, tracking_uri, encoder, tokens, storage
+    rows = gsae_ray.frontier(experiment, *where, with_references, with_stopped=stopped)
     if as_json:
         click.echo(rows.to_json(orient="records", indent=2, double_precision=15))
         return

@@ -26,6 +26,7 @@ from gsae_ray.config.kinds import Dataset, Model, read_dataset, read_model, with
 from gsae_ray.config.parents import with_parent
 from gsae_ray.config.recipe import EngineName, TrainingSettings
 from gsae_ray.config.sae_settings import SAESettings, check_count, check_target
+from gsae_ray.config.scheduler import SchedulerSettings, check_scheduler
 from gsae_ray.config.sections import (
     DatasetSettings,
     EvaluationSettings,
@@ -73,6 +74,7 @@ class Sweep(SourceOfSweep, Settings):
     producers: ProducerSettings = ProducerSettings()
     trials: TrialSettings = TrialSettings()
     tracking: TrackingSettings = TrackingSettings()
+    scheduler: SchedulerSettings = SchedulerSettings()
     references: tuple[ReferenceSettings, ...] = Field(
         (), description="SAEs from elsewhere to show on the frontier; a list of entries"
     )
@@ -324,7 +326,7 @@ class Sweep(SourceOfSweep, Settings):
 
         Raises:
             UserError: two entries describe the same trial, a trial has no parent or one that does not fit, or
-                `evaluation.pursuit_l0` is more than the features of an SAE.
+                `evaluation.pursuit_l0` is more than the features of an SAE, or the scheduler could stop nothing.
         """
         if self.training.engine == "auto":  # as in a first launch, where Numba is
             return self.with_engine(self.possible_engines[-1]).expand(d_in, provenance, parents)
@@ -384,4 +386,5 @@ class Sweep(SourceOfSweep, Settings):
             trials[place] = with_parent(trials[place], where, roots, parents or {}, model)
         check_distinct(trials)
         check_pursuit(trials, self.evaluation.pursuit_l0 or ())
+        check_scheduler(trials, self.scheduler)
         return trials

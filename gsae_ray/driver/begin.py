@@ -27,6 +27,7 @@ from gsae_ray.storage.launch_directory import (
     write_request,
 )
 from gsae_ray.storage.references import Reference
+from gsae_ray.storage.stopped import StoppedTrials
 from gsae_ray.storage.trial_directory import Trial, TrialDirectory, forget_damaged
 from gsae_ray.tracking.connection import quick_failure
 from gsae_ray.tracking.experiment import reserve
@@ -52,6 +53,8 @@ class Launch:
     readers: dict[str, ReaderSpec]
     """Those that are to be trained, by name, as the store knows them."""
     resources: ResourceRequest
+    stopped: StoppedTrials
+    """Those that the launch's scheduler has stopped; none where it has no scheduler."""
     display: Display
     log: EventLog
 
@@ -124,7 +127,9 @@ def begin(
         damaged = forget_damaged(trial.directory for trial in trials)
         for line in damaged:
             display.phase(line)
-        pending = _what_is_left(prepared, trials, resume, display)
+        resumed = check_resume(folder, prepared.sweep, prepared.trials, resume)
+        before = None if resumed is None else StoppedTrials(resumed)
+        pending = _what_is_left(prepared, trials, resume, display, before)
         readers = {
             trial.name: ReaderSpec.of(trial.spec.sites, trial.spec.training.trained_tokens)
             for trial in pending
@@ -135,7 +140,6 @@ def begin(
             for reference in prepared.references
             if references.lacks_evaluation(folder.parent, reference, prepared.evaluation.fingerprint)
         ]
-        check_resume(folder, prepared.sweep, prepared.trials, resume)
         reserve(tracking_uri, prepared.sweep.experiment_name)
         resources = ResourceRequest()
         if pending or left:
@@ -159,15 +163,41 @@ def begin(
             log.say(line, show=False)
         for notice in (*notices, *resources.notices):
             log.say(notice)
-        yield Launch(prepared, launch_id, folder, driver, trials, pending, left, readers, resources, display, log)
+        yield Launch(
+            prepared,
+            launch_id,
+            folder,
+            driver,
+            trials,
+            pending,
+            left,
+            readers,
+            resources,
+            StoppedTrials(own_folder),
+            display,
+            log,
+        )
 
 
-def _what_is_left(prepared: PreparedSweep, trials: Sequence[Trial], resume: Resume, display: Display) -> list[Trial]:
-    """Returns the trials that are to be trained or to be evaluated, and tells of the others."""
+def _what_is_left(
+    prepared: PreparedSweep, trials: Sequence[Trial], resume: Resume, display: Display, stopped: StoppedTrials | None
+) -> list[Trial]:
+    """Returns the trials that are to be trained or to be evaluated, and tells of the others.
+
+    Args:
+        prepared: the sweep.
+        trials: all of it.
+        resume: as for `begin`.
+        display: where lines for the user go.
+        stopped: those that the launch which is gone on with has stopped before.
+    """
     status = {trial.name: trial.directory.status(prepared.evaluation) for trial in trials}
     left = [trial for trial in trials if not status[trial.name].done]
     if len(left) < len(trials):
         display.phase(f"{len(trials) - len(left)} of {len(trials)} trials are done already")
+    if stopped is not None and (ended := [t for t in left if not status[t.name].trained and t.name in stopped]):
+        display.phase(f"{len(ended)} of {len(trials)} trials were stopped by the scheduler before, and stay so")
+        left = [trial for trial in left if trial not in ended]
     if resume == "auto" and (failed := sum(status[trial.name].failure is not None for trial in left)):
         display.phase(f"{failed} of {len(trials)} trials failed for good before; --resume tries them again")
         left = [trial for trial in left if status[trial.name].failure is None]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
@@ -90,7 +90,7 @@ class Display:
 
 def describe_progress(progress: Progress) -> str:
     """Returns `trials: 4 waiting, 2 running, 1 evaluating, 9 done, 0 failed | 85,000 tokens/s | 0:31 left`."""
-    parts = ["trials: " + ", ".join(f"{progress.trials[state]} {state}" for state in STATES)]
+    parts = ["trials: " + describe_states(progress.trials)]
     if progress.trials["running"]:
         parts.append(f"{progress.tokens_per_s:,.0f} tokens/s")
     if progress.trials["running"] or progress.trials["evaluating"]:
@@ -99,6 +99,12 @@ def describe_progress(progress: Progress) -> str:
         left += [evaluations] if progress.uncounted_evaluations else []
         parts.append(f"{' and '.join(left) or '?'} left")
     return " | ".join([*parts, progress.waits] if progress.waits else parts)
+
+
+def describe_states(trials: Mapping[str, int]) -> str:
+    """Returns `4 waiting, 2 running, 1 evaluating, 9 done, 0 failed`; those that were stopped where there are any."""
+    shown = [state for state in STATES if state != "stopped" or trials.get(state)]
+    return ", ".join(f"{trials[state]} {state}" for state in shown)
 
 
 def describe_waits(waits: Sequence[Wait]) -> str:

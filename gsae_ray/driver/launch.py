@@ -15,7 +15,7 @@ from rich.console import Console
 from gsae_ray.config.load import load_sweep
 from gsae_ray.config.sweep import Sweep
 from gsae_ray.driver.begin import Launch, begin
-from gsae_ray.driver.display import Display
+from gsae_ray.driver.display import Display, describe_states
 from gsae_ray.driver.prepare import prepare
 from gsae_ray.driver.publish import Published, draw_frontier, failures_of, open_mirror, publish
 from gsae_ray.driver.start_actors import running_actors
@@ -105,7 +105,7 @@ def _run(launch: Launch, uri: str, started: float) -> SweepResult:
     """Has what is pending trained and evaluated beside MLflow, and publishes the frontier."""
     for trial in launch.pending:
         trial.directory.forget_failure()
-    reader = ProgressReader(launch.trials, launch.prepared.evaluation)
+    reader = ProgressReader(launch.trials, launch.prepared.evaluation, is_stopped=launch.stopped.__contains__)
     with Tracking(
         open_mirror=lambda: open_mirror(launch, uri),
         trials=launch.trials,
@@ -118,7 +118,7 @@ def _run(launch: Launch, uri: str, started: float) -> SweepResult:
             machines = []
             tracking.start_mirroring()
     states = [trial.state for trial in reader.update()]
-    counts = ", ".join(f"{states.count(state)} {state}" for state in STATES)
+    counts = describe_states({state: states.count(state) for state in STATES})
     launch.log.say(f"trials: {counts}", show=False)
     return _result(launch, publish(launch, tracking, uri, machines), uri, started)
 

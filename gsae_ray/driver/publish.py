@@ -57,7 +57,7 @@ def open_mirror(launch: Launch, uri: str) -> Mirror:
     with asking(uri):
         names = run_names([trial.spec for trial in launch.trials])
         where = uri, sweep.experiment_name, launch.id
-        mirror = Mirror(*where, launch.prepared.evaluation, names, inputs_of(launch.prepared))
+        mirror = Mirror(*where, launch.prepared.evaluation, names, inputs_of(launch.prepared), launch.stopped.get)
         mirror.open_launch(sweep.name, _params(launch.prepared), os.environ.get(JOB_VARIABLE))
         mirror.log_launch({}, [launch.own_folder / "sweep.yaml", launch.own_folder / "versions.json"])
     return mirror

@@ -45,6 +45,7 @@ class Supervisor(threading.Thread):
         stop: StopRequest,
         log: EventLog,
         show_waits: Callable[[tuple[Wait, ...]], None],
+        is_stopped: Callable[[str], bool] = lambda _: False,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """Prepares the watch; `start` begins it.
@@ -59,6 +60,7 @@ class Supervisor(threading.Thread):
             stop: by which the launch is stopped.
             log: where events go.
             show_waits: is given the trials that wait for activations, every second.
+            is_stopped: whether a scheduler has stopped a trial.
             clock: time in seconds.
         """
         super().__init__(name="supervisor", daemon=True)
@@ -71,6 +73,7 @@ class Supervisor(threading.Thread):
         self.stop = stop
         self.log = log
         self.show_waits = show_waits
+        self.is_stopped = is_stopped
         self.clock = clock
         self.deaths = TrialDeaths()
         self.record = PRODUCTION_LOG.read_whole(record_path) or ProductionLog()
@@ -142,7 +145,7 @@ class Supervisor(threading.Thread):
         readers = {}
         for name, reader in self.readers.items():
             directory = self.trials[name].directory
-            if not directory.ended:
+            if not directory.ended and not self.is_stopped(name):
                 begun = directory.newest_begun
                 attempt = begun["attempt"] if begun["session"] == self.driver.session else 0
                 readers[name] = dataclasses.replace(reader, attempt=attempt)
@@ -211,7 +214,8 @@ class Supervisor(threading.Thread):
 
     def trial_ended(self, name: str) -> None:
         """Takes note that Tune has ended a trial: it is done, has failed, or was stopped."""
-        self.store_control.abandon(name, finished=self.trials[name].directory.ended)
+        finished = self.trials[name].directory.ended or self.is_stopped(name)
+        self.store_control.abandon(name, finished=finished)
 
     # ---- machines ----
 

@@ -43,10 +43,11 @@ class SweepResult:
         encoder: str = "own",
         tokens: int | str | None = None,
         with_references: bool = False,
+        with_stopped: bool = False,
     ) -> pd.DataFrame:
         """See `gsae_ray.frontier`."""
         where = self.launch_id, self.tracking_uri, encoder, tokens, None if self.mirrored else self.storage
-        return frontier(self.experiment, site, *where, with_references)
+        return frontier(self.experiment, site, *where, with_references, with_stopped)
 
     def best(
         self,

@@ -20,6 +20,7 @@ from gsae_ray.driver.begin import Launch
 from gsae_ray.driver.evaluation_queue import EvaluationQueue
 from gsae_ray.driver.references import evaluate_reference
 from gsae_ray.driver.start_actors import Actors
+from gsae_ray.driver.stop_dominated import Decisions, StopDominated
 from gsae_ray.driver.tune_callbacks import StopWhenAsked, TrialCallbacks
 from gsae_ray.driver.tune_settings import run_config
 from gsae_ray.errors import NumericError, ProductionError, UserError, reason
@@ -39,6 +40,8 @@ class TrialRunner:
         self.tracking_uri = tracking_uri
         self.store_actor = actors.store_actor
         self.supervisor = actors.supervisor
+        scheduler = launch.prepared.sweep.scheduler
+        self.decisions = Decisions(launch.trials, scheduler, launch.stopped, launch.log.say, launch.is_ours)
 
     def run(self) -> None:
         """Trains what is to be trained, has every finished SAE evaluated beside that, and after it the references.
@@ -109,20 +112,24 @@ class TrialRunner:
 
         Tune tries a trial again whose process dies, but gives it up where it dies while it is made ready for the trial;
         then Tune runs once more. Each of these runs counts a death of every trial that it leaves, so they come to an
-        end: `TrialDeaths` says when. A trial that Tune ends for another reason, as a scheduler may, counts as dead too.
+        end: `TrialDeaths` says when. Those that the launch's scheduler has stopped are left where they are.
 
         Raises:
             SweepStoppedError: the launch cannot go on, or was asked to stop.
         """
-        while left := [trial for trial in trials if not trial.directory.ended]:
+        while left := [trial for trial in trials if not self._has_ended(trial)]:
             _LOG.info("Tune runs %d trials", len(left))
             before = self.supervisor.deaths.total.copy()
             errors = self._tune(left)
             self.supervisor.stop.check()
             for trial in left:
                 counted = self.supervisor.deaths.total[trial.name] > before[trial.name]  # by a callback of Tune's
-                if not counted and not trial.directory.ended:
+                if not counted and not self._has_ended(trial):
                     self.supervisor.trial_died(trial.name, errors.get(trial.name, "it did not end"))
+
+    def _has_ended(self, trial: Trial) -> bool:
+        """Whether it is done, has failed for good, or was stopped."""
+        return trial.directory.ended or trial.name in self.launch.stopped
 
     def _tune(self, trials: Sequence[Trial]) -> dict[str, str]:
         """Runs trials under Tune.
@@ -139,12 +146,15 @@ class TrialRunner:
 
         trainable = tune.with_parameters(SAETrial, store=self.store_actor, context=self._context(trials))
         with tempfile.TemporaryDirectory(prefix="gsae-tune-") as scratch:
+            tune_config = tune.TuneConfig(
+                reuse_actors=settings.gpus == 0, max_concurrent_trials=settings.max_concurrent
+            )
+            if self.launch.prepared.sweep.scheduler.stop_dominated:
+                tune_config.scheduler = StopDominated(self.decisions)
             results = tune.Tuner(
                 tune.with_resources(trainable, resources),
                 param_space={"trial": tune.grid_search([trial.spec.to_json() for trial in trials])},
-                tune_config=tune.TuneConfig(
-                    reuse_actors=settings.gpus == 0, max_concurrent_trials=settings.max_concurrent
-                ),
+                tune_config=tune_config,
                 run_config=run_config(Path(scratch), [TrialCallbacks(self.supervisor)], StopWhenAsked(self.supervisor)),
             ).fit()
         return {(r.config or {})["trial"]["name"]: reason(r.error) for r in results if r.error is not None}
@@ -159,6 +169,7 @@ class TrialRunner:
             layout=prepared.layout,
             threads=sweep.trials.cpus,
             gpu=sweep.trials.gpus != 0,
+            rungs=self.decisions.rungs(),
             evaluate_every_tokens=sweep.evaluation.every_tokens,
             modules=dict(prepared.source.modules),
             metadata={"sweep": sweep.name, **prepared.source.metadata, "versions": versions()},

@@ -4,8 +4,8 @@ Tune starts a process for each trial as resources become free, starts it again w
 callbacks (and to a scheduler, if there is one) and ends it. Trials keep their own state in storage, so that a launch
 goes on without Tune's: nothing of what Tune saves is ever read, and nothing that is read is a pickle.
 
-No scheduler is in use. One that only pauses trials, or changes their order, can be added here. One that stops trials
-needs a mark in the directories of those that it stopped: without, `TrialRunner` takes such a trial for one that died.
+With `scheduler.stop_dominated` there is a scheduler (`driver.stop_dominated`): a trial that it stops is written down in
+the launch's folder first. Without that `TrialRunner` would take such a trial for one that died.
 """
 
 from __future__ import annotations

@@ -11,6 +11,7 @@ the same kind of machine.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
@@ -86,7 +87,7 @@ class Evaluator:
         self._ablated: dict[Site, _Ablated] = {}
 
     @torch.no_grad()
-    def evaluate(self, site: Site, sae: SAE, pursuit_l0: int | None = None) -> Evaluation:
+    def evaluate(self, site: Site, sae: SAE, pursuit_l0: int | None = None, share: float = 1.0) -> Evaluation:
         """Evaluates `sae`, spliced in at `site`.
 
         Args:
@@ -94,6 +95,7 @@ class Evaluator:
             sae: as saved: it takes raw activations.
             pursuit_l0: the SAE's decoder with at most so many features a row, found by gradient pursuit, in place of
                 its own encoder.
+            share: of the contexts, the first ones, in whole slices; the rest is left out.
 
         Raises:
             NumericError: the site's activations, or the model's losses without the SAE, are not finite.
@@ -105,7 +107,8 @@ class Evaluator:
         active_F = torch.zeros(sae.cfg.d_sae, dtype=torch.float64, device=self.device)
         sums: dict[str, list[Tensor]] = {name: [] for name in SUMS}
 
-        for index, kept_BT in enumerate(self.rows(site)):
+        slices = self.rows(site)[: max(1, math.ceil(share * len(self.slices)))]
+        for index, kept_BT in enumerate(slices):
 
             def splice(x_Rn: Tensor, y_Rm: Tensor, y_BTm: Tensor, kept_BT: Tensor = kept_BT) -> Tensor:
                 kept_BT = kept_BT.to(y_BTm.device)  # of a model on several GPUs, not always the tokens' device
@@ -122,7 +125,7 @@ class Evaluator:
             for name, values_B in self._losses(index, site, splice).items():
                 sums[name].append(values_B)
 
-        sums["nll_zero"].append(ablated.nll_E)
+        sums["nll_zero"].append(ablated.nll_E[: sum(map(len, slices))])
         self._check_finite("the model's own losses", torch.cat(sums["nll_clean"]))
         self._check_finite(f"losses with 0 in place of {site}", ablated.nll_E)
         sequences = {name: torch.cat(values).double().tolist() for name, values in sums.items()}

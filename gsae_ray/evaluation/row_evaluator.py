@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Iterator, Sequence
 
 import torch
@@ -50,8 +51,14 @@ class RowEvaluator:
         return []
 
     @torch.no_grad()
-    def evaluate(self, site: Site, sae: SAE, pursuit_l0: int | None = None) -> Evaluation:
+    def evaluate(self, site: Site, sae: SAE, pursuit_l0: int | None = None, share: float = 1.0) -> Evaluation:
         """Evaluates `sae`; see `reconstruct`.
+
+        Args:
+            site: where the SAE was trained.
+            sae: as saved.
+            pursuit_l0: as of an `Evaluator`.
+            share: of the groups of rows, the first ones; the rest is left out, and then no true features are looked at.
 
         Raises:
             NumericError: the site's rows are not finite.
@@ -63,13 +70,20 @@ class RowEvaluator:
         check_width(sae.cfg, site, {site.source: rows.d_in, site.target: len(rows.mean_D)})
         active_F = torch.zeros(sae.cfg.d_sae, dtype=torch.float64, device=self.device)
         sums: dict[str, Tensor] = {}
+        groups = max(1, math.ceil(share * self.heldout.groups))
         for places, group_R in self._taking_part(site, rows.limits):
+            if groups < self.heldout.groups:
+                part_R = group_R < groups
+                places, group_R = [x_RD[part_R] for x_RD in places], group_R[part_R]
+                if not len(group_R):
+                    continue
             x_RD, y_RD = places[0].float(), places[-1].float()
             found = reconstruct(sae, x_RD, y_RD, rows.mean_D, pursuit_l0)
             active_F += found.active_RF.sum(0)
             self._add(sums, group_R, {"rows": torch.ones_like(group_R), **found.values})
-        whole = self._detect(site, sae, pursuit_l0, active_F > 0, sums) if self.heldout.features else {}
-        sequences = {name: sums_G.tolist() for name, sums_G in sums.items()}
+        detects = self.heldout.features is not None and groups == self.heldout.groups
+        whole = self._detect(site, sae, pursuit_l0, active_F > 0, sums) if detects else {}
+        sequences = {name: sums_G[:groups].tolist() for name, sums_G in sums.items()}
         return Evaluation.of(sequences, alive_fraction=(active_F > 0).double().mean().item(), **whole)
 
     def _detect(

@@ -27,6 +27,8 @@ class Evaluate:
     """Its weights file."""
     pursuit_l0: int | None = None
     """As of `reconstruct`; None: by its own encoder."""
+    share: float = 1.0
+    """Of the held-out contexts, the first ones; the rest is left out."""
 
     name = "evaluate"
 
@@ -42,7 +44,7 @@ class Evaluate:
         if "evaluator" not in cache:
             cache["evaluator"] = evaluator_of(source)
         sae = from_bytes(self.cfg, self.weights).to(source.device)
-        evaluation: Evaluation = cache["evaluator"].evaluate(Site(self.site), sae, self.pursuit_l0)
+        evaluation: Evaluation = cache["evaluator"].evaluate(Site(self.site), sae, self.pursuit_l0, self.share)
         for line in cache["evaluator"].notices():
             say(line)
         return evaluation

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,8 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from gsae_ray import saes  # its names are imported at first use: the registry imports torch
-from gsae_ray.config.sections import OWN
+from gsae_ray.config.scheduler import RUNG
 from gsae_ray.errors import UserError, first_line, suggest
 from gsae_ray.evaluation import metrics
 from gsae_ray.evaluation.bootstrap import low_and_high
@@ -29,7 +29,8 @@ from gsae_ray.results.frontier_table import FrontierTable
 from gsae_ray.results.grids import at_edges
 from gsae_ray.results.outcomes import MLflowOutcomes, Outcome, Outcomes, StorageOutcomes, describe_failures
 from gsae_ray.results.references import UNKNOWN, row_of, trained_elsewhere
-from gsae_ray.tracking.tags import EVALUATION, LAUNCH, TRIAL
+from gsae_ray.results.trial_row import row_of_trial
+from gsae_ray.tracking.tags import STOPPED
 
 SETTINGS = ("run_id", "trial", "site", "architecture", "recipe", "d_sae", "sparsity", "lr", "seed", "tokens")
 REST = (
@@ -46,6 +47,8 @@ REST = (
     "launch",
     "origin",
 )
+STOPPED_AT = "stopped_at"
+"""The column that says after how many tokens a scheduler has stopped a trial."""
 MEANINGFUL_NATS = 0.05
 """Where zero-ablation costs less than this, loss recovered is a ratio of noise."""
 ENCODERS = ("own", "pursuit")
@@ -92,56 +95,6 @@ def choose_launch(outcomes: Outcomes, experiment: str, launch: str | None) -> st
     raise UserError(f"launch: no {launch!r} in {experiment!r}; {suggest(launch, ids)}")
 
 
-def _row(outcome: Outcome) -> dict[str, Any]:
-    """The settings of a trial, as columns of the frontier.
-
-    Raises:
-        KeyError, ValueError: a tag or a parameter is missing, or makes no sense.
-    """
-    params = outcome.params
-    sparsity, l1_units = _sparsity(params)
-    return {
-        "run_id": outcome.run_id,
-        "trial": outcome.tags[TRIAL],
-        "site": params["site"],
-        "architecture": params["architecture"],
-        "recipe": params["recipe"],
-        "variant": params.get("variant", ""),
-        "l1_units": l1_units,
-        "d_sae": int(params["d_sae"]),
-        "sparsity": sparsity,
-        "lr": float(params["lr"]),
-        "seed": int(params["seed"]),
-        "tokens": int(params["tokens"]),
-        "batch_size": int(params["batch_size"]),
-        "engine": params.get("engine", "dense"),
-        "precision": params.get("precision", "float32"),
-        "parent": params.get("parent", ""),
-        "launch": outcome.tags[LAUNCH],
-        "sink_share": outcome.metrics.get("train/sink_share", float("nan")),
-        "found_coefficient": outcome.metrics.get("train/found_coefficient", float("nan")),
-        "snapshot": False,
-        "origin": OWN,
-        "trained_at": params["site"],
-        "fingerprint": outcome.tags[EVALUATION],
-        "schema": outcome.schema,
-    }
-
-
-def _sparsity(params: Mapping[str, str]) -> tuple[float, str]:
-    """What sets how sparse a trial's features are, and the units of that, where it is the coefficient of a penalty.
-
-    Raises:
-        KeyError, ValueError: a parameter is missing, or makes no sense.
-    """
-    if (value := params.get("sparsity")) is not None:
-        return float(value or "nan"), params["sparsity_units"]
-    sae = saes.REGISTRY[params["architecture"]]  # a run of before: its architecture knows
-    name = sae.sparsity_hyperparameter
-    units = params.get("l1_units", "sum") if sae.sparsity_units == "l1" else ""
-    return float(params[name]) if name else float("nan"), units
-
-
 def _of_sweeps(
     outcomes: Iterable[Outcome], settings: Callable[[Outcome], dict[str, Any]]
 ) -> tuple[list[tuple[Outcome, dict[str, Any]]], list[str]]:
@@ -166,6 +119,7 @@ def frontier(
     tokens: int | str | None = None,
     storage: str | Path | None = None,
     with_references: bool = False,
+    with_stopped: bool = False,
 ) -> pd.DataFrame:
     """The evaluated SAEs of a sweep and its references, SAEs from elsewhere; sorted by site, tokens and L0.
 
@@ -184,6 +138,9 @@ def frontier(
             snapshots (`training.snapshots_at`).
         storage: read the sweep's own storage in MLflow's place; `run_id` is then the folder of each trial.
         with_references: references compete for the frontier; by default they are shown beside it.
+        with_stopped: trials that `scheduler` has stopped are rows, too, as they were when they were compared, which
+            was on a part of the held-out rows: never on the frontier, and in no comparison with the others. A column
+            `stopped_at` more says after how many tokens.
 
     Returns:
         A `pandas.DataFrame` that shows itself as a frontier, in notebooks with its picture. One row a trial and one a
@@ -249,9 +206,30 @@ def frontier(
     rows["on_frontier"] = False
     for group in _frontiers(rows, tokens, with_references):
         rows.loc[group.index, "on_frontier"] |= pareto(*curve(group))
-    table = FrontierTable(rows[[*columns(rows), *(["pursuit_l0"] if encoder == "pursuit" else [])]])
-    table.attrs["notes"] = notes + _caveats(rows, tokens)
+    more = ["pursuit_l0"] if encoder == "pursuit" else []
+    notes += _caveats(rows, tokens)
+    stopped = _stopped(outcomes, launch_id, {outcome.identity for outcome, _ in finished}, site)
+    if with_stopped:
+        more.append(STOPPED_AT)
+        rows = pd.concat([rows.assign(**{STOPPED_AT: np.nan}), pd.DataFrame(stopped)], ignore_index=True)
+        rows["on_frontier"] = rows["on_frontier"].astype(bool)
+    elif stopped:
+        notes.append(f"{len(stopped)} trials were stopped by the scheduler (`frontier --stopped`, with_stopped=True)")
+    table = FrontierTable(rows[[*columns(rows), *more]])
+    table.attrs["notes"] = notes
     return table
+
+
+def _stopped(outcomes: Outcomes, launch_id: str | None, finished: set[str], site: str | None) -> list[dict[str, Any]]:
+    """Table rows of the trials that a scheduler has stopped, without those that another launch has trained on."""
+    found, _ = _of_sweeps(outcomes.stopped(launch_id), row_of_trial)
+    found = [(o, row) for o, row in found if o.identity not in finished and site in (None, row["site"])]
+    rows = []
+    for outcome, row in sorted(found, key=lambda pair: (pair[1]["site"], pair[1]["trial"])):
+        measured = {k.removeprefix(RUNG): value for k, value in outcome.metrics.items() if k.startswith(RUNG)}
+        stop = json.loads(outcome.tags[STOPPED])
+        rows.append(row | metrics_of(measured) | {"on_frontier": False, STOPPED_AT: stop["tokens"]})
+    return rows
 
 
 def _frontiers(rows: pd.DataFrame, tokens: int | str | None, with_references: bool) -> Iterator[pd.DataFrame]:
@@ -281,7 +259,7 @@ def _finished(outcomes: Outcomes, launch_id: str | None) -> tuple[list[tuple[Out
         outcomes: where they are read.
         launch_id: None for all launches: a trial that several of them carry counts once, as the newest has it.
     """
-    finished, notes = _of_sweeps(outcomes.finished(launch_id), _row)
+    finished, notes = _of_sweeps(outcomes.finished(launch_id), row_of_trial)
     failed = outcomes.failed(launch_id)
     notes = [*outcomes.notes, *notes]
     if launch_id is None:

@@ -20,10 +20,22 @@ from gsae_ray.storage.evaluations import EvaluationRequest, Snapshot, Subject, s
 from gsae_ray.storage.launch_directory import EVALUATED, asked_in, find_trial
 from gsae_ray.storage.launch_directory import LAUNCH as LAUNCH_FILE
 from gsae_ray.storage.references import evaluation_of, folder_of, reference_id, references_of
+from gsae_ray.storage.stopped import StoppedTrials
 from gsae_ray.storage.trial_directory import TrialDirectory
 from gsae_ray.tracking.params import reference_params, trial_params
 from gsae_ray.tracking.runs import RecordedExperiment, unknown_experiment
-from gsae_ray.tracking.tags import CONTENT, EVALUATION, FAILURE, IDENTITY, LAUNCH, ORIGIN, SCHEMA, SOURCE, TRIAL
+from gsae_ray.tracking.tags import (
+    CONTENT,
+    EVALUATION,
+    FAILURE,
+    IDENTITY,
+    LAUNCH,
+    ORIGIN,
+    SCHEMA,
+    SOURCE,
+    STOPPED,
+    TRIAL,
+)
 
 T = TypeVar("T")
 SHOWN_FAILURES = 3
@@ -79,6 +91,9 @@ class Outcomes(Protocol):
     def failed(self, launch: str | None) -> list[Outcome]:
         """Those that failed for good."""
 
+    def stopped(self, launch: str | None) -> list[Outcome]:
+        """Those that a scheduler has stopped."""
+
     def pursuit(self, outcome: Outcome) -> dict[int, dict[str, float]]:
         """The metrics of a finished trial by gradient pursuit, by target L0; none where it was not asked for."""
 
@@ -111,6 +126,9 @@ class MLflowOutcomes:
 
     def failed(self, launch: str | None) -> list[Outcome]:
         return self._runs("trial", launch, "FAILED")
+
+    def stopped(self, launch: str | None) -> list[Outcome]:
+        return [outcome for outcome in self._runs("trial", launch, "KILLED") if STOPPED in outcome.tags]
 
     def pursuit(self, outcome: Outcome) -> dict[int, dict[str, float]]:
         return self._by_step(outcome, "pursuit/")
@@ -176,6 +194,9 @@ class StorageOutcomes:
     def failed(self, launch: str | None) -> list[Outcome]:
         return [outcome for outcome in self._trials(launch) if FAILURE in outcome.tags]
 
+    def stopped(self, launch: str | None) -> list[Outcome]:
+        return [outcome for outcome in self._trials(launch) if STOPPED in outcome.tags]
+
     def pursuit(self, outcome: Outcome) -> dict[int, dict[str, float]]:
         return {of: found for of, found in self._others(outcome).items() if isinstance(of, int)}
 
@@ -238,6 +259,10 @@ class StorageOutcomes:
                     metrics |= _finite(row["metrics"])
             elif status.failure is not None:
                 tags[FAILURE] = status.failure
+            elif not status.trained and (stop := StoppedTrials(folder).get(name)) is not None:
+                tags[STOPPED] = json.dumps(stop)
+                for row in directory.rows()[0]:
+                    metrics |= _finite(row["metrics"])
             yield Outcome(str(path), tags, _params(path), metrics)
 
     def request(self, launch_id: str) -> EvaluationRequest:

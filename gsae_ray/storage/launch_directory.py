@@ -9,6 +9,7 @@ launches/{id}/evaluation.json   on which held-out tokens, by fingerprint, its SA
                              which snapshots
 launches/{id}/record.json       what was produced for it (`activations.production_log`)
 launches/{id}/events.jsonl      what happened: {"time", "event"} a line
+launches/{id}/stopped/         trials that its scheduler has stopped (see `storage.stopped`)
 launches/{id}/references/       SAEs from elsewhere that it is compared with (see `storage.references`)
 launches/{id}/DONE              it is finished: every trial is done, and MLflow has all of it
 trials/{name}-{identity}/       see `storage.trial_directory`
@@ -69,6 +70,7 @@ FIRST_ENGINE, FIRST_PRECISION = "dense", "float32"
 """Those of launches from before there were others, which name none."""
 FIRST_TRAINING = {"engine": FIRST_ENGINE, "precision": FIRST_PRECISION, "snapshots_at": []}
 """What `training` did not say before there were others, or any."""
+FIRST_SCHEDULER = {"stop_dominated": False, "grace_tokens": None}
 FIRST_ENTRY = {"target": None, "skip": [False], "target_l0": None}
 """What an entry of `saes` did not say before there were transcoders, and SAEs that ask for an L0."""
 LAUNCH = JSONFile(
@@ -125,14 +127,18 @@ def begin_launch(
 
 def check_resume(
     folder: Path, sweep: Sweep, trials: Sequence[TrialSpec], resume: Resume, storage: Storage = LOCAL
-) -> None:
+) -> Path | None:
     """Refuses what `begin_launch` would refuse, before anything is started.
+
+    Returns:
+        the folder of the launch that it would go on with; None for a new one.
 
     Raises:
         UserError: as `begin_launch`.
     """
     identities = {trial.name: trial.identity for trial in trials}
-    _resumable(folder, json.loads(sweep.model_dump_json()), identities, resume, storage)
+    found, _ = _resumable(folder, json.loads(sweep.model_dump_json()), identities, resume, storage)
+    return None if found is None else found[0]
 
 
 def _resumable(
@@ -216,7 +222,8 @@ def _changed(
     training = {**FIRST_TRAINING, **before["sweep"].get("training", {})}
     saes = [{**FIRST_ENTRY, **entry} for entry in before["sweep"].get("saes", [])]
     tracking = before["sweep"].get("tracking", description.get("tracking"))  # launches of before have none
-    as_now = {**before["sweep"], "training": training, "saes": saes, "tracking": tracking}
+    now_known = {"training": training, "saes": saes, "tracking": tracking}
+    as_now = {"scheduler": FIRST_SCHEDULER, **before["sweep"], **now_known}
     keys = sorted(set(_differences(as_now, description)) - OPERATIONAL)
     if keys:
         return f"the sweep file has changed since launch {launch_id}: {', '.join(keys)}", f"change it back, or {anew}"

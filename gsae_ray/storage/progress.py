@@ -14,8 +14,10 @@ if TYPE_CHECKING:  # they load PyTorch, which a command that asks how far a job 
     from gsae_ray.storage.evaluations import EvaluationRequest
     from gsae_ray.storage.trial_directory import Trial
 
-STATES = ("waiting", "running", "evaluating", "done", "failed")
-"""States of a trial; `evaluating`: its SAE is finished, and some evaluation of it is not."""
+STATES = ("waiting", "running", "evaluating", "done", "stopped", "failed")
+"""States of a trial; `evaluating`: its SAE is finished, and some evaluation of it is not; `stopped`: by a scheduler."""
+ENDED = ("done", "stopped", "failed")
+"""Those that it does not leave."""
 
 
 @dataclasses.dataclass
@@ -76,7 +78,7 @@ class Pace:
         running = [trial for trial in trials if trial.state == "running"]
         speed = len(running) * self.tokens / self.trial_s if self.trial_s else 0.0
         tokens = sum(trial.total_tokens - trial.tokens for trial in trials if trial.state in ("waiting", "running"))
-        evaluations = sum(trial.evaluations_left for trial in trials if trial.state != "failed")
+        evaluations = sum(trial.evaluations_left for trial in trials if trial.state not in ENDED)
         left: float | None = 0.0
         if tokens:
             left = tokens / speed if speed else None
@@ -105,6 +107,7 @@ class ProgressReader:
         trials: Sequence[Trial],
         evaluation: EvaluationRequest,
         clock: Callable[[], float] = time.monotonic,
+        is_stopped: Callable[[str], bool] = lambda _: False,
     ) -> None:
         self.trials = trials
         self.evaluation = evaluation
@@ -118,6 +121,7 @@ class ProgressReader:
         ]
         self.pace = Pace()
         self._clock = clock
+        self._is_stopped = is_stopped
         self._updated_at: float | None = None
         self._cursors = [START] * len(trials)
         self._furthest = [0] * len(trials)
@@ -141,7 +145,7 @@ class ProgressReader:
 
     def _update(self, index: int, pace: Pace) -> None:
         progress, directory = self.progress[index], self.trials[index].directory
-        if progress.state in ("done", "failed"):
+        if progress.state in ENDED:
             return
         rows, self._cursors[index] = directory.rows(self._cursors[index])
         for row in rows:
@@ -161,5 +165,7 @@ class ProgressReader:
             progress.state = "failed"
         elif status.trained:
             progress.state = "evaluating"
+        elif self._is_stopped(progress.name):
+            progress.state = "stopped"
         elif directory.newest_attempt > self._attempts[index]:
             progress.state = "running"

@@ -11,7 +11,7 @@ import dataclasses
 import json
 import math
 import time
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -26,6 +26,7 @@ from gsae_ray.evaluation.metrics import schema_version
 from gsae_ray.storage.evaluations import EVALUATION as EVALUATION_FILE
 from gsae_ray.storage.evaluations import EvaluationRequest, Snapshot, schema_of
 from gsae_ray.storage.metric_rows import START, Cursor, Row
+from gsae_ray.storage.stopped import Stop
 from gsae_ray.storage.trial_directory import Trial
 from gsae_ray.tracking.artifacts import sequences_path, snapshot_path
 from gsae_ray.tracking.connection import connect, is_away
@@ -50,6 +51,7 @@ from gsae_ray.tracking.tags import (
     PROGRESS,
     SCHEMA,
     SNAPSHOT,
+    STOPPED,
     SWEEP,
     TRIAL,
     UPDATED,
@@ -107,6 +109,7 @@ class Mirror:
         evaluation: EvaluationRequest,
         run_names: Mapping[str, str] | None = None,
         inputs: Inputs | None = None,
+        stop_of: Callable[[str], Stop | None] = lambda _: None,
     ) -> None:
         """Connects, and finds or makes the experiment.
 
@@ -117,6 +120,7 @@ class Mirror:
             evaluation: what a trial needs to be finished.
             run_names: trial -> name of its run; default: the trial's.
             inputs: what every run was made from.
+            stop_of: why the launch's scheduler has stopped a trial, by its name; None where it has not.
 
         Raises:
             UserError: MLflow cannot be reached.
@@ -124,6 +128,7 @@ class Mirror:
         self.client = connect(tracking_uri)
         self.launch_id = launch_id
         self.evaluation = evaluation
+        self.stop_of = stop_of
         self._run_names = run_names or {}
         self._inputs = inputs
         self._models: list[LoggedModelInput] | None = None
@@ -254,6 +259,9 @@ class Mirror:
             self._end(trial.spec, run.id, "FINISHED")
         elif status.failure is not None:
             self.fail(trial.spec, status.failure)
+        elif not status.trained and (stop := self.stop_of(trial.name)) is not None:
+            self.client.set_tag(run.id, STOPPED, json.dumps(stop)[:5000])
+            self._end(trial.spec, run.id, "KILLED")
 
     def fail(self, trial: TrialSpec, reason: str) -> None:
         """Marks a trial's run as failed."""

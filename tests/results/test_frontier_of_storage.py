@@ -21,6 +21,7 @@ from gsae_ray.results.frontier import frontier
 from gsae_ray.storage import launch_directory
 from gsae_ray.storage.evaluations import EvaluationRequest
 from gsae_ray.storage.references import Reference, add_reference, save_evaluation
+from gsae_ray.storage.stopped import Stop, StoppedTrials
 from gsae_ray.storage.trial_directory import Trial
 from gsae_ray.tracking.mirror import Mirror
 from gsae_ray.tracking.references import record_references
@@ -41,7 +42,7 @@ def test_storage_tells_the_same_as_mlflow(recorder: Recorder) -> None:
     values: list[tuple[TrialSpec, End]] = [
         *zip(GATED_1, ends((40, 0.96), (20, 0.90), (30, 0.89), (30, 0.7)), strict=True),
         *zip(wide, ends((45, 0.95), (0, 0.5)), strict=True),
-        *zip(GATED_2, [*ends((12, 0.80), (8, math.inf)), "failed", "running"], strict=True),
+        *zip(GATED_2, [*ends((12, 0.80), (8, math.inf)), "failed", "stopped"], strict=True),
     ]
     directories = {}
     for trial, end in values:
@@ -50,16 +51,23 @@ def test_storage_tells_the_same_as_mlflow(recorder: Recorder) -> None:
             finish(directory, trial, FINGERPRINT, pursuit, **end)
         elif end == "failed":
             directory.fail("NaN")
+        elif end == "stopped":
+            directory.append(192, {"rung/l0": 25.0, "rung/loss_recovered": 0.6, "rung/fvu": 0.4})
     launches = {OLDER: values[:3], NEWER: values}
+    stopped = StoppedTrials(storage / "swept" / "launches" / NEWER)
+    beaten: Stop = {"tokens": 192, "l0": 25.0, "quality": 0.6, "by": ["a"], "by_l0": 20.0, "by_quality": 0.9}
+    stopped.create(GATED_2[3].name, beaten)
     for launch, carried in launches.items():
         time.sleep(0.002)
         encoders: list[int | None] = [None] if launch == OLDER else [None, *pursuit]
-        mirror = Mirror(uri, "other experiment", launch, EvaluationRequest(FINGERPRINT, tuple(encoders)))
+        mirror = Mirror(
+            uri, "other experiment", launch, EvaluationRequest(FINGERPRINT, tuple(encoders)), stop_of=stopped.get
+        )
         mirror.open_launch("swept", {})
         mirror.sync([Trial(trial, directories[trial.name]) for trial, _ in carried])
         mirror.close("FINISHED")
         folder = storage / "swept" / "launches" / launch
-        folder.mkdir(parents=True)
+        folder.mkdir(parents=True, exist_ok=True)
         sweep = {"name": "swept", "experiment": "other experiment"}
         identities = {trial.name: trial.identity for trial, _ in carried}
         launch_directory.LAUNCH.write(folder / "launch.json", {"sweep": sweep, "trials": identities})
@@ -94,6 +102,8 @@ def test_storage_tells_the_same_as_mlflow(recorder: Recorder) -> None:
         {"tokens": "all"},
         {"with_references": True},
         {"tokens": "1024", "with_references": True},
+        {"with_stopped": True},
+        {"with_stopped": True, "site": SITE_1},
     ]
     for options in questions:
         theirs = frontier("other experiment", tracking_uri=uri, **options)
@@ -102,6 +112,10 @@ def test_storage_tells_the_same_as_mlflow(recorder: Recorder) -> None:
         pd.testing.assert_frame_equal(mine.drop(columns="run_id"), theirs.drop(columns="run_id"))
         notes = [n.replace("the tag gsae.failure of its run", "FAILED in its folder") for n in theirs.attrs["notes"]]
         assert mine.attrs["notes"] == notes
+        if "with_stopped" in options:
+            shown = mine[mine["stopped_at"].notna()]
+            assert shown["l0"].tolist() == ([] if "site" in options else [25.0]) and not shown["on_frontier"].any()
+            mine = mine.drop(shown.index)
         own = mine[mine["origin"] == "own"]
         assert all(saes.load(Path(folder) / "sae").cfg.d_sae == 16 for folder in own["run_id"])
         theirs = mine.drop(own.index)
