@@ -164,7 +164,7 @@ class Registry:
         """Moves each alias to the best version within its L0, of those that were evaluated on this launch's contexts.
 
         Returns:
-            a line for each version that keeps aliases since nobody knows whether it is still the best.
+            a line about those that stay since nobody knows whether their SAEs are still the best.
         """
         aliases = self.client.get_registered_model(name).aliases
         by_number = {str(version.version): version for version in versions}
@@ -180,11 +180,13 @@ class Registry:
                 kept.setdefault(str(holder.version), []).append(alias)
             else:
                 self.client.set_registered_model_alias(name, alias, best.version)
+        if not kept:
+            return []
+        held = ", ".join(alias for found in kept.values() for alias in found)
+        sources = ", ".join(f"{{source: {by_number[number].run_id}, site: {site}}}" for number in kept)
         return [
-            f"{', '.join(held)} of {name} stay with version {number}, which was not evaluated on this launch's "
-            f"tokens: add {{source: {by_number[number].run_id}, site: {site}}} to references, and run again with "
-            "--resume, to have it compared"
-            for number, held in kept.items()
+            f"{name} keeps {held} where they are: these SAEs were not evaluated on this launch's tokens; to have them "
+            f"compared, add to references, and run again with --resume: {sources}"
         ]
 
 

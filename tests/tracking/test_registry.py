@@ -133,8 +133,8 @@ def test_on_other_tokens_an_alias_stays_until_its_holder_is_evaluated_there(swee
     mirror = sweep.launch([DENSE], NEWER, OTHER_TOKENS, ends={DENSE.name: (25, 0.99)})
     assert set(sweep.aliases().values()) == {"2.0"}
     (notice,) = mirror.notices
-    assert notice.startswith(f"best-l0-32, best-l0-64, best-l0-128, best-l0-256 of {sweep.name} stay with version 1,")
-    assert f"add {{source: {holder}, site: {SITE_1}}} to references" in notice
+    assert notice.startswith(f"{sweep.name} keeps best-l0-32, best-l0-64, best-l0-128, best-l0-256 where they are: ")
+    assert notice.endswith(f"run again with --resume: {{source: {holder}, site: {SITE_1}}}")
     reference = Reference(  # what the line says is done
         source=holder, origin=holder, site=SITE_1, trained_at=SITE_1, architecture="gated", d_in=8, d_sae=16, sae="s"
     )
