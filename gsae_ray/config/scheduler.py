@@ -75,6 +75,24 @@ def compared(trials: Iterable[TrialSpec], settings: SchedulerSettings) -> list[T
     return [trial for trial in able if len(different[group_of(trial)]) > 1]
 
 
+def middle_first(trials: Sequence[TrialSpec]) -> list[TrialSpec]:
+    """The trials with the learning rates in the middle of each group first, since the best is likely there.
+
+    What begins later is compared with what is ahead of it; were the rates in the order of a grid, those below the best
+    would all run to their end before they meet one that beats them.
+    """
+    rates: dict[str, list[float]] = {}
+    for trial in trials:
+        rates.setdefault(group_of(trial), []).append(trial.training.lr)
+
+    def place(trial: TrialSpec) -> tuple[float, float]:
+        different = sorted(set(rates[group_of(trial)]))
+        from_middle = different.index(trial.training.lr) - (len(different) - 1) / 2
+        return abs(from_middle), from_middle
+
+    return sorted(trials, key=place)
+
+
 def compared_evaluations(trials: Iterable[TrialSpec], settings: SchedulerSettings) -> dict[str, float]:
     """Trial -> how many whole evaluations its comparisons take, were it trained to its end."""
     return {trial.name: HELDOUT_SHARE * len(rungs(trial, settings)) for trial in compared(trials, settings)}

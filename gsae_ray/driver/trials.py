@@ -14,6 +14,7 @@ from ray import tune
 from gsae_ray.actors.store_actor import StoreClient
 from gsae_ray.actors.trial_actor import SAETrial, TrialContext
 from gsae_ray.capacity.nodes import TRAINER
+from gsae_ray.config.scheduler import middle_first
 from gsae_ray.config.trial import TrialSpec
 from gsae_ray.driver import cluster_nodes
 from gsae_ray.driver.begin import Launch
@@ -149,11 +150,13 @@ class TrialRunner:
             tune_config = tune.TuneConfig(
                 reuse_actors=settings.gpus == 0, max_concurrent_trials=settings.max_concurrent
             )
+            specs = [trial.spec for trial in trials]
             if self.launch.prepared.sweep.scheduler.stop_dominated:
                 tune_config.scheduler = StopDominated(self.decisions)
+                specs = middle_first(specs)
             results = tune.Tuner(
                 tune.with_resources(trainable, resources),
-                param_space={"trial": tune.grid_search([trial.spec.to_json() for trial in trials])},
+                param_space={"trial": tune.grid_search([spec.to_json() for spec in specs])},
                 tune_config=tune_config,
                 run_config=run_config(Path(scratch), [TrialCallbacks(self.supervisor)], StopWhenAsked(self.supervisor)),
             ).fit()

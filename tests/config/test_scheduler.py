@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from trials import expand
 
-from gsae_ray.config.scheduler import SchedulerSettings, check_scheduler, compared, rungs
+from gsae_ray.config.scheduler import SchedulerSettings, check_scheduler, compared, middle_first, rungs
 from gsae_ray.errors import UserError
 
 ON = SchedulerSettings(stop_dominated=True)
@@ -35,6 +35,14 @@ def test_trials_of_one_site_width_and_sparsity_are_compared() -> None:
     trials = [t for lr in (1e-3, 2e-3) for t in expand(l1_coefficient=[1.0, 2.0], lr=lr, seeds=[0, 1])]
     alone = expand(l1_coefficient=[4.0])
     assert compared([*trials, *alone], ON) == trials
+
+
+def test_the_middle_of_the_learning_rates_comes_first() -> None:
+    trials = [t for lr in (1e-4, 1e-3, 1e-2, 1e-1) for t in expand(lr=lr, l1_coefficient=[1.0, 2.0])]
+    rates = [trial.training.lr for trial in middle_first(trials)]
+    assert rates == [1e-3, 1e-3, 1e-2, 1e-2, 1e-4, 1e-4, 1e-1, 1e-1]
+    alone = expand(l1_coefficient=[4.0, 8.0], seeds=[0, 1])
+    assert middle_first(alone) == alone, "else the order stays"
 
 
 def test_seeds_are_no_settings_to_compare() -> None:
