@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import tempfile
 from collections.abc import Callable, Sequence
@@ -41,8 +42,12 @@ class TrialRunner:
         self.tracking_uri = tracking_uri
         self.store_actor = actors.store_actor
         self.supervisor = actors.supervisor
-        scheduler = launch.prepared.sweep.scheduler
-        self.decisions = Decisions(launch.trials, scheduler, launch.stopped, launch.log.say, launch.is_ours)
+
+    @functools.cached_property
+    def decisions(self) -> Decisions:
+        """Which trials the scheduler stops."""
+        launch = self.launch
+        return Decisions(launch.trials, launch.prepared.sweep.scheduler, launch.stopped, launch.log.say, launch.is_ours)
 
     def run(self) -> None:
         """Trains what is to be trained, has every finished SAE evaluated beside that, and after it the references.
@@ -130,7 +135,7 @@ class TrialRunner:
 
     def _has_ended(self, trial: Trial) -> bool:
         """Whether it is done, has failed for good, or was stopped."""
-        return trial.directory.ended or trial.name in self.launch.stopped
+        return trial.directory.ended or self.supervisor.is_stopped(trial.name)
 
     def _tune(self, trials: Sequence[Trial]) -> dict[str, str]:
         """Runs trials under Tune.

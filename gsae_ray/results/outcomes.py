@@ -187,9 +187,8 @@ class StorageOutcomes:
         return list(self._launches)
 
     def finished(self, launch: str | None) -> list[Outcome]:
-        return [
-            outcome for outcome in self._trials(launch) if FAILURE not in outcome.tags and EVALUATION in outcome.tags
-        ]
+        ended = {FAILURE, STOPPED}
+        return [o for o in self._trials(launch) if EVALUATION in o.tags and not ended & o.tags.keys()]
 
     def failed(self, launch: str | None) -> list[Outcome]:
         return [outcome for outcome in self._trials(launch) if FAILURE in outcome.tags]
@@ -260,7 +259,7 @@ class StorageOutcomes:
             elif status.failure is not None:
                 tags[FAILURE] = status.failure
             elif not status.trained and (stop := StoppedTrials(folder).get(name)) is not None:
-                tags[STOPPED] = json.dumps(stop)
+                tags |= {STOPPED: json.dumps(stop), EVALUATION: request.fingerprint}
                 for row in directory.rows()[0]:
                     metrics |= _finite(row["metrics"])
             yield Outcome(str(path), tags, _params(path), metrics)

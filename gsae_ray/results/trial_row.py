@@ -42,7 +42,7 @@ def row_of_trial(outcome: Outcome) -> dict[str, Any]:
         "snapshot": False,
         "origin": OWN,
         "trained_at": params["site"],
-        "fingerprint": outcome.tags.get(EVALUATION, ""),
+        "fingerprint": outcome.tags[EVALUATION],
         "schema": outcome.schema,
     }
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
@@ -41,7 +42,7 @@ class Progress:
     """How far a launch is, in numbers; as JSON it is what a driver reports to MLflow."""
 
     trials: dict[str, int]
-    """State -> number of trials in it."""
+    """State -> number of trials in it; `stopped` only where there are some."""
     tokens: int
     """Tokens trained on, summed over all trials."""
     tokens_per_s: float
@@ -89,8 +90,9 @@ class Pace:
             left = max(left, (evaluations - last) * each) + last * each
         elif left is not None and evaluations:
             uncounted, left = evaluations, left or None
+        counts = Counter(trial.state for trial in trials)
         return Progress(
-            trials={state: sum(trial.state == state for trial in trials) for state in STATES},
+            trials={state: n for state in STATES if (n := counts[state]) or state != "stopped"},
             tokens=sum(trial.tokens for trial in trials),
             tokens_per_s=speed,
             seconds_left=left,

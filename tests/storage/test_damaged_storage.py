@@ -78,7 +78,7 @@ def train(trainer: Trainer, directory: TrialDirectory, session: int, steps: int 
     trial = SAETrial.__new__(SAETrial)
     trial.trial, trial.directory, trial.source, trial._newest_row = trainer.trial, directory, None, 0
     trial.failure, trial.stopped, trial._newest_metrics = None, None, {}
-    trial.context = cast(TrialContext, SimpleNamespace(evaluate_every_tokens=None, metadata={}, modules={}))
+    trial.context = cast(TrialContext, SimpleNamespace(evaluate_every_tokens=None, rungs={}, metadata={}, modules={}))
     directory.begin_attempt(trainer.trial, session, pid=1, node="here")
     if (state := directory.newest_state()) is not None:
         trainer.restore(*state)
