@@ -47,6 +47,7 @@ FEATURE_SUMS = {
 """The same where the true features of the rows are known (`evaluation.known_features`)."""
 WHOLE = {
     "alive_fraction": "share of features that were active on some held-out row",
+    "dense_heldout": "share of features that were active on more than a tenth of the held-out rows",
     "mcc": "mean |cosine| of true features with the decoder rows that are matched to them",
     "feature_precision": "mean precision of true features",
     "feature_recall": "mean recall of true features",
@@ -54,8 +55,13 @@ WHOLE = {
     "splitting": "mean number of latents of a true feature that has any",
 }
 """Name -> what is known of an evaluation as a whole: no sum over contexts gives it."""
-Takes = Literal["rows", "model", "features"]
-"""What a metric takes: rows and what an SAE makes of them; a language model's losses too; the true features too."""
+TRAINING = {"dead_train": "dead_fraction", "dense_train": "dense_fraction"}
+"""Metric -> what the last metric row of training calls it: no evaluation gives it."""
+DENSE_SHARE = 0.1
+"""A feature that is active on more than this share of rows is dense."""
+Takes = Literal["rows", "model", "features", "training"]
+"""What a metric takes: rows and what an SAE makes of them; a language model's losses too; the true features too; or
+nothing of an evaluation, but what was logged in training (`TRAINING`)."""
 Better = Literal["high", "low", "one"]
 """Which values of a metric are the better ones: the higher, the lower, those nearer to 1."""
 
@@ -79,6 +85,8 @@ class Metric:
     """Which SAE is the better one by it; None: it tells nothing of that."""
     takes: Takes = "rows"
     """Of a metric that takes true features there is a column only where some SAE has it."""
+    interval: bool = False
+    """Whether the evaluation itself brings the ends of its interval along, which sums over contexts do not give."""
 
 
 METRICS: dict[str, Metric] = {}
@@ -94,6 +102,7 @@ def metric(
     table: bool = False,
     better: Better | None = "high",
     takes: Takes = "rows",
+    interval: bool = False,
 ) -> Callable[[Formula], Formula]:
     """Adds a function to `METRICS`, under its own name.
 
@@ -105,10 +114,11 @@ def metric(
         table: as `Metric.table`.
         better: as `Metric.better`.
         takes: as `Metric.takes`.
+        interval: as `Metric.interval`.
     """
 
     def add(formula: Formula) -> Formula:
-        METRICS[formula.__name__] = Metric(formula, meaning, since, resampled, column, table, better, takes)
+        METRICS[formula.__name__] = Metric(formula, meaning, since, resampled, column, table, better, takes, interval)
         return formula
 
     return add
@@ -162,6 +172,44 @@ def ce_zero(s: Sums) -> Array:
 @metric("share of features that were active on some held-out row", since=1, resampled=False, table=True)
 def alive_fraction(s: Sums) -> Array:
     return np.asarray(s["alive_fraction"])  # of all contexts together: no sum over contexts gives it
+
+
+@metric("share of features that were active on no held-out row", since=2, resampled=False, better="low")
+def dead_heldout(s: Sums) -> Array:
+    return 1 - alive_fraction(s)
+
+
+@metric(
+    "share of features that were active on more than 10 % of the held-out rows",
+    since=2,
+    resampled=False,
+    better="low",
+    interval=True,
+)
+def dense_heldout(s: Sums) -> Array:
+    return np.asarray(s["dense_heldout"])
+
+
+@metric(
+    "share of features that were active on no row of the last interval of training (training.log_every_tokens)",
+    since=1,
+    resampled=False,
+    better="low",
+    takes="training",
+)
+def dead_train(s: Sums) -> Array:
+    return np.asarray(s["dead_train"])
+
+
+@metric(
+    "share of features that were active on more than 10 % of the rows of that interval",
+    since=1,
+    resampled=False,
+    better="low",
+    takes="training",
+)
+def dense_train(s: Sums) -> Array:
+    return np.asarray(s["dense_train"])
 
 
 @metric(
@@ -275,7 +323,7 @@ class Totals(dict[str, Any]):
     """
 
     def __missing__(self, name: str) -> Any:
-        if (meaning := {**SUMS, **FEATURE_SUMS, **WHOLE}.get(name)) is not None:
+        if (meaning := {**SUMS, **FEATURE_SUMS, **WHOLE, **TRAINING}.get(name)) is not None:
             raise AbsentSumError(f"{name}: this evaluation has no such sum ({meaning}), and no metric that takes it")
         raise KeyError(name)
 
@@ -289,14 +337,23 @@ class Evaluation(NamedTuple):
     """Name of `SUMS` or `FEATURE_SUMS` -> a number for each held-out context (or group of rows), in a fixed order."""
     schema: int
     """`schema_version()` in the process that computed the metrics."""
+    ends: Mapping[str, float] = {}
+    """`{metric}_low` and `{metric}_high` of intervals that `sequences` do not give."""
 
     @classmethod
-    def of(cls, sequences: dict[str, list[float]], alive_fraction: float, **whole: float) -> Evaluation:
+    def of(
+        cls,
+        sequences: dict[str, list[float]],
+        alive_fraction: float,
+        ends: Mapping[str, float] | None = None,
+        **whole: float,
+    ) -> Evaluation:
         """The evaluation with those sums of each context; metrics of which a sum is absent are left out.
 
         Args:
             sequences: as the field.
             alive_fraction: as in `WHOLE`.
+            ends: as the field.
             **whole: what else of `WHOLE` is known.
 
         Raises:
@@ -310,7 +367,7 @@ class Evaluation(NamedTuple):
                 metrics[name] = float(metric.formula(totals))
             except AbsentSumError:
                 continue
-        return cls(metrics, sequences, schema_version())
+        return cls(metrics, sequences, schema_version(), ends or {})
 
 
 def _ratio(numerator: ArrayLike, denominator: ArrayLike) -> Array:

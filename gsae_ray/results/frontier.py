@@ -64,8 +64,8 @@ def columns(rows: pd.DataFrame | None = None) -> list[str]:
 
 
 def _ends(measured: Iterable[str]) -> list[str]:
-    """The columns with the ends of intervals: `l0_low`, `l0_high`, … of each metric that sums over contexts give."""
-    known = metrics.resampled(features=True)
+    """The columns with the ends of intervals: `l0_low`, `l0_high`, … of each metric that has them."""
+    known = {*metrics.resampled(features=True), *(name for name, metric in METRICS.items() if metric.interval)}
     return [end for name in measured if name in known for end in low_and_high(name)]
 
 
@@ -302,7 +302,12 @@ def _evaluated(
             for outcome, row in finished
             for l0, evaluation in sorted(outcomes.pursuit(outcome).items())
         ]
-    return [row | metrics_of(outcome.evaluation) for outcome, row in finished]
+    return [row | metrics_of(outcome.evaluation) | _of_training(outcome) for outcome, row in finished]
+
+
+def _of_training(outcome: Outcome) -> dict[str, float]:
+    """The metrics of the last interval of training that are columns; NaN for those that were not logged."""
+    return {name: outcome.metrics.get(f"train/{row}", float("nan")) for name, row in metrics.TRAINING.items()}
 
 
 def metrics_of(evaluation: Mapping[str, float]) -> dict[str, float]:
@@ -319,7 +324,7 @@ def _named(row: pd.Series[Any]) -> str:
 
 def _not_finite(rows: pd.DataFrame) -> Iterator[tuple[pd.Series[Any], list[str]]]:
     """Table rows with the metrics of each that are not finite, of those that evaluations of its schema carry."""
-    left_out = () if quality_of(rows) == LOSS_RECOVERED else ("model",)
+    left_out = ("training",) if quality_of(rows) == LOSS_RECOVERED else ("training", "model")
     names = [name for name in metrics.columns() if METRICS[name].takes not in left_out] + _of_true_features(rows)
     for _, row in rows.iterrows():
         carried = [name for name in names if METRICS[name].since <= row["schema"]]

@@ -48,7 +48,7 @@ def evaluation_record(evaluation: Evaluation, kind: str, step: int, sae_hash: st
         step: at which MLflow shows them.
         sae_hash: of the SAE, which tells whether the record is of that one.
     """
-    measured = {**evaluation.metrics, **intervals_of(evaluation.sequences)}
+    measured = {**evaluation.metrics, **intervals_of(evaluation.sequences), **evaluation.ends}
     return {
         "step": step,
         "timestamp": time.time_ns() // 1_000_000,
