@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from gsae_ray.evaluation.bootstrap import DRAWS, PART, SEED, draw_contexts, ends_of, low_and_high
@@ -71,6 +72,6 @@ class Firing:
         return np.concatenate(shares)
 
 
-def _dense(rows: Array, counts: Array) -> Array:
+def _dense(rows: Array, counts: Array) -> NDArray[np.bool_]:
     """Whether features fire on more than `DENSE_SHARE` of rows."""
     return counts > DENSE_SHARE * rows

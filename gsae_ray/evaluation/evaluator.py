@@ -137,7 +137,7 @@ class Evaluator:
         self._check_finite("the model's own losses", torch.cat(sums["nll_clean"]))
         self._check_finite(f"losses with 0 in place of {site}", ablated.nll_E)
         sequences = {name: torch.cat(values).double().tolist() for name, values in sums.items()}
-        return Evaluation.of(sequences, ends=firing.ends(), **firing.metrics())
+        return Evaluation.of(sequences, **firing.metrics())._replace(ends=firing.ends())
 
     def notices(self) -> list[str]:
         """Lines that the user should know about the evaluations so far."""

@@ -341,19 +341,12 @@ class Evaluation(NamedTuple):
     """`{metric}_low` and `{metric}_high` of intervals that `sequences` do not give."""
 
     @classmethod
-    def of(
-        cls,
-        sequences: dict[str, list[float]],
-        alive_fraction: float,
-        ends: Mapping[str, float] | None = None,
-        **whole: float,
-    ) -> Evaluation:
+    def of(cls, sequences: dict[str, list[float]], alive_fraction: float, **whole: float) -> Evaluation:
         """The evaluation with those sums of each context; metrics of which a sum is absent are left out.
 
         Args:
             sequences: as the field.
             alive_fraction: as in `WHOLE`.
-            ends: as the field.
             **whole: what else of `WHOLE` is known.
 
         Raises:
@@ -367,7 +360,7 @@ class Evaluation(NamedTuple):
                 metrics[name] = float(metric.formula(totals))
             except AbsentSumError:
                 continue
-        return cls(metrics, sequences, schema_version(), ends or {})
+        return cls(metrics, sequences, schema_version())
 
 
 def _ratio(numerator: ArrayLike, denominator: ArrayLike) -> Array:

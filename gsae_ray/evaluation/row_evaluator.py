@@ -71,7 +71,7 @@ class RowEvaluator:
             self._add(sums, group_R, {"rows": torch.ones_like(group_R), **found.values})
         whole = self._detect(site, sae, pursuit_l0, firing.alive_F, sums) if self.heldout.features else {}
         sequences = {name: sums_G.tolist() for name, sums_G in sums.items()}
-        return Evaluation.of(sequences, ends=firing.ends(), **firing.metrics(), **whole)
+        return Evaluation.of(sequences, **firing.metrics(), **whole)._replace(ends=firing.ends())
 
     def _detect(
         self, site: Site, sae: SAE, pursuit_l0: int | None, alive_F: Tensor, sums: dict[str, Tensor]

@@ -59,10 +59,10 @@ def test_a_feature_that_fires_everywhere_is_dense_and_has_no_doubt(evaluator: Ev
     sae = build(SAEConfig(architecture="standard", d_in=N, d_sae=8, hyperparameters={"l1_coefficient": 1.0}))
     sae.initialise(torch.Generator().manual_seed(0), torch.zeros(N))
     with torch.no_grad():
-        sae.b_enc[:] = -1e6
-        sae.b_enc[3] = 1e6
+        bias_F = sae.get_parameter("b_enc")
+        bias_F.fill_(-1e6)
+        bias_F[3] = 1e6
     evaluation = evaluator.evaluate(SITE, sae.eval())
     found = evaluation.metrics
-    assert [found["dense_heldout"], *evaluation.ends.values()] == [1 / 8] * 3 and found[
-        "dead_heldout"
-    ] == 7 / 8 == 1 - found["alive_fraction"]
+    assert [found["dense_heldout"], *evaluation.ends.values()] == [1 / 8] * 3
+    assert found["dead_heldout"] == 7 / 8 == 1 - found["alive_fraction"]
