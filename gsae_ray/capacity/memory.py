@@ -11,6 +11,7 @@ import torch
 from gsae_ray.activations.layout import DTYPE_BYTES
 from gsae_ray.config.sweep import Sweep
 from gsae_ray.config.trial import TrialSpec
+from gsae_ray.data.probe_set import KEPT_BYTES
 from gsae_ray.evaluation.evaluator import CLEAN_CACHE_BYTES, STATES_BYTES
 from gsae_ray.saes import REGISTRY, SAE, SAEConfig, build
 from gsae_ray.storage.checkpoints import FILE_BYTES
@@ -126,6 +127,23 @@ def held_out_positions(sweep: Sweep) -> int:
     return sweep.language_model.context_size * -(-sweep.evaluation.tokens // sweep.rows_a_context)
 
 
+def probes_bytes(sweep: Sweep, widths: Mapping[str, int]) -> int:
+    """Bytes of what probes keep on a producer's host: rows of probe sets, and while one is fitted its columns.
+
+    Args:
+        sweep: the sweep.
+        widths: site -> width of its activations.
+    """
+    sets = [settings.tokens for settings in sweep.evaluation.probes or ()]
+    if not sets:
+        return 0
+    size, sources = DTYPE_BYTES[sweep.language_model.dtype], [widths[site.source.name] for site in sweep.trained_sites]
+    a_set = [size * sum(sets) * width for width in sources]
+    # All columns of a set in float64: of all rows, scaled, and of those that are fitted, which the solver copies.
+    fitted = 3 * DOUBLE * max(sets) * max(sources)
+    return min(sum(a_set), KEPT_BYTES + max(a_set)) + fitted
+
+
 def producer_memory(
     sweep: Sweep,
     model: PreTrainedModel,
@@ -157,11 +175,12 @@ def producer_memory(
         log_probs_bytes(sweep, text) if keeps_log_probs(sweep, text) else logits
     )
     evaluation += min(states_bytes(sweep, text, widths), STATES_BYTES)
+    probes = probes_bytes(sweep, widths)
     if sweep.producers.gpus:
         gpu = CUDA_CONTEXT + weights + max(forward, evaluation + sae)
-        return Memory(host=PROCESS + max(block_bytes, 2 * sae), gpu=gpu)
+        return Memory(host=PROCESS + probes + max(block_bytes, 2 * sae), gpu=gpu)
     # An SAE is here twice: as it was sent, and as it is used.
-    return Memory(host=PROCESS + weights + max(block_bytes + forward, evaluation + 2 * sae))
+    return Memory(host=PROCESS + weights + probes + max(block_bytes + forward, evaluation + 2 * sae))
 
 
 def rows_producer_memory(

@@ -7,17 +7,19 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
+from typing import Any
 
+from gsae_ray.data.probe_set import ProbeSets
 from gsae_ray.errors import NumericError, ProductionError, StorageFullError, reason
 from gsae_ray.evaluation.metrics import Evaluation
-from gsae_ray.evaluation.task import Evaluate
+from gsae_ray.evaluation.task import Evaluate, Probe
 from gsae_ray.files import disk_space_needed
 from gsae_ray.saes.folder import CONFIG_FILE, WEIGHTS_FILE
-from gsae_ray.storage.evaluations import EvaluationRequest
+from gsae_ray.storage.evaluations import Asked, EvaluationRequest
 from gsae_ray.storage.trial_directory import Trial
 
-Submit = Callable[[Evaluate], "Future[Evaluation]"]
-"""Has a task run on a producer, in time."""
+Submit = Callable[[Any], "Future[Evaluation]"]
+"""Has a task, an `Evaluate` or a `Probe`, run on a producer, in time."""
 
 STORAGE_TIMEOUT_S = 120.0
 """Storage that cannot be read for longer ends the evaluations."""
@@ -34,6 +36,7 @@ class EvaluationQueue(threading.Thread):
         trials: Sequence[Trial],
         evaluation: EvaluationRequest,
         submit: Submit,
+        probes: ProbeSets | None = None,
         at_a_time: int = 2,
         interval_s: float = 0.3,
     ) -> None:
@@ -43,16 +46,18 @@ class EvaluationQueue(threading.Thread):
             trials: those whose SAEs are to be evaluated.
             evaluation: what every SAE is to get.
             submit: has a producer evaluate an SAE.
+            probes: what is probed, where `evaluation` asks for that.
             at_a_time: SAEs whose weights are in memory for their evaluations.
             interval_s: seconds between two readings of the directories.
         """
         super().__init__(name="evaluations", daemon=True)
         self.evaluation = evaluation
         self.submit = submit
+        self.probes = probes
         self.at_a_time = at_a_time
         self.interval_s = interval_s
         self._waiting = list(trials)
-        self._running: list[tuple[Trial, int | None, Future[Evaluation]]] = []
+        self._running: list[tuple[Trial, Asked, Future[Evaluation]]] = []
         self._error: Exception | None = None
         self._training_over = threading.Event()
         self._stop_asked = False
@@ -86,10 +91,10 @@ class EvaluationQueue(threading.Thread):
                 folder = directory.path / "sae"
                 cfg, weights = (folder / CONFIG_FILE).read_text("utf-8"), (folder / WEIGHTS_FILE).read_bytes()
                 missing = directory.status(self.evaluation).missing
-                requests = [self.submit(Evaluate(trial.spec.site, cfg, weights, l0)) for l0 in missing]
-                self._running += [(trial, l0, request) for l0, request in zip(missing, requests, strict=True)]
+                requests = [self.submit(self._task(asked, trial.spec.site, cfg, weights)) for asked in missing]
+                self._running += [(trial, asked, request) for asked, request in zip(missing, requests, strict=True)]
         for running in [r for r in self._running if r[2].done()]:
-            trial, pursuit_l0, request = running
+            trial, asked, request = running
             directory = trial.directory
             self._running.remove(running)
             with self._kept_for_finish(), disk_space_needed(directory.path):
@@ -99,7 +104,13 @@ class EvaluationQueue(threading.Thread):
                     directory.fail_evaluation(reason(error))
                 else:
                     tokens = trial.spec.training.trained_tokens
-                    directory.save_evaluation(self.evaluation.fingerprint, tokens, evaluation, pursuit_l0)
+                    directory.save_evaluation(self.evaluation.fingerprint, tokens, evaluation, asked)
+
+    def _task(self, asked: Asked, site: str, cfg: str, weights: bytes) -> Evaluate | Probe:
+        if not isinstance(asked, str):
+            return Evaluate(site, cfg, weights, asked)
+        assert self.probes is not None and asked == self.probes.fingerprint
+        return Probe(site, cfg, weights, self.probes)
 
     @contextlib.contextmanager
     def _kept_for_finish(self) -> Iterator[None]:

@@ -80,13 +80,14 @@ def prepare(
     trials = sweep.expand(widths, prepared.provenance, configs)
     block_bytes = max(layout.nbytes(block, tuple(layout.widths)) for block in range(len(layout.rows)))
     heldout = [*prepared.heldout, sweep.dataset.max_norm]
+    probed = [] if prepared.probes is None else [prepared.probes.fingerprint]
     return PreparedSweep(
         sweep=sweep,
         source=prepared,
         layout=layout,
         trials=trials,
         producer=source.producer_memory(block_bytes, trials, references),
-        evaluation=EvaluationRequest(digest(heldout), sweep.evaluation.encoders),
+        evaluation=EvaluationRequest(digest(heldout), (*sweep.evaluation.encoders, *probed)),
         parents={RUN + run_id: folder for run_id, folder in parents.items()},
         references=references,
     )

@@ -170,7 +170,7 @@ class StorageOutcomes:
         directory, request = TrialDirectory(Path(outcome.run_id)), self.request(outcome.tags[LAUNCH])
         evaluations: dict[int, dict[str, float]] = {}
         for l0 in request.encoders:
-            if l0 is not None and (found := directory.evaluation(request.fingerprint, l0)) is not None:
+            if isinstance(l0, int) and (found := directory.evaluation(request.fingerprint, l0)) is not None:
                 metrics = _finite(found["metrics"]).items()
                 evaluations[l0] = {name.removeprefix("pursuit/"): value for name, value in metrics}
         return evaluations

@@ -12,14 +12,17 @@ from gsae_ray.evaluation.bootstrap import intervals_of
 from gsae_ray.evaluation.metrics import Evaluation
 from gsae_ray.files import JSONFile
 
+Asked = int | str | None
+"""An evaluation that is asked for. None: one with the SAE's own encoder; a number: one by gradient pursuit with that
+target L0; text: probes, by the fingerprint of what is probed (`data.probe_set`)."""
+
 
 class EvaluationRequest(NamedTuple):
     """What a launch asks of every finished SAE."""
 
     fingerprint: str
     """Of the held-out contexts."""
-    encoders: tuple[int | None, ...]
-    """None: an evaluation with the SAE's own encoder; a number: one by gradient pursuit with that target L0."""
+    encoders: tuple[Asked, ...]
 
 
 class EvaluationRecord(TypedDict):
@@ -37,6 +40,13 @@ class EvaluationRecord(TypedDict):
 
 
 EVALUATION = JSONFile(EvaluationRecord, "the same command evaluates this SAE again", sealed=True)
+
+
+def evaluation_suffix(asked: Asked) -> str:
+    """What the names of files have that hold an evaluation: nothing where it is with the SAE's own encoder."""
+    if asked is None:
+        return ""
+    return f"-pursuit-{asked}" if isinstance(asked, int) else f"-probes-{asked[:16]}"
 
 
 def evaluation_record(evaluation: Evaluation, kind: str, step: int, sae_hash: str) -> EvaluationRecord:
@@ -79,9 +89,9 @@ class TrialStatus:
 
     trained: bool
     """Whether its SAE is finished."""
-    missing: tuple[int | None, ...]
-    """The encoders asked for that the SAE was not evaluated with; all of them before it is trained."""
-    outdated: tuple[int | None, ...]
+    missing: tuple[Asked, ...]
+    """The evaluations asked for that the SAE has not; all of them before it is trained."""
+    outdated: tuple[Asked, ...]
     """Those of the missing for which there is an evaluation of an older schema, without some metrics of now."""
     failure: str | None
     """Why training, or the evaluation, failed for good; None where it did not, or where `evaluated`."""

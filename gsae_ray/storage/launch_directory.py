@@ -4,7 +4,8 @@ drivers/{session}.json          see `storage.driver_lock`
 launches/{id}/launch.json       the sweep, resolved, and its `overrides`; its trials' identities by name, and the
                              `revision` of their numbers
 launches/{id}/sweep.yaml        the same to read; versions.json, frontier.csv, frontier.png, pursuit.csv
-launches/{id}/evaluation.json   on which held-out tokens, by fingerprint, its SAEs are evaluated, and by which encoders
+launches/{id}/evaluation.json   on which held-out tokens, by fingerprint, its SAEs are evaluated, by which encoders
+                             and with which probes
 launches/{id}/record.json       what was produced for it (`activations.production_log`)
 launches/{id}/events.jsonl      what happened: {"time", "event"} a line
 launches/{id}/references/       SAEs from elsewhere that it is compared with (see `storage.references`)
@@ -58,7 +59,7 @@ class _Launch(TypedDict):
 
 class _Evaluated(TypedDict):
     fingerprint: str
-    encoders: list[int | None]
+    encoders: list[int | str | None]
 
 
 FIRST_ENGINE, FIRST_PRECISION = "dense", "float32"

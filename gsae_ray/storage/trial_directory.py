@@ -13,6 +13,7 @@ evaluations/{fingerprint}.json   the finished SAE on the held-out contexts of th
                              "metrics": {name: value; the ends of intervals too}, "sequences": {sum: [of each context]},
                              "sae": its hash, "schema": version of the metrics, 1 where it is missing}
 evaluations/{fingerprint}-pursuit-{l0}.json   the same with gradient pursuit in its encoder's place; step is its L0
+evaluations/{fingerprint}-probes-{hash}.json   the same of probes on labelled text with that hash; without sums
 
 What is damaged is as if it were not there, and is made again: rows and checkpoints from the checkpoint before, the
 finished SAE by training, an evaluation by evaluating. `DONE` is checked against all that it vouches for once a launch.
@@ -37,10 +38,12 @@ from gsae_ray.saes.folder import content_hash
 from gsae_ray.storage.checkpoints import Checkpoints, State
 from gsae_ray.storage.evaluations import (
     EVALUATION,
+    Asked,
     EvaluationRecord,
     EvaluationRequest,
     TrialStatus,
     evaluation_record,
+    evaluation_suffix,
     schema_of,
     with_intervals,
 )
@@ -164,29 +167,27 @@ class TrialDirectory:
         """
         return self._rows.read(cursor)
 
-    def evaluation(self, fingerprint: str, pursuit_l0: int | None = None) -> EvaluationRecord | None:
+    def evaluation(self, fingerprint: str, asked: Asked = None) -> EvaluationRecord | None:
         """The finished SAE's evaluation, of any schema; None where it has none.
 
         Args:
             fingerprint: of the held-out contexts.
-            pursuit_l0: target L0 of gradient pursuit; None: the SAE's own encoder.
+            asked: which one; None: with the SAE's own encoder.
         """
-        done, found = DONE.read_whole(self.path / "DONE", self.storage), self._evaluation_path(fingerprint, pursuit_l0)
+        done, found = DONE.read_whole(self.path / "DONE", self.storage), self._evaluation_path(fingerprint, asked)
         evaluation = EVALUATION.read_whole(found, self.storage)
         return evaluation if done and evaluation and evaluation["sae"] == done["sae"] else None
 
-    def evaluations(self, request: EvaluationRequest) -> dict[int | None, EvaluationRecord]:
-        """Those that a launch asks for and the finished SAE has, of any schema, by encoder."""
-        found = {l0: self.evaluation(request.fingerprint, l0) for l0 in request.encoders}
-        return {l0: record for l0, record in found.items() if record is not None}
+    def evaluations(self, request: EvaluationRequest) -> dict[Asked, EvaluationRecord]:
+        """Those that a launch asks for and the finished SAE has, of any schema."""
+        found = {asked: self.evaluation(request.fingerprint, asked) for asked in request.encoders}
+        return {asked: record for asked, record in found.items() if record is not None}
 
     def status(self, request: EvaluationRequest) -> TrialStatus:
         """Where the trial stands, for a launch that asks for those evaluations."""
         return self.status_with(self.evaluations(request), request)
 
-    def status_with(
-        self, evaluations: Mapping[int | None, EvaluationRecord], request: EvaluationRequest
-    ) -> TrialStatus:
+    def status_with(self, evaluations: Mapping[Asked, EvaluationRecord], request: EvaluationRequest) -> TrialStatus:
         """As `status`, where `evaluations(request)` have been read already."""
         trained, encoders = self.done, request.encoders
         outdated = tuple(l0 for l0, record in evaluations.items() if schema_of(record) < schema_version())
@@ -195,9 +196,8 @@ class TrialDirectory:
         evaluated = trained and bool(encoders) and missing == outdated
         return TrialStatus(trained, missing, outdated, None if evaluated else self.failure)
 
-    def _evaluation_path(self, fingerprint: str, pursuit_l0: int | None) -> Path:
-        pursuit = "" if pursuit_l0 is None else f"-pursuit-{pursuit_l0}"
-        return self.path / "evaluations" / f"{fingerprint[:16]}{pursuit}.json"
+    def _evaluation_path(self, fingerprint: str, asked: Asked) -> Path:
+        return self.path / "evaluations" / f"{fingerprint[:16]}{evaluation_suffix(asked)}.json"
 
     def newest_state(self) -> State | None:
         """The newest checkpoint that is whole: (tensors, the rest). The metric rows after it are not kept.
@@ -305,12 +305,10 @@ class TrialDirectory:
         """Removes the mark of a failure, so that a launch tries again."""
         self.storage.remove(self.path / "FAILED")
 
-    def save_evaluation(
-        self, fingerprint: str, tokens: int, evaluation: Evaluation, pursuit_l0: int | None = None
-    ) -> None:
+    def save_evaluation(self, fingerprint: str, tokens: int, evaluation: Evaluation, asked: Asked = None) -> None:
         """Saves an evaluation of the finished SAE. Any process may: all that evaluate it come to the same numbers."""
-        path = self._evaluation_path(fingerprint, pursuit_l0)
-        kind, step = ("eval", tokens) if pursuit_l0 is None else ("pursuit", pursuit_l0)
+        path = self._evaluation_path(fingerprint, asked)
+        kind, step = ("pursuit", asked) if isinstance(asked, int) else ("eval", tokens)
         if (done := DONE.read(self.path / "DONE", self.storage)) is None:
             raise DamagedError(f"{self.path / 'DONE'}: this file is missing; {_AGAIN}")
         self.storage.make_folder(path.parent)
@@ -318,9 +316,9 @@ class TrialDirectory:
 
     def add_intervals(self, request: EvaluationRequest) -> None:
         """Adds intervals to evaluations of before, from the sums that they kept. Any process may, as above."""
-        for pursuit_l0, record in self.evaluations(request).items():
+        for asked, record in self.evaluations(request).items():
             if (whole := with_intervals(record)) is not record:
-                EVALUATION.write(self._evaluation_path(request.fingerprint, pursuit_l0), whole, self.storage)
+                EVALUATION.write(self._evaluation_path(request.fingerprint, asked), whole, self.storage)
 
 
 class Trial(NamedTuple):

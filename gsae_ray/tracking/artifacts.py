@@ -12,6 +12,7 @@ from mlflow.tracking import MlflowClient
 from gsae_ray.errors import UserError, first_line
 from gsae_ray.saes.folder import holds
 from gsae_ray.storage.evaluations import EVALUATION as EVALUATION_FILE
+from gsae_ray.storage.evaluations import Asked, evaluation_suffix
 from gsae_ray.tracking.connection import open_tracking, quick_failure
 from gsae_ray.tracking.credentials import redacted_in
 from gsae_ray.tracking.tags import CONTENT, SOURCE
@@ -21,9 +22,9 @@ TRANSFER_S = 120
 _RECORD_ANEW = "run its sweep without --resume, which records anew what is trained"
 
 
-def sequences_path(pursuit_l0: int | None) -> str:
+def sequences_path(asked: Asked) -> str:
     """The artifact of a trial's run that holds an evaluation, with its sums of each held-out context."""
-    return f"evaluation/sequences{'' if pursuit_l0 is None else f'-pursuit-{pursuit_l0}'}.json"
+    return f"evaluation/sequences{evaluation_suffix(asked)}.json"
 
 
 def download_sequences(client: MlflowClient, run_id: str, pursuit_l0: int | None) -> dict[str, list[float]]:

@@ -186,7 +186,7 @@ class Mirror:
             self.fail(trial.spec, str(error))
             return
         rows, cursor = directory.rows(run.cursor)
-        evaluations = {l0: found for l0 in encoders if (found := directory.evaluation(fingerprint, l0))}
+        evaluations = {asked: found for asked in encoders if (found := directory.evaluation(fingerprint, asked))}
         if status.done:
             made = sorted(evaluations.values(), key=lambda row: row["step"])  # `run.steps` only ever grow
             if run.finished:  # they were made again: of two values of a step MLflow shows the newer
@@ -198,8 +198,8 @@ class Mirror:
             run.steps.update((metric.key, metric.step) for metric in batch)
         run.cursor = cursor
         if content is not None:
-            for pursuit_l0, evaluation in evaluations.items():
-                self.client.log_text(run.id, EVALUATION_FILE.encode(evaluation).decode(), sequences_path(pursuit_l0))
+            for asked, evaluation in evaluations.items():
+                self.client.log_text(run.id, EVALUATION_FILE.encode(evaluation).decode(), sequences_path(asked))
             self.client.log_artifacts(run.id, str(directory.path / "sae"), "sae")
             self.client.set_tag(run.id, CONTENT, content)
             self.client.set_tag(run.id, SCHEMA, str(min(map(schema_of, evaluations.values()))))

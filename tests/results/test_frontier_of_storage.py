@@ -53,7 +53,7 @@ def test_storage_tells_the_same_as_mlflow(recorder: Recorder) -> None:
     launches = {OLDER: values[:3], NEWER: values}
     for launch, carried in launches.items():
         time.sleep(0.002)
-        encoders: list[int | None] = [None] if launch == OLDER else [None, *pursuit]
+        encoders: list[int | str | None] = [None] if launch == OLDER else [None, *pursuit]
         mirror = Mirror(uri, "other experiment", launch, EvaluationRequest(FINGERPRINT, tuple(encoders)))
         mirror.open_launch("swept", {})
         mirror.sync([Trial(trial, directories[trial.name]) for trial, _ in carried])

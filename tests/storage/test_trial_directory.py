@@ -233,7 +233,7 @@ def test_evaluations_by_pursuit_are_kept_apart_so_that_one_target_more_costs_onl
     request = EvaluationRequest(FINGERPRINT, (None, 4, 8))
     assert directory.status(request).missing == (None, 4, 8)
     directory.save_evaluation(FINGERPRINT, 1024, evaluation(l0=20))
-    directory.save_evaluation(FINGERPRINT, 1024, evaluation(l0=3.9), pursuit_l0=4)
+    directory.save_evaluation(FINGERPRINT, 1024, evaluation(l0=3.9), asked=4)
     assert directory.status(request).missing == (8,)
     assert directory.status(EvaluationRequest("e" * 64, (None, 4))).missing == (None, 4)
     own, pursuit = directory.evaluation(FINGERPRINT), directory.evaluation(FINGERPRINT, 4)
