@@ -32,6 +32,8 @@ SPARSE_ENTRY = BYTES_AN_ENTRY + 2
 """Bytes that an entry of a large batch takes with a sparse engine; two less where a processor has bfloat16."""
 COMPILER = 2**27
 """Bytes that Numba, or Triton, and what it has compiled add to it: 123 MiB with Numba 0.68."""
+SOLVER = 2**27
+"""Bytes that scikit-learn adds to a process that fits probes: 105 MiB with 1.9."""
 CUDA_CONTEXT = 704 * 2**20
 """Bytes that a process takes on a GPU before it has a tensor there: 681 MiB on an H100 with CUDA 13."""
 MARGIN = 0.8
@@ -139,9 +141,9 @@ def probes_bytes(sweep: Sweep, widths: Mapping[str, int]) -> int:
         return 0
     size, sources = DTYPE_BYTES[sweep.language_model.dtype], [widths[site.source.name] for site in sweep.trained_sites]
     a_set = [size * sum(sets) * width for width in sources]
-    # All columns of a set in float64: of all rows, scaled, and of those that are fitted, which the solver copies.
-    fitted = 3 * DOUBLE * max(sets) * max(sources)
-    return min(sum(a_set), KEPT_BYTES + max(a_set)) + fitted
+    # All columns of a set in float64: as they are, those that have a label, scaled, and the half that is fitted.
+    fitted = DOUBLE * max(sets) * max(sources) * 7 // 2
+    return SOLVER + min(sum(a_set), KEPT_BYTES + max(a_set)) + fitted
 
 
 def producer_memory(

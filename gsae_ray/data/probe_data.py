@@ -28,12 +28,10 @@ from gsae_ray.errors import UserError, first_line, shown
 
 VERSION = 1
 """Of how documents are chosen and labelled, and how probes are fitted and scored: others are other numbers."""
-SHARE = 64
-"""Of the rows asked for a document gives at most this part, but one context at least."""
+SHARE = 200
+"""Of the rows asked for a document gives at most this part, but one context at least; more where there are fewer."""
 LEAST_DOCUMENTS = 4
-"""Documents with a label, and without it, of each half."""
-LEAST_PYTHON = 2
-"""The same of the built-in tasks, which are left out where there are fewer."""
+"""Documents with a label, and without it, of each half. Built-in tasks of which there are fewer are left out."""
 MOST_TASKS = 32
 _NOT_IN_NAMES = r"[^A-Za-z0-9_.-]"
 """Characters that names of metrics cannot have in MLflow."""
@@ -126,7 +124,7 @@ class _Builder:
         labels: list[NDArray[np.int8]] = []
         document_C: list[int] = []
         rows = documents = 0
-        most = 1 if pooled else max(1, settings.tokens // SHARE // self.size)
+        most = max(1, settings.tokens // SHARE // self.size, settings.tokens // (self.size * len(examples)))
         for index in np.random.RandomState(0).permutation(len(examples)):
             if rows >= settings.tokens:
                 break
@@ -135,7 +133,7 @@ class _Builder:
                 continue
             self.vocabulary.check(document.ids)
             cut = range(0, len(document.ids), self.room)
-            chosen = [cut[i] for i in np.linspace(0, len(cut) - 1, min(most, len(cut))).astype(int)]
+            chosen = [0] if pooled else _telling(document.labels, cut, self.room)[:most]
             for start in chosen:
                 ids = document.ids[start : start + self.room]
                 lead = [] if self.bos is None else [self.bos]
@@ -186,6 +184,16 @@ class _Builder:
         return _Document(ids, labels)
 
 
+def _telling(labels: NDArray[np.int8], cut: range, room: int) -> list[int]:
+    """Where the contexts of a document begin: first those in which most tasks have a token of class 1.
+
+    Else what is rare would be missed in long documents. Of equal ones those nearest to the middle come first.
+    """
+    has = [int((labels[:, start : start + room] == 1).any(1).sum()) for start in cut]
+    middle = (len(cut) - 1) / 2
+    return [cut[i] for i in sorted(range(len(cut)), key=lambda i: (-has[i], abs(i - middle), i))]
+
+
 def _halves(labels: NDArray[np.int8], pooled: bool, documents: int) -> NDArray[np.bool_]:
     """Which documents are fitted: every other one; where they are labelled as a whole, every other one of a class."""
     fitted_M = np.zeros(documents, bool)
@@ -219,15 +227,15 @@ def _check(found: ProbeSet, settings: ProbeSettings, called: Sequence[str]) -> N
         for task, counts in zip(called, _documents_with(found, label), strict=True):
             if counts.min() < LEAST_DOCUMENTS:
                 raise UserError(
-                    f"{settings.data}: only {counts.sum()} documents {what} {task} are among the "
-                    f"{len(found.fitted_M)} that are taken; a probe is fitted on {LEAST_DOCUMENTS} or more and scored "
-                    f"on as many others: give more documents, or raise tokens ({settings.tokens})"
+                    f"{settings.data}: of the {len(found.fitted_M)} documents that are taken {counts[0]} {what} {task} "
+                    f"are fitted, and {counts[1]} scored; a probe takes {LEAST_DOCUMENTS} of each: give more "
+                    f"documents, or raise tokens ({settings.tokens})"
                 )
 
 
 def _with_whole_tasks(found: ProbeSet, settings: ProbeSettings) -> ProbeSet:
     """The built-in set without tasks of which there is too little in the documents that were taken."""
-    whole = np.minimum(_documents_with(found, 0), _documents_with(found, 1)).min(1) >= LEAST_PYTHON
+    whole = np.minimum(_documents_with(found, 0), _documents_with(found, 1)).min(1) >= LEAST_DOCUMENTS
     if not whole.any():
         raise UserError(f"tokens: {settings.tokens} rows hold too few documents of the built-in text; raise it")
     tasks = tuple(f"{settings.name}.{task}" for task, kept in zip(found.tasks, whole, strict=True) if kept)

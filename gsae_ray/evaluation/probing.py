@@ -191,8 +191,9 @@ class Prober:
             part_U = labels_U != NO_PART
             task = labels_U[part_U], rows.fitted_U[part_U], rows.document_U[part_U], len(one.fitted_M)
             for k in sizes:
-                taken = list(range(len(columns))) if k == ALL else [place[column] for column in own[:k].tolist()]
-                probes[k].append(fit_and_score(values_UC[part_U][:, taken], *task))
+                taken = [place[column] for column in own[:k].tolist()]
+                x_UK = values_UC[part_U] if k == ALL else values_UC[:, taken][part_U]
+                probes[k].append(fit_and_score(x_UK, *task))
         return probes
 
     def _differences(self, one: ProbeSet, rows: _SetRows, width: int, encode: Encode) -> Array:
