@@ -27,7 +27,7 @@ from gsae_ray.driver.tune_callbacks import StopWhenAsked, TrialCallbacks
 from gsae_ray.driver.tune_settings import run_config
 from gsae_ray.errors import NumericError, ProductionError, UserError, reason
 from gsae_ray.evaluation.metrics import Evaluation
-from gsae_ray.evaluation.task import Evaluate
+from gsae_ray.evaluation.task import Evaluate, Probe
 from gsae_ray.storage.launch_directory import versions
 from gsae_ray.storage.trial_directory import Trial
 
@@ -59,11 +59,12 @@ class TrialRunner:
         launch, store = self.launch, StoreClient(self.store_actor)
         pool = ThreadPoolExecutor(thread_name_prefix="evaluations")
 
-        def submit(task: Evaluate) -> Future[Evaluation]:
+        def submit(task: Evaluate | Probe) -> Future[Evaluation]:
             return pool.submit(store.run, task)
 
         at_a_time = launch.prepared.sweep.producers.count + 1
-        queue = EvaluationQueue(launch.pending, launch.prepared.evaluation, submit, at_a_time=at_a_time)
+        prepared = launch.prepared
+        queue = EvaluationQueue(launch.pending, prepared.evaluation, submit, prepared.source.probes, at_a_time)
         queue.start()
         try:
             # Trials that start from another trial's SAE come when all the others are finished.

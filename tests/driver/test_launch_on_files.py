@@ -145,7 +145,7 @@ def test_evaluations_are_those_of_the_model_as_far_as_rows_tell(
     sae = trained(plain, 0)
     expected = evaluated(plain, SITES[0], sae)
     rows = evaluated(prepared(on_files(collected), storage), SITES[0], sae)
-    assert set(rows.metrics) == {"l0", "gamma", "fvu", "alive_fraction", "rows"}
+    assert set(rows.metrics) == {"l0", "gamma", "fvu", "alive_fraction", "dead_heldout", "dense_heldout", "rows"}
     assert rows.metrics == pytest.approx({name: expected.metrics[name] for name in rows.metrics}, rel=1e-6)
     assert rows.sequences["rows"] == expected.sequences["rows"], "by contexts"
     files = prepared(on_files(collected, model={"name": "builtin"}), storage)
