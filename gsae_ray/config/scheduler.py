@@ -79,7 +79,7 @@ def middle_first(trials: Sequence[TrialSpec]) -> list[TrialSpec]:
     """The trials with the learning rates in the middle of each group first, since the best is likely there.
 
     What begins later is compared with what is ahead of it; were the rates in the order of a grid, those below the best
-    would all run to their end before they meet one that beats them. Of two as far from the middle the higher rate is first.
+    would all run to their end before they meet one that beats them. Of two equally far the higher is first.
     """
     rates: dict[str, list[float]] = {}
     for trial in trials:
