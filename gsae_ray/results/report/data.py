@@ -105,6 +105,22 @@ def trainings_of(rows: pd.DataFrame, trainings: Mapping[str, Series]) -> list[di
     return found
 
 
+def over_tokens_of(rows: pd.DataFrame, quality: str) -> list[dict[str, Any]]:
+    """What is drawn of snapshots, and of what came of them.
+
+    Args:
+        rows: `Contents.over_tokens`, with `kind` and `quality`.
+        quality: its name; FVU is not drawn twice.
+    """
+    measured = ["quality", "l0", *(["fvu"] if quality != "explained variance" else [])]
+    return [
+        {name: row[name] for name in ("trial", "site", "kind")}
+        | {"tokens": int(row["tokens"])}
+        | {name: number(row[name]) for name in measured}
+        for _, row in rows.sort_values(["trial", "tokens"]).iterrows()
+    ]
+
+
 def _thinned(steps: list[int], most: int) -> list[int]:
     """At most so many of them, evenly spaced, with the first and the last."""
     if len(steps) <= most:

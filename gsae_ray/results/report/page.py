@@ -24,6 +24,7 @@ from gsae_ray.results.report.data import (
     embedded,
     grid_of,
     named,
+    over_tokens_of,
     saes_of,
     setting,
     told_metrics,
@@ -62,15 +63,18 @@ def render(contents: Contents) -> str:
     styled = styles(with_kinds(own)["kind"].unique(), rows.drop(own.index)["kind"].unique())
     looks, links = charts.scales(styled), bool(contents.pages)
     trainings, grid = trainings_of(own, contents.trainings), grid_of(rows)
+    snapshots = over_tokens_of(_drawn(contents.over_tokens), quality) if len(contents.over_tokens) else []
     drawn = {
         "frontier": charts.frontier_charts(rows, quality, looks, links),
         "quality": charts.quality_charts(rows, quality, looks, links),
         "training": charts.training_charts(looks) if trainings else [],
+        "snapshots": charts.snapshot_charts(snapshots, quality, looks),
         "grids": charts.grid_charts(grid, quality),
     }
     data = {
         "saes": saes_of(rows, quality, contents.pages),
         "trainings": trainings,
+        "snapshots": snapshots,
         "grid": grid.to_dict("records"),
         "charts": [dataclasses.asdict(chart) for group in drawn.values() for chart in group],
     }
