@@ -67,6 +67,8 @@ class TrialRunner:
         queue = EvaluationQueue(launch.pending, prepared.evaluation, submit, prepared.source.probes, at_a_time)
         queue.start()
         try:
+            # What trials have measured before decides before any of them begins.
+            _LOG.info("the scheduler compares %d trials", len(self.decisions.rungs()))
             # Trials that start from another trial's SAE come when all the others are finished.
             for follows in (False, True):
                 trials = [t for t in launch.pending if not t.directory.done and t.spec.follows == follows]
@@ -124,6 +126,9 @@ class TrialRunner:
         Raises:
             SweepStoppedError: the launch cannot go on, or was asked to stop.
         """
+        for trial in trials:
+            if self.supervisor.is_stopped(trial.name):  # by what it measured before: nobody will read its blocks
+                self.supervisor.trial_ended(trial.name)
         while left := [trial for trial in trials if not self._has_ended(trial)]:
             _LOG.info("Tune runs %d trials", len(left))
             before = self.supervisor.deaths.total.copy()
