@@ -15,7 +15,7 @@ from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
 from gsae_ray.results.comparison import labels, own_saes, quality_of
-from gsae_ray.results.frontier_table import WHERE_THEY_DIFFER, with_intervals
+from gsae_ray.results.frontier_table import WHERE_THEY_DIFFER, differing, with_intervals
 from gsae_ray.results.kinds import with_bars, with_kinds
 from gsae_ray.results.palette import styles
 from gsae_ray.results.report import charts
@@ -134,8 +134,7 @@ def _frontier_told(quality: str, links: bool) -> str:
 
 def _frontier_table(site: str, rows: pd.DataFrame, pages: Mapping[str, str]) -> Table:
     """The SAEs of a site: what tells them apart, and what was measured."""
-    differ = [name for name in WHERE_THEY_DIFFER if name in rows and name != "site"]
-    differ = [name for name in differ if rows[name].nunique(dropna=False) > 1]
+    differ = differing(rows, (name for name in WHERE_THEY_DIFFER if name != "site"))
     columns: dict[str, list[str]] = {"architecture": list(labels(rows))}
     columns |= {name.replace("_", " "): list(map(setting, rows[name])) for name in ("d_sae", "sparsity", *differ)}
     columns |= {named(name): with_intervals(rows, name) for name in told_metrics(rows)}
