@@ -47,7 +47,7 @@ class Recorder:
         pairs = []
         for trial, end in trials:
             directory = begin(self.folder / experiment / launch, trial)
-            directory.append(64, row_metrics(64) | {"train/sink_share": 0.25})
+            directory.append(64, row_metrics(64) | {"train/sink_share": 0.25, "train/dead_fraction": 0.125})
             if isinstance(end, dict):
                 finish(directory, trial, fingerprint, pursuit, **end)
             elif end == "failed":

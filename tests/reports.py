@@ -82,4 +82,13 @@ def made_up(rows: pd.DataFrame | None = None, points: int = 400, failures: Seque
         failures=failures,
         pages={run: f"{SERVER}{run}" for run in runs},
         missing=[],
+        over_tokens=over_tokens(rows),
     )
+
+
+def over_tokens(rows: pd.DataFrame) -> pd.DataFrame:
+    """The table rows with a snapshot of each SAE after a quarter of its tokens, which has lost more."""
+    own = pd.DataFrame(rows[rows["origin"] == "own"])
+    early = own.assign(tokens=own["tokens"] // 4, snapshot=True, fvu=2 * own["fvu"], l0=1.5 * own["l0"])
+    early["loss_recovered"] = 1 - 2 * (1 - early["loss_recovered"])
+    return pd.concat([own.assign(snapshot=False), early], ignore_index=True)

@@ -107,5 +107,7 @@ def slow_evaluation(
         "ce_spliced": ce["spliced"],
         "ce_zero": ce["zero"],
         "alive_fraction": (features > 0).any(0).double().mean().item(),
+        "dead_heldout": (features <= 0).all(0).double().mean().item(),
+        "dense_heldout": ((features > 0).double().mean(0) > 0.1).double().mean().item(),
         "rows": float(len(x)),
     }

@@ -23,6 +23,7 @@ REQUEST = EvaluationRequest(FINGERPRINT, (None,))
 """One evaluation, with the SAE's own encoder."""
 SITE_1, SITE_2 = "blocks.1.hook_resid_post", "blocks.2.hook_resid_post"
 D_IN = 8
+DENSITY = {"dead_heldout": 0.5, "dense_heldout": 0.25}
 L1: dict[str, Any] = {"l1_coefficient": 1.0}
 SPARSITY: dict[str, dict[str, Any]] = {"topk": {"k": 4}, "batchtopk": {"k": 4}, "jumprelu": {"l0_coefficient": 0.01}}
 """Architecture -> what sets its sparsity, where that is no L1 penalty."""
@@ -70,7 +71,7 @@ def begin(root: Path, trial: TrialSpec, steps: int = 0) -> TrialDirectory:
 
 def evaluation(l0: float = 20.0, loss_recovered: float = 0.9, **metrics: float) -> Evaluation:
     values = {"l0": l0, "loss_recovered": loss_recovered, "gamma": 1.0, "fvu": 0.1, "kl": 0.2}
-    values |= {"ce_clean": 3.0, "ce_spliced": 3.4, "ce_zero": 7.0, "alive_fraction": 0.5} | metrics
+    values |= {"ce_clean": 3.0, "ce_spliced": 3.4, "ce_zero": 7.0, "alive_fraction": 0.5} | DENSITY | metrics
     return Evaluation(values, {"rows": [7.0, 6.0], "active": [7 * l0, 6 * l0]}, schema_version())
 
 

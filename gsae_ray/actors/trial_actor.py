@@ -145,11 +145,10 @@ class SAETrial(tune.Trainable):
         row = {f"train/{name}": value for name, value in metrics.items()}
         if first:
             row["train/sink_share"] = trainer.norms.sink_share
-        every = self.context.evaluate_every_tokens
-        crossed = every is not None and trainer.tokens // every > (trainer.tokens - self._interval) // every
+        before, every = trainer.tokens - self._interval, self.context.evaluate_every_tokens
+        crossed = every is not None and trainer.tokens // every > before // every
         if crossed and not trainer.done:
             row |= self._evaluate(trainer.finished_sae({}), "eval/")
-        before = trainer.tokens - self._interval
         if any(before < rung <= trainer.tokens for rung in self.context.rungs.get(self.trial.name, ())):
             row |= self._evaluate(trainer.finished_sae({}), RUNG, HELDOUT_SHARE)
         self.directory.append(trainer.tokens, row)

@@ -11,6 +11,7 @@ import torch
 from gsae_ray.activations.layout import DTYPE_BYTES
 from gsae_ray.config.sweep import Sweep
 from gsae_ray.config.trial import TrialSpec
+from gsae_ray.data.probe_set import KEPT_BYTES
 from gsae_ray.evaluation.evaluator import CLEAN_CACHE_BYTES, STATES_BYTES
 from gsae_ray.saes import REGISTRY, SAE, SAEConfig, build
 from gsae_ray.storage.checkpoints import FILE_BYTES
@@ -31,6 +32,8 @@ SPARSE_ENTRY = BYTES_AN_ENTRY + 2
 """Bytes that an entry of a large batch takes with a sparse engine; two less where a processor has bfloat16."""
 COMPILER = 2**27
 """Bytes that Numba, or Triton, and what it has compiled add to it: 123 MiB with Numba 0.68."""
+SOLVER = 2**27
+"""Bytes that scikit-learn adds to a process that fits probes: 105 MiB with 1.9."""
 CUDA_CONTEXT = 704 * 2**20
 """Bytes that a process takes on a GPU before it has a tensor there: 681 MiB on an H100 with CUDA 13."""
 MARGIN = 0.8
@@ -126,6 +129,23 @@ def held_out_positions(sweep: Sweep) -> int:
     return sweep.language_model.context_size * -(-sweep.evaluation.tokens // sweep.rows_a_context)
 
 
+def probes_bytes(sweep: Sweep, widths: Mapping[str, int]) -> int:
+    """Bytes of what probes keep on a producer's host: rows of probe sets, and while one is fitted its columns.
+
+    Args:
+        sweep: the sweep.
+        widths: site -> width of its activations.
+    """
+    sets = [settings.tokens for settings in sweep.evaluation.probes or ()]
+    if not sets:
+        return 0
+    size, sources = DTYPE_BYTES[sweep.language_model.dtype], [widths[site.source.name] for site in sweep.trained_sites]
+    a_set = [size * sum(sets) * width for width in sources]
+    # All columns of a set in float64: as they are, those that have a label, scaled, and the half that is fitted.
+    fitted = DOUBLE * max(sets) * max(sources) * 7 // 2
+    return SOLVER + min(sum(a_set), KEPT_BYTES + max(a_set)) + fitted
+
+
 def producer_memory(
     sweep: Sweep,
     model: PreTrainedModel,
@@ -157,11 +177,12 @@ def producer_memory(
         log_probs_bytes(sweep, text) if keeps_log_probs(sweep, text) else logits
     )
     evaluation += min(states_bytes(sweep, text, widths), STATES_BYTES)
+    probes = probes_bytes(sweep, widths)
     if sweep.producers.gpus:
         gpu = CUDA_CONTEXT + weights + max(forward, evaluation + sae)
-        return Memory(host=PROCESS + max(block_bytes, 2 * sae), gpu=gpu)
+        return Memory(host=PROCESS + probes + max(block_bytes, 2 * sae), gpu=gpu)
     # An SAE is here twice: as it was sent, and as it is used.
-    return Memory(host=PROCESS + weights + max(block_bytes + forward, evaluation + 2 * sae))
+    return Memory(host=PROCESS + weights + probes + max(block_bytes + forward, evaluation + 2 * sae))
 
 
 def rows_producer_memory(

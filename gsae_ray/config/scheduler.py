@@ -79,7 +79,7 @@ def middle_first(trials: Sequence[TrialSpec]) -> list[TrialSpec]:
     """The trials with the learning rates in the middle of each group first, since the best is likely there.
 
     What begins later is compared with what is ahead of it; were the rates in the order of a grid, those below the best
-    would all run to their end before they meet one that beats them.
+    would all run to their end before they meet one that beats them. Of two equally far the higher is first.
     """
     rates: dict[str, list[float]] = {}
     for trial in trials:
@@ -88,7 +88,7 @@ def middle_first(trials: Sequence[TrialSpec]) -> list[TrialSpec]:
     def place(trial: TrialSpec) -> tuple[float, float]:
         different = sorted(set(rates[group_of(trial)]))
         from_middle = different.index(trial.training.lr) - (len(different) - 1) / 2
-        return abs(from_middle), from_middle
+        return abs(from_middle), -from_middle
 
     return sorted(trials, key=place)
 

@@ -12,6 +12,7 @@ from typing import Annotated, Literal
 import pydantic
 from pydantic import Field
 
+from gsae_ray.config.probes import Probes
 from gsae_ray.errors import shown
 from gsae_ray.fields import (
     AtMost,
@@ -148,6 +149,11 @@ class EvaluationSettings(Settings):
         None,
         description="evaluate each finished SAE again with gradient pursuit in its encoder's place, at these L0s "
         "(`frontier --encoder pursuit`); default: not",
+    )
+    probes: Probes = Field(
+        None,
+        description="fit sparse probes on each finished SAE's features (docs/probes.md): `builtin`, for Python source, "
+        "or a list of labelled data sets, each with",
     )
 
     @property

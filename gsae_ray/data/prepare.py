@@ -88,7 +88,7 @@ class _Preparation:
             )
         every_row = partial(self._documents, dataset.split, lambda _: True, "dataset.split")
         self.as_contexts = are_contexts(dataset, every_row)
-        self.bos = _bos(dataset, self.vocabulary, self.as_contexts)
+        self.bos = bos_token(dataset, self.vocabulary, self.as_contexts)
         self.vocabulary.check([] if self.bos is None else [self.bos])
 
     def train_key(self) -> dict[str, Any]:
@@ -244,7 +244,7 @@ def _overlap(split: str, other: str) -> bool:
     return any(name in (parts[name], others[name]) or parts[name] == others[name] for name in parts.keys() & others)
 
 
-def _bos(dataset: DatasetSettings, vocabulary: Vocabulary, are_contexts: bool) -> int | None:
+def bos_token(dataset: DatasetSettings, vocabulary: Vocabulary, are_contexts: bool) -> int | None:
     """The token that each context begins with, if any."""
     if dataset.prepend_bos is None:
         return vocabulary.bos if not are_contexts and vocabulary.begins_text() else None

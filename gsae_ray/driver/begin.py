@@ -27,7 +27,7 @@ from gsae_ray.storage.launch_directory import (
     write_request,
 )
 from gsae_ray.storage.references import Reference
-from gsae_ray.storage.stopped import StoppedTrials
+from gsae_ray.storage.stopped import Stop, StoppedTrials
 from gsae_ray.storage.trial_directory import Trial, TrialDirectory, forget_damaged
 from gsae_ray.tracking.connection import quick_failure
 from gsae_ray.tracking.experiment import reserve
@@ -77,6 +77,14 @@ class Launch:
         """Returns what was produced for this launch, in all of its sessions; None where nothing was."""
         record = PRODUCTION_LOG.read_whole(self.record_path)
         return None if record is None else Counters.of(record, self.prepared.layout)
+
+    def stop_of(self, trial: str) -> Stop | None:
+        """Returns why the scheduler has stopped a trial, if so; without a scheduler storage is not asked."""
+        return self.stopped.get(trial) if self.prepared.sweep.scheduler.stop_dominated else None
+
+    def is_stopped(self, trial: str) -> bool:
+        """Returns whether the scheduler has stopped a trial."""
+        return self.stop_of(trial) is not None
 
     def is_ours(self) -> bool:
         """Returns whether no other driver has taken the sweep over."""

@@ -141,7 +141,9 @@ def _sweep_of(launch: Path, say: Callable[[str], None]) -> Sweep:
     found = LAUNCH.read(launch / "launch.json")
     assert found is not None, "that is how it was found"
     try:
-        sweep = Sweep.model_validate_json(json.dumps({**found["sweep"], "references": []}))
+        evaluation = {**found["sweep"].get("evaluation", {}), "probes": None}  # whose data may be gone
+        described = {**found["sweep"], "references": [], "evaluation": evaluation}
+        sweep = Sweep.model_validate_json(json.dumps(described))
     except pydantic.ValidationError as error:
         said = explain(error, Sweep).replace("\n", ";")
         raise UserError(f"--like: launch {launch.name} was begun by another version of gsae-ray ({said})") from error

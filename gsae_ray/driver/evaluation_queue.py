@@ -8,18 +8,19 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+from gsae_ray.data.probe_set import ProbeSets
 from gsae_ray.errors import NumericError, ProductionError, StorageFullError, reason
 from gsae_ray.evaluation.metrics import Evaluation
-from gsae_ray.evaluation.task import Evaluate
+from gsae_ray.evaluation.task import Evaluate, Probe
 from gsae_ray.files import disk_space_needed
 from gsae_ray.saes.folder import CONFIG_FILE, WEIGHTS_FILE
 from gsae_ray.storage.evaluations import EvaluationRequest, Snapshot, Subject
 from gsae_ray.storage.trial_directory import Trial
 
-Submit = Callable[[Evaluate], "Future[Evaluation]"]
-"""Has a task run on a producer, in time."""
+Submit = Callable[[Any], "Future[Evaluation]"]
+"""Has a task, an `Evaluate` or a `Probe`, run on a producer, in time."""
 
 STORAGE_TIMEOUT_S = 120.0
 """Storage that cannot be read for longer ends the evaluations."""
@@ -32,13 +33,19 @@ class _SAE(NamedTuple):
     folder: Path
     subjects: tuple[Subject, ...]
 
-    def tasks(self) -> list[tuple[Subject, Evaluate]]:
+    def tasks(self, probes: ProbeSets | None) -> list[tuple[Subject, Evaluate | Probe]]:
         """What a producer is asked for: its weights are read once."""
         cfg = (self.folder / CONFIG_FILE).read_text("utf-8")
         weights = (self.folder / WEIGHTS_FILE).read_bytes()
-        l0s = [None if isinstance(subject, Snapshot) else subject for subject in self.subjects]
-        tasks = [Evaluate(self.trial.spec.site, cfg, weights, l0) for l0 in l0s]
-        return list(zip(self.subjects, tasks, strict=True))
+        sae = self.trial.spec.site, cfg, weights
+
+        def task(subject: Subject) -> Evaluate | Probe:
+            if isinstance(subject, str):
+                assert probes is not None and subject == probes.fingerprint
+                return Probe(*sae, probes)
+            return Evaluate(*sae, None if isinstance(subject, Snapshot) else subject)
+
+        return [(subject, task(subject)) for subject in self.subjects]
 
 
 def _saes_of(trial: Trial, request: EvaluationRequest) -> list[_SAE]:
@@ -71,6 +78,7 @@ class EvaluationQueue(threading.Thread):
         trials: Sequence[Trial],
         evaluation: EvaluationRequest,
         submit: Submit,
+        probes: ProbeSets | None = None,
         at_a_time: int = 2,
         interval_s: float = 0.3,
     ) -> None:
@@ -80,12 +88,14 @@ class EvaluationQueue(threading.Thread):
             trials: those whose SAEs are to be evaluated.
             evaluation: what every SAE is to get.
             submit: has a producer evaluate an SAE.
+            probes: what is probed, where `evaluation` asks for that.
             at_a_time: SAEs whose weights are in memory for their evaluations.
             interval_s: seconds between two readings of the directories.
         """
         super().__init__(name="evaluations", daemon=True)
         self.evaluation = evaluation
         self.submit = submit
+        self.probes = probes
         self.at_a_time = at_a_time
         self.interval_s = interval_s
         self._waiting = list(trials)
@@ -121,7 +131,7 @@ class EvaluationQueue(threading.Thread):
             if self._unasked:
                 sae = self._unasked.pop(0)
                 with self._kept_for_finish():
-                    requests = [(sae, subject, self.submit(task)) for subject, task in sae.tasks()]
+                    requests = [(sae, subject, self.submit(task)) for subject, task in sae.tasks(self.probes)]
                     self._running += requests
                 continue
             trial = next((trial for trial in self._waiting if trial.directory.done), None)

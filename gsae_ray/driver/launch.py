@@ -105,7 +105,7 @@ def _run(launch: Launch, uri: str, started: float) -> SweepResult:
     """Has what is pending trained and evaluated beside MLflow, and publishes the frontier."""
     for trial in launch.pending:
         trial.directory.forget_failure()
-    reader = ProgressReader(launch.trials, launch.prepared.evaluation, is_stopped=launch.stopped.__contains__)
+    reader = ProgressReader(launch.trials, launch.prepared.evaluation, is_stopped=launch.is_stopped)
     with Tracking(
         open_mirror=lambda: open_mirror(launch, uri),
         trials=launch.trials,
@@ -126,7 +126,7 @@ def _run(launch: Launch, uri: str, started: float) -> SweepResult:
 def _interrupted(launch: Launch, uri: str, started: float) -> SweepResult:
     """What was finished of a launch that somebody has interrupted, as storage has it."""
     launch.log.say("interrupted: finished trials and checkpoints are kept; run(…, resume=True) goes on")
-    published = Published(False, draw_frontier(launch, storage=launch.folder.parent)[0], failures_of(launch))
+    published = Published(False, draw_frontier(launch, storage=launch.folder.parent).picture, failures_of(launch))
     return _result(launch, published, uri, started, interrupted=True)
 
 

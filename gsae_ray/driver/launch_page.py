@@ -13,6 +13,7 @@ from gsae_ray.errors import UserError
 from gsae_ray.results.compare import compare
 from gsae_ray.results.comparison import labels, own_saes, table_metrics
 from gsae_ray.results.frontier import frontier
+from gsae_ray.results.frontier_table import differing
 from gsae_ray.tracking.mirror import Mirror
 
 TABLE = "frontier.json"
@@ -22,7 +23,7 @@ WHERE_THEY_DIFFER = ("site", "tokens", "recipe", "lr", "seed")
 """Settings that are columns of the note's table where its SAEs differ in them."""
 
 
-def show_launch(mirror: Mirror, launch: Launch, files: Sequence[Path]) -> None:
+def show_launch(mirror: Mirror, launch: Launch, rows: pd.DataFrame, files: Sequence[Path]) -> None:
     """Writes the note on the page of a launch, with its table, and enters its SAEs in the model registry.
 
     All of it is made from what has arrived, again at every `--resume`.
@@ -30,13 +31,10 @@ def show_launch(mirror: Mirror, launch: Launch, files: Sequence[Path]) -> None:
     Args:
         mirror: which has everything of the launch.
         launch: whose trials have ended.
+        rows: its frontier, as MLflow has it.
         files: artifacts that were logged to its run.
     """
     sweep = launch.prepared.sweep
-    try:
-        rows = frontier(sweep.experiment_name, launch=launch.id, tracking_uri=mirror.client.tracking_uri)
-    except UserError:  # no trial came through, which was said
-        return
     own = own_saes(rows)
     best = own[own["on_frontier"]]
     models = mirror.register(set(best["run_id"]), launch.own_folder) if sweep.tracking.registry else []
@@ -66,8 +64,7 @@ def _table(rows: pd.DataFrame) -> list[list[str]]:
     if rows.empty:
         return []
     rows = rows.assign(architecture=labels(rows))
-    differ = [name for name in WHERE_THEY_DIFFER if rows[name].nunique() > 1]
-    settings, measured = [*differ, *SETTINGS[1:]], table_metrics(rows)
+    settings, measured = [*differing(rows, WHERE_THEY_DIFFER), *SETTINGS[1:]], table_metrics(rows)
     head = [name.replace("_", " ") for name in (*settings, *measured)]
     lines = [
         [*(show(row[name]) for name in settings), *(f"{row[name]:.4g}" for name in measured)]

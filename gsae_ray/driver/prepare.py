@@ -81,13 +81,14 @@ def prepare(
     block_bytes = max(layout.nbytes(block, tuple(layout.widths)) for block in range(len(layout.rows)))
     heldout = [*prepared.heldout, sweep.dataset.max_norm]
     snapshots = {tokens for trial in trials for tokens in trial.training.snapshots_at}
+    probed = [] if prepared.probes is None else [prepared.probes.fingerprint]
     return PreparedSweep(
         sweep=sweep,
         source=prepared,
         layout=layout,
         trials=trials,
         producer=source.producer_memory(block_bytes, trials, references),
-        evaluation=EvaluationRequest(digest(heldout), sweep.evaluation.encoders, tuple(sorted(snapshots))),
+        evaluation=EvaluationRequest(digest(heldout), (*sweep.evaluation.encoders, *probed), tuple(sorted(snapshots))),
         parents={RUN + run_id: folder for run_id, folder in parents.items()},
         references=references,
     )

@@ -8,7 +8,7 @@ import logging
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pandas as pd
 
@@ -47,6 +47,17 @@ class Published:
     """Trial -> why it failed."""
 
 
+class Drawn(NamedTuple):
+    """The frontier of a launch."""
+
+    rows: pd.DataFrame | None
+    """None: no trial came through."""
+    picture: Path | None
+    """None: none of the sweep's own is on it."""
+    files: list[Path]
+    """The picture, and all that was written beside it."""
+
+
 def open_mirror(launch: Launch, uri: str) -> Mirror:
     """Opens MLflow, and the run of the launch with what is known of it before it trains.
 
@@ -57,7 +68,7 @@ def open_mirror(launch: Launch, uri: str) -> Mirror:
     with asking(uri):
         names = run_names([trial.spec for trial in launch.trials])
         where = uri, sweep.experiment_name, launch.id
-        mirror = Mirror(*where, launch.prepared.evaluation, names, inputs_of(launch.prepared), launch.stopped.get)
+        mirror = Mirror(*where, launch.prepared.evaluation, names, inputs_of(launch.prepared), launch.stop_of)
         mirror.open_launch(sweep.name, _params(launch.prepared), os.environ.get(JOB_VARIABLE))
         mirror.log_launch({}, [launch.own_folder / "sweep.yaml", launch.own_folder / "versions.json"])
     return mirror
@@ -103,7 +114,7 @@ def publish(launch: Launch, tracking: Tracking, uri: str, machines: list[str]) -
             f"MLflow at {redacted(uri)} is not up to date ({redacted_in(last_error, uri)}); nothing is lost: "
             "the same command with --resume brings it up to date"
         )
-        picture, _ = draw_frontier(launch, storage=launch.folder.parent)
+        picture = draw_frontier(launch, storage=launch.folder.parent).picture
     return Published(last_error is None, picture, failures)
 
 
@@ -119,14 +130,15 @@ def _publish_to(mirror: Mirror, launch: Launch, machines: list[str]) -> Path | N
         launch.log.say(line)
     uri = mirror.client.tracking_uri
     page = functools.partial(page_of, uri, mirror.experiment_id)
-    picture, artifacts = draw_frontier(launch, page, tracking_uri=uri)
+    drawn = draw_frontier(launch, page, tracking_uri=uri)
     log = [launch.log.path] if launch.log.path.exists() else []
-    mirror.log_launch(_metrics(launch.counters()), [*log, *artifacts], machines)
-    show_launch(mirror, launch, artifacts)
+    mirror.log_launch(_metrics(launch.counters()), [*log, *drawn.files], machines)
+    if drawn.rows is not None:
+        show_launch(mirror, launch, drawn.rows, drawn.files)
     for line in mirror.notices:
         launch.log.say(line)
     mirror.close("FINISHED")
-    return picture
+    return drawn.picture
 
 
 def _metrics(counters: Counters | None) -> dict[str, float]:
@@ -147,18 +159,13 @@ def _no_page(_run_id: str) -> None:
     """The page of what was read from storage."""
 
 
-def draw_frontier(
-    launch: Launch, page: Callable[[str], str | None] = _no_page, **source: Any
-) -> tuple[Path | None, list[Path]]:
+def draw_frontier(launch: Launch, page: Callable[[str], str | None] = _no_page, **source: Any) -> Drawn:
     """Writes the frontier as a picture and as tables to the launch's folder, and the report of the launch.
 
     Args:
         launch: whose frontier it is.
         page: run -> the address of its page, if it has one.
         source: `tracking_uri` or `storage`, from which the results are read.
-
-    Returns:
-        the picture, None where no trial came through; and all files.
     """
     folder, experiment = launch.own_folder, launch.prepared.sweep.experiment_name
     pursuit: pd.DataFrame | None = None
@@ -168,11 +175,11 @@ def draw_frontier(
             pursuit = frontier(experiment, launch=launch.id, encoder="pursuit", **source)
     except UserError as error:  # no trial came through
         launch.log.say(str(error))
-        return None, []
+        return Drawn(None, None, [])
     for note in rows.attrs["notes"]:
         launch.log.say(note)
     if own_saes(rows).empty:
-        return None, []
+        return Drawn(rows, None, [])
     from gsae_ray.results import plots  # here: matplotlib takes a second to load
 
     picture = folder / "frontier.png"
@@ -185,4 +192,4 @@ def draw_frontier(
         pursuit.to_csv(files[-1], index=False)
     if (report := write_report(launch, rows, _metrics(launch.counters()), page)) is not None:
         files.append(report)
-    return picture, files
+    return Drawn(rows, picture, files)

@@ -206,7 +206,7 @@ def running_actors(launch: Launch, stop: StopRequest, check: Callable[[], None])
             stop,
             log,
             launch.display.show_waits,
-            launch.stopped.__contains__,
+            launch.is_stopped,
         )
         for machine in machines:
             supervisor.saw_machine(machine)

@@ -27,7 +27,7 @@ from gsae_ray.driver.tune_callbacks import StopWhenAsked, TrialCallbacks
 from gsae_ray.driver.tune_settings import run_config
 from gsae_ray.errors import NumericError, ProductionError, UserError, reason
 from gsae_ray.evaluation.metrics import Evaluation
-from gsae_ray.evaluation.task import Evaluate
+from gsae_ray.evaluation.task import Evaluate, Probe
 from gsae_ray.storage.launch_directory import versions
 from gsae_ray.storage.trial_directory import Trial
 
@@ -59,13 +59,16 @@ class TrialRunner:
         launch, store = self.launch, StoreClient(self.store_actor)
         pool = ThreadPoolExecutor(thread_name_prefix="evaluations")
 
-        def submit(task: Evaluate) -> Future[Evaluation]:
+        def submit(task: Evaluate | Probe) -> Future[Evaluation]:
             return pool.submit(store.run, task)
 
         at_a_time = launch.prepared.sweep.producers.count + 1
-        queue = EvaluationQueue(launch.pending, launch.prepared.evaluation, submit, at_a_time=at_a_time)
+        prepared = launch.prepared
+        queue = EvaluationQueue(launch.pending, prepared.evaluation, submit, prepared.source.probes, at_a_time)
         queue.start()
         try:
+            # What trials have measured before decides before any of them begins.
+            _LOG.info("the scheduler compares %d trials", len(self.decisions.rungs()))
             # Trials that start from another trial's SAE come when all the others are finished.
             for follows in (False, True):
                 trials = [t for t in launch.pending if not t.directory.done and t.spec.follows == follows]
@@ -123,6 +126,9 @@ class TrialRunner:
         Raises:
             SweepStoppedError: the launch cannot go on, or was asked to stop.
         """
+        for trial in trials:
+            if self.supervisor.is_stopped(trial.name):  # by what it measured before: nobody will read its blocks
+                self.supervisor.trial_ended(trial.name)
         while left := [trial for trial in trials if not self._has_ended(trial)]:
             _LOG.info("Tune runs %d trials", len(left))
             before = self.supervisor.deaths.total.copy()

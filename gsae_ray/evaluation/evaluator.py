@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from gsae_ray.config.site import Site
 from gsae_ray.data.tokens import PADDING, model_input
 from gsae_ray.errors import not_finite
+from gsae_ray.evaluation.density import Firing
 from gsae_ray.evaluation.metrics import SUMS, Evaluation
 from gsae_ray.evaluation.reconstruction import check_width, reconstruct
 from gsae_ray.language_model.hooks import Edit, capture
@@ -78,6 +79,7 @@ class Evaluator:
         """
         self.model = model
         self.device = next(model.parameters()).device
+        self.batch = batch
         self.slices = tokens_ET.to(self.device).split(batch)
         self.kept = kept
         self.max_norm = max_norm
@@ -104,17 +106,26 @@ class Evaluator:
         ablated = self._zero_ablated(site)
         check_width(sae.cfg, site, {site.source: ablated.d_in, site.target: len(ablated.mean_D)})
         self._check_finite(f"activations at {site}", ablated.mean_D)
-        active_F = torch.zeros(sae.cfg.d_sae, dtype=torch.float64, device=self.device)
+        contexts = sum(map(len, self.slices))
+        firing = Firing(sae.cfg.d_sae, contexts, self.device)
+        context_E = torch.arange(contexts, device=self.device)
         sums: dict[str, list[Tensor]] = {name: [] for name in SUMS}
 
         slices = self.rows(site)[: max(1, math.ceil(share * len(self.slices)))]
         for index, kept_BT in enumerate(slices):
+            context_R = context_E[index * self.batch :][: len(kept_BT)].repeat_interleave(kept_BT.sum(1))
 
-            def splice(x_Rn: Tensor, y_Rm: Tensor, y_BTm: Tensor, kept_BT: Tensor = kept_BT) -> Tensor:
+            def splice(
+                x_Rn: Tensor,
+                y_Rm: Tensor,
+                y_BTm: Tensor,
+                kept_BT: Tensor = kept_BT,
+                context_R: Tensor = context_R,
+            ) -> Tensor:
                 kept_BT = kept_BT.to(y_BTm.device)  # of a model on several GPUs, not always the tokens' device
                 sae.to(y_BTm.device)
                 found = reconstruct(sae, x_Rn.float(), y_Rm.float(), ablated.mean_D, pursuit_l0)
-                active_F.add_(found.active_RF.sum(0).to(self.device))
+                firing.add(found.active_RF, context_R)
                 for name, values_R in found.values.items():
                     sums[name].append(_by_context(values_R, kept_BT).to(self.device))
                 edited_BTm = y_BTm.clone()
@@ -129,7 +140,7 @@ class Evaluator:
         self._check_finite("the model's own losses", torch.cat(sums["nll_clean"]))
         self._check_finite(f"losses with 0 in place of {site}", ablated.nll_E)
         sequences = {name: torch.cat(values).double().tolist() for name, values in sums.items()}
-        return Evaluation.of(sequences, alive_fraction=(active_F > 0).double().mean().item())
+        return Evaluation.of(sequences, **firing.metrics())._replace(ends=firing.ends())
 
     def notices(self) -> list[str]:
         """Lines that the user should know about the evaluations so far."""

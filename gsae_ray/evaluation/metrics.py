@@ -47,15 +47,30 @@ FEATURE_SUMS = {
 """The same where the true features of the rows are known (`evaluation.known_features`)."""
 WHOLE = {
     "alive_fraction": "share of features that were active on some held-out row",
+    "dense_heldout": "share of features that were active on more than a tenth of the held-out rows",
     "mcc": "mean |cosine| of true features with the decoder rows that are matched to them",
     "feature_precision": "mean precision of true features",
     "feature_recall": "mean recall of true features",
     "feature_f1": "mean F1 of true features",
     "splitting": "mean number of latents of a true feature that has any",
+    "probe_auc": "mean AUC of probes on five features",
+    "probe_auc_1": "mean AUC of probes on one feature",
+    "probe_f1": "mean F1 of probes on five features",
+    "probe_f1_1": "mean F1 of probes on one feature",
+    "probe_auc_raw": "mean AUC of probes on all coordinates of the activations",
+    "probe_auc_raw_1": "mean AUC of probes on one of them",
+    "probe_auc_raw_5": "mean AUC of probes on five of them",
 }
 """Name -> what is known of an evaluation as a whole: no sum over contexts gives it."""
-Takes = Literal["rows", "model", "features"]
-"""What a metric takes: rows and what an SAE makes of them; a language model's losses too; the true features too."""
+TRAINING = {"dead_train": "dead_fraction", "dense_train": "dense_fraction"}
+"""Metric -> what the last metric row of training calls it: no evaluation gives it."""
+DENSE_SHARE = 0.1
+"""A feature that is active on more than this share of rows is dense."""
+Takes = Literal["rows", "model", "features", "training", "probes"]
+"""What a metric takes: rows and what an SAE makes of them; a language model's losses too; the true features too; or
+nothing of these, but what was logged in training (`TRAINING`), or probes on labelled text (`evaluation.probing`)."""
+BESIDE = ("features", "probes")
+"""Of metrics that take these there are columns only where some SAE has them."""
 Better = Literal["high", "low", "one"]
 """Which values of a metric are the better ones: the higher, the lower, those nearer to 1."""
 
@@ -78,7 +93,9 @@ class Metric:
     better: Better | None = "high"
     """Which SAE is the better one by it; None: it tells nothing of that."""
     takes: Takes = "rows"
-    """Of a metric that takes true features there is a column only where some SAE has it."""
+    """See `BESIDE`."""
+    interval: bool = False
+    """Whether the evaluation itself brings the ends of its interval along, which sums over contexts do not give."""
 
 
 METRICS: dict[str, Metric] = {}
@@ -94,6 +111,7 @@ def metric(
     table: bool = False,
     better: Better | None = "high",
     takes: Takes = "rows",
+    interval: bool = False,
 ) -> Callable[[Formula], Formula]:
     """Adds a function to `METRICS`, under its own name.
 
@@ -105,10 +123,11 @@ def metric(
         table: as `Metric.table`.
         better: as `Metric.better`.
         takes: as `Metric.takes`.
+        interval: as `Metric.interval`.
     """
 
     def add(formula: Formula) -> Formula:
-        METRICS[formula.__name__] = Metric(formula, meaning, since, resampled, column, table, better, takes)
+        METRICS[formula.__name__] = Metric(formula, meaning, since, resampled, column, table, better, takes, interval)
         return formula
 
     return add
@@ -162,6 +181,44 @@ def ce_zero(s: Sums) -> Array:
 @metric("share of features that were active on some held-out row", since=1, resampled=False, table=True)
 def alive_fraction(s: Sums) -> Array:
     return np.asarray(s["alive_fraction"])  # of all contexts together: no sum over contexts gives it
+
+
+@metric("share of features that were active on no held-out row", since=2, resampled=False, better="low")
+def dead_heldout(s: Sums) -> Array:
+    return 1 - alive_fraction(s)
+
+
+@metric(
+    "share of features that were active on more than 10 % of the held-out rows",
+    since=2,
+    resampled=False,
+    better="low",
+    interval=True,
+)
+def dense_heldout(s: Sums) -> Array:
+    return np.asarray(s["dense_heldout"])
+
+
+@metric(
+    "share of features that were active on no row of the last interval of training (training.log_every_tokens)",
+    since=1,
+    resampled=False,
+    better="low",
+    takes="training",
+)
+def dead_train(s: Sums) -> Array:
+    return np.asarray(s["dead_train"])
+
+
+@metric(
+    "share of features that were active on more than 10 % of the rows of that interval",
+    since=1,
+    resampled=False,
+    better="low",
+    takes="training",
+)
+def dense_train(s: Sums) -> Array:
+    return np.asarray(s["dense_train"])
 
 
 @metric(
@@ -236,6 +293,25 @@ def true_l0(s: Sums) -> Array:
     return _ratio(s["true_active"], s["rows"])
 
 
+def _of_probes(name: str, meaning: str, better: Better | None = None) -> None:
+    """Adds a metric of probes, as `evaluation.probing` measures it with its interval."""
+
+    def formula(s: Sums) -> Array:
+        return np.asarray(s[name])
+
+    formula.__name__ = name
+    metric(meaning, since=1, resampled=False, better=better, takes="probes", interval=True)(formula)
+
+
+_of_probes("probe_auc", "AUC of logistic regressions on the 5 features that tell a class most; mean over tasks", "high")
+_of_probes("probe_auc_1", "the same of the 1 feature that does", "high")
+_of_probes("probe_f1", "F1 of logistic regressions on 5 features; mean over tasks", "high")
+_of_probes("probe_f1_1", "the same of 1 feature", "high")
+_of_probes("probe_auc_raw", "AUC of logistic regressions on all coordinates of the activations; mean over tasks")
+_of_probes("probe_auc_raw_1", "the same of the 1 coordinate that tells a class most")
+_of_probes("probe_auc_raw_5", "the same of the 5 coordinates that do")
+
+
 @metric("rows evaluated", since=1, resampled=False, column=False, better=None)
 def rows(s: Sums) -> Array:
     return np.asarray(s["rows"], np.float64)
@@ -246,9 +322,9 @@ def schema_version() -> int:
     return max(metric.since for metric in METRICS.values())
 
 
-def columns(features: bool = False) -> list[str]:
-    """The metrics that are columns of `gsae_ray.frontier`: of every one, or those that only take true features have."""
-    return [name for name, metric in METRICS.items() if metric.column and (metric.takes == "features") == features]
+def columns(beside: bool = False) -> list[str]:
+    """The metrics that are columns of `gsae_ray.frontier`: of every one, or those of `BESIDE`."""
+    return [name for name, metric in METRICS.items() if metric.column and (metric.takes in BESIDE) == beside]
 
 
 def quality(s: Sums) -> Array:
@@ -275,7 +351,7 @@ class Totals(dict[str, Any]):
     """
 
     def __missing__(self, name: str) -> Any:
-        if (meaning := {**SUMS, **FEATURE_SUMS, **WHOLE}.get(name)) is not None:
+        if (meaning := {**SUMS, **FEATURE_SUMS, **WHOLE, **TRAINING}.get(name)) is not None:
             raise AbsentSumError(f"{name}: this evaluation has no such sum ({meaning}), and no metric that takes it")
         raise KeyError(name)
 
@@ -289,6 +365,8 @@ class Evaluation(NamedTuple):
     """Name of `SUMS` or `FEATURE_SUMS` -> a number for each held-out context (or group of rows), in a fixed order."""
     schema: int
     """`schema_version()` in the process that computed the metrics."""
+    ends: Mapping[str, float] = {}
+    """`{metric}_low` and `{metric}_high` of intervals that `sequences` do not give."""
 
     @classmethod
     def of(cls, sequences: dict[str, list[float]], alive_fraction: float, **whole: float) -> Evaluation:

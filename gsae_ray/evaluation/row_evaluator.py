@@ -11,6 +11,7 @@ from torch import Tensor
 
 from gsae_ray.config.site import Site
 from gsae_ray.errors import not_finite
+from gsae_ray.evaluation.density import Firing
 from gsae_ray.evaluation.known_features import Detection, match
 from gsae_ray.evaluation.metrics import Evaluation
 from gsae_ray.evaluation.reconstruction import check_width, encode, reconstruct
@@ -68,7 +69,7 @@ class RowEvaluator:
             self._sites[site] = self._measure(site)
         rows = self._sites[site]
         check_width(sae.cfg, site, {site.source: rows.d_in, site.target: len(rows.mean_D)})
-        active_F = torch.zeros(sae.cfg.d_sae, dtype=torch.float64, device=self.device)
+        firing = Firing(sae.cfg.d_sae, self.heldout.groups, self.device)
         sums: dict[str, Tensor] = {}
         groups = max(1, math.ceil(share * self.heldout.groups))
         for places, group_R in self._taking_part(site, rows.limits):
@@ -79,12 +80,12 @@ class RowEvaluator:
                     continue
             x_RD, y_RD = places[0].float(), places[-1].float()
             found = reconstruct(sae, x_RD, y_RD, rows.mean_D, pursuit_l0)
-            active_F += found.active_RF.sum(0)
+            firing.add(found.active_RF, group_R)
             self._add(sums, group_R, {"rows": torch.ones_like(group_R), **found.values})
         detects = self.heldout.features is not None and groups == self.heldout.groups
-        whole = self._detect(site, sae, pursuit_l0, active_F > 0, sums) if detects else {}
+        whole = self._detect(site, sae, pursuit_l0, firing.alive_F, sums) if detects else {}
         sequences = {name: sums_G[:groups].tolist() for name, sums_G in sums.items()}
-        return Evaluation.of(sequences, alive_fraction=(active_F > 0).double().mean().item(), **whole)
+        return Evaluation.of(sequences, **firing.metrics(), **whole)._replace(ends=firing.ends())
 
     def _detect(
         self, site: Site, sae: SAE, pursuit_l0: int | None, alive_F: Tensor, sums: dict[str, Tensor]

@@ -1,4 +1,4 @@
-"""The evaluation of an SAE as a task of a producer."""
+"""The evaluation of an SAE, and probes on its features, as tasks of a producer."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from gsae_ray.config.site import Site
+from gsae_ray.data.probe_set import ProbeSets
 from gsae_ray.evaluation.metrics import Evaluation
 from gsae_ray.saes import from_bytes
 
@@ -47,6 +48,38 @@ class Evaluate:
         evaluation: Evaluation = cache["evaluator"].evaluate(Site(self.site), sae, self.pursuit_l0, self.share)
         for line in cache["evaluator"].notices():
             say(line)
+        return evaluation
+
+
+@dataclasses.dataclass(frozen=True)
+class Probe:
+    """Fits and scores sparse probes on the features of an SAE as it is saved; see `ProducerTask`."""
+
+    site: str
+    cfg: str
+    """Its `cfg.json`."""
+    weights: bytes
+    """Its weights file."""
+    probes: ProbeSets
+
+    name = Evaluate.name  # it counts as one
+
+    def run(self, source: ActivationSource, cache: dict[str, Any], say: Callable[[str], None]) -> Evaluation:  # noqa: ARG002
+        """Probes it. What takes no SAE is computed once a producer and site, and stays in the cache.
+
+        Raises:
+            NumericError: the site's activations are not finite.
+        """
+        from gsae_ray.evaluation.probing import Prober  # here, as below
+        from gsae_ray.language_model.source import HeldOutContexts
+
+        key = f"prober {self.probes.fingerprint}"
+        if key not in cache:
+            heldout = source.heldout()
+            assert isinstance(heldout, HeldOutContexts), "other sources are refused with the sweep file"
+            cache[key] = Prober(heldout, source.max_norm, self.probes, source.device)
+        sae = from_bytes(self.cfg, self.weights).to(source.device)
+        evaluation: Evaluation = cache[key].measure(Site(self.site), sae)
         return evaluation
 
 

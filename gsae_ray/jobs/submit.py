@@ -152,6 +152,7 @@ def _check_paths(sweep: Sweep) -> None:
     names: dict[str, str | None] = {
         f"references.{i}.source": reference.source for i, reference in enumerate(sweep.references)
     }
+    names |= {f"evaluation.probes.{i}.data": probe.data for i, probe in enumerate(sweep.evaluation.probes or ())}
     if (files := sweep.activations) is not None:
         names = {"activations.path": files.path, "activations.heldout": files.heldout, **names}
     if isinstance(sweep.model, ModelSettings):

@@ -100,16 +100,21 @@ def choice_of(
     return Choice(choice.ranked, f"{choice.why}; it is a snapshot, from before the end of its learning-rate schedule")
 
 
+def added_columns(rows: pd.DataFrame) -> list[str]:
+    """The columns of numbers that a frontier does not have by itself, without ends of intervals."""
+    own = {*columns(), *METRICS}
+    added = [name for name in rows if name not in own and not name.endswith(("_low", "_high"))]
+    return [name for name in added if pd.api.types.is_float_dtype(rows[name])]
+
+
 def quality_by(rows: pd.DataFrame, by: str) -> Quality:
     """A column as quality; the higher the better, γ the nearer to 1, and of errors the lower.
 
     Raises:
         UserError: there is no such column, it is no quality, or no SAE has a number there.
     """
-    settings = {*columns(), *METRICS}
-    own = [name for name in rows if name not in settings and pd.api.types.is_float_dtype(rows[name])]
-    own = [name for name in own if not name.endswith(("_low", "_high"))]
-    known = [name for name, metric in METRICS.items() if metric.better is not None and name in rows] + own
+    known = [name for name, metric in METRICS.items() if metric.better is not None and name in rows]
+    known += added_columns(rows)
     if by not in known:
         raise UserError(f"by: {by!r} is no quality that these SAEs have; {suggest(by, known)}")
     if not np.isfinite(rows[by].astype(float)).any():

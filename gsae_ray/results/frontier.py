@@ -61,21 +61,21 @@ def columns(rows: pd.DataFrame | None = None) -> list[str]:
     """The columns of a frontier: settings of each trial, its metrics, the rest, and the ends of intervals.
 
     Args:
-        rows: of it; metrics that take true features are columns only where some SAE has them.
+        rows: of it; metrics of true features and of probes are columns only where some SAE has them.
     """
-    measured = [*metrics.columns(), *([] if rows is None else _of_true_features(rows))]
+    measured = [*metrics.columns(), *([] if rows is None else _beside(rows))]
     return [*SETTINGS, *measured, *REST, *_ends(measured)]
 
 
 def _ends(measured: Iterable[str]) -> list[str]:
-    """The columns with the ends of intervals: `l0_low`, `l0_high`, … of each metric that sums over contexts give."""
-    known = metrics.resampled(features=True)
+    """The columns with the ends of intervals: `l0_low`, `l0_high`, … of each metric that has them."""
+    known = {*metrics.resampled(features=True), *(name for name, metric in METRICS.items() if metric.interval)}
     return [end for name in measured if name in known for end in low_and_high(name)]
 
 
-def _of_true_features(rows: pd.DataFrame) -> list[str]:
-    """The metrics that take true features, as far as some table row has them."""
-    return [name for name in metrics.columns(features=True) if rows[name].notna().any()]
+def _beside(rows: pd.DataFrame) -> list[str]:
+    """The metrics of `metrics.BESIDE`, as far as some table row has them."""
+    return [name for name in metrics.columns(beside=True) if rows[name].notna().any()]
 
 
 def outcomes_of(experiment: str, tracking_uri: str | None, storage: str | Path | None) -> Outcomes:
@@ -125,7 +125,8 @@ def frontier(
 
     Failed and unfinished trials are left out, and SAEs with L0 = 0, or without a finite L0 and loss recovered. Other
     metrics may be NaN. Where SAEs were evaluated without a language model the explained variance, 1 − FVU, is in the
-    place of loss recovered, which is NaN; where the true features are known, there are columns more.
+    place of loss recovered, which is NaN; where the true features are known, or probes were fitted, there are columns
+    more.
 
     Args:
         experiment: the MLflow experiment, by default the sweep's name.
@@ -281,7 +282,12 @@ def _evaluated(
             for outcome, row in finished
             for l0, evaluation in sorted(outcomes.pursuit(outcome).items())
         ]
-    return [row | metrics_of(outcome.evaluation) for outcome, row in finished]
+    return [row | metrics_of(outcome.evaluation) | _of_training(outcome) for outcome, row in finished]
+
+
+def _of_training(outcome: Outcome) -> dict[str, float]:
+    """The metrics of the last interval of training that are columns; NaN for those that were not logged."""
+    return {name: outcome.metrics.get(f"train/{row}", float("nan")) for name, row in metrics.TRAINING.items()}
 
 
 def _snapshots(outcomes: Outcomes, finished: Iterable[tuple[Outcome, dict[str, Any]]]) -> list[dict[str, Any]]:
@@ -296,7 +302,7 @@ def _snapshots(outcomes: Outcomes, finished: Iterable[tuple[Outcome, dict[str, A
 
 def metrics_of(evaluation: Mapping[str, float]) -> dict[str, float]:
     """The metrics that are columns, and the ends of their intervals; NaN for those that an evaluation lacks."""
-    names = [*metrics.columns(), *metrics.columns(features=True)]
+    names = [*metrics.columns(), *metrics.columns(beside=True)]
     return {name: evaluation.get(name, float("nan")) for name in (*names, *_ends(names))}
 
 
@@ -310,8 +316,8 @@ def _named(row: pd.Series[Any]) -> str:
 
 def _not_finite(rows: pd.DataFrame) -> Iterator[tuple[pd.Series[Any], list[str]]]:
     """Table rows with the metrics of each that are not finite, of those that evaluations of its schema carry."""
-    left_out = () if quality_of(rows) == LOSS_RECOVERED else ("model",)
-    names = [name for name in metrics.columns() if METRICS[name].takes not in left_out] + _of_true_features(rows)
+    left_out = ["training", "probes", *([] if quality_of(rows) == LOSS_RECOVERED else ["model"])]
+    names = [name for name in [*metrics.columns(), *_beside(rows)] if METRICS[name].takes not in left_out]
     for _, row in rows.iterrows():
         carried = [name for name in names if METRICS[name].since <= row["schema"]]
         if undefined := [name for name in carried if not np.isfinite(row[name])]:

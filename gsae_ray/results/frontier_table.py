@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import html
 import io
+from collections.abc import Iterable
 
 import numpy as np
 import pandas as pd
@@ -28,8 +29,7 @@ class FrontierTable(pd.DataFrame):
 
     def _compact(self) -> pd.DataFrame:
         """The columns by which its SAEs are told apart, and what was measured, with 95 % intervals, as text."""
-        differ = [name for name in WHERE_THEY_DIFFER if name in self and self[name].nunique(dropna=False) > 1]
-        shown = pd.DataFrame({name: self[name] for name in (*differ, *ALWAYS)})
+        shown = pd.DataFrame({name: self[name] for name in (*differing(self, WHERE_THEY_DIFFER), *ALWAYS)})
         shown["architecture"] = labels(self)
         for name in table_metrics(self):
             shown[name] = with_intervals(self, name)
@@ -54,6 +54,11 @@ class FrontierTable(pd.DataFrame):
         notes = "".join(f"<p>{html.escape(note)}</p>" for note in self.attrs.get("notes", []))
         size = f"<p>{count(len(self), 'SAE')}, * on the frontier; {self.shape[1]} columns</p>"
         return f"{self._compact().to_html()}{size}{picture_html(self)}{notes}"
+
+
+def differing(rows: pd.DataFrame, names: Iterable[str]) -> list[str]:
+    """The columns among these in which table rows differ."""
+    return [name for name in names if name in rows and rows[name].nunique(dropna=False) > 1]
 
 
 def picture_html(rows: pd.DataFrame) -> str:

@@ -42,7 +42,7 @@ class GatedSAE(SAE):
     """
 
     training_arrays = 8
-    evaluation_arrays = 8
+    evaluation_arrays = 6
 
     class Hyperparameters(SAE.Hyperparameters):
         l1_coefficient: Finite32 = Field(

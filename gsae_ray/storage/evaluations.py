@@ -19,15 +19,17 @@ class Snapshot(NamedTuple):
     tokens: int
 
 
-Subject = int | Snapshot | None
+Subject = int | str | Snapshot | None
 """What of a trial is evaluated. None: its finished SAE with its own encoder; a number: that SAE by gradient pursuit
-with that target L0; or a snapshot."""
+with that target L0; text: that SAE by probes, the fingerprint of what is probed (`data.probe_set`); or a snapshot."""
 
 
 def suffix_of(subject: Subject) -> str:
     """What tells the files of evaluations apart: `-pursuit-8`, `-snapshot-1000000`, nothing for the SAE itself."""
     if isinstance(subject, Snapshot):
         return f"-snapshot-{subject.tokens}"
+    if isinstance(subject, str):
+        return f"-probes-{subject[:16]}"
     return "" if subject is None else f"-pursuit-{subject}"
 
 
@@ -40,7 +42,7 @@ def kind_and_step(subject: Subject, tokens: int) -> tuple[str, int]:
     """
     if isinstance(subject, Snapshot):
         return "snapshot", subject.tokens
-    return ("eval", tokens) if subject is None else ("pursuit", subject)
+    return ("pursuit", subject) if isinstance(subject, int) else ("eval", tokens)
 
 
 class EvaluationRequest(NamedTuple):
@@ -48,8 +50,9 @@ class EvaluationRequest(NamedTuple):
 
     fingerprint: str
     """Of the held-out contexts."""
-    encoders: tuple[int | None, ...]
-    """None: an evaluation with the SAE's own encoder; a number: one by gradient pursuit with that target L0."""
+    encoders: tuple[int | str | None, ...]
+    """None: an evaluation with the SAE's own encoder; a number: one by gradient pursuit with that target L0; text: by
+    probes, see `Subject`."""
     snapshots: tuple[int, ...] = ()
     """Tokens of the snapshots that are evaluated, too, of the trials that have them."""
 
@@ -80,7 +83,7 @@ def evaluation_record(evaluation: Evaluation, kind: str, step: int, sae_hash: st
         step: at which MLflow shows them.
         sae_hash: of the SAE, which tells whether the record is of that one.
     """
-    measured = {**evaluation.metrics, **intervals_of(evaluation.sequences)}
+    measured = {**evaluation.metrics, **intervals_of(evaluation.sequences), **evaluation.ends}
     return {
         "step": step,
         "timestamp": time.time_ns() // 1_000_000,

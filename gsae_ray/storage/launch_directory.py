@@ -5,8 +5,8 @@ launches/{id}/launch.json       the sweep, resolved, and its `overrides`; its tr
                              `revision` of their numbers
 launches/{id}/sweep.yaml        the same to read; versions.json, frontier.csv and .json, frontier.png, pursuit.csv,
                              report.html
-launches/{id}/evaluation.json   on which held-out tokens, by fingerprint, its SAEs are evaluated, by which encoders, and
-                             which snapshots
+launches/{id}/evaluation.json   on which held-out tokens, by fingerprint, its SAEs are evaluated, by which encoders,
+                             with which probes, and which snapshots
 launches/{id}/record.json       what was produced for it (`activations.production_log`)
 launches/{id}/events.jsonl      what happened: {"time", "event"} a line
 launches/{id}/stopped/         trials that its scheduler has stopped (see `storage.stopped`)
@@ -62,7 +62,7 @@ class _Launch(TypedDict):
 
 class _Evaluated(TypedDict):
     fingerprint: str
-    encoders: list[int | None]
+    encoders: list[int | str | None]
     snapshots: NotRequired[list[int]]
 
 

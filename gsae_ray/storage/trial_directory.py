@@ -15,6 +15,7 @@ evaluations/{fingerprint}.json   the finished SAE on the held-out contexts of th
 evaluations/{fingerprint}-pursuit-{l0}.json   the same with gradient pursuit in its encoder's place; step is its L0
 snapshots/{tokens}/          the SAE as it was after so many tokens, finished; then snapshots/{tokens}.json, its hash
 evaluations/{fingerprint}-snapshot-{tokens}.json   the same of a snapshot; step is its tokens
+evaluations/{fingerprint}-probes-{hash}.json   the same of probes on labelled text with that hash; without sums
 
 What is damaged is as if it were not there, and is made again: rows and checkpoints from the checkpoint before, the
 finished SAE by training, an evaluation by evaluating. A snapshot is made again only by training that comes past it.

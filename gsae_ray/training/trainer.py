@@ -14,6 +14,7 @@ from torch import Tensor
 from gsae_ray.activations.reader import RowStream
 from gsae_ray.config.trial import TrialSpec
 from gsae_ray.errors import NumericError, not_finite
+from gsae_ray.evaluation.metrics import DENSE_SHARE
 from gsae_ray.language_model.massive_norms import square_norms, takes_part
 from gsae_ray.saes import SAE, SAEConfig, build
 from gsae_ray.training.engines import make_engine
@@ -315,12 +316,14 @@ class Trainer:
     def _take_means(self, losses_S4: Tensor) -> dict[str, float]:
         """Means since the last call, in the units of scaled activations.
 
-        dead_fraction: the share of features that were silent in this interval; left_out_fraction: the share of rows
-        of massive norm, which were left out.
+        dead_fraction: the share of features that were silent in this interval; dense_fraction: of those that were
+        active on more than a tenth of its rows; left_out_fraction: the share of rows of massive norm, which were left
+        out.
         """
         metrics = dict(zip(LOSSES, losses_S4.mean(0).tolist(), strict=True))
         metrics["l0"] = self._fired_F.sum().item() / self._rows
         metrics["dead_fraction"] = (self._fired_F == 0).double().mean().item()
+        metrics["dense_fraction"] = (self._fired_F > DENSE_SHARE * self._rows).double().mean().item()
         metrics["left_out_fraction"] = 1 - self._rows / (len(losses_S4) * self.settings.batch_size)
         if self.resampler is not None:
             metrics["resampled_features"] = float(self._resampled)

@@ -106,8 +106,8 @@ def test_trials_that_share_a_source_through_the_store_are_trained_as_alone() -> 
 
 
 def test_an_evaluation_has_no_cross_entropies_and_its_sums_are_those_of_the_groups(sae: SAE) -> None:
-    metrics, sequences, _ = evaluate(sae, producer())
-    assert set(metrics) == {"l0", "gamma", "fvu", "alive_fraction", "rows"}
+    metrics, sequences, *_ = evaluate(sae, producer())
+    assert set(metrics) == {"l0", "gamma", "fvu", "alive_fraction", "dead_heldout", "dense_heldout", "rows"}
     assert all(len(sums) == HELD_OUT // GROUP for sums in sequences.values())
     assert sequences["rows"] == [GROUP] * (HELD_OUT // GROUP)
     x = sparse_rows()[ROWS : ROWS + HELD_OUT]
@@ -119,6 +119,8 @@ def test_an_evaluation_has_no_cross_entropies_and_its_sums_are_those_of_the_grou
         "gamma": x_hat.square().sum() / (x_hat * x).sum(),
         "fvu": (x - x_hat).square().sum() / (x - x.mean(0)).square().sum(),
         "alive_fraction": (acts > 0).any(0).double().mean(),
+        "dead_heldout": (acts <= 0).all(0).double().mean(),
+        "dense_heldout": ((acts > 0).double().mean(0) > 0.1).double().mean(),
         "rows": torch.tensor(HELD_OUT),
     }
     assert metrics == pytest.approx({name: float(value) for name, value in by_hand.items()}, rel=1e-6)

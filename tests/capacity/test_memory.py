@@ -22,7 +22,7 @@ PRODUCER = """
 from pathlib import Path
 from gsae_ray.activations.producer import Producer
 from gsae_ray.driver.prepare import prepare, producer_spec
-from gsae_ray.evaluation.task import Evaluate
+from gsae_ray.evaluation.task import Evaluate, Probe
 from gsae_ray.config.sweep import Sweep
 plan = prepare(Sweep.model_validate({values!r}), Path({folder!r}))
 sites = sorted(plan.layout.widths)
@@ -32,7 +32,8 @@ if {what!r} == "produce":
     made = producer.produce(0, sites)
 else:
     cfg, weights = (Path({folder!r}, name).read_bytes() for name in ("cfg", "weights"))
-    producer.run(Evaluate(plan.trials[0].site, cfg.decode(), weights))
+    sae = plan.trials[0].site, cfg.decode(), weights
+    producer.run(Probe(*sae, plan.source.probes) if {what!r} == "probe" else Evaluate(*sae))
 peak_mib(before)
 """
 
@@ -62,7 +63,7 @@ def test_a_trial(architecture: str, n: int, width: int, batch: int, engine: str,
     assert MARGIN * found < predicted < found / MARGIN
 
 
-@pytest.mark.parametrize("what", ["produce", "evaluate", "evaluate the weights"])
+@pytest.mark.parametrize("what", ["produce", "evaluate", "evaluate the weights", "probe"])
 def test_a_producer(what: str, tmp_path: Path) -> None:
     from gsae_ray.language_model.hooks import site_widths
     from gsae_ray.language_model.loading import load_skeleton
@@ -81,6 +82,11 @@ def test_a_producer(what: str, tmp_path: Path) -> None:
             "sites": {"layers": [1], "points": ["mlp_post"]},
             "saes": [{"architecture": "gated", "widths": [65_536], "l1_coefficient": [1]}],
             "evaluation": {"tokens": 1024, "batch": 1},
+        },
+        "probe": {
+            "sites": {"layers": [1], "points": ["mlp_post"]},
+            "saes": [{"architecture": "gated", "widths": [512], "l1_coefficient": [1]}],
+            "evaluation": {"tokens": 1024, "batch": 1, "probes": [{"name": "p", "data": "builtin", "tokens": 60_000}]},
         },
     }
     given = values(**cases[what])

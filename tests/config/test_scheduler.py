@@ -40,7 +40,7 @@ def test_trials_of_one_site_width_and_sparsity_are_compared() -> None:
 def test_the_middle_of_the_learning_rates_comes_first() -> None:
     trials = [t for lr in (1e-4, 1e-3, 1e-2, 1e-1) for t in expand(lr=lr, l1_coefficient=[1.0, 2.0])]
     rates = [trial.training.lr for trial in middle_first(trials)]
-    assert rates == [1e-3, 1e-3, 1e-2, 1e-2, 1e-4, 1e-4, 1e-1, 1e-1]
+    assert rates == [1e-2, 1e-2, 1e-3, 1e-3, 1e-1, 1e-1, 1e-4, 1e-4]
     alone = expand(l1_coefficient=[4.0, 8.0], seeds=[0, 1])
     assert middle_first(alone) == alone, "else the order stays"
 

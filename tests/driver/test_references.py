@@ -83,7 +83,7 @@ def no_model(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_an_sae_of_ours_has_exactly_the_numbers_that_its_launch_gave_it(storage: Path) -> None:
     row = evaluated(storage, trial_of(storage)).iloc[0]
     own, reference = frontier(storage).to_dict("records")
-    for name in metrics.columns():
+    for name in [name for name in metrics.columns() if name not in metrics.TRAINING]:
         assert row[name] == reference[name] == own[name], name
     assert reference["d_sae"] == own["d_sae"] == 16
     records = [*trial_of(storage).glob("evaluations/*"), *storage.glob("references/*/*")]

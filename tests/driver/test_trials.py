@@ -96,6 +96,19 @@ def test_a_launch_that_has_to_stop_leaves_its_trials_to_be_gone_on_with(watch: W
     assert not any(trial.directory.ended for trial in watch.trials.values())
 
 
+def test_a_trial_that_a_scheduler_has_stopped_is_not_begun_and_its_blocks_go(watch: Watch) -> None:
+    watch.supervisor.is_stopped = lambda name: name == TWO
+
+    def tune(_: Sequence[Trial]) -> dict[str, str]:
+        finish(watch, ONE)
+        return {}
+
+    runner = Runner(watch, tune)
+    runner.train()
+    assert watch.store.abandoned[:1] == [(TWO, True)] and len(runner.runs) == 1
+    assert not watch.trials[TWO].directory.ended
+
+
 def test_a_trial_whose_parent_failed_is_skipped(watch: Watch) -> None:
     child = Trial(dataclasses.replace(SPECS[1], parent=ONE), watch.trials[TWO].directory)
     launch = SimpleNamespace(prepared=SimpleNamespace(parents={}), trials=list(watch.trials.values()))

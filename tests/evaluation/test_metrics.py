@@ -15,11 +15,13 @@ SEQUENCES = {name: [2.0 + i, 3.0 + i, 5.0] for i, name in enumerate(SUMS)}
 
 
 def test_an_evaluation_has_every_metric_and_each_is_a_ratio_of_sums() -> None:
-    found = Evaluation.of(SEQUENCES, alive_fraction=0.25)
-    assert found.metrics.keys() == {name for name, metric in METRICS.items() if metric.takes != "features"}
+    found = Evaluation.of(SEQUENCES, alive_fraction=0.25, dense_heldout=0.125)
+    elsewhere = ("features", "training", "probes")
+    assert found.metrics.keys() == {name for name, metric in METRICS.items() if metric.takes not in elsewhere}
     assert found.metrics["l0"] == sum(SEQUENCES["active"]) / sum(SEQUENCES["rows"])
     assert found.metrics["rows"] == sum(SEQUENCES["rows"])
-    assert found.metrics["alive_fraction"] == 0.25
+    assert found.metrics["alive_fraction"] == 0.25 and found.metrics["dead_heldout"] == 0.75
+    assert found.metrics["dense_heldout"] == 0.125
     totals = {name: np.sum(values) for name, values in SEQUENCES.items()}
     for name, formula in resampled().items():
         assert found.metrics[name] == float(formula(totals))
@@ -57,7 +59,7 @@ def test_a_metric_is_left_out_only_where_a_sum_is_absent(monkeypatch: pytest.Mon
     """A formula with an error in it is none without sums: it is not left out without a word."""
     rows_alone = {name: values for name, values in SEQUENCES.items() if not name.startswith(("nll", "kl", "positions"))}
     found = Evaluation.of(rows_alone, 0.25)
-    assert set(found.metrics) == {"l0", "gamma", "fvu", "alive_fraction", "rows"}
+    assert set(found.metrics) == {"l0", "gamma", "fvu", "alive_fraction", "dead_heldout", "rows"}
     monkeypatch.setattr(metrics, "METRICS", dict(METRICS))
 
     @metrics.metric("misspelt", since=1)

@@ -98,6 +98,8 @@ def test_every_metric_is_that_of_a_model_whose_mlp_is_replaced(
         "kl": (clean_PV.exp() * (clean_PV - spliced_PV)).sum(1).mean().item(),
         **{f"ce_{name}": value for name, value in ce.items()},
         "alive_fraction": (acts_RF > 0).any(0).double().mean().item(),
+        "dead_heldout": (acts_RF <= 0).all(0).double().mean().item(),
+        "dense_heldout": ((acts_RF > 0).double().mean(0) > 0.1).double().mean().item(),
         "rows": float(len(y_RD)),
     }
     assert evaluator.evaluate(site, sae).metrics == pytest.approx(expected, rel=1e-5, abs=1e-6)

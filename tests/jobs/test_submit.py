@@ -64,6 +64,9 @@ def test_a_path_that_is_no_path_of_the_cluster_is_refused_by_its_key(
     (tmp_path / "models/tiny").mkdir(parents=True)
     with pytest.raises(UserError, match=rf"^{key}: {re.escape(repr(path))} is a path of this machine"):
         submit_quickstart(overrides=[f"{key}={json.dumps(path)}"])
+    probes = json.dumps([{"name": "own", "data": "text.jsonl"}])
+    with pytest.raises(UserError, match=r"^evaluation\.probes\.0\.data: 'text\.jsonl' is a path of this machine"):
+        submit_quickstart(overrides=[f"evaluation.probes={probes}"])
     reference = json.dumps({"source": "models/tiny", "site": "blocks.1.hook_resid_post"})
     with pytest.raises(UserError, match="^references.0.source: 'models/tiny' is a path of this machine"):
         submit_quickstart(overrides=[f"references=[{reference}]"])

@@ -13,7 +13,7 @@ import pytest
 from added_metric import added_metric
 from mlflow.tracking import MlflowClient
 from recorder import GATED_1, GATED_2, L1, NEWER, OLDER, STANDARD_1, Recorder, ends
-from trials import REQUEST, SITE_1, SITE_2, evaluation, expand
+from trials import DENSITY, REQUEST, SITE_1, SITE_2, evaluation, expand
 
 from gsae_ray.errors import UserError
 from gsae_ray.results.best import best
@@ -47,6 +47,7 @@ def test_the_newest_launch_is_the_default_and_its_rows_are_whole_and_sorted() ->
     expected_row |= {"d_sae": 16, "sparsity": 0.5, "sink_share": 0.25}
     expected_row |= {"lr": 5e-4, "seed": 7, "tokens": 1024, "l0": 45.0, "loss_recovered": 0.95, "gamma": 1.0}
     expected_row |= {"fvu": 0.1, "kl": 0.2, "ce_clean": 3.0, "ce_spliced": 3.4, "ce_zero": 7.0, "alive_fraction": 0.5}
+    expected_row |= {**DENSITY, "dead_train": 0.125}
     assert expected_row.items() <= row.items()
 
 

@@ -59,7 +59,7 @@ def test_storage_tells_the_same_as_mlflow(recorder: Recorder) -> None:
     stopped.create(GATED_2[3].name, beaten)
     for launch, carried in launches.items():
         time.sleep(0.002)
-        encoders: list[int | None] = [None] if launch == OLDER else [None, *pursuit]
+        encoders: list[int | str | None] = [None] if launch == OLDER else [None, *pursuit]
         mirror = Mirror(
             uri, "other experiment", launch, EvaluationRequest(FINGERPRINT, tuple(encoders)), stop_of=stopped.get
         )

@@ -83,9 +83,21 @@ def test_every_chart_has_a_name_and_its_rows(page: _Page) -> None:
     assert {chart["id"] for chart in data["charts"]} <= ids
     frontiers = [chart["where"] for chart in data["charts"] if chart["id"].startswith("frontier-")]
     assert frontiers == [{"site": site} for site in SITES]
-    expected = {"quality-gamma", "quality-fvu", "quality-density", "training-loss", "grid-0", "grid-1"}
+    expected = {
+        "snapshots-quality",
+        "snapshots-fvu",
+        "snapshots-l0",
+        "quality-gamma",
+        "quality-fvu",
+        "quality-density",
+        "training-loss",
+        "grid-0",
+        "grid-1",
+    }
     assert expected <= {chart["id"] for chart in data["charts"]}
     assert [sae["own"] for sae in data["saes"]].count(False) == 2
+    assert {row["tokens"] for row in data["snapshots"]} == {100_000, 400_000}
+    assert len(data["snapshots"]) == 2 * sum(sae["own"] for sae in data["saes"])
     assert len(data["grid"]) == 2 * 2 * 3 * 2 and {cell["seeds"] for cell in data["grid"]} == {2}
 
 

@@ -32,7 +32,9 @@ def an_evaluation(l0: float, fvu: float, absorbed: float | None = None, known: b
     sums = {**SUMS, "active": 10 * l0, "error_sq": 40 * fvu}
     if known:
         sums |= {"true_active": 25.0, "with_child": 0.0 if absorbed is None else 10.0, "absorbed": absorbed or 0.0}
-    return Evaluation.of({name: [value] * 2 for name, value in sums.items()}, 0.5, **(FEATURES if known else {}))
+    return Evaluation.of(
+        {name: [value] * 2 for name, value in sums.items()}, 0.5, dense_heldout=0.25, **(FEATURES if known else {})
+    )
 
 
 def launch(root: Path, evaluations: list[Evaluation]) -> Path:

@@ -46,7 +46,8 @@ def test_a_launch_begun_before_the_layout_goes_on(storage: Path, plan: PreparedS
     assert begin_launch(folder, plan.sweep, plan.trials, resume=True)[0] == launch
     trials = [Trial(spec, TrialDirectory(trial_folder(folder, spec))) for spec in plan.trials]
     states = [trial.directory.status(plan.evaluation) for trial in trials]
-    assert [state.done for state in states] == [True, False, False]
+    assert [state.evaluated for state in states] == [True, False, False]
+    assert states[0].outdated == (None, 2), "it has no densities yet, and is evaluated again"
     done, waiting, begun = trials
     assert done.directory.check_done() is not None
     assert [row["step"] for row in done.directory.rows()[0]] == list(range(512, 4097, 512))

@@ -25,7 +25,7 @@ TRIALS = expand(l1_coefficient=[1.0, 2.0])
 
 @pytest.fixture
 def storage(tmp_path: Path) -> Path:
-    """A launch of two trials that were evaluated before there were schema versions."""
+    """A launch of two trials that are evaluated."""
     launch = tmp_path / "swept/launches/20260101-000000-abcd"
     launch.mkdir(parents=True)
     LAUNCH.write(launch / "launch.json", {"sweep": {"name": "swept"}, "trials": {t.name: t.identity for t in TRIALS}})
@@ -33,10 +33,6 @@ def storage(tmp_path: Path) -> Path:
     for spec in TRIALS:
         directory = begin(tmp_path / "swept/trials", spec)
         finish(directory, spec, l0=10 * spec.hyperparameters["l1_coefficient"])
-        (path,) = (directory.path / "evaluations").iterdir()
-        record = EVALUATION.read(path)
-        assert record is not None and record.pop("schema") == schema_version() == 1
-        EVALUATION.write(path, record)
     return tmp_path
 
 
@@ -51,7 +47,13 @@ def evaluate(_task: Evaluate) -> Future[Evaluation]:
 
 
 def test_an_evaluation_without_a_schema_version_is_of_the_first(storage: Path) -> None:
-    assert all(trial.directory.status(REQUEST).done for trial in trials(storage))
+    (trial, _) = trials(storage)
+    assert trial.directory.status(REQUEST).done
+    (path,) = (trial.directory.path / "evaluations").iterdir()
+    record = EVALUATION.read(path)
+    assert record is not None and record.pop("schema") == schema_version() > 1
+    EVALUATION.write(path, record)
+    assert schema_of(record) == 1 and trial.directory.status(REQUEST).outdated == (None,)
 
 
 def test_evaluations_of_an_older_schema_are_made_again(storage: Path, monkeypatch: pytest.MonkeyPatch) -> None:

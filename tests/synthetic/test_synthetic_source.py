@@ -84,7 +84,7 @@ def test_an_evaluation_has_the_metrics_that_take_true_features_and_no_cross_entr
     producer = Producer(producer_spec(plan))
     sae = trained(plan, plan.trials[0], LocalBlockReader(producer, SITE))
     metrics = producer.run(Evaluate(SITE, *to_bytes(sae))).metrics
-    rows = {"l0", "gamma", "fvu", "alive_fraction", "rows"}
+    rows = {"l0", "gamma", "fvu", "alive_fraction", "dead_heldout", "dense_heldout", "rows"}
     features = {"mcc", "feature_precision", "feature_recall", "feature_f1", "absorption", "splitting", "true_l0"}
     assert set(metrics) == rows | features
     assert metrics["true_l0"] == pytest.approx(2, rel=0.1)

@@ -12,7 +12,7 @@ from damage import DAMAGES, flip
 from mirrors import ONE, TRIALS, Server, fail_in_call, pair
 from trials import FINGERPRINT, REQUEST, evaluation, finish
 
-from gsae_ray.evaluation.metrics import METRICS
+from gsae_ray.evaluation.metrics import METRICS, schema_version
 from gsae_ray.results.outcomes import MLflowOutcomes
 from gsae_ray.saes.folder import content_hash
 from gsae_ray.storage.trial_directory import Trial
@@ -80,7 +80,7 @@ def test_a_finished_run_gets_the_metrics_that_evaluations_of_before_did_not_have
     finish(directory, trial)
     server.mirror().sync([Trial(trial, directory)])
     before = server.run()
-    assert before.data.tags[SCHEMA] == "1"
+    assert before.data.tags[SCHEMA] == str(schema_version())
     added_metric(monkeypatch)
     mirror = server.mirror()
     mirror.sync([Trial(trial, directory)])  # while its evaluation is still to be made again
@@ -90,7 +90,7 @@ def test_a_finished_run_gets_the_metrics_that_evaluations_of_before_did_not_have
     server.mirror().sync([Trial(trial, directory)])
     run = server.run()
     assert run.info.run_id == before.info.run_id and run.info.status == "FINISHED"
-    assert run.data.tags[SCHEMA] == "2"
+    assert run.data.tags[SCHEMA] == str(schema_version())
     assert run.data.metrics == before.data.metrics | {"eval/norm_ratio": 0.75}
     assert server.steps() == [64, 128]
 
@@ -105,7 +105,7 @@ def test_a_finished_run_gets_the_new_values_of_metrics_whose_formula_has_changed
     encoders = (None, 4, 16)
     server.mirror(encoders=encoders).sync([Trial(trial, directory)])
     before = server.run()
-    monkeypatch.setitem(METRICS, "fvu", dataclasses.replace(METRICS["fvu"], since=2))
+    monkeypatch.setitem(METRICS, "fvu", dataclasses.replace(METRICS["fvu"], since=schema_version() + 1))
     time.sleep(0.002)  # made later
     directory.save_evaluation(FINGERPRINT, 1024, evaluation(fvu=0.25))
     for l0, fvu in ((4, 0.05), (16, 0.5)):  # less and more than before
@@ -117,7 +117,7 @@ def test_a_finished_run_gets_the_new_values_of_metrics_whose_formula_has_changed
     for _ in range(2):
         server.mirror(encoders=encoders).sync([Trial(trial, directory)])
     run = server.run()
-    assert run.info.run_id == before.info.run_id and run.data.tags[SCHEMA] == "2"
+    assert run.info.run_id == before.info.run_id and run.data.tags[SCHEMA] == str(schema_version())
     assert run.data.metrics == before.data.metrics | {"eval/fvu": 0.25, "pursuit/fvu": 0.5}
     values = [(step, value) for step, _, value in server.history(run, "eval/fvu")]
     assert values == [(192, 0.5), (1024, 0.1), (1024, 0.25)]

@@ -110,7 +110,9 @@ def test_training_does_not_depend_on_the_unit_of_the_activations() -> None:
 
 
 def test_a_metric_row_holds_these_names() -> None:
-    names = {"loss", "reconstruction_loss", "sparsity_loss", "auxiliary_loss", "l0", "dead_fraction", "lr"}
+    names = {"loss", "reconstruction_loss", "sparsity_loss", "auxiliary_loss", "l0", "dead_fraction", "lr"} | {
+        "dense_fraction"
+    }
     row = make().train_interval()
     names |= {"sparsity_coefficient", "left_out_fraction", "tokens_per_s", "step_ms", "data_wait_fraction"}
     assert set(row) == names
@@ -139,6 +141,7 @@ def test_a_metric_row_holds_the_means_of_its_interval(architecture: str) -> None
     assert len(parts) == 10
     assert row["l0"] == pytest.approx(active_F.sum().item() / (10 * BATCH))
     assert row["dead_fraction"] == (active_F == 0).double().mean().item()
+    assert row["dense_fraction"] == (active_F > 0.1 * 10 * BATCH).double().mean().item()
     total = row["reconstruction_loss"] + row["sparsity_coefficient"] * row["sparsity_loss"] + row["auxiliary_loss"]
     assert row["loss"] == pytest.approx(total, rel=1e-5)  # the warm-up of λ is over
 

@@ -12,6 +12,7 @@ from gsae_ray.config.site import Site
 from gsae_ray.config.sweep import Sweep
 from gsae_ray.config.trial import TrialSpec
 from gsae_ray.data.prepare import Progress
+from gsae_ray.data.probe_set import ProbeSets
 from gsae_ray.language_model.source import SourceSpec
 from gsae_ray.storage.references import Reference
 
@@ -36,6 +37,8 @@ class PreparedSource:
     """Parameters of the launch's run in MLflow."""
     modules: Mapping[str, str] = dataclasses.field(default_factory=dict)
     """Site -> the same by module path, where transformers alone loads the model."""
+    probes: ProbeSets | None = None
+    """What SAEs are probed on; None where `evaluation.probes` asks for nothing."""
 
 
 class Source(Protocol):

@@ -12,6 +12,7 @@ from gsae_ray.config.sweep import Sweep
 from gsae_ray.config.trial import TrialSpec
 from gsae_ray.data.documents import find_data, pinned_data
 from gsae_ray.data.prepare import Progress, prepare_tokens
+from gsae_ray.data.probe_data import probe_sets
 from gsae_ray.driver.sources.base import PreparedSource
 from gsae_ray.language_model.hooks import by_module, check_targets, site_widths
 from gsae_ray.language_model.loading import (
@@ -54,6 +55,7 @@ class LanguageModel:
         """Tokenises the text."""
         sweep = self.sweep
         model, dataset = sweep.language_model, sweep.text
+        probes = probe_sets(sweep)  # first: what is wrong with them is told before text is tokenised
         tokens = prepare_tokens(sweep, storage / "tokens", report)
         fingerprint = model_fingerprint(model)
         own_format = model.name == "builtin" or isinstance(self._skeleton, TransformerLensModel)
@@ -84,6 +86,7 @@ class LanguageModel:
                 "skip_positions": dataset.skip_positions,
                 "skip_special_tokens": dataset.skip_special_tokens,
             },
+            probes=probes,
             modules={} if own_format else {site.name: by_module(self._skeleton, site).name for site in self.widths},
         )
 

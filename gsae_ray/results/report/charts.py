@@ -32,7 +32,7 @@ class Chart:
     title: str
     label: str
     """What it shows, for whoever does not see it."""
-    data: Literal["saes", "trainings", "grid"]
+    data: Literal["saes", "trainings", "snapshots", "grid"]
     """Of the page's data; of the site that the reader chose, unless `where` says which."""
     where: Mapping[str, str]
     """Column -> the value that its rows have."""
@@ -132,6 +132,34 @@ def quality_charts(rows: pd.DataFrame, quality: str, looks: Mapping[str, Spec], 
         caption = f"{title}: {meaning}" if meaning else title
         label = f"{title} against L0, a point for each SAE of the chosen site"
         charts.append(Chart(f"quality-{name}", caption, label, "saes", {}, name, _whole(layers, 220)))
+    return charts
+
+
+def snapshot_charts(drawn: Sequence[Mapping[str, Any]], quality: str, looks: Mapping[str, Spec]) -> list[Chart]:
+    """Quality and L0 of snapshots against the tokens that they had been trained on, a line for each SAE."""
+    charts = []
+    for name, title in {"quality": quality, "fvu": named("fvu"), "l0": ACTIVE}.items():
+        if not any(row.get(name) is not None for row in drawn):
+            continue
+        y = _linear(name, title)
+        if name != "quality":
+            y["scale"] = {"type": "log", "nice": True}
+            y["axis"] = {"format": "~g", "tickCount": 5}
+        x = {
+            **{"field": "tokens", "type": "quantitative", "title": "tokens", "scale": {"type": "log", "nice": False}},
+            "axis": {"format": "~s", "tickCount": 4},
+        }
+        order = {"detail": {"field": "trial"}, "order": {"field": "tokens"}}
+        layers: Sequence[Spec] = [
+            {"mark": {"type": "line", "strokeWidth": 1.3, "opacity": 0.7}, "encoding": order},
+            {
+                "mark": {"type": "point", "filled": True, "size": 45, "tooltip": {"expr": "datum.trial"}},
+                "encoding": {"shape": looks["shape"]},
+            },
+        ]
+        spec = {**_whole(layers, 220), "encoding": {"x": x, "y": y, "color": looks["color"]}}
+        label = f"{title} of snapshots against tokens trained on, a line for each SAE of the chosen site"
+        charts.append(Chart(f"snapshots-{name}", title, label, "snapshots", {}, name, spec))
     return charts
 
 

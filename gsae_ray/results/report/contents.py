@@ -39,6 +39,8 @@ class Contents:
     """Run -> the address of its page."""
     missing: Sequence[str]
     """What could not be had, as lines of text."""
+    over_tokens: pd.DataFrame = dataclasses.field(default_factory=pd.DataFrame)
+    """As `rows`, of trials with snapshots: these, and what came of them."""
 
     @property
     def trial_hours(self) -> float:
@@ -100,7 +102,13 @@ def gather(
         failures=[(name, why) for name, _, why in (outcome.failure.partition(": ") for outcome in failed)],
         pages={run: page for run, page in found.items() if page is not None},
         missing=list(_missing(trainings, about)),
+        over_tokens=_over_tokens(frontier(experiment, site, launch, tracking_uri, tokens=MIXED, storage=storage)),
     )
+
+
+def _over_tokens(rows: pd.DataFrame) -> pd.DataFrame:
+    """The table rows of trials with snapshots, of SAEs of all numbers of tokens."""
+    return rows[rows["run_id"].isin(rows.loc[rows["snapshot"], "run_id"])]
 
 
 def _missing(trainings: Mapping[str, Series], about: About) -> list[str]:

@@ -12,9 +12,9 @@ import pandas as pd
 
 from gsae_ray.config.recipe import show
 from gsae_ray.evaluation.metrics import METRICS
+from gsae_ray.results.choice import added_columns
 from gsae_ray.results.comparison import own_saes
 from gsae_ray.results.curves import pareto
-from gsae_ray.results.frontier import columns
 from gsae_ray.results.frontier_table import with_intervals
 from gsae_ray.results.kinds import BARS
 from gsae_ray.results.report.records import Series
@@ -39,10 +39,9 @@ def named(column: str) -> str:
 def quality_columns(rows: pd.DataFrame, quality: str) -> list[str]:
     """The columns that tell how good SAEs are, beside the frontier's own; γ and FVU first, density last."""
     on_frontier = {"loss_recovered"} if quality == "loss recovered" else {"loss_recovered", "fvu"}
-    known = {*columns(), *METRICS, *BARS, "quality", DENSITY, "l0"}
+    known = {"quality", DENSITY}
     ours = [name for name, metric in METRICS.items() if metric.better is not None and name not in on_frontier]
-    added = [name for name in rows if name not in known and not name.endswith(("_low", "_high"))]
-    added = [name for name in added if pd.api.types.is_float_dtype(rows[name])]
+    added = [name for name in added_columns(rows) if name not in known]
     first = [name for name in ("gamma", "fvu") if name in ours]
     wanted = [*first, *(name for name in ours if name not in first), *added, DENSITY]
     return [name for name in wanted if name in rows and np.isfinite(rows[name].astype(float)).any()]
@@ -103,6 +102,22 @@ def trainings_of(rows: pd.DataFrame, trainings: Mapping[str, Series]) -> list[di
         numbers = {name: [number(by_step.get(step)) for step in steps] for name, by_step in values.items()}
         found.append({**{name: row[name] for name in ("trial", "site", "kind")}, "tokens": steps, **numbers})
     return found
+
+
+def over_tokens_of(rows: pd.DataFrame, quality: str) -> list[dict[str, Any]]:
+    """What is drawn of snapshots, and of what came of them.
+
+    Args:
+        rows: `Contents.over_tokens`, with `kind` and `quality`.
+        quality: its name; FVU is not drawn twice.
+    """
+    measured = ["quality", "l0", *(["fvu"] if quality != "explained variance" else [])]
+    return [
+        {name: row[name] for name in ("trial", "site", "kind")}
+        | {"tokens": int(row["tokens"])}
+        | {name: number(row[name]) for name in measured}
+        for _, row in rows.sort_values(["trial", "tokens"]).iterrows()
+    ]
 
 
 def _thinned(steps: list[int], most: int) -> list[int]:

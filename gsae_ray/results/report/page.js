@@ -8,7 +8,7 @@
       for (const name of Object.keys(columns)) row[name] = columns[name][n];
       return row;
     }));
-  const rows = { saes: data.saes, grid: data.grid, trainings };
+  const rows = { saes: data.saes, snapshots: data.snapshots, grid: data.grid, trainings };
   const text = { labelColor: "currentColor", titleColor: "currentColor" };
   const config = {
     aria: false, // the page gives each chart its name, and the table its numbers

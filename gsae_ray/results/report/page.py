@@ -15,7 +15,7 @@ from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
 from gsae_ray.results.comparison import labels, own_saes, quality_of
-from gsae_ray.results.frontier_table import WHERE_THEY_DIFFER, with_intervals
+from gsae_ray.results.frontier_table import WHERE_THEY_DIFFER, differing, with_intervals
 from gsae_ray.results.kinds import with_bars, with_kinds
 from gsae_ray.results.palette import styles
 from gsae_ray.results.report import charts
@@ -24,6 +24,7 @@ from gsae_ray.results.report.data import (
     embedded,
     grid_of,
     named,
+    over_tokens_of,
     saes_of,
     setting,
     told_metrics,
@@ -62,15 +63,18 @@ def render(contents: Contents) -> str:
     styled = styles(with_kinds(own)["kind"].unique(), rows.drop(own.index)["kind"].unique())
     looks, links = charts.scales(styled), bool(contents.pages)
     trainings, grid = trainings_of(own, contents.trainings), grid_of(rows)
+    snapshots = over_tokens_of(_drawn(contents.over_tokens), quality) if len(contents.over_tokens) else []
     drawn = {
         "frontier": charts.frontier_charts(rows, quality, looks, links),
         "quality": charts.quality_charts(rows, quality, looks, links),
         "training": charts.training_charts(looks) if trainings else [],
+        "snapshots": charts.snapshot_charts(snapshots, quality, looks),
         "grids": charts.grid_charts(grid, quality),
     }
     data = {
         "saes": saes_of(rows, quality, contents.pages),
         "trainings": trainings,
+        "snapshots": snapshots,
         "grid": grid.to_dict("records"),
         "charts": [dataclasses.asdict(chart) for group in drawn.values() for chart in group],
     }
@@ -130,8 +134,7 @@ def _frontier_told(quality: str, links: bool) -> str:
 
 def _frontier_table(site: str, rows: pd.DataFrame, pages: Mapping[str, str]) -> Table:
     """The SAEs of a site: what tells them apart, and what was measured."""
-    differ = [name for name in WHERE_THEY_DIFFER if name in rows and name != "site"]
-    differ = [name for name in differ if rows[name].nunique(dropna=False) > 1]
+    differ = differing(rows, (name for name in WHERE_THEY_DIFFER if name != "site"))
     columns: dict[str, list[str]] = {"architecture": list(labels(rows))}
     columns |= {name.replace("_", " "): list(map(setting, rows[name])) for name in ("d_sae", "sparsity", *differ)}
     columns |= {named(name): with_intervals(rows, name) for name in told_metrics(rows)}
