@@ -4,8 +4,9 @@ from gsae_ray.version import __version__
 
 project = "gsae-ray"
 release = __version__
-extensions = ["myst_parser"]
+extensions = ["myst_nb"]
 myst_heading_anchors = 3
+nb_execution_mode = "off"  # notebooks are stored with their outputs: contributing.md
 html_theme = "alabaster"
 html_theme_options = {"description": "Sweeps of sparse autoencoders that share one pass over the language model"}
 html_sidebars = {"**": ["about.html", "navigation.html", "searchbox.html"]}
