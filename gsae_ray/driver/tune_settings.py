@@ -32,6 +32,7 @@ def run_config(scratch: Path, callbacks: Sequence[tune.Callback], stop: tune.Sto
         stop=stop,
         storage_path=str(scratch),
         verbose=0,
+        progress_reporter=tune.CLIReporter(),  # in a notebook the default one clears what the cell has printed
         failure_config=tune.FailureConfig(max_failures=-1),  # `TrialDeaths` decides how often a trial is tried again
         checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),  # trials save their own
     )

@@ -1,7 +1,7 @@
 """Executes a notebook of the docs and stores its outputs: `python tests/docs/execute_notebook.py docs/NAME.ipynb`.
 
-It runs in an empty folder of its own, so that it begins like a reader's, and leaves nothing behind. Times, the
-kernel's version and empty outputs are not stored. Needs the extra `docs`.
+It runs in an empty folder of its own, so that it begins like a reader's, and leaves nothing behind. Times and
+the kernel's version are not stored. Needs the extra `docs`.
 """
 
 from __future__ import annotations
@@ -27,9 +27,6 @@ def execute(path: Path) -> None:
             notebook, timeout=600, kernel_name="python3", record_timing=False, resources={"metadata": {"path": folder}}
         )
         client.execute()
-    for cell in notebook.cells:
-        if cell.cell_type == "code":  # Ray Tune shows an empty table in notebooks
-            cell.outputs = [output for output in cell.outputs if output.get("data", {}).get("text/html") != ""]
     notebook.metadata = {
         "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
         "language_info": {"name": "python"},

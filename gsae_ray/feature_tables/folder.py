@@ -1,0 +1,92 @@
+"""The tables of one SAE's features, in a folder: three Parquet files and `about.json`, which is written last."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from typing_extensions import TypedDict
+
+from gsae_ray.errors import DamagedError, first_line
+from gsae_ray.feature_tables.schema import CONTEXTS, FEATURES, TOKENS, VERSION
+from gsae_ray.files import JSONFile
+
+_REMEDY = "delete its folder and have the tables made again: gsae-ray features"
+
+
+class About(TypedDict):
+    """What the tables were made of."""
+
+    version: int
+    label: str
+    """What people call the SAE: architecture, width, sparsity, L0."""
+    site: str
+    d_sae: int
+    sae: str
+    """Hash of its files (`saes.folder.content_hash`)."""
+    heldout: str
+    """Fingerprint of the held-out text."""
+    rows: int
+    """Held-out rows that were looked at."""
+    seed: int
+    """Of what was drawn."""
+    histogram_edges: list[float]
+    """One more than there are numbers in a `histogram`."""
+    logit_effects: str | None
+    """How they were made, in a sentence; None where the site does not allow them."""
+
+
+ABOUT = JSONFile(About, _REMEDY, sealed=True)
+_SCHEMAS = {"features": FEATURES, "contexts": CONTEXTS, "tokens": TOKENS}
+
+
+@dataclasses.dataclass(frozen=True)
+class FeatureTables:
+    """The tables of one SAE's features, with the columns of `feature_tables.schema`."""
+
+    about: About
+    features: pa.Table
+    contexts: pa.Table
+    tokens: pa.Table
+
+    def texts(self) -> dict[int, str]:
+        """The text of each token that occurs, by its id."""
+        ids, texts = (self.tokens[name].to_pylist() for name in ("token", "text"))
+        return dict(zip(ids, texts, strict=True))
+
+    def write(self, folder: Path) -> None:
+        """Writes them into a folder, which is made where it is missing.
+
+        Raises:
+            OSError: the disk is full, or nothing may be written there.
+        """
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "about.json").unlink(missing_ok=True)  # what is there no longer counts
+        for name, schema in _SCHEMAS.items():
+            table = getattr(self, name).cast(schema).replace_schema_metadata(schema.metadata)
+            pq.write_table(table, folder / f"{name}.parquet", compression="zstd")
+        ABOUT.write(folder / "about.json", self.about)
+
+
+def read(folder: Path) -> FeatureTables | None:
+    """The tables in a folder; None where there are none, or where they were not written to the end.
+
+    Raises:
+        DamagedError: a file is damaged or missing, or of another version than this one writes.
+    """
+    if (about := ABOUT.read(folder / "about.json")) is None:
+        return None
+    if about["version"] != VERSION:
+        raise DamagedError(f"{folder}: tables of features of version {about['version']}, not {VERSION}; {_REMEDY}")
+    tables = {}
+    for name, schema in _SCHEMAS.items():
+        path = folder / f"{name}.parquet"
+        try:
+            tables[name] = pq.read_table(path)
+        except (OSError, pa.ArrowException) as error:
+            raise DamagedError(f"{path}: this file is damaged ({first_line(error)}); {_REMEDY}") from error
+        if not tables[name].schema.equals(schema):
+            raise DamagedError(f"{path}: other columns than tables of features have; {_REMEDY}")
+    return FeatureTables(about, **tables)
