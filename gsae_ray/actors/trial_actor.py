@@ -140,26 +140,21 @@ class SAETrial(tune.Trainable):
 
     def _train(self, trainer: Trainer) -> dict[str, Any]:
         self._newest_row = -1
-        first = trainer.step == 0
+        first, before = trainer.step == 0, trainer.tokens
         metrics = trainer.train_interval(self._keep_snapshot)
         row = {f"train/{name}": value for name, value in metrics.items()}
         if first:
             row["train/sink_share"] = trainer.norms.sink_share
-        before, every = trainer.tokens - self._interval, self.context.evaluate_every_tokens
-        crossed = every is not None and trainer.tokens // every > before // every
-        if crossed and not trainer.done:
+        every, rungs = self.context.evaluate_every_tokens, self.context.rungs.get(self.trial.name, ())
+        if every is not None and trainer.tokens // every > before // every and not trainer.done:
             row |= self._evaluate(trainer.finished_sae({}), "eval/")
-        if any(before < rung <= trainer.tokens for rung in self.context.rungs.get(self.trial.name, ())):
+        if any(before < rung <= trainer.tokens for rung in rungs) and not trainer.done:
             row |= self._evaluate(trainer.finished_sae({}), RUNG, HELDOUT_SHARE)
         self.directory.append(trainer.tokens, row)
         self._newest_row, self._newest_metrics = trainer.tokens, row
         if not trainer.done and trainer.tokens % self.trial.training.checkpoint_every_tokens == 0:
             self.directory.checkpoint(trainer.tokens, *trainer.state())
         return {**row, "tokens": trainer.tokens, "machine": machine(), "done": False}
-
-    @property
-    def _interval(self) -> int:
-        return self.trial.training.log_every_tokens
 
     def _keep_snapshot(self, tokens: int) -> None:
         """Saves the SAE as it is after so many tokens."""

@@ -33,19 +33,22 @@ class SchedulerSettings(Settings):
     grace_tokens: Count | None = Field(
         None,
         description="rows after which trials are compared first; again after twice as many, and so on. Default: a "
-        "quarter of the run, or, where it is longer, until the sparsity coefficient has risen (l1_warmup)",
+        "quarter of the run; no trial while its sparsity coefficient rises (l1_warmup)",
     )
 
 
 def rungs(trial: TrialSpec, settings: SchedulerSettings) -> tuple[int, ...]:
     """The numbers of rows after which a trial is compared with others, each at its first metric row from there on.
 
-    None for a trial that starts from the SAE of another.
+    They are `grace_tokens` times powers of two, whatever the recipe: trials of one group meet. None for a trial that
+    starts from the SAE of another.
     """
     training = trial.training
     if not settings.stop_dominated or trial.parent is not None:
         return ()
-    found, tokens = [], settings.grace_tokens or max(math.ceil(FIRST_SHARE * training.tokens), _warm(training))
+    found, tokens = [], settings.grace_tokens or math.ceil(FIRST_SHARE * training.trained_tokens)
+    while tokens < _warm(training):  # which the file's own `grace_tokens` never is
+        tokens *= 2
     while math.ceil(tokens / training.log_every_tokens) * training.log_every_tokens < training.trained_tokens:
         found.append(tokens)
         tokens *= 2
@@ -108,6 +111,13 @@ def check_scheduler(trials: Sequence[TrialSpec], settings: SchedulerSettings) ->
         if settings.grace_tokens is not None:
             raise UserError("scheduler.grace_tokens: nothing reads it without stop_dominated: true")
         return
+    if settings.grace_tokens is not None:
+        warm = max(_warm(trial.training) for trial in trials)
+        if settings.grace_tokens < warm:
+            raise UserError(
+                f"scheduler.grace_tokens: the sparsity coefficient rises for {warm:,} rows (training.l1_warmup), and "
+                f"before that L0 says nothing; give {warm:,} or more"
+            )
     if not any(rungs(trial, settings) for trial in trials):
         given, most = settings.grace_tokens, max(trial.training.trained_tokens for trial in trials)
         if given is None:
@@ -119,13 +129,6 @@ def check_scheduler(trials: Sequence[TrialSpec], settings: SchedulerSettings) ->
             f"scheduler.grace_tokens: after {given:,} rows no run goes on to a further metric row (the longest has "
             f"{most:,}); give fewer, e.g. {max(1, most // 4):,}"
         )
-    if settings.grace_tokens is not None:
-        warm = max(_warm(trial.training) for trial in trials if rungs(trial, settings))
-        if settings.grace_tokens < warm:
-            raise UserError(
-                f"scheduler.grace_tokens: the sparsity coefficient rises for {warm:,} rows (training.l1_warmup), and "
-                f"before that L0 says nothing; give {warm:,} or more"
-            )
     if not compared(trials, settings):
         raise UserError(
             "scheduler.stop_dominated: no two settings have one site, architecture, width and sparsity; it compares "

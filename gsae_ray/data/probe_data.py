@@ -26,7 +26,7 @@ from gsae_ray.data.tokens import PADDING, kept_mask
 from gsae_ray.data.vocabulary import Vocabulary
 from gsae_ray.errors import UserError, first_line, shown
 
-VERSION = 1
+VERSION = 2
 """Of how documents are chosen and labelled, and how probes are fitted and scored: others are other numbers."""
 SHARE = 200
 """Of the rows asked for a document gives at most this part, but one context at least; more where there are fewer."""

@@ -165,6 +165,8 @@ def _names(tree: ast.AST, lines: _Lines, text: str, no_code: Mask) -> NDArray[np
             mark(node.name, after(keyword_at + len(kind), node.name), 1)
         elif isinstance(node, ast.alias):
             start = lines.of_ast(node.lineno, node.col_offset)
+            if node.name == "*":
+                continue  # it defines names, and is none
             if node.asname is None:
                 mark(node.name.partition(".")[0], start, 1)
             else:

@@ -160,10 +160,7 @@ def begin(
         own_folder = _own_folder(folder, launch_id)
         notices += damage_of_log(_record_path(own_folder))
         write_request(own_folder, prepared.evaluation)
-        for trial in trials:
-            trial.directory.add_intervals(prepared.evaluation)
         for reference in prepared.references:
-            references.add_intervals(folder.parent, reference, prepared.evaluation.fingerprint)
             references.add_reference(own_folder, reference)
         log = EventLog(own_folder / "events.jsonl", display.phase)
         stack.enter_context(log.session(f"{len(pending)} of {len(trials)} trials to train or to evaluate"))

@@ -29,7 +29,7 @@ class Beaten(NamedTuple):
     trials: tuple[str, ...]
     """Its trials, one a seed."""
     rung: int
-    """Which comparison it was, from 0."""
+    """The number of rows after which they were compared."""
     measured: Measured
     by: tuple[str, ...]
     """The trials of the better setting."""
@@ -61,38 +61,53 @@ class Dominance:
             self._setting[trial.name] = setting
             self._group[setting] = group_of(trial)
             self._settings.setdefault(setting, []).append(trial.name)
-        self._found: dict[tuple[str, int], Measured] = {}
+        self._found: dict[str, dict[int, Measured]] = {}
+        """Trial -> rung -> what it measured there."""
         self._beaten: set[str] = set()
 
     def report(self, trial: str, rung: int, measured: Measured) -> list[Beaten]:
         """Takes a trial's measurement, the same one again too. Returns the settings that are beaten by now.
 
-        A setting is compared with the others of its group at the same rung, each by the mean over its seeds that are
-        there: to wait for all of them would let most run to their end, where they do not run beside each other. One
-        that was said to be beaten before is not said again.
+        A setting is judged at the last rung that it has come to, against the others of its group at that rung, each by
+        the mean over its seeds that are there: to wait for all of them would let most run to their end, where they do
+        not run beside each other. One that was said to be beaten before is not said again, and beats nobody: so one of
+        each group is always left.
         """
         if trial not in self._setting:
             return []
-        self._found[trial, rung] = measured
+        self._found.setdefault(trial, {})[rung] = measured
         own, found = self._setting[trial], []
-        mine = self._mean(own, rung)
-        assert mine is not None
         for other in [s for s in self._settings if s != own and self._group[s] == self._group[own]]:
-            if (theirs := self._mean(other, rung)) is None:
-                continue
             for worse, better in ((own, other), (other, own)):
-                low, high = (mine, theirs) if worse == own else (theirs, mine)
-                if worse not in self._beaten and beats(high, low):
+                if (beaten := self._judged(worse, better)) is not None:
                     self._beaten.add(worse)
-                    found.append(Beaten(self._trials(worse), rung, low, self._trials(better), high))
+                    found.append(beaten)
         return found
+
+    def forget(self, trial: str) -> None:
+        """Takes back what a trial measured: it has failed, and its setting beats nobody by that."""
+        self._found.pop(trial, None)
+
+    def forgive(self, trial: str) -> None:
+        """Takes back that the setting of a trial is beaten: what beat it has failed."""
+        self._beaten.discard(self._setting[trial])
+
+    def _judged(self, worse: str, better: str) -> Beaten | None:
+        """A setting, where another one beats it that is not beaten itself."""
+        if worse in self._beaten or better in self._beaten:
+            return None
+        rung = max((rung for trial in self._settings[worse] for rung in self._found.get(trial, ())), default=0)
+        low, high = self._mean(worse, rung), self._mean(better, rung)
+        if low is None or high is None or not beats(high, low):
+            return None
+        return Beaten(self._trials(worse), rung, low, self._trials(better), high)
 
     def _trials(self, setting: str) -> tuple[str, ...]:
         return tuple(self._settings[setting])
 
     def _mean(self, setting: str, rung: int) -> Measured | None:
         """The mean over a setting's seeds; None until one has been measured."""
-        known = [found for trial in self._settings[setting] if (found := self._found.get((trial, rung))) is not None]
+        known = [self._found[t][rung] for t in self._settings[setting] if rung in self._found.get(t, ())]
         if not known:
             return None
         return Measured(sum(seed.l0 for seed in known) / len(known), sum(seed.quality for seed in known) / len(known))

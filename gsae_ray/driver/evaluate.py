@@ -29,7 +29,7 @@ from gsae_ray.results.outcomes import StorageOutcomes
 from gsae_ray.results.references import made_for_another_model, open_reference, row_of, trained_elsewhere
 from gsae_ray.saes import SAEConfig
 from gsae_ray.storage.launch_directory import LAUNCH
-from gsae_ray.storage.references import Reference, add_intervals, add_reference, lacks_evaluation, reference_id
+from gsae_ray.storage.references import Reference, add_reference, lacks_evaluation, reference_id
 from gsae_ray.tracking.references import record_references
 
 
@@ -102,7 +102,6 @@ def evaluate(
                     raise UserError(f"{reference['origin']}: it cannot be evaluated: {error}") from error
                 add_reference(folder, reference)
     for _, reference in opened:
-        add_intervals(root, reference, fingerprint)
         add_reference(folder, reference)
     rows = _rows(outcomes, launch_id, [reference for _, reference in opened])
     rows.attrs["notes"] = [

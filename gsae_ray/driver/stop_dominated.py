@@ -41,6 +41,8 @@ class Decisions:
         self._rungs = {spec.name: rungs(spec, settings) for spec in compared((t.spec for t in trials), settings)}
         self._dominance = Dominance(trial.spec for trial in trials if trial.name in self._rungs)
         self._say, self._allowed = say, allowed
+        for line in stopped.damaged(self._rungs):
+            say(line)
         for name in self._rungs:
             rows: list[Row] = self._trials[name].directory.rows()[0]
             for row in rows:
@@ -52,12 +54,26 @@ class Decisions:
 
     def observe(self, trial: str, tokens: int, metrics: Mapping[str, Any]) -> None:
         """Takes a metric row of a trial; where it has a comparison, decides."""
-        if trial not in self._rungs or (measured := _measured(metrics)) is None:
+        if trial not in self._rungs or (measured := _measured(metrics)) is None or self._failed(trial):
             return
-        passed = [index for index, rung in enumerate(self._rungs[trial]) if rung <= tokens]
+        passed = [rung for rung in self._rungs[trial] if rung <= tokens]
         if passed:
             for beaten in self._dominance.report(trial, passed[-1], measured):
                 self._write(beaten)
+
+    def take_back(self) -> None:
+        """Takes back what trials have decided that have failed since: their numbers led nowhere."""
+        for name in filter(self._failed, self._rungs):
+            self._dominance.forget(name)
+        for name in self._rungs:
+            stop = self.stopped.get(name)
+            if stop is not None and all(map(self._failed, stop["by"])) and self._allowed():
+                self.stopped.remove(name)
+                self._dominance.forgive(name)
+                self._say(f"{name} is trained on: {stop['by'][0]}, by which it was stopped, has failed")
+
+    def _failed(self, trial: str) -> bool:
+        return self._trials[trial].directory.failure is not None
 
     def _write(self, beaten: Beaten) -> None:
         if not self._allowed():
@@ -68,7 +84,7 @@ class Decisions:
             self.stopped.create(
                 name,
                 {
-                    "tokens": self._rungs[name][beaten.rung],
+                    "tokens": beaten.rung,
                     "l0": beaten.measured.l0,
                     "quality": beaten.measured.quality,
                     "by": list(beaten.by),
@@ -90,6 +106,15 @@ class StopDominated(FIFOScheduler):
 
     def __getstate__(self) -> dict[str, Any]:
         return {}  # Tune writes it down for a restore, which is not used
+
+    def on_trial_complete(self, _controller: Any, trial: Any, _result: dict[str, Any]) -> None:
+        """A trial that failed beats nobody any more."""
+        try:
+            self.decisions.take_back()
+        except Exception:
+            logging.getLogger(__name__).warning(
+                "after %s the scheduler could not look for failures", trial, exc_info=True
+            )
 
     def on_trial_result(self, _controller: Any, trial: Any, result: dict[str, Any]) -> str:
         """Decides. An error that reached Tune would end the sweep: then the trial goes on."""

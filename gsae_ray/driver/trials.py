@@ -121,7 +121,8 @@ class TrialRunner:
 
         Tune tries a trial again whose process dies, but gives it up where it dies while it is made ready for the trial;
         then Tune runs once more. Each of these runs counts a death of every trial that it leaves, so they come to an
-        end: `TrialDeaths` says when. Those that the launch's scheduler has stopped are left where they are.
+        end: `TrialDeaths` says when. Those that the launch's scheduler has stopped are left where they are, unless what
+        they were beaten by fails before Tune ends.
 
         Raises:
             SweepStoppedError: the launch cannot go on, or was asked to stop.
@@ -129,7 +130,7 @@ class TrialRunner:
         for trial in trials:
             if self.supervisor.is_stopped(trial.name):  # by what it measured before: nobody will read its blocks
                 self.supervisor.trial_ended(trial.name)
-        while left := [trial for trial in trials if not self._has_ended(trial)]:
+        while left := self._left(trials):
             _LOG.info("Tune runs %d trials", len(left))
             before = self.supervisor.deaths.total.copy()
             errors = self._tune(left)
@@ -138,6 +139,11 @@ class TrialRunner:
                 counted = self.supervisor.deaths.total[trial.name] > before[trial.name]  # by a callback of Tune's
                 if not counted and not self._has_ended(trial):
                     self.supervisor.trial_died(trial.name, errors.get(trial.name, "it did not end"))
+
+    def _left(self, trials: Sequence[Trial]) -> list[Trial]:
+        """Those that have not ended."""
+        self.decisions.take_back()
+        return [trial for trial in trials if not self._has_ended(trial)]
 
     def _has_ended(self, trial: Trial) -> bool:
         """Whether it is done, has failed for good, or was stopped."""

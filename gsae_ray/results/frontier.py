@@ -357,12 +357,6 @@ def _caveats(rows: pd.DataFrame, tokens: int | str | None) -> list[str]:
             f"{len(outdated)} evaluations are of an older version, without {', '.join(lacking)}; the next launch of "
             "the sweep makes them again"
         )
-    without = int(own["l0_low"].isna().sum())
-    if without:
-        notes.append(
-            f"{without} of {len(own)} SAEs have no intervals: they were evaluated by an older version; the next launch "
-            "of the sweep adds them from the sums that were kept, without evaluating anything"
-        )
     return notes + at_edges(rows)
 
 

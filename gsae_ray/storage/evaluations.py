@@ -99,15 +99,6 @@ def schema_of(evaluation: EvaluationRecord) -> int:
     return evaluation.get("schema", 1)
 
 
-def with_intervals(record: EvaluationRecord) -> EvaluationRecord:
-    """A record with the ends of its intervals: the same one where it has some, else from the sums that it kept."""
-    if any(name.endswith("_low") for name in record["metrics"]):
-        return record
-    kind = next(iter(record["metrics"]), "").partition("/")[0]
-    ends = {f"{kind}/{name}": value for name, value in intervals_of(record["sequences"]).items()}
-    return {**record, "metrics": {**record["metrics"], **ends}} if ends else record
-
-
 @dataclasses.dataclass(frozen=True)
 class TrialStatus:
     """Where a trial stands, for a launch that asks for certain evaluations."""

@@ -16,7 +16,7 @@ from typing_extensions import TypedDict
 from gsae_ray.errors import DamagedError
 from gsae_ray.evaluation.metrics import Evaluation, schema_version
 from gsae_ray.files import LOCAL, JSONFile, Storage, digest
-from gsae_ray.storage.evaluations import EVALUATION, EvaluationRecord, evaluation_record, schema_of, with_intervals
+from gsae_ray.storage.evaluations import EVALUATION, EvaluationRecord, evaluation_record, schema_of
 
 
 class Reference(TypedDict):
@@ -83,13 +83,6 @@ def save_evaluation(
     path = _evaluation_path(root, reference, fingerprint)
     storage.make_folder(path.parent)
     EVALUATION.write(path, evaluation_record(evaluation, "eval", 0, reference["sae"]), storage)
-
-
-def add_intervals(root: Path, reference: Reference, fingerprint: str, storage: Storage = LOCAL) -> None:
-    """Adds intervals to an evaluation of before, from the sums that it kept. Any process may, as above."""
-    record = evaluation_of(root, reference, fingerprint, storage)
-    if record is not None and (whole := with_intervals(record)) is not record:
-        EVALUATION.write(_evaluation_path(root, reference, fingerprint), whole, storage)
 
 
 def _evaluation_path(root: Path, reference: Reference, fingerprint: str) -> Path:

@@ -8,10 +8,12 @@ They belong to the launch, so that another launch of the sweep, without a schedu
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from typing_extensions import TypedDict
 
+from gsae_ray.errors import DamagedError
 from gsae_ray.files import LOCAL, JSONFile, Storage
 
 
@@ -29,7 +31,7 @@ class Stop(TypedDict):
     by_quality: float
 
 
-STOP = JSONFile(Stop, "remove it, and this trial is trained on until it is compared again", sealed=True)
+STOP = JSONFile(Stop, "its trial is trained on until it is compared again", sealed=True)
 
 
 class StoppedTrials:
@@ -60,9 +62,26 @@ class StoppedTrials:
         if trial in self:
             return
         self.storage.make_folder(self.folder)
-        with contextlib.suppress(FileExistsError):  # it was made by one that died before it was written
+        try:
             self.storage.create(self._path(trial))
+        except FileExistsError:
+            if trial in self:
+                return  # it was written meanwhile; else by one that died before it had written
         STOP.write(self._path(trial), stop, self.storage)
+
+    def remove(self, trial: str) -> None:
+        """Takes back that a trial is stopped."""
+        self._known.pop(trial, None)
+        with contextlib.suppress(FileNotFoundError):
+            self.storage.remove(self._path(trial))
+
+    def damaged(self, trials: Iterable[str]) -> Iterator[str]:
+        """A line for each decision that cannot be read."""
+        for trial in trials:
+            try:
+                STOP.read(self._path(trial), self.storage)
+            except DamagedError as error:
+                yield str(error)
 
     def _path(self, trial: str) -> Path:
         return self.folder / f"{trial}.json"

@@ -50,7 +50,6 @@ from gsae_ray.storage.evaluations import (
     kind_and_step,
     schema_of,
     suffix_of,
-    with_intervals,
 )
 from gsae_ray.storage.metric_rows import START, Cursor, MetricRows, Row, numbers
 from gsae_ray.storage.snapshots import Snapshots
@@ -345,12 +344,6 @@ class TrialDirectory:
             raise DamagedError(f"{path}: what was evaluated is not there any more; the same command goes on without it")
         self.storage.make_folder(path.parent)
         EVALUATION.write(path, evaluation_record(evaluation, *kind_and_step(subject, tokens), content), self.storage)
-
-    def add_intervals(self, request: EvaluationRequest) -> None:
-        """Adds intervals to evaluations of before, from the sums that they kept. Any process may, as above."""
-        for subject, record in self.evaluations(request).items():
-            if (whole := with_intervals(record)) is not record:
-                EVALUATION.write(self._evaluation_path(request.fingerprint, subject), whole, self.storage)
 
 
 class Trial(NamedTuple):

@@ -296,8 +296,8 @@ class Mirror:
                     self._ended.add(trial.name)
                 elif not finished:
                     self.client.update_run(run.info.run_id, status="RUNNING")
-                if FAILURE in run.data.tags:
-                    self.client.delete_tag(run.info.run_id, FAILURE)
+                for tag in {FAILURE, STOPPED} & run.data.tags.keys():  # of before; it may be otherwise now
+                    self.client.delete_tag(run.info.run_id, tag)
                 if run.data.tags.get("mlflow.parentRunId") != self.parent_id:  # the other was deleted
                     self.client.set_tag(run.info.run_id, "mlflow.parentRunId", self.parent_id)
             check_artifacts(self.client.tracking_uri, run.info.artifact_uri)

@@ -50,6 +50,11 @@ def test_names_are_bound_or_read_and_nothing_else_takes_part() -> None:
     assert tokens_with("definition", 0) == "cache a g sys i i"  # of i.z = i, the object i is read
 
 
+def test_a_star_that_is_imported_is_no_name() -> None:
+    labels = labels_of("from os import *\n", [(0, 4), (5, 7), (8, 14), (15, 16)])
+    assert labels is not None and (labels[TASKS.index("definition")] == NO_PART).all()
+
+
 def test_a_token_is_labelled_by_its_first_character_that_is_no_white_space() -> None:
     assert first_characters("ab  c", [(0, 2), (2, 5), (2, 3), (5, 5)]).tolist() == [0, 4, 2, 4]
 

@@ -54,3 +54,32 @@ def test_rungs_are_compared_each_by_itself() -> None:
     assert rule.report(FAST[0].name, 1, GOOD) == []
     assert rule.report(SLOW[0].name, 0, BAD) == []
     assert len(rule.report(SLOW[0].name, 1, BAD)) == 1
+
+
+def test_a_trial_is_judged_at_the_last_rung_that_it_has_come_to() -> None:
+    """One that begins later and is better early does not stop one that is ahead, and better there."""
+    rule = Dominance([*SLOW[:1], *FAST[:1]])
+    rule.report(SLOW[0].name, 1, Measured(10.0, 0.80))
+    rule.report(SLOW[0].name, 2, GOOD)
+    assert rule.report(FAST[0].name, 1, BAD) == []
+    (beaten,) = rule.report(FAST[0].name, 2, Measured(10.0, 0.91))
+    assert beaten.trials == (FAST[0].name,) and beaten.rung == 2
+
+
+def test_one_of_each_group_is_always_left() -> None:
+    """The mean of the better one falls with its second seed; the other, which it has stopped, does not stop it."""
+    rule = Dominance([*SLOW, *FAST])
+    rule.report(SLOW[0].name, 1, Measured(10.0, 0.80))
+    (beaten,) = rule.report(FAST[0].name, 1, Measured(10.0, 0.90))
+    assert beaten.trials == (SLOW[0].name, SLOW[1].name)
+    assert rule.report(FAST[1].name, 1, Measured(10.0, 0.40)) == []
+
+
+def test_what_has_failed_beats_nobody_and_what_it_has_beaten_is_compared_again() -> None:
+    rule = Dominance([*SLOW[:1], *FAST[:1]])
+    rule.report(FAST[0].name, 1, GOOD)
+    assert len(rule.report(SLOW[0].name, 1, BAD)) == 1
+    rule.forget(FAST[0].name)
+    rule.forgive(SLOW[0].name)
+    assert rule.report(SLOW[0].name, 1, BAD) == []
+    assert len(rule.report(FAST[0].name, 1, Measured(11.0, 0.5))) == 1, "now it is beaten by what it had beaten"

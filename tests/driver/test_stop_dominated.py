@@ -11,7 +11,7 @@ from trials import begin, expand, finish
 
 from gsae_ray.config.scheduler import SchedulerSettings
 from gsae_ray.driver.stop_dominated import Decisions, StopDominated
-from gsae_ray.storage.stopped import STOP, StoppedTrials
+from gsae_ray.storage.stopped import STOP, Stop, StoppedTrials
 from gsae_ray.storage.trial_directory import Trial
 
 SETTINGS = SchedulerSettings(stop_dominated=True, grace_tokens=256)
@@ -100,8 +100,48 @@ def test_a_driver_that_was_replaced_decides_nothing(sweep: Sweep) -> None:
 
 def test_a_storage_that_fails_lets_the_trial_go_on(sweep: Sweep) -> None:
     good, bad = sweep.trials
+    scheduler = StopDominated(sweep.decisions())
     sweep.folder.parent.mkdir(parents=True)
     sweep.folder.write_text("no folder")
-    scheduler = StopDominated(sweep.decisions())
     answer(scheduler, good, 256, GOOD)
     assert answer(scheduler, bad, 256, BAD) == TrialScheduler.CONTINUE
+
+
+def test_what_had_stopped_a_trial_and_failed_afterwards_lets_it_go_on(sweep: Sweep) -> None:
+    good, bad = sweep.trials
+    scheduler = StopDominated(sweep.decisions())
+    answer(scheduler, good, 256, GOOD)
+    assert answer(scheduler, bad, 256, BAD) == TrialScheduler.STOP
+    good.directory.fail("loss is NaN")
+    scheduler.on_trial_complete(None, TuneTrial(good), {})
+    assert bad.name not in scheduler.decisions.stopped and bad.name not in StoppedTrials(sweep.folder)
+    assert sweep.said[-1] == f"{bad.name} is trained on: {good.name}, by which it was stopped, has failed"
+    assert answer(scheduler, bad, 320, BAD) == TrialScheduler.CONTINUE
+
+
+def test_what_has_failed_before_stops_nothing(sweep: Sweep) -> None:
+    good, bad = sweep.trials
+    good.directory.append(256, GOOD)
+    good.directory.fail("loss is NaN")
+    assert answer(StopDominated(sweep.decisions()), bad, 256, BAD) == TrialScheduler.CONTINUE
+
+
+def test_the_first_decision_stays(sweep: Sweep) -> None:
+    """Where two drivers decide at once; the second had looked before the first wrote."""
+    name = sweep.trials[1].name
+    early, late = StoppedTrials(sweep.folder), StoppedTrials(sweep.folder)
+    stop = Stop(tokens=256, l0=1.0, quality=0.5, by=["first"], by_l0=1.0, by_quality=0.9)
+    early.create(name, stop)
+    with pytest.MonkeyPatch.context() as patch:  # it looks before the other one writes, and not again
+        looks = iter([None, stop])
+        patch.setattr(late, "get", lambda _: next(looks))
+        late.create(name, {**stop, "by": ["second"]})
+    assert StoppedTrials(sweep.folder).get(name) == stop
+
+
+def test_a_damaged_decision_is_told_of(sweep: Sweep) -> None:
+    bad = sweep.trials[1]
+    (sweep.folder / "stopped").mkdir(parents=True)
+    (sweep.folder / f"stopped/{bad.name}.json").write_text("{}")
+    sweep.decisions()
+    assert len(sweep.said) == 1 and "damaged; its trial is trained on until it is compared again" in sweep.said[0]

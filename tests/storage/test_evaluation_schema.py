@@ -148,27 +148,3 @@ def test_the_frontier_shows_evaluations_of_an_older_schema_and_says_so(
     after = frontier("swept", storage=storage).set_index("trial")
     assert after.loc[TRIALS[0].name, "norm_ratio"] == 0.75
     assert np.isnan(after.loc[TRIALS[1].name, "norm_ratio"])
-
-
-def test_evaluations_of_before_get_their_intervals_from_the_sums_that_they_kept(storage: Path) -> None:
-    (trial, other) = trials(storage)
-    without_intervals(trial)
-    rows = frontier("swept", storage=storage)
-    assert rows["l0"].tolist() == [10.0, 20.0] and rows["l0_low"].isna().tolist() == [True, False]
-    (note,) = rows.attrs["notes"]
-    assert note.startswith("1 of 2 SAEs have no intervals") and "the next launch of the sweep adds them" in note
-    (path,) = (other.directory.path / "evaluations").iterdir()
-    before = path.read_bytes()
-    for one in (trial, other):
-        one.directory.add_intervals(REQUEST)
-    rows = frontier("swept", storage=storage)
-    assert rows[["l0_low", "l0_high"]].to_numpy().tolist() == [[10, 10], [20, 20]] and rows.attrs["notes"] == []
-    assert path.read_bytes() == before, "what has intervals is not written again"
-
-
-def without_intervals(trial: Trial) -> None:
-    (path,) = (trial.directory.path / "evaluations").iterdir()
-    record = EVALUATION.read(path)
-    assert record is not None
-    record["metrics"] = {name: v for name, v in record["metrics"].items() if not name.endswith(("_low", "_high"))}
-    EVALUATION.write(path, record)
