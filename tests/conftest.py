@@ -26,7 +26,7 @@ gc.disable()  # until tests begin: importing libraries makes a million objects, 
 sys.dont_write_bytecode = False
 
 MOST_WORKERS = 4  # each may start a Ray of its own
-LONGEST = ("test_launch_again", "test_launch", "test_launch_phases", "test_sweep_files", "test_waiting")
+LONGEST = ("test_launch", "test_launch_phases", "test_sweep_files", "test_waiting")
 """Of the quick tests that start Ray; the last to end should be short ones."""
 
 

@@ -191,6 +191,7 @@ def test_other_held_out_tokens_cost_an_evaluation_not_a_training(extended: Exten
         gsae_ray.frontier("golden", launch="all", tracking_uri=result.tracking_uri)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("launched")
 def test_resume_finds_the_launch_and_refuses_a_changed_sweep(home: Path) -> None:
     newest = sorted((home / "runs/golden/launches").iterdir())[-1].name
@@ -230,6 +231,7 @@ def test_finished_work_that_is_damaged_is_made_again_as_it_was_and_nothing_else_
     pd.testing.assert_frame_equal(result.frontier()[columns], launched.frontier()[columns])
 
 
+@pytest.mark.slow
 def test_resume_keeps_the_overrides_that_the_launch_was_begun_with(
     launched: launch.SweepResult, home: Path, tmp_path: Path
 ) -> None:
@@ -244,6 +246,7 @@ def test_resume_keeps_the_overrides_that_the_launch_was_begun_with(
         launch.run(file, resume=True, overrides=["training.lr=5e-4"], **options)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("launched")
 def test_a_file_system_that_fails_in_mid_launch_is_no_mistake_but_an_interruption(
     home: Path, monkeypatch: pytest.MonkeyPatch
@@ -263,12 +266,14 @@ def test_a_file_system_that_fails_in_mid_launch_is_no_mistake_but_an_interruptio
     assert run(SHORT, home, resume="auto").launch_id == newest
 
 
+@pytest.mark.slow
 def test_auto_begins_another_launch_where_the_newest_is_finished(launched: launch.SweepResult, home: Path) -> None:
     result = run({**SHORT, "name": "golden"}, home, resume="auto")
     assert result.launch_id > launched.launch_id and len(result.frontier()) == 4
     assert result.forward_ratio != result.forward_ratio, "nothing was produced"
 
 
+@pytest.mark.slow
 def test_snapshots_that_are_asked_for_too_late_are_told_in_one_line_and_train_nothing_again(
     launched: launch.SweepResult, home: Path
 ) -> None:
@@ -284,6 +289,7 @@ def test_snapshots_that_are_asked_for_too_late_are_told_in_one_line_and_train_no
         run(SHORT, home, resume=True)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("launched")
 def test_a_second_driver_of_the_same_sweep_is_refused(home: Path) -> None:
     with driver_lock(home / "runs/golden"), pytest.raises(UserError, match=f"process {os.getpid()}"):
