@@ -38,6 +38,8 @@ COLUMNS = {1: "_1", 5: ""}
 ALL = 0
 """In place of a number: all columns."""
 
+AUC, F1 = Scored._fields.index("auc_N"), Scored._fields.index("f1_N")
+
 Encode = Callable[[Tensor], Tensor]
 """Rows [R, n] -> columns [R, F], on one device."""
 Probes = dict[int, list[Scored]]
@@ -103,27 +105,26 @@ class Prober:
         metrics: dict[str, float] = {}
         ends: dict[str, float] = {}
         for k, suffix in COLUMNS.items():
-            for name, statistic in (("probe_auc", Scored.auc), ("probe_f1", Scored.f1)):
+            for name, statistic in (("probe_auc", AUC), ("probe_f1", F1)):
                 self._add(f"{name}{suffix}", [found[k] for found in own], statistic, metrics, ends)
         for k in (ALL, *SPARSE):
             name = "probe_auc_raw" if k == ALL else f"probe_auc_raw_{k}"
-            self._add(name, [found[k] for found in rows.baselines], Scored.auc, metrics, ends)
+            self._add(name, [found[k] for found in rows.baselines], AUC, metrics, ends)
         return Evaluation(metrics, {}, schema_version(), ends)
 
     def _add(
         self,
         name: str,
         probes: Sequence[Sequence[Scored]],
-        statistic: Callable[[Scored, Array], Array],
+        statistic: int,
         metrics: dict[str, float],
         ends: dict[str, float],
     ) -> None:
         """Adds a metric, of each task and as their mean, and the ends of the mean's interval."""
         values: list[Array] = []  # of each task, of all documents and of each draw
         for one, found in zip(self.probes.sets, probes, strict=True):
-            counts = _draws(one)
             for task, scored in zip(one.tasks, found, strict=True):
-                values.append(statistic(scored, counts))
+                values.append(scored[statistic])
                 metrics[f"{name}/{task}"] = float(values[-1][0])
         means = np.mean(values, axis=0)
         metrics[name] = float(means[0])
@@ -187,9 +188,10 @@ class Prober:
         values_UC = self._columns(one, rows, columns, encode)
         place = {column: index for index, column in enumerate(columns.tolist())}
         probes: Probes = {k: [] for k in sizes}
+        counts_NM = _draws(one)
         for labels_U, own in zip(rows.labels, chosen, strict=True):
             part_U = labels_U != NO_PART
-            task = labels_U[part_U], rows.fitted_U[part_U], rows.document_U[part_U], len(one.fitted_M)
+            task = labels_U[part_U], rows.fitted_U[part_U], rows.document_U[part_U], counts_NM
             for k in sizes:
                 taken = [place[column] for column in own[:k].tolist()]
                 x_UK = values_UC[part_U] if k == ALL else values_UC[:, taken][part_U]
