@@ -82,7 +82,8 @@ function step(name) {
   at("rate").hidden = name !== "rate";
   at("told").textContent = item.explanation.trim() || "(none)";
   for (const button of document.querySelectorAll("[data-label]")) button.setAttribute("aria-pressed", String(button.dataset.label === item.label));
-  (name === "explain" ? at("explanation") : document.querySelector('[data-label="yes"]')).focus({ preventScroll: true });
+  // Not an answer's button: a second press of Enter would be that answer.
+  at(name === "explain" ? "explanation" : "rate").focus({ preventScroll: true });
 }
 
 function drawn(text) {
@@ -90,7 +91,7 @@ function drawn(text) {
   const words = document.createElement("span");
   words.className = "text";
   words.dir = "auto";
-  const strongest = Math.max(...text.shades);
+  const strongest = text.shades.indexOf(Math.max(...text.shades));
   text.tokens.forEach((token, place) => {
     const shade = text.shades[place];
     const visible = token.replace(/\n/g, "\u21b5\n");
@@ -101,7 +102,7 @@ function drawn(text) {
     const mark = document.createElement("mark");
     mark.textContent = visible;
     mark.style.setProperty("--shade", String(0.15 + 0.85 * shade));
-    if (shade === strongest) mark.className = "peak";
+    if (place === strongest) mark.className = "peak";
     words.append(mark);
   });
   line.append(words);
