@@ -10,6 +10,7 @@ from pathlib import Path
 from gsae_ray.errors import UserError
 from gsae_ray.feature_tables import FeatureTables, read
 from gsae_ray.names import own_command
+from gsae_ray.saes.folder import content_hash
 from gsae_ray.tracking.artifacts import FEATURES, fetch_features, runs_with_features
 
 
@@ -37,9 +38,11 @@ def load_features(run_id: str, experiment: str, tracking_uri: str | None, storag
     """
     with _folder(run_id, tracking_uri, storage) as folder:
         tables = read(folder)
-    if tables is None:
+    # MLflow is sent those of its SAE only; in a trial's directory they may be of the SAE that was there before.
+    if tables is None or (storage is not None and tables.about["sae"] != content_hash(Path(run_id) / "sae")):
         raise UserError(
-            f"features: {run_id} has no tables of features; have them made: {own_command('features', experiment)}"
+            f"features: {run_id} has no tables of its SAE's features; have them made: "
+            f"{own_command('features', experiment)}"
         )
     return tables
 

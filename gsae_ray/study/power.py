@@ -15,7 +15,9 @@ DRAWS = 1000
 """Studies of each size that are simulated: the power is known to 1.3 points of a hundred."""
 MOST = 5000
 """Pairs up to which is looked."""
-METHOD = "simulated: differences are drawn from those observed, reweighted exponentially to that mean, and tested as these are"
+METHOD = (
+    "simulated: differences are drawn from those observed, reweighted exponentially to that mean, and tested as these"
+)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -11,6 +11,7 @@ import ipaddress
 import json
 import re
 import socket
+import sys
 from collections.abc import Callable
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -93,6 +94,11 @@ class StudyServer(ThreadingHTTPServer):
             ) from error
         shown = f"[{host}]" if ":" in host else host
         self.address = f"http://{shown}:{self.server_address[1]}"
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Says nothing of a browser that was closed while it was answered."""
+        if not isinstance(sys.exc_info()[1], ConnectionError):
+            super().handle_error(request, client_address)
 
     def link(self, rater: Rater) -> str:
         return f"{self.address}/r/{rater.token}/"

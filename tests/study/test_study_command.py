@@ -23,6 +23,7 @@ from trials import FINGERPRINT, expand
 
 from gsae_ray.cli.main import main
 from gsae_ray.results.frontier import frontier
+from gsae_ray.saes.folder import content_hash
 from gsae_ray.storage import launch_directory
 from gsae_ray.study.answers import raters
 
@@ -99,14 +100,19 @@ def test_the_same_is_read_from_storage(recorder: Recorder, tmp_path: Path) -> No
     launch_directory.LAUNCH.write(launch / "launch.json", {"sweep": sweep, "trials": identities})
     launch_directory.EVALUATED.write(launch / "evaluation.json", {"fingerprint": FINGERPRINT, "encoders": [None]})
     for number, trial in enumerate(trials):
-        random_tables(40, contexts=24, seed=number).write(
-            storage / "small" / "trials" / trial.directory_name / "features"
-        )
+        directory = storage / "small" / "trials" / trial.directory_name
+        tables = random_tables(40, contexts=24, seed=number)
+        tables.about["sae"] = content_hash(directory / "sae")
+        tables.write(directory / "features")
     path = tmp_path / "study.db"
     where = ["--storage", storage, "--match", "loss_recovered", "--out", path]
     created = invoke("create", "small", "--pairs", 1, "--raters", 1, "--seed", 1, *where)
     assert created.exit_code == 0, created.output
     assert "builtin blocks.1.hook_resid_post: " in created.output
+    random_tables(40).write(directory / "features")  # of an SAE that was there before
+    again = ["--storage", storage, "--out", tmp_path / "other.db"]
+    stale = refused("create", "small", "--pairs", 1, "--raters", 1, "--seed", 1, *again)
+    assert "has no tables of its SAE's features; have them made: gsae-ray features small" in stale
 
 
 @pytest.mark.usefixtures("recorder")
