@@ -34,7 +34,7 @@ def study() -> None:
     """
 
 
-@study.command()
+@study.command(short_help="Draws features; prints a link a rater.")
 @click.argument("experiments", metavar="EXPERIMENT...", nargs=-1, required=True)
 @click.option("--pairs", required=True, type=click.IntRange(1), help="pairs of features for each rater at each site")
 @click.option("--raters", required=True, type=click.IntRange(1, 1000), help="how many people rate")
@@ -115,7 +115,7 @@ def _print_made(made: Made, out: Path) -> None:
         click.echo(f"  {rater}: http://{LOOPBACK}:{PORT}/r/{token}/")
 
 
-@study.command()
+@study.command(short_help="Serves the raters' pages.")
 @_study_argument
 @click.option("--host", metavar="H", help="an address of this machine; default: this machine only (127.0.0.1)")
 @click.option("--port", type=click.IntRange(1, 65535), help="default: 8765")
@@ -143,7 +143,7 @@ def serve(study_file: Path, host: str | None, port: int | None) -> None:
         server.server_close()
 
 
-@study.command()
+@study.command(short_help="Says whose features were rated clearer.")
 @click.argument("study_files", metavar="STUDY...", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option("--out", type=click.Path(path_type=Path), help="write a picture, too: PNG, SVG or PDF, by its suffix")
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="of bootstrap and simulation")
