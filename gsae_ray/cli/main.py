@@ -17,6 +17,7 @@ from gsae_ray.cli.push import push
 from gsae_ray.cli.report import plot, report
 from gsae_ray.cli.results import best, export, frontier
 from gsae_ray.cli.run import run
+from gsae_ray.cli.study import study
 from gsae_ray.cli.ui import ui
 from gsae_ray.cli.verbose import verbose_option
 from gsae_ray.version import __version__
@@ -33,7 +34,7 @@ def main() -> None:
 
 _COMMANDS = (
     *(run, plan, submit, status, logs, stop, list_jobs),
-    *(frontier, compare, report, plot, best, evaluate, export, push, collect, ui, bench),
+    *(frontier, compare, report, plot, best, evaluate, export, push, collect, study, ui, bench),
 )
 for command in _COMMANDS:
     main.add_command(command)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import mlflow
@@ -13,10 +15,13 @@ from gsae_ray.errors import UserError, first_line
 from gsae_ray.saes.folder import holds
 from gsae_ray.storage.evaluations import EVALUATION as EVALUATION_FILE
 from gsae_ray.storage.evaluations import Snapshot, Subject, suffix_of
-from gsae_ray.tracking.connection import open_tracking, quick_failure
+from gsae_ray.tracking.connection import asking, open_tracking, quick_failure
 from gsae_ray.tracking.credentials import redacted_in
+from gsae_ray.tracking.runs import REQUESTS
 from gsae_ray.tracking.tags import CONTENT, SNAPSHOT, SOURCE
 
+FEATURES = "features"
+"""The folder of artifacts of a run, and in a trial's directory, that holds the tables of its SAE's features."""
 TRANSFER_S = 120
 """Seconds without a byte of a file after which a server counts as away. It may have to fetch the file first."""
 _RECORD_ANEW = "run its sweep without --resume, which records anew what is trained"
@@ -78,6 +83,34 @@ def fetch_sequences(run_id: str, tracking_uri: str | None, subject: Subject) -> 
             f"sequences: those of run {run_id} are damaged: what MLflow has is not what was saved; {_RECORD_ANEW}"
         ) from error
     return found
+
+
+def runs_with_features(run_ids: Sequence[str], tracking_uri: str | None) -> set[str]:
+    """The runs among these that have tables of features.
+
+    Raises:
+        UserError: MLflow does not answer.
+    """
+    client = open_tracking(tracking_uri)
+    with asking(client.tracking_uri), ThreadPoolExecutor(REQUESTS) as pool:
+        listed = pool.map(lambda run_id: client.list_artifacts(run_id, FEATURES), run_ids)
+        return {run_id for run_id, files in zip(run_ids, listed, strict=True) if files}
+
+
+def fetch_features(run_id: str, directory: str | Path, tracking_uri: str | None) -> Path:
+    """Downloads the tables of features of a run that has them, to a folder in `directory`, unchecked.
+
+    Raises:
+        UserError: they cannot be had.
+    """
+    client = open_tracking(tracking_uri)
+    where = {"run_id": run_id, "artifact_path": FEATURES, "dst_path": str(directory)}
+    try:
+        with quick_failure(TRANSFER_S):
+            return Path(mlflow.artifacts.download_artifacts(**where, tracking_uri=client.tracking_uri))
+    except (MlflowException, OSError) as error:
+        said = redacted_in(first_line(error), client.tracking_uri)
+        raise UserError(f"features: the tables of run {run_id} cannot be fetched: {said}") from error
 
 
 def fetch_sae(

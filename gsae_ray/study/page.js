@@ -1,0 +1,169 @@
+// The raters' page: shows one item, sends each answer at once, keeps it until it is known to be saved.
+"use strict";
+
+const at = (id) => document.getElementById(id);
+const windowId = Array.from(crypto.getRandomValues(new Uint8Array(16)), (byte) => byte.toString(16).padStart(2, "0")).join("");
+let shown = null; // what the server said last: {done, total, next, item}
+let waiting = false; // whether an answer is under way
+let refused = null; // {answer, rating} of this window that another window's answer stands in the way of
+
+// Time that the page is seen, by a clock that only goes forward.
+const clock = {
+  seen: 0,
+  since: null,
+  start() { if (this.since === null && document.visibilityState === "visible") this.since = performance.now(); },
+  stop() { if (this.since !== null) { this.seen += performance.now() - this.since; this.since = null; } },
+  read() { this.stop(); this.start(); return this.seen / 1000; },
+  reset() { this.seen = 0; this.since = null; this.start(); },
+};
+document.addEventListener("visibilitychange", () => (document.visibilityState === "visible" ? clock.start() : clock.stop()));
+
+function say(text, retry) {
+  at("alert").hidden = !text;
+  at("alert").textContent = text;
+  at("retry").hidden = !retry;
+  at("again").onclick = retry || null;
+}
+
+async function ask(path, options, again) {
+  let reply, told;
+  try {
+    reply = await fetch(path, { cache: "no-store", ...options });
+    told = await reply.json().catch(() => ({}));
+  } catch {
+    say("The server does not answer, so this was not saved yet. It is still on this page: try again in a moment, or tell who runs the study.", again);
+    return null;
+  }
+  if (reply.ok || reply.status === 409) {
+    say("");
+    return { status: reply.status, told };
+  }
+  say(reply.status === 403 ? "This link is not known any more: ask who runs the study for yours." : `This was not saved: ${told.error || reply.status}`, again);
+  return null;
+}
+
+async function load(place) {
+  if (waiting) return;
+  waiting = true;
+  const found = await ask(`item${place ? `?place=${place}` : ""}`, {}, () => load(place));
+  waiting = false;
+  if (found) show(found.told);
+}
+
+function show(told) {
+  const before = shown && shown.item && shown.item.place;
+  shown = told;
+  refused = null;
+  const item = told.item;
+  at("progress").textContent = item ? `${item.place} of ${told.total} (${told.done} rated)` : `${told.done} of ${told.total} rated`;
+  at("bar").max = told.total;
+  at("bar").value = told.done;
+  at("conflict").hidden = true;
+  at("finished").hidden = Boolean(item);
+  at("work").hidden = !item;
+  if (!item) {
+    document.querySelector("#finished .back").focus();
+    return;
+  }
+  if (item.place !== before) {
+    clock.reset();
+    at("texts").replaceChildren(...item.texts.map(drawn));
+    window.scrollTo(0, 0);
+  }
+  at("explanation").value = item.explanation;
+  document.querySelector("#work .back").hidden = item.place === 1;
+  at("forward").hidden = told.next === item.place || item.label === null;
+  step(item.version === 0 ? "explain" : "rate");
+}
+
+function step(name) {
+  const item = shown.item;
+  at("explain").hidden = name !== "explain";
+  at("rate").hidden = name !== "rate";
+  at("told").textContent = item.explanation.trim() || "(none)";
+  for (const button of document.querySelectorAll("[data-label]")) button.setAttribute("aria-pressed", String(button.dataset.label === item.label));
+  // Not an answer's button: a second press of Enter would be that answer.
+  at(name === "explain" ? "explanation" : "rate").focus({ preventScroll: true });
+}
+
+function drawn(text) {
+  const line = document.createElement("li");
+  const words = document.createElement("span");
+  words.className = "text";
+  words.dir = "auto";
+  const strongest = text.shades.indexOf(Math.max(...text.shades));
+  text.tokens.forEach((token, place) => {
+    const shade = text.shades[place];
+    const visible = token.replace(/\n/g, "\u21b5\n");
+    if (!(shade > 0)) {
+      words.append(visible);
+      return;
+    }
+    const mark = document.createElement("mark");
+    mark.textContent = visible;
+    mark.style.setProperty("--shade", String(0.15 + 0.85 * shade));
+    if (place === strongest) mark.className = "peak";
+    words.append(mark);
+  });
+  line.append(words);
+  return line;
+}
+
+// Sends an answer; after a rating goes on to the next item, after an explanation to the rating.
+async function send(answer, rating) {
+  if (waiting) return;
+  waiting = true;
+  const seconds = clock.read();
+  const body = JSON.stringify({ place: shown.item.place, version: shown.item.version, window: windowId, seconds, ...answer });
+  const found = await ask("answer", { method: "POST", headers: { "Content-Type": "application/json" }, body }, () => send(answer, rating));
+  waiting = false;
+  if (!found) return;
+  if (found.status === 409) {
+    conflict(answer, rating, found.told);
+    return;
+  }
+  clock.seen = Math.max(0, clock.seen - 1000 * seconds);
+  if (rating) load();
+  else show(found.told);
+}
+
+const inWords = (label, explanation) => [label && label[0].toUpperCase() + label.slice(1), explanation.trim() || "no explanation"].filter(Boolean).join(": ");
+
+function conflict(answer, rating, told) {
+  shown = told;
+  refused = { answer, rating };
+  at("there").textContent = inWords(told.item.label, told.item.explanation);
+  at("here").textContent = inWords(answer.label, answer.explanation);
+  at("work").hidden = true;
+  at("conflict").hidden = false;
+  at("keep").focus();
+}
+
+const explained = () => send({ explanation: at("explanation").value, label: shown.item.label }, false);
+const rated = (label) => send({ explanation: shown.item.explanation, label }, true);
+const back = () => load(shown.item ? Math.max(1, shown.item.place - 1) : shown.total);
+
+at("go").onclick = explained;
+at("change").onclick = () => step("explain");
+at("forward").onclick = () => load();
+at("keep").onclick = () => load(shown.item.label === null ? shown.item.place : undefined);
+at("replace").onclick = () => { const { answer, rating } = refused; refused = null; at("conflict").hidden = true; at("work").hidden = false; send({ ...answer, label: answer.label || shown.item.label }, rating); };
+for (const button of document.querySelectorAll(".back")) button.onclick = back;
+for (const button of document.querySelectorAll("[data-label]")) button.onclick = () => rated(button.dataset.label);
+
+document.addEventListener("keydown", (event) => {
+  if (event.ctrlKey || event.metaKey || event.altKey || event.isComposing || event.repeat || !shown || waiting || refused) return;
+  if (event.target === at("explanation")) {
+    if (event.key === "Enter" && !event.shiftKey) { event.preventDefault(); explained(); }
+    if (event.key === "Escape") at("explanation").blur();
+    return;
+  }
+  const labels = { y: "yes", m: "maybe", n: "no" };
+  const rating = shown.item && !at("rate").hidden;
+  if (event.key === "b" && (!shown.item || shown.item.place > 1)) back();
+  else if (event.key === "f" && shown.item && !at("forward").hidden) load();
+  else if (rating && event.key === "e") { event.preventDefault(); step("explain"); }
+  else if (rating && event.key in labels) rated(labels[event.key]);
+});
+
+load();

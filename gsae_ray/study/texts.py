@@ -1,0 +1,74 @@
+"""The texts of a feature that its raters see: some where it is largest, the others over its range."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from typing_extensions import TypedDict
+
+from gsae_ray.feature_tables import FeatureTables
+
+TOP = "top"
+
+
+class Text(TypedDict):
+    """A piece of text and a feature's activation on each of its tokens."""
+
+    tokens: list[str]
+    activations: list[float]
+
+
+def with_enough_texts(tables: FeatureTables, texts: int) -> npt.NDArray[np.int64]:
+    """The features that fire and have so many different texts or more, in their order."""
+    columns = ("feature", "context", "position")
+    found = np.unique(np.stack([tables.contexts[name].to_numpy() for name in columns]), axis=1)
+    counts = np.bincount(found[0], minlength=tables.about["d_sae"])
+    fires = tables.features["fired"].to_numpy() > 0
+    return np.flatnonzero((counts >= texts) & fires)
+
+
+def texts_of(tables: FeatureTables, feature: int, texts: int, words: Mapping[int, str]) -> list[Text]:
+    """So many texts of a feature that has them, the strongest first.
+
+    Half of them are those where it is largest, the others are spread evenly over its quantiles; where there are too few
+    of one kind, more of the other are taken. No text is shown twice.
+
+    Args:
+        tables: of its SAE.
+        feature: its number.
+        texts: how many.
+        words: token id -> text, as `tables.texts()` has it.
+    """
+    column = tables.contexts["feature"].to_numpy()  # sorted
+    first, last = np.searchsorted(column, [feature, feature + 1])
+    rows = tables.contexts.slice(first, last - first).to_pylist()
+    top = [row for row in rows if row["kind"] == TOP]
+    rest = [row for row in rows if row["kind"] != TOP]
+    top, rest = _unlike(top, []), _unlike(rest, top)
+    half = max(texts - len(rest), min(len(top), -(-texts // 2)))
+    chosen = top[:half]
+    places = np.linspace(0, len(rest) - 1, texts - len(chosen)).round().astype(int)
+    chosen += [rest[place] for place in places]
+    chosen.sort(key=lambda row: -max(row["activations"]))
+    return [
+        Text(
+            tokens=[words.get(token, "\ufffd") for token in row["tokens"]],
+            activations=[float(value) for value in row["activations"]],
+        )
+        for row in chosen
+    ]
+
+
+def _unlike(rows: list[dict[str, Any]], others: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Rows of other places in the text than others, each place once."""
+    seen = {(row["context"], row["position"]) for row in others}
+    found = []
+    for row in rows:
+        place = row["context"], row["position"]
+        if place not in seen:
+            seen.add(place)
+            found.append(row)
+    return found
