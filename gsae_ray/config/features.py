@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field
 
-from gsae_ray.fields import AtMost, Count, Positive, Settings
+from gsae_ray.fields import AtMost, Count, Settings
 
 
 class FeatureSettings(Settings):
@@ -15,12 +15,12 @@ class FeatureSettings(Settings):
     saes: Literal["frontier", "all"] = Field(
         "frontier", description="of which SAEs: those on the frontier of their site, or every one"
     )
-    contexts: Annotated[Positive, Field(ge=2), AtMost(100, "they are in memory for every feature")] = Field(
+    contexts: Annotated[int, Field(ge=2), AtMost(100, "they are in memory for every feature")] = Field(
         10,
         description="pieces of text that are shown of a feature: half with its largest activations, each of another "
         "context, half at quantiles of them",
     )
-    window: Annotated[Positive, Field(ge=2), AtMost(1000, "they are in memory for every feature")] = Field(
+    window: Annotated[int, Field(ge=2), AtMost(1000, "they are in memory for every feature")] = Field(
         32, description="tokens of a piece; contexts that are shorter are shown whole"
     )
     tokens: Count | None = Field(

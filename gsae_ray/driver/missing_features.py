@@ -51,7 +51,10 @@ def feature_task(
 def _looked(trial: Trial, evaluation: EvaluationRecord) -> Looked:
     folder = trial.directory.path
     label = f"{kind_of(trial.spec)}, L0 {evaluation['metrics']['eval/l0']:.3g}"
-    return Looked(trial.spec.site, folder / "sae", trial.directory.features, evaluation["sae"], label)
+    spec = trial.spec
+    coordinates = spec.d_in + (spec.d_out or spec.d_in)
+    where = folder / "sae", trial.directory.features, evaluation["sae"]
+    return Looked(spec.site, *where, label, spec.d_sae, coordinates)
 
 
 def _frontier(evaluated: Sequence[tuple[Trial, EvaluationRecord]]) -> list[tuple[Trial, EvaluationRecord]]:

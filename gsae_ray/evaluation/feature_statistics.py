@@ -59,6 +59,9 @@ class Looked:
     """The hash of its files (`saes.folder.content_hash`)."""
     label: str
     """As `About.label`."""
+    d_sae: int
+    coordinates: int
+    """d_in + d_out."""
 
 
 def asked(settings: FeatureSettings) -> dict[str, int | None]:
@@ -105,7 +108,8 @@ class FeatureStatistics:
         assert isinstance(evaluator, Evaluator), "other sources are refused with the sweep file"
         wanted = asked(self.settings)
         left = [s for s in self.saes if not are_current(s.target, s.content, self.heldout, wanted)]
-        groups = list(_groups(left, self.settings))
+        sizes = [sae_bytes(looked.d_sae, looked.coordinates, self.settings) for looked in left]
+        groups = [[left[place] for place in places] for places in sharing(sizes)]
         if len(groups) > 1:
             say(
                 f"feature tables of {len(left)} SAEs are made in {len(groups)} times two passes over the held-out "
@@ -117,25 +121,20 @@ class FeatureStatistics:
         return len(left)
 
 
-def _groups(saes: Sequence[Looked], settings: FeatureSettings) -> Iterator[list[Looked]]:
-    """SAEs that share passes."""
-    group: list[Looked] = []
-    nbytes = 0
-    for looked in saes:
-        sae = from_bytes((looked.folder / CONFIG_FILE).read_text("utf-8"), looked.folder / WEIGHTS_FILE)
-        needed = sae_bytes(sae.cfg.d_sae, sae.cfg.d_in + sae.cfg.width_out, settings)
-        if group and nbytes + needed > PASS_BYTES:
-            yield group
-            group, nbytes = [], 0
-        group.append(looked)
-        nbytes += needed
-    if group:
-        yield group
+def sharing(sizes: Sequence[int]) -> list[list[int]]:
+    """Which SAEs share passes, by their places in a list of their bytes (`sae_bytes`)."""
+    groups: list[list[int]] = []
+    for place, size in enumerate(sizes):
+        if groups and sum(sizes[other] for other in groups[-1]) + size <= PASS_BYTES:
+            groups[-1].append(place)
+        else:
+            groups.append([place])
+    return groups
 
 
-def sae_bytes(d_sae: int, widths: int, settings: FeatureSettings) -> int:
-    """Bytes of an SAE of d_in + d_out coordinates with its arrays."""
-    return d_sae * (FLOAT * widths + feature_bytes(settings))
+def sae_bytes(d_sae: int, coordinates: int, settings: FeatureSettings) -> int:
+    """Bytes of an SAE of so many features and coordinates (d_in + d_out) with its arrays."""
+    return d_sae * (FLOAT * coordinates + feature_bytes(settings))
 
 
 class _Making:

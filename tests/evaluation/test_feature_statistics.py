@@ -55,13 +55,18 @@ def sae_of(architecture: str = "gated", d_sae: int = 24, seed: int = 3) -> SAE:
     return sae
 
 
+def looked_at(folder: Path, site: Site, sae: SAE, label: str = "a") -> Looked:
+    coordinates = sae.cfg.d_in + sae.cfg.width_out
+    return Looked(site.name, folder / "sae", folder / "features", "0" * 64, label, sae.cfg.d_sae, coordinates)
+
+
 def tables_of(
     folder: Path, source: Any, saes: dict[str, tuple[Site, SAE]], settings: FeatureSettings = SETTINGS
 ) -> dict[str, FeatureTables]:
     looked = []
     for name, (site, sae) in saes.items():
         sae.save(folder / name / "sae")
-        looked.append(Looked(site.name, folder / name / "sae", folder / name / "features", "0" * 64, name))
+        looked.append(looked_at(folder / name, site, sae, name))
     task = FeatureStatistics(tuple(looked), settings, BUILTIN, "1" * 64)
     said: list[str] = []
     assert task.run(source, {}, said.append) == len(saes)
@@ -248,7 +253,7 @@ def test_sites_share_a_pass_and_saes_that_do_not_fit_do_not(
 
 def test_what_is_there_is_not_made_again(model: Any, tokens_ET: Tensor, tmp_path: Path) -> None:
     sae_of().save(tmp_path / "sae")
-    looked = Looked(SITE.name, tmp_path / "sae", tmp_path / "features", "0" * 64, "a")
+    looked = looked_at(tmp_path, SITE, sae_of())
     task = FeatureStatistics((looked,), SETTINGS, BUILTIN, "1" * 64)
     source: Any = Source(model, tokens_ET)
     assert task.run(source, {}, print) == 1
