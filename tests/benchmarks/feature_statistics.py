@@ -15,7 +15,6 @@ import argparse
 import subprocess
 import sys
 import tempfile
-from pathlib import Path
 
 CHILD = """
 import resource, sys, time

@@ -111,6 +111,23 @@ def test_a_launch_that_has_them_starts_nothing(launched: launch.SweepResult, hom
 
 
 @pytest.mark.slow
+def test_a_launch_whose_tables_cannot_be_made_is_published_without(launched: launch.SweepResult, home: Path) -> None:
+    before, first = when_made(home), sorted(folders(home))[0]
+    lost = folders(home)[first]
+    shutil.rmtree(lost)
+    lost.write_text("in the way")
+    result = run(FEATURES, home, resume=True)
+    assert result.failures == {} and result.mirrored and result.picture is not None
+    folder = home / "runs/golden/launches" / result.launch_id
+    events = (folder / "events.jsonl").read_text()
+    assert "feature tables are not made: " in events and not (folder / "DONE").exists()
+    lost.unlink()
+    run(FEATURES, home, resume=True)
+    assert when_made(home).keys() == before.keys() and (folder / "DONE").exists()
+    assert launched.experiment == result.experiment
+
+
+@pytest.mark.slow
 def test_they_are_made_without_ray_where_others_are_asked_for(launched: launch.SweepResult, home: Path) -> None:
     name = next(iter(folders(home)))
     where: dict[str, Any] = {"storage": home / "runs", "tracking_uri": launched.tracking_uri}
