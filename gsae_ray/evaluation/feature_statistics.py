@@ -24,7 +24,7 @@ from gsae_ray.config.sections import ModelSettings
 from gsae_ray.config.site import Site
 from gsae_ray.data.tokens import PADDING, model_input
 from gsae_ray.errors import not_finite
-from gsae_ray.evaluation.feature_firings import EDGES, FIRINGS_BYTES, Firings, Ints, Shown
+from gsae_ray.evaluation.feature_firings import EDGES, FIRINGS_BYTES, SAMPLE, Firings, Ints, Shown
 from gsae_ray.evaluation.feature_windows import BESIDE, WINDOW_BYTES, Beside, Windows
 from gsae_ray.evaluation.task import evaluator_of
 from gsae_ray.feature_tables import About, FeatureTables, are_current
@@ -72,9 +72,9 @@ def asked(settings: FeatureSettings) -> dict[str, int | None]:
 def feature_bytes(settings: FeatureSettings) -> int:
     """The most that arrays of a pass take for each feature, in bytes: the first, or the second with its tables."""
     top, window = settings.top, settings.window
-    first = FIRINGS_BYTES + 12 * top
-    second = settings.contexts * (2 * FLOAT * window + 2 * WINDOW_BYTES) + FLOAT * top * BESIDE + 512
-    return first + second
+    first, kept = FIRINGS_BYTES + 12 * top, FIRINGS_BYTES - 12 * SAMPLE
+    second = kept + settings.contexts * (2 * FLOAT * window + 2 * WINDOW_BYTES) + FLOAT * top * BESIDE + 512
+    return max(first, second)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -94,8 +94,8 @@ def test_a_producer(what: str, tmp_path: Path) -> None:
             "evaluation": {"tokens": 1024, "batch": 1, "probes": [{"name": "p", "data": "builtin", "tokens": 60_000}]},
         },
         "look at features": {  # of which half are active on a row: the most that there can be
-            "saes": [{"architecture": "standard", "widths": [32_768], "l1_coefficient": [1]}],
-            "evaluation": {"tokens": 1024, "batch": 1, "features": True},
+            "saes": [{"architecture": "standard", "widths": [16_384], "l1_coefficient": [1]}],
+            "evaluation": {"tokens": 512, "batch": 1, "features": True},
         },
     }
     given = values(**cases[what])
