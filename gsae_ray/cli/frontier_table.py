@@ -13,8 +13,7 @@ from gsae_ray.cli.tables import print_table
 from gsae_ray.config.recipe import show
 from gsae_ray.config.sections import OWN
 from gsae_ray.evaluation.metrics import METRICS
-from gsae_ray.results.comparison import labels, own_saes, table_metrics
-from gsae_ray.results.frontier import STOPPED_AT
+from gsae_ray.results.comparison import STOPPED_AT, labels, own_saes, table_metrics
 from gsae_ray.results.frontier_table import with_intervals
 
 SETTINGS = ("recipe", "lr", "seed", "batch_size", "l1_units", "engine", "precision", "tokens", "snapshot")

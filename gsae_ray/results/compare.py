@@ -15,7 +15,7 @@ from gsae_ray.evaluation.bootstrap import ends_of
 from gsae_ray.evaluation.metrics import Array
 from gsae_ray.results import curves
 from gsae_ray.results.compared import Comparison, count
-from gsae_ray.results.comparison import check_recipes, check_tokens, labels, own_saes
+from gsae_ray.results.comparison import check_recipes, check_tokens, labels, own_saes, without_stopped
 from gsae_ray.results.points import Points, points_of
 from gsae_ray.results.sums import have_runs, sums_of_rows
 
@@ -125,7 +125,10 @@ def _check_columns(rows: pd.DataFrame, by: str) -> None:
 
 def _taking_part(rows: pd.DataFrame, by: str) -> tuple[pd.DataFrame, list[str]]:
     """The rows with a group and a positive L0, references only where they are compared; and what is left out."""
-    own, notes = rows, []
+    own, notes = without_stopped(rows), []
+    if len(own) < len(rows):
+        notes.append(f"{count(len(rows) - len(own), 'trial')} that the scheduler has stopped: left out")
+    rows = own
     if by != "origin" and not own_saes(rows).empty and "origin" in rows:
         own = rows[(rows["origin"] == OWN) | rows["origin"].isna()]  # numbers of a paper have no origin
     if len(own) < len(rows):

@@ -16,6 +16,9 @@ from gsae_ray.results import curves
 from gsae_ray.storage.evaluations import Snapshot, Subject
 from gsae_ray.tracking.artifacts import fetch_sequences
 
+STOPPED_AT = "stopped_at"
+"""The column that says after how many tokens a scheduler has stopped a trial."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Quality:
@@ -63,6 +66,11 @@ def log_l0_at(rows: pd.DataFrame, quality: float) -> float:
 def own_saes(rows: pd.DataFrame) -> pd.DataFrame:
     """The table rows of a sweep's own SAEs: without references, SAEs from elsewhere that are shown beside them."""
     return rows[rows["origin"] == OWN] if "origin" in rows else rows  # tables of before have no references
+
+
+def without_stopped(rows: pd.DataFrame) -> pd.DataFrame:
+    """The table rows without trials that a scheduler has stopped, which were measured on fewer contexts."""
+    return rows[rows[STOPPED_AT].isna()] if STOPPED_AT in rows else rows
 
 
 def check_tokens(*groups: pd.DataFrame) -> None:

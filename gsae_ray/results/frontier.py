@@ -17,6 +17,7 @@ from gsae_ray.evaluation.bootstrap import low_and_high
 from gsae_ray.evaluation.metrics import METRICS
 from gsae_ray.results.comparison import (
     LOSS_RECOVERED,
+    STOPPED_AT,
     curve,
     is_spliced,
     listed,
@@ -47,8 +48,6 @@ REST = (
     "launch",
     "origin",
 )
-STOPPED_AT = "stopped_at"
-"""The column that says after how many tokens a scheduler has stopped a trial."""
 MEANINGFUL_NATS = 0.05
 """Where zero-ablation costs less than this, loss recovered is a ratio of noise."""
 ENCODERS = ("own", "pursuit")

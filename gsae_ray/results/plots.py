@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedFormatter, FixedLocator, NullLocator
 
 from gsae_ray.errors import UserError
-from gsae_ray.results.comparison import own_saes, quality_of
+from gsae_ray.results.comparison import own_saes, quality_of, without_stopped
 from gsae_ray.results.curves import pareto
 from gsae_ray.results.kinds import one_a_setting, with_bars, with_kinds
 from gsae_ray.results.palette import Style, log_ticks, styles
@@ -34,10 +34,16 @@ def plot_frontier(rows: pd.DataFrame, pursuit: pd.DataFrame | None = None, title
     References have marks of their own, one for all of an origin.
 
     Args:
-        rows: as `results.frontier` returns them.
+        rows: as `results.frontier` returns them; trials that a scheduler has stopped are not drawn.
         pursuit: the same of gradient pursuit, as dashed lines.
         title: of the whole picture.
+
+    Raises:
+        UserError: there is nothing to draw.
     """
+    rows = without_stopped(rows)
+    if rows.empty:
+        raise UserError("plot: there is no SAE to draw that was trained to its end")
     everything = own_saes(rows).assign(pursued=False)
     references = rows.drop(everything.index)
     if pursuit is not None:
