@@ -32,13 +32,15 @@ def log_l0_at(l0: Array, quality: Array, wanted: Array) -> Array:
 def l0_ratio(better: tuple[Array, Array], base: tuple[Array, Array], points: int = 21) -> float:
     """Geometric mean of L0 ÷ L0 at equal quality, over the range that both curves cover; NaN where there is none.
 
+    Curves, and their ranges, are those of the Pareto points: what another point beats changes nothing.
+
     Args:
         better: (L0, quality) of each SAE of the one curve.
         base: the same of the curve that it is compared with.
         points: qualities at which the curves are compared, evenly spaced over the common range.
     """
-    low = max(quality.min() for _, quality in (better, base))
-    high = min(quality.max() for _, quality in (better, base))
+    fronts = [quality[pareto(l0, quality)] for l0, quality in (better, base)]
+    low, high = max(quality.min() for quality in fronts), min(quality.max() for quality in fronts)
     if not low < high:
         return float("nan")
     wanted = np.linspace(low, high, points)
