@@ -236,11 +236,10 @@ def _over_draws(statistic: Statistic, one: _Curve, other: _Curve) -> Array:
 
 
 def _finite(curve: _Curve, draw: int) -> tuple[Array, Array]:
-    """(L0, quality) of a curve in one draw: a setting none of whose seeds is drawn is left out."""
+    """(L0, quality) of a curve in one draw: a setting none of whose seeds is drawn is left out; there may be none."""
     l0, quality = curve.l0[draw], curve.quality[draw]
     kept = np.isfinite(l0) & np.isfinite(quality) & (l0 > 0)
-    # A curve without points compares with none: quality_gap and l0_ratio have no range then.
-    return (l0[kept], quality[kept]) if kept.any() else (np.ones(1), np.zeros(1))
+    return l0[kept], quality[kept]
 
 
 def _areas(curve: _Curve, worst: tuple[float, float]) -> Array:
@@ -285,6 +284,8 @@ def _apart(points: Points, group: str, base: str, quality: Array, text: str, whe
     told = []
     for name in (group, base):
         l0, values = _finite(_curve(points, points.values["l0"], quality, name), 0)
+        if not len(l0):
+            return f"{name} has no finite {text}{where}, so it is compared with nothing"
         told.append(f"{name} has L0 {l0.min():.4g} to {l0.max():.4g}, {text} {values.min():.4g} to {values.max():.4g}")
     return (
         f"{group} and {base} share no range of L0 or {text}{where}: {'; '.join(told)}; a curve takes two SAEs or more "

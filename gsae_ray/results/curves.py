@@ -39,6 +39,8 @@ def l0_ratio(better: tuple[Array, Array], base: tuple[Array, Array], points: int
         base: the same of the curve that it is compared with.
         points: qualities at which the curves are compared, evenly spaced over the common range.
     """
+    if not len(better[0]) or not len(base[0]):
+        return float("nan")
     fronts = [quality[pareto(l0, quality)] for l0, quality in (better, base)]
     low, high = max(quality.min() for quality in fronts), min(quality.max() for quality in fronts)
     if not low < high:
@@ -59,6 +61,8 @@ def quality_gap(better: tuple[Array, Array], base: tuple[Array, Array], points: 
         base: the same of the curve that it is compared with.
         points: values of L0 at which the curves are compared, evenly spaced in log L0 over the common range.
     """
+    if not len(better[0]) or not len(base[0]):
+        return float("nan")
     curves = [_front(*curve) for curve in (better, base)]
     low, high = max(log_l0[0] for log_l0, _ in curves), min(log_l0[-1] for log_l0, _ in curves)
     if not low < high:
@@ -69,13 +73,15 @@ def quality_gap(better: tuple[Array, Array], base: tuple[Array, Array], points: 
 
 
 def hypervolume(l0: Array, quality: Array, reference: tuple[float, float]) -> float:
-    """The area of (log L0 × quality) that the points dominate, up to the reference.
+    """The area of (log L0 × quality) that the points dominate, up to the reference; NaN where there are none.
 
     Args:
         l0: of each SAE.
         quality: of each.
         reference: (L0, quality) of the worst corner: what has a higher L0, or a lower quality, adds nothing.
     """
+    if not len(l0):
+        return float("nan")
     worst_l0, worst = reference
     inside = (l0 < worst_l0) & (quality > worst)
     if not inside.any():

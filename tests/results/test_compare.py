@@ -19,7 +19,7 @@ from gsae_ray.config.trial import TrialSpec
 from gsae_ray.errors import UserError
 from gsae_ray.evaluation.metrics import Evaluation
 from gsae_ray.results import Comparison, over_seeds
-from gsae_ray.results.curves import above_chord, hypervolume, quality_gap
+from gsae_ray.results.curves import above_chord, hypervolume, l0_ratio, quality_gap
 from gsae_ray.storage.launch_directory import EVALUATED, LAUNCH
 
 SLOPE, OFFSET = 0.02, 0.85
@@ -173,6 +173,16 @@ def test_seeds_of_one_setting_are_one_point_with_a_spread() -> None:
     assert row["value"] == pytest.approx(0.5) and (row["saes"], row["base_saes"], row["seeds"]) == (8, 4, 1)
 
 
+def test_a_kind_without_any_finite_quality_has_neither_an_area_nor_a_range() -> None:
+    rows = joined(TWO, typed("topk", 0.5).assign(loss_recovered=math.nan, fvu=math.nan))
+    rows.loc[0, "loss_recovered"] = -0.5  # an area that begins below 0 has room for a point at 0
+    found = gsae_ray.compare(rows)
+    assert math.isnan(value(found, "hypervolume", "topk")["value"])
+    assert math.isnan(value(found, "hypervolume_difference", "topk")["value"])
+    assert "topk has no finite loss recovered, so it is compared with nothing" in found.notes
+    assert value(found, "l0_ratio_at_fvu")["value"] == pytest.approx(0.5)
+
+
 # ---- with sums of each context --------------------------------------------------------------------------------------
 
 CONTEXTS = 60
@@ -258,6 +268,14 @@ def test_seeds_are_drawn_too_where_every_setting_has_two(tmp_path: Path) -> None
     assert row["covers"] == "held-out text; one seed" and row["high"] - row["low"] < 0.01
 
 
+def test_draws_without_a_seed_of_a_kind_say_nothing_of_its_area(tmp_path: Path) -> None:
+    rows = swept(tmp_path, {("gated", 0): 0.5, ("gated", 1): 0.5, ("standard", 2): 1.0, ("standard", 3): 1.0})
+    found = gsae_ray.compare(rows)
+    for kind in ("gated", "standard"):
+        row = value(found, "hypervolume", kind)
+        assert row["low"] > 0.5 * row["value"] > 0, "not 0, of the draws in which only the other kind's seeds are"
+
+
 def test_numbers_that_are_not_those_of_their_runs_are_refused(tmp_path: Path) -> None:
     rows = swept(tmp_path, {("gated", 0): 0.5, ("standard", 0): 1.0})
     with pytest.raises(UserError, match=r"^l0: these rows do not say what their runs have measured; .*run_id"):
@@ -278,6 +296,13 @@ def test_the_command_prints_what_python_shows(tmp_path: Path) -> None:
 
 
 # ---- the arithmetic -------------------------------------------------------------------------------------------------
+
+
+def test_a_curve_without_points_has_no_area_and_compares_with_nothing() -> None:
+    nothing, some = (np.empty(0), np.empty(0)), (np.array([1.0, 2.0]), np.array([0.1, 0.2]))
+    assert math.isnan(hypervolume(*nothing, (4.0, 0.0)))
+    for pair in ((nothing, some), (some, nothing), (nothing, nothing)):
+        assert math.isnan(l0_ratio(*pair)) and math.isnan(quality_gap(*pair))
 
 
 def test_the_gap_and_the_area_of_curves_that_do_not_meet() -> None:
