@@ -233,7 +233,7 @@ def test_intervals_are_paired_so_that_what_is_common_to_all_saes_cancels(tmp_pat
     assert (rows["l0_high"] / rows["l0_low"] > 1.1).all(), "of each SAE alone"
     row = value(gsae_ray.compare(rows), "l0_ratio_at_loss_recovered")
     assert [row["value"], row["low"], row["high"]] == pytest.approx([0.5] * 3, rel=1e-3)
-    assert (row["covers"], row["contexts"], row["seeds"]) == ("held-out text; one seed", CONTEXTS, 1)
+    assert (row["covers"], row["contexts"], row["seeds"]) == ("held-out text, one seed", CONTEXTS, 1)
 
 
 def test_an_interval_covers_the_text_and_says_so_in_the_sentence(tmp_path: Path) -> None:
@@ -247,7 +247,9 @@ def test_an_interval_covers_the_text_and_says_so_in_the_sentence(tmp_path: Path)
         f"gated needs {row['value']:.2f}× [{row['low']:.2f}, {row['high']:.2f}] the active features of standard at "
         f"equal loss recovered, {SITE_1}; held-out text, one seed"
     ]
-    assert repr(found).startswith(found.sentences[0]) and f"{CONTEXTS} contexts, one seed" in repr(found)
+    assert repr(found).startswith(
+        found.sentences[0]
+    ) and f"95 % intervals: held-out text, one seed ({CONTEXTS} contexts)" in repr(found)
     alone = gsae_ray.compare(rows.drop(columns="run_id"))
     assert value(alone, "l0_ratio_at_fvu")["value"] == pytest.approx(value(found, "l0_ratio_at_fvu")["value"])
     assert any(note.startswith(f"no intervals at {SITE_1}") for note in alone.notes)
@@ -258,14 +260,34 @@ def test_seeds_are_drawn_too_where_every_setting_has_two(tmp_path: Path) -> None
     rows = swept(tmp_path, both)
     found = gsae_ray.compare(rows)
     row = value(found, "l0_ratio_at_loss_recovered")
-    assert (row["covers"], row["seeds"], row["saes"]) == ("held-out text and seeds", 2, 8)
+    assert (row["covers"], row["seeds"], row["saes"]) == ("held-out text and two seeds", 2, 8)
     assert [row["low"], row["value"], row["high"]] == pytest.approx([0.4, 0.5, 0.6], rel=1e-3), (
         "each seed alone, or both"
     )
-    assert found.sentences[0].endswith(f"{SITE_1}; held-out text, two seeds")
+    assert found.sentences[0].endswith(f"{SITE_1}; held-out text and two seeds")
     unbalanced = gsae_ray.compare(rows[~((rows["architecture"] == "standard") & (rows["seed"] == 1))])
     row = value(unbalanced, "l0_ratio_at_loss_recovered")
-    assert row["covers"] == "held-out text; one seed" and row["high"] - row["low"] < 0.01
+    assert row["covers"] == "held-out text, one seed" and row["high"] - row["low"] < 0.01
+
+
+def test_whether_seeds_are_drawn_is_decided_for_each_pair_and_said_of_each(tmp_path: Path) -> None:
+    both = {("gated", 0): 0.4, ("gated", 1): 0.6, ("standard", 0): 1.0, ("standard", 1): 1.0}
+    rows = swept(tmp_path, {**both, ("p_anneal", 7): 0.8})
+    found = gsae_ray.compare(rows)
+    without = gsae_ray.compare(rows[rows["architecture"] != "p_anneal"])
+    here = found.table[found.table["group"] != "p_anneal"].reset_index(drop=True)
+    ratios = here["measure"].str.startswith("l0_ratio")
+    pd.testing.assert_frame_equal(here[ratios], without.table[ratios.to_numpy()], check_index_type=False)
+    assert set(here["covers"]) == {"held-out text and two seeds"}
+    assert [line.partition("; ")[2] for line in found.sentences] == [
+        "held-out text and two seeds",
+        "held-out text, one seed",
+    ]
+    (told,) = (line for line in repr(found).splitlines() if line.startswith("95 % intervals"))
+    assert told == (
+        "95 % intervals: held-out text and two seeds (gated, gated ÷ standard, standard); held-out text, one seed "
+        f"(p_anneal, p_anneal ÷ standard); {CONTEXTS} contexts"
+    )
 
 
 def test_draws_without_a_seed_of_a_kind_say_nothing_of_its_area(tmp_path: Path) -> None:
