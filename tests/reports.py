@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from gsae_ray.evaluation.bootstrap import low_and_high
-from gsae_ray.results.frontier import columns
+from gsae_ray.results.columns import columns
 from gsae_ray.results.frontier_table import FrontierTable
 from gsae_ray.results.grids import at_edges
 from gsae_ray.results.references import UNKNOWN

@@ -12,6 +12,7 @@ import pandas as pd
 
 from gsae_ray.errors import UserError, suggest
 from gsae_ray.evaluation.metrics import METRICS, Better
+from gsae_ray.results.columns import added_columns
 from gsae_ray.results.comparison import (
     LOSS_RECOVERED,
     Quality,
@@ -22,7 +23,6 @@ from gsae_ray.results.comparison import (
     without_stopped,
 )
 from gsae_ray.results.curves import above_chord
-from gsae_ray.results.frontier import columns
 
 SPARSER, DENSER = "sparser ones (a larger λ, a smaller k)", "denser ones (a smaller λ, a larger k)"
 
@@ -105,13 +105,6 @@ def choice_of(
     if snapshot_of(choice.row) is None:
         return choice
     return Choice(choice.ranked, f"{choice.why}; it is a snapshot, from before the end of its learning-rate schedule")
-
-
-def added_columns(rows: pd.DataFrame) -> list[str]:
-    """The columns of numbers that a frontier does not have by itself, without ends of intervals."""
-    own = {*columns(), *METRICS}
-    added = [name for name in rows if name not in own and not name.endswith(("_low", "_high"))]
-    return [name for name in added if pd.api.types.is_float_dtype(rows[name])]
 
 
 def quality_by(rows: pd.DataFrame, by: str) -> Quality:

@@ -13,8 +13,8 @@ import pandas as pd
 from gsae_ray.config.scheduler import RUNG
 from gsae_ray.errors import UserError, first_line, suggest
 from gsae_ray.evaluation import metrics
-from gsae_ray.evaluation.bootstrap import low_and_high
 from gsae_ray.evaluation.metrics import METRICS
+from gsae_ray.results.columns import beside, columns, ends
 from gsae_ray.results.comparison import (
     LOSS_RECOVERED,
     STOPPED_AT,
@@ -33,48 +33,12 @@ from gsae_ray.results.references import UNKNOWN, row_of, trained_elsewhere
 from gsae_ray.results.trial_row import row_of_trial
 from gsae_ray.tracking.tags import STOPPED
 
-SETTINGS = ("run_id", "trial", "site", "architecture", "recipe", "d_sae", "sparsity", "lr", "seed", "tokens")
-REST = (
-    "on_frontier",
-    "snapshot",
-    "variant",
-    "sink_share",
-    "found_coefficient",
-    "l1_units",
-    "batch_size",
-    "engine",
-    "precision",
-    "parent",
-    "launch",
-    "origin",
-)
 MEANINGFUL_NATS = 0.05
 """Where zero-ablation costs less than this, loss recovered is a ratio of noise."""
 ENCODERS = ("own", "pursuit")
 """Whose features a frontier is of: the SAE's encoder's, or those that gradient pursuit finds with its decoder."""
 MIXED = "all"
 """In place of a number of tokens: SAEs of any number, together."""
-
-
-def columns(rows: pd.DataFrame | None = None) -> list[str]:
-    """The columns of a frontier: settings of each trial, its metrics, the rest, and the ends of intervals.
-
-    Args:
-        rows: of it; metrics of true features and of probes are columns only where some SAE has them.
-    """
-    measured = [*metrics.columns(), *([] if rows is None else _beside(rows))]
-    return [*SETTINGS, *measured, *REST, *_ends(measured)]
-
-
-def _ends(measured: Iterable[str]) -> list[str]:
-    """The columns with the ends of intervals: `l0_low`, `l0_high`, … of each metric that has them."""
-    known = {*metrics.resampled(features=True), *(name for name, metric in METRICS.items() if metric.interval)}
-    return [end for name in measured if name in known for end in low_and_high(name)]
-
-
-def _beside(rows: pd.DataFrame) -> list[str]:
-    """The metrics of `metrics.BESIDE`, as far as some table row has them."""
-    return [name for name in metrics.columns(beside=True) if rows[name].notna().any()]
 
 
 def outcomes_of(experiment: str, tracking_uri: str | None, storage: str | Path | None) -> Outcomes:
@@ -302,7 +266,7 @@ def _snapshots(outcomes: Outcomes, finished: Iterable[tuple[Outcome, dict[str, A
 def metrics_of(evaluation: Mapping[str, float]) -> dict[str, float]:
     """The metrics that are columns, and the ends of their intervals; NaN for those that an evaluation lacks."""
     names = [*metrics.columns(), *metrics.columns(beside=True)]
-    return {name: evaluation.get(name, float("nan")) for name in (*names, *_ends(names))}
+    return {name: evaluation.get(name, float("nan")) for name in (*names, *ends(names))}
 
 
 def _named(row: pd.Series[Any]) -> str:
@@ -316,7 +280,7 @@ def _named(row: pd.Series[Any]) -> str:
 def _not_finite(rows: pd.DataFrame) -> Iterator[tuple[pd.Series[Any], list[str]]]:
     """Table rows with the metrics of each that are not finite, of those that evaluations of its schema carry."""
     left_out = ["training", "probes", *([] if quality_of(rows) == LOSS_RECOVERED else ["model"])]
-    names = [name for name in [*metrics.columns(), *_beside(rows)] if METRICS[name].takes not in left_out]
+    names = [name for name in [*metrics.columns(), *beside(rows)] if METRICS[name].takes not in left_out]
     for _, row in rows.iterrows():
         carried = [name for name in names if METRICS[name].since <= row["schema"]]
         if undefined := [name for name in carried if not np.isfinite(row[name])]:

@@ -17,7 +17,7 @@ from gsae_ray.cli.tables import print_table
 from gsae_ray.config.recipe import TrialTraining
 from gsae_ray.config.trial import TrialSpec
 from gsae_ray.evaluation import metrics
-from gsae_ray.results.frontier import columns
+from gsae_ray.results.columns import columns
 from gsae_ray.tracking.params import trial_params
 
 LAMBDA = 0.000123457

@@ -183,6 +183,16 @@ def test_a_kind_without_any_finite_quality_has_neither_an_area_nor_a_range() -> 
     assert value(found, "l0_ratio_at_fvu")["value"] == pytest.approx(0.5)
 
 
+def test_a_column_of_ones_own_does_not_tell_seeds_apart() -> None:
+    rows = joined(*(typed("gated", 0.5, sparsity=[1.0, 2.0, 4.0, 8.0], seed=seed, lr=1e-3) for seed in (0, 1)))
+    rows["my_score"], rows["my_note"] = np.arange(8.0), [f"note {n}" for n in range(8)]
+    table = over_seeds(rows.assign(my_name="a"))
+    assert table["seeds"].tolist() == [2] * 4
+    assert table["my_score"].tolist() == [2.0, 3.0, 4.0, 5.0] and (table["my_score_spread"] > 2).all()
+    assert "my_note" not in table and table["my_name"].tolist() == ["a"] * 4
+    assert over_seeds(rows.assign(lr=np.arange(8.0)))["seeds"].tolist() == [1] * 8
+
+
 # ---- with sums of each context --------------------------------------------------------------------------------------
 
 CONTEXTS = 60

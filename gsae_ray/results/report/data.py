@@ -12,7 +12,7 @@ import pandas as pd
 
 from gsae_ray.config.recipe import show
 from gsae_ray.evaluation.metrics import METRICS
-from gsae_ray.results.choice import added_columns
+from gsae_ray.results.columns import added_columns
 from gsae_ray.results.comparison import own_saes
 from gsae_ray.results.curves import pareto
 from gsae_ray.results.frontier_table import with_intervals
