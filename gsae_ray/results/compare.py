@@ -92,6 +92,9 @@ def compare(
         if base not in groups or len(set(groups)) < 2:
             notes.append(f"nothing to compare{where}: all SAEs there are {' and '.join(sorted(set(groups)))}")
             continue
+        if not _has_quality(at_site):
+            notes.append(f"nothing to compare{where}: no row there has a finite loss_recovered or fvu")
+            continue
         _check_alike(at_site, by, mixed_recipes, mixed_tokens)
         sums = sums_of_rows(at_site, tracking_uri) if have_runs(at_site) else None
         saes = measured_of(at_site, groups, sums)
@@ -104,7 +107,10 @@ def compare(
         apart += lines
         pairs += len(set(groups)) - 1
     if len(apart) == pairs:
-        raise UserError(f"compare: {'; '.join(apart) or f'no site has SAEs of {base} and of another {by}'}")
+        told = (
+            "; ".join(apart) or f"no site has SAEs of {base} and of another {by}, with a finite loss_recovered or fvu"
+        )
+        raise UserError(f"compare: {told}")
     return Comparison(by, base, pd.DataFrame(found), [*apart, *notes])
 
 
@@ -125,7 +131,7 @@ def _check_columns(rows: pd.DataFrame, by: str) -> None:
 
 
 def _taking_part(rows: pd.DataFrame, by: str) -> tuple[pd.DataFrame, list[str]]:
-    """The rows with a group and a positive L0, references only where they are compared; and what is left out."""
+    """The rows with a site, a group and a positive L0, references only where compared; and what is left out."""
     own, notes = without_stopped(rows), []
     if len(own) < len(rows):
         notes.append(f"{count(len(rows) - len(own), 'trial')} that the scheduler has stopped: left out")
@@ -135,8 +141,12 @@ def _taking_part(rows: pd.DataFrame, by: str) -> tuple[pd.DataFrame, list[str]]:
     if len(own) < len(rows):
         notes.append(f'references are left out: {len(rows) - len(own)} SAEs; by="origin" compares them with the others')
     usable = own[by].notna() & (own["l0"] > 0)
+    lacking = f"no {by}, or no L0 above 0"
+    if "site" in own:
+        usable &= own["site"].notna()
+        lacking = f"no site, {lacking}"
     if not usable.all():
-        notes.append(f"{(~usable).sum()} rows are left out: no {by}, or no L0 above 0")
+        notes.append(f"{(~usable).sum()} rows are left out: {lacking}")
     return own[usable], notes
 
 
@@ -179,12 +189,14 @@ def _check_alike(rows: pd.DataFrame, by: str, mixed_recipes: bool, mixed_tokens:
         check_tokens(rows[rows["tokens"].notna()])
 
 
+def _has_quality(rows: pd.DataFrame) -> bool:
+    """Whether some table row has one of `QUALITIES`."""
+    return any(np.isfinite(rows[name].astype(float)).any() for name in ("loss_recovered", "fvu") if name in rows)
+
+
 def _quality(values: Mapping[str, Array]) -> tuple[str, str]:
     """Which of the values is the quality of a frontier, and what it is called."""
-    for name, text in QUALITIES.items():
-        if name in values and np.isfinite(values[name][0]).any():
-            return name, text
-    raise UserError("compare: no row has a finite loss_recovered or fvu; a comparison takes one of them")
+    return next((name, QUALITIES[name]) for name in QUALITIES if name in values and np.isfinite(values[name][0]).any())
 
 
 def _compared(saes: Measured, base: str, where: str) -> tuple[list[dict[str, Any]], tuple[float, float], list[str]]:

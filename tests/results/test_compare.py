@@ -193,6 +193,19 @@ def test_a_column_of_ones_own_does_not_tell_seeds_apart() -> None:
     assert over_seeds(rows.assign(lr=np.arange(8.0)))["seeds"].tolist() == [1] * 8
 
 
+def test_a_site_that_cannot_be_compared_is_a_note_and_not_the_end() -> None:
+    unknown = TWO.assign(site=SITE_2, loss_recovered=math.nan, fvu=math.nan)
+    nowhere = typed("gated", 0.5, site=None)
+    found = gsae_ray.compare(joined(TWO.assign(site=SITE_1), unknown, nowhere))
+    assert len(found.sentences) == 1 and SITE_1 in found.sentences[0]
+    assert f"nothing to compare at {SITE_2}: no row there has a finite loss_recovered or fvu" in found.notes
+    assert "4 rows are left out: no site, no architecture, or no L0 above 0" in found.notes
+    with pytest.raises(
+        UserError, match=r"^compare: no site has SAEs of standard and .*a finite loss_recovered or fvu$"
+    ):
+        gsae_ray.compare(unknown)
+
+
 # ---- with sums of each context --------------------------------------------------------------------------------------
 
 CONTEXTS = 60
