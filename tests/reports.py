@@ -47,7 +47,7 @@ def made_up_rows(
     for metric in ("l0", "loss_recovered", "gamma", "fvu", "kl"):
         for end, factor in zip(low_and_high(metric), (0.98, 1.02), strict=True):
             table[end] = table[metric] * factor
-    table = table.assign(on_frontier=table["architecture"] == kinds[0], batch_size=128)
+    table = table.assign(on_frontier=table["architecture"] == kinds[0], batch_size=128, snapshot=False)
     table = table.astype(dict.fromkeys(UNKNOWN, "Int64"))
     found = FrontierTable(table.sort_values(["site", "l0"]).reset_index(drop=True))
     found.attrs["notes"] = at_edges(found)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import re
@@ -21,6 +22,7 @@ from gsae_ray.activations.production_log import PRODUCTION_LOG, ProductionLog
 from gsae_ray.driver.report import write_report
 from gsae_ray.errors import UserError
 from gsae_ray.results.frontier import frontier
+from gsae_ray.results.frontier_table import FrontierTable
 from gsae_ray.results.palette import COLOURS, MARKS, log_ticks, styles
 from gsae_ray.results.report.contents import answer, gather
 from gsae_ray.results.report.data import embedded, trainings_of
@@ -179,6 +181,21 @@ def test_trainings_are_thinned_to_first_last_and_what_lies_between() -> None:
     assert len(drawn["tokens"]) == 100 and drawn["tokens"][0] == 1000 and drawn["tokens"][-1] == 5_000_000
     assert len(drawn["loss"]) == len(drawn["active"]) == len(drawn["dead"]) == 100
     assert trainings_of(rows, {"a": {}}) == []
+
+
+def test_snapshots_are_neither_trainings_nor_saes_that_were_trained() -> None:
+    whole = made_up()
+    early = whole.over_tokens[whole.over_tokens["snapshot"]]
+    shown = [_Page(render(whole))]
+    for rows in (whole.over_tokens, early):  # --tokens all, and the tokens of the snapshots
+        rows = FrontierTable(rows.reset_index(drop=True))
+        rows.attrs["notes"] = []
+        shown.append(_Page(render(dataclasses.replace(whole, rows=rows))))
+    for page in shown:
+        assert len(json.loads(page.data)["trainings"]) == len(whole.rows)
+        cost = page.texts[page.texts.index("Cost") :]
+        assert cost[cost.index("SAEs trained") + 1] == f"{len(whole.rows)}"
+        assert cost[cost.index("tokens trained on, over all SAEs") + 1] == f"{len(whole.rows) * 400_000:,}"
 
 
 def test_trial_hours_are_those_of_the_trials_own_clocks() -> None:

@@ -62,7 +62,7 @@ def render(contents: Contents) -> str:
     own = own_saes(rows)
     styled = styles(with_kinds(own)["kind"].unique(), rows.drop(own.index)["kind"].unique())
     looks, links = charts.scales(styled), bool(contents.pages)
-    trainings, grid = trainings_of(own, contents.trainings), grid_of(rows)
+    trainings, grid = trainings_of(_one_a_run(own), contents.trainings), grid_of(rows)
     snapshots = over_tokens_of(_drawn(contents.over_tokens), quality) if len(contents.over_tokens) else []
     drawn = {
         "frontier": charts.frontier_charts(rows, quality, looks, links),
@@ -107,6 +107,12 @@ def _drawn(rows: pd.DataFrame) -> pd.DataFrame:
     own = own_saes(rows)
     kind = with_kinds(own)["kind"].reindex(rows.index)
     return with_density(with_bars(pd.DataFrame(rows).assign(kind=kind.fillna(rows.get("origin", kind)).astype(str))))
+
+
+def _one_a_run(own: pd.DataFrame) -> pd.DataFrame:
+    """The last SAE of each training, be it a snapshot."""
+    last = own.sort_values("tokens", kind="stable").drop_duplicates("run_id", keep="last")
+    return own[own.index.isin(last.index)]
 
 
 def _file(name: str) -> str:
@@ -154,9 +160,12 @@ def _failures(failures: Sequence[tuple[str, str]]) -> Table | None:
 def _cost(contents: Contents, own: pd.DataFrame) -> list[tuple[str, str]]:
     """What the launch took, by name, as far as it is known."""
     counters = contents.about.counters
+    # Snapshots are no trainings of their own; where they alone are shown, what came of them is in `over_tokens`.
+    trained = _one_a_run(pd.concat([own, contents.over_tokens], ignore_index=True))
+    trained = trained[trained["run_id"].isin(own["run_id"])]
     cost: list[tuple[str, Any]] = [
-        ("SAEs trained", f"{len(own):,}" + (f", {len(contents.failures):,} failed" if contents.failures else "")),
-        ("tokens trained on, over all SAEs", f"{int(own['tokens'].sum()):,}"),
+        ("SAEs trained", f"{len(trained):,}" + (f", {len(contents.failures):,} failed" if contents.failures else "")),
+        ("tokens trained on, over all SAEs", f"{int(trained['tokens'].sum()):,}"),
     ]
     if "rows_distinct" in counters:
         cost.append(("tokens that the activations are of", f"{int(counters['rows_distinct']):,}"))
