@@ -80,6 +80,8 @@ def made_up(rows: pd.DataFrame | None = None, points: int = 400, failures: Seque
         about=About({"model": "builtin", "dataset": "text"}, {"forward_ratio": 1.0, "evaluations": float(len(runs))}),
         trainings={run: training(points) for run in runs},
         failures=failures,
+        stopped=[],
+        ended_early=[],
         pages={run: f"{SERVER}{run}" for run in runs},
         missing=[],
         over_tokens=over_tokens(rows),

@@ -28,7 +28,14 @@ from gsae_ray.results.comparison import (
 from gsae_ray.results.curves import pareto
 from gsae_ray.results.frontier_table import FrontierTable
 from gsae_ray.results.grids import at_edges
-from gsae_ray.results.outcomes import MLflowOutcomes, Outcome, Outcomes, StorageOutcomes, describe_failures
+from gsae_ray.results.outcomes import (
+    MLflowOutcomes,
+    Outcome,
+    Outcomes,
+    StorageOutcomes,
+    describe_failures,
+    left_stopped,
+)
 from gsae_ray.results.references import UNKNOWN, row_of, trained_elsewhere
 from gsae_ray.results.trial_row import row_of_trial
 from gsae_ray.tracking.tags import STOPPED
@@ -172,7 +179,7 @@ def frontier(
         rows.loc[group.index, "on_frontier"] |= pareto(*curve(group))
     more = ["pursuit_l0"] if encoder == "pursuit" else []
     notes += _caveats(rows, tokens)
-    stopped = _stopped(outcomes, launch_id, {outcome.identity for outcome, _ in finished}, site)
+    stopped = _stopped(outcomes, launch_id, site)
     if with_stopped:
         more.append(STOPPED_AT)
         rows = pd.concat([rows.assign(**{STOPPED_AT: np.nan}), pd.DataFrame(stopped)], ignore_index=True)
@@ -184,10 +191,10 @@ def frontier(
     return table
 
 
-def _stopped(outcomes: Outcomes, launch_id: str | None, finished: set[str], site: str | None) -> list[dict[str, Any]]:
+def _stopped(outcomes: Outcomes, launch_id: str | None, site: str | None) -> list[dict[str, Any]]:
     """Table rows of the trials that a scheduler has stopped, without those that another launch has trained on."""
-    found, _ = _of_sweeps(outcomes.stopped(launch_id), row_of_trial)
-    found = [(o, row) for o, row in found if o.identity not in finished and site in (None, row["site"])]
+    found, _ = _of_sweeps(left_stopped(outcomes, launch_id), row_of_trial)
+    found = [(outcome, row) for outcome, row in found if site in (None, row["site"])]
     rows = []
     for outcome, row in sorted(found, key=lambda pair: (pair[1]["site"], pair[1]["trial"])):
         measured = {k.removeprefix(RUNG): value for k, value in outcome.metrics.items() if k.startswith(RUNG)}

@@ -284,6 +284,13 @@ class StorageOutcomes:
             return None
 
 
+def left_stopped(outcomes: Outcomes, launch: str | None) -> list[Outcome]:
+    """The trials that a scheduler has stopped, each once, without those that another launch has trained on."""
+    trained = {outcome.identity for outcome in outcomes.finished(launch)}
+    found = {outcome.identity: outcome for outcome in reversed(outcomes.stopped(launch))}
+    return [outcome for identity, outcome in reversed(found.items()) if identity not in trained]
+
+
 def describe_failures(outcomes: Outcomes, failed: Sequence[Outcome]) -> str:
     """`2 trials failed (a: why; b: why); …`: how many, and why."""
     shown = "; ".join(outcome.failure[:300] for outcome in failed[:SHOWN_FAILURES])

@@ -15,7 +15,7 @@ import pandas as pd
 import pytest
 from recorder import NEWER
 from reports import SERVER, SITES, made_up, made_up_rows, training
-from trials import FINGERPRINT, begin, expand, finish
+from trials import FINGERPRINT, SITE_1, begin, expand, finish, row_metrics
 
 import gsae_ray
 from gsae_ray.activations.production_log import PRODUCTION_LOG, ProductionLog
@@ -30,6 +30,7 @@ from gsae_ray.results.report.page import render
 from gsae_ray.results.report.records import hours
 from gsae_ray.storage.event_log import EventLog
 from gsae_ray.storage.launch_directory import EVALUATED, LAUNCH
+from gsae_ray.storage.stopped import Stop, StoppedTrials
 
 EVIL = "</script><script>alert('x')</script><img src=x onerror=alert(1)>"
 
@@ -231,6 +232,29 @@ def stored(root: Path) -> str:
     EVALUATED.write(folder / "evaluation.json", {"fingerprint": FINGERPRINT, "encoders": [None]})
     PRODUCTION_LOG.write(folder / "record.json", ProductionLog(produced={0: 1, 1: 2}, evaluations=2))
     return bad.name
+
+
+def test_trials_that_were_stopped_or_failed_are_told_and_cost_what_they_trained(tmp_path: Path) -> None:
+    bad = stored(tmp_path)
+    beaten, *_ = expand("gated", l1_coefficient=[8.0])
+    directory = begin(tmp_path / "swept/trials", beaten)
+    for tokens in (64, 128):
+        directory.append(tokens, row_metrics(tokens) | {"train/tokens_per_s": 64 / 3600})
+    folder = tmp_path / "swept/launches" / NEWER
+    found = LAUNCH.read(folder / "launch.json")
+    assert found is not None
+    LAUNCH.write(folder / "launch.json", {**found, "trials": {**found["trials"], beaten.name: beaten.identity}})
+    stop: Stop = {"tokens": 64, "l0": 25.0, "quality": 0.6, "by": ["a"], "by_l0": 20.0, "by_quality": 0.9}
+    StoppedTrials(folder).create(beaten.name, stop)
+    contents = gather("swept", storage=tmp_path)
+    assert contents.stopped == [(beaten.name, "stopped at 64 tokens: L0 25, quality 0.6000; a had L0 20, 0.9000")]
+    assert contents.trial_hours == pytest.approx(2), "64 tokens an hour, twice; the others did not log their speed"
+    page = _Page(render(contents))
+    assert page.texts.index(bad) < page.texts.index(beaten.name) < page.texts.index("Cost")
+    cost = page.texts[page.texts.index("Cost") :]
+    assert cost[cost.index("SAEs trained") + 1] == "2, 1 stopped, 1 failed"
+    assert cost[cost.index("tokens trained on, over all SAEs") + 1] == f"{2 * 1024 + 128:,}"
+    assert gather("swept", storage=tmp_path, site=SITE_1).stopped == contents.stopped
 
 
 def launch_in(root: Path, shown: list[str]) -> Any:

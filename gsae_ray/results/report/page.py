@@ -31,6 +31,7 @@ from gsae_ray.results.report.data import (
     trainings_of,
     with_density,
 )
+from gsae_ray.results.report.records import trained_tokens
 from gsae_ray.version import __version__
 
 SHOWN = 6
@@ -89,7 +90,8 @@ def render(contents: Contents) -> str:
         "notes": list(contents.rows.attrs.get("notes", [])),
         "sites": sorted(set(rows["site"])),
         "styles": styled,
-        "failures": _failures(contents.failures),
+        "failures": _ended("Trials that failed for good", contents.failures),
+        "stopped": _ended("Trials that the scheduler has stopped", contents.stopped),
         "cost": _cost(contents, own),
         "missing": _missing(contents),
         "made": f"made by gsae-ray {__version__} on {time.strftime('%Y-%m-%d %H:%M %z')}",
@@ -152,9 +154,9 @@ def _frontier_table(site: str, rows: pd.DataFrame, pages: Mapping[str, str]) -> 
     return Table(site, [*columns, "SAE"], found)
 
 
-def _failures(failures: Sequence[tuple[str, str]]) -> Table | None:
-    rows = [[Cell(trial), Cell(why, long=True)] for trial, why in failures]
-    return Table("Trials that failed for good", ["trial", "why"], rows) if rows else None
+def _ended(caption: str, ended: Sequence[tuple[str, str]]) -> Table | None:
+    rows = [[Cell(trial), Cell(why, long=True)] for trial, why in ended]
+    return Table(caption, ["trial", "why"], rows) if rows else None
 
 
 def _cost(contents: Contents, own: pd.DataFrame) -> list[tuple[str, str]]:
@@ -163,9 +165,12 @@ def _cost(contents: Contents, own: pd.DataFrame) -> list[tuple[str, str]]:
     # Snapshots are no trainings of their own; where they alone are shown, what came of them is in `over_tokens`.
     trained = _one_a_run(pd.concat([own, contents.over_tokens], ignore_index=True))
     trained = trained[trained["run_id"].isin(own["run_id"])]
+    early = sum(map(trained_tokens, contents.ended_early))
+    ended = {"stopped": contents.stopped, "failed": contents.failures}
+    beside = [f"{len(found):,} {how}" for how, found in ended.items() if found]
     cost: list[tuple[str, Any]] = [
-        ("SAEs trained", f"{len(trained):,}" + (f", {len(contents.failures):,} failed" if contents.failures else "")),
-        ("tokens trained on, over all SAEs", f"{int(trained['tokens'].sum()):,}"),
+        ("SAEs trained", ", ".join([f"{len(trained):,}", *beside])),
+        ("tokens trained on, over all SAEs", f"{int(trained['tokens'].sum()) + early:,}"),
     ]
     if "rows_distinct" in counters:
         cost.append(("tokens that the activations are of", f"{int(counters['rows_distinct']):,}"))
