@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from gsae_ray.config.scheduler import RUNG
 from gsae_ray.errors import UserError, first_line, suggest
 from gsae_ray.evaluation import metrics
 from gsae_ray.evaluation.metrics import METRICS
@@ -111,7 +110,7 @@ def frontier(
         with_references: references compete for the frontier; by default they are shown beside it.
         with_stopped: trials that `scheduler` has stopped are rows, too, as they were when they were compared, which
             was on a part of the held-out rows: never on the frontier, and in no comparison with the others. A column
-            `stopped_at` more says after how many tokens.
+            `stopped_at` more says after how many tokens; `tokens` is what they were to be trained on.
 
     Returns:
         A `pandas.DataFrame` that shows itself as a frontier, in notebooks with its picture. One row a trial and one a
@@ -133,6 +132,8 @@ def frontier(
     """
     if encoder not in ENCODERS:
         raise UserError(f"--encoder: unknown {encoder!r}; {suggest(encoder, ENCODERS)}")
+    if with_stopped and encoder != "own":
+        raise UserError(f"--stopped: trials are compared with their own encoder; leave --encoder {encoder} out")
     outcomes = outcomes_of(experiment, tracking_uri, storage)
     launch_id = choose_launch(outcomes, experiment, launch)
     where = f"{experiment!r} ({f'launch {launch_id}' if launch_id else 'any launch'})"
@@ -179,10 +180,11 @@ def frontier(
         rows.loc[group.index, "on_frontier"] |= pareto(*curve(group))
     more = ["pursuit_l0"] if encoder == "pursuit" else []
     notes += _caveats(rows, tokens)
-    stopped = _stopped(outcomes, launch_id, site)
+    stopped = _stopped(outcomes, launch_id, site, tokens)
     if with_stopped:
         more.append(STOPPED_AT)
-        rows = pd.concat([rows.assign(**{STOPPED_AT: np.nan}), pd.DataFrame(stopped)], ignore_index=True)
+        beside = pd.DataFrame([row | _as_compared(outcomes, outcome) for outcome, row in stopped])
+        rows = pd.concat([rows.assign(**{STOPPED_AT: np.nan}), beside], ignore_index=True)
         rows["on_frontier"] = rows["on_frontier"].astype(bool)
     elif stopped:
         notes.append(f"{len(stopped)} trials were stopped by the scheduler (`frontier --stopped`, with_stopped=True)")
@@ -191,16 +193,23 @@ def frontier(
     return table
 
 
-def _stopped(outcomes: Outcomes, launch_id: str | None, site: str | None) -> list[dict[str, Any]]:
-    """Table rows of the trials that a scheduler has stopped, without those that another launch has trained on."""
+def _stopped(
+    outcomes: Outcomes, launch_id: str | None, site: str | None, tokens: int | str | None
+) -> list[tuple[Outcome, dict[str, Any]]]:
+    """The trials that a scheduler has stopped, with their settings as table rows."""
     found, _ = _of_sweeps(left_stopped(outcomes, launch_id), row_of_trial)
     found = [(outcome, row) for outcome, row in found if site in (None, row["site"])]
-    rows = []
-    for outcome, row in sorted(found, key=lambda pair: (pair[1]["site"], pair[1]["trial"])):
-        measured = {k.removeprefix(RUNG): value for k, value in outcome.metrics.items() if k.startswith(RUNG)}
-        stop = json.loads(outcome.tags[STOPPED])
-        rows.append(row | metrics_of(measured) | {"on_frontier": False, STOPPED_AT: stop["tokens"]})
-    return rows
+    if tokens not in (None, MIXED):
+        found = [(outcome, row) for outcome, row in found if str(row["tokens"]) == str(tokens).replace("_", "")]
+    return sorted(found, key=lambda pair: (pair[1]["site"], pair[1]["trial"]))
+
+
+def _as_compared(outcomes: Outcomes, outcome: Outcome) -> dict[str, Any]:
+    """What a stopped trial had come to when it was found to be beaten; it may have been compared again since."""
+    at: int = json.loads(outcome.tags[STOPPED])["tokens"]
+    comparisons = outcomes.comparisons(outcome)
+    row = min((step for step in comparisons if step >= at), default=None)  # the first metric row from there on
+    return {**metrics_of(comparisons.get(row or 0, {})), "on_frontier": False, STOPPED_AT: at}
 
 
 def _frontiers(rows: pd.DataFrame, tokens: int | str | None, with_references: bool) -> Iterator[pd.DataFrame]:

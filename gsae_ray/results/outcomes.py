@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol, TypeVar
 
+from gsae_ray.config.scheduler import RUNG
 from gsae_ray.config.trial import TrialSpec
 from gsae_ray.errors import DamagedError, UserError
 from gsae_ray.files import JSONFile
@@ -100,6 +101,9 @@ class Outcomes(Protocol):
     def snapshots(self, outcome: Outcome) -> dict[int, dict[str, float]]:
         """The metrics of a finished trial's snapshots, by their tokens."""
 
+    def comparisons(self, outcome: Outcome) -> dict[int, dict[str, float]]:
+        """What a scheduler compared of a trial, by the tokens that it was trained on then."""
+
     def references(self, launch: str | None) -> list[Outcome]:
         """SAEs from elsewhere that a launch is, or all are, compared with; those of newer launches first."""
 
@@ -135,6 +139,9 @@ class MLflowOutcomes:
 
     def snapshots(self, outcome: Outcome) -> dict[int, dict[str, float]]:
         return self._by_step(outcome, "snapshot/")
+
+    def comparisons(self, outcome: Outcome) -> dict[int, dict[str, float]]:
+        return self._by_step(outcome, RUNG)
 
     def _by_step(self, outcome: Outcome, kind: str) -> dict[int, dict[str, float]]:
         evaluations: dict[int, dict[str, float]] = {}
@@ -201,6 +208,15 @@ class StorageOutcomes:
 
     def snapshots(self, outcome: Outcome) -> dict[int, dict[str, float]]:
         return {of.tokens: found for of, found in self._others(outcome).items() if isinstance(of, Snapshot)}
+
+    def comparisons(self, outcome: Outcome) -> dict[int, dict[str, float]]:
+        rows = TrialDirectory(Path(outcome.run_id)).rows()[0]
+        found = {row["step"]: _finite({k: v for k, v in row["metrics"].items() if k.startswith(RUNG)}) for row in rows}
+        return {
+            step: {name.removeprefix(RUNG): value for name, value in metrics.items()}
+            for step, metrics in found.items()
+            if metrics
+        }
 
     def _others(self, outcome: Outcome) -> dict[Subject, dict[str, float]]:
         """The metrics of a finished trial's evaluations, but for that of its SAE with its own encoder."""
