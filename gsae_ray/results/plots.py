@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedFormatter, FixedLocator, NullLocator
 
 from gsae_ray.errors import UserError
+from gsae_ray.files import write_atomically
 from gsae_ray.results.comparison import own_saes, quality_of, without_stopped
 from gsae_ray.results.curves import pareto
 from gsae_ray.results.kinds import one_a_setting, with_bars, with_kinds
@@ -148,7 +150,8 @@ def save_frontier(rows: pd.DataFrame, path: Path, pursuit: pd.DataFrame | None =
         UserError: it has another one.
     """
     check_picture(path)
-    with mpl.rc_context(
-        {"svg.fonttype": "none", "pdf.fonttype": 42}
-    ):  # text stays text: it can be searched, and edited
-        plot_frontier(rows, pursuit, title).savefig(path, dpi=130)
+    data = io.BytesIO()
+    # Text stays text: it can be searched, and edited.
+    with mpl.rc_context({"svg.fonttype": "none", "pdf.fonttype": 42}):
+        plot_frontier(rows, pursuit, title).savefig(data, format=path.suffix[1:].lower(), dpi=130)
+    write_atomically(path, data.getvalue())

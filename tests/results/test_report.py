@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import json
 import math
 import re
+from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
 from types import SimpleNamespace
@@ -24,6 +26,8 @@ from gsae_ray.errors import UserError
 from gsae_ray.results.frontier import frontier
 from gsae_ray.results.frontier_table import FrontierTable
 from gsae_ray.results.palette import COLOURS, MARKS, log_ticks, styles
+from gsae_ray.results.plots import save_frontier
+from gsae_ray.results.report import write
 from gsae_ray.results.report.contents import answer, gather
 from gsae_ray.results.report.data import embedded, trainings_of
 from gsae_ray.results.report.page import render
@@ -303,6 +307,34 @@ def test_a_launch_goes_on_where_there_is_no_report_and_says_so(tmp_path: Path) -
     shown: list[str] = []
     assert write_report(launch_in(tmp_path, shown), made_up_rows(), {}, lambda _: None) is None
     assert shown[0].startswith("there is no report of this launch: --storage: no launch in ")
+
+
+def test_a_file_that_cannot_be_written_is_refused_before_anything_is_read(tmp_path: Path) -> None:
+    nowhere = f"sqlite:///{tmp_path}/nowhere.db"
+    for make, name in ((gsae_ray.report, "r.html"), (gsae_ray.plot, "f.png")):
+        with pytest.raises(UserError, match=r"^--out: there is no folder .*/there; make it, or give another file$"):
+            make("nothing", tmp_path / "there" / name, tracking_uri=nowhere)
+        (tmp_path / name).mkdir()
+        with pytest.raises(UserError, match=r"^--out: .* is a folder; give a file$"):
+            make("nothing", tmp_path / name, tracking_uri=nowhere)
+
+
+def test_what_is_there_stays_whole_where_a_new_one_cannot_be_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files: dict[str, Callable[[Path], None]]
+    files = {"r.html": lambda out: write(made_up(), out), "f.svg": lambda out: save_frontier(made_up_rows(), out)}
+
+    def full(_file: int) -> None:
+        raise OSError(errno.ENOSPC, "no space left")
+
+    monkeypatch.setattr("os.fsync", full)
+    for name, write_it in files.items():
+        (tmp_path / name).write_text("as it was")
+        with pytest.raises(OSError, match="no space"):
+            write_it(tmp_path / name)
+        assert (tmp_path / name).read_text() == "as it was"
+    assert len(list(tmp_path.iterdir())) == 2, "nothing is left beside them"
 
 
 def test_what_is_no_html_is_refused_before_anything_is_read(tmp_path: Path) -> None:
