@@ -104,8 +104,25 @@ def test_every_chart_has_a_name_and_its_rows(page: _Page) -> None:
     assert expected <= {chart["id"] for chart in data["charts"]}
     assert [sae["own"] for sae in data["saes"]].count(False) == 2
     assert {row["tokens"] for row in data["snapshots"]} == {100_000, 400_000}
-    assert len(data["snapshots"]) == 2 * sum(sae["own"] for sae in data["saes"])
+    assert len(data["snapshots"]) == 2 * 2 * sum(sae["own"] for sae in data["saes"])
     assert len(data["grid"]) == 2 * 2 * 3 * 2 and {cell["seeds"] for cell in data["grid"]} == {2}
+
+
+def test_seeds_of_one_setting_are_one_point_with_a_spread(page: _Page) -> None:
+    rows = made_up_rows(rates=[1e-3, 3e-3], seeds=2, references=2)
+    data = json.loads(page.data)
+    drawn = [sae for sae in data["saes"] if sae["own"]]
+    assert len(drawn) == 2 * 2 * 3 * 2
+    pair = rows[rows["trial"].str.startswith(f"gated-l4-{SITES[0]}-lr0.001-s")]
+    l0, gamma = pair["l0"], pair["gamma"]
+    here = [sae for sae in drawn if sae["site"] == SITES[0] and sae["kind"] == "gated"]
+    (point,) = (sae for sae in here if sae["l0"] == pytest.approx(l0.mean(), rel=1e-4))
+    assert point["l0_high"] - point["l0_low"] == pytest.approx(2 * l0.std(), rel=1e-2)
+    assert point["gamma_high"] - point["gamma_low"] == pytest.approx(2 * gamma.std(), rel=1e-2)
+    assert point["told"]["seeds"] == "2" and "and 1 more: mean" in point["told"]["title"]
+    assert any("one standard deviation to either side" in text for text in page.texts)
+    alone = json.loads(_Page(render(made_up())).data)["saes"][0]
+    assert alone["gamma_low"] == pytest.approx(0.98 * alone["gamma"], rel=1e-4), "one seed has its interval"
 
 
 def test_nothing_is_fetched(page: _Page) -> None:

@@ -27,7 +27,7 @@ DIGITS = 5
 """Significant ones of what is drawn: the page stays small."""
 NAMES = {"l0": "L0", "gamma": "γ", "fvu": "FVU", "kl": "KL", "ce_spliced": "cross-entropy", "mcc": "MCC"}
 """Column -> what the page calls it, where that is not its own name."""
-TOLD = ("d_sae", "sparsity", "recipe", "lr", "seed", "batch_size", "tokens", "engine", "origin")
+TOLD = ("d_sae", "sparsity", "recipe", "lr", "seeds", "batch_size", "tokens", "engine", "origin")
 """Settings that the page tells of a point."""
 
 
@@ -53,10 +53,10 @@ def with_density(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def saes_of(rows: pd.DataFrame, quality: str, pages: Mapping[str, str]) -> list[dict[str, Any]]:
-    """What is drawn, and told, of each SAE.
+    """What is drawn, and told, of each point.
 
     Args:
-        rows: of a frontier, with `kind`, `with_bars` and `with_density`.
+        rows: of a frontier, with `kind` and `with_density`, own ones as `one_a_setting` gives them.
         quality: what the frontier has beside L0.
         pages: run -> address.
     """
@@ -70,7 +70,10 @@ def saes_of(rows: pd.DataFrame, quality: str, pages: Mapping[str, str]) -> list[
     found = []
     for place, (index, row) in enumerate(rows.iterrows()):
         settings = {named(name): setting(row[name]) for name in TOLD if name in row and setting(row[name])}
-        told = {"title": str(row["trial"] or row["origin"]), "kind": row["kind"], **settings}
+        title = str(row["trial"] or row["origin"])
+        if row["seeds"] > 1:
+            title = f"{title}, and {row['seeds'] - 1:g} more: mean [one standard deviation to either side]"
+        told = {"title": title, "kind": row["kind"], **settings}
         told |= {named(name): text[place] for name, text in texts.items()}
         found.append(
             {

@@ -16,7 +16,7 @@ from markupsafe import Markup
 
 from gsae_ray.results.comparison import labels, own_saes, quality_of
 from gsae_ray.results.frontier_table import WHERE_THEY_DIFFER, differing, with_intervals
-from gsae_ray.results.kinds import with_bars, with_kinds
+from gsae_ray.results.kinds import one_a_setting, with_bars, with_kinds
 from gsae_ray.results.palette import styles
 from gsae_ray.results.report import charts
 from gsae_ray.results.report.contents import Contents, described
@@ -60,20 +60,20 @@ def render(contents: Contents) -> str:
     """The page as HTML. All text is escaped, in JSON too: names of trials and errors are whatever somebody wrote."""
     rows = _drawn(contents.rows)
     quality = quality_of(rows).name
-    own = own_saes(rows)
+    own, points = own_saes(rows), _points(rows)
     styled = styles(with_kinds(own)["kind"].unique(), rows.drop(own.index)["kind"].unique())
     looks, links = charts.scales(styled), bool(contents.pages)
     trainings, grid = trainings_of(_one_a_run(own), contents.trainings), grid_of(rows)
     snapshots = over_tokens_of(_drawn(contents.over_tokens), quality) if len(contents.over_tokens) else []
     drawn = {
-        "frontier": charts.frontier_charts(rows, quality, looks, links),
-        "quality": charts.quality_charts(rows, quality, looks, links),
+        "frontier": charts.frontier_charts(points, quality, looks, links),
+        "quality": charts.quality_charts(points, quality, looks, links),
         "training": charts.training_charts(looks) if trainings else [],
         "snapshots": charts.snapshot_charts(snapshots, quality, looks),
         "grids": charts.grid_charts(grid, quality),
     }
     data = {
-        "saes": saes_of(rows, quality, contents.pages),
+        "saes": saes_of(points, quality, contents.pages),
         "trainings": trainings,
         "snapshots": snapshots,
         "grid": grid.to_dict("records"),
@@ -85,7 +85,7 @@ def render(contents: Contents) -> str:
         "about": [*described(contents.about.settings, rows), f"launch {contents.launch}"],
         "answer": contents.answer,
         "shown": SHOWN,
-        "frontier_told": _frontier_told(quality, links),
+        "frontier_told": _frontier_told(quality, links, bool((points["seeds"] > 1).any())),
         "tables": [_frontier_table(str(site), here, contents.pages) for site, here in rows.groupby("site")],
         "notes": list(contents.rows.attrs.get("notes", [])),
         "sites": sorted(set(rows["site"])),
@@ -111,6 +111,13 @@ def _drawn(rows: pd.DataFrame) -> pd.DataFrame:
     return with_density(with_bars(pd.DataFrame(rows).assign(kind=kind.fillna(rows.get("origin", kind)).astype(str))))
 
 
+def _points(rows: pd.DataFrame) -> pd.DataFrame:
+    """What is drawn: seeds of one setting as one point, and each reference."""
+    own = own_saes(rows)
+    points = one_a_setting(own)
+    return pd.concat([points, rows.drop(own.index)], ignore_index=True) if len(own) < len(rows) else points
+
+
 def _one_a_run(own: pd.DataFrame) -> pd.DataFrame:
     """The last SAE of each training, be it a snapshot."""
     last = own.sort_values("tokens", kind="stable").drop_duplicates("run_id", keep="last")
@@ -132,10 +139,14 @@ def _vega() -> str:
     return str(vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;")).replace("</script", "<\\/script")
 
 
-def _frontier_told(quality: str, links: bool) -> str:
+def _frontier_told(quality: str, links: bool, seeds: bool) -> str:
+    point, bars = "a point for each SAE", "Bars"
+    if seeds:
+        point = "seeds of one setting as one point, their mean, with one standard deviation to either side"
+        bars = "Other bars"
     told = (
-        f"{quality.capitalize()} against L0, a point for each SAE. Bars are 95 % intervals over the held-out text. A "
-        "line joins the SAEs that no other of their kind beats; the others are pale."
+        f"{quality.capitalize()} against L0, {point}. {bars} are 95 % intervals over the held-out text. A line joins "
+        "the points that no other of their kind beats; the others are pale."
     )
     return f"{told} A click opens the run in MLflow." if links else told
 
