@@ -29,7 +29,7 @@ from gsae_ray.results.palette import COLOURS, MARKS, log_ticks, styles
 from gsae_ray.results.plots import save_frontier
 from gsae_ray.results.report import write
 from gsae_ray.results.report.contents import answer, gather
-from gsae_ray.results.report.data import embedded, trainings_of
+from gsae_ray.results.report.data import embedded, grid_of, trainings_of
 from gsae_ray.results.report.page import render
 from gsae_ray.results.report.records import hours
 from gsae_ray.storage.event_log import EventLog
@@ -195,6 +195,14 @@ def test_without_standard_saes_another_kind_is_the_base_and_tokens_are_compared_
     told = answer(pd.concat([few, many], ignore_index=True), None)
     assert len(told) == 4 and all(line.startswith("topk needs ") and " of batchtopk " in line for line in told)
     assert [line[-16:] for line in told] == ["(400,000 tokens)"] * 2 + ["(800,000 tokens)"] * 2
+
+
+def test_a_cell_of_a_grid_counts_seeds_and_not_saes() -> None:
+    rows = made_up_rows(rates=[1e-3, 3e-3], seeds=2)
+    twice = pd.concat([rows, rows.assign(batch_size=256)], ignore_index=True)
+    assert set(grid_of(twice.assign(quality=twice["loss_recovered"], kind=twice["architecture"]))["seeds"]) == {2}
+    charts = {chart["id"]: chart for chart in json.loads(_Page(render(made_up(rows))).data)["charts"]}
+    assert charts["grid-0"]["spec"]["encoding"]["x"]["title"] == "λ, k or target L0"
 
 
 def test_trainings_are_thinned_to_first_last_and_what_lies_between() -> None:

@@ -193,7 +193,7 @@ def grid_charts(grid: pd.DataFrame, quality: str) -> list[Chart]:
     charts = []
     for number, kind in enumerate(dict.fromkeys(grid["kind"])):
         place = {
-            "x": {"field": "sparsity", "type": "ordinal", "title": "λ, or k", "axis": {"labelAngle": 0}},
+            "x": {"field": "sparsity", "type": "ordinal", "title": "λ, k or target L0", "axis": {"labelAngle": 0}},
             "y": {"field": "lr", "type": "ordinal", "title": "learning rate", "sort": "descending"},
         }
         colour = {

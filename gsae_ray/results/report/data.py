@@ -139,7 +139,7 @@ def grid_of(rows: pd.DataFrame) -> pd.DataFrame:
     several = own.groupby(["site", "kind"])["lr"].transform("nunique") > 1
     keys = ["site", "kind", "lr", "sparsity"]
     grouped = own[several & own["sparsity"].notna()].groupby(keys, as_index=False)
-    grid = grouped.agg(quality=("quality", "mean"), l0=("l0", "mean"), seeds=("quality", "size"))
+    grid = grouped.agg(quality=("quality", "mean"), l0=("l0", "mean"), seeds=("seed", "nunique"))
     scale = grid.groupby(["site", "kind"])["quality"]
     return grid.assign(bright=grid["quality"] > (scale.transform("min") + scale.transform("max")) / 2)
 
