@@ -1,6 +1,8 @@
 """The outcomes of an experiment's trials and references, read from MLflow or from the storage that it mirrors.
 
-Both give the same.
+Both give the same, but for a trial that one launch has stopped (`scheduler`) and another has trained on: storage,
+which has one SAE a trial, gives it as finished for both launches; in MLflow the first one's run says that it was
+stopped until that launch is resumed.
 """
 
 from __future__ import annotations

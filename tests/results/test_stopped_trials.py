@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
 import pandas as pd
 import pytest
+from mlflow_stores import new_store
+from recorder import OLDER
 from reports import made_up_rows
+from trials import FINGERPRINT, REQUEST, begin, expand, finish
 
 import gsae_ray
 from gsae_ray.errors import UserError
@@ -12,6 +18,10 @@ from gsae_ray.results.choice import Constraint, choice_of
 from gsae_ray.results.frontier_table import FrontierTable
 from gsae_ray.results.grids import at_edges
 from gsae_ray.results.plots import plot_frontier
+from gsae_ray.storage.launch_directory import EVALUATED, LAUNCH
+from gsae_ray.storage.stopped import StoppedTrials
+from gsae_ray.storage.trial_directory import Trial
+from gsae_ray.tracking.mirror import Mirror
 
 
 @pytest.fixture
@@ -49,3 +59,34 @@ def test_a_frontier_shows_which_trials_were_stopped(rows: FrontierTable) -> None
     stopped = rows[rows["stopped_at"].notna()]
     assert "100,000 tokens" in str(stopped._repr_html_()), "also where there is nothing to draw"
     assert "stopped at" not in repr(rows[rows["stopped_at"].isna()])
+
+
+def test_a_trial_that_another_launch_trained_on_is_finished_in_storage_and_in_mlflow_after_a_resume(
+    tmp_path: Path,
+) -> None:
+    uri, (trial, other) = new_store(tmp_path), expand(l1_coefficient=[1.0, 2.0])
+    directory, beside = (begin(tmp_path / "swept/trials", one, steps=2) for one in (trial, other))
+    finish(beside, other)
+    directory.append(192, {"rung/l0": 25.0, "rung/loss_recovered": 0.6})
+    folder = tmp_path / "swept/launches" / OLDER
+    folder.mkdir(parents=True)
+    identities = {one.name: one.identity for one in (trial, other)}
+    LAUNCH.write(folder / "launch.json", {"sweep": {"name": "swept"}, "trials": identities})
+    EVALUATED.write(folder / "evaluation.json", {"fingerprint": FINGERPRINT, "encoders": [None]})
+    stopped = StoppedTrials(folder)
+    stopped.create(trial.name, {"tokens": 192, "l0": 25.0, "quality": 0.6, "by": ["a"], "by_l0": 1, "by_quality": 1})
+
+    def told(**where: Any) -> list[bool]:
+        return gsae_ray.frontier("swept", with_stopped=True, **where)["stopped_at"].notna().tolist()
+
+    def mirrored() -> list[bool]:
+        mirror = Mirror(uri, "swept", OLDER, REQUEST, stop_of=stopped.get)
+        mirror.open_launch("swept", {})
+        mirror.sync([Trial(trial, directory), Trial(other, beside)])
+        mirror.close("FINISHED")
+        return told(tracking_uri=uri)
+
+    assert told(storage=tmp_path) == mirrored() == [False, True]
+    finish(directory, trial)  # by another launch
+    assert told(storage=tmp_path) == [False, False] and told(tracking_uri=uri) == [False, True]
+    assert mirrored() == [False, False]
