@@ -27,6 +27,25 @@ REST = (
 )
 
 
+ALWAYS = ("architecture", "d_sae", "sparsity")
+"""Columns that every table for readers shows."""
+WHERE_THEY_DIFFER = (
+    "site",
+    "origin",
+    "pursuit_l0",
+    "recipe",
+    "lr",
+    "seed",
+    "batch_size",
+    "l1_units",
+    "engine",
+    "precision",
+    "tokens",
+    "snapshot",
+)
+"""Columns that they show where SAEs differ in them, in this order."""
+
+
 def columns(rows: pd.DataFrame | None = None) -> list[str]:
     """The columns of a frontier: settings of each trial, its metrics, the rest, and the ends of intervals.
 

@@ -126,13 +126,15 @@ def l0_ratio(
 ) -> float:
     """Mean ratio of L0 at equal loss recovered, over the range that both frontiers cover; NaN where there is none.
 
-    Without a language model it is that at equal explained variance (see `quality_of`).
+    Without a language model it is that at equal explained variance (see `quality_of`). This is the number alone, of two
+    tables of one site; `gsae_ray.compare` has it for each kind and site, of means over seeds, with its interval.
 
     Raises:
         UserError: the rows were trained by several recipes, a group has references beside own SAEs, or they were
             trained on different numbers of tokens, and `mixed_recipes`, or `mixed_tokens`, does not say that this is
             meant.
     """
+    better, base = without_stopped(better), without_stopped(base)
     if not mixed_recipes:
         check_recipes(better, base)
         if any(0 < len(own_saes(rows)) < len(rows) for rows in (better, base)):

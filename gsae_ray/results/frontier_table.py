@@ -11,11 +11,10 @@ import numpy as np
 import pandas as pd
 
 from gsae_ray.evaluation.bootstrap import low_and_high
+from gsae_ray.results.columns import ALWAYS, WHERE_THEY_DIFFER
 from gsae_ray.results.compared import count
 from gsae_ray.results.comparison import STOPPED_AT, labels, table_metrics, without_stopped
 
-ALWAYS = ("architecture", "d_sae", "sparsity")
-WHERE_THEY_DIFFER = ("site", "origin", "pursuit_l0", "recipe", "lr", "seed", "batch_size", "tokens", "snapshot")
 NEEDED = {"site", "architecture", "variant", "recipe", "d_sae", "tokens", "l0", "loss_recovered", "fvu", "on_frontier"}
 """Columns without which a table is shown as any other: it is a part of a frontier, or something computed from one."""
 

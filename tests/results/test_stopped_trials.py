@@ -15,6 +15,7 @@ from trials import FINGERPRINT, REQUEST, begin, expand, finish
 import gsae_ray
 from gsae_ray.errors import UserError
 from gsae_ray.results.choice import Constraint, choice_of
+from gsae_ray.results.comparison import l0_ratio
 from gsae_ray.results.frontier_table import FrontierTable
 from gsae_ray.results.grids import at_edges
 from gsae_ray.results.plots import plot_frontier
@@ -43,6 +44,8 @@ def test_no_stopped_trial_is_compared(rows: FrontierTable) -> None:
     found, without = gsae_ray.compare(rows), gsae_ray.compare(rows[rows["stopped_at"].isna()])
     pd.testing.assert_frame_equal(found.table, without.table)
     assert "one trial that the scheduler has stopped: left out" in found.notes
+    gated, standard = (rows[rows["architecture"] == name] for name in ("gated", "standard"))
+    assert l0_ratio(gated, standard) == l0_ratio(gated[gated["stopped_at"].isna()], standard)
 
 
 def test_no_stopped_trial_is_drawn_or_ends_a_grid(rows: FrontierTable) -> None:

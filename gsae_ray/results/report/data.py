@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 
 from gsae_ray.config.recipe import show
+from gsae_ray.evaluation.bootstrap import low_and_high
 from gsae_ray.evaluation.metrics import METRICS
 from gsae_ray.results.columns import added_columns
 from gsae_ray.results.comparison import own_saes
@@ -65,7 +66,7 @@ def saes_of(rows: pd.DataFrame, quality: str, pages: Mapping[str, str]) -> list[
     for _, group in rows.groupby(["site", "kind"]):
         front[group.index] = pareto(group["l0"].to_numpy(float), group["quality"].to_numpy(float))
     measured = quality_columns(rows, quality)
-    ends = [f"{name}_{end}" for name in measured for end in ("low", "high") if f"{name}_{end}" in rows]
+    ends = [end for name in measured for end in low_and_high(name) if end in rows]
     texts = {name: with_intervals(rows, name) for name in told_metrics(rows)}
     found = []
     for place, (index, row) in enumerate(rows.iterrows()):

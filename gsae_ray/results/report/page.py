@@ -14,8 +14,9 @@ import vl_convert
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
+from gsae_ray.results.columns import WHERE_THEY_DIFFER
 from gsae_ray.results.comparison import labels, own_saes, quality_of
-from gsae_ray.results.frontier_table import WHERE_THEY_DIFFER, differing, with_intervals
+from gsae_ray.results.frontier_table import differing, with_intervals
 from gsae_ray.results.kinds import one_a_setting, with_bars, with_kinds
 from gsae_ray.results.palette import styles
 from gsae_ray.results.report import charts
