@@ -20,7 +20,7 @@ from typing import Any, Generic, Protocol, TypeVar
 
 import pydantic
 
-from gsae_ray.errors import DamagedError, StorageFullError
+from gsae_ray.errors import DamagedError, StorageFullError, UserError
 
 T = TypeVar("T")
 SEAL = "sha256"
@@ -192,6 +192,25 @@ def write_atomically(path: Path, data: bytes) -> None:
     except OSError:
         temporary.unlink(missing_ok=True)  # a full disk is not made fuller
         raise
+
+
+def check_writable(path: Path, key: str) -> None:
+    """Refuses a file that cannot be written, before what is written is computed.
+
+    Args:
+        path: of the file.
+        key: what the user gave it as: `--out`.
+
+    Raises:
+        UserError: its folder is not there, or not writable, or a folder is in its place.
+    """
+    folder = path.absolute().parent
+    if not folder.is_dir():
+        raise UserError(f"{key}: there is no folder {folder}; make it, or give another file")
+    if path.is_dir():
+        raise UserError(f"{key}: {path} is a folder; give a file")
+    if not os.access(folder, os.W_OK):
+        raise UserError(f"{key}: {folder} is not writable; give a file elsewhere")
 
 
 def write_together(folder: Path, files: Mapping[str, bytes]) -> None:

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from gsae_ray.evaluation.bootstrap import low_and_high
-from gsae_ray.results.frontier import columns
+from gsae_ray.results.columns import columns
 from gsae_ray.results.frontier_table import FrontierTable
 from gsae_ray.results.grids import at_edges
 from gsae_ray.results.references import UNKNOWN
@@ -47,7 +47,7 @@ def made_up_rows(
     for metric in ("l0", "loss_recovered", "gamma", "fvu", "kl"):
         for end, factor in zip(low_and_high(metric), (0.98, 1.02), strict=True):
             table[end] = table[metric] * factor
-    table = table.assign(on_frontier=table["architecture"] == kinds[0], batch_size=128)
+    table = table.assign(on_frontier=table["architecture"] == kinds[0], batch_size=128, snapshot=False)
     table = table.astype(dict.fromkeys(UNKNOWN, "Int64"))
     found = FrontierTable(table.sort_values(["site", "l0"]).reset_index(drop=True))
     found.attrs["notes"] = at_edges(found)
@@ -80,6 +80,8 @@ def made_up(rows: pd.DataFrame | None = None, points: int = 400, failures: Seque
         about=About({"model": "builtin", "dataset": "text"}, {"forward_ratio": 1.0, "evaluations": float(len(runs))}),
         trainings={run: training(points) for run in runs},
         failures=failures,
+        stopped=[],
+        ended_early=[],
         pages={run: f"{SERVER}{run}" for run in runs},
         missing=[],
         over_tokens=over_tokens(rows),

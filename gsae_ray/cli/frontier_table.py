@@ -13,12 +13,10 @@ from gsae_ray.cli.tables import print_table
 from gsae_ray.config.recipe import show
 from gsae_ray.config.sections import OWN
 from gsae_ray.evaluation.metrics import METRICS
-from gsae_ray.results.comparison import labels, own_saes, table_metrics
-from gsae_ray.results.frontier import STOPPED_AT
-from gsae_ray.results.frontier_table import with_intervals
+from gsae_ray.results.columns import ALWAYS, WHERE_THEY_DIFFER
+from gsae_ray.results.comparison import STOPPED_AT, labels, own_saes, table_metrics
+from gsae_ray.results.frontier_table import differing, with_intervals
 
-SETTINGS = ("recipe", "lr", "seed", "batch_size", "l1_units", "engine", "precision", "tokens", "snapshot")
-"""Shown where SAEs differ in them, beside those that are always shown."""
 LAST_RESORT = ("parent", "launch")
 """Shown where nothing else tells two SAEs apart."""
 NEEDED = ("l0", "loss_recovered", "fvu", "mcc")
@@ -74,9 +72,9 @@ def _tables(rows: pd.DataFrame, shared: bool) -> Iterator[tuple[str, pd.DataFram
 
 def _settings(rows: pd.DataFrame, elsewhere: Sequence[str]) -> list[str]:
     """The columns that tell SAEs apart, beside those that are shown `elsewhere`."""
-    names = ["architecture", "d_sae", "sparsity"] + (["pursuit_l0"] if "pursuit_l0" in rows else [])
+    names = [*ALWAYS] + (["pursuit_l0"] if "pursuit_l0" in rows else [])
     names += [FOUND] if rows[FOUND].notna().any() else []
-    names += [name for name in SETTINGS if name not in elsewhere and rows[name].nunique() > 1]
+    names += [name for name in differing(rows, WHERE_THEY_DIFFER) if name not in {*elsewhere, *names}]
     for name in LAST_RESORT:
         if rows.duplicated([*elsewhere, *names]).any() and rows[name].nunique() > 1:
             names.append(name)

@@ -24,7 +24,8 @@ from gsae_ray.driver.references import evaluate_reference
 from gsae_ray.errors import NumericError, UserError, shown, suggest
 from gsae_ray.evaluation.reconstruction import check_width
 from gsae_ray.names import local_path
-from gsae_ray.results.frontier import choose_launch, columns, metrics_of
+from gsae_ray.results.columns import columns
+from gsae_ray.results.frontier import choose_launch, metrics_of
 from gsae_ray.results.outcomes import StorageOutcomes
 from gsae_ray.results.references import made_for_another_model, open_reference, row_of, trained_elsewhere
 from gsae_ray.saes import SAEConfig

@@ -10,6 +10,7 @@ import pandas as pd
 from gsae_ray.config.recipe import show
 from gsae_ray.driver.begin import Launch
 from gsae_ray.errors import UserError
+from gsae_ray.results.columns import ALWAYS, WHERE_THEY_DIFFER
 from gsae_ray.results.compare import compare
 from gsae_ray.results.comparison import labels, own_saes, table_metrics
 from gsae_ray.results.frontier import frontier
@@ -18,9 +19,6 @@ from gsae_ray.tracking.mirror import Mirror
 
 TABLE = "frontier.json"
 """The frontier as MLflow's UI shows a table."""
-SETTINGS = ("site", "architecture", "d_sae", "sparsity")
-WHERE_THEY_DIFFER = ("site", "tokens", "recipe", "lr", "seed")
-"""Settings that are columns of the note's table where its SAEs differ in them."""
 
 
 def show_launch(mirror: Mirror, launch: Launch, rows: pd.DataFrame, files: Sequence[Path]) -> None:
@@ -39,7 +37,7 @@ def show_launch(mirror: Mirror, launch: Launch, rows: pd.DataFrame, files: Seque
     best = own[own["on_frontier"]]
     models = mirror.register(set(best["run_id"]), launch.own_folder) if sweep.tracking.registry else []
     table = launch.own_folder / TABLE
-    first = [*SETTINGS, *table_metrics(rows), "on_frontier"]
+    first = ["site", *ALWAYS, *table_metrics(rows), "on_frontier"]
     ordered = rows[[*first, *(name for name in rows if name not in first)]]
     table.write_text(ordered.to_json(orient="split", index=False, double_precision=15))
     mirror.log_launch({}, [table])
@@ -64,7 +62,7 @@ def _table(rows: pd.DataFrame) -> list[list[str]]:
     if rows.empty:
         return []
     rows = rows.assign(architecture=labels(rows))
-    settings, measured = [*differing(rows, WHERE_THEY_DIFFER), *SETTINGS[1:]], table_metrics(rows)
+    settings, measured = [*differing(rows, WHERE_THEY_DIFFER), *ALWAYS], table_metrics(rows)
     head = [name.replace("_", " ") for name in (*settings, *measured)]
     lines = [
         [*(show(row[name]) for name in settings), *(f"{row[name]:.4g}" for name in measured)]

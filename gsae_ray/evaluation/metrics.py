@@ -60,6 +60,9 @@ WHOLE = {
     "probe_auc_raw": "mean AUC of probes on all coordinates of the activations",
     "probe_auc_raw_1": "mean AUC of probes on one of them",
     "probe_auc_raw_5": "mean AUC of probes on five of them",
+    "probe_f1_raw": "mean F1 of probes on all coordinates of the activations",
+    "probe_f1_raw_1": "mean F1 of probes on one of them",
+    "probe_f1_raw_5": "mean F1 of probes on five of them",
 }
 """Name -> what is known of an evaluation as a whole: no sum over contexts gives it."""
 TRAINING = {"dead_train": "dead_fraction", "dense_train": "dense_fraction"}
@@ -310,6 +313,9 @@ _of_probes("probe_f1_1", "the same of 1 feature", "high")
 _of_probes("probe_auc_raw", "AUC of logistic regressions on all coordinates of the activations; mean over tasks")
 _of_probes("probe_auc_raw_1", "the same of the 1 coordinate that tells a class most")
 _of_probes("probe_auc_raw_5", "the same of the 5 coordinates that do")
+_of_probes("probe_f1_raw", "F1 of logistic regressions on all coordinates of the activations; mean over tasks")
+_of_probes("probe_f1_raw_1", "the same of the 1 coordinate that tells a class most")
+_of_probes("probe_f1_raw_5", "the same of the 5 coordinates that do")
 
 
 @metric("rows evaluated", since=1, resampled=False, column=False, better=None)

@@ -104,12 +104,12 @@ class Prober:
         own = [self._fit(one, found, sae.cfg.d_sae, SPARSE, sae.encode) for one, found in self._pairs(rows)]
         metrics: dict[str, float] = {}
         ends: dict[str, float] = {}
-        for k, suffix in COLUMNS.items():
-            for name, statistic in (("probe_auc", AUC), ("probe_f1", F1)):
+        for name, statistic in (("probe_auc", AUC), ("probe_f1", F1)):
+            for k, suffix in COLUMNS.items():
                 self._add(f"{name}{suffix}", [found[k] for found in own], statistic, metrics, ends)
-        for k in (ALL, *SPARSE):
-            name = "probe_auc_raw" if k == ALL else f"probe_auc_raw_{k}"
-            self._add(name, [found[k] for found in rows.baselines], AUC, metrics, ends)
+            for k in (ALL, *SPARSE):
+                raw = f"{name}_raw" if k == ALL else f"{name}_raw_{k}"
+                self._add(raw, [found[k] for found in rows.baselines], statistic, metrics, ends)
         return Evaluation(metrics, {}, schema_version(), ends)
 
     def _add(

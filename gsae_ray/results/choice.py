@@ -12,9 +12,17 @@ import pandas as pd
 
 from gsae_ray.errors import UserError, suggest
 from gsae_ray.evaluation.metrics import METRICS, Better
-from gsae_ray.results.comparison import LOSS_RECOVERED, Quality, check_tokens, own_saes, quality_of, snapshot_of
+from gsae_ray.results.columns import added_columns
+from gsae_ray.results.comparison import (
+    LOSS_RECOVERED,
+    Quality,
+    check_tokens,
+    own_saes,
+    quality_of,
+    snapshot_of,
+    without_stopped,
+)
 from gsae_ray.results.curves import above_chord
-from gsae_ray.results.frontier import columns
 
 SPARSER, DENSER = "sparser ones (a larger λ, a smaller k)", "denser ones (a smaller λ, a larger k)"
 
@@ -67,7 +75,7 @@ def choice_of(
     quality), then the one whose trial's name comes first.
 
     Args:
-        rows: of a frontier.
+        rows: of a frontier; trials that a scheduler has stopped are not considered.
         constraint: what is asked for.
         mixed_tokens: they may be trained on different numbers of tokens.
         with_references: references may be chosen, too.
@@ -76,8 +84,7 @@ def choice_of(
         UserError: rows of several sites, or numbers of tokens that may not be mixed; not exactly one constraint, or
             nothing meets it; or no such column.
     """
-    if not with_references:
-        rows = own_saes(rows)
+    rows = without_stopped(rows if with_references else own_saes(rows))
     if rows.empty:
         raise UserError("best: no SAE to choose from; those of this sweep have L0 = 0 or a result that is not finite")
     sites = sorted(set(rows["site"]))
@@ -98,13 +105,6 @@ def choice_of(
     if snapshot_of(choice.row) is None:
         return choice
     return Choice(choice.ranked, f"{choice.why}; it is a snapshot, from before the end of its learning-rate schedule")
-
-
-def added_columns(rows: pd.DataFrame) -> list[str]:
-    """The columns of numbers that a frontier does not have by itself, without ends of intervals."""
-    own = {*columns(), *METRICS}
-    added = [name for name in rows if name not in own and not name.endswith(("_low", "_high"))]
-    return [name for name in added if pd.api.types.is_float_dtype(rows[name])]
 
 
 def quality_by(rows: pd.DataFrame, by: str) -> Quality:

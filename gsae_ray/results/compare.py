@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -15,14 +15,14 @@ from gsae_ray.evaluation.bootstrap import ends_of
 from gsae_ray.evaluation.metrics import Array
 from gsae_ray.results import curves
 from gsae_ray.results.compared import Comparison, count
-from gsae_ray.results.comparison import check_recipes, check_tokens, labels, own_saes
-from gsae_ray.results.points import Points, points_of
+from gsae_ray.results.comparison import check_recipes, check_tokens, labels, own_saes, without_stopped
+from gsae_ray.results.points import Measured, Points, measured_of, points_of
 from gsae_ray.results.sums import have_runs, sums_of_rows
 
 DEFAULT_BASE = {"architecture": "standard", "origin": OWN}
 """Column -> what its other groups are compared with, unless something else is asked for."""
 QUALITIES = {"loss_recovered": "loss recovered", "explained_variance": "explained variance"}
-"""Values of `Points` that a frontier may have beside L0, the preferred one first."""
+"""Values of SAEs that a frontier may have beside L0, the preferred one first."""
 
 
 class _Curve(NamedTuple):
@@ -58,7 +58,8 @@ def compare(
       (highest L0, lowest quality), which a note states; and its difference from the base's.
 
     Seeds of one setting are one point, their mean. Intervals are 95 % percentile bootstrap intervals over held-out
-    contexts, the same ones for all SAEs of a site, and over seeds where every setting has two or more; each says which.
+    contexts, the same ones for all SAEs of a site, and over seeds where every setting of the two kinds has two or more;
+    each says which.
 
     Args:
         rows: as `frontier` returns them, or any table with `by`, `l0`, and `loss_recovered` or `fvu`; of a paper, say.
@@ -91,19 +92,25 @@ def compare(
         if base not in groups or len(set(groups)) < 2:
             notes.append(f"nothing to compare{where}: all SAEs there are {' and '.join(sorted(set(groups)))}")
             continue
+        if not _has_quality(at_site):
+            notes.append(f"nothing to compare{where}: no row there has a finite loss_recovered or fvu")
+            continue
         _check_alike(at_site, by, mixed_recipes, mixed_tokens)
         sums = sums_of_rows(at_site, tracking_uri) if have_runs(at_site) else None
-        points = points_of(at_site, groups, sums)
-        compared, worst, lines = _compared(points, base, where)
+        saes = measured_of(at_site, groups, sums)
+        compared, worst, lines = _compared(saes, base, where)
         found += [{"site": site, **row} for row in compared]
-        notes.append(f"hypervolume{where}: up to L0 {worst[0]:.4g} and {_quality(points)[1]} {worst[1]:.4g}")
+        notes.append(f"hypervolume{where}: up to L0 {worst[0]:.4g} and {_quality(saes.values)[1]} {worst[1]:.4g}")
         notes += [f"no intervals{where}: some of these rows name no run, which would keep sums of each context"] * (
             sums is None
         )
         apart += lines
         pairs += len(set(groups)) - 1
     if len(apart) == pairs:
-        raise UserError(f"compare: {'; '.join(apart) or f'no site has SAEs of {base} and of another {by}'}")
+        told = (
+            "; ".join(apart) or f"no site has SAEs of {base} and of another {by}, with a finite loss_recovered or fvu"
+        )
+        raise UserError(f"compare: {told}")
     return Comparison(by, base, pd.DataFrame(found), [*apart, *notes])
 
 
@@ -124,15 +131,22 @@ def _check_columns(rows: pd.DataFrame, by: str) -> None:
 
 
 def _taking_part(rows: pd.DataFrame, by: str) -> tuple[pd.DataFrame, list[str]]:
-    """The rows with a group and a positive L0, references only where they are compared; and what is left out."""
-    own, notes = rows, []
+    """The rows with a site, a group and a positive L0, references only where compared; and what is left out."""
+    own, notes = without_stopped(rows), []
+    if len(own) < len(rows):
+        notes.append(f"{count(len(rows) - len(own), 'trial')} that the scheduler has stopped: left out")
+    rows = own
     if by != "origin" and not own_saes(rows).empty and "origin" in rows:
         own = rows[(rows["origin"] == OWN) | rows["origin"].isna()]  # numbers of a paper have no origin
     if len(own) < len(rows):
         notes.append(f'references are left out: {len(rows) - len(own)} SAEs; by="origin" compares them with the others')
     usable = own[by].notna() & (own["l0"] > 0)
+    lacking = f"no {by}, or no L0 above 0"
+    if "site" in own:
+        usable &= own["site"].notna()
+        lacking = f"no site, {lacking}"
     if not usable.all():
-        notes.append(f"{(~usable).sum()} rows are left out: no {by}, or no L0 above 0")
+        notes.append(f"{(~usable).sum()} rows are left out: {lacking}")
     return own[usable], notes
 
 
@@ -175,55 +189,57 @@ def _check_alike(rows: pd.DataFrame, by: str, mixed_recipes: bool, mixed_tokens:
         check_tokens(rows[rows["tokens"].notna()])
 
 
-def _quality(points: Points) -> tuple[Array, str]:
-    """The quality of a frontier's points, and what it is called."""
-    for name, text in QUALITIES.items():
-        if name in points.values and np.isfinite(points.values[name][0]).any():
-            return points.values[name], text
-    raise UserError("compare: no row has a finite loss_recovered or fvu; a comparison takes one of them")
+def _has_quality(rows: pd.DataFrame) -> bool:
+    """Whether some table row has one of `QUALITIES`."""
+    return any(np.isfinite(rows[name].astype(float)).any() for name in ("loss_recovered", "fvu") if name in rows)
 
 
-def _compared(points: Points, base: str, where: str) -> tuple[list[dict[str, Any]], tuple[float, float], list[str]]:
+def _quality(values: Mapping[str, Array]) -> tuple[str, str]:
+    """Which of the values is the quality of a frontier, and what it is called."""
+    return next((name, QUALITIES[name]) for name in QUALITIES if name in values and np.isfinite(values[name][0]).any())
+
+
+def _compared(saes: Measured, base: str, where: str) -> tuple[list[dict[str, Any]], tuple[float, float], list[str]]:
     """Table rows of one site, the worst corner, and a line for each group that shares no range with the base."""
-    quality, text = _quality(points)
-    l0 = points.values["l0"]
-    finite = np.isfinite(quality[0])
-    worst = float(l0[0][finite].max()), float(quality[0][finite].min())
+    name, text = _quality(saes.values)
+    worst = _worst(points_of(saes, set(saes.groups)), name)
+    own: dict[str, Callable[[Points, str], Array]] = {"median_gamma": _medians} if "gamma" in saes.values else {}
+    own["hypervolume"] = lambda points, group: _areas(_curve(points, name, group), worst)
     rows: list[dict[str, Any]] = []
     apart = []
-    areas = {group: _areas(_curve(points, l0, quality, group), worst) for group in _order(points, base)}
-    gammas = {group: _medians(points, group) for group in areas} if "gamma" in points.values else {}
-    for group in areas:
-        pairs = list(_pairs(points, group, base)) if group != base else []
+    for group in [*sorted(set(saes.groups) - {base}), base]:
+        # Seeds are drawn where both kinds of a pair have several, whatever the other kinds have.
+        alone, pair = points_of(saes, [group]), points_of(saes, [group, base])
+        pairs = list(_pairs(pair, group, base, name)) if group != base else []
         if pairs and not any(np.isfinite(values[0]) for _, values in pairs):
-            apart.append(_apart(points, group, base, quality, text, where))
-        for name, of in (("median_gamma", gammas), ("hypervolume", areas)):
-            if of:
-                rows.append(_row(points, name, group, "", of[group]))
-                pairs += [(f"{name}_difference", _difference(of[group], of[base]))] if group != base else []
-        rows += [_row(points, name, group, base, values) for name, values in pairs]
+            apart.append(_apart(pair, group, base, name, text, where))
+        for measure, of in own.items():
+            rows.append(_row(alone, measure, group, "", of(alone, group)))
+            if group != base:
+                pairs.append((f"{measure}_difference", _difference(of(pair, group), of(pair, base))))
+        rows += [_row(pair, measure, group, base, values) for measure, values in pairs]
     return rows, worst, apart
 
 
-def _order(points: Points, base: str) -> list[str]:
-    """The groups of a site, the base last."""
-    return [*sorted(set(points.groups) - {base}), base]
+def _worst(points: Points, quality: str) -> tuple[float, float]:
+    """The highest L0 and the lowest quality of all points."""
+    l0, values = points.values["l0"][0], points.values[quality][0]
+    finite = np.isfinite(values)
+    return float(l0[finite].max()), float(values[finite].min())
 
 
-def _pairs(points: Points, group: str, base: str) -> Iterator[tuple[str, Array]]:
+def _pairs(points: Points, group: str, base: str, quality: str) -> Iterator[tuple[str, Array]]:
     """(measure, its value over all and in each draw) of each comparison of two groups' curves."""
-    l0 = points.values["l0"]
     for name, at in (("loss_recovered", "l0_ratio_at_loss_recovered"), ("explained_variance", "l0_ratio_at_fvu")):
         if name in points.values and np.isfinite(points.values[name][0]).any():
-            yield at, _over_draws(curves.l0_ratio, *(_curve(points, l0, points.values[name], g) for g in (group, base)))
-    quality, text = _quality(points)
-    both = (_curve(points, l0, quality, g) for g in (group, base))
-    yield f"{text.replace(' ', '_')}_gap_at_l0", _over_draws(curves.quality_gap, *both)
+            yield at, _over_draws(curves.l0_ratio, *(_curve(points, name, g) for g in (group, base)))
+    both = (_curve(points, quality, g) for g in (group, base))
+    yield f"{quality}_gap_at_l0", _over_draws(curves.quality_gap, *both)
 
 
-def _curve(points: Points, l0: Array, quality: Array, group: str) -> _Curve:
+def _curve(points: Points, quality: str, group: str) -> _Curve:
     chosen = points.groups == group
-    return _Curve(l0[:, chosen], quality[:, chosen])
+    return _Curve(points.values["l0"][:, chosen], points.values[quality][:, chosen])
 
 
 def _over_draws(statistic: Statistic, one: _Curve, other: _Curve) -> Array:
@@ -233,11 +249,10 @@ def _over_draws(statistic: Statistic, one: _Curve, other: _Curve) -> Array:
 
 
 def _finite(curve: _Curve, draw: int) -> tuple[Array, Array]:
-    """(L0, quality) of a curve in one draw: a setting none of whose seeds is drawn is left out."""
+    """(L0, quality) of a curve in one draw: a setting none of whose seeds is drawn is left out; there may be none."""
     l0, quality = curve.l0[draw], curve.quality[draw]
     kept = np.isfinite(l0) & np.isfinite(quality) & (l0 > 0)
-    # A curve without points compares with none: quality_gap and l0_ratio have no range then.
-    return (l0[kept], quality[kept]) if kept.any() else (np.ones(1), np.zeros(1))
+    return l0[kept], quality[kept]
 
 
 def _areas(curve: _Curve, worst: tuple[float, float]) -> Array:
@@ -257,11 +272,11 @@ def _difference(one: Array, other: Array) -> Array:
 
 def _row(points: Points, measure: str, group: str, base: str, values: Array) -> dict[str, Any]:
     """A table row: a number, its interval, and what both rest on."""
-    taking_part = np.isin(points.groups, [group, base])
-    seeds = int(points.seeds[taking_part].min())
+    seeds = int(points.seeds.min())
     drawn = len(values) > 1
     low, high = ends_of(values[1:]) if drawn else (np.nan, np.nan)
-    text = "held-out text" + (" and seeds" if points.draws_seeds else f"; {count(seeds, 'seed')}" if seeds else "")
+    told = count(seeds, "seed")
+    text = "held-out text" + (f" and {told}" if points.draws_seeds else f", {told}" if seeds else "")
     return {
         "measure": measure,
         "group": group,
@@ -277,11 +292,13 @@ def _row(points: Points, measure: str, group: str, base: str, values: Array) -> 
     }
 
 
-def _apart(points: Points, group: str, base: str, quality: Array, text: str, where: str) -> str:
+def _apart(points: Points, group: str, base: str, quality: str, text: str, where: str) -> str:
     """A line about two groups whose curves share no range."""
     told = []
     for name in (group, base):
-        l0, values = _finite(_curve(points, points.values["l0"], quality, name), 0)
+        l0, values = _finite(_curve(points, quality, name), 0)
+        if not len(l0):
+            return f"{name} has no finite {text}{where}, so it is compared with nothing"
         told.append(f"{name} has L0 {l0.min():.4g} to {l0.max():.4g}, {text} {values.min():.4g} to {values.max():.4g}")
     return (
         f"{group} and {base} share no range of L0 or {text}{where}: {'; '.join(told)}; a curve takes two SAEs or more "

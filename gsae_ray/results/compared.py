@@ -63,8 +63,7 @@ class Comparison:
         place = f", {row['site']}" if row["site"] else ""
         if pd.isna(row["value"]):
             return f"{row['group']} and {self.base} share no range of {quality}{place}"
-        seeds = f", {count(row['seeds'], 'seed')}" if row["seeds"] else ""
-        on = f"held-out text{seeds}" if row["covers"] else "without an interval"
+        on = row["covers"] or "without an interval"
         ratio = f"{row['value']:.2f}×" + (f" [{row['low']:.2f}, {row['high']:.2f}]" if row["covers"] else "")
         return f"{row['group']} needs {ratio} the active features of {self.base} at equal {quality}{place}; {on}"
 
@@ -83,8 +82,13 @@ class Comparison:
         covers = rows[rows["covers"] != ""]
         if covers.empty:
             return "no intervals"
-        contexts, row = covers["contexts"].max(), covers.iloc[0]
-        return f"95 % intervals: {row['covers']} ({count(int(contexts), 'context')}, {count(row['seeds'], 'seed')})"
+        contexts = count(int(covers["contexts"].max()), "context")
+        texts = covers["covers"].unique()
+        if len(texts) == 1:
+            return f"95 % intervals: {texts[0]} ({contexts})"
+        of = covers["group"] + (" ÷ " + covers["base"]).where(covers["base"] != "", "")
+        told = [f"{text} ({', '.join(of[covers['covers'] == text].unique())})" for text in texts]
+        return f"95 % intervals: {'; '.join([*told, contexts])}"
 
     def __repr__(self) -> str:
         lines = list(self.sentences)

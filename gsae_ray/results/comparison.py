@@ -16,6 +16,9 @@ from gsae_ray.results import curves
 from gsae_ray.storage.evaluations import Snapshot, Subject
 from gsae_ray.tracking.artifacts import fetch_sequences
 
+STOPPED_AT = "stopped_at"
+"""The column that says after how many tokens a scheduler has stopped a trial."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Quality:
@@ -63,6 +66,11 @@ def log_l0_at(rows: pd.DataFrame, quality: float) -> float:
 def own_saes(rows: pd.DataFrame) -> pd.DataFrame:
     """The table rows of a sweep's own SAEs: without references, SAEs from elsewhere that are shown beside them."""
     return rows[rows["origin"] == OWN] if "origin" in rows else rows  # tables of before have no references
+
+
+def without_stopped(rows: pd.DataFrame) -> pd.DataFrame:
+    """The table rows without trials that a scheduler has stopped, which were measured on fewer contexts."""
+    return rows[rows[STOPPED_AT].isna()] if STOPPED_AT in rows else rows
 
 
 def check_tokens(*groups: pd.DataFrame) -> None:
@@ -118,13 +126,15 @@ def l0_ratio(
 ) -> float:
     """Mean ratio of L0 at equal loss recovered, over the range that both frontiers cover; NaN where there is none.
 
-    Without a language model it is that at equal explained variance (see `quality_of`).
+    Without a language model it is that at equal explained variance (see `quality_of`). This is the number alone, of two
+    tables of one site; `gsae_ray.compare` has it for each kind and site, of means over seeds, with its interval.
 
     Raises:
         UserError: the rows were trained by several recipes, a group has references beside own SAEs, or they were
             trained on different numbers of tokens, and `mixed_recipes`, or `mixed_tokens`, does not say that this is
             meant.
     """
+    better, base = without_stopped(better), without_stopped(base)
     if not mixed_recipes:
         check_recipes(better, base)
         if any(0 < len(own_saes(rows)) < len(rows) for rows in (better, base)):

@@ -32,13 +32,17 @@ def log_l0_at(l0: Array, quality: Array, wanted: Array) -> Array:
 def l0_ratio(better: tuple[Array, Array], base: tuple[Array, Array], points: int = 21) -> float:
     """Geometric mean of L0 ÷ L0 at equal quality, over the range that both curves cover; NaN where there is none.
 
+    Curves, and their ranges, are those of the Pareto points: what another point beats changes nothing.
+
     Args:
         better: (L0, quality) of each SAE of the one curve.
         base: the same of the curve that it is compared with.
         points: qualities at which the curves are compared, evenly spaced over the common range.
     """
-    low = max(quality.min() for _, quality in (better, base))
-    high = min(quality.max() for _, quality in (better, base))
+    if not len(better[0]) or not len(base[0]):
+        return float("nan")
+    fronts = [quality[pareto(l0, quality)] for l0, quality in (better, base)]
+    low, high = max(quality.min() for quality in fronts), min(quality.max() for quality in fronts)
     if not low < high:
         return float("nan")
     wanted = np.linspace(low, high, points)
@@ -57,6 +61,8 @@ def quality_gap(better: tuple[Array, Array], base: tuple[Array, Array], points: 
         base: the same of the curve that it is compared with.
         points: values of L0 at which the curves are compared, evenly spaced in log L0 over the common range.
     """
+    if not len(better[0]) or not len(base[0]):
+        return float("nan")
     curves = [_front(*curve) for curve in (better, base)]
     low, high = max(log_l0[0] for log_l0, _ in curves), min(log_l0[-1] for log_l0, _ in curves)
     if not low < high:
@@ -67,13 +73,15 @@ def quality_gap(better: tuple[Array, Array], base: tuple[Array, Array], points: 
 
 
 def hypervolume(l0: Array, quality: Array, reference: tuple[float, float]) -> float:
-    """The area of (log L0 × quality) that the points dominate, up to the reference.
+    """The area of (log L0 × quality) that the points dominate, up to the reference; NaN where there are none.
 
     Args:
         l0: of each SAE.
         quality: of each.
         reference: (L0, quality) of the worst corner: what has a higher L0, or a lower quality, adds nothing.
     """
+    if not len(l0):
+        return float("nan")
     worst_l0, worst = reference
     inside = (l0 < worst_l0) & (quality > worst)
     if not inside.any():

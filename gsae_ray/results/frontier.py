@@ -10,13 +10,13 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from gsae_ray.config.scheduler import RUNG
 from gsae_ray.errors import UserError, first_line, suggest
 from gsae_ray.evaluation import metrics
-from gsae_ray.evaluation.bootstrap import low_and_high
 from gsae_ray.evaluation.metrics import METRICS
+from gsae_ray.results.columns import beside, columns, ends
 from gsae_ray.results.comparison import (
     LOSS_RECOVERED,
+    STOPPED_AT,
     curve,
     is_spliced,
     listed,
@@ -27,55 +27,24 @@ from gsae_ray.results.comparison import (
 from gsae_ray.results.curves import pareto
 from gsae_ray.results.frontier_table import FrontierTable
 from gsae_ray.results.grids import at_edges
-from gsae_ray.results.outcomes import MLflowOutcomes, Outcome, Outcomes, StorageOutcomes, describe_failures
+from gsae_ray.results.outcomes import (
+    MLflowOutcomes,
+    Outcome,
+    Outcomes,
+    StorageOutcomes,
+    describe_failures,
+    left_stopped,
+)
 from gsae_ray.results.references import UNKNOWN, row_of, trained_elsewhere
 from gsae_ray.results.trial_row import row_of_trial
 from gsae_ray.tracking.tags import STOPPED
 
-SETTINGS = ("run_id", "trial", "site", "architecture", "recipe", "d_sae", "sparsity", "lr", "seed", "tokens")
-REST = (
-    "on_frontier",
-    "snapshot",
-    "variant",
-    "sink_share",
-    "found_coefficient",
-    "l1_units",
-    "batch_size",
-    "engine",
-    "precision",
-    "parent",
-    "launch",
-    "origin",
-)
-STOPPED_AT = "stopped_at"
-"""The column that says after how many tokens a scheduler has stopped a trial."""
 MEANINGFUL_NATS = 0.05
 """Where zero-ablation costs less than this, loss recovered is a ratio of noise."""
 ENCODERS = ("own", "pursuit")
 """Whose features a frontier is of: the SAE's encoder's, or those that gradient pursuit finds with its decoder."""
 MIXED = "all"
 """In place of a number of tokens: SAEs of any number, together."""
-
-
-def columns(rows: pd.DataFrame | None = None) -> list[str]:
-    """The columns of a frontier: settings of each trial, its metrics, the rest, and the ends of intervals.
-
-    Args:
-        rows: of it; metrics of true features and of probes are columns only where some SAE has them.
-    """
-    measured = [*metrics.columns(), *([] if rows is None else _beside(rows))]
-    return [*SETTINGS, *measured, *REST, *_ends(measured)]
-
-
-def _ends(measured: Iterable[str]) -> list[str]:
-    """The columns with the ends of intervals: `l0_low`, `l0_high`, … of each metric that has them."""
-    known = {*metrics.resampled(features=True), *(name for name, metric in METRICS.items() if metric.interval)}
-    return [end for name in measured if name in known for end in low_and_high(name)]
-
-
-def _beside(rows: pd.DataFrame) -> list[str]:
-    """The metrics of `metrics.BESIDE`, as far as some table row has them."""
-    return [name for name in metrics.columns(beside=True) if rows[name].notna().any()]
 
 
 def outcomes_of(experiment: str, tracking_uri: str | None, storage: str | Path | None) -> Outcomes:
@@ -141,7 +110,7 @@ def frontier(
         with_references: references compete for the frontier; by default they are shown beside it.
         with_stopped: trials that `scheduler` has stopped are rows, too, as they were when they were compared, which
             was on a part of the held-out rows: never on the frontier, and in no comparison with the others. A column
-            `stopped_at` more says after how many tokens.
+            `stopped_at` more says after how many tokens; `tokens` is what they were to be trained on.
 
     Returns:
         A `pandas.DataFrame` that shows itself as a frontier, in notebooks with its picture. One row a trial and one a
@@ -163,6 +132,8 @@ def frontier(
     """
     if encoder not in ENCODERS:
         raise UserError(f"--encoder: unknown {encoder!r}; {suggest(encoder, ENCODERS)}")
+    if with_stopped and encoder != "own":
+        raise UserError(f"--stopped: trials are compared with their own encoder; leave --encoder {encoder} out")
     outcomes = outcomes_of(experiment, tracking_uri, storage)
     launch_id = choose_launch(outcomes, experiment, launch)
     where = f"{experiment!r} ({f'launch {launch_id}' if launch_id else 'any launch'})"
@@ -209,10 +180,11 @@ def frontier(
         rows.loc[group.index, "on_frontier"] |= pareto(*curve(group))
     more = ["pursuit_l0"] if encoder == "pursuit" else []
     notes += _caveats(rows, tokens)
-    stopped = _stopped(outcomes, launch_id, {outcome.identity for outcome, _ in finished}, site)
+    stopped = _stopped(outcomes, launch_id, site, tokens)
     if with_stopped:
         more.append(STOPPED_AT)
-        rows = pd.concat([rows.assign(**{STOPPED_AT: np.nan}), pd.DataFrame(stopped)], ignore_index=True)
+        beside = pd.DataFrame([row | _as_compared(outcomes, outcome) for outcome, row in stopped])
+        rows = pd.concat([rows.assign(**{STOPPED_AT: np.nan}), beside], ignore_index=True)
         rows["on_frontier"] = rows["on_frontier"].astype(bool)
     elif stopped:
         notes.append(f"{len(stopped)} trials were stopped by the scheduler (`frontier --stopped`, with_stopped=True)")
@@ -221,16 +193,23 @@ def frontier(
     return table
 
 
-def _stopped(outcomes: Outcomes, launch_id: str | None, finished: set[str], site: str | None) -> list[dict[str, Any]]:
-    """Table rows of the trials that a scheduler has stopped, without those that another launch has trained on."""
-    found, _ = _of_sweeps(outcomes.stopped(launch_id), row_of_trial)
-    found = [(o, row) for o, row in found if o.identity not in finished and site in (None, row["site"])]
-    rows = []
-    for outcome, row in sorted(found, key=lambda pair: (pair[1]["site"], pair[1]["trial"])):
-        measured = {k.removeprefix(RUNG): value for k, value in outcome.metrics.items() if k.startswith(RUNG)}
-        stop = json.loads(outcome.tags[STOPPED])
-        rows.append(row | metrics_of(measured) | {"on_frontier": False, STOPPED_AT: stop["tokens"]})
-    return rows
+def _stopped(
+    outcomes: Outcomes, launch_id: str | None, site: str | None, tokens: int | str | None
+) -> list[tuple[Outcome, dict[str, Any]]]:
+    """The trials that a scheduler has stopped, with their settings as table rows."""
+    found, _ = _of_sweeps(left_stopped(outcomes, launch_id), row_of_trial)
+    found = [(outcome, row) for outcome, row in found if site in (None, row["site"])]
+    if tokens not in (None, MIXED):
+        found = [(outcome, row) for outcome, row in found if str(row["tokens"]) == str(tokens).replace("_", "")]
+    return sorted(found, key=lambda pair: (pair[1]["site"], pair[1]["trial"]))
+
+
+def _as_compared(outcomes: Outcomes, outcome: Outcome) -> dict[str, Any]:
+    """What a stopped trial had come to when it was found to be beaten; it may have been compared again since."""
+    at: int = json.loads(outcome.tags[STOPPED])["tokens"]
+    comparisons = outcomes.comparisons(outcome)
+    row = min((step for step in comparisons if step >= at), default=None)  # the first metric row from there on
+    return {**metrics_of(comparisons.get(row or 0, {})), "on_frontier": False, STOPPED_AT: at}
 
 
 def _frontiers(rows: pd.DataFrame, tokens: int | str | None, with_references: bool) -> Iterator[pd.DataFrame]:
@@ -303,7 +282,7 @@ def _snapshots(outcomes: Outcomes, finished: Iterable[tuple[Outcome, dict[str, A
 def metrics_of(evaluation: Mapping[str, float]) -> dict[str, float]:
     """The metrics that are columns, and the ends of their intervals; NaN for those that an evaluation lacks."""
     names = [*metrics.columns(), *metrics.columns(beside=True)]
-    return {name: evaluation.get(name, float("nan")) for name in (*names, *_ends(names))}
+    return {name: evaluation.get(name, float("nan")) for name in (*names, *ends(names))}
 
 
 def _named(row: pd.Series[Any]) -> str:
@@ -317,7 +296,7 @@ def _named(row: pd.Series[Any]) -> str:
 def _not_finite(rows: pd.DataFrame) -> Iterator[tuple[pd.Series[Any], list[str]]]:
     """Table rows with the metrics of each that are not finite, of those that evaluations of its schema carry."""
     left_out = ["training", "probes", *([] if quality_of(rows) == LOSS_RECOVERED else ["model"])]
-    names = [name for name in [*metrics.columns(), *_beside(rows)] if METRICS[name].takes not in left_out]
+    names = [name for name in [*metrics.columns(), *beside(rows)] if METRICS[name].takes not in left_out]
     for _, row in rows.iterrows():
         carried = [name for name in names if METRICS[name].since <= row["schema"]]
         if undefined := [name for name in carried if not np.isfinite(row[name])]:

@@ -11,11 +11,10 @@ import numpy as np
 import pandas as pd
 
 from gsae_ray.evaluation.bootstrap import low_and_high
+from gsae_ray.results.columns import ALWAYS, WHERE_THEY_DIFFER
 from gsae_ray.results.compared import count
-from gsae_ray.results.comparison import labels, table_metrics
+from gsae_ray.results.comparison import STOPPED_AT, labels, table_metrics, without_stopped
 
-ALWAYS = ("architecture", "d_sae", "sparsity")
-WHERE_THEY_DIFFER = ("site", "origin", "pursuit_l0", "recipe", "lr", "seed", "batch_size", "tokens", "snapshot")
 NEEDED = {"site", "architecture", "variant", "recipe", "d_sae", "tokens", "l0", "loss_recovered", "fvu", "on_frontier"}
 """Columns without which a table is shown as any other: it is a part of a frontier, or something computed from one."""
 
@@ -34,6 +33,8 @@ class FrontierTable(pd.DataFrame):
         for name in table_metrics(self):
             shown[name] = with_intervals(self, name)
         shown["*"] = ["*" if on_frontier else "" for on_frontier in self["on_frontier"]]
+        if STOPPED_AT in self and self[STOPPED_AT].notna().any():
+            shown["stopped at"] = ["" if pd.isna(at) else f"{at:,.0f} tokens" for at in self[STOPPED_AT]]
         return shown
 
     def _is_frontier(self) -> bool:
@@ -62,7 +63,9 @@ def differing(rows: pd.DataFrame, names: Iterable[str]) -> list[str]:
 
 
 def picture_html(rows: pd.DataFrame) -> str:
-    """The picture of a frontier as an HTML element."""
+    """The picture of a frontier as an HTML element; nothing where all its trials were stopped."""
+    if without_stopped(rows).empty:
+        return ""
     from gsae_ray.results.plots import plot_frontier  # here: matplotlib takes a second to load
 
     data = io.BytesIO()

@@ -10,7 +10,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from gsae_ray.config.recipe import show
-from gsae_ray.results.comparison import curve, labels, own_saes
+from gsae_ray.results.comparison import curve, labels, own_saes, without_stopped
 from gsae_ray.results.curves import above_chord, hypervolume
 
 GRIDS = {"lr": "lr", "sparsity": "sparsity (λ, k or target L0)", "d_sae": "width"}
@@ -28,7 +28,7 @@ def at_edges(rows: pd.DataFrame) -> list[str]:
         rows: of a frontier.
     """
     found: dict[tuple[str, str, str, str, int], list[str]] = {}
-    rows = own_saes(rows)
+    rows = without_stopped(own_saes(rows))
     for (site, _, kind), group in rows.groupby(["site", "tokens", labels(rows)], sort=False):
         for name, value, end, tried in _edges(group):
             found.setdefault((name, value, end, str(kind), tried), []).append(str(site))

@@ -54,7 +54,10 @@ def of(metric: str, sae: int = 0) -> Statistic:
 
 
 def l0_ratio(better: Sequence[int], base: Sequence[int]) -> Statistic:
-    """`curves.l0_ratio` at equal loss recovered (see `metrics.quality`), of two groups of SAEs by their positions."""
+    """`curves.l0_ratio` at equal loss recovered (see `metrics.quality`), of two groups of SAEs by their positions.
+
+    For a bootstrap of one's own, over replicates say; `gsae_ray.compare` has the ratio of each kind of a frontier.
+    """
 
     def ratio(saes: Sequence[Sums]) -> Array:
         l0, quality = (np.stack([metric(sums) for sums in saes]) for metric in (metrics.l0, metrics.quality))

@@ -7,6 +7,7 @@ from typing import Any
 import pandas as pd
 
 from gsae_ray.evaluation.bootstrap import low_and_high
+from gsae_ray.evaluation.metrics import METRICS
 from gsae_ray.results.comparison import LOSS_RECOVERED, labels, quality_of, recipes_differ
 from gsae_ray.results.seeds import over_seeds, setting_of
 
@@ -50,19 +51,19 @@ def with_bars(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def one_a_setting(rows: pd.DataFrame) -> pd.DataFrame:
-    """A table row for each setting, with `quality` and error bars.
+    """A table row for each setting, with `quality`, error bars, `seeds`, and `trial` and `run_id` of the first seed.
 
-    Where there are several seeds the point is their mean, and its bars are one standard deviation to either side; else
-    they are the ends of the SAE's interval over held-out text.
+    Where there are several seeds the point is their mean, and its bars, of other metrics too, are one standard
+    deviation to either side; else they are the ends of the SAE's intervals over held-out text.
     """
     if rows.empty:
         return with_bars(rows).assign(seeds=0)
-    points = with_bars(over_seeds(rows))
-    alone = with_bars(rows).groupby(setting_of(rows), sort=False)[list(BARS)].first().reset_index(drop=True)
-    points[list(BARS)] = alone
+    first = rows[~pd.Series(setting_of(rows), index=rows.index).duplicated()].reset_index(drop=True)
+    points = over_seeds(rows)
     several = points["seeds"] > 1
-    spread = "loss_recovered_spread" if quality_of(rows) == LOSS_RECOVERED else "fvu_spread"
-    for name, column in (("l0", "l0_spread"), ("quality", spread)):
-        points.loc[several, f"{name}_low"] = points[name] - points[column]
-        points.loc[several, f"{name}_high"] = points[name] + points[column]
-    return points
+    for name in (name for name in METRICS if name in rows):
+        for end, sign in zip(low_and_high(name), (-1, 1), strict=True):
+            if end in rows or name in ("l0", "loss_recovered", "fvu"):
+                alone = first[end].astype(float) if end in first else float("nan")
+                points[end] = (points[name] + sign * points[f"{name}_spread"]).where(several, alone)
+    return with_bars(points.assign(**{name: first[name] for name in ("trial", "run_id") if name in first}))

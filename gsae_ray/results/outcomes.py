@@ -1,6 +1,8 @@
 """The outcomes of an experiment's trials and references, read from MLflow or from the storage that it mirrors.
 
-Both give the same.
+Both give the same, but for a trial that one launch has stopped (`scheduler`) and another has trained on: storage,
+which has one SAE a trial, gives it as finished for both launches; in MLflow the first one's run says that it was
+stopped until that launch is resumed.
 """
 
 from __future__ import annotations
@@ -12,6 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol, TypeVar
 
+from gsae_ray.config.scheduler import RUNG
 from gsae_ray.config.trial import TrialSpec
 from gsae_ray.errors import DamagedError, UserError
 from gsae_ray.files import JSONFile
@@ -100,6 +103,9 @@ class Outcomes(Protocol):
     def snapshots(self, outcome: Outcome) -> dict[int, dict[str, float]]:
         """The metrics of a finished trial's snapshots, by their tokens."""
 
+    def comparisons(self, outcome: Outcome) -> dict[int, dict[str, float]]:
+        """What a scheduler compared of a trial, by the tokens that it was trained on then."""
+
     def references(self, launch: str | None) -> list[Outcome]:
         """SAEs from elsewhere that a launch is, or all are, compared with; those of newer launches first."""
 
@@ -135,6 +141,9 @@ class MLflowOutcomes:
 
     def snapshots(self, outcome: Outcome) -> dict[int, dict[str, float]]:
         return self._by_step(outcome, "snapshot/")
+
+    def comparisons(self, outcome: Outcome) -> dict[int, dict[str, float]]:
+        return self._by_step(outcome, RUNG)
 
     def _by_step(self, outcome: Outcome, kind: str) -> dict[int, dict[str, float]]:
         evaluations: dict[int, dict[str, float]] = {}
@@ -201,6 +210,15 @@ class StorageOutcomes:
 
     def snapshots(self, outcome: Outcome) -> dict[int, dict[str, float]]:
         return {of.tokens: found for of, found in self._others(outcome).items() if isinstance(of, Snapshot)}
+
+    def comparisons(self, outcome: Outcome) -> dict[int, dict[str, float]]:
+        rows = TrialDirectory(Path(outcome.run_id)).rows()[0]
+        found = {row["step"]: _finite({k: v for k, v in row["metrics"].items() if k.startswith(RUNG)}) for row in rows}
+        return {
+            step: {name.removeprefix(RUNG): value for name, value in metrics.items()}
+            for step, metrics in found.items()
+            if metrics
+        }
 
     def _others(self, outcome: Outcome) -> dict[Subject, dict[str, float]]:
         """The metrics of a finished trial's evaluations, but for that of its SAE with its own encoder."""
@@ -282,6 +300,13 @@ class StorageOutcomes:
         except DamagedError as error:
             self.notes.append(str(error))
             return None
+
+
+def left_stopped(outcomes: Outcomes, launch: str | None) -> list[Outcome]:
+    """The trials that a scheduler has stopped, each once, without those that another launch has trained on."""
+    trained = {outcome.identity for outcome in outcomes.finished(launch)}
+    found = {outcome.identity: outcome for outcome in reversed(outcomes.stopped(launch))}
+    return [outcome for identity, outcome in reversed(found.items()) if identity not in trained]
 
 
 def describe_failures(outcomes: Outcomes, failed: Sequence[Outcome]) -> str:

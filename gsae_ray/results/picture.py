@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from gsae_ray.files import check_writable
 from gsae_ray.results.frontier import frontier
 from gsae_ray.results.plots import check_picture, save_frontier
 from gsae_ray.results.report.contents import title_of
@@ -34,10 +35,11 @@ def plot(
         the file.
 
     Raises:
-        UserError: another suffix, or as `gsae_ray.frontier`.
+        UserError: another suffix, `out` cannot be written, or as `gsae_ray.frontier`.
     """
     out = Path(out)
     check_picture(out)
+    check_writable(out, "--out")
     rows = frontier(experiment, site, launch, tracking_uri, tokens=tokens, storage=storage)
     about = records_of(experiment, tracking_uri, storage).about(str(rows["launch"].max()))
     save_frontier(rows, out, title=title_of(experiment, about.settings, rows))

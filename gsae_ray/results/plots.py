@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedFormatter, FixedLocator, NullLocator
 
 from gsae_ray.errors import UserError
-from gsae_ray.results.comparison import own_saes, quality_of
+from gsae_ray.files import write_atomically
+from gsae_ray.results.comparison import own_saes, quality_of, without_stopped
 from gsae_ray.results.curves import pareto
 from gsae_ray.results.kinds import one_a_setting, with_bars, with_kinds
 from gsae_ray.results.palette import Style, log_ticks, styles
@@ -34,10 +36,16 @@ def plot_frontier(rows: pd.DataFrame, pursuit: pd.DataFrame | None = None, title
     References have marks of their own, one for all of an origin.
 
     Args:
-        rows: as `results.frontier` returns them.
+        rows: as `results.frontier` returns them; trials that a scheduler has stopped are not drawn.
         pursuit: the same of gradient pursuit, as dashed lines.
         title: of the whole picture.
+
+    Raises:
+        UserError: there is nothing to draw.
     """
+    rows = without_stopped(rows)
+    if rows.empty:
+        raise UserError("plot: there is no SAE to draw that was trained to its end")
     everything = own_saes(rows).assign(pursued=False)
     references = rows.drop(everything.index)
     if pursuit is not None:
@@ -142,7 +150,8 @@ def save_frontier(rows: pd.DataFrame, path: Path, pursuit: pd.DataFrame | None =
         UserError: it has another one.
     """
     check_picture(path)
-    with mpl.rc_context(
-        {"svg.fonttype": "none", "pdf.fonttype": 42}
-    ):  # text stays text: it can be searched, and edited
-        plot_frontier(rows, pursuit, title).savefig(path, dpi=130)
+    data = io.BytesIO()
+    # Text stays text: it can be searched, and edited.
+    with mpl.rc_context({"svg.fonttype": "none", "pdf.fonttype": 42}):
+        plot_frontier(rows, pursuit, title).savefig(data, format=path.suffix[1:].lower(), dpi=130)
+    write_atomically(path, data.getvalue())

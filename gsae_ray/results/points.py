@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import numpy as np
 import pandas as pd
@@ -22,7 +23,7 @@ FORMULAS: dict[str, Formula] = {
     "explained_variance": lambda sums: 1 - metrics.fvu(sums),
     "gamma": metrics.gamma,
 }
-"""What points have -> how it follows from sums over contexts."""
+"""What SAEs, and points, have -> how it follows from sums over contexts."""
 COLUMNS: dict[str, Callable[[pd.DataFrame], pd.Series[float]]] = {
     "l0": lambda rows: rows["l0"],
     "loss_recovered": lambda rows: rows["loss_recovered"],
@@ -35,11 +36,27 @@ SAME = 1e-6
 
 
 @dataclasses.dataclass(frozen=True)
+class Measured:
+    """The SAEs of a site."""
+
+    rows: pd.DataFrame
+    """A table row each."""
+    groups: NDArray[np.object_]
+    """The group of each [SAEs]."""
+    values: Mapping[str, Array]
+    """Of `FORMULAS`, as far as there are: [1 + draws, SAEs], at first over all; [1, SAEs] without sums."""
+    contexts: int
+    """How many held-out contexts are drawn; 0: none, since there are no sums."""
+    random: np.random.RandomState
+    """As it was once contexts were drawn: all draws of seeds begin from here."""
+
+
+@dataclasses.dataclass(frozen=True)
 class Points:
-    """Settings of a site."""
+    """Settings of a site, of some groups."""
 
     values: Mapping[str, Array]
-    """Of `FORMULAS`, as far as there are: [1 + draws, settings], at first over all; [1, settings] without sums."""
+    """As those of `Measured`, but [1 + draws, settings]."""
     row_groups: NDArray[np.object_]
     """The group of each table row [SAEs]."""
     groups: NDArray[np.object_]
@@ -47,7 +64,7 @@ class Points:
     seeds: NDArray[np.intp]
     """How many seeds each setting has [settings]; 0: that is not known."""
     contexts: int
-    """How many held-out contexts are drawn; 0: none, since there are no sums."""
+    """As that of `Measured`."""
 
     @property
     def draws_seeds(self) -> bool:
@@ -55,11 +72,8 @@ class Points:
         return _draws_seeds(self.seeds)
 
 
-def points_of(rows: pd.DataFrame, groups: NDArray[np.object_], sums: Sequence[Sequences] | None) -> Points:
-    """The points of a site's table rows.
-
-    A draw takes contexts with replacement, the same ones for all SAEs; where every setting has two seeds or more it
-    takes seeds, too, the same ones for all settings. A setting is the mean over its seeds.
+def measured_of(rows: pd.DataFrame, groups: NDArray[np.object_], sums: Sequence[Sequences] | None) -> Measured:
+    """What was measured of a site's table rows; a draw takes contexts with replacement, the same ones for all SAEs.
 
     Args:
         rows: of one site.
@@ -69,16 +83,11 @@ def points_of(rows: pd.DataFrame, groups: NDArray[np.object_], sums: Sequence[Se
     Raises:
         UserError: SAEs were evaluated on different contexts, or the table does not say what its runs' sums do.
     """
-    settings = setting_of(rows.assign(group=groups))
-    first = [int(np.flatnonzero(settings == setting)[0]) for setting in range(settings.max() + 1)]
-    known = rows["seed"] if "seed" in rows else pd.Series(np.nan, index=rows.index)
-    seeds = np.array([known[settings == setting].nunique() for setting in range(len(first))])
     random, counts, contexts = np.random.RandomState(SEED), np.ones((1, 0)), 0
     if sums is not None:
         contexts = len(check_contexts(sums))
         counts = draw_contexts(contexts, DRAWS, random)
     drawn = None if sums is None else [sums_of(sae, counts) for sae in sums]
-    weights = _seed_weights(known, seeds, len(counts), random)
     values = {}
     for name, column in COLUMNS.items():
         try:
@@ -93,8 +102,25 @@ def points_of(rows: pd.DataFrame, groups: NDArray[np.object_], sums: Sequence[Se
             else:
                 _check_same(name, told, found[:1])
                 told = found
-        values[name] = _means(told, weights[: len(told)], settings)
-    return Points(values, groups, groups[first], seeds, contexts)
+        values[name] = told
+    return Measured(rows, groups, values, contexts, random)
+
+
+def points_of(saes: Measured, wanted: Iterable[str]) -> Points:
+    """The points of some groups, each the mean over a setting's seeds.
+
+    Where every setting of these groups has two seeds or more a draw takes seeds, too, the same ones for all settings.
+    """
+    member = np.isin(saes.groups, list(wanted))
+    rows, groups = saes.rows[member], saes.groups[member]
+    settings = setting_of(rows.assign(group=groups))
+    first = [int(np.flatnonzero(settings == setting)[0]) for setting in range(settings.max() + 1)]
+    known = rows["seed"] if "seed" in rows else pd.Series(np.nan, index=rows.index)
+    seeds = np.array([known[settings == setting].nunique() for setting in range(len(first))])
+    draws = max(len(found) for found in saes.values.values())
+    weights = _seed_weights(known, seeds, draws, copy.deepcopy(saes.random))
+    values = {name: _means(found[:, member], weights[: len(found)], settings) for name, found in saes.values.items()}
+    return Points(values, groups, groups[first], seeds, saes.contexts)
 
 
 def _draws_seeds(seeds: NDArray[np.intp]) -> bool:

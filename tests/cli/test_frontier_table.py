@@ -17,7 +17,8 @@ from gsae_ray.cli.tables import print_table
 from gsae_ray.config.recipe import TrialTraining
 from gsae_ray.config.trial import TrialSpec
 from gsae_ray.evaluation import metrics
-from gsae_ray.results.frontier import columns
+from gsae_ray.results.columns import columns
+from gsae_ray.results.frontier_table import FrontierTable
 from gsae_ray.tracking.params import trial_params
 
 LAMBDA = 0.000123457
@@ -77,6 +78,8 @@ def test_a_setting_in_which_saes_differ_is_a_column_and_no_other(
         assert f" {value} " in f" {line} "
     always = {"architecture", "d", "sae", "sparsity", "l0", "loss", "recovered", "gamma", "fvu", "alive", "fraction"}
     assert set(re.findall(r"\w+", head(lines))) - always <= {setting, "batch", "l1"}
+    in_notebooks = repr(FrontierTable(rows_of(*trials))).splitlines()
+    assert setting in re.findall(r"[a-z0-9]+", in_notebooks[0]), "the same columns"
 
 
 def test_what_was_found_for_an_l0_is_shown_where_it_was_asked_for() -> None:

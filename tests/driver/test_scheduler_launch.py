@@ -9,7 +9,7 @@ import pytest
 from golden import SHORT, run
 from mlflow.tracking import MlflowClient
 
-from gsae_ray.results.frontier import STOPPED_AT
+from gsae_ray.results.comparison import STOPPED_AT
 from gsae_ray.storage.stopped import StoppedTrials
 from gsae_ray.storage.trial_directory import TrialDirectory
 

@@ -80,6 +80,8 @@ def test_a_feature_that_is_the_label_has_an_auc_of_one(model: Any, tokens_ET: Te
     assert [found.ends["probe_auc_1_low"], found.ends["probe_auc_1_high"]] == [1, 1]
     assert found.metrics["probe_auc_raw"] > 0.9, "a bound on a linear function is near to one"
     assert found.metrics["probe_auc_raw_1"] < 0.99
+    assert found.metrics["probe_f1_raw"] > 0.8 > found.metrics["probe_f1_raw_1"], "the same probes, by their F1"
+    assert found.metrics["probe_f1_raw_1"] <= found.metrics["probe_f1_raw_5"] < found.metrics["probe_f1_raw"]
     assert found.metrics.keys() == NAMES | {f"{name}/p.a" for name in NAMES} and found.sequences == {}
     assert found.ends.keys() == {f"{name}{end}" for name in NAMES for end in ("_low", "_high")}
 

@@ -19,7 +19,7 @@ from gsae_ray.config.trial import TrialSpec
 from gsae_ray.errors import UserError
 from gsae_ray.evaluation.metrics import Evaluation
 from gsae_ray.results import Comparison, over_seeds
-from gsae_ray.results.curves import above_chord, hypervolume, quality_gap
+from gsae_ray.results.curves import above_chord, hypervolume, l0_ratio, quality_gap
 from gsae_ray.storage.launch_directory import EVALUATED, LAUNCH
 
 SLOPE, OFFSET = 0.02, 0.85
@@ -173,6 +173,39 @@ def test_seeds_of_one_setting_are_one_point_with_a_spread() -> None:
     assert row["value"] == pytest.approx(0.5) and (row["saes"], row["base_saes"], row["seeds"]) == (8, 4, 1)
 
 
+def test_a_kind_without_any_finite_quality_has_neither_an_area_nor_a_range() -> None:
+    rows = joined(TWO, typed("topk", 0.5).assign(loss_recovered=math.nan, fvu=math.nan))
+    rows.loc[0, "loss_recovered"] = -0.5  # an area that begins below 0 has room for a point at 0
+    found = gsae_ray.compare(rows)
+    assert math.isnan(value(found, "hypervolume", "topk")["value"])
+    assert math.isnan(value(found, "hypervolume_difference", "topk")["value"])
+    assert "topk has no finite loss recovered, so it is compared with nothing" in found.notes
+    assert value(found, "l0_ratio_at_fvu")["value"] == pytest.approx(0.5)
+
+
+def test_a_column_of_ones_own_does_not_tell_seeds_apart() -> None:
+    rows = joined(*(typed("gated", 0.5, sparsity=[1.0, 2.0, 4.0, 8.0], seed=seed, lr=1e-3) for seed in (0, 1)))
+    rows["my_score"], rows["my_note"] = np.arange(8.0), [f"note {n}" for n in range(8)]
+    table = over_seeds(rows.assign(my_name="a"))
+    assert table["seeds"].tolist() == [2] * 4
+    assert table["my_score"].tolist() == [2.0, 3.0, 4.0, 5.0] and (table["my_score_spread"] > 2).all()
+    assert "my_note" not in table and table["my_name"].tolist() == ["a"] * 4
+    assert over_seeds(rows.assign(lr=np.arange(8.0)))["seeds"].tolist() == [1] * 8
+
+
+def test_a_site_that_cannot_be_compared_is_a_note_and_not_the_end() -> None:
+    unknown = TWO.assign(site=SITE_2, loss_recovered=math.nan, fvu=math.nan)
+    nowhere = typed("gated", 0.5, site=None)
+    found = gsae_ray.compare(joined(TWO.assign(site=SITE_1), unknown, nowhere))
+    assert len(found.sentences) == 1 and SITE_1 in found.sentences[0]
+    assert f"nothing to compare at {SITE_2}: no row there has a finite loss_recovered or fvu" in found.notes
+    assert "4 rows are left out: no site, no architecture, or no L0 above 0" in found.notes
+    with pytest.raises(
+        UserError, match=r"^compare: no site has SAEs of standard and .*a finite loss_recovered or fvu$"
+    ):
+        gsae_ray.compare(unknown)
+
+
 # ---- with sums of each context --------------------------------------------------------------------------------------
 
 CONTEXTS = 60
@@ -223,7 +256,7 @@ def test_intervals_are_paired_so_that_what_is_common_to_all_saes_cancels(tmp_pat
     assert (rows["l0_high"] / rows["l0_low"] > 1.1).all(), "of each SAE alone"
     row = value(gsae_ray.compare(rows), "l0_ratio_at_loss_recovered")
     assert [row["value"], row["low"], row["high"]] == pytest.approx([0.5] * 3, rel=1e-3)
-    assert (row["covers"], row["contexts"], row["seeds"]) == ("held-out text; one seed", CONTEXTS, 1)
+    assert (row["covers"], row["contexts"], row["seeds"]) == ("held-out text, one seed", CONTEXTS, 1)
 
 
 def test_an_interval_covers_the_text_and_says_so_in_the_sentence(tmp_path: Path) -> None:
@@ -237,7 +270,9 @@ def test_an_interval_covers_the_text_and_says_so_in_the_sentence(tmp_path: Path)
         f"gated needs {row['value']:.2f}× [{row['low']:.2f}, {row['high']:.2f}] the active features of standard at "
         f"equal loss recovered, {SITE_1}; held-out text, one seed"
     ]
-    assert repr(found).startswith(found.sentences[0]) and f"{CONTEXTS} contexts, one seed" in repr(found)
+    assert repr(found).startswith(
+        found.sentences[0]
+    ) and f"95 % intervals: held-out text, one seed ({CONTEXTS} contexts)" in repr(found)
     alone = gsae_ray.compare(rows.drop(columns="run_id"))
     assert value(alone, "l0_ratio_at_fvu")["value"] == pytest.approx(value(found, "l0_ratio_at_fvu")["value"])
     assert any(note.startswith(f"no intervals at {SITE_1}") for note in alone.notes)
@@ -248,14 +283,42 @@ def test_seeds_are_drawn_too_where_every_setting_has_two(tmp_path: Path) -> None
     rows = swept(tmp_path, both)
     found = gsae_ray.compare(rows)
     row = value(found, "l0_ratio_at_loss_recovered")
-    assert (row["covers"], row["seeds"], row["saes"]) == ("held-out text and seeds", 2, 8)
+    assert (row["covers"], row["seeds"], row["saes"]) == ("held-out text and two seeds", 2, 8)
     assert [row["low"], row["value"], row["high"]] == pytest.approx([0.4, 0.5, 0.6], rel=1e-3), (
         "each seed alone, or both"
     )
-    assert found.sentences[0].endswith(f"{SITE_1}; held-out text, two seeds")
+    assert found.sentences[0].endswith(f"{SITE_1}; held-out text and two seeds")
     unbalanced = gsae_ray.compare(rows[~((rows["architecture"] == "standard") & (rows["seed"] == 1))])
     row = value(unbalanced, "l0_ratio_at_loss_recovered")
-    assert row["covers"] == "held-out text; one seed" and row["high"] - row["low"] < 0.01
+    assert row["covers"] == "held-out text, one seed" and row["high"] - row["low"] < 0.01
+
+
+def test_whether_seeds_are_drawn_is_decided_for_each_pair_and_said_of_each(tmp_path: Path) -> None:
+    both = {("gated", 0): 0.4, ("gated", 1): 0.6, ("standard", 0): 1.0, ("standard", 1): 1.0}
+    rows = swept(tmp_path, {**both, ("p_anneal", 7): 0.8})
+    found = gsae_ray.compare(rows)
+    without = gsae_ray.compare(rows[rows["architecture"] != "p_anneal"])
+    here = found.table[found.table["group"] != "p_anneal"].reset_index(drop=True)
+    ratios = here["measure"].str.startswith("l0_ratio")
+    pd.testing.assert_frame_equal(here[ratios], without.table[ratios.to_numpy()], check_index_type=False)
+    assert set(here["covers"]) == {"held-out text and two seeds"}
+    assert [line.partition("; ")[2] for line in found.sentences] == [
+        "held-out text and two seeds",
+        "held-out text, one seed",
+    ]
+    (told,) = (line for line in repr(found).splitlines() if line.startswith("95 % intervals"))
+    assert told == (
+        "95 % intervals: held-out text and two seeds (gated, gated ÷ standard, standard); held-out text, one seed "
+        f"(p_anneal, p_anneal ÷ standard); {CONTEXTS} contexts"
+    )
+
+
+def test_draws_without_a_seed_of_a_kind_say_nothing_of_its_area(tmp_path: Path) -> None:
+    rows = swept(tmp_path, {("gated", 0): 0.5, ("gated", 1): 0.5, ("standard", 2): 1.0, ("standard", 3): 1.0})
+    found = gsae_ray.compare(rows)
+    for kind in ("gated", "standard"):
+        row = value(found, "hypervolume", kind)
+        assert row["low"] > 0.5 * row["value"] > 0, "not 0, of the draws in which only the other kind's seeds are"
 
 
 def test_numbers_that_are_not_those_of_their_runs_are_refused(tmp_path: Path) -> None:
@@ -278,6 +341,13 @@ def test_the_command_prints_what_python_shows(tmp_path: Path) -> None:
 
 
 # ---- the arithmetic -------------------------------------------------------------------------------------------------
+
+
+def test_a_curve_without_points_has_no_area_and_compares_with_nothing() -> None:
+    nothing, some = (np.empty(0), np.empty(0)), (np.array([1.0, 2.0]), np.array([0.1, 0.2]))
+    assert math.isnan(hypervolume(*nothing, (4.0, 0.0)))
+    for pair in ((nothing, some), (some, nothing), (nothing, nothing)):
+        assert math.isnan(l0_ratio(*pair)) and math.isnan(quality_gap(*pair))
 
 
 def test_the_gap_and_the_area_of_curves_that_do_not_meet() -> None:

@@ -127,3 +127,11 @@ def test_the_names_that_the_readme_imports_from_results_are_there() -> None:
     script = "import sys, gsae_ray.results.intervals; print('mlflow' in sys.modules, 'pandas' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["False", "False"]
+
+
+def test_l0_ratio_is_not_moved_by_points_that_others_beat() -> None:
+    better, base = curve((10, 0.90), (20, 0.94), (40, 0.97)), curve((20, 0.88), (40, 0.925), (80, 0.96))
+    expected = l0_ratio(better, base)
+    for quality in (0.5, -5.0):
+        beaten = curve((300, quality))
+        assert l0_ratio(pd.concat([better, beaten]), pd.concat([base, beaten])) == pytest.approx(expected, rel=1e-12)

@@ -17,8 +17,9 @@ from trials import DENSITY, REQUEST, SITE_1, SITE_2, evaluation, expand
 
 from gsae_ray.errors import UserError
 from gsae_ray.results.best import best
+from gsae_ray.results.columns import columns
 from gsae_ray.results.comparison import sequences
-from gsae_ray.results.frontier import columns, frontier
+from gsae_ray.results.frontier import frontier
 from gsae_ray.results.plots import plot_frontier
 from gsae_ray.results.report.contents import gather
 from gsae_ray.tracking.mirror import Mirror

@@ -52,10 +52,11 @@ def test_storage_tells_the_same_as_mlflow(recorder: Recorder) -> None:
         elif end == "failed":
             directory.fail("NaN")
         elif end == "stopped":
-            directory.append(192, {"rung/l0": 25.0, "rung/loss_recovered": 0.6, "rung/fvu": 0.4})
+            for tokens, l0 in ((150, 35.0), (192, 25.0), (320, 15.0)):  # the last is of after the decision
+                directory.append(tokens, {"rung/l0": l0, "rung/loss_recovered": 0.6, "rung/fvu": 0.4})
     launches = {OLDER: values[:3], NEWER: values}
     stopped = StoppedTrials(storage / "swept" / "launches" / NEWER)
-    beaten: Stop = {"tokens": 192, "l0": 25.0, "quality": 0.6, "by": ["a"], "by_l0": 20.0, "by_quality": 0.9}
+    beaten: Stop = {"tokens": 160, "l0": 25.0, "quality": 0.6, "by": ["a"], "by_l0": 20.0, "by_quality": 0.9}
     stopped.create(GATED_2[3].name, beaten)
     for launch, carried in launches.items():
         time.sleep(0.002)
@@ -104,6 +105,8 @@ def test_storage_tells_the_same_as_mlflow(recorder: Recorder) -> None:
         {"tokens": "1024", "with_references": True},
         {"with_stopped": True},
         {"with_stopped": True, "site": SITE_1},
+        {"with_stopped": True, "tokens": "1024"},
+        {"with_stopped": True, "tokens": "2048"},
     ]
     for options in questions:
         theirs = frontier("other experiment", tracking_uri=uri, **options)
@@ -114,7 +117,8 @@ def test_storage_tells_the_same_as_mlflow(recorder: Recorder) -> None:
         assert mine.attrs["notes"] == notes
         if "with_stopped" in options:
             shown = mine[mine["stopped_at"].notna()]
-            assert shown["l0"].tolist() == ([] if "site" in options else [25.0]) and not shown["on_frontier"].any()
+            elsewhere = "site" in options or options.get("tokens") == "2048"
+            assert shown["l0"].tolist() == ([] if elsewhere else [25.0]) and not shown["on_frontier"].any()
             mine = mine.drop(shown.index)
         own = mine[mine["origin"] == "own"]
         assert all(saes.load(Path(folder) / "sae").cfg.d_sae == 16 for folder in own["run_id"])
@@ -125,6 +129,7 @@ def test_storage_tells_the_same_as_mlflow(recorder: Recorder) -> None:
         record_references(uri, "other experiment", folder.with_name(f"{OLDER}x"), FINGERPRINT)
     refusals: list[tuple[dict[str, Any], str]] = [
         ({"launch": "none"}, f"launch: no 'none' in 'other experiment'; one of: {NEWER}, {OLDER}"),
+        ({"with_stopped": True, "encoder": "pursuit"}, "--stopped: trials are compared with their own encoder"),
         ({"launch": OLDER, "encoder": "pursuit"}, "--encoder: no trial of 'other experiment'"),
     ]
     for options, said in refusals:

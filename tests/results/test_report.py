@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
+import errno
 import json
 import math
 import re
+from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,20 +17,24 @@ import pandas as pd
 import pytest
 from recorder import NEWER
 from reports import SERVER, SITES, made_up, made_up_rows, training
-from trials import FINGERPRINT, begin, expand, finish
+from trials import FINGERPRINT, SITE_1, begin, expand, finish, row_metrics
 
 import gsae_ray
 from gsae_ray.activations.production_log import PRODUCTION_LOG, ProductionLog
 from gsae_ray.driver.report import write_report
 from gsae_ray.errors import UserError
 from gsae_ray.results.frontier import frontier
+from gsae_ray.results.frontier_table import FrontierTable
 from gsae_ray.results.palette import COLOURS, MARKS, log_ticks, styles
+from gsae_ray.results.plots import save_frontier
+from gsae_ray.results.report import write
 from gsae_ray.results.report.contents import answer, gather
-from gsae_ray.results.report.data import embedded, trainings_of
+from gsae_ray.results.report.data import embedded, grid_of, trainings_of
 from gsae_ray.results.report.page import render
 from gsae_ray.results.report.records import hours
 from gsae_ray.storage.event_log import EventLog
 from gsae_ray.storage.launch_directory import EVALUATED, LAUNCH
+from gsae_ray.storage.stopped import Stop, StoppedTrials
 
 EVIL = "</script><script>alert('x')</script><img src=x onerror=alert(1)>"
 
@@ -97,8 +104,25 @@ def test_every_chart_has_a_name_and_its_rows(page: _Page) -> None:
     assert expected <= {chart["id"] for chart in data["charts"]}
     assert [sae["own"] for sae in data["saes"]].count(False) == 2
     assert {row["tokens"] for row in data["snapshots"]} == {100_000, 400_000}
-    assert len(data["snapshots"]) == 2 * sum(sae["own"] for sae in data["saes"])
+    assert len(data["snapshots"]) == 2 * 2 * sum(sae["own"] for sae in data["saes"])
     assert len(data["grid"]) == 2 * 2 * 3 * 2 and {cell["seeds"] for cell in data["grid"]} == {2}
+
+
+def test_seeds_of_one_setting_are_one_point_with_a_spread(page: _Page) -> None:
+    rows = made_up_rows(rates=[1e-3, 3e-3], seeds=2, references=2)
+    data = json.loads(page.data)
+    drawn = [sae for sae in data["saes"] if sae["own"]]
+    assert len(drawn) == 2 * 2 * 3 * 2
+    pair = rows[rows["trial"].str.startswith(f"gated-l4-{SITES[0]}-lr0.001-s")]
+    l0, gamma = pair["l0"], pair["gamma"]
+    here = [sae for sae in drawn if sae["site"] == SITES[0] and sae["kind"] == "gated"]
+    (point,) = (sae for sae in here if sae["l0"] == pytest.approx(l0.mean(), rel=1e-4))
+    assert point["l0_high"] - point["l0_low"] == pytest.approx(2 * l0.std(), rel=1e-2)
+    assert point["gamma_high"] - point["gamma_low"] == pytest.approx(2 * gamma.std(), rel=1e-2)
+    assert point["told"]["seeds"] == "2" and "and 1 more: mean" in point["told"]["title"]
+    assert any("one standard deviation to either side" in text for text in page.texts)
+    alone = json.loads(_Page(render(made_up())).data)["saes"][0]
+    assert alone["gamma_low"] == pytest.approx(0.98 * alone["gamma"], rel=1e-4), "one seed has its interval"
 
 
 def test_nothing_is_fetched(page: _Page) -> None:
@@ -173,12 +197,35 @@ def test_without_standard_saes_another_kind_is_the_base_and_tokens_are_compared_
     assert [line[-16:] for line in told] == ["(400,000 tokens)"] * 2 + ["(800,000 tokens)"] * 2
 
 
+def test_a_cell_of_a_grid_counts_seeds_and_not_saes() -> None:
+    rows = made_up_rows(rates=[1e-3, 3e-3], seeds=2)
+    twice = pd.concat([rows, rows.assign(batch_size=256)], ignore_index=True)
+    assert set(grid_of(twice.assign(quality=twice["loss_recovered"], kind=twice["architecture"]))["seeds"]) == {2}
+    charts = {chart["id"]: chart for chart in json.loads(_Page(render(made_up(rows))).data)["charts"]}
+    assert charts["grid-0"]["spec"]["encoding"]["x"]["title"] == "λ, k or target L0"
+
+
 def test_trainings_are_thinned_to_first_last_and_what_lies_between() -> None:
     rows = made_up_rows().assign(run_id="a", kind="gated").head(1)
     (drawn,) = trainings_of(rows, {"a": training(5000)})
     assert len(drawn["tokens"]) == 100 and drawn["tokens"][0] == 1000 and drawn["tokens"][-1] == 5_000_000
     assert len(drawn["loss"]) == len(drawn["active"]) == len(drawn["dead"]) == 100
     assert trainings_of(rows, {"a": {}}) == []
+
+
+def test_snapshots_are_neither_trainings_nor_saes_that_were_trained() -> None:
+    whole = made_up()
+    early = whole.over_tokens[whole.over_tokens["snapshot"]]
+    shown = [_Page(render(whole))]
+    for rows in (whole.over_tokens, early):  # --tokens all, and the tokens of the snapshots
+        rows = FrontierTable(rows.reset_index(drop=True))
+        rows.attrs["notes"] = []
+        shown.append(_Page(render(dataclasses.replace(whole, rows=rows))))
+    for page in shown:
+        assert len(json.loads(page.data)["trainings"]) == len(whole.rows)
+        cost = page.texts[page.texts.index("Cost") :]
+        assert cost[cost.index("SAEs trained") + 1] == f"{len(whole.rows)}"
+        assert cost[cost.index("tokens trained on, over all SAEs") + 1] == f"{len(whole.rows) * 400_000:,}"
 
 
 def test_trial_hours_are_those_of_the_trials_own_clocks() -> None:
@@ -214,6 +261,29 @@ def stored(root: Path) -> str:
     EVALUATED.write(folder / "evaluation.json", {"fingerprint": FINGERPRINT, "encoders": [None]})
     PRODUCTION_LOG.write(folder / "record.json", ProductionLog(produced={0: 1, 1: 2}, evaluations=2))
     return bad.name
+
+
+def test_trials_that_were_stopped_or_failed_are_told_and_cost_what_they_trained(tmp_path: Path) -> None:
+    bad = stored(tmp_path)
+    beaten, *_ = expand("gated", l1_coefficient=[8.0])
+    directory = begin(tmp_path / "swept/trials", beaten)
+    for tokens in (64, 128):
+        directory.append(tokens, row_metrics(tokens) | {"train/tokens_per_s": 64 / 3600})
+    folder = tmp_path / "swept/launches" / NEWER
+    found = LAUNCH.read(folder / "launch.json")
+    assert found is not None
+    LAUNCH.write(folder / "launch.json", {**found, "trials": {**found["trials"], beaten.name: beaten.identity}})
+    stop: Stop = {"tokens": 64, "l0": 25.0, "quality": 0.6, "by": ["a"], "by_l0": 20.0, "by_quality": 0.9}
+    StoppedTrials(folder).create(beaten.name, stop)
+    contents = gather("swept", storage=tmp_path)
+    assert contents.stopped == [(beaten.name, "stopped at 64 tokens: L0 25, quality 0.6000; a had L0 20, 0.9000")]
+    assert contents.trial_hours == pytest.approx(2), "64 tokens an hour, twice; the others did not log their speed"
+    page = _Page(render(contents))
+    assert page.texts.index(bad) < page.texts.index(beaten.name) < page.texts.index("Cost")
+    cost = page.texts[page.texts.index("Cost") :]
+    assert cost[cost.index("SAEs trained") + 1] == "2, 1 stopped, 1 failed"
+    assert cost[cost.index("tokens trained on, over all SAEs") + 1] == f"{2 * 1024 + 128:,}"
+    assert gather("swept", storage=tmp_path, site=SITE_1).stopped == contents.stopped
 
 
 def launch_in(root: Path, shown: list[str]) -> Any:
@@ -262,6 +332,34 @@ def test_a_launch_goes_on_where_there_is_no_report_and_says_so(tmp_path: Path) -
     shown: list[str] = []
     assert write_report(launch_in(tmp_path, shown), made_up_rows(), {}, lambda _: None) is None
     assert shown[0].startswith("there is no report of this launch: --storage: no launch in ")
+
+
+def test_a_file_that_cannot_be_written_is_refused_before_anything_is_read(tmp_path: Path) -> None:
+    nowhere = f"sqlite:///{tmp_path}/nowhere.db"
+    for make, name in ((gsae_ray.report, "r.html"), (gsae_ray.plot, "f.png")):
+        with pytest.raises(UserError, match=r"^--out: there is no folder .*/there; make it, or give another file$"):
+            make("nothing", tmp_path / "there" / name, tracking_uri=nowhere)
+        (tmp_path / name).mkdir()
+        with pytest.raises(UserError, match=r"^--out: .* is a folder; give a file$"):
+            make("nothing", tmp_path / name, tracking_uri=nowhere)
+
+
+def test_what_is_there_stays_whole_where_a_new_one_cannot_be_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files: dict[str, Callable[[Path], None]]
+    files = {"r.html": lambda out: write(made_up(), out), "f.svg": lambda out: save_frontier(made_up_rows(), out)}
+
+    def full(_file: int) -> None:
+        raise OSError(errno.ENOSPC, "no space left")
+
+    monkeypatch.setattr("os.fsync", full)
+    for name, write_it in files.items():
+        (tmp_path / name).write_text("as it was")
+        with pytest.raises(OSError, match="no space"):
+            write_it(tmp_path / name)
+        assert (tmp_path / name).read_text() == "as it was"
+    assert len(list(tmp_path.iterdir())) == 2, "nothing is left beside them"
 
 
 def test_what_is_no_html_is_refused_before_anything_is_read(tmp_path: Path) -> None:

@@ -15,8 +15,9 @@ from gsae_ray.cli.frontier_table import print_frontier
 from gsae_ray.errors import UserError
 from gsae_ray.evaluation.metrics import Evaluation
 from gsae_ray.results.best import choose
+from gsae_ray.results.columns import columns
 from gsae_ray.results.comparison import l0_ratio
-from gsae_ray.results.frontier import columns, frontier
+from gsae_ray.results.frontier import frontier
 from gsae_ray.results.intervals import interval
 from gsae_ray.results.intervals import l0_ratio as l0_ratio_of
 from gsae_ray.results.plots import plot_frontier

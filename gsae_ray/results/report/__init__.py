@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gsae_ray.errors import UserError
+from gsae_ray.files import check_writable, write_atomically
 
 if TYPE_CHECKING:
     from gsae_ray.results.report.contents import Contents
@@ -39,11 +40,12 @@ def report(
         the file.
 
     Raises:
-        UserError: `out` does not end in .html, or as `gsae_ray.frontier`.
+        UserError: `out` does not end in .html, or cannot be written, or as `gsae_ray.frontier`.
     """
     out = Path(out)
     if out.suffix.lower() != SUFFIX:
         raise UserError(f"--out: {out.name} does not end in {SUFFIX}; a report is written as HTML")
+    check_writable(out, "--out")
     from gsae_ray.results.report.contents import gather
 
     write(gather(experiment, site, launch, tracking_uri, tokens, storage), out)
@@ -54,4 +56,4 @@ def write(contents: Contents, out: Path) -> None:
     """Writes the page of what was gathered."""
     from gsae_ray.results.report.page import render  # here: it loads what draws the charts
 
-    out.write_text(render(contents), encoding="utf-8")
+    write_atomically(out, render(contents).encode())

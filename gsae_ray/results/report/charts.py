@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 import pandas as pd
 
+from gsae_ray.evaluation.bootstrap import low_and_high
 from gsae_ray.evaluation.metrics import METRICS
 from gsae_ray.results.palette import Style, log_ticks
 from gsae_ray.results.report.data import DENSITY, named, quality_columns
@@ -76,7 +77,7 @@ def _linear(field: str, title: str) -> Spec:
 
 def _points(rows: pd.DataFrame, x: Spec, y: Spec, looks: Mapping[str, Spec], links: bool) -> list[Spec]:
     """Layers: the error bars that there are, and the points of SAEs with what the page tells of each."""
-    ends = [f"{y['field']}_{end}" for end in ("low", "high")]
+    ends = low_and_high(y["field"])
     bars = {"type": "rule", "opacity": 0.55, "strokeWidth": 1.2, "clip": True}
     across = {"x": {**x, "field": "l0_low"}, "x2": {"field": "l0_high"}, "y": y, "color": looks["color"]}
     upright = {"x": x, "y": {**y, "field": ends[0]}, "y2": {"field": ends[1]}, "color": looks["color"]}
@@ -193,7 +194,7 @@ def grid_charts(grid: pd.DataFrame, quality: str) -> list[Chart]:
     charts = []
     for number, kind in enumerate(dict.fromkeys(grid["kind"])):
         place = {
-            "x": {"field": "sparsity", "type": "ordinal", "title": "λ, or k", "axis": {"labelAngle": 0}},
+            "x": {"field": "sparsity", "type": "ordinal", "title": "λ, k or target L0", "axis": {"labelAngle": 0}},
             "y": {"field": "lr", "type": "ordinal", "title": "learning rate", "sort": "descending"},
         }
         colour = {

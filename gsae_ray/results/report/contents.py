@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -14,6 +15,8 @@ from gsae_ray.results.compared import count
 from gsae_ray.results.comparison import labels, own_saes, quality_of
 from gsae_ray.results.frontier import MIXED, frontier
 from gsae_ray.results.report.records import About, Series, hours, records_of
+from gsae_ray.storage.stopped import told
+from gsae_ray.tracking.tags import STOPPED, TRIAL
 
 Pages = Callable[["pd.Series[object]"], str | None]
 """Row of a frontier -> the address of its run's page."""
@@ -35,6 +38,10 @@ class Contents:
     """Run of a trial -> its training."""
     failures: Sequence[tuple[str, str]]
     """(trial, why it failed)."""
+    stopped: Sequence[tuple[str, str]]
+    """(trial, at how many tokens a scheduler has stopped it, and which others had beaten it)."""
+    ended_early: Sequence[Series]
+    """The trainings of those that failed or were stopped, which took their time, too."""
     pages: Mapping[str, str]
     """Run -> the address of its page."""
     missing: Sequence[str]
@@ -44,8 +51,8 @@ class Contents:
 
     @property
     def trial_hours(self) -> float:
-        """Hours that all trials that were read trained."""
-        return sum(map(hours, self.trainings.values()))
+        """Hours that all trials that were read trained, be it in vain."""
+        return sum(map(hours, (*self.trainings.values(), *self.ended_early)))
 
     @property
     def title(self) -> str:
@@ -91,7 +98,9 @@ def gather(
     trainings = records.trainings(list(own["run_id"]))
     page_of = pages or (lambda row: records.page(str(row["run_id"])))
     found = {str(row["run_id"]): page_of(row) for _, row in rows.iterrows()}
-    failed = records.failed(None if everything else launch_id)
+    failed, stopped = (of(None if everything else launch_id) for of in (records.failed, records.stopped))
+    stopped = [outcome for outcome in stopped if site in (None, outcome.params.get("site"))]
+    early = [outcome.run_id for outcome in (*failed, *stopped) if site in (None, outcome.params.get("site"))]
     return Contents(
         experiment=experiment,
         launch="all" if everything else launch_id,
@@ -100,6 +109,8 @@ def gather(
         about=about,
         trainings=trainings,
         failures=[(name, why) for name, _, why in (outcome.failure.partition(": ") for outcome in failed)],
+        stopped=[(outcome.tags[TRIAL], told(json.loads(outcome.tags[STOPPED]))) for outcome in stopped],
+        ended_early=list(records.trainings(early).values()),
         pages={run: page for run, page in found.items() if page is not None},
         missing=list(_missing(trainings, about)),
         over_tokens=_over_tokens(frontier(experiment, site, launch, tracking_uri, tokens=MIXED, storage=storage)),

@@ -11,8 +11,9 @@ import numpy as np
 import pandas as pd
 
 from gsae_ray.config.recipe import show
+from gsae_ray.evaluation.bootstrap import low_and_high
 from gsae_ray.evaluation.metrics import METRICS
-from gsae_ray.results.choice import added_columns
+from gsae_ray.results.columns import added_columns
 from gsae_ray.results.comparison import own_saes
 from gsae_ray.results.curves import pareto
 from gsae_ray.results.frontier_table import with_intervals
@@ -27,7 +28,7 @@ DIGITS = 5
 """Significant ones of what is drawn: the page stays small."""
 NAMES = {"l0": "L0", "gamma": "γ", "fvu": "FVU", "kl": "KL", "ce_spliced": "cross-entropy", "mcc": "MCC"}
 """Column -> what the page calls it, where that is not its own name."""
-TOLD = ("d_sae", "sparsity", "recipe", "lr", "seed", "batch_size", "tokens", "engine", "origin")
+TOLD = ("d_sae", "sparsity", "recipe", "lr", "seeds", "batch_size", "tokens", "engine", "origin")
 """Settings that the page tells of a point."""
 
 
@@ -53,10 +54,10 @@ def with_density(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def saes_of(rows: pd.DataFrame, quality: str, pages: Mapping[str, str]) -> list[dict[str, Any]]:
-    """What is drawn, and told, of each SAE.
+    """What is drawn, and told, of each point.
 
     Args:
-        rows: of a frontier, with `kind`, `with_bars` and `with_density`.
+        rows: of a frontier, with `kind` and `with_density`, own ones as `one_a_setting` gives them.
         quality: what the frontier has beside L0.
         pages: run -> address.
     """
@@ -65,12 +66,15 @@ def saes_of(rows: pd.DataFrame, quality: str, pages: Mapping[str, str]) -> list[
     for _, group in rows.groupby(["site", "kind"]):
         front[group.index] = pareto(group["l0"].to_numpy(float), group["quality"].to_numpy(float))
     measured = quality_columns(rows, quality)
-    ends = [f"{name}_{end}" for name in measured for end in ("low", "high") if f"{name}_{end}" in rows]
+    ends = [end for name in measured for end in low_and_high(name) if end in rows]
     texts = {name: with_intervals(rows, name) for name in told_metrics(rows)}
     found = []
     for place, (index, row) in enumerate(rows.iterrows()):
         settings = {named(name): setting(row[name]) for name in TOLD if name in row and setting(row[name])}
-        told = {"title": str(row["trial"] or row["origin"]), "kind": row["kind"], **settings}
+        title = str(row["trial"] or row["origin"])
+        if row["seeds"] > 1:
+            title = f"{title}, and {row['seeds'] - 1:g} more: mean [one standard deviation to either side]"
+        told = {"title": title, "kind": row["kind"], **settings}
         told |= {named(name): text[place] for name, text in texts.items()}
         found.append(
             {
@@ -136,7 +140,7 @@ def grid_of(rows: pd.DataFrame) -> pd.DataFrame:
     several = own.groupby(["site", "kind"])["lr"].transform("nunique") > 1
     keys = ["site", "kind", "lr", "sparsity"]
     grouped = own[several & own["sparsity"].notna()].groupby(keys, as_index=False)
-    grid = grouped.agg(quality=("quality", "mean"), l0=("l0", "mean"), seeds=("quality", "size"))
+    grid = grouped.agg(quality=("quality", "mean"), l0=("l0", "mean"), seeds=("seed", "nunique"))
     scale = grid.groupby(["site", "kind"])["quality"]
     return grid.assign(bright=grid["quality"] > (scale.transform("min") + scale.transform("max")) / 2)
 

@@ -14,9 +14,10 @@ import vl_convert
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
+from gsae_ray.results.columns import WHERE_THEY_DIFFER
 from gsae_ray.results.comparison import labels, own_saes, quality_of
-from gsae_ray.results.frontier_table import WHERE_THEY_DIFFER, differing, with_intervals
-from gsae_ray.results.kinds import with_bars, with_kinds
+from gsae_ray.results.frontier_table import differing, with_intervals
+from gsae_ray.results.kinds import one_a_setting, with_bars, with_kinds
 from gsae_ray.results.palette import styles
 from gsae_ray.results.report import charts
 from gsae_ray.results.report.contents import Contents, described
@@ -31,6 +32,7 @@ from gsae_ray.results.report.data import (
     trainings_of,
     with_density,
 )
+from gsae_ray.results.report.records import trained_tokens
 from gsae_ray.version import __version__
 
 SHOWN = 6
@@ -59,20 +61,20 @@ def render(contents: Contents) -> str:
     """The page as HTML. All text is escaped, in JSON too: names of trials and errors are whatever somebody wrote."""
     rows = _drawn(contents.rows)
     quality = quality_of(rows).name
-    own = own_saes(rows)
+    own, points = own_saes(rows), _points(rows)
     styled = styles(with_kinds(own)["kind"].unique(), rows.drop(own.index)["kind"].unique())
     looks, links = charts.scales(styled), bool(contents.pages)
-    trainings, grid = trainings_of(own, contents.trainings), grid_of(rows)
+    trainings, grid = trainings_of(_one_a_run(own), contents.trainings), grid_of(rows)
     snapshots = over_tokens_of(_drawn(contents.over_tokens), quality) if len(contents.over_tokens) else []
     drawn = {
-        "frontier": charts.frontier_charts(rows, quality, looks, links),
-        "quality": charts.quality_charts(rows, quality, looks, links),
+        "frontier": charts.frontier_charts(points, quality, looks, links),
+        "quality": charts.quality_charts(points, quality, looks, links),
         "training": charts.training_charts(looks) if trainings else [],
         "snapshots": charts.snapshot_charts(snapshots, quality, looks),
         "grids": charts.grid_charts(grid, quality),
     }
     data = {
-        "saes": saes_of(rows, quality, contents.pages),
+        "saes": saes_of(points, quality, contents.pages),
         "trainings": trainings,
         "snapshots": snapshots,
         "grid": grid.to_dict("records"),
@@ -84,12 +86,13 @@ def render(contents: Contents) -> str:
         "about": [*described(contents.about.settings, rows), f"launch {contents.launch}"],
         "answer": contents.answer,
         "shown": SHOWN,
-        "frontier_told": _frontier_told(quality, links),
+        "frontier_told": _frontier_told(quality, links, bool((points["seeds"] > 1).any())),
         "tables": [_frontier_table(str(site), here, contents.pages) for site, here in rows.groupby("site")],
         "notes": list(contents.rows.attrs.get("notes", [])),
         "sites": sorted(set(rows["site"])),
         "styles": styled,
-        "failures": _failures(contents.failures),
+        "failures": _ended("Trials that failed for good", contents.failures),
+        "stopped": _ended("Trials that the scheduler has stopped", contents.stopped),
         "cost": _cost(contents, own),
         "missing": _missing(contents),
         "made": f"made by gsae-ray {__version__} on {time.strftime('%Y-%m-%d %H:%M %z')}",
@@ -109,6 +112,19 @@ def _drawn(rows: pd.DataFrame) -> pd.DataFrame:
     return with_density(with_bars(pd.DataFrame(rows).assign(kind=kind.fillna(rows.get("origin", kind)).astype(str))))
 
 
+def _points(rows: pd.DataFrame) -> pd.DataFrame:
+    """What is drawn: seeds of one setting as one point, and each reference."""
+    own = own_saes(rows)
+    points = one_a_setting(own)
+    return pd.concat([points, rows.drop(own.index)], ignore_index=True) if len(own) < len(rows) else points
+
+
+def _one_a_run(own: pd.DataFrame) -> pd.DataFrame:
+    """The last SAE of each training, be it a snapshot."""
+    last = own.sort_values("tokens", kind="stable").drop_duplicates("run_id", keep="last")
+    return own[own.index.isin(last.index)]
+
+
 def _file(name: str) -> str:
     return resources.files("gsae_ray.results.report").joinpath(name).read_text("utf-8")
 
@@ -124,10 +140,14 @@ def _vega() -> str:
     return str(vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;")).replace("</script", "<\\/script")
 
 
-def _frontier_told(quality: str, links: bool) -> str:
+def _frontier_told(quality: str, links: bool, seeds: bool) -> str:
+    point, bars = "a point for each SAE", "Bars"
+    if seeds:
+        point = "seeds of one setting as one point, their mean, with one standard deviation to either side"
+        bars = "Other bars"
     told = (
-        f"{quality.capitalize()} against L0, a point for each SAE. Bars are 95 % intervals over the held-out text. A "
-        "line joins the SAEs that no other of their kind beats; the others are pale."
+        f"{quality.capitalize()} against L0, {point}. {bars} are 95 % intervals over the held-out text. A line joins "
+        "the points that no other of their kind beats; the others are pale."
     )
     return f"{told} A click opens the run in MLflow." if links else told
 
@@ -146,17 +166,23 @@ def _frontier_table(site: str, rows: pd.DataFrame, pages: Mapping[str, str]) -> 
     return Table(site, [*columns, "SAE"], found)
 
 
-def _failures(failures: Sequence[tuple[str, str]]) -> Table | None:
-    rows = [[Cell(trial), Cell(why, long=True)] for trial, why in failures]
-    return Table("Trials that failed for good", ["trial", "why"], rows) if rows else None
+def _ended(caption: str, ended: Sequence[tuple[str, str]]) -> Table | None:
+    rows = [[Cell(trial), Cell(why, long=True)] for trial, why in ended]
+    return Table(caption, ["trial", "why"], rows) if rows else None
 
 
 def _cost(contents: Contents, own: pd.DataFrame) -> list[tuple[str, str]]:
     """What the launch took, by name, as far as it is known."""
     counters = contents.about.counters
+    # Snapshots are no trainings of their own; where they alone are shown, what came of them is in `over_tokens`.
+    trained = _one_a_run(pd.concat([own, contents.over_tokens], ignore_index=True))
+    trained = trained[trained["run_id"].isin(own["run_id"])]
+    early = sum(map(trained_tokens, contents.ended_early))
+    ended = {"stopped": contents.stopped, "failed": contents.failures}
+    beside = [f"{len(found):,} {how}" for how, found in ended.items() if found]
     cost: list[tuple[str, Any]] = [
-        ("SAEs trained", f"{len(own):,}" + (f", {len(contents.failures):,} failed" if contents.failures else "")),
-        ("tokens trained on, over all SAEs", f"{int(own['tokens'].sum()):,}"),
+        ("SAEs trained", ", ".join([f"{len(trained):,}", *beside])),
+        ("tokens trained on, over all SAEs", f"{int(trained['tokens'].sum()) + early:,}"),
     ]
     if "rows_distinct" in counters:
         cost.append(("tokens that the activations are of", f"{int(counters['rows_distinct']):,}"))

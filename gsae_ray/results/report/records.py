@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 from gsae_ray.activations.production_log import PRODUCTION_LOG
 from gsae_ray.errors import DamagedError
-from gsae_ray.results.outcomes import MLflowOutcomes, Outcome, StorageOutcomes
+from gsae_ray.results.outcomes import MLflowOutcomes, Outcome, StorageOutcomes, left_stopped
 from gsae_ray.storage.launch_directory import LAUNCH
 from gsae_ray.storage.trial_directory import TrialDirectory
 from gsae_ray.tracking.runs import RecordedExperiment
@@ -41,6 +41,9 @@ class Records(Protocol):
     def failed(self, launch: str | None) -> list[Outcome]:
         """Trials of a launch, or of all, that failed for good."""
 
+    def stopped(self, launch: str | None) -> list[Outcome]:
+        """Those that a scheduler has stopped, and that no other launch has trained on."""
+
     def trainings(self, run_ids: Sequence[str]) -> dict[str, Series]:
         """The training of each trial, by the `run_id` of its table row."""
 
@@ -70,6 +73,9 @@ class MLflowRecords:
 
     def failed(self, launch: str | None) -> list[Outcome]:
         return self._outcomes.failed(launch)
+
+    def stopped(self, launch: str | None) -> list[Outcome]:
+        return left_stopped(self._outcomes, launch)
 
     def trainings(self, run_ids: Sequence[str]) -> dict[str, Series]:
         found = self._experiment.histories(run_ids, [f"train/{name}" for name in SERIES])
@@ -103,6 +109,9 @@ class StorageRecords:
 
     def failed(self, launch: str | None) -> list[Outcome]:
         return self._outcomes.failed(launch)
+
+    def stopped(self, launch: str | None) -> list[Outcome]:
+        return left_stopped(self._outcomes, launch)
 
     def trainings(self, run_ids: Sequence[str]) -> dict[str, Series]:
         return {run_id: _series(Path(run_id)) for run_id in run_ids}
@@ -143,10 +152,15 @@ def _values(rows: Sequence[Any], name: str) -> Iterator[tuple[int, float]]:
             yield row["step"], row["metrics"][name]
 
 
+def trained_tokens(training: Series) -> int:
+    """How far a trial came, by the last that it logged."""
+    return max((tokens for points in training.values() for tokens, _ in points[-1:]), default=0)
+
+
 def hours(training: Series) -> float:
     """Hours that a trial trained, by its own clock: what it logged of its speed."""
     seconds, before = 0.0, 0
-    for tokens, speed in training["tokens_per_s"]:
+    for tokens, speed in training.get("tokens_per_s", []):
         if speed > 0:
             seconds += (tokens - before) / speed
         before = tokens
