@@ -42,8 +42,7 @@ class _PendingTask:
 
     name: str
     task: Ref
-    times: int
-    """How many times as long as another call it may take."""
+    times: int  # as long as another call it may take
     answer: asyncio.Future[Any]
 
 

@@ -297,25 +297,23 @@ def true_l0(s: Sums) -> Array:
 
 
 def _of_probes(name: str, meaning: str, better: Better | None = None) -> None:
-    """Adds a metric of probes, as `evaluation.probing` measures it with its interval."""
+    """Adds a metric of probes, a mean over tasks, as `evaluation.probing` measures it with its interval."""
 
     def formula(s: Sums) -> Array:
         return np.asarray(s[name])
 
     formula.__name__ = name
-    metric(meaning, since=1, resampled=False, better=better, takes="probes", interval=True)(formula)
+    metric(f"{meaning}; mean over tasks", since=1, resampled=False, better=better, takes="probes", interval=True)(
+        formula
+    )
 
 
-_of_probes("probe_auc", "AUC of logistic regressions on the 5 features that tell a class most; mean over tasks", "high")
-_of_probes("probe_auc_1", "the same of the 1 feature that does", "high")
-_of_probes("probe_f1", "F1 of logistic regressions on 5 features; mean over tasks", "high")
-_of_probes("probe_f1_1", "the same of 1 feature", "high")
-_of_probes("probe_auc_raw", "AUC of logistic regressions on all coordinates of the activations; mean over tasks")
-_of_probes("probe_auc_raw_1", "the same of the 1 coordinate that tells a class most")
-_of_probes("probe_auc_raw_5", "the same of the 5 coordinates that do")
-_of_probes("probe_f1_raw", "F1 of logistic regressions on all coordinates of the activations; mean over tasks")
-_of_probes("probe_f1_raw_1", "the same of the 1 coordinate that tells a class most")
-_of_probes("probe_f1_raw_5", "the same of the 5 coordinates that do")
+for _of, _named in {"auc": "AUC", "f1": "F1"}.items():
+    _of_probes(f"probe_{_of}", f"{_named} of logistic regressions on the 5 features that tell a class most", "high")
+    _of_probes(f"probe_{_of}_1", "the same of the 1 feature that does", "high")
+    _of_probes(f"probe_{_of}_raw", f"{_named} of logistic regressions on all coordinates of the activations")
+    _of_probes(f"probe_{_of}_raw_1", "the same of the 1 coordinate that tells a class most")
+    _of_probes(f"probe_{_of}_raw_5", "the same of the 5 coordinates that do")
 
 
 @metric("rows evaluated", since=1, resampled=False, column=False, better=None)
