@@ -22,14 +22,14 @@ import gsae_ray
 from gsae_ray.config.sweep import Sweep
 from gsae_ray.storage.trial_directory import TrialDirectory
 
-RATES = [1e-4, 2e-4, 4e-4, 8e-4, 1.6e-3, 3.2e-3, 6.4e-3, 1.28e-2]
+RATES = [2e-5, 5e-5, 1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3]
 SWEEP: dict[str, Any] = {
     "name": "grid",
     "model": {"name": "builtin"},
     "dataset": {"name": "builtin"},
     "sites": {"layers": [2], "points": ["resid_post"]},
-    "saes": [{"architecture": "gated", "widths": [256], "l1_coefficient": [1, 1.7, 3, 5, 9, 15]}],
-    "training": {"tokens": 200_000, "batch_size": 128, "lr": RATES, "seeds": [0, 1, 2], "engine": "auto"},
+    "saes": [{"architecture": "gated", "widths": [256], "l1_coefficient": [1, 1.5, 2.2, 3.3, 5, 7.5]}],
+    "training": {"tokens": 100_000, "batch_size": 128, "lr": RATES, "seeds": [0, 1, 2], "engine": "auto"},
     "evaluation": {"tokens": 16_384},
 }
 

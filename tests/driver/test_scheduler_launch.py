@@ -19,7 +19,7 @@ GRID: dict[str, Any] = {
     "saes": [{"architecture": "gated", "widths": [64], "l1_coefficient": [4], "lr": [1e-3, 1e-5]}],
     "training": {**SHORT["training"], "seeds": [0, 1]},
 }
-SCHEDULED = {**GRID, "scheduler": {"stop_dominated": True, "grace_tokens": 6000}}
+SCHEDULED = {**GRID, "scheduler": {"stop_dominated": True, "grace_tokens": 12_000}}
 
 
 def statuses(uri: str, experiment: str, launch_id: str) -> dict[str, str]:
@@ -39,7 +39,7 @@ def test_the_slower_learner_stops_and_a_launch_without_a_scheduler_trains_it_on(
     assert any("2 trials were stopped by the scheduler" in note for note in rows.attrs["notes"])
     with_stopped = result.frontier(with_stopped=True)
     stopped = with_stopped[with_stopped[STOPPED_AT].notna()]
-    assert stopped["lr"].tolist() == [1e-5, 1e-5] and set(stopped[STOPPED_AT]) == {6000}
+    assert stopped["lr"].tolist() == [1e-5, 1e-5] and set(stopped[STOPPED_AT]) == {12_000}
     assert not stopped["on_frontier"].any() and stopped["l0"].iloc[0] > 0, "the second had not come as far"
 
     folder = tmp_path / "runs/golden"

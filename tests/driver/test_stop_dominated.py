@@ -15,7 +15,7 @@ from gsae_ray.storage.stopped import STOP, Stop, StoppedTrials
 from gsae_ray.storage.trial_directory import Trial
 
 SETTINGS = SchedulerSettings(stop_dominated=True, grace_tokens=256)
-GOOD, BAD = {"rung/l0": 10.0, "rung/loss_recovered": 0.95}, {"rung/l0": 12.0, "rung/loss_recovered": 0.8}
+GOOD, BAD = {"rung/l0": 10.0, "rung/loss_recovered": 0.95}, {"rung/l0": 12.0, "rung/loss_recovered": 0.75}
 
 
 class TuneTrial:
@@ -55,10 +55,10 @@ def test_a_beaten_trial_is_written_down_and_stopped(sweep: Sweep) -> None:
     assert answer(scheduler, good, 256, GOOD) == TrialScheduler.CONTINUE
     assert answer(scheduler, bad, 192, {}) == TrialScheduler.CONTINUE
     assert answer(scheduler, bad, 256, BAD) == TrialScheduler.STOP
-    expected = {"tokens": 256, "l0": 12.0, "quality": 0.8, "by": [good.name], "by_l0": 10.0, "by_quality": 0.95}
+    expected = {"tokens": 256, "l0": 12.0, "quality": 0.75, "by": [good.name], "by_l0": 10.0, "by_quality": 0.95}
     assert StoppedTrials(sweep.folder).get(bad.name) == expected
     assert good.name not in StoppedTrials(sweep.folder)
-    assert sweep.said == [f"{bad.name} is stopped at 256 tokens: L0 12, quality 0.8000; {good.name} had L0 10, 0.9500"]
+    assert sweep.said == [f"{bad.name} is stopped at 256 tokens: L0 12, quality 0.7500; {good.name} had L0 10, 0.9500"]
     assert answer(scheduler, good, 320, {}) == TrialScheduler.CONTINUE
 
 
