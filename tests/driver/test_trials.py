@@ -12,10 +12,13 @@ import pytest
 from supervised import SPECS, Watch
 from trials import random_sae
 
+from gsae_ray.config.scheduler import SchedulerSettings
 from gsae_ray.driver.start_actors import Actors
+from gsae_ray.driver.stop_dominated import Decisions
 from gsae_ray.driver.trial_deaths import DEATHS_WITHOUT_CHECKPOINT
 from gsae_ray.driver.trials import TrialRunner
 from gsae_ray.errors import SweepStoppedError
+from gsae_ray.storage.stopped import StoppedTrials
 from gsae_ray.storage.trial_directory import Trial
 
 ONE, TWO = (spec.name for spec in SPECS)
@@ -28,6 +31,8 @@ class Runner(TrialRunner):
         super().__init__(launch, Actors(None, watch.supervisor), "")
         self.watch = watch
         self.tune = tune
+        trials, stopped = list(watch.trials.values()), StoppedTrials(Path("of no launch"))
+        self.decisions = Decisions(trials, SchedulerSettings(), stopped, print)
         self.runs: list[list[str]] = []
 
     def _tune(self, trials: Sequence[Trial]) -> dict[str, str]:
