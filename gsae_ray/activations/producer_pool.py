@@ -83,7 +83,7 @@ class ProducerPool:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    async def call(self, producer: ProducerClient, method: str, *args: Any, what: str = "") -> Any:
+    async def call(self, producer: ProducerClient, method: str, *args: Any, what: str = "", times: int = 1) -> Any:
         """Calls a producer that was taken; afterwards it is idle again, or being revived.
 
         Args:
@@ -91,6 +91,7 @@ class ProducerPool:
             method: of `ProducerClient`.
             *args: of the method.
             what: it is to do, in a word, for messages; by default the method's name.
+            times: how many times the pool's timeout it may take.
 
         Returns:
             its answer.
@@ -102,9 +103,11 @@ class ProducerPool:
         """
         what = what or method
         try:
-            answer = await asyncio.wait_for(getattr(producer, method)(*args), self.timeout_s)
+            answer = await asyncio.wait_for(getattr(producer, method)(*args), times * self.timeout_s)
         except asyncio.TimeoutError:
-            self._lose(producer, f"no answer to {what} in producers.timeout_s = {self.timeout_s:g} s", hangs=True)
+            often = f"{times} times " if times > 1 else ""
+            why = f"no answer to {what} in {often}producers.timeout_s = {self.timeout_s:g} s"
+            self._lose(producer, why, hangs=True)
             raise ProducerDied("no answer") from None
         except ProducerDied as error:
             self._lose(producer, str(error), hangs=False)

@@ -42,6 +42,8 @@ class _PendingTask:
 
     name: str
     task: Ref
+    times: int
+    """How many times as long as another call it may take."""
     answer: asyncio.Future[Any]
 
 
@@ -187,12 +189,13 @@ class ActivationStore:
         """Notes that the trial's process is alive."""
         self._trials.hear(trial, attempt)
 
-    async def run(self, name: str, task: Ref) -> Any:
+    async def run(self, name: str, task: Ref, times: int = 1) -> Any:
         """Has any producer run a task.
 
         Args:
             name: as `ProducerTask.name`.
             task: reference to it.
+            times: how many times `producers.timeout_s` it may take.
 
         Returns:
             what it returns.
@@ -203,7 +206,7 @@ class ActivationStore:
         """
         if self._pool.error is not None:
             raise ProductionError(self._pool.error)
-        pending = _PendingTask(name, task, asyncio.get_running_loop().create_future())
+        pending = _PendingTask(name, task, times, asyncio.get_running_loop().create_future())
         self._pending_tasks.append(pending)
         self._advance()
         return await pending.answer
@@ -358,7 +361,7 @@ class ActivationStore:
 
     async def _run(self, producer: ProducerClient, pending: _PendingTask) -> None:
         try:
-            answer = await self._pool.call(producer, "run", pending.task, what=pending.name)
+            answer = await self._pool.call(producer, "run", pending.task, what=pending.name, times=pending.times)
         except ProducerDied as error:
             if (given_up := self._give_up(pending, pending.name, error)) is not None:
                 self._answer(pending, ProductionError(given_up))
@@ -386,9 +389,10 @@ class ActivationStore:
         A producer may die of anything, so a call is made again; but one that has failed for long would fail for ever.
         """
         timeout_s, now = self._pool.timeout_s, time.monotonic()
-        hung_for = timeout_s if str(error) == "no answer" else 0
+        longest = timeout_s if isinstance(what, int) else what.times * timeout_s
+        hung_for = longest if str(error) == "no answer" else 0
         since = self._failing.setdefault(what, now - hung_for)
-        if now - since < 2 * timeout_s:
+        if now - since < 2 * longest:
             return None
         of = f" block {what}" if isinstance(what, int) else ""
         return (

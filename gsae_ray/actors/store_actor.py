@@ -147,10 +147,10 @@ class StoreClient:
                     ) from error
             time.sleep(0.5)
 
-    def run(self, task: ProducerTask) -> Any:
-        """As `Producer.run`, on any producer. Raises as `ActivationStore.run`."""
+    def run(self, task: ProducerTask, times: int = 1) -> Any:
+        """As `Producer.run`, on any producer. `times`, and what it raises: as `ActivationStore.run`."""
         ref = [ray.put(task)]  # in a list, so that Ray does not fetch the task to the store on the way
-        return self.call("run", task.name, ref)
+        return self.call("run", task.name, ref, times)
 
     def tell(self, method: str, *args: Any) -> None:
         """Calls a method without waiting for its answer; a store that is dead misses the call."""

@@ -12,6 +12,7 @@ from gsae_ray.activations.layout import DTYPE_BYTES
 from gsae_ray.config.sweep import Sweep
 from gsae_ray.config.trial import TrialSpec
 from gsae_ray.data.probe_set import KEPT_BYTES
+from gsae_ray.evaluation import feature_statistics as features
 from gsae_ray.evaluation.evaluator import CLEAN_CACHE_BYTES, STATES_BYTES
 from gsae_ray.saes import REGISTRY, SAE, SAEConfig, build
 from gsae_ray.storage.checkpoints import FILE_BYTES
@@ -34,6 +35,8 @@ COMPILER = 2**27
 """Bytes that Numba, or Triton, and what it has compiled add to it: 123 MiB with Numba 0.68."""
 SOLVER = 2**27
 """Bytes that scikit-learn adds to a process that fits probes: 105 MiB with 1.9."""
+TABLE_ARRAYS = 10
+"""Arrays of `feature_statistics.SLICE_BYTES` at once while features are looked at, all of them active."""
 CUDA_CONTEXT = 704 * 2**20
 """Bytes that a process takes on a GPU before it has a tensor there: 681 MiB on an H100 with CUDA 13."""
 MARGIN = 0.8
@@ -171,18 +174,40 @@ def producer_memory(
     text = model.config.get_text_config()
     logits = FLOAT * text.vocab_size * sweep.evaluation.batch * context
     rows = sweep.evaluation.batch * context
-    sae, features = _largest_sae(list(trials), list(references))
+    trials = list(trials)
+    sae, arrays = _largest_sae(trials, list(references))
     # Logits come from the model's own code, which may copy them; those of a first evaluation are compared with others.
-    evaluation = max(3 * logits, FLOAT * rows * features) + (
+    evaluation = max(3 * logits, FLOAT * rows * arrays) + (
         log_probs_bytes(sweep, text) if keeps_log_probs(sweep, text) else logits
     )
     evaluation += min(states_bytes(sweep, text, widths), STATES_BYTES)
     probes = probes_bytes(sweep, widths)
+    looked = feature_memory(sweep, trials)
     if sweep.producers.gpus:
-        gpu = CUDA_CONTEXT + weights + max(forward, evaluation + sae)
-        return Memory(host=PROCESS + probes + max(block_bytes, 2 * sae), gpu=gpu)
+        gpu = CUDA_CONTEXT + weights + max(forward, evaluation + sae, looked.gpu)
+        return Memory(host=PROCESS + probes + max(block_bytes, 2 * sae, looked.host), gpu=gpu)
     # An SAE is here twice: as it was sent, and as it is used.
-    return Memory(host=PROCESS + weights + probes + max(block_bytes + forward, evaluation + 2 * sae))
+    return Memory(host=PROCESS + weights + probes + max(block_bytes + forward, evaluation + 2 * sae, looked.host))
+
+
+def feature_sizes(sweep: Sweep, trials: Sequence[TrialSpec]) -> list[int]:
+    """Bytes of each SAE with its arrays while tables of its features are made; none where none are asked for.
+
+    All of the sweep's: which ones are on the frontier is not known before.
+    """
+    if (settings := sweep.evaluation.features) is None:
+        return []
+    return [features.sae_bytes(t.d_sae, t.d_in + (t.d_out or t.d_in), settings) for t in trials]
+
+
+def feature_memory(sweep: Sweep, trials: Sequence[TrialSpec]) -> Memory:
+    """What making tables of features adds to a producer."""
+    sizes = feature_sizes(sweep, trials)
+    if not sizes:
+        return Memory(0)
+    together = max(sum(sizes[place] for place in places) for places in features.sharing(sizes))
+    working = TABLE_ARRAYS * features.SLICE_BYTES
+    return Memory(together + working, together + working)
 
 
 def rows_producer_memory(
@@ -203,8 +228,8 @@ def rows_producer_memory(
         references: SAEs from elsewhere that it may have to evaluate.
         on_gpu: whether it evaluates them there.
     """
-    sae, features = _largest_sae(trials, references)
-    evaluation = FLOAT * rows * features
+    sae, arrays = _largest_sae(trials, references)
+    evaluation = FLOAT * rows * arrays
     if on_gpu:
         return Memory(host=PROCESS + source + max(block_bytes, 2 * sae), gpu=CUDA_CONTEXT + source + evaluation + sae)
     return Memory(host=PROCESS + source + max(block_bytes, evaluation + 2 * sae))

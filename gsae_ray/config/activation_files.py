@@ -91,6 +91,8 @@ def problems_beside_files(
         yield ("evaluation", "fraction"), "activations.heldout names the held-out rows; leave one of the two out"
     if evaluation.probes is not None:
         yield ("evaluation", "probes"), "probes take a language model that reads their text; leave it out"
+    if evaluation.features is not None:
+        yield ("evaluation", "features"), "tables of features take a sweep on a language model's text; leave it out"
     if not has_model and given(evaluation, "batch"):
         yield ("evaluation", "batch"), "does not apply to rows without a model; leave it out"
     if given(producers, "batch"):

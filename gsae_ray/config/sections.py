@@ -12,6 +12,7 @@ from typing import Annotated, Literal
 import pydantic
 from pydantic import Field
 
+from gsae_ray.config.features import Features
 from gsae_ray.config.probes import Probes
 from gsae_ray.errors import shown
 from gsae_ray.fields import (
@@ -154,6 +155,11 @@ class EvaluationSettings(Settings):
         None,
         description="fit sparse probes on each finished SAE's features (docs/probes.md): `builtin`, for Python source, "
         "or a list of labelled data sets, each with",
+    )
+    features: Features = Field(
+        None,
+        description="make tables of what each feature of finished SAEs fires on (docs/features.md): `true`, or a "
+        "mapping with",
     )
 
     @property

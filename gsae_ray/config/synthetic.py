@@ -221,7 +221,7 @@ def problems_beside(
         if entry.target is not None:
             yield ("saes", index, "target"), "synthetic rows have one place, so nothing to compute; leave this out"
     why = {"split": "held-out rows are drawn", "fraction": "held-out rows are drawn", "batch": "there are no contexts"}
-    why |= {"probes": "no language model reads their text"}
+    why |= {"probes": "no language model reads their text", "features": "no text is there to be shown"}
     for key, reason in why.items():
         if getattr(evaluation, key) != type(evaluation).model_fields[key].default:
             yield ("evaluation", key), f"does not apply to a synthetic sweep: {reason}; leave it out"

@@ -12,9 +12,11 @@ from gsae_ray.activations.production_log import PRODUCTION_LOG, Counters, damage
 from gsae_ray.activations.trial_positions import ReaderSpec
 from gsae_ray.driver import cluster_nodes
 from gsae_ray.driver.display import Display
+from gsae_ray.driver.missing_features import missing_features
 from gsae_ray.driver.prepare import PreparedSweep
 from gsae_ray.driver.ray_session import connected
 from gsae_ray.driver.resources import ResourceRequest, request_resources
+from gsae_ray.evaluation.feature_statistics import Looked
 from gsae_ray.files import disk_space_needed
 from gsae_ray.storage import references
 from gsae_ray.storage.driver_lock import Driver, driver_lock
@@ -58,10 +60,17 @@ class Launch:
     display: Display
     log: EventLog
 
+    lacks_features: bool
+    """Whether tables of features of SAEs that were finished before are missing."""
+
     @property
     def has_work(self) -> bool:
-        """Whether there is anything to train or to evaluate."""
-        return bool(self.pending or self.references)
+        """Whether there is anything to train, to evaluate or to look at."""
+        return bool(self.pending or self.references or self.lacks_features)
+
+    def missing_features(self) -> tuple[Looked, ...]:
+        """Returns the finished SAEs whose tables of features are asked for and missing."""
+        return _missing_features(self.prepared, self.trials)
 
     @property
     def own_folder(self) -> Path:
@@ -89,6 +98,11 @@ class Launch:
     def is_ours(self) -> bool:
         """Returns whether no other driver has taken the sweep over."""
         return not self.driver.replaced_by
+
+
+def _missing_features(prepared: PreparedSweep, trials: Sequence[Trial]) -> tuple[Looked, ...]:
+    settings = prepared.sweep.evaluation.features
+    return () if settings is None else missing_features(trials, settings, prepared.evaluation.fingerprint)
 
 
 def _own_folder(folder: Path, launch_id: str) -> Path:
@@ -148,9 +162,10 @@ def begin(
             for reference in prepared.references
             if references.lacks_evaluation(folder.parent, reference, prepared.evaluation.fingerprint)
         ]
+        lacks_features = bool(_missing_features(prepared, trials))
         reserve(tracking_uri, prepared.sweep.experiment_name)
         resources = ResourceRequest()
-        if pending or left:
+        if pending or left or lacks_features:
             _LOG.info("connecting to Ray")
             stack.enter_context(connected(address))
             cluster_nodes.check_shared(folder)
@@ -181,6 +196,7 @@ def begin(
             StoppedTrials(own_folder),
             display,
             log,
+            lacks_features,
         )
 
 

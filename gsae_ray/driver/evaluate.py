@@ -6,6 +6,7 @@ import contextlib
 import json
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pydantic
@@ -13,6 +14,7 @@ import torch
 from rich.console import Console
 
 from gsae_ray.activations.producer import Producer
+from gsae_ray.activations.task import ProducerTask
 from gsae_ray.config.explain import explain
 from gsae_ray.config.site import Site
 from gsae_ray.config.sweep import Sweep
@@ -20,9 +22,7 @@ from gsae_ray.driver.display import Display
 from gsae_ray.driver.prepare import PreparedSweep, prepare, producer_spec
 from gsae_ray.driver.references import evaluate_reference
 from gsae_ray.errors import NumericError, UserError, shown, suggest
-from gsae_ray.evaluation.metrics import Evaluation
 from gsae_ray.evaluation.reconstruction import check_width
-from gsae_ray.evaluation.task import Evaluate
 from gsae_ray.names import local_path
 from gsae_ray.results.frontier import choose_launch, columns, metrics_of
 from gsae_ray.results.outcomes import StorageOutcomes
@@ -79,7 +79,7 @@ def evaluate(
     folder, fingerprint = outcomes.folder(launch_id), outcomes.request(launch_id).fingerprint
     if not fingerprint:
         raise UserError("; ".join(outcomes.notes))
-    sweep = _sweep_of(folder, say)
+    sweep = sweep_of(folder, say)
     own = [trained.name for trained in sweep.trained_sites]
     if site not in own:
         raise UserError(f"--site: launch {launch_id} has no SAEs at {shown(site)}; {suggest(site, own)}")
@@ -90,11 +90,11 @@ def evaluate(
     different = {reference_id(reference): reference for _, reference in opened}.values()
     missing = [reference for reference in different if lacks_evaluation(root, reference, fingerprint)]
     if missing:
-        prepared = _prepared(sweep, root, launch_id, fingerprint, say, tracking_uri)
+        prepared = prepared_as_launched(sweep, root, launch_id, fingerprint, say, tracking_uri)
         widths = {Site(name): width for name, width in prepared.layout.widths.items()}
         for cfg, _ in opened:
             check_width(cfg, Site(site), widths)
-        with _producer(prepared, say) as run:
+        with own_producer(prepared, say) as run:
             for reference in missing:
                 try:
                     evaluate_reference(reference, root, fingerprint, run, say, tracking_uri)
@@ -131,7 +131,7 @@ def _open(source: str, site: str, name: str | None, tracking_uri: str | None) ->
     return sae.cfg, reference
 
 
-def _sweep_of(launch: Path, say: Callable[[str], None]) -> Sweep:
+def sweep_of(launch: Path, say: Callable[[str], None]) -> Sweep:
     """The sweep file of a launch, resolved, without references of its own; for the CPU where there is no GPU.
 
     Raises:
@@ -153,7 +153,7 @@ def _sweep_of(launch: Path, say: Callable[[str], None]) -> Sweep:
     return sweep
 
 
-def _prepared(
+def prepared_as_launched(
     sweep: Sweep, root: Path, launch_id: str, fingerprint: str, say: Callable[[str], None], tracking_uri: str | None
 ) -> PreparedSweep:
     """What the launch ran on, as it can be had here.
@@ -172,8 +172,8 @@ def _prepared(
 
 
 @contextlib.contextmanager
-def _producer(prepared: PreparedSweep, say: Callable[[str], None]) -> Iterator[Callable[[Evaluate], Evaluation]]:
-    """Has a producer like the launch's, with as many threads, evaluate SAEs in this process."""
+def own_producer(prepared: PreparedSweep, say: Callable[[str], None]) -> Iterator[Callable[[ProducerTask], Any]]:
+    """Has a producer like the launch's, with as many threads, run tasks in this process."""
     told: set[str] = set()
 
     def say_once(line: str) -> None:

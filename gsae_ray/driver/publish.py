@@ -107,7 +107,7 @@ def publish(launch: Launch, tracking: Tracking, uri: str, machines: list[str]) -
             _LOG.debug("publishing failed", exc_info=True)
             last_error = first_line(error)
     failures = failures_of(launch) | mirror.damaged
-    if last_error is None and not failures:
+    if last_error is None and not failures and not launch.missing_features():
         finish_launch(launch.folder, launch.id, launch.driver.session)
     if last_error is not None:
         launch.log.say(
@@ -128,6 +128,7 @@ def _publish_to(mirror: Mirror, launch: Launch, machines: list[str]) -> Path | N
     """Sends frontier and counters to the launch's run, which ends. Returns the picture, if there is one."""
     for line in mirror.send_references(launch.own_folder):
         launch.log.say(line)
+    mirror.send_features(launch.trials)
     uri = mirror.client.tracking_uri
     page = functools.partial(page_of, uri, mirror.experiment_id)
     drawn = draw_frontier(launch, page, tracking_uri=uri)

@@ -20,6 +20,7 @@ from gsae_ray.config.trial import TrialSpec
 from gsae_ray.driver import cluster_nodes
 from gsae_ray.driver.begin import Launch
 from gsae_ray.driver.evaluation_queue import EvaluationQueue
+from gsae_ray.driver.missing_features import feature_task
 from gsae_ray.driver.references import evaluate_reference
 from gsae_ray.driver.start_actors import Actors
 from gsae_ray.driver.stop_dominated import Decisions, StopDominated
@@ -76,6 +77,7 @@ class TrialRunner:
             _LOG.info("all trials have ended; waiting for their evaluations")
             queue.finish(check=self.supervisor.stop.check)
             self._evaluate_references(submit)
+            self._make_feature_tables(store, pool)
         finally:
             queue.stop()
             pool.shutdown(wait=False, cancel_futures=True)
@@ -101,6 +103,25 @@ class TrialRunner:
                 evaluate_reference(reference, *where, run, launch.log.say, self.tracking_uri)
             except (NumericError, UserError) as error:  # of what the sweep itself has trained nothing is lost
                 launch.log.say(f"reference {reference['origin']} is left out: {reason(error)}")
+
+    def _make_feature_tables(self, store: StoreClient, pool: ThreadPoolExecutor) -> None:
+        """Has a producer make the tables of features that are asked for and missing.
+
+        Where that cannot be done, the launch is published without: what it has trained is whole.
+        """
+        launch, settings = self.launch, self.launch.prepared.sweep.evaluation.features
+        if settings is None or not (missing := launch.missing_features()):
+            return
+        launch.log.say(f"making feature tables of {len(missing)} SAEs")
+        model, fingerprint = launch.prepared.sweep.language_model, launch.prepared.evaluation.fingerprint
+        task = feature_task(missing, settings, model, fingerprint)
+        making = pool.submit(store.run, task, len(missing))  # each may take as long as an evaluation
+        while not wait([making], timeout=1).done:
+            self.supervisor.stop.check()
+        try:
+            making.result()
+        except (NumericError, ProductionError) as error:
+            launch.log.say(f"feature tables are not made: {reason(error)}; the same command with --resume tries again")
 
     def _with_parents(self, trials: Sequence[Trial]) -> list[Trial]:
         """Returns the trials without those whose parent has failed; they fail, too."""

@@ -12,7 +12,7 @@ the same kind of machine.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import torch
@@ -192,25 +192,33 @@ class Evaluator:
         self._clean[index] = list(pieces)
         return self._clean[index]
 
-    @torch.no_grad()
     def rows(self, site: Site) -> list[Tensor]:
         """Which positions of each slice [B, T] are replaced and measured: the rows without those of massive norm.
 
         Of a transcoder's site those are left out that are of massive norm at either place.
         """
-        if site not in self._rows:
-            kept = [self.kept(tokens_BT) for tokens_BT in self.slices]
-            if self.max_norm is not None:
-                found: dict[Site, list[Tensor]] = {place: [] for place in site.places}
-                for tokens_BT, kept_BT in zip(self.slices, kept, strict=True):
-                    for place, x_Rn in capture(self.model, model_input(tokens_BT), site.places, kept_BT).items():
-                        found[place].append(square_norms(x_Rn).to(self.device))
-                limits = [square_norm_limit(torch.cat(norms), self.max_norm) for norms in found.values()]
-                for kept_BT, *norms in zip(kept, *found.values(), strict=True):
-                    parts = [takes_part(norms_R, limit) for norms_R, limit in zip(norms, limits, strict=True)]
-                    kept_BT[kept_BT.clone()] = torch.stack(parts).all(0)
-            self._rows[site] = kept
+        self.find_rows([site])
         return self._rows[site]
+
+    @torch.no_grad()
+    def find_rows(self, sites: Sequence[Site]) -> None:
+        """Finds the `rows` of sites, in one pass over the contexts where they are not known yet."""
+        sites = [site for site in dict.fromkeys(sites) if site not in self._rows]
+        kept = [self.kept(tokens_BT) for tokens_BT in self.slices]
+        places = tuple(dict.fromkeys(place for site in sites for place in site.places))
+        found: dict[Site, list[Tensor]] = {place: [] for place in places}
+        if sites and self.max_norm is not None:
+            for tokens_BT, kept_BT in zip(self.slices, kept, strict=True):
+                for place, x_Rn in capture(self.model, model_input(tokens_BT), places, kept_BT).items():
+                    found[place].append(square_norms(x_Rn).to(self.device))
+        for site in sites:
+            self._rows[site] = [kept_BT.clone() for kept_BT in kept]
+            if self.max_norm is not None:
+                norms = [found[place] for place in site.places]
+                limits = [square_norm_limit(torch.cat(norms_of), self.max_norm) for norms_of in norms]
+                for kept_BT, *norms_R in zip(self._rows[site], *norms, strict=True):
+                    parts = [takes_part(norms_R, limit) for norms_R, limit in zip(norms_R, limits, strict=True)]
+                    kept_BT[kept_BT.clone()] = torch.stack(parts).all(0)
 
     def _zero_ablated(self, site: Site) -> _Ablated:
         """Runs the model with the site's target zero-ablated at the kept positions."""

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from typing_extensions import TypedDict
+from typing_extensions import NotRequired, TypedDict
 
 from gsae_ray.errors import DamagedError, first_line
 from gsae_ray.feature_tables.schema import CONTEXTS, FEATURES, TOKENS, VERSION
@@ -36,6 +36,8 @@ class About(TypedDict):
     """One more than there are numbers in a `histogram`."""
     logit_effects: str | None
     """How they were made, in a sentence; None where the site does not allow them."""
+    asked: NotRequired[dict[str, int | None]]
+    """How many pieces of text, of how many tokens, from how many rows were asked for (None: from all)."""
 
 
 ABOUT = JSONFile(About, _REMEDY, sealed=True)
@@ -90,3 +92,21 @@ def read(folder: Path) -> FeatureTables | None:
         if not tables[name].schema.equals(schema):
             raise DamagedError(f"{path}: other columns than tables of features have; {_REMEDY}")
     return FeatureTables(about, **tables)
+
+
+def are_current(folder: Path, sae: str, heldout: str, asked: dict[str, int | None]) -> bool:
+    """Whether a folder has tables of that SAE on that text, as they were asked for. They are not looked through.
+
+    Args:
+        folder: where they would be.
+        sae: as `About.sae`.
+        heldout: as `About.heldout`.
+        asked: as `About.asked`.
+    """
+    about = ABOUT.read_whole(folder / "about.json")
+    whole = all((folder / f"{name}.parquet").exists() for name in _SCHEMAS)
+    return (
+        about is not None
+        and whole
+        and (about["version"], about["sae"], about["heldout"], about.get("asked")) == (VERSION, sae, heldout, asked)
+    )

@@ -31,6 +31,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from typing_extensions import NotRequired, TypedDict
 
 from gsae_ray.config import plain_yaml
+from gsae_ray.config.features import FeatureSettings
 from gsae_ray.config.trial import TrialSpec
 from gsae_ray.errors import DamagedError, UserError
 from gsae_ray.files import LOCAL, JSONFile, Storage
@@ -45,7 +46,8 @@ DONE = "DONE"
 OPERATIONAL = {
     *("producers.count", "producers.budget_gib", "producers.chunk_mib", "producers.timeout_s"),
     *("trials.max_concurrent", "trials.hang_timeout_s", "trials.room_timeout_s"),
-    *("references", "tracking.registry"),
+    *("references", "tracking.registry", "evaluation.features"),
+    *(f"evaluation.features.{key}" for key in FeatureSettings.model_fields),
 }
 """Keys that may differ when a launch is resumed: they change no result."""
 Resume = bool | Literal["auto"]

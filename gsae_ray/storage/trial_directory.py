@@ -16,6 +16,7 @@ evaluations/{fingerprint}-pursuit-{l0}.json   the same with gradient pursuit in 
 snapshots/{tokens}/          the SAE as it was after so many tokens, finished; then snapshots/{tokens}.json, its hash
 evaluations/{fingerprint}-snapshot-{tokens}.json   the same of a snapshot; step is its tokens
 evaluations/{fingerprint}-probes-{hash}.json   the same of probes on labelled text with that hash; without sums
+features/                    tables of what the finished SAE's features fire on (see `feature_tables`)
 
 What is damaged is as if it were not there, and is made again: rows and checkpoints from the checkpoint before, the
 finished SAE by training, an evaluation by evaluating. A snapshot is made again only by training that comes past it.
@@ -99,6 +100,11 @@ class TrialDirectory:
         self.snapshots = Snapshots(path / "snapshots", storage)
 
     # ---- reading ----
+
+    @property
+    def features(self) -> Path:
+        """The folder of its tables of features, which may be of an SAE of before."""
+        return self.path / "features"
 
     @property
     def done(self) -> bool:

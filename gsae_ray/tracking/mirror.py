@@ -32,6 +32,7 @@ from gsae_ray.tracking.artifacts import sequences_path, snapshot_path
 from gsae_ray.tracking.connection import connect, is_away
 from gsae_ray.tracking.credentials import HTTP, redacted_in
 from gsae_ray.tracking.experiment import check_artifacts, open_experiment
+from gsae_ray.tracking.features import send_features
 from gsae_ray.tracking.inputs import Inputs, dataset_inputs, model_inputs
 from gsae_ray.tracking.note import compose, merged, room_beside
 from gsae_ray.tracking.pages import trials_page
@@ -311,6 +312,10 @@ class Mirror:
         """Sends the references of the launch, whose folder in storage it is; see `tracking.references`."""
         where = self.experiment_id, self.parent_id
         return send_references(self.client, *where, launch, self.evaluation.fingerprint)
+
+    def send_features(self, trials: Sequence[Trial]) -> None:
+        """Sends the tables of features that trials have; see `tracking.features`."""
+        send_features(self.client, self.experiment_id, self.launch_id, trials, self.evaluation.fingerprint)
 
     def log_launch(
         self, metrics: dict[str, float], artifacts: Sequence[Path] = (), machines: Sequence[str] = ()

@@ -27,8 +27,12 @@ def run_names(trials: Sequence[TrialSpec]) -> dict[str, str]:
 
 
 def _words(trial: TrialSpec, others: Sequence[str]) -> list[str]:
-    kind = " ".join(filter(None, (trial.architecture, trial.variant, f"w{trial.d_sae}", _sparsity(trial))))
-    return [kind, _place(Site(trial.site)), *others, f"s{trial.training.seed}"]
+    return [kind_of(trial), _place(Site(trial.site)), *others, f"s{trial.training.seed}"]
+
+
+def kind_of(trial: TrialSpec) -> str:
+    """What tells a trial's SAE from others of its site: `gated w512 λ4`."""
+    return " ".join(filter(None, (trial.architecture, trial.variant, f"w{trial.d_sae}", _sparsity(trial))))
 
 
 def _sparsity(trial: TrialSpec) -> str:

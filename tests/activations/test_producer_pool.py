@@ -298,3 +298,18 @@ def test_events_are_told_once_in_one_line_each() -> None:
     ]
     assert len([event for event in events if "is back after" in event]) == 3
     assert len(events) == 6
+
+
+def test_a_task_may_take_several_times_as_long_as_a_call() -> None:
+    async def slowly() -> None:
+        await asyncio.sleep(0.3)
+
+    for times, starts in ((1, 2), (5, 1)):
+        slow = Failing(LAYOUT, run=[slowly])
+
+        async def work(slow: Failing = slow, times: int = times) -> None:
+            store = Store(LAYOUT, [slow], {}, timeout_s=0.15)
+            assert await store.run("tables", ("task",), times) == EVALUATION
+
+        play(work())
+        assert slow.calls["run"] == starts

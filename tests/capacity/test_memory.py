@@ -22,6 +22,7 @@ PRODUCER = """
 from pathlib import Path
 from gsae_ray.activations.producer import Producer
 from gsae_ray.driver.prepare import prepare, producer_spec
+from gsae_ray.evaluation.feature_statistics import FeatureStatistics, Looked
 from gsae_ray.evaluation.task import Evaluate, Probe
 from gsae_ray.config.sweep import Sweep
 plan = prepare(Sweep.model_validate({values!r}), Path({folder!r}))
@@ -30,6 +31,10 @@ before = rss()
 producer = Producer(producer_spec(plan))
 if {what!r} == "produce":
     made = producer.produce(0, sites)
+elif {what!r} == "look at features":
+    sae, trial = Path({folder!r}, "sae"), plan.trials[0]
+    looked = Looked(trial.site, sae, sae / "features", "", "", trial.d_sae, 2 * trial.d_in)
+    producer.run(FeatureStatistics((looked,), plan.sweep.evaluation.features, plan.sweep.language_model, ""))
 else:
     cfg, weights = (Path({folder!r}, name).read_bytes() for name in ("cfg", "weights"))
     sae = plan.trials[0].site, cfg.decode(), weights
@@ -63,7 +68,7 @@ def test_a_trial(architecture: str, n: int, width: int, batch: int, engine: str,
     assert MARGIN * found < predicted < found / MARGIN
 
 
-@pytest.mark.parametrize("what", ["produce", "evaluate", "evaluate the weights", "probe"])
+@pytest.mark.parametrize("what", ["produce", "evaluate", "evaluate the weights", "probe", "look at features"])
 def test_a_producer(what: str, tmp_path: Path) -> None:
     from gsae_ray.language_model.hooks import site_widths
     from gsae_ray.language_model.loading import load_skeleton
@@ -88,6 +93,10 @@ def test_a_producer(what: str, tmp_path: Path) -> None:
             "saes": [{"architecture": "gated", "widths": [512], "l1_coefficient": [1]}],
             "evaluation": {"tokens": 1024, "batch": 1, "probes": [{"name": "p", "data": "builtin", "tokens": 60_000}]},
         },
+        "look at features": {  # of which half are active on a row: the most that there can be
+            "saes": [{"architecture": "standard", "widths": [32_768], "l1_coefficient": [1]}],
+            "evaluation": {"tokens": 1024, "batch": 1, "features": True},
+        },
     }
     given = values(**cases[what])
     sweep = Sweep.model_validate(given)
@@ -99,6 +108,7 @@ def test_a_producer(what: str, tmp_path: Path) -> None:
         cfg, weights = to_bytes(random_sae(trial))
         (tmp_path / "cfg").write_text(cfg)
         (tmp_path / "weights").write_bytes(weights)
+        random_sae(trial).save(tmp_path / "sae")
     predicted = (producer_memory(sweep, skeleton, widths, block, trials).host - PROCESS) / MIB
     found = measured(PRODUCER.format(values=given, folder=str(tmp_path), what=what))
     assert MARGIN * found < predicted < found / MARGIN

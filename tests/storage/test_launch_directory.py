@@ -31,8 +31,12 @@ def sweep_of(**changes: Any) -> Sweep:
         "training": {"tokens": 1024, "batch_size": 64, "lr": 1e-3},
     }
     for key, value in changes.items():
-        section, _, name = key.partition("__")
-        description[section] = {**description.get(section, {}), name: value} if name else value
+        *sections, name = key.split("__")
+        at = description
+        for section in sections:
+            at[section] = {**at.get(section, {})}
+            at = at[section]
+        at[name] = value
     return Sweep.model_validate(description)
 
 
@@ -122,14 +126,22 @@ VALUES = {
     "trials.room_timeout_s": 66.0,
     "references": [{"source": "theirs", "site": "blocks.1.hook_resid_post"}],
     "tracking.registry": False,
+    "evaluation.features": {"contexts": 4},
+    "evaluation.features.saes": "all",
+    "evaluation.features.contexts": 6,
+    "evaluation.features.window": 16,
+    "evaluation.features.tokens": 1000,
 }
+LONELY = {key for key in VALUES if key.startswith("evaluation.features.")}
+"""Keys of a mapping that is not there unless it is asked for."""
 
 
 @pytest.mark.parametrize("key", sorted(OPERATIONAL))
 def test_resuming_allows_what_changes_no_result(tmp_path: Path, key: str) -> None:
-    launch_id, _ = begin_launch(tmp_path, sweep_of(), [], resume=False)
+    before = sweep_of(evaluation__features={}) if key in LONELY else sweep_of()
+    launch_id, _ = begin_launch(tmp_path, before, [], resume=False)
     changed = sweep_of(**{key.replace(".", "__"): VALUES[key]})
-    assert changed != sweep_of()
+    assert changed != before
     assert begin_launch(tmp_path, changed, [], resume=True) == (launch_id, [])
 
 
