@@ -96,9 +96,9 @@ class Elsewhere:
 
     def off(self) -> tuple[Ints, NDArray[np.int32]]:
         """Features, rising, and for each a window in which it is off: the first `OFF` of each, none twice."""
-        feature_P, draw_P, window_P = (of[~self.on_N] for of in (self.feature_N, self.draw_N, self.window_N))
-        order_P = np.lexsort((draw_P, feature_P))
-        feature_P, window_P = feature_P[order_P].astype(np.int64), window_P[order_P]
+        off_P = np.flatnonzero(~self.on_N)
+        off_P = off_P[np.lexsort((self.draw_N[off_P], self.feature_N[off_P]))]
+        feature_P, window_P = self.feature_N[off_P].astype(np.int64), self.window_N[off_P]
         _, new = np.unique(np.stack([feature_P, window_P]), axis=1, return_index=True)
         feature_P, window_P = feature_P[np.sort(new)], window_P[np.sort(new)]
         few_P = np.arange(len(feature_P)) - np.searchsorted(feature_P, feature_P) < OFF

@@ -62,14 +62,20 @@ WHOLE = {
     "probe_auc_raw_5": "mean AUC of probes on five of them",
 }
 """Name -> what is known of an evaluation as a whole: no sum over contexts gives it."""
+RATED = {
+    "detection": "mean balanced accuracy of a rater that tells by explanations where features are on",
+    "fuzzing": "the same of one that tells by them whether marks are right",
+}
+"""Name -> what a language model's ratings of features give (`storage.ratings`): no evaluation does."""
 TRAINING = {"dead_train": "dead_fraction", "dense_train": "dense_fraction"}
 """Metric -> what the last metric row of training calls it: no evaluation gives it."""
 DENSE_SHARE = 0.1
 """A feature that is active on more than this share of rows is dense."""
-Takes = Literal["rows", "model", "features", "training", "probes"]
+Takes = Literal["rows", "model", "features", "training", "probes", "ratings"]
 """What a metric takes: rows and what an SAE makes of them; a language model's losses too; the true features too; or
-nothing of these, but what was logged in training (`TRAINING`), or probes on labelled text (`evaluation.probing`)."""
-BESIDE = ("features", "probes")
+nothing of these, but what was logged in training (`TRAINING`), probes on labelled text (`evaluation.probing`), or a
+language model's ratings of features (`RATED`)."""
+BESIDE = ("features", "probes", "ratings")
 """Of metrics that take these there are columns only where some SAE has them."""
 Better = Literal["high", "low", "one"]
 """Which values of a metric are the better ones: the higher, the lower, those nearer to 1."""
@@ -312,6 +318,29 @@ _of_probes("probe_auc_raw_1", "the same of the 1 coordinate that tells a class m
 _of_probes("probe_auc_raw_5", "the same of the 5 coordinates that do")
 
 
+@metric(
+    "balanced accuracy with which a language model's explanation of a feature tells in which texts it is on; mean over "
+    "rated features",
+    since=1,
+    resampled=False,
+    takes="ratings",
+    interval=True,
+)
+def detection(s: Sums) -> Array:
+    return np.asarray(s["detection"])
+
+
+@metric(
+    "the same of whether the tokens on which it fires are marked",
+    since=1,
+    resampled=False,
+    takes="ratings",
+    interval=True,
+)
+def fuzzing(s: Sums) -> Array:
+    return np.asarray(s["fuzzing"])
+
+
 @metric("rows evaluated", since=1, resampled=False, column=False, better=None)
 def rows(s: Sums) -> Array:
     return np.asarray(s["rows"], np.float64)
@@ -351,7 +380,7 @@ class Totals(dict[str, Any]):
     """
 
     def __missing__(self, name: str) -> Any:
-        if (meaning := {**SUMS, **FEATURE_SUMS, **WHOLE, **TRAINING}.get(name)) is not None:
+        if (meaning := {**SUMS, **FEATURE_SUMS, **WHOLE, **TRAINING, **RATED}.get(name)) is not None:
             raise AbsentSumError(f"{name}: this evaluation has no such sum ({meaning}), and no metric that takes it")
         raise KeyError(name)
 
