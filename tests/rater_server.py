@@ -11,40 +11,32 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-Rule = Callable[[str, list[str]], str]
-"""From the system's message and the pieces of text that follow to an answer; `kind_of` tells what is asked."""
+Rule = Callable[[str, str, list[str]], str]
+"""An answer to: "explain", "detection" or "fuzzing"; the explanation; the pieces of text."""
 
 
-def kind_of(system: str) -> str:
-    if "Answer with one short sentence" in system:
-        return "explain"
-    return "fuzzing" if "marked rightly" in system else "detection"
-
-
-def knows(word: str) -> Rule:
-    """A rater for features that fire on one word, and on each occurrence of it: it is always right."""
-
-    def rule(system: str, pieces: list[str]) -> str:
-        kind = kind_of(system)
-        if kind == "explain":
-            return f"on the word {word}"
-        if kind == "detection":
-            return json.dumps([int(word in piece) for piece in pieces])
-        return json.dumps([int(f"<<{word}>>" in piece) for piece in pieces])
-
-    return rule
+def perfect(kind: str, explanation: str, pieces: list[str]) -> str:
+    """A rater for features that fire on each occurrence of one word and on nothing else: it is always right."""
+    if kind == "explain":
+        (word,) = {word for piece in pieces for word in re.findall(r"<< ?(\w+)>>", piece)}
+        return f"on the word {word}"
+    word = explanation.rpartition(" ")[2]
+    if kind == "detection":
+        assert not any(">>" in piece for piece in pieces), "marks would give it away"
+        return json.dumps([int(word in piece.split()) for piece in pieces])
+    return "I think so:\n```json\n" + json.dumps([int(f"<< {word}>>" in piece) for piece in pieces]) + "\n```"
 
 
 def always(choice: int) -> Rule:
-    def rule(system: str, pieces: list[str]) -> str:
-        return "something" if kind_of(system) == "explain" else json.dumps([choice] * len(pieces))
+    def rule(kind: str, explanation: str, pieces: list[str]) -> str:  # noqa: ARG001
+        return "something" if kind == "explain" else json.dumps([choice] * len(pieces))
 
     return rule
 
 
-def nonsense(system: str, pieces: list[str]) -> str:
-    """Explains, and answers no question after that."""
-    return f"I cannot say that of {len(pieces)} pieces." if kind_of(system) == "explain" else "Yes, mostly!"
+def nonsense(kind: str, explanation: str, pieces: list[str]) -> str:  # noqa: ARG001
+    """Explains, and says nothing that can be read after that."""
+    return f"{len(pieces)} pieces." if kind == "explain" else "[1, 0, maybe]"
 
 
 class RaterServer(http.server.ThreadingHTTPServer):
@@ -121,7 +113,9 @@ class _Handler(http.server.BaseHTTPRequestHandler):
     def _completion(self, body: dict[str, Any]) -> dict[str, Any]:
         system, user = (message["content"] for message in body["messages"])
         pieces = [json.loads(found) for found in re.findall(r'^\d+\. (".*")$', user, re.MULTILINE)]
-        text = self.server.rule(system, pieces)
+        kind = "explain" if "one short sentence" in system else "fuzzing" if "marked rightly" in system else "detection"
+        explanation = re.search(r"^The feature is active so: (.*)$", user, re.MULTILINE)
+        text = self.server.rule(kind, explanation[1] if explanation else "", pieces)
         return {
             "object": "chat.completion",
             "choices": [{"index": 0, "message": {"role": "assistant", "content": text}, "finish_reason": "stop"}],

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
+import pyarrow.compute as pc
 
 from gsae_ray.feature_tables import FeatureTables
 
@@ -50,8 +51,11 @@ def draw(tables: FeatureTables, features: int, seed: int) -> list[Examples]:
     """
     words = tables.texts()
     found: list[Examples] = []
-    fires = np.flatnonzero(tables.features["fired"].to_numpy() > 0)
-    for feature in np.random.default_rng(seed).permutation(fires):
+    shown_F = np.bincount(tables.contexts["feature"].to_numpy(), minlength=tables.features.num_rows)
+    off_F = pc.list_value_length(tables.features["off"]).to_numpy()
+    fires_F = tables.features["fired"].to_numpy() > 0
+    may_do = np.flatnonzero(fires_F & (shown_F >= FEWEST_EXPLAINED + FEWEST_HELD) & (off_F >= FEWEST_HELD))
+    for feature in np.random.default_rng(seed).permutation(may_do):
         if len(found) == features:
             break
         if (examples := examples_of(tables, int(feature), words)) is not None:
@@ -73,7 +77,7 @@ def examples_of(tables: FeatureTables, feature: int, words: Mapping[int, str]) -
     explained = top[::2][:EXPLAINED]
     others = [row for row in rows if row not in explained]
     held = _spread(list(_apart(others, explained)), HELD)
-    beside = tables.contexts.take(tables.features["off"][feature].as_py()).to_pylist()
+    beside = tables.contexts.take(tables.features["off"][feature].values).to_pylist()
     off = list(_apart(beside, explained))[: len(held)]
     if len(explained) < FEWEST_EXPLAINED or len(off) < FEWEST_HELD:
         return None
