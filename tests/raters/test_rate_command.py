@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
@@ -48,7 +49,7 @@ def recorder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Recorder:
     launch_directory.EVALUATED.write(launch / "evaluation.json", {"fingerprint": FINGERPRINT, "encoders": [None]})
     for number, trial in enumerate(GATED[:3]):
         tables = word_tables(seed=number)
-        tables.about.update(sae=content_hash(trials / trial.directory_name / "sae"), heldout=FINGERPRINT)
+        tables.about["sae"], tables.about["heldout"] = content_hash(trials / trial.directory_name / "sae"), FINGERPRINT
         tables.write(trials / trial.directory_name / "features")
     return recorder
 
@@ -64,7 +65,7 @@ def invoke(server: RaterServer, *arguments: object, answer: str | None = None) -
     return CliRunner().invoke(main, ["rate", "small", *map(str, [*where, *arguments])], input=answer)
 
 
-def rated(server: RaterServer, *arguments: object) -> list[dict[str, object]]:
+def rated(server: RaterServer, *arguments: object) -> list[dict[str, Any]]:
     result = invoke(server, "--yes", "--json", *arguments)
     assert result.exit_code == 0, result.output
     return json.loads(result.stdout)
@@ -137,7 +138,7 @@ def test_a_rater_that_answers_nonsense_is_counted_as_unread(server: RaterServer)
     (one, _) = rated(server, "--site", SITE, "--model", "silent")
     assert one["scores"] == {} and all(
         f["explanation"] is None and (f["answers"], f["unread"]) == (1, 1) for f in one["features"]
-    )  # type: ignore[attr-defined]
+    )
 
 
 @pytest.mark.usefixtures("recorder")
@@ -156,7 +157,7 @@ def test_one_that_is_killed_goes_on_without_asking_again(server: RaterServer, tm
     assert 6 <= kept <= before <= kept + 2, "but for those that were on their way"
     server.delay_s = 0
     found = rated(server)
-    assert [one["scores"]["detection"] for one in found] == [1, 1, 1]  # type: ignore[index]
+    assert [one["scores"]["detection"] for one in found] == [1, 1, 1]
     different = len({json.dumps(body, sort_keys=True) for body in server.bodies})
     assert len(server.bodies) - before == different - kept
 
