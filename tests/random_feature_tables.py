@@ -25,6 +25,8 @@ def random_tables(
     for feature in range(d_sae):
         fires = feature >= dead
         fired = int(rng.integers(contexts, 2000)) if fires else 0
+        first = (feature - dead) * contexts
+        off = sorted({int(place) for place in rng.integers((d_sae - dead) * contexts, size=contexts)})
         some = [int(token) for token in rng.choice(len(WORDS), 5, replace=False)]
         others = [int(other) for other in rng.permutation(d_sae) if other != feature][:4]
         falling = sorted((float(value) for value in rng.uniform(0, 1, len(others))), reverse=True)
@@ -46,6 +48,7 @@ def random_tables(
                 "neighbour_cosines": falling,
                 "coactive": others if fires else [],
                 "coactive_shares": falling if fires else [],
+                "off": [place for place in off if not first <= place < first + contexts],
             }
         )
         for rank in range(contexts if fires else 0):

@@ -14,6 +14,7 @@ from gsae_ray.cli.evaluate import evaluate
 from gsae_ray.cli.jobs import list_jobs, logs, status, stop, submit
 from gsae_ray.cli.plan import plan
 from gsae_ray.cli.push import push
+from gsae_ray.cli.rate import rate
 from gsae_ray.cli.report import plot, report
 from gsae_ray.cli.results import best, export, frontier
 from gsae_ray.cli.run import run
@@ -34,7 +35,7 @@ def main() -> None:
 
 _COMMANDS = (
     *(run, plan, submit, status, logs, stop, list_jobs),
-    *(frontier, compare, report, plot, best, evaluate, export, push, collect, study, ui, bench),
+    *(frontier, compare, report, plot, best, evaluate, export, push, collect, study, rate, ui, bench),
 )
 for command in _COMMANDS:
     main.add_command(command)

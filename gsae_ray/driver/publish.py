@@ -129,6 +129,7 @@ def _publish_to(mirror: Mirror, launch: Launch, machines: list[str]) -> Path | N
     for line in mirror.send_references(launch.own_folder):
         launch.log.say(line)
     mirror.send_features(launch.trials)
+    mirror.send_ratings(launch.trials)
     uri = mirror.client.tracking_uri
     page = functools.partial(page_of, uri, mirror.experiment_id)
     drawn = draw_frontier(launch, page, tracking_uri=uri)

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from gsae_ray.evaluation.feature_directions import Nearest
 from gsae_ray.evaluation.feature_firings import Firings, Shown
-from gsae_ray.evaluation.feature_windows import Ranked, Windows, most_frequent
+from gsae_ray.evaluation.feature_windows import Elsewhere, Ranked, Windows, most_frequent
 from gsae_ray.feature_tables.schema import CONTEXTS, FEATURES
 
 TOP_TOKENS = 10
@@ -38,6 +38,7 @@ def features_table(
     near: Nearest,
     beside: Ranked,
     shown: Shown,
+    elsewhere: Elsewhere,
 ) -> pa.Table:
     """`feature_tables.schema.FEATURES`.
 
@@ -49,6 +50,7 @@ def features_table(
         near: their neighbours.
         beside: what is on at their top examples.
         shown: with their top examples.
+        elsewhere: where they are off.
     """
     features, fired_F = len(firings.fired_F), firings.fired_F
     examples_F = (shown.top_FK >= 0).sum(1)
@@ -56,6 +58,7 @@ def features_table(
         none_FK = torch.empty(features, 0)
         logits = Nearest(none_FK, none_FK), Nearest(none_FK, none_FK)
     raised, lowered = logits
+    off_P, window_P = elsewhere.off()
     columns: dict[str, Any] = {
         "feature": np.arange(features, dtype=np.int32),
         "density": fired_F / max(rows, 1),
@@ -75,6 +78,7 @@ def features_table(
         "coactive_shares": _ranked(
             beside, (beside.count_N / np.maximum(examples_F[beside.feature_N], 1)).astype(np.float32), features
         ),
+        "off": pa.ListArray.from_arrays(np.searchsorted(off_P, np.arange(features + 1)).astype(np.int32), window_P),
     }
     return pa.table(columns, schema=FEATURES)
 

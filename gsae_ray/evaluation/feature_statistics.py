@@ -25,7 +25,7 @@ from gsae_ray.config.site import Site
 from gsae_ray.data.tokens import PADDING, model_input
 from gsae_ray.errors import not_finite
 from gsae_ray.evaluation.feature_firings import EDGES, FIRINGS_BYTES, SAMPLE, Firings, Ints, Shown
-from gsae_ray.evaluation.feature_windows import BESIDE, WINDOW_BYTES, Beside, Windows
+from gsae_ray.evaluation.feature_windows import BESIDE, OFF_BYTES, WINDOW_BYTES, Beside, Elsewhere, Windows
 from gsae_ray.evaluation.task import evaluator_of
 from gsae_ray.feature_tables import About, FeatureTables, are_current
 from gsae_ray.feature_tables.schema import TOKENS, VERSION
@@ -73,7 +73,7 @@ def feature_bytes(settings: FeatureSettings) -> int:
     """The most that arrays of a pass take for each feature, in bytes: the first, or the second with its tables."""
     top, window = settings.top, settings.window
     first, kept = FIRINGS_BYTES + 12 * top, FIRINGS_BYTES - 12 * SAMPLE
-    second = kept + settings.contexts * (2 * FLOAT * window + 2 * WINDOW_BYTES) + FLOAT * top * BESIDE + 512
+    second = kept + settings.contexts * (2 * FLOAT * window + 2 * WINDOW_BYTES) + FLOAT * top * BESIDE + OFF_BYTES + 512
     return max(first, second)
 
 
@@ -170,7 +170,8 @@ class _Making:
             del one.top, one.sample  # before the second pass
         windows = [Windows(one, self.tokens_ET, self.lengths_E, settings.window) for one in shown]
         beside = [Beside(one.top_FK) for one in shown]
-        self._second_pass(windows, beside)
+        elsewhere = [Elsewhere(one, sae.cfg.d_sae, SEED) for one, sae in zip(windows, self.saes, strict=True)]
+        self._second_pass(windows, beside, elsewhere)
         unembedding = _unembedding(self.evaluator)
         for index in range(len(self.group)):
             self._write(
@@ -181,6 +182,7 @@ class _Making:
                 shown[index],
                 windows[index],
                 beside[index],
+                elsewhere[index],
                 unembedding,
             )
 
@@ -197,7 +199,9 @@ class _Making:
                     one.add(feature_N.cpu().numpy(), value_N, row_R[part][r.cpu().numpy()])
         return rows
 
-    def _second_pass(self, windows: Sequence[Windows], beside: Sequence[Beside]) -> None:
+    def _second_pass(
+        self, windows: Sequence[Windows], beside: Sequence[Beside], elsewhere: Sequence[Elsewhere]
+    ) -> None:
         """Fills in what is shown."""
         size = self.evaluator.batch * self.positions
         shown = [i for i in range(len(self.slices)) if any(one.needs(i * size, (i + 1) * size - 1) for one in windows)]
@@ -207,6 +211,7 @@ class _Making:
                 for part, acts_RF in self._encoded(index, x_RD, functools.partial(_is_shown, one, row_R)):
                     one.fill(acts_RF, row_R[part])
                     beside[index].add(acts_RF, row_R[part])
+                    elsewhere[index].look(acts_RF, row_R[part])
 
     def _passes(self, slices: Sequence[int]) -> Iterator[dict[str, tuple[Tensor, Ints]]]:
         """Site -> (rows that take part, their numbers), slice by slice; one forward pass for all sites."""
@@ -251,6 +256,7 @@ class _Making:
         shown: Shown,
         windows: Windows,
         beside: Beside,
+        elsewhere: Elsewhere,
         unembedding: Unembedding | None,
     ) -> None:
         """Writes an SAE's tables."""
@@ -267,7 +273,7 @@ class _Making:
         if unembedding is not None and writes_to_residual_stream(Site(looked.site)) and width == unembedding.width:
             logits = logit_effects(sae.W_dec, unembedding)
         near, coactive = neighbours(sae.W_dec), beside.coactive(firings.fired_F)
-        features = features_table(firings, rows, tokens, logits, near, coactive, shown)
+        features = features_table(firings, rows, tokens, logits, near, coactive, shown, elsewhere)
         contexts = contexts_table(windows, shown, self.tokens_ET)
         ids = token_ids(features, contexts)
         texts = pa.table({"token": ids, "text": token_texts(self.task.model, ids)}, schema=TOKENS)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -17,8 +18,12 @@ BESIDE = 64
 """Of a row, so many features count as on: those with the largest activations."""
 FEATURES_AT_ONCE = 2048
 """Features whose coactive ones are counted at a time."""
-WINDOW_BYTES = 4 + 8 + 8 + 4
+WINDOW_BYTES = 4 + 8 + 8 + 4 + 4
 """Bytes of a window without its activations."""
+DRAWN, OFF = 16, 10
+"""Windows that are drawn for each feature to be looked at for one in which it is off, and that are kept at most."""
+OFF_BYTES = DRAWN * (4 + 4 + 1 + 4 + 8 + 8 + 1)
+"""Bytes of them a feature."""
 
 
 class Windows:
@@ -49,27 +54,81 @@ class Windows:
         """The row of each window's first token."""
         self.activations_WT = np.zeros((len(self.row_W), window), np.float32)
         self._order_W = np.argsort(self.first_W, kind="stable")
-        self._sorted_W = self.first_W[self._order_W]
+        self._sorted_W, self._lengths_W = self.first_W[self._order_W], self.length_W[self._order_W]
 
     def fill(self, acts_RF: Tensor, row_R: Ints) -> None:
         """Fills in activations of rows, whose numbers rise."""
         window = self.activations_WT.shape[1]
-        begin = np.searchsorted(self._sorted_W, row_R[0] - window, side="right")
-        end = np.searchsorted(self._sorted_W, row_R[-1], side="right")
-        at_once = max(1, 2**22 // len(row_R))
-        for start in range(int(begin), int(end), at_once):
-            windows = self._order_W[start : min(start + at_once, int(end))]
-            offset_RW = row_R[:, None] - self.first_W[windows]
-            r, w = np.nonzero((offset_RW >= 0) & (offset_RW < self.length_W[windows]))
-            if len(r):
-                feature_N = torch.from_numpy(self.feature_W[windows[w]].astype(np.int64)).to(acts_RF.device)
-                values_N = acts_RF[torch.from_numpy(r).to(acts_RF.device), feature_N].cpu().numpy()
-                self.activations_WT[windows[w], offset_RW[r, w]] = values_N
+        for r, n, offset in _inside(self._sorted_W, self._lengths_W, window, row_R):
+            windows = self._order_W[n]
+            self.activations_WT[windows, offset] = _values(acts_RF, r, self.feature_W[windows])
 
     def needs(self, first: int, last: int) -> bool:
         """Whether some window reaches into rows of these numbers, both ends included."""
         begin = np.searchsorted(self._sorted_W, first - self.activations_WT.shape[1], side="right")
         return bool(begin < np.searchsorted(self._sorted_W, last, side="right"))
+
+
+class Elsewhere:
+    """Windows of other features, drawn for each feature, and whether it is off throughout each of them."""
+
+    def __init__(self, windows: Windows, features: int, seed: int) -> None:
+        """Draws them, whatever the features do there.
+
+        Args:
+            windows: of the same SAE.
+            features: how many it has.
+            seed: the same draws the same.
+        """
+        self._window = windows.activations_WT.shape[1]
+        drawn = DRAWN * features if len(windows.first_W) else 0
+        window_N = np.random.default_rng(seed).integers(max(len(windows.first_W), 1), size=drawn).astype(np.int32)
+        order_N = np.argsort(windows.first_W[window_N], kind="stable")
+        self.window_N = window_N[order_N]
+        self.feature_N, self.draw_N = (order_N // DRAWN).astype(np.int32), (order_N % DRAWN).astype(np.int8)
+        self._sorted_N, self._lengths_N = windows.first_W[self.window_N], windows.length_W[self.window_N]
+        self.on_N = np.zeros(drawn, bool)
+
+    def look(self, acts_RF: Tensor, row_R: Ints) -> None:
+        """Looks at rows, whose numbers rise."""
+        for r, n, _ in _inside(self._sorted_N, self._lengths_N, self._window, row_R):
+            self.on_N[n[_values(acts_RF, r, self.feature_N[n]) > 0]] = True
+
+    def off(self) -> tuple[Ints, NDArray[np.int32]]:
+        """Features, rising, and for each a window in which it is off: the first `OFF` of each, none twice."""
+        off_P = np.flatnonzero(~self.on_N)
+        off_P = off_P[np.lexsort((self.draw_N[off_P], self.feature_N[off_P]))]
+        feature_P, window_P = self.feature_N[off_P].astype(np.int64), self.window_N[off_P]
+        _, new = np.unique(np.stack([feature_P, window_P]), axis=1, return_index=True)
+        feature_P, window_P = feature_P[np.sort(new)], window_P[np.sort(new)]
+        few_P = np.arange(len(feature_P)) - np.searchsorted(feature_P, feature_P) < OFF
+        return feature_P[few_P], window_P[few_P]
+
+
+def _inside(sorted_N: Ints, length_N: NDArray[np.int32], window: int, row_R: Ints) -> Iterator[tuple[Ints, Ints, Ints]]:
+    """Which rows lie in which windows: places of rows, numbers of windows, and places of the rows in these.
+
+    Args:
+        sorted_N: the row of each window's first token, rising.
+        length_N: tokens of each.
+        window: the most tokens.
+        row_R: numbers of rows, rising.
+    """
+    begin = np.searchsorted(sorted_N, row_R[0] - window, side="right")
+    end = np.searchsorted(sorted_N, row_R[-1], side="right")
+    at_once = max(1, 2**22 // len(row_R))
+    for start in range(int(begin), int(end), at_once):
+        some = slice(start, min(start + at_once, int(end)))
+        offset_RN = row_R[:, None] - sorted_N[some]
+        r, n = np.nonzero((offset_RN >= 0) & (offset_RN < length_N[some]))
+        if len(r):
+            yield r, n + start, offset_RN[r, n]
+
+
+def _values(acts_RF: Tensor, row_N: Ints, feature_N: NDArray[np.int32]) -> NDArray[np.float32]:
+    """The activation of each feature on each row."""
+    rows, features = (torch.from_numpy(n.astype(np.int64)).to(acts_RF.device) for n in (row_N, feature_N))
+    return acts_RF[rows, features].float().cpu().numpy()
 
 
 class Ranked(NamedTuple):

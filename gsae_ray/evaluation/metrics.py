@@ -65,14 +65,20 @@ WHOLE = {
     "probe_f1_raw_5": "mean F1 of probes on five of them",
 }
 """Name -> what is known of an evaluation as a whole: no sum over contexts gives it."""
+RATED = {
+    "detection": "mean balanced accuracy of a rater that tells by explanations where features are on",
+    "fuzzing": "the same of one that tells by them whether marks are right",
+}
+"""Name -> what a language model's ratings of features give (`storage.ratings`): no evaluation does."""
 TRAINING = {"dead_train": "dead_fraction", "dense_train": "dense_fraction"}
 """Metric -> what the last metric row of training calls it: no evaluation gives it."""
 DENSE_SHARE = 0.1
 """A feature that is active on more than this share of rows is dense."""
-Takes = Literal["rows", "model", "features", "training", "probes"]
+Takes = Literal["rows", "model", "features", "training", "probes", "ratings"]
 """What a metric takes: rows and what an SAE makes of them; a language model's losses too; the true features too; or
-nothing of these, but what was logged in training (`TRAINING`), or probes on labelled text (`evaluation.probing`)."""
-BESIDE = ("features", "probes")
+nothing of these, but what was logged in training (`TRAINING`), probes on labelled text (`evaluation.probing`), or a
+language model's ratings of features (`RATED`)."""
+BESIDE = ("features", "probes", "ratings")
 """Of metrics that take these there are columns only where some SAE has them."""
 Better = Literal["high", "low", "one"]
 """Which values of a metric are the better ones: the higher, the lower, those nearer to 1."""
@@ -224,48 +230,46 @@ def dense_train(s: Sums) -> Array:
     return np.asarray(s["dense_train"])
 
 
-@metric(
+def _as_it_is(
+    name: str, meaning: str, takes: Takes, *, better: Better | None = "high", table: bool = False, interval: bool = True
+) -> None:
+    """Adds a metric that was measured as a whole, not as sums over contexts."""
+
+    def formula(s: Sums) -> Array:
+        return np.asarray(s[name])
+
+    formula.__name__ = name
+    metric(meaning, since=1, resampled=False, table=table, better=better, takes=takes, interval=interval)(formula)
+
+
+_as_it_is(
+    "mcc",
     "mean over the true features of |cosine| with the decoder row of the alive latent that is matched to them, one to "
     "one; 0 where none is left",
-    since=1,
-    resampled=False,
+    "features",
     table=True,
-    takes="features",
+    interval=False,
 )
-def mcc(s: Sums) -> Array:
-    return np.asarray(s["mcc"])
-
-
-@metric(
+_as_it_is(
+    "feature_precision",
     "of the rows on which its matched latent is active, the share on which a true feature is; mean over the features",
-    since=1,
-    resampled=False,
+    "features",
     table=True,
-    takes="features",
+    interval=False,
 )
-def feature_precision(s: Sums) -> Array:
-    return np.asarray(s["feature_precision"])
-
-
-@metric(
+_as_it_is(
+    "feature_recall",
     "of the rows on which a true feature is active, the share on which its matched latent is; mean over the features",
-    since=1,
-    resampled=False,
+    "features",
     table=True,
-    takes="features",
+    interval=False,
 )
-def feature_recall(s: Sums) -> Array:
-    return np.asarray(s["feature_recall"])
-
-
-@metric(
+_as_it_is(
+    "feature_f1",
     "harmonic mean of a true feature's precision and recall; mean over the features",
-    since=1,
-    resampled=False,
-    takes="features",
+    "features",
+    interval=False,
 )
-def feature_f1(s: Sums) -> Array:
-    return np.asarray(s["feature_f1"])
 
 
 @metric(
@@ -296,24 +300,18 @@ def true_l0(s: Sums) -> Array:
     return _ratio(s["true_active"], s["rows"])
 
 
-def _of_probes(name: str, meaning: str, better: Better | None = None) -> None:
-    """Adds a metric of probes, a mean over tasks, as `evaluation.probing` measures it with its interval."""
-
-    def formula(s: Sums) -> Array:
-        return np.asarray(s[name])
-
-    formula.__name__ = name
-    metric(f"{meaning}; mean over tasks", since=1, resampled=False, better=better, takes="probes", interval=True)(
-        formula
-    )
-
-
 for _of, _named in {"auc": "AUC", "f1": "F1"}.items():
-    _of_probes(f"probe_{_of}", f"{_named} of logistic regressions on the 5 features that tell a class most", "high")
-    _of_probes(f"probe_{_of}_1", "the same of the 1 feature that does", "high")
-    _of_probes(f"probe_{_of}_raw", f"{_named} of logistic regressions on all coordinates of the activations")
-    _of_probes(f"probe_{_of}_raw_1", "the same of the 1 coordinate that tells a class most")
-    _of_probes(f"probe_{_of}_raw_5", "the same of the 5 coordinates that do")
+    _kinds: list[tuple[str, str, Better | None]] = [
+        ("", f"{_named} of logistic regressions on the 5 features that tell a class most", "high"),
+        ("_1", "the same of the 1 feature that does", "high"),
+        ("_raw", f"{_named} of logistic regressions on all coordinates of the activations", None),
+        ("_raw_1", "the same of the 1 coordinate that tells a class most", None),
+        ("_raw_5", "the same of the 5 coordinates that do", None),
+    ]
+    for _probe, _meaning, _better in _kinds:
+        _as_it_is(f"probe_{_of}{_probe}", f"{_meaning}; mean over tasks", "probes", better=_better)
+for _score, _meaning in RATED.items():
+    _as_it_is(_score, f"{_meaning}; over the features that were rated", "ratings")
 
 
 @metric("rows evaluated", since=1, resampled=False, column=False, better=None)
@@ -355,7 +353,7 @@ class Totals(dict[str, Any]):
     """
 
     def __missing__(self, name: str) -> Any:
-        if (meaning := {**SUMS, **FEATURE_SUMS, **WHOLE, **TRAINING}.get(name)) is not None:
+        if (meaning := {**SUMS, **FEATURE_SUMS, **WHOLE, **TRAINING, **RATED}.get(name)) is not None:
             raise AbsentSumError(f"{name}: this evaluation has no such sum ({meaning}), and no metric that takes it")
         raise KeyError(name)
 

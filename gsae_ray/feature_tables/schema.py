@@ -6,7 +6,7 @@ from typing import Any
 
 import pyarrow as pa
 
-VERSION = 1
+VERSION = 2
 """Of these tables; a change of what a column means raises it."""
 
 
@@ -35,6 +35,7 @@ FEATURES = _schema(
         "neighbour_cosines": (_FLOATS, "cosine of each of them"),
         "coactive": (_INTS, "the features that are on most often where it is largest"),
         "coactive_shares": (_FLOATS, "share of its top examples on which each of them is on"),
+        "off": (_INTS, "rows of contexts.parquet, of other features, drawn at random, in which it is off throughout"),
     }
 )
 """One row for each feature, in their order."""

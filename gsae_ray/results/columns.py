@@ -25,8 +25,8 @@ REST = (
     "launch",
     "origin",
 )
-
-
+RATER = "rater"
+"""The column that says which model has rated features (`gsae-ray rate`)."""
 ALWAYS = ("architecture", "d_sae", "sparsity")
 """Columns that every table for readers shows."""
 WHERE_THEY_DIFFER = (
@@ -53,7 +53,8 @@ def columns(rows: pd.DataFrame | None = None) -> list[str]:
         rows: of it; metrics of true features and of probes are columns only where some SAE has them.
     """
     measured = [*metrics.columns(), *([] if rows is None else beside(rows))]
-    return [*SETTINGS, *measured, *REST, *ends(measured)]
+    rated = [RATER] if any(name in metrics.RATED for name in measured) else []
+    return [*SETTINGS, *measured, *REST, *rated, *ends(measured)]
 
 
 def ends(measured: Iterable[str]) -> list[str]:

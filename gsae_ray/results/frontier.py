@@ -12,8 +12,9 @@ import pandas as pd
 
 from gsae_ray.errors import UserError, first_line, suggest
 from gsae_ray.evaluation import metrics
+from gsae_ray.evaluation.bootstrap import low_and_high
 from gsae_ray.evaluation.metrics import METRICS
-from gsae_ray.results.columns import beside, columns, ends
+from gsae_ray.results.columns import RATER, beside, columns, ends
 from gsae_ray.results.comparison import (
     LOSS_RECOVERED,
     STOPPED_AT,
@@ -37,7 +38,7 @@ from gsae_ray.results.outcomes import (
 )
 from gsae_ray.results.references import UNKNOWN, row_of, trained_elsewhere
 from gsae_ray.results.trial_row import row_of_trial
-from gsae_ray.tracking.tags import STOPPED
+from gsae_ray.tracking.tags import RATINGS, STOPPED
 
 MEANINGFUL_NATS = 0.05
 """Where zero-ablation costs less than this, loss recovered is a ratio of noise."""
@@ -261,12 +262,23 @@ def _evaluated(
             for outcome, row in finished
             for l0, evaluation in sorted(outcomes.pursuit(outcome).items())
         ]
-    return [row | metrics_of(outcome.evaluation) | _of_training(outcome) for outcome, row in finished]
+    return [
+        row | metrics_of(outcome.evaluation) | _of_training(outcome) | _of_ratings(outcome) for outcome, row in finished
+    ]
 
 
 def _of_training(outcome: Outcome) -> dict[str, float]:
     """The metrics of the last interval of training that are columns; NaN for those that were not logged."""
     return {name: outcome.metrics.get(f"train/{row}", float("nan")) for name, row in metrics.TRAINING.items()}
+
+
+def _of_ratings(outcome: Outcome) -> dict[str, Any]:
+    """What a language model's ratings of features come to, with the ends of their intervals; nothing without any."""
+    if RATINGS not in outcome.tags:
+        return {}
+    told = json.loads(outcome.tags[RATINGS])
+    names = [name for score in metrics.RATED for name in (score, *low_and_high(score))]
+    return {RATER: told["rater"], **{name: float(told.get(name, "nan")) for name in names}}
 
 
 def _snapshots(outcomes: Outcomes, finished: Iterable[tuple[Outcome, dict[str, Any]]]) -> list[dict[str, Any]]:
@@ -295,7 +307,7 @@ def _named(row: pd.Series[Any]) -> str:
 
 def _not_finite(rows: pd.DataFrame) -> Iterator[tuple[pd.Series[Any], list[str]]]:
     """Table rows with the metrics of each that are not finite, of those that evaluations of its schema carry."""
-    left_out = ["training", "probes", *([] if quality_of(rows) == LOSS_RECOVERED else ["model"])]
+    left_out = ["training", "probes", "ratings", *([] if quality_of(rows) == LOSS_RECOVERED else ["model"])]
     names = [name for name in [*metrics.columns(), *beside(rows)] if METRICS[name].takes not in left_out]
     for _, row in rows.iterrows():
         carried = [name for name in names if METRICS[name].since <= row["schema"]]
@@ -329,6 +341,10 @@ def _caveats(rows: pd.DataFrame, tokens: int | str | None) -> list[str]:
     notes += [f"{_named(row)} has no finite {', '.join(undefined)}" for row, undefined in _not_finite(rows)]
     for _, row in rows.iterrows():
         notes += trained_elsewhere(row["origin"], row["site"], row["trained_at"])
+    if RATER in rows and len(raters := sorted(set(rows[RATER].dropna()))) > 1:
+        notes.append(
+            f"detection and fuzzing are by {len(raters)} raters ({', '.join(raters)}), and compare only within each"
+        )
     outdated = own[own["schema"] < metrics.schema_version()]
     if len(outdated):
         lacking = [name for name, metric in METRICS.items() if metric.since > outdated["schema"].min()]

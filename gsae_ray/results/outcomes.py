@@ -22,6 +22,7 @@ from gsae_ray.names import local_path
 from gsae_ray.storage.evaluations import EvaluationRequest, Snapshot, Subject, schema_of
 from gsae_ray.storage.launch_directory import EVALUATED, asked_in, find_trial
 from gsae_ray.storage.launch_directory import LAUNCH as LAUNCH_FILE
+from gsae_ray.storage.ratings import summary_of
 from gsae_ray.storage.references import evaluation_of, folder_of, reference_id, references_of
 from gsae_ray.storage.stopped import StoppedTrials
 from gsae_ray.storage.trial_directory import TrialDirectory
@@ -34,6 +35,7 @@ from gsae_ray.tracking.tags import (
     IDENTITY,
     LAUNCH,
     ORIGIN,
+    RATINGS,
     SCHEMA,
     SOURCE,
     STOPPED,
@@ -274,6 +276,8 @@ class StorageOutcomes:
                 tags |= {EVALUATION: request.fingerprint, SCHEMA: str(min(map(schema_of, evaluations.values())))}
                 for row in (*directory.rows()[0], *evaluations.values()):
                     metrics |= _finite(row["metrics"])
+                if (ratings := directory.ratings(request.fingerprint)) is not None:
+                    tags[RATINGS] = json.dumps(summary_of(ratings))
             elif status.failure is not None:
                 tags[FAILURE] = status.failure
             elif not status.trained and (stop := StoppedTrials(folder).get(name)) is not None:

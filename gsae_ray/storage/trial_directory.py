@@ -17,6 +17,7 @@ snapshots/{tokens}/          the SAE as it was after so many tokens, finished; t
 evaluations/{fingerprint}-snapshot-{tokens}.json   the same of a snapshot; step is its tokens
 evaluations/{fingerprint}-probes-{hash}.json   the same of probes on labelled text with that hash; without sums
 features/                    tables of what the finished SAE's features fire on (see `feature_tables`)
+ratings.json                 what a language model says about some of them (see `storage.ratings`)
 
 What is damaged is as if it were not there, and is made again: rows and checkpoints from the checkpoint before, the
 finished SAE by training, an evaluation by evaluating. A snapshot is made again only by training that comes past it.
@@ -53,6 +54,7 @@ from gsae_ray.storage.evaluations import (
     suffix_of,
 )
 from gsae_ray.storage.metric_rows import START, Cursor, MetricRows, Row, numbers
+from gsae_ray.storage.ratings import RATINGS, RATINGS_FILE, Ratings
 from gsae_ray.storage.snapshots import Snapshots
 
 if TYPE_CHECKING:
@@ -188,6 +190,13 @@ class TrialDirectory:
         """
         evaluation = EVALUATION.read_whole(self._evaluation_path(fingerprint, subject), self.storage)
         return evaluation if evaluation and evaluation["sae"] == self._content(subject) else None
+
+    def ratings(self, fingerprint: str) -> Ratings | None:
+        """What was said about the finished SAE's features on that held-out text; None where nothing was."""
+        ratings = RATINGS_FILE.read_whole(self.path / RATINGS, self.storage)
+        return (
+            ratings if ratings and (ratings["sae"], ratings["heldout"]) == (self._content(None), fingerprint) else None
+        )
 
     def _content(self, subject: Subject) -> str | None:
         """The hash of the SAE that is evaluated; None where there is none."""

@@ -33,7 +33,9 @@ def refuse_password(address: str, option: str = "--tracking-uri") -> None:
         raise UserError(f"{option}: what was given is not an address (SCHEME://HOST:PORT)") from None
     if not _has_password(address):
         return
-    if option == "--address":
+    if option == "--endpoint":
+        remedy = "name the environment variable that has the key: --api-key-env"
+    elif option == "--address":
         remedy = "put the cluster's token into ~/.ray/auth_token or RAY_AUTH_TOKEN"
     elif parts.scheme in HTTP:
         remedy = "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"

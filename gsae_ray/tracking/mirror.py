@@ -37,6 +37,7 @@ from gsae_ray.tracking.inputs import Inputs, dataset_inputs, model_inputs
 from gsae_ray.tracking.note import compose, merged, room_beside
 from gsae_ray.tracking.pages import trials_page
 from gsae_ray.tracking.params import trial_params
+from gsae_ray.tracking.ratings import send_ratings
 from gsae_ray.tracking.references import send_references
 from gsae_ray.tracking.registry import Registry
 from gsae_ray.tracking.runs import find_run
@@ -316,6 +317,10 @@ class Mirror:
     def send_features(self, trials: Sequence[Trial]) -> None:
         """Sends the tables of features that trials have; see `tracking.features`."""
         send_features(self.client, self.experiment_id, self.launch_id, trials, self.evaluation.fingerprint)
+
+    def send_ratings(self, trials: Sequence[Trial]) -> None:
+        """Sends the ratings of features that trials have; see `tracking.ratings`."""
+        send_ratings(self.client, self.experiment_id, self.launch_id, trials, self.evaluation.fingerprint)
 
     def log_launch(
         self, metrics: dict[str, float], artifacts: Sequence[Path] = (), machines: Sequence[str] = ()

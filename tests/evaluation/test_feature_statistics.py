@@ -155,6 +155,18 @@ def test_pieces_have_the_activation_of_every_token(
         np.testing.assert_allclose(row["activations"], expected, rtol=1e-5, atol=1e-6)
 
 
+def test_a_feature_is_off_in_the_pieces_that_say_so(tables: FeatureTables, dense: tuple[np.ndarray, Tensor]) -> None:
+    rows, found = tables.contexts.to_pylist(), 0
+    for feature, off in enumerate(tables.features["off"].to_pylist()):
+        assert len(set(off)) == len(off) <= feature_windows.OFF
+        found += len(off)
+        for row in (rows[place] for place in off):
+            assert row["feature"] != feature
+            assert (dense[0][row["context"], row["start"] : row["start"] + 5, feature] == 0).all()
+    rare = tables.features["density"].to_numpy() < 0.02
+    assert found and all(tables.features["off"].to_pylist()[feature] for feature in np.flatnonzero(rare))
+
+
 def test_tokens_and_coactive_features_are_those_of_the_rows(
     tables: FeatureTables, dense: tuple[np.ndarray, Tensor], tokens_ET: Tensor
 ) -> None:

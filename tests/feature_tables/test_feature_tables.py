@@ -44,7 +44,7 @@ def test_other_columns_and_versions_are_refused(tmp_path: Path) -> None:
         feature_tables.read(tmp_path)
     tables.about["version"] += 1
     tables.write(tmp_path)
-    with pytest.raises(DamagedError, match="of version 2, not 1"):
+    with pytest.raises(DamagedError, match="of version 3, not 2"):
         feature_tables.read(tmp_path)
 
 

@@ -1,0 +1,205 @@
+"""A server that speaks OpenAI's protocol of chat completions: one request, tried again where that may help."""
+
+from __future__ import annotations
+
+import contextlib
+import email.utils
+import threading
+import time
+from collections.abc import Callable
+from typing import Any, NamedTuple
+from urllib.parse import urlsplit
+
+import requests
+
+from gsae_ray.errors import UserError, first_line, shown
+from gsae_ray.raters.prompts import Messages
+from gsae_ray.tracking.credentials import HTTP, refuse_password
+
+TRIES = 6
+"""Times that a request is sent at most."""
+PAUSE_S = 1.0
+"""After the first one; twice as long after each further one."""
+LONGEST_PAUSE_S = 300.0
+"""A server that asks for more than this (Retry-After) is not waited for."""
+CONNECT_S, ANSWER_S = 10.0, 300.0
+CHARACTERS = 4
+"""Of a token, about: for what servers do not count, and before they have."""
+KEPT = "what was answered is kept, and the same command goes on from there"
+
+
+class Answer(NamedTuple):
+    """What a model says, and the tokens that it took."""
+
+    text: str
+    sent: int
+    got: int
+
+
+class NotTakenError(Exception):
+    """The endpoint does not take this one request, whatever it does with others."""
+
+
+class Endpoint:
+    """A model behind a server's `/chat/completions`. Threads may share it."""
+
+    def __init__(self, url: str, model: str, key: str | None = None, max_tokens: int = 500, pause_s: float = PAUSE_S):
+        """Asks nothing yet.
+
+        Args:
+            url: what `/chat/completions` follows, e.g. `http://127.0.0.1:8000/v1`.
+            model: as the server calls it.
+            key: is sent as bearer token; None: none is.
+            max_tokens: of an answer.
+            pause_s: as `PAUSE_S`.
+
+        Raises:
+            UserError: that is no such address, or it has a password in it.
+        """
+        refuse_password(url, "--endpoint")
+        if urlsplit(url).scheme not in HTTP or not urlsplit(url).hostname or urlsplit(url).query:
+            raise UserError(
+                f"--endpoint: {shown(url)} is no address of a server; give what /chat/completions follows, e.g. "
+                "http://127.0.0.1:8000/v1"
+            )
+        self.url, self.model = url.rstrip("/"), model
+        self.stopped = threading.Event()
+        """Set: no request is tried again, and none is begun."""
+        self._parameters: dict[str, Any] = {"temperature": 0, "max_tokens": max_tokens}
+        self._key, self._pause_s = key, pause_s
+        self._sessions = threading.local()
+        self._has_answered = False
+        self._wait_until = 0.0
+
+    def body(self, messages: Messages) -> dict[str, Any]:
+        """What is sent, and what an answer depends on."""
+        return {"model": self.model, "messages": messages, **self._parameters}
+
+    def ask(self, messages: Messages) -> Answer:
+        """Sends a request until it is answered.
+
+        Raises:
+            NotTakenError: this request is refused, and others were not.
+            UserError: the server is away, refuses the key or all requests, or does not speak the protocol.
+        """
+        said = ""
+        for attempt in range(TRIES):
+            self._pause(attempt)
+            try:
+                response = self._send(messages)
+            except requests.RequestException as error:
+                said = f"does not answer ({self._safe(first_line(error))})"
+                if not self._has_answered and isinstance(error, requests.ConnectionError):
+                    break  # nobody is there, which waiting does not mend
+                continue
+            if response.status_code == requests.codes.ok:
+                if (answer := _read(response, messages)) is not None:
+                    self._has_answered = True
+                    return answer
+                said = f"answers what is no chat completion ({self._safe(response.text)})"
+                if not self._has_answered:
+                    break
+                continue
+            said = f"answers {response.status_code} ({self._safe(_message(response))})"
+            if response.status_code != requests.codes.too_many_requests and response.status_code < 500:
+                self._refuse(response.status_code, said)
+            self._heed(response)
+        raise UserError(f"--endpoint: {self.url} {said}; {KEPT}")
+
+    def _send(self, messages: Messages) -> requests.Response:
+        if not hasattr(self._sessions, "session"):
+            self._sessions.session = requests.Session()
+        return self._sessions.session.post(
+            f"{self.url}/chat/completions",
+            json=self.body(messages),
+            auth=self._authorise,  # given, so that requests does not look for a login in ~/.netrc
+            timeout=(CONNECT_S, ANSWER_S),
+            allow_redirects=False,
+        )
+
+    def _authorise(self, request: requests.PreparedRequest) -> requests.PreparedRequest:
+        if self._key is not None:
+            request.headers["Authorization"] = f"Bearer {self._key}"
+        return request
+
+    def _pause(self, attempt: int) -> None:
+        """Waits before a request: longer with each attempt, and as long as the server has asked all of them to."""
+        pause = self._pause_s * 2 ** (attempt - 1) if attempt else 0.0
+        if self.stopped.wait(max(pause, self._wait_until - time.monotonic(), 0.0)):
+            raise UserError(f"stopped; {KEPT}")
+
+    def _heed(self, response: requests.Response) -> None:
+        """Has all requests wait as long as a server asks for."""
+        asked = _seconds(response.headers.get("Retry-After", ""))
+        if asked > LONGEST_PAUSE_S:
+            raise UserError(
+                f"--endpoint: {self.url} answers {response.status_code} and asks to be left alone for {asked:,.0f} s; "
+                f"{KEPT}"
+            )
+        self._wait_until = max(self._wait_until, time.monotonic() + asked)
+
+    def _refuse(self, status: int, said: str) -> None:
+        """Raises the error of a status that another try would not change."""
+        if status in (requests.codes.unauthorized, requests.codes.forbidden):
+            remedy = "name the environment variable that has another: --api-key-env"
+            what = "refuses the key" if self._key is not None else "wants a key"
+            raise UserError(f"--api-key-env: {self.url} {what}: it {said}; {remedy}; {KEPT}")
+        if status == requests.codes.not_found or 300 <= status < 400:
+            raise UserError(
+                f"--endpoint: {self.url} {said}; is it what /chat/completions follows (…/v1), and is --model "
+                f"{self.model} one of its models?"
+            )
+        if not self._has_answered:
+            raise UserError(f"--endpoint: {self.url} {said}; nothing was answered so far")
+        raise NotTakenError(said)
+
+    def _safe(self, text: str) -> str:
+        """What a server says, short and without the key."""
+        return shown(text if self._key is None else text.replace(self._key, "***"), quoted=False)
+
+
+def estimated_tokens(messages: Messages) -> int:
+    """About how many tokens a request has."""
+    return sum(len(message["content"]) // CHARACTERS + 4 for message in messages)
+
+
+def _read(response: requests.Response, messages: Messages) -> Answer | None:
+    """The answer in a chat completion; None where it is none. A model that says nothing has answered, too."""
+    try:
+        found = response.json()
+        text = found["choices"][0]["message"].get("content")
+        usage = found.get("usage") or {}
+        if not isinstance(text, str | None):
+            return None
+    except (ValueError, LookupError, TypeError, AttributeError):
+        return None
+    text = text or ""
+    return Answer(
+        text,
+        _count(usage, "prompt_tokens", estimated_tokens(messages)),
+        _count(usage, "completion_tokens", -(-len(text) // CHARACTERS)),
+    )
+
+
+def _count(usage: Any, name: str, otherwise: int) -> int:
+    value = usage.get(name) if isinstance(usage, dict) else None
+    return value if isinstance(value, int) and value >= 0 else otherwise
+
+
+def _message(response: requests.Response) -> str:
+    """What a server says about an error."""
+    with contextlib.suppress(ValueError, LookupError, TypeError):
+        return str(response.json()["error"]["message"])
+    return response.text or response.reason
+
+
+def _seconds(asked: str, now: Callable[[], float] = time.time) -> float:
+    """How long a Retry-After asks to wait, which is a number of seconds or a date; 0 where it says neither."""
+    try:
+        return max(float(asked), 0.0)
+    except ValueError:
+        pass
+    try:
+        return max(email.utils.parsedate_to_datetime(asked).timestamp() - now(), 0.0)
+    except (ValueError, TypeError):
+        return 0.0

@@ -1,0 +1,167 @@
+"""Requests against a real server: answers, errors, waiting, the file of answers."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from email.utils import formatdate
+from pathlib import Path
+
+import pytest
+from rater_server import RaterServer, always, serving
+
+from gsae_ray.errors import UserError
+from gsae_ray.raters.answers import Answers
+from gsae_ray.raters.asking import Asker, Prices
+from gsae_ray.raters.endpoint import Endpoint, NotTakenError, _seconds
+from gsae_ray.raters.prompts import Messages, ask_which_are_right
+
+
+@pytest.fixture
+def server() -> Iterator[RaterServer]:
+    with serving(always(1)) as server:
+        yield server
+
+
+@pytest.fixture
+def answers(tmp_path: Path) -> Iterator[Answers]:
+    answers = Answers(tmp_path / "answers.db")
+    yield answers
+    answers.close()
+
+
+def endpoint(server: RaterServer, key: str | None = None, pause_s: float = 0.01) -> Endpoint:
+    return Endpoint(server.url, "rater", key, pause_s=pause_s)
+
+
+def question(number: int) -> Messages:
+    return ask_which_are_right(f"the number {number}", ["one", "two"])
+
+
+def test_each_request_is_made_once_whoever_asks_again(server: RaterServer, answers: Answers, tmp_path: Path) -> None:
+    asker = Asker(endpoint(server), answers, threads=4)
+    server.delay_s = 0.02
+    asked = [question(number) for number in range(12)]
+    assert asker.ask([*asked, *asked[:3]]) == ["[1, 1]"] * 15
+    assert 1 < server.most_at_once <= 4
+    assert (asker.requests, asker.sent, asker.got) == (len(server.bodies), 100 * len(server.bodies), 120)
+    assert len({str(body["messages"]) for body in server.bodies}) == len(server.bodies) == 12
+    body = server.bodies[0]
+    assert (body["model"], body["temperature"]) == ("rater", 0)
+    later = Answers(tmp_path / "answers.db")
+    assert Asker(endpoint(server), later).ask(asked) == ["[1, 1]"] * 12 and len(server.bodies) == 12
+    other = Asker(Endpoint(server.url, "another"), later)
+    assert other.ask(asked[:1]) == ["[1, 1]"] and len(server.bodies) == 13, "another model's answers are its own"
+    later.close()
+
+
+def test_what_passes_is_tried_again(server: RaterServer) -> None:
+    server.faults = [(429, {}), (500, {}), (502, {}), (429, {"Retry-After": "0"})]
+    assert endpoint(server).ask(question(0)).text == "[1, 1]"
+    assert server.refused == 4 and len(server.bodies) == 1
+
+
+def test_a_server_is_left_alone_for_as_long_as_it_asks(server: RaterServer) -> None:
+    server.faults = [(429, {"Retry-After": "0.3"})]
+    began = time.monotonic()
+    endpoint(server, pause_s=0).ask(question(0))
+    assert time.monotonic() - began >= 0.3
+    server.faults = [(429, {"Retry-After": "86400"})]
+    with pytest.raises(UserError, match=r"asks to be left alone for 86,400 s; what was answered is kept"):
+        endpoint(server).ask(question(0))
+    assert _seconds(formatdate(1000, usegmt=True), now=lambda: 400.0) == 600
+    assert _seconds("soon") == _seconds("") == _seconds("-3") == 0
+
+
+def test_a_server_that_goes_on_failing_is_told_in_one_line(server: RaterServer, answers: Answers) -> None:
+    server.limit = 3
+    asker = Asker(endpoint(server, pause_s=0.001), answers, threads=1)
+    with pytest.raises(UserError, match=r"^--endpoint: http://127.0.0.1:\d+/v1 answers 503 \(not now .*kept, and the"):
+        asker.ask([question(number) for number in range(5)])
+    server.limit = None
+    asker.ask([question(number) for number in range(5)])
+    assert len(server.bodies) == 5, "those three were kept"
+
+
+def test_a_server_that_is_away(answers: Answers) -> None:
+    with serving(always(1)) as server:
+        url = server.url
+    asker = Asker(Endpoint(url, "rater", pause_s=30), answers)
+    began = time.monotonic()
+    with pytest.raises(UserError, match=r"^--endpoint: http://127.0.0.1:\d+/v1 does not answer \("):
+        asker.ask([question(0)])
+    assert time.monotonic() - began < 20, "what nobody has answered is not tried again"
+
+
+def test_a_wrong_key_is_told_without_it(server: RaterServer) -> None:
+    server.key = "sk-right"
+    assert endpoint(server, "sk-right").ask(question(0)).text == "[1, 1]"
+    with pytest.raises(UserError, match="--api-key-env: .* refuses the key: it answers 401") as refused:
+        endpoint(server, "sk-wrong").ask(question(0))
+    assert "sk-wrong" not in str(refused.value) and "Bearer ***" in str(refused.value)
+    with pytest.raises(UserError, match="--api-key-env: .* wants a key"):
+        endpoint(server).ask(question(0))
+
+
+def test_logins_of_other_programs_are_not_sent(
+    server: RaterServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "netrc").write_text("machine 127.0.0.1 login me password secret\n")
+    (tmp_path / "netrc").chmod(0o600)
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    server.key = "sk"
+    assert endpoint(server, "sk").ask(question(0)).text == "[1, 1]"
+    with pytest.raises(UserError, match=r"\(not now \(None\)\)"):
+        endpoint(server).ask(question(0))
+
+
+def test_what_does_not_speak_the_protocol(server: RaterServer) -> None:
+    for said in ("<html>welcome</html>", "[]", '{"choices": []}', '{"choices": [{"message": {"content": 7}}]}'):
+        server.faults = [said]
+        with pytest.raises(UserError, match="answers what is no chat completion"):
+            endpoint(server).ask(question(0))
+    elsewhere = Endpoint(server.url.replace("/v1", "/api"), "rater")
+    with pytest.raises(UserError, match=r"answers 404 .*; is it what /chat/completions follows"):
+        elsewhere.ask(question(0))
+    one = endpoint(server)
+    one.ask(question(0))
+    server.faults = ["<html>a proxy's page</html>"]
+    assert one.ask(question(1)).text == "[1, 1]", "once it has spoken it, that passes"
+    server.faults = ['{"choices": [{"message": {"content": null}}]}']
+    assert one.ask(question(2)).text == "", "a model that says nothing has answered"
+
+
+def test_one_request_that_is_refused_does_not_end_the_others(server: RaterServer, answers: Answers) -> None:
+    server.faults = [(400, {})]
+    with pytest.raises(UserError, match="answers 400 .* nothing was answered so far"):
+        endpoint(server).ask(question(0))
+    one = endpoint(server)
+    one.ask(question(0))
+    server.faults = [(400, {})]
+    with pytest.raises(NotTakenError):
+        one.ask(question(1))
+    server.faults = [(422, {})]
+    asker = Asker(one, answers, threads=1)
+    assert asker.ask([question(2), question(3)]) == [None, "[1, 1]"]
+    assert asker.ask([question(2)]) == ["[1, 1]"], "it is asked again"
+
+
+def test_a_budget_is_not_exceeded(server: RaterServer, answers: Answers) -> None:
+    prices = Prices(1e4, 1e4)  # 1.1 an answer, and about as much by the estimate
+    asker = Asker(endpoint(server), answers, threads=1, prices=prices, budget=10)
+    with pytest.raises(UserError, match=r"--budget: 10 does not allow another request \(\d"):
+        asker.ask([question(number) for number in range(20)])
+    assert 0 < asker.cost <= 10 and len(server.bodies) < 10
+    assert asker.cost == pytest.approx(1.1 * len(server.bodies))
+
+
+def test_addresses_and_files_that_are_none(tmp_path: Path) -> None:
+    for url in ("127.0.0.1:8000/v1", "ftp://127.0.0.1/v1", "http://", "http://h/v1?key=7"):
+        with pytest.raises(UserError, match="--endpoint: .* is no address of a server"):
+            Endpoint(url, "rater")
+    with pytest.raises(UserError, match="--endpoint: there is a password in the address.*--api-key-env") as refused:
+        Endpoint("http://me:secret@h/v1", "rater")
+    assert "secret" not in str(refused.value)
+    (tmp_path / "text.db").write_text("no database, but text that is long enough to be looked at " * 20)
+    with pytest.raises(UserError, match=r"--answers: .*text.db cannot be used"):
+        Answers(tmp_path / "text.db")
