@@ -16,7 +16,7 @@ SEQUENCES = {name: [2.0 + i, 3.0 + i, 5.0] for i, name in enumerate(SUMS)}
 
 def test_an_evaluation_has_every_metric_and_each_is_a_ratio_of_sums() -> None:
     found = Evaluation.of(SEQUENCES, alive_fraction=0.25, dense_heldout=0.125)
-    elsewhere = ("features", "training", "probes")
+    elsewhere = ("features", "training", "probes", "ratings")
     assert found.metrics.keys() == {name for name, metric in METRICS.items() if metric.takes not in elsewhere}
     assert found.metrics["l0"] == sum(SEQUENCES["active"]) / sum(SEQUENCES["rows"])
     assert found.metrics["rows"] == sum(SEQUENCES["rows"])
