@@ -7,7 +7,7 @@ from pathlib import Path
 
 from random_feature_tables import random_tables
 from recorder import NEWER
-from trials import FINGERPRINT, begin, expand, finish
+from trials import FINGERPRINT, begin, evaluation, expand, random_sae
 
 from gsae_ray.config.trial import TrialSpec
 from gsae_ray.feature_tables import FeatureTables
@@ -45,7 +45,9 @@ def storage_of(
     launch_directory.EVALUATED.write(launch / "evaluation.json", {"fingerprint": FINGERPRINT, "encoders": [None]})
     for number, (trial, (l0, recovered)) in enumerate(zip(trials, POINTS, strict=False)):
         directory = begin(root / experiment / "trials", trial, 1)
-        finish(directory, trial, l0=float(l0), loss_recovered=recovered)
+        directory.finish(random_sae(trial, number))
+        found = evaluation(l0=float(l0), loss_recovered=recovered)
+        directory.save_evaluation(FINGERPRINT, trial.training.tokens, found)
         if tables is not None:
             made = tables(trial, number)
             made.about["sae"] = content_hash(directory.path / "sae")

@@ -41,7 +41,7 @@
     element.append(...inside);
     return element;
   }
-  const short = (number) => (number === 0 ? "0" : Math.abs(number) >= 1000 ? Math.round(number).toLocaleString("en") : String(Number(number.toPrecision(3))));
+  const short = (number) => (number === 0 ? "0" : Math.abs(number) >= 1000 ? Math.round(number).toLocaleString("en") : String(Number(number.toPrecision(3)))).replace("-", "\u2212");
   const percent = (share) => (share === 0 ? "0" : `${share < 1e-4 ? (100 * share).toExponential(1) : short(100 * share)} %`);
   const visible = (text) => text.replace(/\n/g, "\u21b5").replace(/\t/g, "\u21e5").replace(/\r/g, "\u240d") || "\u2205";
   const chip = (place) => make("span", { class: "token", dir: "auto" }, visible(words[place]));

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -55,7 +56,7 @@ def write_dashboards(
     with replaced(out) as folder:
         sites = []
         for site, rows in chosen.rows.groupby("site"):
-            known = [_known(chosen, row) for _, row in rows.iterrows()]
+            known = _told_apart([_known(chosen, row) for _, row in rows.iterrows()])
             if len(known) > 1:
                 say(f"comparing the features of {len(known)} SAEs at {site}")
             found = _all_matches(chosen, known)
@@ -85,6 +86,12 @@ def _known(chosen: Chosen, row: pd.Series[Any]) -> _Known:
     tables = chosen.tables(row)
     alive = tables.features["fired"].to_numpy() > 0
     return _Known(row, tables.about["label"], folder_name(str(row["trial"])), alive)
+
+
+def _told_apart(known: list[_Known]) -> list[_Known]:
+    """SAEs of one label, as seeds may be, are called by their trials."""
+    counts = Counter(sae.label for sae in known)
+    return [s if counts[s.label] == 1 else dataclasses.replace(s, label=str(s.row["trial"])) for s in known]
 
 
 def _all_matches(chosen: Chosen, known: list[_Known]) -> dict[tuple[int, int], Matches]:

@@ -75,7 +75,8 @@ def test_tables_are_those_of_the_frontier_in_storage_and_in_mlflow(
         alive = sum(count > 0 for count in tables.features["fired"].to_pylist()) / tables.features.num_rows
         assert alive == pytest.approx(best.loc[name, "alive_fraction"])
         assert tables.about["logit_effects"] is not None
-    files = ["features/about.json", *(f"features/{table}.parquet" for table in ("contexts", "features", "tokens"))]
+    files = [f"features/{name}" for name in ("about.json", "contexts.parquet", "features.html", "features.parquet")]
+    files.append("features/tokens.parquet")
     found = artifacts(launched)
     assert {name for name, (tag, paths) in found.items() if tag and sorted(paths) == files} == made.keys()
     uri = f"runs:/{best['run_id'].iloc[0]}/features"
