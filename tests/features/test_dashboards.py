@@ -70,7 +70,7 @@ def test_features_are_compared_within_their_site(written: Path, storage: Path) -
     alive = made_up(GATED[0], 0).features["fired"].to_numpy() > 0
     here, _ = matches(first, second, alive, alive)
     index = (written / "index.html").read_text("utf-8")
-    assert f"{here.cosine[alive].mean():.3f} [" in index and index.count("Which features survive") == 2
+    assert f"{here.cosine[alive].mean():.3f} <span>[" in index and index.count("Which features survive") == 2
     page, told = (written / GATED[0].name / name for name in ("index.html", "data/features_0.js"))
     assert f'"href":"../{GATED[1].name}/index.html"' in page.read_text("utf-8")
     assert GATED[2].name not in page.read_text("utf-8")
