@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from gsae_ray.cli.options import launch_option, one_line_errors, site_option, tracking_option
+from gsae_ray.cli.options import one_line_errors, site_option, tracking_option
 from gsae_ray.cli.verbose import STDERR
 from gsae_ray.errors import UserError
 
@@ -26,14 +26,19 @@ _EPILOG = """Example:
 )
 @site_option
 @click.option(
-    "--max-l0", type=float, metavar="L0", help="of each site the SAE with the highest loss recovered up to it"
+    "--max-l0",
+    type=float,
+    metavar="L0",
+    help="of each site the SAE with the highest loss recovered with at most this L0",
 )
-@click.option("--min-loss-recovered", type=float, metavar="R", help="the SAE with the lowest L0 that recovers this")
-@click.option("--knee", is_flag=True, help="the SAE at the frontier's knee; see `gsae-ray best`")
+@click.option(
+    "--min-loss-recovered", type=float, metavar="R", help="of each site the SAE with the lowest L0 that recovers it"
+)
+@click.option("--knee", is_flag=True, help="of each site the SAE at the knee of its frontier")
 @click.option("--by", metavar="COLUMN", help="what the quality is, with one of these three; see `gsae-ray best`")
 @click.option("--alias", metavar="A", help="the SAE with this alias in MLflow's model registry, e.g. best-l0-32")
 @click.option("--neuronpedia", is_flag=True, help="also write the features in Neuronpedia's import format")
-@launch_option
+@click.option("--launch", metavar="ID", help="a launch's id; default: the newest")
 @click.option("--tokens", metavar="N", help="only SAEs trained on N tokens, or 'all': those of any number together")
 @tracking_option
 @click.option(

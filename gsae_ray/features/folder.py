@@ -22,7 +22,7 @@ def check_out(out: Path) -> None:
     Raises:
         UserError: so it does.
     """
-    if out.is_symlink() or (out.exists() and not out.is_dir()):
+    if out.exists() and not out.is_dir():
         raise UserError(f"--out: {out} is there, and no folder; {_REMEDY}")
     there = {path.name for path in out.iterdir()} if out.exists() else set()
     if not there:
@@ -42,6 +42,7 @@ def replaced(out: Path) -> Iterator[Path]:
     Raises:
         UserError: as `check_out`.
     """
+    out = out.resolve()
     check_out(out)
     out.parent.mkdir(parents=True, exist_ok=True)
     end = secrets.token_hex(8)

@@ -8,10 +8,12 @@ from typing import Any
 
 import mlflow
 import pytest
+from click.testing import CliRunner
 from golden import SHORT, run
 from mlflow.tracking import MlflowClient
 from rich.console import Console
 
+from gsae_ray.cli.main import main
 from gsae_ray.config.features import FeatureSettings
 from gsae_ray.config.sweep import Sweep
 from gsae_ray.driver import launch
@@ -154,3 +156,17 @@ def test_they_change_neither_identities_nor_fingerprints(tmp_path: Path) -> None
     assert plain.evaluation == asked.evaluation
     assert [trial.identity for trial in plain.trials] == [trial.identity for trial in asked.trials]
     assert asked.producer.host >= plain.producer.host
+
+
+@pytest.mark.slow
+def test_dashboards_have_missing_tables_made_first(launched: launch.SweepResult, home: Path, tmp_path: Path) -> None:
+    before, first = when_made(home), sorted(folders(home))[0]
+    shutil.rmtree(folders(home)[first])
+    where = ["--storage", str(home / "runs"), "--launch", launched.launch_id, "--tracking-uri", launched.tracking_uri]
+    result = CliRunner().invoke(main, ["features", "golden", "--out", str(tmp_path / "out"), *where])
+    assert result.exit_code == 0, result.output
+    assert "making feature tables of 1 SAEs" in result.output
+    after = when_made(home)
+    assert after.pop(first) > before.pop(first) and after == before
+    pages = {path.parent.name for path in tmp_path.glob("out/*/index.html")}
+    assert pages == folders(home).keys()
