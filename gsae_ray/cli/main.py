@@ -11,6 +11,7 @@ from gsae_ray.cli.bench import bench
 from gsae_ray.cli.collect import collect
 from gsae_ray.cli.compare import compare
 from gsae_ray.cli.evaluate import evaluate
+from gsae_ray.cli.features import features
 from gsae_ray.cli.jobs import list_jobs, logs, status, stop, submit
 from gsae_ray.cli.plan import plan
 from gsae_ray.cli.push import push
@@ -35,7 +36,7 @@ def main() -> None:
 
 _COMMANDS = (
     *(run, plan, submit, status, logs, stop, list_jobs),
-    *(frontier, compare, report, plot, best, evaluate, export, push, collect, study, rate, ui, bench),
+    *(frontier, compare, report, plot, best, evaluate, export, push, collect, features, study, rate, ui, bench),
 )
 for command in _COMMANDS:
     main.add_command(command)

@@ -12,6 +12,7 @@ from gsae_ray.config.features import FeatureSettings
 from gsae_ray.config.trial import TrialSpec
 from gsae_ray.driver.display import Display
 from gsae_ray.driver.evaluate import own_producer, prepared_as_launched, sweep_of
+from gsae_ray.driver.feature_pages import write_feature_pages
 from gsae_ray.driver.missing_features import feature_task, missing_features
 from gsae_ray.errors import NumericError, UserError, shown, suggest
 from gsae_ray.files import disk_space_needed
@@ -84,6 +85,7 @@ def make_features(
                 run(feature_task(missing, settings, prepared.sweep.language_model, fingerprint))
             except NumericError as error:
                 raise UserError(f"experiment: tables of features cannot be made: {error}") from error
+    write_feature_pages([*finished.values()])
     notes = []
     try:
         record_features(tracking_uri, experiment, launch_id, [*finished.values()], fingerprint)

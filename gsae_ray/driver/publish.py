@@ -14,6 +14,7 @@ import pandas as pd
 
 from gsae_ray.activations.production_log import Counters
 from gsae_ray.driver.begin import Launch
+from gsae_ray.driver.feature_pages import write_feature_pages
 from gsae_ray.driver.inputs import inputs_of
 from gsae_ray.driver.launch_page import show_launch
 from gsae_ray.driver.prepare import PreparedSweep
@@ -128,6 +129,7 @@ def _publish_to(mirror: Mirror, launch: Launch, machines: list[str]) -> Path | N
     """Sends frontier and counters to the launch's run, which ends. Returns the picture, if there is one."""
     for line in mirror.send_references(launch.own_folder):
         launch.log.say(line)
+    _write_feature_pages(launch)
     mirror.send_features(launch.trials)
     mirror.send_ratings(launch.trials)
     uri = mirror.client.tracking_uri
@@ -141,6 +143,14 @@ def _publish_to(mirror: Mirror, launch: Launch, machines: list[str]) -> Path | N
         launch.log.say(line)
     mirror.close("FINISHED")
     return drawn.picture
+
+
+def _write_feature_pages(launch: Launch) -> None:
+    """What goes wrong is said, and ends nothing: the tables are there."""
+    try:
+        write_feature_pages(launch.trials)
+    except OSError as error:
+        launch.log.say(f"pages of features are not written: {error}; `gsae-ray features` writes them")
 
 
 def _metrics(counters: Counters | None) -> dict[str, float]:

@@ -88,24 +88,7 @@ function step(name) {
 
 function drawn(text) {
   const line = document.createElement("li");
-  const words = document.createElement("span");
-  words.className = "text";
-  words.dir = "auto";
-  const strongest = text.shades.indexOf(Math.max(...text.shades));
-  text.tokens.forEach((token, place) => {
-    const shade = text.shades[place];
-    const visible = token.replace(/\n/g, "\u21b5\n");
-    if (!(shade > 0)) {
-      words.append(visible);
-      return;
-    }
-    const mark = document.createElement("mark");
-    mark.textContent = visible;
-    mark.style.setProperty("--shade", String(0.15 + 0.85 * shade));
-    if (place === strongest) mark.className = "peak";
-    words.append(mark);
-  });
-  line.append(words);
+  line.append(shaded(text.tokens, text.shades, text.shades.indexOf(Math.max(...text.shades))));
   return line;
 }
 

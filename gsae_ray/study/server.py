@@ -15,7 +15,6 @@ import sys
 from collections.abc import Callable
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from importlib import resources
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
@@ -23,6 +22,7 @@ from urllib.parse import parse_qs, urlsplit
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from gsae_ray.errors import UserError
+from gsae_ray.pages import page_file
 from gsae_ray.study.answers import Answer, Item, OutdatedError, Rater, item_at, next_place, rater_of, save
 from gsae_ray.study.database import LABELS
 
@@ -34,6 +34,8 @@ LONGEST = 4000
 SILENT_S = 30
 """Seconds after which a connection that says nothing is closed."""
 _PATH = re.compile(r"/r/([A-Za-z0-9_-]{1,100})(/[a-z.]*)?")
+_SHARED = {"page.html": (), "page.css": ("colours.css", "shading.css"), "page.js": ("shading.js",)}
+"""The page's files, and what each begins with that our pages share."""
 _FILES = {"/": ("page.html", "text/html"), "/page.css": ("page.css", "text/css")}
 _FILES["/page.js"] = ("page.js", "text/javascript")
 _POLICY = (
@@ -172,7 +174,8 @@ class _Handler(BaseHTTPRequestHandler):
             self._send(HTTPStatus.PERMANENT_REDIRECT, b"", location=f"/r/{rater.token}/")
         elif what in _FILES:
             name, kind = _FILES[what]
-            self._send(HTTPStatus.OK, resources.files("gsae_ray.study").joinpath(name).read_bytes(), kind)
+            shared = [page_file(part) for part in _SHARED[name]]
+            self._send(HTTPStatus.OK, "".join([*shared, page_file(name, "gsae_ray.study")]).encode(), kind)
         elif what == "/item":
             self._send_item(rater, parse_qs(urlsplit(self.path).query).get("place", [""])[0])
         else:

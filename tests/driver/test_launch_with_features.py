@@ -8,10 +8,12 @@ from typing import Any
 
 import mlflow
 import pytest
+from click.testing import CliRunner
 from golden import SHORT, run
 from mlflow.tracking import MlflowClient
 from rich.console import Console
 
+from gsae_ray.cli.main import main
 from gsae_ray.config.features import FeatureSettings
 from gsae_ray.config.sweep import Sweep
 from gsae_ray.driver import launch
@@ -75,7 +77,8 @@ def test_tables_are_those_of_the_frontier_in_storage_and_in_mlflow(
         alive = sum(count > 0 for count in tables.features["fired"].to_pylist()) / tables.features.num_rows
         assert alive == pytest.approx(best.loc[name, "alive_fraction"])
         assert tables.about["logit_effects"] is not None
-    files = ["features/about.json", *(f"features/{table}.parquet" for table in ("contexts", "features", "tokens"))]
+    files = [f"features/{name}" for name in ("about.json", "contexts.parquet", "features.html", "features.parquet")]
+    files.append("features/tokens.parquet")
     found = artifacts(launched)
     assert {name for name, (tag, paths) in found.items() if tag and sorted(paths) == files} == made.keys()
     uri = f"runs:/{best['run_id'].iloc[0]}/features"
@@ -153,3 +156,17 @@ def test_they_change_neither_identities_nor_fingerprints(tmp_path: Path) -> None
     assert plain.evaluation == asked.evaluation
     assert [trial.identity for trial in plain.trials] == [trial.identity for trial in asked.trials]
     assert asked.producer.host >= plain.producer.host
+
+
+@pytest.mark.slow
+def test_dashboards_have_missing_tables_made_first(launched: launch.SweepResult, home: Path, tmp_path: Path) -> None:
+    before, first = when_made(home), sorted(folders(home))[0]
+    shutil.rmtree(folders(home)[first])
+    where = ["--storage", str(home / "runs"), "--launch", launched.launch_id, "--tracking-uri", launched.tracking_uri]
+    result = CliRunner().invoke(main, ["features", "golden", "--out", str(tmp_path / "out"), *where])
+    assert result.exit_code == 0, result.output
+    assert "making feature tables of 1 SAEs" in result.output
+    after = when_made(home)
+    assert after.pop(first) > before.pop(first) and after == before
+    pages = {path.parent.name for path in tmp_path.glob("out/*/index.html")}
+    assert pages == folders(home).keys()

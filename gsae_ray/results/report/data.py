@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -159,15 +158,3 @@ def number(value: Any) -> float | None:
     if value is None or pd.isna(value) or not math.isfinite(float(value)):
         return None
     return float(f"{float(value):.{DIGITS}g}")
-
-
-def embedded(value: Mapping[str, Any] | Iterable[Any]) -> str:
-    """JSON that may stand inside an HTML page: no text in it can end its element, or begin another.
-
-    Raises:
-        ValueError: a number is not finite, which is no JSON.
-    """
-    text = json.dumps(value, allow_nan=False, separators=(",", ":"), ensure_ascii=False)
-    for character in "<>&\u2028\u2029":
-        text = text.replace(character, f"\\u{ord(character):04x}")
-    return text

@@ -6,7 +6,6 @@ import dataclasses
 import functools
 import time
 from collections.abc import Mapping, Sequence
-from importlib import resources
 from typing import Any, NamedTuple
 
 import pandas as pd
@@ -14,6 +13,7 @@ import vl_convert
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
+from gsae_ray.pages import embedded, page_file
 from gsae_ray.results.columns import WHERE_THEY_DIFFER
 from gsae_ray.results.comparison import labels, own_saes, quality_of
 from gsae_ray.results.frontier_table import differing, with_intervals
@@ -22,7 +22,6 @@ from gsae_ray.results.palette import styles
 from gsae_ray.results.report import charts
 from gsae_ray.results.report.contents import Contents, described
 from gsae_ray.results.report.data import (
-    embedded,
     grid_of,
     named,
     over_tokens_of,
@@ -99,7 +98,8 @@ def render(contents: Contents) -> str:
         **drawn,
     }
     # What is Markup is ours, or JSON that cannot end its element.
-    parts = {"style": _file("page.css"), "script": _file("page.js"), "vega": _vega(), "data": embedded(data)}
+    style = page_file("colours.css") + _file("page.css")
+    parts = {"style": style, "script": _file("page.js"), "vega": _vega(), "data": embedded(data)}
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True)
     template = environment.from_string(_file("page.html"))
     return template.render(page=page, **{name: Markup(part) for name, part in parts.items()})
@@ -126,7 +126,7 @@ def _one_a_run(own: pd.DataFrame) -> pd.DataFrame:
 
 
 def _file(name: str) -> str:
-    return resources.files("gsae_ray.results.report").joinpath(name).read_text("utf-8")
+    return page_file(name, "gsae_ray.results.report")
 
 
 @functools.cache

@@ -1,0 +1,130 @@
+"""Of which SAEs of an experiment dashboards are made, and where their weights and tables lie."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from gsae_ray.errors import UserError
+from gsae_ray.feature_tables import FeatureTables
+from gsae_ray.feature_tables.folder import ABOUT
+from gsae_ray.results.best import find_best
+from gsae_ray.results.choice import Constraint, choice_of
+from gsae_ray.results.comparison import own_saes
+from gsae_ray.results.features import load_features, with_features
+from gsae_ray.results.frontier import MIXED, choose_launch, frontier
+from gsae_ray.results.outcomes import StorageOutcomes
+from gsae_ray.results.saved import finished_folder, run_folder
+from gsae_ray.saes.folder import content_hash
+from gsae_ray.tracking.artifacts import FEATURES
+
+DEFAULT_STORAGE = "gsae_runs"
+
+
+class Chosen:
+    """SAEs of an experiment, and what is known of their features."""
+
+    def __init__(
+        self, experiment: str, rows: pd.DataFrame, why: str, tracking_uri: str | None, storage: str | Path | None
+    ) -> None:
+        """Takes rows of a frontier, and where it was read from: a storage, or without one MLflow."""
+        self.experiment, self.rows, self.why = experiment, rows, why
+        self.tracking_uri, self.storage = tracking_uri, storage
+
+    def missing(self) -> list[str]:
+        """The trials whose SAEs have no tables of features."""
+        if self.storage is None:
+            there = with_features(self.rows["run_id"], self.tracking_uri, None)
+        else:
+            there = {run_id for run_id in self.rows["run_id"] if _has_tables(Path(run_id))}
+        return [str(row["trial"]) for _, row in self.rows.iterrows() if row["run_id"] not in there]
+
+    def tables(self, row: pd.Series[Any]) -> FeatureTables:
+        """The tables of one of them.
+
+        Raises:
+            UserError: there are none, or they cannot be had, or are damaged.
+        """
+        return load_features(row["run_id"], self.experiment, self.tracking_uri, self.storage)
+
+    @contextlib.contextmanager
+    def folder(self, row: pd.Series[Any]) -> Iterator[Path]:
+        """The folder of one of the SAEs.
+
+        Raises:
+            UserError: it cannot be had, or is not as it was saved.
+        """
+        if self.storage is not None:
+            yield finished_folder(Path(row["run_id"]))
+            return
+        with run_folder(row["run_id"], self.tracking_uri, "features") as folder:
+            yield folder
+
+
+def choose_saes(
+    experiment: str,
+    site: str | None = None,
+    constraint: Constraint | None = None,
+    *,
+    alias: str | None = None,
+    launch: str | None = None,
+    tokens: str | None = None,
+    tracking_uri: str | None = None,
+    storage: str | Path | None = None,
+) -> Chosen:
+    """The SAEs that dashboards are asked of: those on each site's frontier, or the best of each under a constraint.
+
+    Args:
+        experiment: as for `gsae_ray.frontier`.
+        site: only this one.
+        constraint: of which each site's best SAE is shown.
+        alias: in place of that: the SAE that has it in MLflow's model registry.
+        launch: its id; default: the newest.
+        tokens: only SAEs that were trained on so many.
+        tracking_uri: of MLflow.
+        storage: of the launch; default: `gsae_runs` in the working directory, where that has it; else MLflow is read.
+
+    Raises:
+        UserError: there are none; or as `gsae_ray.best`.
+    """
+    if launch == "all":
+        raise UserError("launch: name one; tables of features are of the held-out text of one launch")
+    if alias is not None:
+        found = find_best(experiment, site, None, None, None, tracking_uri, None, None, False, alias=alias)
+        launch, site = str(found.row["launch"]), str(found.row["site"])
+        storage = _storage_of(experiment, launch, storage)
+        rows = frontier(experiment, site, launch, tracking_uri, storage=storage)
+        rows, why = rows[rows["trial"] == found.row["trial"]], found.choice.why
+    else:
+        storage = _storage_of(experiment, launch, storage)
+        rows = own_saes(frontier(experiment, site, launch, tracking_uri, tokens=tokens, storage=storage))
+        rows = rows[~rows["snapshot"].astype(bool)]
+        if constraint is None:
+            rows, why = rows[rows["on_frontier"]], "the SAEs on the frontier of L0 and quality"
+        else:
+            choices = [choice_of(group, constraint, tokens == MIXED) for _, group in rows.groupby("site")]
+            why = "; ".join(choice.why for choice in choices)
+            rows = pd.DataFrame([choice.row for choice in choices], columns=rows.columns)
+    if rows.empty:
+        raise UserError(f"features: no SAE of {experiment!r} is on a frontier, or it was not evaluated to the end")
+    return Chosen(experiment, pd.DataFrame(rows), why, tracking_uri, storage)
+
+
+def _storage_of(experiment: str, launch: str | None, storage: str | Path | None) -> str | Path | None:
+    """The storage that is asked for, or the default one where it has this launch."""
+    if storage is not None:
+        return storage
+    try:
+        choose_launch(StorageOutcomes(DEFAULT_STORAGE, experiment), experiment, launch)
+    except UserError:
+        return None
+    return DEFAULT_STORAGE
+
+
+def _has_tables(trial: Path) -> bool:
+    about = ABOUT.read_whole(trial / FEATURES / "about.json")
+    return about is not None and about["sae"] == content_hash(trial / "sae")

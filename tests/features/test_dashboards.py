@@ -1,0 +1,142 @@
+"""`gsae-ray features` from a storage to a folder of pages, and what it refuses."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner, Result
+from dashboards import FEATURES, GATED, STANDARD, made_up, storage_of
+
+from gsae_ray.cli.main import main
+from gsae_ray.features.folder import MARK
+from gsae_ray.features.matching import matches
+from gsae_ray.results.saved import load_finished
+
+
+@pytest.fixture(scope="module")
+def storage(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return storage_of(tmp_path_factory.mktemp("storage"))
+
+
+@pytest.fixture(scope="module")
+def written(storage: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("out") / "features"
+    result = invoke("small", "--out", out, "--storage", storage, "--neuronpedia")
+    assert result.exit_code == 0, result.output
+    assert "4 SAEs (the SAEs on the frontier of L0 and quality)" in result.output
+    assert f"open {out / 'index.html'} in a browser" in result.output
+    return out
+
+
+def invoke(*arguments: object) -> Result:
+    return CliRunner().invoke(main, ["features", *map(str, arguments)])
+
+
+def refused(*arguments: object) -> str:
+    result = invoke(*arguments)
+    assert result.exit_code == 2 and "Traceback" not in result.output, result.output
+    assert result.stderr.count("\n") == 1, result.stderr
+    return result.stderr
+
+
+def loaded(script: Path) -> Any:
+    """What a page is handed by a script."""
+    return json.loads(script.read_text("utf-8").partition(",")[2].removesuffix(");\n"))
+
+
+def test_each_sae_of_the_frontier_has_a_page_and_the_index_leads_to_it(written: Path) -> None:
+    index = (written / "index.html").read_text("utf-8")
+    links = re.findall(r'<a href="([^"]+)/index.html">', index)
+    assert len(links) == len(set(links)) == 4 and {*links} == {trial.name for trial in GATED}
+    assert STANDARD[0].name not in index
+    for folder in links:
+        names = {path.name for path in (written / folder / "data").iterdir()}
+        assert names == {"list.js", "tokens.js", "features_0.js", "features_1.js"}
+        page = (written / folder / "index.html").read_text("utf-8")
+        assert "292 of 300 features fire on 10,000 held-out rows" in page and 'href="../index.html"' in page
+    assert sorted(json.loads((written / MARK).read_bytes())["files"]) == sorted(["index.html", *links])
+    assert not [path for path in written.parent.iterdir() if path != written], "nothing is left beside it"
+
+
+def test_features_are_compared_within_their_site(written: Path, storage: Path) -> None:
+    first, second = (
+        load_finished(storage / "small" / "trials" / trial.directory_name).W_dec.detach() for trial in GATED[:2]
+    )
+    assert GATED[0].site == GATED[1].site != GATED[2].site
+    alive = made_up(GATED[0], 0).features["fired"].to_numpy() > 0
+    here, _ = matches(first, second, alive, alive)
+    index = (written / "index.html").read_text("utf-8")
+    assert f"{here.cosine[alive].mean():.3f} <span>[" in index and index.count("Which features survive") == 2
+    page, told = (written / GATED[0].name / name for name in ("index.html", "data/features_0.js"))
+    assert f'"href":"../{GATED[1].name}/index.html"' in page.read_text("utf-8")
+    assert GATED[2].name not in page.read_text("utf-8")
+    others = [feature["others"] for feature in loaded(told)["features"]]
+    assert others[:8] == [[]] * 8, "dead"
+    assert others[100] == [[0, int(here.feature[100]), pytest.approx(float(here.cosine[100]), rel=1e-3)]]
+
+
+def test_one_sae_is_shown_as_best_chooses_it(storage: Path, tmp_path: Path) -> None:
+    out = tmp_path / "one"
+    result = invoke("small", "--out", out, "--storage", storage, "--site", GATED[0].site, "--max-l0", 30)
+    assert result.exit_code == 0, result.output
+    assert "1 SAE (the highest loss recovered of 1 with L0 <= 30" in result.output
+    assert {path.name for path in out.iterdir()} == {"index.html", MARK, GATED[1].name}
+    assert "Which features survive" not in (out / "index.html").read_text("utf-8"), "there is nothing to compare with"
+    again = invoke("small", "--out", out, "--storage", storage, "--max-l0", 30)
+    assert again.exit_code == 0 and "2 SAEs" in again.output, "the best of each site takes its place"
+    assert {path.name for path in out.iterdir()} == {"index.html", MARK, GATED[1].name, GATED[3].name}
+
+
+def test_what_is_in_the_way_stays_as_it_is(storage: Path, tmp_path: Path) -> None:
+    file, folder, ours = tmp_path / "file", tmp_path / "folder", tmp_path / "ours"
+    file.write_text("mine")
+    folder.mkdir()
+    (folder / "mine.txt").write_text("mine")
+    where = ("--storage", storage, "--max-l0", 50)
+    assert "is there, and no folder" in refused("small", "--out", file, *where)
+    assert "is not empty, and no folder of dashboards" in refused("small", "--out", folder, *where)
+    assert invoke("small", "--out", ours, *where).exit_code == 0
+    (ours / "notes.txt").write_text("mine")
+    assert "something beside its dashboards, notes.txt" in refused("small", "--out", ours, *where)
+    assert (folder / "mine.txt").read_text() == (ours / "notes.txt").read_text() == file.read_text() == "mine"
+
+
+def test_a_folder_is_replaced_whole_or_not_at_all(tmp_path: Path) -> None:
+    storage = storage_of(tmp_path / "runs")
+    out = tmp_path / "out"
+    assert invoke("small", "--out", out, "--storage", storage).exit_code == 0
+    before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+    last = storage / "small/trials" / GATED[3].directory_name / "features/contexts.parquet"
+    last.write_bytes(b"damaged")
+    failed = invoke("small", "--out", out, "--storage", storage)
+    assert failed.exit_code == 2 and "contexts.parquet: this file is damaged" in failed.stderr, "after three pages"
+    assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == before
+    assert {path.name for path in tmp_path.iterdir()} == {"runs", "out"}
+
+
+def test_what_cannot_be_shown_is_refused_in_one_line(storage: Path, tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.chdir(tmp_path)
+    out = ("--out", tmp_path / "out", "--storage", storage)
+    assert "site: no 'blocks.9.hook_resid_post'" in refused("small", *out, "--site", "blocks.9.hook_resid_post")
+    assert "launch: name one" in refused("small", *out, "--launch", "all")
+    assert "--by: it says" in refused("small", *out, "--by", "fvu")
+    assert "either max_l0" in refused("small", *out, "--knee", "--max-l0", 3)
+    assert "leave knee out" in refused("small", *out, "--knee", "--alias", "best-l0-32")
+    assert not (tmp_path / "out").exists()
+
+
+def test_tables_that_cannot_be_made_are_said_in_one_line(tmp_path: Path) -> None:
+    storage = storage_of(tmp_path / "runs", trials=GATED, tables=None)
+    said = refused("small", "--out", tmp_path / "out", "--storage", storage)  # the launch has no sweep that can be read
+    assert said.startswith("gsae-ray: ") and not (tmp_path / "out").exists()
+
+
+def test_neuronpedia_gets_every_feature(written: Path) -> None:
+    folder = written / GATED[0].name / "neuronpedia"
+    batches = [json.loads((folder / f"batch-{number}.json").read_text("utf-8")) for number in range(3)]
+    assert [f["feature_index"] for batch in batches for f in batch["features"]] == list(range(FEATURES))
+    assert {batch["layer"] for batch in batches} == {1} and batches[0]["sae_id_suffix"] == GATED[0].name

@@ -1,0 +1,54 @@
+"""Dashboards of SAEs that are read from MLflow, with the tables among the artifacts of their runs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+from mlflow.tracking import MlflowClient
+from random_feature_tables import random_tables
+from recorder import NEWER, Recorder, ends
+from trials import expand
+
+from gsae_ray.cli.main import main
+from gsae_ray.results.frontier import frontier
+
+TRIALS = expand("gated", l1_coefficient=[1.0, 2.0])
+
+
+@pytest.fixture(scope="module")
+def recorder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Recorder]:
+    """Two SAEs; those of `bare` have no tables. There is no storage here."""
+    recorder = Recorder(tmp_path_factory.mktemp("recorded"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(recorder.folder)
+        patch.setenv("MLFLOW_TRACKING_URI", recorder.uri)
+        for experiment in ("small", "bare"):
+            recorder.record(experiment, NEWER, [*zip(TRIALS, ends((40, 0.96), (20, 0.90)), strict=True)])
+        for number, run_id in enumerate(frontier("small")["run_id"]):
+            random_tables(16, seed=number, label=f"gated {number}").write(recorder.folder / f"tables-{number}")
+            MlflowClient(recorder.uri).log_artifacts(run_id, str(recorder.folder / f"tables-{number}"), "features")
+        yield recorder
+
+
+def invoke(*arguments: object) -> Result:
+    return CliRunner().invoke(main, ["features", *map(str, arguments)])
+
+
+@pytest.mark.usefixtures("recorder")
+def test_saes_and_tables_are_read_from_mlflow(tmp_path: Path) -> None:
+    result = invoke("small", "--out", tmp_path / "out")
+    assert result.exit_code == 0, result.output
+    assert "2 SAEs (the SAEs on the frontier" in result.output
+    index = (tmp_path / "out/index.html").read_text("utf-8")
+    assert "gated 0" in index and "gated 1" in index and "Which features survive" in index
+
+
+@pytest.mark.usefixtures("recorder")
+def test_tables_that_are_nowhere_and_cannot_be_made_here_are_refused(tmp_path: Path) -> None:
+    result = invoke("bare", "--out", tmp_path / "out")
+    assert result.exit_code == 2 and result.stderr.count("\n") == 1
+    assert "--storage: 2 of these SAEs have no tables of features" in result.stderr
+    assert not (tmp_path / "out").exists()
