@@ -38,8 +38,6 @@ class _Block:
 
 @dataclasses.dataclass(eq=False)
 class _PendingTask:
-    """A task that is asked for."""
-
     name: str
     task: Ref
     times: int  # as long as another call it may take
