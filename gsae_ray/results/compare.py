@@ -65,7 +65,8 @@ def compare(
         rows: as `frontier` returns them, or any table with `by`, `l0`, and `loss_recovered` or `fvu`; of a paper, say.
             `site`, `gamma`, `recipe`, `tokens`, `seed` with `sparsity`, and `origin` are heeded where they are there.
             Without `run_id`, by which sums of each context are found, there are no intervals.
-        by: the column whose values are compared; of `architecture`, variants are kinds of their own.
+        by: the column whose values are compared; of `architecture`, variants are kinds of their own; of any other but
+            `origin`, SAEs are compared with those of the same architecture and variant.
         base: the value that the others are compared with; default: `standard`, of origins `own`; of any other column it
             has to be said.
         tracking_uri: of MLflow, where the sums are; default: as for `frontier`.
@@ -82,13 +83,15 @@ def compare(
     notes += left_out
     named = _groups(rows, by)
     base = _base(by, base, named)
+    kinds = _kinds_of_groups(rows, by, named)
+    if by == "origin" and len({*map(tuple, kinds.values())}) > 1:
+        notes.append(_told(kinds))
     found: list[dict[str, Any]] = []
     apart: list[str] = []
     pairs = 0
-    for site in sorted(rows["site"].unique()) if "site" in rows else [""]:
-        here = (rows["site"] == site).to_numpy() if "site" in rows else np.ones(len(rows), bool)
+    for site, kind, here in _parts(rows, by):
         at_site, groups = rows[here], named[here]
-        where = f" at {site}" if site else ""
+        where = (f" at {site}" if site else "") + (f" of {kind}" if kind else "")
         if base not in groups or len(set(groups)) < 2:
             notes.append(f"nothing to compare{where}: all SAEs there are {' and '.join(sorted(set(groups)))}")
             continue
@@ -99,7 +102,7 @@ def compare(
         sums = sums_of_rows(at_site, tracking_uri) if have_runs(at_site) else None
         saes = measured_of(at_site, groups, sums)
         compared, worst, lines = _compared(saes, base, where)
-        found += [{"site": site, **row} for row in compared]
+        found += [{"site": site, "kind": kind, **row} for row in compared]
         notes.append(f"hypervolume{where}: up to L0 {worst[0]:.4g} and {_quality(saes.values)[1]} {worst[1]:.4g}")
         notes += [f"no intervals{where}: some of these rows name no run, which would keep sums of each context"] * (
             sums is None
@@ -108,10 +111,54 @@ def compare(
         pairs += len(set(groups)) - 1
     if len(apart) == pairs:
         told = (
-            "; ".join(apart) or f"no site has SAEs of {base} and of another {by}, with a finite loss_recovered or fvu"
+            "; ".join(apart)
+            or _of_other_kinds(rows, by, named, base)
+            or f"no site has SAEs of {base} and of another {by}, with a finite loss_recovered or fvu"
         )
         raise UserError(f"compare: {told}")
     return Comparison(by, base, pd.DataFrame(found), [*apart, *notes])
+
+
+def _parts(rows: pd.DataFrame, by: str) -> Iterator[tuple[str, str, NDArray[np.bool_]]]:
+    """(site, kind, which table rows) of each part within which SAEs are compared; a name that tells nothing is empty.
+
+    A width, or another setting, of one architecture is not compared with one of another: the number would be that of
+    the architectures.
+    """
+    sites = rows["site"].astype(str) if "site" in rows else pd.Series("", index=rows.index)
+    kinds = _kinds(rows, by)
+    if by in ("architecture", "origin") or kinds.nunique() < 2:
+        kinds = pd.Series("", index=rows.index)
+    for site, kind in sorted({*zip(sites, kinds, strict=True)}):
+        yield site, kind, ((sites == site) & (kinds == kind)).to_numpy()
+
+
+def _kinds(rows: pd.DataFrame, by: str) -> pd.Series[Any]:
+    """The architecture and variant of each row, as far as they are not what is compared; empty where not known."""
+    if by == "architecture" or "architecture" not in rows:
+        return pd.Series("", index=rows.index)
+    variant = rows["variant"].fillna("") if "variant" in rows and by != "variant" else ""
+    return labels(rows.assign(architecture=rows["architecture"].fillna(""), variant=variant))
+
+
+def _of_other_kinds(rows: pd.DataFrame, by: str, groups: NDArray[np.object_], base: str) -> str:
+    """A line about groups none of which has SAEs of an architecture that the base has; empty where one has."""
+    kinds = _kinds_of_groups(rows, by, groups)
+    if any(set(kinds[base]) & set(kinds[group]) for group in kinds if group != base):
+        return ""
+    return (
+        f"{_told(kinds)}; a comparison by {by} takes SAEs of one architecture and variant, so add some with the {by} "
+        "of another"
+    )
+
+
+def _kinds_of_groups(rows: pd.DataFrame, by: str, groups: NDArray[np.object_]) -> dict[str, list[str]]:
+    """The architectures and variants of each group."""
+    return {group: sorted(set(_kinds(rows[groups == group], by))) for group in sorted(set(groups))}
+
+
+def _told(kinds: Mapping[str, list[str]]) -> str:
+    return "these differ in architecture, too: " + "; ".join(f"{group}: {', '.join(of)}" for group, of in kinds.items())
 
 
 def _check_columns(rows: pd.DataFrame, by: str) -> None:

@@ -103,6 +103,24 @@ def test_variants_are_kinds_of_their_own_and_any_column_may_be_compared() -> Non
     )
 
 
+def test_widths_are_compared_within_each_architecture_and_variant() -> None:
+    rows = joined(
+        typed("gated", 0.5, d_sae=1024, variant=""),
+        typed("gated", 1.0, d_sae=512, variant=""),
+        typed("standard", 3.0, d_sae=1024, variant=""),
+        typed("standard", 4.0, d_sae=512, variant=""),
+        typed("gated", 0.1, d_sae=1024, variant="tied=false"),
+    )
+    found = gsae_ray.compare(rows, by="d_sae", base="512")
+    for kind, ratio in (("gated", 0.5), ("standard", 0.75)):
+        row = value(found, "l0_ratio_at_fvu", "1024", kind=kind)
+        assert row["value"] == pytest.approx(ratio) and (row["saes"], row["base_saes"]) == (4, 4)
+        assert f"1024 needs {ratio:.2f}× the active features of 512 at equal loss recovered, {kind}; " in repr(found)
+    assert "nothing to compare of gated tied=false: all SAEs there are 1024" in found.notes
+    alone = gsae_ray.compare(rows.assign(d_sae=["a"] * 4 + ["b"] * 16), by="variant", base="")
+    assert value(alone, "l0_ratio_at_fvu", "tied=false", kind="gated")["saes"] == 4
+
+
 def test_without_a_language_model_the_curves_are_of_explained_variance() -> None:
     rows = joined(typed("gated", 0.5), typed("standard", 1.0)).assign(loss_recovered=math.nan)
     found = gsae_ray.compare(rows)
@@ -128,6 +146,11 @@ TWO = joined(typed("gated", 0.5), typed("standard", 1.0))
         (TWO[:0], {}, r"^compare: there is no SAE"),
         (TWO.assign(tokens=[1024] * 4 + [2048] * 4), {}, r"^tokens: .*1,024 and 2,048 tokens"),
         (TWO.assign(recipe=["paper/modern"] * 4 + ["paper/paper"] * 4), {}, r"^recipe: .*2 recipes"),
+        (
+            TWO.assign(d_sae=[512] * 4 + [768] * 4),
+            {"by": "d_sae", "base": "768"},
+            "^compare: these differ in architecture, too: 512: gated; 768: standard; ",
+        ),
     ],
 )
 def test_what_cannot_be_compared_is_one_line_with_the_remedy(
@@ -143,7 +166,7 @@ def test_recipes_and_tokens_may_be_mixed_where_that_is_said_or_is_what_is_compar
     assert value(gsae_ray.compare(tokens, mixed_tokens=True), "l0_ratio_at_fvu")["value"] == pytest.approx(0.5)
     recipes = TWO.assign(recipe=["paper/modern"] * 4 + ["paper/paper"] * 4)
     assert value(gsae_ray.compare(recipes, mixed_recipes=True), "l0_ratio_at_fvu")["value"] == pytest.approx(0.5)
-    by = gsae_ray.compare(recipes, by="recipe", base="paper/paper")
+    by = gsae_ray.compare(recipes.assign(architecture="gated"), by="recipe", base="paper/paper")
     assert value(by, "l0_ratio_at_fvu", "paper/modern")["value"] == pytest.approx(0.5)
     own = gsae_ray.compare(recipes.assign(recipe=["unit_norm/modern"] * 4 + ["paper/modern"] * 4))
     assert value(own, "l0_ratio_at_fvu")["value"] == pytest.approx(0.5), "each with its own objective"
@@ -156,6 +179,7 @@ def test_references_take_part_only_where_origins_are_compared() -> None:
     assert any(note.startswith("references are left out: 4 SAEs") for note in found.notes)
     theirs = gsae_ray.compare(rows, by="origin")
     assert value(theirs, "l0_ratio_at_fvu", "theirs")["value"] == pytest.approx(0.5), "of the better own SAEs"
+    assert "these differ in architecture, too: own: gated, standard; theirs: gated" in theirs.notes
 
 
 def test_seeds_of_one_setting_are_one_point_with_a_spread() -> None:
