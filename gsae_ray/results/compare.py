@@ -7,20 +7,26 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
 
-from gsae_ray.config.sections import OWN
-from gsae_ray.errors import UserError, suggest
+from gsae_ray.errors import UserError
 from gsae_ray.evaluation.bootstrap import ends_of
 from gsae_ray.evaluation.metrics import Array
 from gsae_ray.results import curves
 from gsae_ray.results.compared import Comparison, count
-from gsae_ray.results.comparison import check_recipes, check_tokens, labels, own_saes, without_stopped
+from gsae_ray.results.groups import (
+    base_of,
+    check_alike,
+    check_columns,
+    differ_in_kind,
+    groups_of,
+    kinds_of_groups,
+    of_other_kinds,
+    parts,
+    taking_part,
+)
 from gsae_ray.results.points import Measured, Points, measured_of, points_of
 from gsae_ray.results.sums import have_runs, sums_of_rows
 
-DEFAULT_BASE = {"architecture": "standard", "origin": OWN}
-"""Column -> what its other groups are compared with, unless something else is asked for."""
 QUALITIES = {"loss_recovered": "loss recovered", "explained_variance": "explained variance"}
 """Values of SAEs that a frontier may have beside L0, the preferred one first."""
 
@@ -77,19 +83,19 @@ def compare(
         UserError: columns are missing, there is only one kind, recipes or tokens are mixed, the curves share no range
             at any site, or sums cannot be had.
     """
-    _check_columns(rows, by)
+    check_columns(rows, by)
     notes = list(rows.attrs.get("notes", []))
-    rows, left_out = _taking_part(rows, by)
+    rows, left_out = taking_part(rows, by)
     notes += left_out
-    named = _groups(rows, by)
-    base = _base(by, base, named)
-    kinds = _kinds_of_groups(rows, by, named)
+    named = groups_of(rows, by)
+    base = base_of(by, base, named)
+    kinds = kinds_of_groups(rows, by, named)
     if by == "origin" and len({*map(tuple, kinds.values())}) > 1:
-        notes.append(_told(kinds))
+        notes.append(differ_in_kind(kinds))
     found: list[dict[str, Any]] = []
     apart: list[str] = []
     pairs = 0
-    for site, kind, here in _parts(rows, by):
+    for site, kind, here in parts(rows, by):
         at_site, groups = rows[here], named[here]
         where = (f" at {site}" if site else "") + (f" of {kind}" if kind else "")
         if base not in groups or len(set(groups)) < 2:
@@ -98,7 +104,7 @@ def compare(
         if not _has_quality(at_site):
             notes.append(f"nothing to compare{where}: no row there has a finite loss_recovered or fvu")
             continue
-        _check_alike(at_site, by, mixed_recipes, mixed_tokens)
+        check_alike(at_site, by, mixed_recipes, mixed_tokens)
         sums = sums_of_rows(at_site, tracking_uri) if have_runs(at_site) else None
         saes = measured_of(at_site, groups, sums)
         compared, worst, lines = _compared(saes, base, where)
@@ -112,128 +118,11 @@ def compare(
     if len(apart) == pairs:
         told = (
             "; ".join(apart)
-            or _of_other_kinds(rows, by, named, base)
+            or of_other_kinds(rows, by, named, base)
             or f"no site has SAEs of {base} and of another {by}, with a finite loss_recovered or fvu"
         )
         raise UserError(f"compare: {told}")
     return Comparison(by, base, pd.DataFrame(found), [*apart, *notes])
-
-
-def _parts(rows: pd.DataFrame, by: str) -> Iterator[tuple[str, str, NDArray[np.bool_]]]:
-    """(site, kind, which table rows) of each part within which SAEs are compared; a name that tells nothing is empty.
-
-    A width, or another setting, of one architecture is not compared with one of another: the number would be that of
-    the architectures.
-    """
-    sites = rows["site"].astype(str) if "site" in rows else pd.Series("", index=rows.index)
-    kinds = _kinds(rows, by)
-    if by in ("architecture", "origin") or kinds.nunique() < 2:
-        kinds = pd.Series("", index=rows.index)
-    for site, kind in sorted({*zip(sites, kinds, strict=True)}):
-        yield site, kind, ((sites == site) & (kinds == kind)).to_numpy()
-
-
-def _kinds(rows: pd.DataFrame, by: str) -> pd.Series[Any]:
-    """The architecture and variant of each row, as far as they are not what is compared; empty where not known."""
-    if by == "architecture" or "architecture" not in rows:
-        return pd.Series("", index=rows.index)
-    variant = rows["variant"].fillna("") if "variant" in rows and by != "variant" else ""
-    return labels(rows.assign(architecture=rows["architecture"].fillna(""), variant=variant))
-
-
-def _of_other_kinds(rows: pd.DataFrame, by: str, groups: NDArray[np.object_], base: str) -> str:
-    """A line about groups none of which has SAEs of an architecture that the base has; empty where one has."""
-    kinds = _kinds_of_groups(rows, by, groups)
-    if any(set(kinds[base]) & set(kinds[group]) for group in kinds if group != base):
-        return ""
-    return (
-        f"{_told(kinds)}; a comparison by {by} takes SAEs of one architecture and variant, so add some with the {by} "
-        "of another"
-    )
-
-
-def _kinds_of_groups(rows: pd.DataFrame, by: str, groups: NDArray[np.object_]) -> dict[str, list[str]]:
-    """The architectures and variants of each group."""
-    return {group: sorted(set(_kinds(rows[groups == group], by))) for group in sorted(set(groups))}
-
-
-def _told(kinds: Mapping[str, list[str]]) -> str:
-    return "these differ in architecture, too: " + "; ".join(f"{group}: {', '.join(of)}" for group, of in kinds.items())
-
-
-def _check_columns(rows: pd.DataFrame, by: str) -> None:
-    """Refuses a table that lacks what every comparison takes.
-
-    Raises:
-        UserError: it does.
-    """
-    if by not in rows:
-        raise UserError(f"by: these rows have no column {by!r}; {suggest(by, rows.columns)}")
-    missing = [name for name in ("l0", "loss_recovered") if name not in rows]
-    if "l0" in missing or (missing and "fvu" not in rows):
-        raise UserError(
-            f"compare: these rows have no column {missing[0]!r}; a comparison takes l0, and loss_recovered or fvu, of "
-            "each SAE"
-        )
-
-
-def _taking_part(rows: pd.DataFrame, by: str) -> tuple[pd.DataFrame, list[str]]:
-    """The rows with a site, a group and a positive L0, references only where compared; and what is left out."""
-    own, notes = without_stopped(rows), []
-    if len(own) < len(rows):
-        notes.append(f"{count(len(rows) - len(own), 'trial')} that the scheduler has stopped: left out")
-    rows = own
-    if by != "origin" and not own_saes(rows).empty and "origin" in rows:
-        own = rows[(rows["origin"] == OWN) | rows["origin"].isna()]  # numbers of a paper have no origin
-    if len(own) < len(rows):
-        notes.append(f'references are left out: {len(rows) - len(own)} SAEs; by="origin" compares them with the others')
-    usable = own[by].notna() & (own["l0"] > 0)
-    lacking = f"no {by}, or no L0 above 0"
-    if "site" in own:
-        usable &= own["site"].notna()
-        lacking = f"no site, {lacking}"
-    if not usable.all():
-        notes.append(f"{(~usable).sum()} rows are left out: {lacking}")
-    return own[usable], notes
-
-
-def _groups(rows: pd.DataFrame, by: str) -> NDArray[np.object_]:
-    """The kind of each row, as text."""
-    if by == "architecture" and "variant" in rows:
-        return labels(rows.assign(variant=rows["variant"].fillna(""))).to_numpy(object)
-    return rows[by].astype(str).to_numpy(object)
-
-
-def _base(by: str, base: str | None, groups: NDArray[np.object_]) -> str:
-    """The group that others are compared with.
-
-    Raises:
-        UserError: there is only one group, or no such one, or it has to be said.
-    """
-    known = sorted(set(groups))
-    if len(known) < 2:
-        told = f"all rows are {known[0]}" if known else "there is no SAE"
-        raise UserError(
-            f"compare: {told}; a comparison by {by} takes two kinds, so add SAEs of another, or name a column"
-        )
-    chosen = DEFAULT_BASE.get(by) if base is None else str(base)
-    if chosen in known:
-        return str(chosen)
-    if base is None:
-        raise UserError(f"base: say with which {by} the others are compared; one of: {', '.join(known)}")
-    raise UserError(f"base: no {by} {base!r} among these rows; {suggest(base, known)}")
-
-
-def _check_alike(rows: pd.DataFrame, by: str, mixed_recipes: bool, mixed_tokens: bool) -> None:
-    """Refuses rows of one site that may not be compared; those of a paper say nothing of their training.
-
-    Raises:
-        UserError: they may not.
-    """
-    if "recipe" in rows and by != "recipe" and not mixed_recipes:
-        check_recipes(rows[rows["recipe"].notna()])
-    if "tokens" in rows and by != "tokens" and not mixed_tokens:
-        check_tokens(rows[rows["tokens"].notna()])
 
 
 def _has_quality(rows: pd.DataFrame) -> bool:

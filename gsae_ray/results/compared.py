@@ -40,11 +40,11 @@ class Comparison:
     base: str
     """The one that the others are compared with."""
     table: pd.DataFrame
-    """A row for each site, measure (`MEASURES`) and `group`, a value of `by`: `value`; `low` and `high`, the ends of its 95 %
-    interval, NaN where there is none, and what that `covers`; `saes` and `base_saes`, numbers of SAEs of the kind and
-    of the base; `contexts` that were drawn, 0 without an interval; `seeds` of the setting with the fewest, 0 where that
-    is not known. `base` is empty where a number is the group's own, not a comparison. `kind` is the architecture and
-    variant of all SAEs that a number is of, where each is compared for itself, else empty."""
+    """A row for each site, measure (`MEASURES`) and `group`, a value of `by`: `value`; `low` and `high`, the ends of
+    its 95 % interval, NaN where there is none, and what that `covers`; `saes` and `base_saes`, numbers of SAEs of the
+    group and of the base; `contexts` that were drawn, 0 without an interval; `seeds` of the setting with the fewest, 0
+    where that is not known. `base` is empty where a number is the group's own, not a comparison. `kind` is the
+    architecture and variant of all SAEs that a number is of, where each is compared for itself, else empty."""
     notes: list[str]
     """What a reader should know, as lines of text."""
 
