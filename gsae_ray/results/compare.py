@@ -70,7 +70,7 @@ def compare(
     Args:
         rows: as `frontier` returns them, or any table with `by`, `l0`, and `loss_recovered` or `fvu`; of a paper, say.
             `site`, `gamma`, `recipe`, `tokens`, `seed` with `sparsity`, and `origin` are heeded where they are there.
-            Without `run_id`, by which sums of each context are found, there are no intervals.
+            Kinds of which some row has no `run_id`, by which sums of each context are found, have no intervals.
         by: the column whose values are compared; of `architecture`, variants are kinds of their own; of any other but
             `origin`, SAEs are compared with those of the same architecture and variant.
         base: the value that the others are compared with; default: `standard`, of origins `own`; of any other column it
@@ -105,14 +105,14 @@ def compare(
             notes.append(f"nothing to compare{where}: no row there has a finite loss_recovered or fvu")
             continue
         check_alike(at_site, by, mixed_recipes, mixed_tokens)
-        sums = sums_of_rows(at_site, tracking_uri) if have_runs(at_site) else None
-        saes = measured_of(at_site, groups, sums)
-        compared, worst, lines = _compared(saes, base, where)
+        saes = measured_of(at_site, groups, None)
+        runs = [group for group in sorted(set(groups)) if have_runs(at_site[groups == group])]
+        compared, worst, lines = _compared(saes, _drawn(saes, runs, tracking_uri), base, where)
         found += [{"site": site, "kind": kind, **row} for row in compared]
         notes.append(f"hypervolume{where}: up to L0 {worst[0]:.4g} and {_quality(saes.values)[1]} {worst[1]:.4g}")
-        notes += [f"no intervals{where}: some of these rows name no run, which would keep sums of each context"] * (
-            sums is None
-        )
+        if without := sorted({*groups} - {*runs}):
+            told = f"some rows of {' and '.join(without)} name no run, which would keep sums of each context"
+            notes.append(f"no intervals{where} of what they take part in: {told}")
         apart += lines
         pairs += len(set(groups)) - 1
     if len(apart) == pairs:
@@ -125,6 +125,15 @@ def compare(
     return Comparison(by, base, pd.DataFrame(found), [*apart, *notes])
 
 
+def _drawn(saes: Measured, groups: list[str], tracking_uri: str | None) -> Measured | None:
+    """The SAEs of groups all of which name runs, with draws of contexts; None where there is no such group."""
+    if not groups:
+        return None
+    member = np.isin(saes.groups, groups)
+    rows = saes.rows[member]
+    return measured_of(rows, saes.groups[member], sums_of_rows(rows, tracking_uri))
+
+
 def _has_quality(rows: pd.DataFrame) -> bool:
     """Whether some table row has one of `QUALITIES`."""
     return any(np.isfinite(rows[name].astype(float)).any() for name in ("loss_recovered", "fvu") if name in rows)
@@ -135,17 +144,23 @@ def _quality(values: Mapping[str, Array]) -> tuple[str, str]:
     return next((name, QUALITIES[name]) for name in QUALITIES if name in values and np.isfinite(values[name][0]).any())
 
 
-def _compared(saes: Measured, base: str, where: str) -> tuple[list[dict[str, Any]], tuple[float, float], list[str]]:
-    """Table rows of one site, the worst corner, and a line for each group that shares no range with the base."""
+def _compared(
+    saes: Measured, drawn: Measured | None, base: str, where: str
+) -> tuple[list[dict[str, Any]], tuple[float, float], list[str]]:
+    """Table rows of one site, the worst corner, and a line for each group that shares no range with the base.
+
+    What takes only groups of `drawn`, those that have sums of each context, has intervals.
+    """
     name, text = _quality(saes.values)
-    worst = _worst(points_of(saes, set(saes.groups)), name)
+    everything = sorted(set(saes.groups))
+    worst = _worst(points_of(_best_known(saes, drawn, everything), everything), name)
     own: dict[str, Callable[[Points, str], Array]] = {"median_gamma": _medians} if "gamma" in saes.values else {}
     own["hypervolume"] = lambda points, group: _areas(_curve(points, name, group), worst)
     rows: list[dict[str, Any]] = []
     apart = []
     for group in [*sorted(set(saes.groups) - {base}), base]:
         # Seeds are drawn where both kinds of a pair have several, whatever the other kinds have.
-        alone, pair = points_of(saes, [group]), points_of(saes, [group, base])
+        alone, pair = (points_of(_best_known(saes, drawn, them), them) for them in ([group], [group, base]))
         pairs = list(_pairs(pair, group, base, name)) if group != base else []
         if pairs and not any(np.isfinite(values[0]) for _, values in pairs):
             apart.append(_apart(pair, group, base, name, text, where))
@@ -155,6 +170,11 @@ def _compared(saes: Measured, base: str, where: str) -> tuple[list[dict[str, Any
                 pairs.append((f"{measure}_difference", _difference(of(pair, group), of(pair, base))))
         rows += [_row(pair, measure, group, base, values) for measure, values in pairs]
     return rows, worst, apart
+
+
+def _best_known(saes: Measured, drawn: Measured | None, groups: list[str]) -> Measured:
+    """With draws, if all of the groups have them."""
+    return saes if drawn is None or not set(groups) <= set(drawn.groups) else drawn
 
 
 def _worst(points: Points, quality: str) -> tuple[float, float]:

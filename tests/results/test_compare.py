@@ -302,6 +302,18 @@ def test_an_interval_covers_the_text_and_says_so_in_the_sentence(tmp_path: Path)
     assert any(note.startswith(f"no intervals at {SITE_1}") for note in alone.notes)
 
 
+def test_numbers_of_a_paper_beside_a_sweep_leave_its_own_pairs_their_intervals(tmp_path: Path) -> None:
+    rows = swept(tmp_path, {("gated", 0): 0.5, ("standard", 0): 1.0}, noise=0.2)
+    found = gsae_ray.compare(joined(rows, typed("topk", 0.4, site=SITE_1)))
+    alone = gsae_ray.compare(rows)
+    for measure in ("l0_ratio_at_loss_recovered", "loss_recovered_gap_at_l0"):
+        own, paper = value(found, measure), value(found, measure, "topk")
+        assert own.equals(value(alone, measure)) and own["low"] < own["value"] < own["high"]
+        assert paper["covers"] == "" and math.isnan(paper["low"]) and paper["contexts"] == 0
+    (note,) = (note for note in found.notes if note.startswith("no intervals"))
+    assert "some rows of topk name no run" in note
+
+
 def test_seeds_are_drawn_too_where_every_setting_has_two(tmp_path: Path) -> None:
     both = {("gated", 0): 0.4, ("gated", 1): 0.6, ("standard", 0): 1.0, ("standard", 1): 1.0}
     rows = swept(tmp_path, both)
