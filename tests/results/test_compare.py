@@ -372,6 +372,7 @@ def test_the_command_prints_what_python_shows(tmp_path: Path) -> None:
     as_json = CliRunner().invoke(main, ["compare", "swept", "--storage", str(tmp_path), "--json"])
     told = pd.DataFrame(json.loads(as_json.stdout))
     assert told["value"].tolist() == pytest.approx(found.table["value"].tolist(), rel=1e-12)
+    assert found.notes and as_json.stderr.splitlines() == found.notes, "standard output is JSON, and nothing else"
     wrong = CliRunner().invoke(main, ["compare", "swept", "--storage", str(tmp_path), "--by", "d_sae"])
     assert wrong.exit_code == 2 and wrong.stderr.startswith("gsae-ray: compare: all rows are 16")
 
