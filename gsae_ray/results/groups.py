@@ -13,6 +13,7 @@ from gsae_ray.config.sections import OWN
 from gsae_ray.errors import UserError, suggest
 from gsae_ray.results.compared import count
 from gsae_ray.results.comparison import check_recipes, check_tokens, labels, own_saes, without_stopped
+from gsae_ray.results.typed import check_fractions
 
 DEFAULT_BASE = {"architecture": "standard", "origin": OWN}
 """Column -> what its other groups are compared with, unless something else is asked for."""
@@ -62,7 +63,7 @@ def differ_in_kind(kinds: Mapping[str, list[str]]) -> str:
 
 
 def check_columns(rows: pd.DataFrame, by: str) -> None:
-    """Refuses a table that lacks what every comparison takes.
+    """Refuses a table that lacks what every comparison takes, or has it in percent.
 
     Raises:
         UserError: it does.
@@ -75,6 +76,7 @@ def check_columns(rows: pd.DataFrame, by: str) -> None:
             f"compare: these rows have no column {missing[0]!r}; a comparison takes l0, and loss_recovered or fvu, of "
             "each SAE"
         )
+    check_fractions(rows)
 
 
 def taking_part(rows: pd.DataFrame, by: str) -> tuple[pd.DataFrame, list[str]]:

@@ -144,6 +144,11 @@ TWO = joined(typed("gated", 0.5), typed("standard", 1.0))
         (TWO.drop(columns=["loss_recovered", "fvu"]), {}, r"^compare: these rows have no column 'loss_recovered'"),
         (TWO[:5], {}, r"^compare: gated and standard share no range of L0 or loss recovered: gated has L0 4 to 32"),
         (TWO[:0], {}, r"^compare: there is no SAE"),
+        (
+            TWO.assign(loss_recovered=100 * TWO["loss_recovered"]),
+            {},
+            r"^loss_recovered: 93.\d+ is above 1: a fraction is meant, 0.93\d+$",
+        ),
         (TWO.assign(tokens=[1024] * 4 + [2048] * 4), {}, r"^tokens: .*1,024 and 2,048 tokens"),
         (TWO.assign(recipe=["paper/modern"] * 4 + ["paper/paper"] * 4), {}, r"^recipe: .*2 recipes"),
         (
