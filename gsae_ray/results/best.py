@@ -22,7 +22,7 @@ from gsae_ray.results.outcomes import Outcomes
 from gsae_ray.results.references import load_reference
 from gsae_ray.results.registered import check_alone, chosen_by_alias
 from gsae_ray.results.saved import finished_folder, run_folder
-from gsae_ray.results.typed import check_fraction
+from gsae_ray.results.typed import check_fraction, check_number
 from gsae_ray.saes.config_file import with_metadata
 from gsae_ray.saes.folder import CONFIG_FILE, WEIGHTS_FILE
 
@@ -62,6 +62,8 @@ def _constraint(max_l0: float | None, min_loss_recovered: float | None, knee: bo
     Raises:
         UserError: an argument cannot be what it says.
     """
+    check_number("max_l0", max_l0)
+    check_number("min_loss_recovered", min_loss_recovered)
     check_fraction("min_loss_recovered", min_loss_recovered)
     return Constraint(max_l0, min_loss_recovered, knee, by)
 

@@ -26,6 +26,7 @@ from gsae_ray.results.groups import (
 )
 from gsae_ray.results.points import Measured, Points, measured_of, points_of
 from gsae_ray.results.sums import have_runs, sums_of_rows
+from gsae_ray.results.typed import with_numbers
 
 QUALITIES = {"loss_recovered": "loss recovered", "explained_variance": "explained variance"}
 """Values of SAEs that a frontier may have beside L0, the preferred one first."""
@@ -80,9 +81,10 @@ def compare(
         mixed_tokens: SAEs may be trained on different numbers of tokens.
 
     Raises:
-        UserError: columns are missing, there is only one kind, recipes or tokens are mixed, the curves share no range
-            at any site, or sums cannot be had.
+        UserError: columns are missing or hold no numbers, there is only one kind, recipes or tokens are mixed, the
+            curves share no range at any site, or sums cannot be had.
     """
+    rows = with_numbers(rows)
     check_columns(rows, by)
     notes = list(rows.attrs.get("notes", []))
     rows, left_out = taking_part(rows, by)

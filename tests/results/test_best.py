@@ -62,6 +62,12 @@ def test_a_share_of_the_loss_in_percent_is_refused_before_anything_is_read() -> 
             ask()
 
 
+def test_a_limit_that_is_text_is_refused_by_its_name() -> None:
+    for limit in ("max_l0", "min_loss_recovered"):
+        with pytest.raises(UserError, match=f"^{limit}: '0.4' is no number; give it without quotes$"):
+            best("nowhere", **{limit: "0.4"})  # type: ignore[arg-type]
+
+
 def test_of_several_sites_one_must_be_named() -> None:
     rows = pd.concat([ROWS, ROWS.assign(site=SITE_2)], ignore_index=True)
     with pytest.raises(UserError, match=rf"^site: this sweep has 2, name one \(one of: {SITE_1}, {SITE_2}\)$"):

@@ -144,6 +144,10 @@ TWO = joined(typed("gated", 0.5), typed("standard", 1.0))
         (TWO.drop(columns=["loss_recovered", "fvu"]), {}, r"^compare: these rows have no column 'loss_recovered'"),
         (TWO[:5], {}, r"^compare: gated and standard share no range of L0 or loss recovered: gated has L0 4 to 32"),
         (TWO[:0], {}, r"^compare: there is no SAE"),
+        (TWO.astype({"l0": str}), {}, "^l0: '4.0' is no number; give numbers"),
+        (TWO.astype({"loss_recovered": str}), {}, "^loss_recovered: '0.89.*' is no number"),
+        (TWO.to_dict("records"), {}, r"^rows: a pandas.DataFrame is meant, not \[\{"),
+        ("quickstart", {}, r"^rows: a pandas.DataFrame is meant, not 'quickstart'; "),
         (
             TWO.assign(loss_recovered=100 * TWO["loss_recovered"]),
             {},
@@ -158,12 +162,16 @@ TWO = joined(typed("gated", 0.5), typed("standard", 1.0))
         ),
     ],
 )
-def test_what_cannot_be_compared_is_one_line_with_the_remedy(
-    rows: pd.DataFrame, options: dict[str, Any], message: str
-) -> None:
+def test_what_cannot_be_compared_is_one_line_with_the_remedy(rows: Any, options: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message) as found:
         gsae_ray.compare(rows, **options)
     assert "\n" not in str(found.value)
+
+
+def test_a_column_of_numbers_among_which_some_are_missing_may_be_of_objects() -> None:
+    rows = joined(TWO, TWO[:1]).astype({"l0": object, "fvu": object})
+    rows.loc[8, ["l0", "fvu"]] = None
+    assert value(gsae_ray.compare(rows), "l0_ratio_at_fvu")["value"] == pytest.approx(0.5)
 
 
 def test_recipes_and_tokens_may_be_mixed_where_that_is_said_or_is_what_is_compared() -> None:
