@@ -19,6 +19,7 @@ from gsae_ray.results.groups import (
     check_columns,
     differ_in_kind,
     groups_of,
+    in_order,
     kinds_of_groups,
     of_other_kinds,
     parts,
@@ -46,7 +47,7 @@ Statistic = Callable[[tuple[Array, Array], tuple[Array, Array]], float]
 def compare(
     rows: pd.DataFrame,
     by: str = "architecture",
-    base: str | None = None,
+    base: str | float | None = None,
     *,
     tracking_uri: str | None = None,
     mixed_recipes: bool = False,
@@ -101,18 +102,18 @@ def compare(
         at_site, groups = rows[here], named[here]
         where = (f" at {site}" if site else "") + (f" of {kind}" if kind else "")
         if base not in groups or len(set(groups)) < 2:
-            notes.append(f"nothing to compare{where}: all SAEs there are {' and '.join(sorted(set(groups)))}")
+            notes.append(f"nothing to compare{where}: all SAEs there are {' and '.join(in_order(groups))}")
             continue
         if not _has_quality(at_site):
             notes.append(f"nothing to compare{where}: no row there has a finite loss_recovered or fvu")
             continue
         check_alike(at_site, by, mixed_recipes, mixed_tokens)
         saes = measured_of(at_site, groups, None)
-        runs = [group for group in sorted(set(groups)) if have_runs(at_site[groups == group])]
+        runs = [group for group in in_order(groups) if have_runs(at_site[groups == group])]
         compared, worst, lines = _compared(saes, _drawn(saes, runs, tracking_uri), base, where)
         found += [{"site": site, "kind": kind, **row} for row in compared]
         notes.append(f"hypervolume{where}: up to L0 {worst[0]:.4g} and {_quality(saes.values)[1]} {worst[1]:.4g}")
-        if without := sorted({*groups} - {*runs}):
+        if without := in_order({*groups} - {*runs}):
             told = f"some rows of {' and '.join(without)} name no run, which would keep sums of each context"
             notes.append(f"no intervals{where} of what they take part in: {told}")
         apart += lines
@@ -160,7 +161,7 @@ def _compared(
     own["hypervolume"] = lambda points, group: _areas(_curve(points, name, group), worst)
     rows: list[dict[str, Any]] = []
     apart = []
-    for group in [*sorted(set(saes.groups) - {base}), base]:
+    for group in [*in_order(set(saes.groups) - {base}), base]:
         # Seeds are drawn where both kinds of a pair have several, whatever the other kinds have.
         alone, pair = (points_of(_best_known(saes, drawn, them), them) for them in ([group], [group, base]))
         pairs = list(_pairs(pair, group, base, name)) if group != base else []

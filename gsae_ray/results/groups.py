@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import math
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from gsae_ray.config.recipe import show
 from gsae_ray.config.sections import OWN
-from gsae_ray.errors import UserError, suggest
+from gsae_ray.errors import UserError, one_of, suggest
 from gsae_ray.results.compared import count
 from gsae_ray.results.comparison import check_recipes, check_tokens, labels, own_saes, without_stopped
 from gsae_ray.results.typed import check_fractions
 
 DEFAULT_BASE = {"architecture": "standard", "origin": OWN}
 """Column -> what its other groups are compared with, unless something else is asked for."""
+MOST_LISTED = 10
+"""Values of a column that an error line lists."""
 
 
 def parts(rows: pd.DataFrame, by: str) -> Iterator[tuple[str, str, NDArray[np.bool_]]]:
@@ -54,7 +58,7 @@ def of_other_kinds(rows: pd.DataFrame, by: str, groups: NDArray[np.object_], bas
 
 def kinds_of_groups(rows: pd.DataFrame, by: str, groups: NDArray[np.object_]) -> dict[str, list[str]]:
     """The architectures and variants of each group."""
-    return {group: sorted(set(_kinds(rows[groups == group], by))) for group in sorted(set(groups))}
+    return {group: sorted(set(_kinds(rows[groups == group], by))) for group in in_order(groups)}
 
 
 def differ_in_kind(kinds: Mapping[str, list[str]]) -> str:
@@ -103,27 +107,51 @@ def groups_of(rows: pd.DataFrame, by: str) -> NDArray[np.object_]:
     """The kind of each row, as text."""
     if by == "architecture" and "variant" in rows:
         return labels(rows.assign(variant=rows["variant"].fillna(""))).to_numpy(object)
-    return rows[by].astype(str).to_numpy(object)
+    values = rows[by].infer_objects()
+    if pd.api.types.is_numeric_dtype(values) and not pd.api.types.is_bool_dtype(values):
+        return values.map(_as_text).to_numpy(object)
+    return values.astype(str).to_numpy(object)
 
 
-def base_of(by: str, base: str | None, groups: NDArray[np.object_]) -> str:
+def in_order(groups: Iterable[str]) -> list[str]:
+    """Different groups, each once: numbers as such, before texts."""
+    return sorted(set(groups), key=lambda group: (_number(group) is None, _number(group) or 0.0, group))
+
+
+def _as_text(number: float) -> str:
+    """A number as text, the same whether it was an int or a float."""
+    return str(int(number)) if math.isfinite(number) and number == int(number) else show(float(number))
+
+
+def _number(text: object) -> float | None:
+    """The number that something is, or says; None: it is none."""
+    try:
+        return float(text)  # type: ignore[arg-type]
+    except (TypeError, ValueError):
+        return None
+
+
+def base_of(by: str, base: str | float | None, groups: NDArray[np.object_]) -> str:
     """The group that others are compared with.
 
     Raises:
         UserError: there is only one group, or no such one, or it has to be said.
     """
-    known = sorted(set(groups))
+    known = in_order(groups)
     if len(known) < 2:
         told = f"all rows are {known[0]}" if known else "there is no SAE"
         raise UserError(
             f"compare: {told}; a comparison by {by} takes two kinds, so add SAEs of another, or name a column"
         )
-    chosen = DEFAULT_BASE.get(by) if base is None else str(base)
-    if chosen in known:
-        return str(chosen)
+    asked = DEFAULT_BASE.get(by) if base is None else base
+    number = _number(asked)
+    wanted = [] if asked is None else [str(asked)] if number is None else [str(asked), _as_text(number)]
+    if found := [text for text in wanted if text in known]:
+        return found[0]
     if base is None:
-        raise UserError(f"base: say with which {by} the others are compared; one of: {', '.join(known)}")
-    raise UserError(f"base: no {by} {base!r} among these rows; {suggest(base, known)}")
+        raise UserError(f"base: say with which {by} the others are compared; {one_of(known, MOST_LISTED)}")
+    told = suggest(base, known, MOST_LISTED) if number is None else one_of(known, MOST_LISTED)
+    raise UserError(f"base: no {by} {base!r} among these rows; {told}")
 
 
 def check_alike(rows: pd.DataFrame, by: str, mixed_recipes: bool, mixed_tokens: bool) -> None:

@@ -121,6 +121,19 @@ def test_widths_are_compared_within_each_architecture_and_variant() -> None:
     assert value(alone, "l0_ratio_at_fvu", "tied=false", kind="gated")["saes"] == 4
 
 
+def test_numbers_are_compared_as_numbers() -> None:
+    rows = joined(*(typed("gated", 0.5 + number / 20, sparsity=float(number)) for number in range(1, 13)))
+    for base in (8, 8.0, "8", "8.0"):
+        found = gsae_ray.compare(rows, by="sparsity", base=base)
+        assert found.base == "8" and value(found, "l0_ratio_at_fvu", "10")["value"] == pytest.approx(1.0 / 0.9)
+    assert list(found.table["group"].unique()) == [*map(str, [*range(1, 8), *range(9, 13)]), "8"]
+    listed = r"one of: 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, … \(12 in all\)$"
+    with pytest.raises(UserError, match=f"^base: say with which sparsity .*; {listed}"):
+        gsae_ray.compare(rows, by="sparsity")
+    with pytest.raises(UserError, match=f"^base: no sparsity '13' among these rows; {listed}"):
+        gsae_ray.compare(rows, by="sparsity", base="13")
+
+
 def test_without_a_language_model_the_curves_are_of_explained_variance() -> None:
     rows = joined(typed("gated", 0.5), typed("standard", 1.0)).assign(loss_recovered=math.nan)
     found = gsae_ray.compare(rows)
