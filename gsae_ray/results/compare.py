@@ -113,6 +113,7 @@ def compare(
         compared, worst, lines = _compared(saes, _drawn(saes, runs, tracking_uri), base, where)
         found += [{"site": site, "kind": kind, **row} for row in compared]
         notes.append(f"hypervolume{where}: up to L0 {worst[0]:.4g} and {_quality(saes.values)[1]} {worst[1]:.4g}")
+        notes += _on_no_curve(saes, where)
         if without := in_order({*groups} - {*runs}):
             told = f"some rows of {' and '.join(without)} name no run, which would keep sums of each context"
             notes.append(f"no intervals{where} of what they take part in: {told}")
@@ -145,6 +146,19 @@ def _has_quality(rows: pd.DataFrame) -> bool:
 def _quality(values: Mapping[str, Array]) -> tuple[str, str]:
     """Which of the values is the quality of a frontier, and what it is called."""
     return next((name, QUALITIES[name]) for name in QUALITIES if name in values and np.isfinite(values[name][0]).any())
+
+
+def _on_no_curve(saes: Measured, where: str) -> list[str]:
+    """A line about SAEs without a finite quality, of groups that have others with one."""
+    name, text = _quality(saes.values)
+    finite = np.isfinite(saes.values[name][0])
+    lacking = saes.groups[~finite & np.isin(saes.groups, saes.groups[finite])]
+    if not len(lacking):
+        return []
+    whose = " and ".join(in_order(lacking))
+    return [
+        f"{count(len(lacking), 'SAE')} of {whose}{where}: no finite {text}; no curve has their settings, `saes` counts them"
+    ]
 
 
 def _compared(

@@ -93,6 +93,10 @@ def taking_part(rows: pd.DataFrame, by: str) -> tuple[pd.DataFrame, list[str]]:
         own = rows[(rows["origin"] == OWN) | rows["origin"].isna()]  # numbers of a paper have no origin
     if len(own) < len(rows):
         notes.append(f'references are left out: {len(rows) - len(own)} SAEs; by="origin" compares them with the others')
+    if "seed" in own and "sparsity" not in own and own["seed"].nunique() > 1:
+        notes.append(
+            "seed: there is no column sparsity, so each row is a setting of its own, and seeds are not averaged"
+        )
     usable = own[by].notna() & (own["l0"] > 0)
     lacking = f"no {by}, or no L0 above 0"
     if "site" in own:

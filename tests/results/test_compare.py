@@ -233,6 +233,24 @@ def test_a_kind_without_any_finite_quality_has_neither_an_area_nor_a_range() -> 
     assert value(found, "l0_ratio_at_fvu")["value"] == pytest.approx(0.5)
 
 
+def test_what_a_curve_leaves_out_is_a_note() -> None:
+    rows = joined(TWO.assign(site=SITE_1), typed("gated", 0.5, site=SITE_1)[:1].assign(loss_recovered=math.nan))
+    notes = gsae_ray.compare(rows).notes
+    assert (
+        f"one SAE of gated at {SITE_1}: no finite loss recovered; no curve has their settings, `saes` counts them"
+        in notes
+    )
+    assert not [note for note in gsae_ray.compare(rows[:8]).notes if "curve" in note]
+
+
+def test_seeds_that_cannot_be_told_from_settings_are_a_note() -> None:
+    rows = TWO.assign(seed=[0, 1] * 4)
+    told = "seed: there is no column sparsity, so each row is a setting of its own, and seeds are not averaged"
+    assert told in gsae_ray.compare(rows).notes
+    for known in (rows.assign(sparsity=1.0), rows.assign(seed=0)):
+        assert told not in gsae_ray.compare(known).notes
+
+
 def test_a_column_of_ones_own_does_not_tell_seeds_apart() -> None:
     rows = joined(*(typed("gated", 0.5, sparsity=[1.0, 2.0, 4.0, 8.0], seed=seed, lr=1e-3) for seed in (0, 1)))
     rows["my_score"], rows["my_note"] = np.arange(8.0), [f"note {n}" for n in range(8)]
