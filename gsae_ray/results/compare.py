@@ -155,10 +155,8 @@ def _on_no_curve(saes: Measured, where: str) -> list[str]:
     lacking = saes.groups[~finite & np.isin(saes.groups, saes.groups[finite])]
     if not len(lacking):
         return []
-    whose = " and ".join(in_order(lacking))
-    return [
-        f"{count(len(lacking), 'SAE')} of {whose}{where}: no finite {text}; no curve has their settings, `saes` counts them"
-    ]
+    whose = f"{count(len(lacking), 'SAE')} of {' and '.join(in_order(lacking))}{where}"
+    return [f"{whose}: no finite {text}; no curve has their settings, `saes` counts them"]
 
 
 def _compared(
