@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 REFUSED, FAILED, INTERRUPTED = 2, 3, 75
 """Exit codes of the command line beside 0: the command has to be mended; some trials have failed for good; a sweep was
@@ -95,9 +95,15 @@ def shown(value: object, quoted: bool = True) -> str:
     return text if len(text) <= ECHOED else f"{text[:ECHOED]}…"
 
 
-def suggest(value: object, known: Iterable[object]) -> str:
-    """`"did you mean 'x'? (one of: a, b, x)"`, or `"one of: a, b, x"`, for the end of an error line."""
+def one_of(names: Sequence[str], most: int | None = None) -> str:
+    """`"one of: a, b, x"`, for the end of an error line; of more than `most` names the first ones."""
+    more = f", … ({len(names)} in all)" if most is not None and len(names) > most else ""
+    return f"one of: {', '.join(names[:most])}{more}"
+
+
+def suggest(value: object, known: Iterable[object], most: int | None = None) -> str:
+    """`"did you mean 'x'? (one of: a, b, x)"`, or `"one of: a, b, x"` as `one_of`, for the end of an error line."""
     names = [str(name) for name in known]
     nearest = difflib.get_close_matches(shown(value, quoted=False), names, n=1, cutoff=0.5)
-    known_names = f"one of: {', '.join(names)}"
+    known_names = one_of(names, most)
     return f"did you mean {nearest[0]!r}? ({known_names})" if nearest else known_names

@@ -54,4 +54,9 @@ def compare(
     rows = gsae_ray.frontier(experiment, site, launch, tracking_uri, tokens=tokens, storage=storage)
     mixed = {"mixed_recipes": mixed_recipes, "mixed_tokens": tokens == MIXED}
     found = gsae_ray.compare(rows, by, base, tracking_uri=tracking_uri, **mixed)
-    click.echo(found.table.to_json(orient="records", indent=2, double_precision=15) if as_json else str(found))
+    if not as_json:
+        click.echo(str(found))
+        return
+    click.echo(found.table.to_json(orient="records", indent=2, double_precision=15))
+    for note in found.notes:
+        click.echo(note, err=True)

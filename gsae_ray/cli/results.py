@@ -111,8 +111,8 @@ def frontier(
     rows = gsae_ray.frontier(experiment, *where, with_references, with_stopped=stopped)
     if as_json:
         click.echo(rows.to_json(orient="records", indent=2, double_precision=15))
-        return
-    print_frontier(rows, console(), mixed_tokens=tokens == MIXED, intervals=intervals)
+    else:
+        print_frontier(rows, console(), mixed_tokens=tokens == MIXED, intervals=intervals)
     for note in rows.attrs["notes"]:
         click.echo(note, err=True)
 

@@ -22,6 +22,7 @@ from gsae_ray.results.outcomes import Outcomes
 from gsae_ray.results.references import load_reference
 from gsae_ray.results.registered import check_alone, chosen_by_alias
 from gsae_ray.results.saved import finished_folder, run_folder
+from gsae_ray.results.typed import check_fraction, check_number
 from gsae_ray.saes.config_file import with_metadata
 from gsae_ray.saes.folder import CONFIG_FILE, WEIGHTS_FILE
 
@@ -52,7 +53,19 @@ def choose(
         UserError: rows of several sites, or numbers of tokens that may not be mixed; not exactly one constraint, or
             nothing meets it.
     """
-    return choice_of(rows, Constraint(max_l0, min_loss_recovered, knee, by), mixed_tokens, with_references).row
+    return choice_of(rows, _constraint(max_l0, min_loss_recovered, knee, by), mixed_tokens, with_references).row
+
+
+def _constraint(max_l0: float | None, min_loss_recovered: float | None, knee: bool, by: str | None) -> Constraint:
+    """What is asked for.
+
+    Raises:
+        UserError: an argument cannot be what it says.
+    """
+    check_number("max_l0", max_l0)
+    check_number("min_loss_recovered", min_loss_recovered)
+    check_fraction("min_loss_recovered", min_loss_recovered)
+    return Constraint(max_l0, min_loss_recovered, knee, by)
 
 
 def example_constraint(rows: pd.DataFrame) -> list[str]:
@@ -159,7 +172,7 @@ def find_best(
     alias: str | None = None,
 ) -> Best:
     """Finds the best SAE of a sweep under a constraint, without fetching it; arguments and errors as of `best`."""
-    constraint = Constraint(max_l0, min_loss_recovered, knee, by)
+    constraint = _constraint(max_l0, min_loss_recovered, knee, by)
     if alias is not None:
         beside = {"launch": launch, "tokens": tokens, "storage": storage, "with_references": with_references}
         check_alone(alias, {**dataclasses.asdict(constraint), **beside})

@@ -7,20 +7,28 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
 
-from gsae_ray.config.sections import OWN
-from gsae_ray.errors import UserError, suggest
+from gsae_ray.errors import UserError
 from gsae_ray.evaluation.bootstrap import ends_of
 from gsae_ray.evaluation.metrics import Array
 from gsae_ray.results import curves
 from gsae_ray.results.compared import Comparison, count
-from gsae_ray.results.comparison import check_recipes, check_tokens, labels, own_saes, without_stopped
+from gsae_ray.results.groups import (
+    base_of,
+    check_alike,
+    check_columns,
+    differ_in_kind,
+    groups_of,
+    in_order,
+    kinds_of_groups,
+    of_other_kinds,
+    parts,
+    taking_part,
+)
 from gsae_ray.results.points import Measured, Points, measured_of, points_of
 from gsae_ray.results.sums import have_runs, sums_of_rows
+from gsae_ray.results.typed import with_numbers
 
-DEFAULT_BASE = {"architecture": "standard", "origin": OWN}
-"""Column -> what its other groups are compared with, unless something else is asked for."""
 QUALITIES = {"loss_recovered": "loss recovered", "explained_variance": "explained variance"}
 """Values of SAEs that a frontier may have beside L0, the preferred one first."""
 
@@ -39,7 +47,7 @@ Statistic = Callable[[tuple[Array, Array], tuple[Array, Array]], float]
 def compare(
     rows: pd.DataFrame,
     by: str = "architecture",
-    base: str | None = None,
+    base: str | float | None = None,
     *,
     tracking_uri: str | None = None,
     mixed_recipes: bool = False,
@@ -64,8 +72,9 @@ def compare(
     Args:
         rows: as `frontier` returns them, or any table with `by`, `l0`, and `loss_recovered` or `fvu`; of a paper, say.
             `site`, `gamma`, `recipe`, `tokens`, `seed` with `sparsity`, and `origin` are heeded where they are there.
-            Without `run_id`, by which sums of each context are found, there are no intervals.
-        by: the column whose values are compared; of `architecture`, variants are kinds of their own.
+            Kinds of which some row has no `run_id`, by which sums of each context are found, have no intervals.
+        by: the column whose values are compared; of `architecture`, variants are kinds of their own; of any other but
+            `origin`, SAEs are compared with those of the same architecture and variant.
         base: the value that the others are compared with; default: `standard`, of origins `own`; of any other column it
             has to be said.
         tracking_uri: of MLflow, where the sums are; default: as for `frontier`.
@@ -73,120 +82,60 @@ def compare(
         mixed_tokens: SAEs may be trained on different numbers of tokens.
 
     Raises:
-        UserError: columns are missing, there is only one kind, recipes or tokens are mixed, the curves share no range
-            at any site, or sums cannot be had.
+        UserError: columns are missing or hold no numbers, there is only one kind, recipes or tokens are mixed, the
+            curves share no range at any site, or sums cannot be had.
     """
-    _check_columns(rows, by)
+    rows = with_numbers(rows)
+    check_columns(rows, by)
     notes = list(rows.attrs.get("notes", []))
-    rows, left_out = _taking_part(rows, by)
+    rows, left_out = taking_part(rows, by)
     notes += left_out
-    named = _groups(rows, by)
-    base = _base(by, base, named)
+    named = groups_of(rows, by)
+    base = base_of(by, base, named)
+    kinds = kinds_of_groups(rows, by, named)
+    if by == "origin" and len({*map(tuple, kinds.values())}) > 1:
+        notes.append(differ_in_kind(kinds))
     found: list[dict[str, Any]] = []
     apart: list[str] = []
     pairs = 0
-    for site in sorted(rows["site"].unique()) if "site" in rows else [""]:
-        here = (rows["site"] == site).to_numpy() if "site" in rows else np.ones(len(rows), bool)
+    for site, kind, here in parts(rows, by):
         at_site, groups = rows[here], named[here]
-        where = f" at {site}" if site else ""
+        where = (f" at {site}" if site else "") + (f" of {kind}" if kind else "")
         if base not in groups or len(set(groups)) < 2:
-            notes.append(f"nothing to compare{where}: all SAEs there are {' and '.join(sorted(set(groups)))}")
+            notes.append(f"nothing to compare{where}: all SAEs there are {' and '.join(in_order(groups))}")
             continue
         if not _has_quality(at_site):
             notes.append(f"nothing to compare{where}: no row there has a finite loss_recovered or fvu")
             continue
-        _check_alike(at_site, by, mixed_recipes, mixed_tokens)
-        sums = sums_of_rows(at_site, tracking_uri) if have_runs(at_site) else None
-        saes = measured_of(at_site, groups, sums)
-        compared, worst, lines = _compared(saes, base, where)
-        found += [{"site": site, **row} for row in compared]
+        check_alike(at_site, by, mixed_recipes, mixed_tokens)
+        saes = measured_of(at_site, groups, None)
+        runs = [group for group in in_order(groups) if have_runs(at_site[groups == group])]
+        compared, worst, lines = _compared(saes, _drawn(saes, runs, tracking_uri), base, where)
+        found += [{"site": site, "kind": kind, **row} for row in compared]
         notes.append(f"hypervolume{where}: up to L0 {worst[0]:.4g} and {_quality(saes.values)[1]} {worst[1]:.4g}")
-        notes += [f"no intervals{where}: some of these rows name no run, which would keep sums of each context"] * (
-            sums is None
-        )
+        notes += _on_no_curve(saes, where)
+        if without := in_order({*groups} - {*runs}):
+            told = f"some rows of {' and '.join(without)} name no run, which would keep sums of each context"
+            notes.append(f"no intervals{where} of what they take part in: {told}")
         apart += lines
         pairs += len(set(groups)) - 1
     if len(apart) == pairs:
         told = (
-            "; ".join(apart) or f"no site has SAEs of {base} and of another {by}, with a finite loss_recovered or fvu"
+            "; ".join(apart)
+            or of_other_kinds(rows, by, named, base)
+            or f"no site has SAEs of {base} and of another {by}, with a finite loss_recovered or fvu"
         )
         raise UserError(f"compare: {told}")
     return Comparison(by, base, pd.DataFrame(found), [*apart, *notes])
 
 
-def _check_columns(rows: pd.DataFrame, by: str) -> None:
-    """Refuses a table that lacks what every comparison takes.
-
-    Raises:
-        UserError: it does.
-    """
-    if by not in rows:
-        raise UserError(f"by: these rows have no column {by!r}; {suggest(by, rows.columns)}")
-    missing = [name for name in ("l0", "loss_recovered") if name not in rows]
-    if "l0" in missing or (missing and "fvu" not in rows):
-        raise UserError(
-            f"compare: these rows have no column {missing[0]!r}; a comparison takes l0, and loss_recovered or fvu, of "
-            "each SAE"
-        )
-
-
-def _taking_part(rows: pd.DataFrame, by: str) -> tuple[pd.DataFrame, list[str]]:
-    """The rows with a site, a group and a positive L0, references only where compared; and what is left out."""
-    own, notes = without_stopped(rows), []
-    if len(own) < len(rows):
-        notes.append(f"{count(len(rows) - len(own), 'trial')} that the scheduler has stopped: left out")
-    rows = own
-    if by != "origin" and not own_saes(rows).empty and "origin" in rows:
-        own = rows[(rows["origin"] == OWN) | rows["origin"].isna()]  # numbers of a paper have no origin
-    if len(own) < len(rows):
-        notes.append(f'references are left out: {len(rows) - len(own)} SAEs; by="origin" compares them with the others')
-    usable = own[by].notna() & (own["l0"] > 0)
-    lacking = f"no {by}, or no L0 above 0"
-    if "site" in own:
-        usable &= own["site"].notna()
-        lacking = f"no site, {lacking}"
-    if not usable.all():
-        notes.append(f"{(~usable).sum()} rows are left out: {lacking}")
-    return own[usable], notes
-
-
-def _groups(rows: pd.DataFrame, by: str) -> NDArray[np.object_]:
-    """The kind of each row, as text."""
-    if by == "architecture" and "variant" in rows:
-        return labels(rows.assign(variant=rows["variant"].fillna(""))).to_numpy(object)
-    return rows[by].astype(str).to_numpy(object)
-
-
-def _base(by: str, base: str | None, groups: NDArray[np.object_]) -> str:
-    """The group that others are compared with.
-
-    Raises:
-        UserError: there is only one group, or no such one, or it has to be said.
-    """
-    known = sorted(set(groups))
-    if len(known) < 2:
-        told = f"all rows are {known[0]}" if known else "there is no SAE"
-        raise UserError(
-            f"compare: {told}; a comparison by {by} takes two kinds, so add SAEs of another, or name a column"
-        )
-    chosen = DEFAULT_BASE.get(by) if base is None else str(base)
-    if chosen in known:
-        return str(chosen)
-    if base is None:
-        raise UserError(f"base: say with which {by} the others are compared; one of: {', '.join(known)}")
-    raise UserError(f"base: no {by} {base!r} among these rows; {suggest(base, known)}")
-
-
-def _check_alike(rows: pd.DataFrame, by: str, mixed_recipes: bool, mixed_tokens: bool) -> None:
-    """Refuses rows of one site that may not be compared; those of a paper say nothing of their training.
-
-    Raises:
-        UserError: they may not.
-    """
-    if "recipe" in rows and by != "recipe" and not mixed_recipes:
-        check_recipes(rows[rows["recipe"].notna()])
-    if "tokens" in rows and by != "tokens" and not mixed_tokens:
-        check_tokens(rows[rows["tokens"].notna()])
+def _drawn(saes: Measured, groups: list[str], tracking_uri: str | None) -> Measured | None:
+    """The SAEs of groups all of which name runs, with draws of contexts; None where there is no such group."""
+    if not groups:
+        return None
+    member = np.isin(saes.groups, groups)
+    rows = saes.rows[member]
+    return measured_of(rows, saes.groups[member], sums_of_rows(rows, tracking_uri))
 
 
 def _has_quality(rows: pd.DataFrame) -> bool:
@@ -199,17 +148,34 @@ def _quality(values: Mapping[str, Array]) -> tuple[str, str]:
     return next((name, QUALITIES[name]) for name in QUALITIES if name in values and np.isfinite(values[name][0]).any())
 
 
-def _compared(saes: Measured, base: str, where: str) -> tuple[list[dict[str, Any]], tuple[float, float], list[str]]:
-    """Table rows of one site, the worst corner, and a line for each group that shares no range with the base."""
+def _on_no_curve(saes: Measured, where: str) -> list[str]:
+    """A line about SAEs without a finite quality, of groups that have others with one."""
     name, text = _quality(saes.values)
-    worst = _worst(points_of(saes, set(saes.groups)), name)
+    finite = np.isfinite(saes.values[name][0])
+    lacking = saes.groups[~finite & np.isin(saes.groups, saes.groups[finite])]
+    if not len(lacking):
+        return []
+    whose = f"{count(len(lacking), 'SAE')} of {' and '.join(in_order(lacking))}{where}"
+    return [f"{whose}: no finite {text}; no curve has their settings, `saes` counts them"]
+
+
+def _compared(
+    saes: Measured, drawn: Measured | None, base: str, where: str
+) -> tuple[list[dict[str, Any]], tuple[float, float], list[str]]:
+    """Table rows of one site, the worst corner, and a line for each group that shares no range with the base.
+
+    What takes only groups of `drawn`, those that have sums of each context, has intervals.
+    """
+    name, text = _quality(saes.values)
+    everything = sorted(set(saes.groups))
+    worst = _worst(points_of(_best_known(saes, drawn, everything), everything), name)
     own: dict[str, Callable[[Points, str], Array]] = {"median_gamma": _medians} if "gamma" in saes.values else {}
     own["hypervolume"] = lambda points, group: _areas(_curve(points, name, group), worst)
     rows: list[dict[str, Any]] = []
     apart = []
-    for group in [*sorted(set(saes.groups) - {base}), base]:
+    for group in [*in_order(set(saes.groups) - {base}), base]:
         # Seeds are drawn where both kinds of a pair have several, whatever the other kinds have.
-        alone, pair = points_of(saes, [group]), points_of(saes, [group, base])
+        alone, pair = (points_of(_best_known(saes, drawn, them), them) for them in ([group], [group, base]))
         pairs = list(_pairs(pair, group, base, name)) if group != base else []
         if pairs and not any(np.isfinite(values[0]) for _, values in pairs):
             apart.append(_apart(pair, group, base, name, text, where))
@@ -219,6 +185,11 @@ def _compared(saes: Measured, base: str, where: str) -> tuple[list[dict[str, Any
                 pairs.append((f"{measure}_difference", _difference(of(pair, group), of(pair, base))))
         rows += [_row(pair, measure, group, base, values) for measure, values in pairs]
     return rows, worst, apart
+
+
+def _best_known(saes: Measured, drawn: Measured | None, groups: list[str]) -> Measured:
+    """With draws, if all of the groups have them."""
+    return saes if drawn is None or not set(groups) <= set(drawn.groups) else drawn
 
 
 def _worst(points: Points, quality: str) -> tuple[float, float]:

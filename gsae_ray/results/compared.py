@@ -40,17 +40,19 @@ class Comparison:
     base: str
     """The one that the others are compared with."""
     table: pd.DataFrame
-    """A row for each site, measure (`MEASURES`) and kind, its `group`: `value`; `low` and `high`, the ends of its 95 %
-    interval, NaN where there is none, and what that `covers`; `saes` and `base_saes`, numbers of SAEs of the kind and
-    of the base; `contexts` that were drawn, 0 without an interval; `seeds` of the setting with the fewest, 0 where that
-    is not known. `base` is empty where a number is the kind's own, not a comparison."""
+    """A row for each site, measure (`MEASURES`) and `group`, a value of `by`: `value`; `low` and `high`, the ends of
+    its 95 % interval, NaN where there is none, and what that `covers`; `saes` and `base_saes`, numbers of SAEs of the
+    group and of the base; `contexts` that were drawn, 0 without an interval; `seeds` of the setting with the fewest, 0
+    where that is not known. `base` is empty where a number is the group's own, not a comparison. `kind` is the
+    architecture and variant of all SAEs that a number is of, where each is compared for itself, else empty."""
     notes: list[str]
     """What a reader should know, as lines of text."""
 
     @property
     def sentences(self) -> list[str]:
-        """For each kind and site: how many active features it needs, compared with the base, at equal quality."""
-        return [self._sentence(rows) for _, rows in self._compared().groupby(["site", "group"], sort=False)]
+        """For each group and site: how many active features it needs, compared with the base, at equal quality."""
+        parts = self._compared().groupby(["site", "kind", "group"], sort=False)
+        return [self._sentence(rows) for _, rows in parts]
 
     def _compared(self) -> pd.DataFrame:
         """The table rows that sentences are made of."""
@@ -60,22 +62,22 @@ class Comparison:
         known = rows[rows["value"].notna()]
         row = (known if len(known) else rows).iloc[0]
         quality = MEASURES[row["measure"]].partition(" at equal ")[2]
-        place = f", {row['site']}" if row["site"] else ""
+        place = "".join(f", {row[name]}" for name in ("kind", "site") if row[name])
         if pd.isna(row["value"]):
             return f"{row['group']} and {self.base} share no range of {quality}{place}"
         on = row["covers"] or "without an interval"
         ratio = f"{row['value']:.2f}×" + (f" [{row['low']:.2f}, {row['high']:.2f}]" if row["covers"] else "")
         return f"{row['group']} needs {ratio} the active features of {self.base} at equal {quality}{place}; {on}"
 
-    def _tables(self) -> Iterator[tuple[str, pd.DataFrame]]:
-        """For each site a title, and the numbers of each kind."""
-        for site, rows in self.table.groupby("site", sort=False):
-            kinds = list(rows["group"].unique())
+    def _tables(self) -> Iterator[tuple[str, pd.DataFrame, str]]:
+        """For each site (and kind) a title, the numbers of each group, and what their intervals cover."""
+        for (site, kind), rows in self.table.groupby(["site", "kind"], sort=False):
+            groups = list(rows["group"].unique())
             measures = [name for name in MEASURES if name in set(rows["measure"])]
-            cells = pd.DataFrame("", index=[MEASURES[name].format(base=self.base) for name in measures], columns=kinds)
+            cells = pd.DataFrame("", index=[MEASURES[name].format(base=self.base) for name in measures], columns=groups)
             for row in rows.to_dict("records"):
                 cells.loc[MEASURES[row["measure"]].format(base=self.base), row["group"]] = _cell(row)
-            yield str(site), cells
+            yield ", ".join(name for name in (kind, site) if name) or self.by, cells, self._told(rows)
 
     def _told(self, rows: pd.DataFrame) -> str:
         """What the intervals of a site cover."""
@@ -92,16 +94,15 @@ class Comparison:
 
     def __repr__(self) -> str:
         lines = list(self.sentences)
-        for site, cells in self._tables():
-            lines += ["", site or self.by, cells.to_string(), self._told(self.table[self.table["site"] == site])]
+        for title, cells, told in self._tables():
+            lines += ["", title, cells.to_string(), told]
         return "\n".join([*lines, *([""] if self.notes else []), *self.notes])
 
     def _repr_html_(self) -> str:
         """As a notebook shows it."""
         parts = [_paragraphs(self.sentences)]
-        for site, cells in self._tables():
-            told = self._told(self.table[self.table["site"] == site])
-            parts += [f"<h4>{html.escape(site or self.by)}</h4>", cells.to_html(), _paragraphs([told])]
+        for title, cells, told in self._tables():
+            parts += [f"<h4>{html.escape(title)}</h4>", cells.to_html(), _paragraphs([told])]
         return "".join([*parts, _paragraphs(self.notes)])
 
 

@@ -20,12 +20,12 @@ BARS = ("l0_low", "l0_high", "quality_low", "quality_high")
 def _curve_names(rows: pd.DataFrame) -> pd.Series[Any]:
     """The curve that each SAE is on: its label, with recipe, width and tokens where SAEs differ in them."""
     text = labels(rows)
-    if recipes_differ(rows["recipe"]):
-        text = text + " " + rows["recipe"]
+    if recipes_differ(recipe for recipe in rows["recipe"] if recipe):  # numbers of a paper need not say it
+        text = text + rows["recipe"].map(lambda recipe: f" {recipe}" if recipe else "")
     if rows.groupby(text)["d_sae"].nunique().gt(1).any():
-        text = text + " w" + rows["d_sae"].astype(str)
+        text = text + rows["d_sae"].map(" w{:.0f}".format).where(rows["d_sae"].notna(), "")
     if rows["tokens"].nunique() > 1:
-        text = text + rows["tokens"].map(" {:,} tokens".format)
+        text = text + rows["tokens"].map(" {:,.0f} tokens".format).where(rows["tokens"].notna(), "")
     return text
 
 

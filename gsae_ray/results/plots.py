@@ -19,6 +19,7 @@ from gsae_ray.results.comparison import own_saes, quality_of, without_stopped
 from gsae_ray.results.curves import pareto
 from gsae_ray.results.kinds import one_a_setting, with_bars, with_kinds
 from gsae_ray.results.palette import Style, log_ticks, styles
+from gsae_ray.results.typed import with_columns
 
 COLUMNS_A_ROW = 3
 LEGEND = 32
@@ -36,14 +37,15 @@ def plot_frontier(rows: pd.DataFrame, pursuit: pd.DataFrame | None = None, title
     References have marks of their own, one for all of an origin.
 
     Args:
-        rows: as `results.frontier` returns them; trials that a scheduler has stopped are not drawn.
+        rows: as `results.frontier` returns them, or typed in, with `architecture`, `l0`, and `loss_recovered` or `fvu`;
+            trials that a scheduler has stopped are not drawn.
         pursuit: the same of gradient pursuit, as dashed lines.
         title: of the whole picture.
 
     Raises:
-        UserError: there is nothing to draw.
+        UserError: there is nothing to draw, or columns are missing or hold no numbers.
     """
-    rows = without_stopped(rows)
+    rows = without_stopped(with_columns(rows, ("architecture", "l0")))
     if rows.empty:
         raise UserError("plot: there is no SAE to draw that was trained to its end")
     everything = own_saes(rows).assign(pursued=False)

@@ -172,6 +172,8 @@ def _explain(tracking_uri: str, error: BaseException) -> str:
     if urlsplit(tracking_uri).scheme not in HTTP:
         if tracking_uri.startswith("file:") or Path(tracking_uri).is_dir():
             return f"{where!r} is a folder, to which MLflow does not record; give a file: sqlite:///PATH/mlflow.db"
+        if not urlsplit(tracking_uri).scheme:
+            return f"{where!r} is a path, and no address; give sqlite:///{Path(tracking_uri).absolute()}"
         return f"{where!r} cannot be used ({quoted(cause)}); mend that (a database needs its client here), {_ELSEWHERE}"
     reason, server = quoted(error), f"the MLflow server at {where!r}"
     status = error.get_http_status_code() if isinstance(error, MlflowException) else 0

@@ -56,6 +56,18 @@ def test_the_best_is_the_highest_quality_or_the_lowest_l0_within_the_constraint(
     assert choose(ROWS, **constraint)["trial"] == trial
 
 
+def test_a_share_of_the_loss_in_percent_is_refused_before_anything_is_read() -> None:
+    for ask in (lambda: choose(ROWS, min_loss_recovered=95), lambda: best("nowhere", min_loss_recovered=95)):
+        with pytest.raises(UserError, match=r"^min_loss_recovered: 95 is above 1: a fraction is meant, 0\.95$"):
+            ask()
+
+
+def test_a_limit_that_is_text_is_refused_by_its_name() -> None:
+    for limit in ("max_l0", "min_loss_recovered"):
+        with pytest.raises(UserError, match=f"^{limit}: '0.4' is no number; give it without quotes$"):
+            best("nowhere", **{limit: "0.4"})  # type: ignore[arg-type]
+
+
 def test_of_several_sites_one_must_be_named() -> None:
     rows = pd.concat([ROWS, ROWS.assign(site=SITE_2)], ignore_index=True)
     with pytest.raises(UserError, match=rf"^site: this sweep has 2, name one \(one of: {SITE_1}, {SITE_2}\)$"):

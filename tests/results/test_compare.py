@@ -103,6 +103,37 @@ def test_variants_are_kinds_of_their_own_and_any_column_may_be_compared() -> Non
     )
 
 
+def test_widths_are_compared_within_each_architecture_and_variant() -> None:
+    rows = joined(
+        typed("gated", 0.5, d_sae=1024, variant=""),
+        typed("gated", 1.0, d_sae=512, variant=""),
+        typed("standard", 3.0, d_sae=1024, variant=""),
+        typed("standard", 4.0, d_sae=512, variant=""),
+        typed("gated", 0.1, d_sae=1024, variant="tied=false"),
+    )
+    found = gsae_ray.compare(rows, by="d_sae", base="512")
+    for kind, ratio in (("gated", 0.5), ("standard", 0.75)):
+        row = value(found, "l0_ratio_at_fvu", "1024", kind=kind)
+        assert row["value"] == pytest.approx(ratio) and (row["saes"], row["base_saes"]) == (4, 4)
+        assert f"1024 needs {ratio:.2f}× the active features of 512 at equal loss recovered, {kind}; " in repr(found)
+    assert "nothing to compare of gated tied=false: all SAEs there are 1024" in found.notes
+    alone = gsae_ray.compare(rows.assign(d_sae=["a"] * 4 + ["b"] * 16), by="variant", base="")
+    assert value(alone, "l0_ratio_at_fvu", "tied=false", kind="gated")["saes"] == 4
+
+
+def test_numbers_are_compared_as_numbers() -> None:
+    rows = joined(*(typed("gated", 0.5 + number / 20, sparsity=float(number)) for number in range(1, 13)))
+    for base in (8, 8.0, "8", "8.0"):
+        found = gsae_ray.compare(rows, by="sparsity", base=base)
+        assert found.base == "8" and value(found, "l0_ratio_at_fvu", "10")["value"] == pytest.approx(1.0 / 0.9)
+    assert list(found.table["group"].unique()) == [*map(str, [*range(1, 8), *range(9, 13)]), "8"]
+    listed = r"one of: 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, … \(12 in all\)$"
+    with pytest.raises(UserError, match=f"^base: say with which sparsity .*; {listed}"):
+        gsae_ray.compare(rows, by="sparsity")
+    with pytest.raises(UserError, match=f"^base: no sparsity '13' among these rows; {listed}"):
+        gsae_ray.compare(rows, by="sparsity", base="13")
+
+
 def test_without_a_language_model_the_curves_are_of_explained_variance() -> None:
     rows = joined(typed("gated", 0.5), typed("standard", 1.0)).assign(loss_recovered=math.nan)
     found = gsae_ray.compare(rows)
@@ -126,16 +157,34 @@ TWO = joined(typed("gated", 0.5), typed("standard", 1.0))
         (TWO.drop(columns=["loss_recovered", "fvu"]), {}, r"^compare: these rows have no column 'loss_recovered'"),
         (TWO[:5], {}, r"^compare: gated and standard share no range of L0 or loss recovered: gated has L0 4 to 32"),
         (TWO[:0], {}, r"^compare: there is no SAE"),
+        (TWO.astype({"l0": str}), {}, "^l0: '4.0' is no number; give numbers"),
+        (TWO.astype({"loss_recovered": str}), {}, "^loss_recovered: '0.89.*' is no number"),
+        (TWO.to_dict("records"), {}, r"^rows: a pandas.DataFrame is meant, not \[\{"),
+        ("quickstart", {}, r"^rows: a pandas.DataFrame is meant, not 'quickstart'; "),
+        (
+            TWO.assign(loss_recovered=100 * TWO["loss_recovered"]),
+            {},
+            r"^loss_recovered: 93.\d+ is above 1: a fraction is meant, 0.93\d+$",
+        ),
         (TWO.assign(tokens=[1024] * 4 + [2048] * 4), {}, r"^tokens: .*1,024 and 2,048 tokens"),
         (TWO.assign(recipe=["paper/modern"] * 4 + ["paper/paper"] * 4), {}, r"^recipe: .*2 recipes"),
+        (
+            TWO.assign(d_sae=[512] * 4 + [768] * 4),
+            {"by": "d_sae", "base": "768"},
+            "^compare: these differ in architecture, too: 512: gated; 768: standard; ",
+        ),
     ],
 )
-def test_what_cannot_be_compared_is_one_line_with_the_remedy(
-    rows: pd.DataFrame, options: dict[str, Any], message: str
-) -> None:
+def test_what_cannot_be_compared_is_one_line_with_the_remedy(rows: Any, options: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message) as found:
         gsae_ray.compare(rows, **options)
     assert "\n" not in str(found.value)
+
+
+def test_a_column_of_numbers_among_which_some_are_missing_may_be_of_objects() -> None:
+    rows = joined(TWO, TWO[:1]).astype({"l0": object, "fvu": object})
+    rows.loc[8, ["l0", "fvu"]] = None
+    assert value(gsae_ray.compare(rows), "l0_ratio_at_fvu")["value"] == pytest.approx(0.5)
 
 
 def test_recipes_and_tokens_may_be_mixed_where_that_is_said_or_is_what_is_compared() -> None:
@@ -143,7 +192,7 @@ def test_recipes_and_tokens_may_be_mixed_where_that_is_said_or_is_what_is_compar
     assert value(gsae_ray.compare(tokens, mixed_tokens=True), "l0_ratio_at_fvu")["value"] == pytest.approx(0.5)
     recipes = TWO.assign(recipe=["paper/modern"] * 4 + ["paper/paper"] * 4)
     assert value(gsae_ray.compare(recipes, mixed_recipes=True), "l0_ratio_at_fvu")["value"] == pytest.approx(0.5)
-    by = gsae_ray.compare(recipes, by="recipe", base="paper/paper")
+    by = gsae_ray.compare(recipes.assign(architecture="gated"), by="recipe", base="paper/paper")
     assert value(by, "l0_ratio_at_fvu", "paper/modern")["value"] == pytest.approx(0.5)
     own = gsae_ray.compare(recipes.assign(recipe=["unit_norm/modern"] * 4 + ["paper/modern"] * 4))
     assert value(own, "l0_ratio_at_fvu")["value"] == pytest.approx(0.5), "each with its own objective"
@@ -156,6 +205,7 @@ def test_references_take_part_only_where_origins_are_compared() -> None:
     assert any(note.startswith("references are left out: 4 SAEs") for note in found.notes)
     theirs = gsae_ray.compare(rows, by="origin")
     assert value(theirs, "l0_ratio_at_fvu", "theirs")["value"] == pytest.approx(0.5), "of the better own SAEs"
+    assert "these differ in architecture, too: own: gated, standard; theirs: gated" in theirs.notes
 
 
 def test_seeds_of_one_setting_are_one_point_with_a_spread() -> None:
@@ -181,6 +231,24 @@ def test_a_kind_without_any_finite_quality_has_neither_an_area_nor_a_range() -> 
     assert math.isnan(value(found, "hypervolume_difference", "topk")["value"])
     assert "topk has no finite loss recovered, so it is compared with nothing" in found.notes
     assert value(found, "l0_ratio_at_fvu")["value"] == pytest.approx(0.5)
+
+
+def test_what_a_curve_leaves_out_is_a_note() -> None:
+    rows = joined(TWO.assign(site=SITE_1), typed("gated", 0.5, site=SITE_1)[:1].assign(loss_recovered=math.nan))
+    notes = gsae_ray.compare(rows).notes
+    assert (
+        f"one SAE of gated at {SITE_1}: no finite loss recovered; no curve has their settings, `saes` counts them"
+        in notes
+    )
+    assert not [note for note in gsae_ray.compare(rows[:8]).notes if "curve" in note]
+
+
+def test_seeds_that_cannot_be_told_from_settings_are_a_note() -> None:
+    rows = TWO.assign(seed=[0, 1] * 4)
+    told = "seed: there is no column sparsity, so each row is a setting of its own, and seeds are not averaged"
+    assert told in gsae_ray.compare(rows).notes
+    for known in (rows.assign(sparsity=1.0), rows.assign(seed=0)):
+        assert told not in gsae_ray.compare(known).notes
 
 
 def test_a_column_of_ones_own_does_not_tell_seeds_apart() -> None:
@@ -278,6 +346,18 @@ def test_an_interval_covers_the_text_and_says_so_in_the_sentence(tmp_path: Path)
     assert any(note.startswith(f"no intervals at {SITE_1}") for note in alone.notes)
 
 
+def test_numbers_of_a_paper_beside_a_sweep_leave_its_own_pairs_their_intervals(tmp_path: Path) -> None:
+    rows = swept(tmp_path, {("gated", 0): 0.5, ("standard", 0): 1.0}, noise=0.2)
+    found = gsae_ray.compare(joined(rows, typed("topk", 0.4, site=SITE_1)))
+    alone = gsae_ray.compare(rows)
+    for measure in ("l0_ratio_at_loss_recovered", "loss_recovered_gap_at_l0"):
+        own, paper = value(found, measure), value(found, measure, "topk")
+        assert own.equals(value(alone, measure)) and own["low"] < own["value"] < own["high"]
+        assert paper["covers"] == "" and math.isnan(paper["low"]) and paper["contexts"] == 0
+    (note,) = (note for note in found.notes if note.startswith("no intervals"))
+    assert "some rows of topk name no run" in note
+
+
 def test_seeds_are_drawn_too_where_every_setting_has_two(tmp_path: Path) -> None:
     both = {("gated", 0): 0.4, ("gated", 1): 0.6, ("standard", 0): 1.0, ("standard", 1): 1.0}
     rows = swept(tmp_path, both)
@@ -336,6 +416,7 @@ def test_the_command_prints_what_python_shows(tmp_path: Path) -> None:
     as_json = CliRunner().invoke(main, ["compare", "swept", "--storage", str(tmp_path), "--json"])
     told = pd.DataFrame(json.loads(as_json.stdout))
     assert told["value"].tolist() == pytest.approx(found.table["value"].tolist(), rel=1e-12)
+    assert found.notes and as_json.stderr.splitlines() == found.notes, "standard output is JSON, and nothing else"
     wrong = CliRunner().invoke(main, ["compare", "swept", "--storage", str(tmp_path), "--by", "d_sae"])
     assert wrong.exit_code == 2 and wrong.stderr.startswith("gsae-ray: compare: all rows are 16")
 

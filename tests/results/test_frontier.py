@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import re
 from pathlib import Path
@@ -11,10 +12,12 @@ import numpy as np
 import pandas as pd
 import pytest
 from added_metric import added_metric
+from click.testing import CliRunner
 from mlflow.tracking import MlflowClient
 from recorder import GATED_1, GATED_2, L1, NEWER, OLDER, STANDARD_1, Recorder, ends
 from trials import DENSITY, REQUEST, SITE_1, SITE_2, evaluation, expand
 
+from gsae_ray.cli.main import main
 from gsae_ray.errors import UserError
 from gsae_ray.results.best import best
 from gsae_ray.results.columns import columns
@@ -116,6 +119,8 @@ def test_what_is_left_out_is_said() -> None:
     failed = f"1 trial failed ({GATED_2[3].name}: NaN); why: the tag gsae.failure of its run"
     assert failed in notes
     assert len(notes) == 3
+    as_json = CliRunner().invoke(main, ["frontier", "sweep", "--json"])
+    assert len(json.loads(as_json.stdout)) == 5 and set(notes) <= set(as_json.stderr.splitlines())
     assert frontier("sweep", launch=OLDER).attrs["notes"] == []
 
 

@@ -12,6 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection
 from matplotlib.lines import Line2D
 
+from gsae_ray.errors import UserError
 from gsae_ray.results.plots import plot_frontier, save_frontier
 
 
@@ -50,6 +51,31 @@ def test_a_line_joins_the_frontier_in_order_of_l0_and_beaten_saes_are_points_alo
     assert data(points) == [[4, 0.5], [9, 0.7]]
     assert points.get_linestyle() == "None" and points.get_marker() == "o"
     assert points.get_color() == joined.get_color()
+
+
+def test_numbers_of_a_paper_are_drawn_alone_and_beside_a_sweep() -> None:
+    paper = pd.DataFrame([("topk", 4, 0.7), ("topk", 8, 0.8)], columns=["architecture", "l0", "loss_recovered"])
+    (axis,) = plot_frontier(paper).axes
+    assert data(curves(axis)["topk"]) == [[4, 0.7], [8, 0.8]]
+    widths = [rows_of((1, 0.5), d_sae=width, tokens=width, origin="own") for width in (512, 1024)]
+    beside = pd.concat([*widths, paper.assign(site="blocks.0.mlp")], ignore_index=True)
+    (axis,) = plot_frontier(beside).axes
+    assert set(curves(axis)) == {"topk", "gated w512 512 tokens", "gated w1024 1,024 tokens"}
+    fvu = paper.rename(columns={"loss_recovered": "fvu"})
+    assert plot_frontier(fvu).axes[0].get_ylabel() == "explained variance"
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ("quickstart", r"^rows: a pandas.DataFrame is meant, not 'quickstart'; "),
+        (rows_of((1, 0.5)).drop(columns="l0"), "^rows: there is no column 'l0'"),
+        (rows_of((1, 0.5)).astype({"l0": object}).assign(l0="8"), "^l0: '8' is no number; "),
+    ],
+)
+def test_what_cannot_be_drawn_is_one_line(rows: Any, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        plot_frontier(rows)
 
 
 @pytest.mark.parametrize(

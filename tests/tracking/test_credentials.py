@@ -29,6 +29,16 @@ def test_an_address_that_means_nothing_to_mlflow_is_a_user_error() -> None:
         connect("gopher://there")
 
 
+def test_a_path_is_answered_with_its_address(tmp_path: Path) -> None:
+    file = tmp_path / "mlflow.db"
+    for made in (False, True):
+        if made:
+            file.touch()
+        with pytest.raises(UserError) as error:
+            connect(str(file))
+        assert str(error.value) == f"--tracking-uri: '{file}' is a path, and no address; give sqlite:///{file}"
+
+
 def test_an_sqlite_store_in_no_folder_is_a_user_error_and_no_folder_is_made(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"^--tracking-uri: .* there is no such folder"):
         connect(f"sqlite:///{tmp_path}/folder/mlflow.db")

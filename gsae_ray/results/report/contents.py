@@ -10,10 +10,11 @@ from pathlib import Path
 import pandas as pd
 
 from gsae_ray.errors import UserError
-from gsae_ray.results.compare import DEFAULT_BASE, compare
+from gsae_ray.results.compare import compare
 from gsae_ray.results.compared import count
 from gsae_ray.results.comparison import labels, own_saes, quality_of
 from gsae_ray.results.frontier import MIXED, frontier
+from gsae_ray.results.groups import DEFAULT_BASE
 from gsae_ray.results.report.records import About, Series, hours, records_of
 from gsae_ray.storage.stopped import told
 from gsae_ray.tracking.tags import STOPPED, TRIAL
