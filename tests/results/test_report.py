@@ -121,6 +121,7 @@ def test_seeds_of_one_setting_are_one_point_with_a_spread(page: _Page) -> None:
     assert point["gamma_high"] - point["gamma_low"] == pytest.approx(2 * gamma.std(), rel=1e-2)
     assert point["told"]["seeds"] == "2" and "and 1 more: mean" in point["told"]["title"]
     assert any("one standard deviation to either side" in text for text in page.texts)
+    assert not [chart["id"] for chart in data["charts"] if "spread" in chart["id"]]
     alone = json.loads(_Page(render(made_up())).data)["saes"][0]
     assert alone["gamma_low"] == pytest.approx(0.98 * alone["gamma"], rel=1e-4), "one seed has its interval"
 
