@@ -255,14 +255,24 @@ def _examples(data: str) -> Iterator[Example]:
         with fsspec.open(str(path), "rt", compression="infer", encoding="utf-8-sig") as file:
             for number, line in enumerate(file, 1):
                 if line.strip():
-                    example = json.loads(line)
+                    try:
+                        example = json.loads(line)
+                    except (ValueError, RecursionError) as error:
+                        raise UserError(f"{path.name}, line {number}: no JSON ({_reason(error)})") from error
                     if (wrong := _wrong(example)) is not None:
                         raise UserError(f"{path.name}, line {number}: {wrong}")
                     yield example
-    except (OSError, ValueError, RecursionError) as error:
+    except (OSError, ValueError) as error:
         if isinstance(error, UserError):
             raise
-        raise UserError(f"data: {path.name} cannot be read as lines of JSON: {first_line(error)}") from error
+        raise UserError(f"data: {path.name} cannot be read: {first_line(error)}") from error
+
+
+def _reason(error: Exception) -> str:
+    """Why a line is no JSON; the parser counts lines from the one that it was given."""
+    if isinstance(error, json.JSONDecodeError):
+        return f"{error.msg}, at character {error.pos + 1}"
+    return first_line(error)
 
 
 def _wrong(example: Any) -> str | None:
