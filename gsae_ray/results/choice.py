@@ -24,8 +24,6 @@ from gsae_ray.results.comparison import (
 )
 from gsae_ray.results.curves import above_chord
 
-SPARSER, DENSER = "sparser ones (a larger λ, a smaller k)", "denser ones (a smaller λ, a larger k)"
-
 
 @dataclasses.dataclass(frozen=True)
 class Constraint:
@@ -42,13 +40,17 @@ class Constraint:
     """The column that is the quality; default: loss recovered, without a language model explained variance."""
 
     def check(self) -> None:
-        """Refuses none and several.
+        """Refuses none and several, and what nothing can meet.
 
         Raises:
             UserError: so it is.
         """
         if (self.max_l0 is not None) + (self.min_loss_recovered is not None) + self.knee != 1:
             raise UserError("best: give either max_l0 (e.g. 40) or min_loss_recovered (e.g. 0.95), or knee, or alias")
+        if self.max_l0 is not None and not self.max_l0 > 0:  # NaN, too
+            raise UserError(f"max_l0: {self.max_l0:g} is no number of active features; give one above 0, e.g. 40")
+        if self.min_loss_recovered is not None and math.isnan(self.min_loss_recovered):
+            raise UserError("min_loss_recovered: NaN is no fraction; give one, e.g. 0.95")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -140,12 +142,14 @@ def _within_l0(rows: pd.DataFrame, max_l0: float, quality: Quality, site: str) -
     if not fits.any():
         nearest = beyond.iloc[0]
         raise UserError(
-            f"max_l0: no SAE has L0 <= {max_l0:g}; the lowest is {nearest['l0']:.3g} ({_described(nearest)}), and none "
-            f"lies below; give more, or train {SPARSER}"
+            f"max_l0: no SAE has L0 <= {max_l0:g}; the lowest is {nearest['l0']:.3g} ({_described(nearest)}); "
+            f"give more, or train {_sparser(rows)}"
         )
+    further = (
+        f"the nearest above: {_described(beyond.iloc[0])}" if len(beyond) else f"none lies above: train {_denser(rows)}"
+    )
     rows, all_rows = rows[fits], len(rows)
     why = _why(quality.superlative, len(rows), f"L0 <= {max_l0:g}", all_rows, site)
-    further = f"the nearest above: {_described(beyond.iloc[0])}" if len(beyond) else f"none lies above: train {DENSER}"
     return Choice(_sorted(rows, -quality.of(rows), rows["l0"]), f"{why}; {further}")
 
 
@@ -161,12 +165,16 @@ def _that_recovers(rows: pd.DataFrame, least: float, quality: Quality, by: str |
         nearest = beyond.iloc[0]
         raise UserError(
             f"min_loss_recovered: no SAE recovers {least:g}; the highest is {nearest['loss_recovered']:.4f} "
-            f"({_described(nearest)}), and none lies above; give less, or train {DENSER}"
+            f"({_described(nearest)}); give less, or train {_denser(rows)}"
         )
+    further = (
+        f"the nearest below: {_described(beyond.iloc[0])}"
+        if len(beyond)
+        else f"none lies below: train {_sparser(rows)}"
+    )
     rows, all_rows = rows[fits], len(rows)
     what = "lowest L0" if by is None else quality.superlative
     why = _why(what, len(rows), f"loss recovered >= {least:g}", all_rows, site)
-    further = f"the nearest below: {_described(beyond.iloc[0])}" if len(beyond) else f"none lies below: train {SPARSER}"
     keys = (rows["l0"], -quality.of(rows)) if by is None else (-quality.of(rows), rows["l0"])
     return Choice(_sorted(rows, *keys), f"{why}; {further}")
 
@@ -185,6 +193,21 @@ def _at_knee(rows: pd.DataFrame, quality: Quality, site: str) -> Choice:
         f"the ends, in log L0 and {quality.name}"
     )
     return Choice(_sorted(front, -height, front["l0"]), why)
+
+
+def _sparser(rows: pd.DataFrame) -> str:
+    """What to train where an L0 is not low enough."""
+    return f"sparser ones ({'a smaller target_l0' if _have_target(rows) else 'a larger λ, a smaller k'})"
+
+
+def _denser(rows: pd.DataFrame) -> str:
+    """What to train where a quality is not high enough."""
+    return f"denser ones ({'a larger target_l0' if _have_target(rows) else 'a smaller λ, a larger k'})"
+
+
+def _have_target(rows: pd.DataFrame) -> bool:
+    """Whether a target L0 set how sparse these SAEs are, for some of them at least."""
+    return "found_coefficient" in rows and bool(rows["found_coefficient"].notna().any())
 
 
 def _why(what: str, fitting: int, constraint: str, considered: int, site: str) -> str:

@@ -136,7 +136,9 @@ def _add_legend(figure: Figure, title: str) -> None:
     entries = {label: handle for handles, labels in found for handle, label in zip(handles, labels, strict=True)}
     width = figure.get_size_inches()[0]
     columns = max(1, min(len(entries), int(width * 10 / (6 + max(map(len, entries), default=1)))))
-    figure.legend(entries.values(), entries.keys(), loc="outside lower center", ncols=columns, frameon=False, title=title)
+    figure.legend(
+        entries.values(), entries.keys(), loc="outside lower center", ncols=columns, frameon=False, title=title
+    )
 
 
 def _shortened(origin: str) -> str:

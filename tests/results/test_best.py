@@ -92,13 +92,17 @@ def test_the_best_needs_exactly_one_constraint(constraint: dict[str, Any]) -> No
     [
         (
             {"max_l0": 9},
-            "max_l0: no SAE has L0 <= 9; the lowest is 10 (a, L0 10.00, loss recovered 0.9000), and none lies below; "
-            "give more, or train sparser ones (a larger λ, a smaller k)",
+            "max_l0: no SAE has L0 <= 9; the lowest is 10 (a, L0 10.00, loss recovered 0.9000); give more, or "
+            "train sparser ones (a larger λ, a smaller k)",
         ),
+        ({"max_l0": 0}, "max_l0: 0 is no number of active features; give one above 0, e.g. 40"),
+        ({"max_l0": -3.5}, "max_l0: -3.5 is no number of active features; give one above 0, e.g. 40"),
+        ({"max_l0": math.nan}, "max_l0: nan is no number of active features; give one above 0, e.g. 40"),
+        ({"min_loss_recovered": math.nan}, "min_loss_recovered: NaN is no fraction; give one, e.g. 0.95"),
         (
             {"min_loss_recovered": 0.995},
-            "min_loss_recovered: no SAE recovers 0.995; the highest is 0.9900 (d, L0 90.00, loss recovered 0.9900), "
-            "and none lies above; give less, or train denser ones (a smaller λ, a larger k)",
+            "min_loss_recovered: no SAE recovers 0.995; the highest is 0.9900 (d, L0 90.00, loss recovered 0.9900); "
+            "give less, or train denser ones (a smaller λ, a larger k)",
         ),
     ],
 )
@@ -106,6 +110,13 @@ def test_where_nothing_meets_the_constraint_the_nearest_is_named(constraint: dic
     with pytest.raises(UserError) as error:
         choose(ROWS, **constraint)
     assert str(error.value) == message
+
+
+def test_where_a_target_l0_set_how_sparse_saes_are_it_is_what_to_change() -> None:
+    rows = ROWS.assign(found_coefficient=[0.1, 0.2, 0.3, 0.4])
+    with pytest.raises(UserError, match=r"or train sparser ones \(a smaller target_l0\)$"):
+        choose(rows, max_l0=2)
+    assert choice_of(rows, Constraint(max_l0=90)).why.endswith("train denser ones (a larger target_l0)")
 
 
 @pytest.mark.parametrize(
