@@ -100,7 +100,7 @@ def choice_of(
     if constraint.knee:
         choice = _at_knee(rows, quality, sites[0])
     elif constraint.max_l0 is not None:
-        choice = _within_l0(rows, constraint.max_l0, quality, sites[0])
+        choice = _within_l0(rows, constraint.max_l0, quality, constraint.by, sites[0])
     else:
         assert constraint.min_loss_recovered is not None
         choice = _that_recovers(rows, constraint.min_loss_recovered, quality, constraint.by, sites[0])
@@ -117,10 +117,10 @@ def quality_by(rows: pd.DataFrame, by: str) -> Quality:
     """
     known = [name for name, metric in METRICS.items() if metric.better is not None and name in rows]
     known += added_columns(rows)
-    if by not in known:
-        raise UserError(f"by: {by!r} is no quality that these SAEs have; {suggest(by, known)}")
-    if not np.isfinite(rows[by].astype(float)).any():
-        raise UserError(f"by: no SAE has a finite {by}")
+    measured = [name for name in known if np.isfinite(rows[name].astype(float)).any()]
+    if by not in measured:
+        wrong = f"no SAE has a finite {by}" if by in known else f"{by!r} is no quality that these SAEs have"
+        raise UserError(f"by: {wrong}; {suggest(by, measured)}")
     better = (METRICS[by].better if by in METRICS else None) or "high"
     of: dict[Better, Callable[[pd.DataFrame], pd.Series[Any]]] = {
         "high": lambda rows: rows[by],
@@ -136,17 +136,19 @@ def _sorted(rows: pd.DataFrame, *keys: pd.Series[Any]) -> pd.DataFrame:
     return rows.iloc[np.lexsort((names, *(key.to_numpy(float) for key in reversed(keys))))]
 
 
-def _within_l0(rows: pd.DataFrame, max_l0: float, quality: Quality, site: str) -> Choice:
+def _within_l0(rows: pd.DataFrame, max_l0: float, quality: Quality, by: str | None, site: str) -> Choice:
     fits = rows["l0"] <= max_l0
     beyond = _sorted(rows[~fits], rows[~fits]["l0"], -quality.of(rows[~fits]))
     if not fits.any():
         nearest = beyond.iloc[0]
         raise UserError(
-            f"max_l0: no SAE has L0 <= {max_l0:g}; the lowest is {nearest['l0']:.3g} ({_described(nearest)}); "
+            f"max_l0: no SAE has L0 <= {max_l0:g}; the lowest is {nearest['l0']:.3g} ({_described(nearest, by)}); "
             f"give more, or train {_sparser(rows)}"
         )
     further = (
-        f"the nearest above: {_described(beyond.iloc[0])}" if len(beyond) else f"none lies above: train {_denser(rows)}"
+        f"the nearest above: {_described(beyond.iloc[0], by)}"
+        if len(beyond)
+        else f"none lies above: train {_denser(rows)}"
     )
     rows, all_rows = rows[fits], len(rows)
     why = _why(quality.superlative, len(rows), f"L0 <= {max_l0:g}", all_rows, site)
@@ -165,10 +167,10 @@ def _that_recovers(rows: pd.DataFrame, least: float, quality: Quality, by: str |
         nearest = beyond.iloc[0]
         raise UserError(
             f"min_loss_recovered: no SAE recovers {least:g}; the highest is {nearest['loss_recovered']:.4f} "
-            f"({_described(nearest)}); give less, or train {_denser(rows)}"
+            f"({_described(nearest, by)}); give less, or train {_denser(rows)}"
         )
     further = (
-        f"the nearest below: {_described(beyond.iloc[0])}"
+        f"the nearest below: {_described(beyond.iloc[0], by)}"
         if len(beyond)
         else f"none lies below: train {_sparser(rows)}"
     )
@@ -214,9 +216,9 @@ def _why(what: str, fitting: int, constraint: str, considered: int, site: str) -
     return f"the {what} of {fitting} with {constraint}, from {considered} at {site}"
 
 
-def _described(row: pd.Series[Any]) -> str:
-    """`NAME, L0 22.53, loss recovered 0.9827`."""
-    return f"{name_of(row)}, {measured(row)}"
+def _described(row: pd.Series[Any], by: str | None) -> str:
+    """`NAME, L0 22.53, loss recovered 0.9827`, with `by` that column too."""
+    return f"{name_of(row)}, {measured(row, by)}"
 
 
 def name_of(row: pd.Series[Any]) -> str:
@@ -228,5 +230,6 @@ def name_of(row: pd.Series[Any]) -> str:
 def measured(row: pd.Series[Any], by: str | None = None) -> str:
     """`L0 22.53, loss recovered 0.9827`, without a language model `L0 22.53, FVU 0.1904`; with `by` that column too."""
     recovered = row.get("loss_recovered")
-    quality = f"loss recovered {recovered:.4f}" if pd.notna(recovered) else f"FVU {row['fvu']:.4f}"
-    return f"L0 {row['l0']:.2f}, {quality}" + (f", {by.replace('_', ' ')} {row[by]:.4g}" if by else "")
+    shown = "loss_recovered" if pd.notna(recovered) else "fvu"
+    quality = f"loss recovered {recovered:.4f}" if shown == "loss_recovered" else f"FVU {row['fvu']:.4f}"
+    return f"L0 {row['l0']:.2f}, {quality}" + (f", {by.replace('_', ' ')} {row[by]:.4g}" if by and by != shown else "")

@@ -149,13 +149,14 @@ def test_where_a_target_l0_set_how_sparse_saes_are_it_is_what_to_change() -> Non
         (
             Constraint(max_l0=40, by="kl"),
             ["a", "c", "b"],
-            "the lowest kl of 3 with L0 <= 40, from 4 at {}; the nearest above: d, L0 90.00, loss recovered 0.9900",
+            "the lowest kl of 3 with L0 <= 40, from 4 at {}; the nearest above: d, L0 90.00, loss recovered 0.9900, "
+            "kl 0.4",
         ),
         (
             Constraint(min_loss_recovered=0.95, by="gamma"),
             ["c", "d", "b"],
             "the gamma nearest to 1 of 3 with loss recovered >= 0.95, from 4 at {}; the nearest below: a, L0 10.00, "
-            "loss recovered 0.9000",
+            "loss recovered 0.9000, gamma 1",
         ),
         (
             Constraint(max_l0=1e9, by="probe_auc"),
@@ -185,8 +186,10 @@ def test_what_is_no_quality_is_refused_and_a_frontier_without_a_knee_says_so() -
     for by in ("l0", "tokens", "site", "loss_recoverd", "ce_clean"):
         with pytest.raises(UserError, match=f"^by: {by!r} is no quality that these SAEs have; .*loss_recovered"):
             choose(ROWS.assign(ce_clean=3.0), max_l0=40, by=by)
-    with pytest.raises(UserError, match="^by: no SAE has a finite kl"):
-        choose(ROWS.assign(kl=math.nan), max_l0=40, by="kl")
+    with pytest.raises(UserError, match="^by: no SAE has a finite kl; one of: loss_recovered, fvu$"):
+        choose(ROWS.assign(kl=math.nan, fvu=0.1), max_l0=40, by="kl")
+    with pytest.raises(UserError, match="^by: 'klo' .* have; one of: loss_recovered, fvu$"):
+        choose(ROWS.assign(kl=math.nan, fvu=0.1), max_l0=40, by="klo")
     for rows in (ROWS[:2], ROWS.assign(loss_recovered=[0.90, 0.901, 0.9, 0.99])):
         with pytest.raises(UserError, match="^knee: the frontier at .* has none: . points"):
             choose(rows, knee=True)
