@@ -89,6 +89,11 @@ def test_links_lead_to_files() -> None:
                 assert (page.parent / target).exists(), f"{page}: {target}"
 
 
+def test_every_page_is_named_in_the_readme() -> None:
+    text = (ROOT / "README.md").read_text()
+    assert [page.name for page in (ROOT / "docs").glob("[!i]*.md") if f"(docs/{page.name}" not in text] == []
+
+
 def test_commands_are_known_with_their_options() -> None:
     others = {words[0] for _, words in commands() if not known(words)}
     assert others <= {"export", "pytest", "python", ".", "pip", "ray", "for", "done"}
