@@ -19,11 +19,11 @@ from gsae_ray.results.comparison import own_saes, quality_of, without_stopped
 from gsae_ray.results.curves import pareto
 from gsae_ray.results.kinds import BARS, one_a_setting, with_bars, with_kinds
 from gsae_ray.results.palette import Style, log_ticks, styles
+from gsae_ray.results.picture_formats import check_picture
 
 COLUMNS_A_ROW = 3
 LEGEND = 32
 """The most characters of an origin in the legend; of a path, its end tells more."""
-SUFFIXES = (".png", ".svg", ".pdf")
 
 
 def plot_frontier(rows: pd.DataFrame, pursuit: pd.DataFrame | None = None, title: str = "") -> Figure:
@@ -143,18 +143,6 @@ def _add_legend(figure: Figure, title: str) -> None:
 
 def _shortened(origin: str) -> str:
     return origin if len(origin) <= LEGEND else f"…{origin[1 - LEGEND :]}"
-
-
-def check_picture(path: Path) -> None:
-    """Refuses a file that is none of a picture, by its suffix.
-
-    Raises:
-        UserError: so it is.
-    """
-    if path.suffix.lower() not in SUFFIXES:
-        raise UserError(
-            f"--out: {path.name} ends in none of {', '.join(SUFFIXES)}; a picture is written as one of these"
-        )
 
 
 def save_frontier(rows: pd.DataFrame, path: Path, pursuit: pd.DataFrame | None = None, title: str = "") -> None:

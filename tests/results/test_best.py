@@ -25,7 +25,8 @@ from gsae_ray.config.trial import TrialSpec
 from gsae_ray.errors import UserError
 from gsae_ray.files import file_hash
 from gsae_ray.results.best import best, candidates, choose, example_constraint, find_best
-from gsae_ray.results.choice import Constraint, choice_of
+from gsae_ray.results.choice import choice_of
+from gsae_ray.results.constraint import Constraint
 from gsae_ray.results.frontier import frontier
 from gsae_ray.saes.export import export
 from gsae_ray.saes.folder import content_hash
