@@ -11,6 +11,7 @@ Names are imported at first use, so that loading an SAE needs neither Ray nor ML
 from __future__ import annotations
 
 import importlib
+import importlib.util
 from typing import TYPE_CHECKING, Any
 
 from gsae_ray.version import __version__
@@ -63,9 +64,11 @@ __all__ = ["__version__", *_MODULES]
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _MODULES:
-        raise AttributeError(f"module 'gsae_ray' has no attribute {name!r}")
-    return getattr(importlib.import_module(f"gsae_ray.{_MODULES[name]}"), name)
+    if name in _MODULES:
+        return getattr(importlib.import_module(f"gsae_ray.{_MODULES[name]}"), name)
+    if importlib.util.find_spec(f"gsae_ray.{name}") is not None:  # `gsae_ray.results.over_seeds` needs one import only
+        return importlib.import_module(f"gsae_ray.{name}")
+    raise AttributeError(f"module 'gsae_ray' has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:

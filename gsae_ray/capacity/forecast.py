@@ -14,13 +14,13 @@ from gsae_ray.activations.layout import DTYPE_BYTES
 from gsae_ray.activations.retention import forward_ratio, kept_blocks
 from gsae_ray.capacity import fit
 from gsae_ray.capacity.duration import Pace, pace, time_share
-from gsae_ray.capacity.memory import FLOAT, STORE_PROCESS, Memory, feature_sizes, parameter_count, trial_memory
+from gsae_ray.capacity.extras import extra_notices
+from gsae_ray.capacity.memory import FLOAT, STORE_PROCESS, Memory, parameter_count, trial_memory
 from gsae_ray.capacity.nodes import Node
 from gsae_ray.capacity.sources import cost_of
 from gsae_ray.config.sweep import EQUAL_COMPUTE, Sweep
 from gsae_ray.config.trial import TrialSpec
 from gsae_ray.errors import UserError
-from gsae_ray.evaluation.feature_statistics import sharing
 from gsae_ray.saes import REGISTRY, SAEConfig
 
 
@@ -130,7 +130,7 @@ def forecast(
     rows_a_block = sweep.rows_a_block
     block_bytes = rows_a_block * DTYPE_BYTES[source.dtype] * sum(d_in.values())
     producer = source.producer_memory(block_bytes, trials)
-    notices = feature_notices(sweep, trials)
+    notices = extra_notices(sweep, trials, nodes is None)
     gpus_a_trial = 1.0 if sweep.trials.gpus == "auto" else sweep.trials.gpus
     notices += sweep.notices() + source.notices()
     if nodes is not None:
@@ -195,18 +195,6 @@ def forecast(
         kinds=_kinds(trials, parameters),
         notices=tuple(notices),
     )
-
-
-def feature_notices(sweep: Sweep, trials: Sequence[TrialSpec]) -> list[str]:
-    """A line on what tables of features cost, where they are asked for."""
-    if (settings := sweep.evaluation.features) is None:
-        return []
-    passes = 2 * len(sharing(feature_sizes(sweep, trials)))
-    which = "if all SAEs were on the frontier" if settings.saes == "frontier" else "of all SAEs"
-    return [
-        f"evaluation.features: at the end {passes} passes over the held-out text up to the deepest site, {which}, and "
-        "each SAE encodes it twice"
-    ]
 
 
 def _products(trial: TrialSpec) -> int:

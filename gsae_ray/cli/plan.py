@@ -42,8 +42,9 @@ def plan(
     """Tells what a sweep will cost, before anything runs.
 
     Trials, waves, rows, forward ratio, FLOPs, parameters, time, memory and disk, from the sweep file and the model's
-    configuration alone: no weights, no data. With --address or --cluster, what does not fit there is an error. Nodes
-    that are still to be started are in the launcher's file only, the size of the object store at the address only.
+    configuration alone: no weights, no data but the labelled data sets of probes. With --address or --cluster, what
+    does not fit there is an error. Nodes that are still to be started are in the launcher's file only, the size of the
+    object store at the address only.
     """
     from gsae_ray.capacity.forecast import forecast
     from gsae_ray.capacity.nodes import Launcher

@@ -15,6 +15,7 @@ from gsae_ray.cli.options import (
     tokens_option,
     tracking_option,
 )
+from gsae_ray.results.picture_formats import check_picture
 from gsae_ray.results.report import REPORT
 
 
@@ -79,5 +80,6 @@ def plot(
     Seeds of one setting are one point, their mean, with one standard deviation to either side; the bars of others are
     95 % intervals over the held-out text.
     """
+    check_picture(out)  # here, too: the rest takes seconds to load
     gsae_ray.plot(experiment, out, site, launch, tracking_uri, tokens, storage)
     click.echo(f"written to {out}")

@@ -172,13 +172,17 @@ def best(
     Of equal ones it is the one with the lower L0 (with --min-loss-recovered alone: with the higher quality), then the
     one whose trial's name comes first. In place of a constraint --alias names an SAE of MLflow's model registry.
     """
-    from gsae_ray.results.best import find_best
-    from gsae_ray.results.choice import measured, name_of
+    from gsae_ray.results.constraint import Constraint
     from gsae_ray.saes.export import OURS, check_export
 
-    if alias is not None and n > 1:
+    if alias is None:
+        Constraint(max_l0, min_loss_recovered, knee, by).check()  # here, too: the rest takes seconds to load
+    elif n > 1:
         raise UserError("--n: an alias names one SAE; leave it out")
     folder = check_export(out, format_, fold_b_dec, rows)
+    from gsae_ray.results.best import find_best
+    from gsae_ray.results.choice import measured, name_of
+
     where = launch, tracking_uri, tokens, storage, with_references
     found = find_best(experiment, site, max_l0, min_loss_recovered, *where, knee=knee, by=by, alias=alias)
     said = ""

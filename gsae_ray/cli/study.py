@@ -160,7 +160,7 @@ def analyse(study_files: tuple[Path, ...], out: Path | None, seed: int, as_json:
     What is rated so far counts, so that it can be looked at while raters are at work; decide before how many pairs
     there are to be, not by p.
     """
-    from gsae_ray.results.plots import check_picture
+    from gsae_ray.results.picture_formats import check_picture
     from gsae_ray.study.analysis import analyse as analysed
     from gsae_ray.study.picture import save_study
     from gsae_ray.study.ratings import read_ratings

@@ -7,7 +7,7 @@ import json
 import re
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import fsspec
 import numpy as np
@@ -46,6 +46,7 @@ class _Document:
 
 
 Example = dict[str, Any]
+Made = TypeVar("Made")
 
 
 def probe_sets(sweep: Sweep) -> ProbeSets | None:
@@ -63,13 +64,31 @@ def probe_sets(sweep: Sweep) -> ProbeSets | None:
             "is of, so that labels cannot be carried to tokens; leave the probes out"
         )
     builder = _Builder(sweep, vocabulary)
-    sets = []
-    for index, settings in enumerate(sweep.evaluation.probes):
+    return ProbeSets.of(tuple(_of_each(sweep.evaluation.probes, builder.build)), VERSION)
+
+
+def count_tasks(probes: Sequence[ProbeSettings]) -> int:
+    """How many tasks labelled data sets have at most, read without a tokenizer.
+
+    Raises:
+        UserError: a data set cannot be read, is not labelled, or has one class only.
+    """
+
+    def tasks(settings: ProbeSettings) -> int:
+        return len(TASKS if settings.data == BUILTIN else _labelled_examples(settings.data)[2])
+
+    return sum(_of_each(probes, tasks))
+
+
+def _of_each(probes: Sequence[ProbeSettings], make: Callable[[ProbeSettings], Made]) -> list[Made]:
+    """What is made of each data set; errors say of which."""
+    found = []
+    for index, settings in enumerate(probes):
         try:
-            sets.append(builder.build(settings))
+            found.append(make(settings))
         except UserError as error:
             raise UserError(f"evaluation.probes.{index}: {error}") from error
-    return ProbeSets.of(tuple(sets), VERSION)
+    return found
 
 
 class _Builder:
@@ -95,13 +114,7 @@ class _Builder:
             texts = pyarrow.parquet.read_table(TEXT_FILES["heldout"]).column("text").to_pylist()
             found = self._make(settings, TASKS, texts, self._python, pooled=False)
             return _with_whole_tasks(found, settings)
-        examples = list(_examples(settings.data))
-        if not examples:
-            raise UserError(f"there is no document in {settings.data}")
-        pooled = "label" in examples[0]
-        labels = _classes(examples, settings.data, pooled)
-        # Of two classes the second one alone is a task: that of the other would be the same.
-        positive = labels[1:] if pooled and len(labels) == 2 else labels
+        examples, pooled, positive = _labelled_examples(settings.data)
         names = _task_names(settings.name, positive)
 
         def labelled(example: Example) -> _Document | None:
@@ -242,6 +255,21 @@ def _with_whole_tasks(found: ProbeSet, settings: ProbeSettings) -> ProbeSet:
     return dataclasses.replace(found, tasks=tasks, labels=found.labels[whole])
 
 
+def _labelled_examples(data: str) -> tuple[list[Example], bool, list[str]]:
+    """The documents of a .jsonl file, whether they are labelled as a whole, and the label of each task.
+
+    Raises:
+        UserError: it cannot be read, or is not labelled as a data set for probes is.
+    """
+    examples = list(_examples(data))
+    if not examples:
+        raise UserError(f"there is no document in {data}")
+    pooled = "label" in examples[0]
+    labels = _classes(examples, data, pooled)
+    # Of two classes the second one alone is a task: that of the other would be the same.
+    return examples, pooled, labels[1:] if pooled and len(labels) == 2 else labels
+
+
 def _examples(data: str) -> Iterator[Example]:
     """The documents of a .jsonl file.
 
@@ -255,14 +283,24 @@ def _examples(data: str) -> Iterator[Example]:
         with fsspec.open(str(path), "rt", compression="infer", encoding="utf-8-sig") as file:
             for number, line in enumerate(file, 1):
                 if line.strip():
-                    example = json.loads(line)
+                    try:
+                        example = json.loads(line)
+                    except (ValueError, RecursionError) as error:
+                        raise UserError(f"{path.name}, line {number}: no JSON ({_reason(error)})") from error
                     if (wrong := _wrong(example)) is not None:
                         raise UserError(f"{path.name}, line {number}: {wrong}")
                     yield example
-    except (OSError, ValueError, RecursionError) as error:
+    except (OSError, ValueError) as error:
         if isinstance(error, UserError):
             raise
-        raise UserError(f"data: {path.name} cannot be read as lines of JSON: {first_line(error)}") from error
+        raise UserError(f"data: {path.name} cannot be read: {first_line(error)}") from error
+
+
+def _reason(error: Exception) -> str:
+    """Why a line is no JSON; the parser counts lines from the one that it was given."""
+    if isinstance(error, json.JSONDecodeError):
+        return f"{error.msg}, at character {error.pos + 1}"
+    return first_line(error)
 
 
 def _wrong(example: Any) -> str | None:

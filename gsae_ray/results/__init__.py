@@ -6,6 +6,7 @@ Names are imported at first use: `curves` and `intervals` need numpy only.
 from __future__ import annotations
 
 import importlib
+import importlib.util
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -28,6 +29,8 @@ _MODULES = {
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _MODULES:
-        raise AttributeError(f"module 'gsae_ray.results' has no attribute {name!r}")
-    return getattr(importlib.import_module(f"gsae_ray.results.{_MODULES[name]}"), name)
+    if name in _MODULES:
+        return getattr(importlib.import_module(f"gsae_ray.results.{_MODULES[name]}"), name)
+    if importlib.util.find_spec(f"gsae_ray.results.{name}") is not None:
+        return importlib.import_module(f"gsae_ray.results.{name}")
+    raise AttributeError(f"module 'gsae_ray.results' has no attribute {name!r}")

@@ -15,12 +15,13 @@ from gsae_ray import saes  # its names are imported at first use: `load` imports
 from gsae_ray.config.sections import OWN
 from gsae_ray.errors import UserError, first_line
 from gsae_ray.files import write_together
-from gsae_ray.results.choice import Choice, Constraint, choice_of
+from gsae_ray.results.choice import Choice, choice_of
 from gsae_ray.results.comparison import own_saes, snapshot_of
+from gsae_ray.results.constraint import Constraint, check_alone
 from gsae_ray.results.frontier import MIXED, frontier, outcomes_of
 from gsae_ray.results.outcomes import Outcomes
 from gsae_ray.results.references import load_reference
-from gsae_ray.results.registered import check_alone, chosen_by_alias
+from gsae_ray.results.registered import chosen_by_alias
 from gsae_ray.results.saved import finished_folder, run_folder
 from gsae_ray.results.typed import check_fraction, check_number
 from gsae_ray.saes.config_file import with_metadata

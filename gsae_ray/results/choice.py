@@ -22,33 +22,8 @@ from gsae_ray.results.comparison import (
     snapshot_of,
     without_stopped,
 )
+from gsae_ray.results.constraint import Constraint
 from gsae_ray.results.curves import above_chord
-
-SPARSER, DENSER = "sparser ones (a larger λ, a smaller k)", "denser ones (a smaller λ, a larger k)"
-
-
-@dataclasses.dataclass(frozen=True)
-class Constraint:
-    """What the best SAE is to be. Exactly one of the first three is given."""
-
-    max_l0: float | None = None
-    """The highest quality with at most this L0."""
-    min_loss_recovered: float | None = None
-    """The lowest L0 that recovers at least this; with `by`, the highest quality."""
-    knee: bool = False
-    """The point of the frontier of L0 and quality that is farthest above the straight line between its ends, log L0 and
-    quality being scaled to that (`curves.above_chord`)."""
-    by: str | None = None
-    """The column that is the quality; default: loss recovered, without a language model explained variance."""
-
-    def check(self) -> None:
-        """Refuses none and several.
-
-        Raises:
-            UserError: so it is.
-        """
-        if (self.max_l0 is not None) + (self.min_loss_recovered is not None) + self.knee != 1:
-            raise UserError("best: give either max_l0 (e.g. 40) or min_loss_recovered (e.g. 0.95), or knee, or alias")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,7 +73,7 @@ def choice_of(
     if constraint.knee:
         choice = _at_knee(rows, quality, sites[0])
     elif constraint.max_l0 is not None:
-        choice = _within_l0(rows, constraint.max_l0, quality, sites[0])
+        choice = _within_l0(rows, constraint.max_l0, quality, constraint.by, sites[0])
     else:
         assert constraint.min_loss_recovered is not None
         choice = _that_recovers(rows, constraint.min_loss_recovered, quality, constraint.by, sites[0])
@@ -115,10 +90,10 @@ def quality_by(rows: pd.DataFrame, by: str) -> Quality:
     """
     known = [name for name, metric in METRICS.items() if metric.better is not None and name in rows]
     known += added_columns(rows)
-    if by not in known:
-        raise UserError(f"by: {by!r} is no quality that these SAEs have; {suggest(by, known)}")
-    if not np.isfinite(rows[by].astype(float)).any():
-        raise UserError(f"by: no SAE has a finite {by}")
+    measured = [name for name in known if np.isfinite(rows[name].astype(float)).any()]
+    if by not in measured:
+        wrong = f"no SAE has a finite {by}" if by in known else f"{by!r} is no quality that these SAEs have"
+        raise UserError(f"by: {wrong}; {suggest(by, measured)}")
     better = (METRICS[by].better if by in METRICS else None) or "high"
     of: dict[Better, Callable[[pd.DataFrame], pd.Series[Any]]] = {
         "high": lambda rows: rows[by],
@@ -134,18 +109,22 @@ def _sorted(rows: pd.DataFrame, *keys: pd.Series[Any]) -> pd.DataFrame:
     return rows.iloc[np.lexsort((names, *(key.to_numpy(float) for key in reversed(keys))))]
 
 
-def _within_l0(rows: pd.DataFrame, max_l0: float, quality: Quality, site: str) -> Choice:
+def _within_l0(rows: pd.DataFrame, max_l0: float, quality: Quality, by: str | None, site: str) -> Choice:
     fits = rows["l0"] <= max_l0
     beyond = _sorted(rows[~fits], rows[~fits]["l0"], -quality.of(rows[~fits]))
     if not fits.any():
         nearest = beyond.iloc[0]
         raise UserError(
-            f"max_l0: no SAE has L0 <= {max_l0:g}; the lowest is {nearest['l0']:.3g} ({_described(nearest)}), and none "
-            f"lies below; give more, or train {SPARSER}"
+            f"max_l0: no SAE has L0 <= {max_l0:g}; the lowest is {nearest['l0']:.3g} ({_described(nearest, by)}); "
+            f"give more, or train {_sparser(rows)}"
         )
+    further = (
+        f"the nearest above: {_described(beyond.iloc[0], by)}"
+        if len(beyond)
+        else f"none lies above: train {_denser(rows)}"
+    )
     rows, all_rows = rows[fits], len(rows)
     why = _why(quality.superlative, len(rows), f"L0 <= {max_l0:g}", all_rows, site)
-    further = f"the nearest above: {_described(beyond.iloc[0])}" if len(beyond) else f"none lies above: train {DENSER}"
     return Choice(_sorted(rows, -quality.of(rows), rows["l0"]), f"{why}; {further}")
 
 
@@ -161,12 +140,16 @@ def _that_recovers(rows: pd.DataFrame, least: float, quality: Quality, by: str |
         nearest = beyond.iloc[0]
         raise UserError(
             f"min_loss_recovered: no SAE recovers {least:g}; the highest is {nearest['loss_recovered']:.4f} "
-            f"({_described(nearest)}), and none lies above; give less, or train {DENSER}"
+            f"({_described(nearest, by)}); give less, or train {_denser(rows)}"
         )
+    further = (
+        f"the nearest below: {_described(beyond.iloc[0], by)}"
+        if len(beyond)
+        else f"none lies below: train {_sparser(rows)}"
+    )
     rows, all_rows = rows[fits], len(rows)
     what = "lowest L0" if by is None else quality.superlative
     why = _why(what, len(rows), f"loss recovered >= {least:g}", all_rows, site)
-    further = f"the nearest below: {_described(beyond.iloc[0])}" if len(beyond) else f"none lies below: train {SPARSER}"
     keys = (rows["l0"], -quality.of(rows)) if by is None else (-quality.of(rows), rows["l0"])
     return Choice(_sorted(rows, *keys), f"{why}; {further}")
 
@@ -187,13 +170,28 @@ def _at_knee(rows: pd.DataFrame, quality: Quality, site: str) -> Choice:
     return Choice(_sorted(front, -height, front["l0"]), why)
 
 
+def _sparser(rows: pd.DataFrame) -> str:
+    """What to train where an L0 is not low enough."""
+    return f"sparser ones ({'a smaller target_l0' if _have_target(rows) else 'a larger λ, a smaller k'})"
+
+
+def _denser(rows: pd.DataFrame) -> str:
+    """What to train where a quality is not high enough."""
+    return f"denser ones ({'a larger target_l0' if _have_target(rows) else 'a smaller λ, a larger k'})"
+
+
+def _have_target(rows: pd.DataFrame) -> bool:
+    """Whether a target L0 set how sparse these SAEs are, for some of them at least."""
+    return "found_coefficient" in rows and bool(rows["found_coefficient"].notna().any())
+
+
 def _why(what: str, fitting: int, constraint: str, considered: int, site: str) -> str:
     return f"the {what} of {fitting} with {constraint}, from {considered} at {site}"
 
 
-def _described(row: pd.Series[Any]) -> str:
-    """`NAME, L0 22.53, loss recovered 0.9827`."""
-    return f"{name_of(row)}, {measured(row)}"
+def _described(row: pd.Series[Any], by: str | None) -> str:
+    """`NAME, L0 22.53, loss recovered 0.9827`, with `by` that column too."""
+    return f"{name_of(row)}, {measured(row, by)}"
 
 
 def name_of(row: pd.Series[Any]) -> str:
@@ -205,5 +203,6 @@ def name_of(row: pd.Series[Any]) -> str:
 def measured(row: pd.Series[Any], by: str | None = None) -> str:
     """`L0 22.53, loss recovered 0.9827`, without a language model `L0 22.53, FVU 0.1904`; with `by` that column too."""
     recovered = row.get("loss_recovered")
-    quality = f"loss recovered {recovered:.4f}" if pd.notna(recovered) else f"FVU {row['fvu']:.4f}"
-    return f"L0 {row['l0']:.2f}, {quality}" + (f", {by.replace('_', ' ')} {row[by]:.4g}" if by else "")
+    shown = "loss_recovered" if pd.notna(recovered) else "fvu"
+    quality = f"loss recovered {recovered:.4f}" if shown == "loss_recovered" else f"FVU {row['fvu']:.4f}"
+    return f"L0 {row['l0']:.2f}, {quality}" + (f", {by.replace('_', ' ')} {row[by]:.4g}" if by and by != shown else "")

@@ -27,6 +27,8 @@ REST = (
 )
 RATER = "rater"
 """The column that says which model has rated features (`gsae-ray rate`)."""
+SPREAD = "_spread"
+"""Ends the names of columns with the standard deviation of another column over seeds (`over_seeds`)."""
 ALWAYS = ("architecture", "d_sae", "sparsity")
 """Columns that every table for readers shows."""
 WHERE_THEY_DIFFER = (
@@ -69,7 +71,7 @@ def beside(rows: pd.DataFrame) -> list[str]:
 
 
 def added_columns(rows: pd.DataFrame) -> list[str]:
-    """The columns of numbers that a frontier does not have by itself, without ends of intervals."""
-    own = {*columns(), *METRICS}
+    """The columns of numbers that a frontier does not have by itself, without ends of intervals and spreads."""
+    own = {*columns(), *METRICS, *(f"{name}{SPREAD}" for name in rows)}
     added = [name for name in rows if name not in own and not name.endswith(("_low", "_high"))]
     return [name for name in added if pd.api.types.is_float_dtype(rows[name])]

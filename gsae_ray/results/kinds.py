@@ -8,6 +8,7 @@ import pandas as pd
 
 from gsae_ray.evaluation.bootstrap import low_and_high
 from gsae_ray.evaluation.metrics import METRICS
+from gsae_ray.results.columns import SPREAD
 from gsae_ray.results.comparison import LOSS_RECOVERED, labels, quality_of, recipes_differ
 from gsae_ray.results.seeds import over_seeds, setting_of
 
@@ -65,5 +66,5 @@ def one_a_setting(rows: pd.DataFrame) -> pd.DataFrame:
         for end, sign in zip(low_and_high(name), (-1, 1), strict=True):
             if end in rows or name in ("l0", "loss_recovered", "fvu"):
                 alone = first[end].astype(float) if end in first else float("nan")
-                points[end] = (points[name] + sign * points[f"{name}_spread"]).where(several, alone)
+                points[end] = (points[name] + sign * points[f"{name}{SPREAD}"]).where(several, alone)
     return with_bars(points.assign(**{name: first[name] for name in ("trial", "run_id") if name in first}))

@@ -6,7 +6,8 @@ from pathlib import Path
 
 from gsae_ray.files import check_writable
 from gsae_ray.results.frontier import frontier
-from gsae_ray.results.plots import check_picture, save_frontier
+from gsae_ray.results.picture_formats import check_picture
+from gsae_ray.results.plots import save_frontier
 from gsae_ray.results.report.contents import title_of
 from gsae_ray.results.report.records import records_of
 

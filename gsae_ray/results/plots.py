@@ -17,14 +17,14 @@ from gsae_ray.errors import UserError
 from gsae_ray.files import write_atomically
 from gsae_ray.results.comparison import own_saes, quality_of, without_stopped
 from gsae_ray.results.curves import pareto
-from gsae_ray.results.kinds import one_a_setting, with_bars, with_kinds
+from gsae_ray.results.kinds import BARS, one_a_setting, with_bars, with_kinds
 from gsae_ray.results.palette import Style, log_ticks, styles
+from gsae_ray.results.picture_formats import check_picture
 from gsae_ray.results.typed import with_columns
 
 COLUMNS_A_ROW = 3
 LEGEND = 32
 """The most characters of an origin in the legend; of a path, its end tells more."""
-SUFFIXES = (".png", ".svg", ".pdf")
 
 
 def plot_frontier(rows: pd.DataFrame, pursuit: pd.DataFrame | None = None, title: str = "") -> Figure:
@@ -62,17 +62,20 @@ def plot_frontier(rows: pd.DataFrame, pursuit: pd.DataFrame | None = None, title
     axes = list(figure.subplots(height, columns, squeeze=False).flat)
     for axis in axes[len(sites) :]:
         axis.remove()
+    drawn = []
     for axis, site in zip(axes[: len(sites)], sites, strict=True):
         here = everything[everything["site"] == site]
         for (kind, pursued), group in here.groupby(["kind", "pursued"], sort=False):
-            _draw_kind(axis, one_a_setting(group), looks[kind], f"{kind}, pursuit" if pursued else kind, bool(pursued))
+            drawn.append(one_a_setting(group))
+            _draw_kind(axis, drawn[-1], looks[kind], f"{kind}, pursuit" if pursued else kind, bool(pursued))
         for origin in origins:
             beside = references[(references["site"] == site) & (references["origin"] == origin)]
             if len(beside):
-                _draw_references(axis, with_bars(beside), looks[origin], _shortened(origin))
+                drawn.append(with_bars(beside).assign(seeds=1))
+                _draw_references(axis, drawn[-1], looks[origin], _shortened(origin))
         axis.set(title=site, xlabel="L0 (active features a token)", ylabel=quality_of(rows).name)
         _scale(axis)
-    _add_legend(figure)
+    _add_legend(figure, _meaning_of_bars(pd.concat(drawn)))
     if title:
         figure.suptitle(title)
     return figure
@@ -120,29 +123,28 @@ def _scale(axis: Axes) -> None:
     axis.grid(alpha=0.3)
 
 
-def _add_legend(figure: Figure) -> None:
+def _meaning_of_bars(points: pd.DataFrame) -> str:
+    """What the error bars are: `mean of 2 seeds ± 1 s.d.`, or `bars: 95 % over held-out text`, or both; empty: none."""
+    seeds = sorted({int(count) for count in points["seeds"] if count > 1})
+    alone = points.loc[points["seeds"] <= 1, list(BARS)].notna().any(axis=None)
+    of_several = f"mean of {' or '.join(map(str, seeds))} seeds ± 1 s.d." if seeds else ""
+    of_one = ("one seed: " if seeds else "bars: ") + "95 % over held-out text" if alone else ""
+    return "; ".join(filter(None, (of_several, of_one)))
+
+
+def _add_legend(figure: Figure, title: str) -> None:
     """One legend for all panels, below them: no point is under it."""
     found = [axis.get_legend_handles_labels() for axis in figure.axes]
     entries = {label: handle for handles, labels in found for handle, label in zip(handles, labels, strict=True)}
     width = figure.get_size_inches()[0]
     columns = max(1, min(len(entries), int(width * 10 / (6 + max(map(len, entries), default=1)))))
-    figure.legend(entries.values(), entries.keys(), loc="outside lower center", ncols=columns, frameon=False)
+    figure.legend(
+        entries.values(), entries.keys(), loc="outside lower center", ncols=columns, frameon=False, title=title
+    )
 
 
 def _shortened(origin: str) -> str:
     return origin if len(origin) <= LEGEND else f"…{origin[1 - LEGEND :]}"
-
-
-def check_picture(path: Path) -> None:
-    """Refuses a file that is none of a picture, by its suffix.
-
-    Raises:
-        UserError: so it is.
-    """
-    if path.suffix.lower() not in SUFFIXES:
-        raise UserError(
-            f"--out: {path.name} ends in none of {', '.join(SUFFIXES)}; a picture is written as one of these"
-        )
 
 
 def save_frontier(rows: pd.DataFrame, path: Path, pursuit: pd.DataFrame | None = None, title: str = "") -> None:

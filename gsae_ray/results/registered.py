@@ -2,23 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 from gsae_ray.errors import UserError
 from gsae_ray.results.choice import Choice
 from gsae_ray.results.frontier import frontier
 from gsae_ray.tracking.registered import holder_of
-
-
-def check_alone(alias: str, beside: Mapping[str, object]) -> None:
-    """Refuses what would choose among SAEs beside an alias, which names one.
-
-    Raises:
-        UserError: something is given.
-    """
-    given = [name for name, value in beside.items() if value is not None and value is not False]
-    if given:
-        raise UserError(f"alias: {alias} names one SAE of a site, so leave {' and '.join(given)} out")
 
 
 def chosen_by_alias(experiment: str, site: str | None, alias: str, tracking_uri: str | None) -> Choice:

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from gsae_ray.evaluation.bootstrap import low_and_high
 from gsae_ray.evaluation.metrics import METRICS
-from gsae_ray.results.columns import REST, SETTINGS, added_columns
+from gsae_ray.results.columns import REST, SETTINGS, SPREAD, added_columns
 
 OF_ONE_SAE = ("run_id", "trial", "seed", "launch", "parent", "on_frontier", "sink_share", "found_coefficient")
 """Columns of a frontier, beside what was measured, in which SAEs of one setting may differ."""
@@ -50,7 +50,7 @@ def over_seeds(rows: pd.DataFrame) -> pd.DataFrame:
     grouped = rows.groupby(setting_of(rows), sort=False)
     kept = [name for name in rows if name not in {*OF_ONE_SAE, *measured, *ends}]
     kept = [name for name in kept if name in KNOWN or grouped[name].nunique(dropna=False).max() <= 1]
-    spreads = grouped[measured].std().add_suffix("_spread")
+    spreads = grouped[measured].std().add_suffix(SPREAD)
     table = pd.concat(
         [grouped[kept].first(), grouped.size().rename("seeds"), grouped[measured].mean(), spreads], axis=1
     )

@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from gsae_ray.results.palette import styles
-from gsae_ray.results.plots import check_picture
+from gsae_ray.results.picture_formats import check_picture
 from gsae_ray.study.analysis import Analysis
 from gsae_ray.study.database import LABELS
 from gsae_ray.study.told import named, p_of

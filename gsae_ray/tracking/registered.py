@@ -44,7 +44,7 @@ def holder_of(tracking_uri: str | None, experiment: str, site: str | None, alias
     client = open_tracking(tracking_uri)
     with asking(client.tracking_uri):
         models = _models(client, experiment)
-        model = _chosen(models, experiment, site, redacted(client.tracking_uri))
+        model = _chosen(models, experiment, site, alias, redacted(client.tracking_uri))
         model = client.get_registered_model(model.name)
         if alias not in model.aliases:
             known = sorted(model.aliases, key=lambda found: (ALIASES.get(found, 0), found))
@@ -79,7 +79,9 @@ def _models(client: MlflowClient, experiment: str) -> list[RegisteredModel]:
     return sorted(found, key=lambda model: model.tags[SITE])
 
 
-def _chosen(models: Sequence[RegisteredModel], experiment: str, site: str | None, where: str) -> RegisteredModel:
+def _chosen(
+    models: Sequence[RegisteredModel], experiment: str, site: str | None, alias: str, where: str
+) -> RegisteredModel:
     """The registered model of a site, or the only one.
 
     Raises:
@@ -87,9 +89,11 @@ def _chosen(models: Sequence[RegisteredModel], experiment: str, site: str | None
     """
     sites = [model.tags[SITE] for model in models]
     if not models:
+        aliases = "" if alias in ALIASES else f"; the aliases that a launch gives: {suggest(alias, ALIASES)}"
         raise UserError(
-            f"alias: no SAE of {experiment!r} is in the model registry at {where}; run its sweep with "
-            "tracking.registry: true, or give max_l0 in the alias's place"
+            f"alias: no SAE of {experiment!r} is in the model registry at {where}: its launches were before there was "
+            "one, or have tracking.registry: false; running the sweep again without that enters them, or give max_l0 "
+            f"in the alias's place{aliases}"
         )
     if site is None and len(models) > 1:
         raise UserError(f"site: {len(models)} are in the model registry, name one (one of: {', '.join(sites)})")

@@ -18,6 +18,7 @@ from gsae_ray.capacity import duration
 from gsae_ray.capacity.forecast import Forecast, equal_compute, forecast
 from gsae_ray.cli.main import main
 from gsae_ray.config.sweep import Sweep
+from gsae_ray.data.python_labels import TASKS
 from gsae_ray.errors import UserError
 from gsae_ray.saes import Objective, SAEConfig, build
 
@@ -310,6 +311,20 @@ def test_plan_prints_what_a_sweep_will_cost(here: Path) -> None:
     text = plan("--set", f"references=[{theirs}, {theirs}]").output
     assert re.search("evaluations: .* FLOPs of the language model, with 2 references\n", text)
     assert list(here.iterdir()) == []  # nothing is written
+
+
+def test_plan_tells_what_probes_and_a_scheduler_do(here: Path) -> None:
+    text = plan("--set", "evaluation.probes=builtin").output
+    assert f"evaluation.probes: up to {len(TASKS)} tasks; the built-in ones take about 3 seconds an SAE" in text
+    text = plan("--set", "scheduler.stop_dominated=true", "--set", "training.lr=[1e-3, 3e-3]").output
+    assert "scheduler: 32 of 32 trials are compared after 100,000, 200,000 rows" in text
+    (here / "own.jsonl").write_text('{"text": "a", "label": 1}\n{"text": "b", "label": 2}\n{"text": "c", "label": 3}\n')
+    own = ("--set", "evaluation.probes=[{name: own, data: own.jsonl}]")
+    assert "evaluation.probes: up to 3 tasks" in plan(*own).output
+    (here / "own.jsonl").write_text('{"text": "a", "label": 1}\n{"text": \n')
+    assert "evaluation.probes.0: own.jsonl, line 2: no JSON" in plan(*own).stderr
+    (here / "own.jsonl").unlink()
+    assert "evaluation.probes.0: data: no file 'own.jsonl'" in plan(*own).stderr
 
 
 @pytest.mark.usefixtures("here")

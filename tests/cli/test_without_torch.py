@@ -88,3 +88,20 @@ def test_runs_from_before_their_sparsity_was_recorded_have_it_on_the_frontier(
         gsae_ray.frontier("sweep", tracking_uri=uri) for uri in (recorder.uri, f"sqlite:///{tmp_path}/mlflow.db")
     )
     pd.testing.assert_frame_equal(new, old)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["best", "sweep", "--out", "sae"], "gsae-ray: best: give either max_l0"),
+        (["best", "sweep", "--max-l0", "40", "--knee", "--out", "sae"], "gsae-ray: best: give either max_l0"),
+        (["plot", "sweep", "--out", "p.jpg"], "gsae-ray: --out: p.jpg ends in none of .png, .svg, .pdf"),
+    ],
+)
+def test_wrong_arguments_are_refused_before_what_takes_seconds_is_imported(arguments: list[str], said: str) -> None:
+    code = (
+        "import sys\nsys.modules.update(dict.fromkeys(('pandas', 'mlflow', 'matplotlib', 'torch')))\n"
+        f"from gsae_ray.cli.main import main\nmain({arguments!r})\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 2 and done.stderr.startswith(said), done.stderr

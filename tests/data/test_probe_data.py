@@ -144,9 +144,14 @@ def test_a_mistake_in_the_data_is_one_line(tmp_path: Path, lines: list[Any], sai
 
 
 def test_what_is_no_json_and_what_is_not_there_is_said(tmp_path: Path) -> None:
-    (tmp_path / "bad.jsonl").write_text("{\n")
-    with pytest.raises(UserError, match=r"^evaluation\.probes\.0: data: bad\.jsonl cannot be read as lines of JSON"):
-        probe_sets(sweep([{"name": "own", "data": str(tmp_path / "bad.jsonl")}]))
+    own = sweep([{"name": "own", "data": str(tmp_path / "bad.jsonl")}])
+    for wrong, reason in (('{"text": ', "Expecting value, at character 11"), ("[" * 100_000, ".*recursion.*")):
+        (tmp_path / "bad.jsonl").write_text('{"text": "a", "label": 1}\n' + wrong + "\n")
+        with pytest.raises(UserError, match=rf"^evaluation\.probes\.0: bad\.jsonl, line 2: no JSON \({reason}\)$"):
+            probe_sets(own)
+    (tmp_path / "bad.jsonl").write_bytes(b"\xff\n")
+    with pytest.raises(UserError, match=r"^evaluation\.probes\.0: data: bad\.jsonl cannot be read: 'utf-8' codec"):
+        probe_sets(own)
     with pytest.raises(UserError, match=r"^evaluation\.probes\.0: data: no file 'nowhere\.jsonl'"):
         probe_sets(sweep([{"name": "own", "data": "nowhere.jsonl"}]))
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 import shlex
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -87,10 +89,34 @@ def test_links_lead_to_files() -> None:
                 assert (page.parent / target).exists(), f"{page}: {target}"
 
 
+def test_every_page_is_named_in_the_readme() -> None:
+    text = (ROOT / "README.md").read_text()
+    assert [page.name for page in (ROOT / "docs").glob("[!i]*.md") if f"(docs/{page.name}" not in text] == []
+
+
 def test_commands_are_known_with_their_options() -> None:
     others = {words[0] for _, words in commands() if not known(words)}
     assert others <= {"export", "pytest", "python", ".", "pip", "ray", "for", "done"}
     assert sum(words[0] == "gsae-ray" for _, words in commands()) > 20
+
+
+RESOLVE = """
+import functools, importlib, sys
+for path in sys.argv[1:]:
+    for name in [name for name in sys.modules if name.partition(".")[0] == "gsae_ray"]:
+        del sys.modules[name]
+    names = path.split(".")
+    functools.reduce(getattr, names[1:], importlib.import_module(names[0]))
+"""
+"""Finds each name with no more than `import gsae_ray` before it, as in a fresh process."""
+
+
+def test_names_of_python_are_there_after_one_import() -> None:
+    """Those of the package itself are tested with the imports; what a page imports needs no more."""
+    text = re.sub(r"(from|-m) gsae_ray\.[\w.]+", "", "".join(page.read_text() for page in PAGES))
+    found = set(re.findall(r"(?<![\w./])gsae_ray(?:\.\w+){2,}", text))
+    assert {"gsae_ray.results.over_seeds", "gsae_ray.results.plots.plot_frontier"} <= found
+    subprocess.run([sys.executable, "-c", RESOLVE, *sorted(found)], check=True, cwd=ROOT)
 
 
 def test_scripts_and_tests_that_are_named_are_there() -> None:

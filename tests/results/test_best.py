@@ -25,7 +25,8 @@ from gsae_ray.config.trial import TrialSpec
 from gsae_ray.errors import UserError
 from gsae_ray.files import file_hash
 from gsae_ray.results.best import best, candidates, choose, example_constraint, find_best
-from gsae_ray.results.choice import Constraint, choice_of
+from gsae_ray.results.choice import choice_of
+from gsae_ray.results.constraint import Constraint
 from gsae_ray.results.frontier import frontier
 from gsae_ray.saes.export import export
 from gsae_ray.saes.folder import content_hash
@@ -104,13 +105,17 @@ def test_the_best_needs_exactly_one_constraint(constraint: dict[str, Any]) -> No
     [
         (
             {"max_l0": 9},
-            "max_l0: no SAE has L0 <= 9; the lowest is 10 (a, L0 10.00, loss recovered 0.9000), and none lies below; "
-            "give more, or train sparser ones (a larger λ, a smaller k)",
+            "max_l0: no SAE has L0 <= 9; the lowest is 10 (a, L0 10.00, loss recovered 0.9000); give more, or "
+            "train sparser ones (a larger λ, a smaller k)",
         ),
+        ({"max_l0": 0}, "max_l0: 0 is no number of active features; give one above 0, e.g. 40"),
+        ({"max_l0": -3.5}, "max_l0: -3.5 is no number of active features; give one above 0, e.g. 40"),
+        ({"max_l0": math.nan}, "max_l0: nan is no number of active features; give one above 0, e.g. 40"),
+        ({"min_loss_recovered": math.nan}, "min_loss_recovered: NaN is no fraction; give one, e.g. 0.95"),
         (
             {"min_loss_recovered": 0.995},
-            "min_loss_recovered: no SAE recovers 0.995; the highest is 0.9900 (d, L0 90.00, loss recovered 0.9900), "
-            "and none lies above; give less, or train denser ones (a smaller λ, a larger k)",
+            "min_loss_recovered: no SAE recovers 0.995; the highest is 0.9900 (d, L0 90.00, loss recovered 0.9900); "
+            "give less, or train denser ones (a smaller λ, a larger k)",
         ),
     ],
 )
@@ -118,6 +123,13 @@ def test_where_nothing_meets_the_constraint_the_nearest_is_named(constraint: dic
     with pytest.raises(UserError) as error:
         choose(ROWS, **constraint)
     assert str(error.value) == message
+
+
+def test_where_a_target_l0_set_how_sparse_saes_are_it_is_what_to_change() -> None:
+    rows = ROWS.assign(found_coefficient=[0.1, 0.2, 0.3, 0.4])
+    with pytest.raises(UserError, match=r"or train sparser ones \(a smaller target_l0\)$"):
+        choose(rows, max_l0=2)
+    assert choice_of(rows, Constraint(max_l0=90)).why.endswith("train denser ones (a larger target_l0)")
 
 
 @pytest.mark.parametrize(
@@ -150,13 +162,14 @@ def test_where_nothing_meets_the_constraint_the_nearest_is_named(constraint: dic
         (
             Constraint(max_l0=40, by="kl"),
             ["a", "c", "b"],
-            "the lowest kl of 3 with L0 <= 40, from 4 at {}; the nearest above: d, L0 90.00, loss recovered 0.9900",
+            "the lowest kl of 3 with L0 <= 40, from 4 at {}; the nearest above: d, L0 90.00, loss recovered 0.9900, "
+            "kl 0.4",
         ),
         (
             Constraint(min_loss_recovered=0.95, by="gamma"),
             ["c", "d", "b"],
             "the gamma nearest to 1 of 3 with loss recovered >= 0.95, from 4 at {}; the nearest below: a, L0 10.00, "
-            "loss recovered 0.9000",
+            "loss recovered 0.9000, gamma 1",
         ),
         (
             Constraint(max_l0=1e9, by="probe_auc"),
@@ -186,8 +199,10 @@ def test_what_is_no_quality_is_refused_and_a_frontier_without_a_knee_says_so() -
     for by in ("l0", "tokens", "site", "loss_recoverd", "ce_clean"):
         with pytest.raises(UserError, match=f"^by: {by!r} is no quality that these SAEs have; .*loss_recovered"):
             choose(ROWS.assign(ce_clean=3.0), max_l0=40, by=by)
-    with pytest.raises(UserError, match="^by: no SAE has a finite kl"):
-        choose(ROWS.assign(kl=math.nan), max_l0=40, by="kl")
+    with pytest.raises(UserError, match="^by: no SAE has a finite kl; one of: loss_recovered, fvu$"):
+        choose(ROWS.assign(kl=math.nan, fvu=0.1), max_l0=40, by="kl")
+    with pytest.raises(UserError, match="^by: 'klo' .* have; one of: loss_recovered, fvu$"):
+        choose(ROWS.assign(kl=math.nan, fvu=0.1), max_l0=40, by="klo")
     for rows in (ROWS[:2], ROWS.assign(loss_recovered=[0.90, 0.901, 0.9, 0.99])):
         with pytest.raises(UserError, match="^knee: the frontier at .* has none: . points"):
             choose(rows, knee=True)

@@ -136,6 +136,21 @@ def test_bars_are_the_intervals_of_an_sae() -> None:
     assert bars(axis) == [[[0.9, 0.5], [1.2, 0.5]], [[1, 0.4], [1, 0.55]]]
 
 
+def test_the_picture_says_what_its_bars_are() -> None:
+    ends: dict[str, Any] = {"l0_low": 0.9, "l0_high": 1.2, "loss_recovered_low": 0.4, "loss_recovered_high": 0.55}
+    seeds = [rows_of((1, 0.5), seed=seed, sparsity=1.0, **ends) for seed in range(3)]
+    other = rows_of((2, 0.6), seed=0, sparsity=2.0, **ends)
+
+    def said(*parts: pd.DataFrame) -> str:
+        (legend,) = plot_frontier(pd.concat(parts, ignore_index=True)).legends
+        return legend.get_title().get_text()
+
+    assert said(rows_of((1, 0.5))) == ""
+    assert said(other) == "bars: 95 % over held-out text"
+    assert said(*seeds) == "mean of 3 seeds ± 1 s.d."
+    assert said(*seeds, other) == "mean of 3 seeds ± 1 s.d.; one seed: 95 % over held-out text"
+
+
 def test_seeds_of_one_setting_are_one_point_with_their_spread() -> None:
     """Also those of a setting whose SAEs have intervals of their own."""
     own: dict[str, Any] = {"l0_low": 0.9, "l0_high": 1.2, "loss_recovered_low": 0.4, "loss_recovered_high": 0.55}

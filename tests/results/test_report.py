@@ -82,6 +82,14 @@ def test_the_table_has_every_sae_with_its_interval_and_its_run(page: _Page) -> N
     assert sorted(map(str, links)) == sorted(f"{SERVER}run{number}" for number in range(len(rows)))
 
 
+def test_the_coefficient_that_was_found_for_a_target_l0_is_in_the_table() -> None:
+    rows = made_up_rows()
+    found = rows.assign(found_coefficient=[2.71828, *[math.nan] * (len(rows) - 1)])
+    texts = _Page(render(made_up(found))).texts
+    assert "found coefficient" in texts and "2.718" in texts and "nan" not in texts
+    assert "found coefficient" not in _Page(render(made_up(rows))).texts
+
+
 def test_every_chart_has_a_name_and_its_rows(page: _Page) -> None:
     data = json.loads(page.data)
     named = [attributes for tag, attributes in page.tags if attributes.get("role") == "img"]
@@ -121,6 +129,7 @@ def test_seeds_of_one_setting_are_one_point_with_a_spread(page: _Page) -> None:
     assert point["gamma_high"] - point["gamma_low"] == pytest.approx(2 * gamma.std(), rel=1e-2)
     assert point["told"]["seeds"] == "2" and "and 1 more: mean" in point["told"]["title"]
     assert any("one standard deviation to either side" in text for text in page.texts)
+    assert not [chart["id"] for chart in data["charts"] if "spread" in chart["id"]]
     alone = json.loads(_Page(render(made_up())).data)["saes"][0]
     assert alone["gamma_low"] == pytest.approx(0.98 * alone["gamma"], rel=1e-4), "one seed has its interval"
 

@@ -14,8 +14,9 @@ from trials import FINGERPRINT, REQUEST, begin, expand, finish
 
 import gsae_ray
 from gsae_ray.errors import UserError
-from gsae_ray.results.choice import Constraint, choice_of
+from gsae_ray.results.choice import choice_of
 from gsae_ray.results.comparison import l0_ratio
+from gsae_ray.results.constraint import Constraint
 from gsae_ray.results.frontier_table import FrontierTable
 from gsae_ray.results.grids import at_edges
 from gsae_ray.results.plots import plot_frontier

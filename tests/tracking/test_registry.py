@@ -273,8 +273,11 @@ def test_what_has_no_alias_is_one_line(sweep: Sweep) -> None:
     experiment, uri = sweep.server.experiment, sweep.server.uri
     mirror = sweep.server.mirror()
     mirror.close("FINISHED")
-    with pytest.raises(UserError, match=f"^alias: no SAE of '{experiment}' is in the model registry at sqlite"):
+    nothing = f"^alias: no SAE of '{experiment}' is in the model registry at sqlite.*running the sweep again .*"
+    with pytest.raises(UserError, match=f"{nothing} in the alias's place$"):
         gsae_ray.best(experiment, alias="best-l0-32", tracking_uri=uri)
+    with pytest.raises(UserError, match=f"{nothing}; the aliases that a launch gives: did you mean 'best-l0-32'"):
+        gsae_ray.best(experiment, alias="best-l0-33", tracking_uri=uri)
     sweep.launch(ALL)
     with pytest.raises(
         UserError, match="^alias: no 'best-l0-33' in the registered model .*; did you mean 'best-l0-32'"

@@ -157,13 +157,15 @@ def _frontier_table(site: str, rows: pd.DataFrame, pages: Mapping[str, str]) -> 
     differ = differing(rows, (name for name in WHERE_THEY_DIFFER if name != "site"))
     columns: dict[str, list[str]] = {"architecture": list(labels(rows))}
     columns |= {name.replace("_", " "): list(map(setting, rows[name])) for name in ("d_sae", "sparsity", *differ)}
+    if (found := rows["found_coefficient"]).notna().any():  # of trials with `target_l0`, whose sparsity is that
+        columns["found coefficient"] = ["" if pd.isna(value) else f"{value:.4g}" for value in found]
     columns |= {named(name): with_intervals(rows, name) for name in told_metrics(rows)}
     columns["on frontier"] = ["yes" if on_frontier else "no" for on_frontier in rows["on_frontier"]]
     names = [str(row["trial"] or row["origin"]) for _, row in rows.iterrows()]
     linked = [pages.get(str(run), "") for run in rows["run_id"]]
     cells = [[Cell(text) for text in texts] for texts in zip(*columns.values(), strict=True)]
-    found = [[*line, Cell(name, page)] for line, name, page in zip(cells, names, linked, strict=True)]
-    return Table(site, [*columns, "SAE"], found)
+    lines = [[*line, Cell(name, page)] for line, name, page in zip(cells, names, linked, strict=True)]
+    return Table(site, [*columns, "SAE"], lines)
 
 
 def _ended(caption: str, ended: Sequence[tuple[str, str]]) -> Table | None:
