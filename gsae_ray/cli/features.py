@@ -75,8 +75,7 @@ def features(
     from gsae_ray.features.folder import check_out
     from gsae_ray.features.neuronpedia import check_layer
     from gsae_ray.features.write import write_dashboards
-    from gsae_ray.results.choice import Constraint
-    from gsae_ray.results.registered import check_alone
+    from gsae_ray.results.constraint import Constraint, check_alone
 
     check_out(out)
     constraint = Constraint(max_l0, min_loss_recovered, knee, by)

@@ -13,8 +13,9 @@ from gsae_ray.errors import UserError
 from gsae_ray.feature_tables import FeatureTables
 from gsae_ray.feature_tables.folder import ABOUT
 from gsae_ray.results.best import find_best
-from gsae_ray.results.choice import Constraint, choice_of
+from gsae_ray.results.choice import choice_of
 from gsae_ray.results.comparison import own_saes
+from gsae_ray.results.constraint import Constraint
 from gsae_ray.results.features import load_features, with_features
 from gsae_ray.results.frontier import MIXED, choose_launch, frontier
 from gsae_ray.results.outcomes import StorageOutcomes

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gsae_ray.errors import UserError
-from gsae_ray.files import check_writable, write_atomically
 
 if TYPE_CHECKING:
     from gsae_ray.results.report.contents import Contents
@@ -45,6 +44,8 @@ def report(
     out = Path(out)
     if out.suffix.lower() != SUFFIX:
         raise UserError(f"--out: {out.name} does not end in {SUFFIX}; a report is written as HTML")
+    from gsae_ray.files import check_writable  # here and below: what the command's help does without
+
     check_writable(out, "--out")
     from gsae_ray.results.report.contents import gather
 
@@ -54,6 +55,7 @@ def report(
 
 def write(contents: Contents, out: Path) -> None:
     """Writes the page of what was gathered."""
-    from gsae_ray.results.report.page import render  # here: it loads what draws the charts
+    from gsae_ray.files import write_atomically
+    from gsae_ray.results.report.page import render
 
     write_atomically(out, render(contents).encode())
