@@ -172,7 +172,7 @@ def _explain(tracking_uri: str, error: BaseException) -> str:
     if urlsplit(tracking_uri).scheme not in HTTP:
         if tracking_uri.startswith("file:") or Path(tracking_uri).is_dir():
             return f"{where!r} is a folder, to which MLflow does not record; give a file: sqlite:///PATH/mlflow.db"
-        if not urlsplit(tracking_uri).scheme:
+        if not urlsplit(tracking_uri).scheme and tracking_uri.endswith(".db") and "@" not in tracking_uri:
             return f"{where!r} is a path, and no address; give sqlite:///{Path(tracking_uri).absolute()}"
         return f"{where!r} cannot be used ({quoted(cause)}); mend that (a database needs its client here), {_ELSEWHERE}"
     reason, server = quoted(error), f"the MLflow server at {where!r}"

@@ -38,7 +38,7 @@ def test_every_metric_is_that_of_a_slow_independent_evaluation(
     assert site.layer is not None
     expected = slow_evaluation(model, tokens_ET, site.layer, sae)
     actual = evaluator.evaluate(site, sae).metrics
-    elsewhere = ("features", "training", "probes")
+    elsewhere = ("features", "training", "probes", "ratings")
     assert set(actual) == {name for name, metric in METRICS.items() if metric.takes not in elsewhere}
     assert actual == pytest.approx(expected, rel=1e-5, abs=1e-6)
     assert abs(expected["ce_zero"] - expected["ce_clean"]) > 0.05  # the comparison means something
