@@ -6,17 +6,12 @@ from collections.abc import Sequence
 
 from mlflow.tracking import MlflowClient
 
-from gsae_ray.errors import UserError
 from gsae_ray.feature_tables.folder import ABOUT
 from gsae_ray.files import file_hash
 from gsae_ray.storage.trial_directory import Trial
-from gsae_ray.tracking.connection import asking, open_tracking
-from gsae_ray.tracking.credentials import redacted
-from gsae_ray.tracking.runs import find_run
+from gsae_ray.tracking import artifacts
+from gsae_ray.tracking.runs import find_run, recorded
 from gsae_ray.tracking.tags import FEATURES, LAUNCH, TRIAL
-
-FOLDER = "features"
-"""The folder of artifacts of a trial's run."""
 
 
 def record_features(
@@ -34,12 +29,8 @@ def record_features(
     Raises:
         UserError: MLflow has no such experiment, or does not answer.
     """
-    client = open_tracking(tracking_uri)
-    with asking(client.tracking_uri):
-        found = client.get_experiment_by_name(experiment)
-        if found is None:
-            raise UserError(f"--tracking-uri: {redacted(client.tracking_uri)} has no experiment {experiment!r}")
-        send_features(client, found.experiment_id, launch_id, trials, fingerprint)
+    with recorded(tracking_uri, experiment) as (client, experiment_id):
+        send_features(client, experiment_id, launch_id, trials, fingerprint)
 
 
 def send_features(
@@ -56,5 +47,5 @@ def send_features(
         run = find_run(client, experiment_id, {LAUNCH: launch_id, TRIAL: trial.name})
         content = file_hash(folder / "about.json")
         if run is not None and run.data.tags.get(FEATURES) != content:
-            client.log_artifacts(run.info.run_id, str(folder), FOLDER)
+            client.log_artifacts(run.info.run_id, str(folder), artifacts.FEATURES)
             client.set_tag(run.info.run_id, FEATURES, content)

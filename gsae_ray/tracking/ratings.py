@@ -8,13 +8,10 @@ from collections.abc import Sequence
 from mlflow.entities import Metric, RunTag
 from mlflow.tracking import MlflowClient
 
-from gsae_ray.errors import UserError
 from gsae_ray.storage.ratings import RATINGS as FILE
 from gsae_ray.storage.ratings import RATINGS_FILE, summary_of
 from gsae_ray.storage.trial_directory import Trial
-from gsae_ray.tracking.connection import asking, open_tracking
-from gsae_ray.tracking.credentials import redacted
-from gsae_ray.tracking.runs import find_run
+from gsae_ray.tracking.runs import find_run, recorded
 from gsae_ray.tracking.tags import LAUNCH, RATINGS, TRIAL
 
 
@@ -33,12 +30,8 @@ def record_ratings(
     Raises:
         UserError: MLflow has no such experiment, or does not answer.
     """
-    client = open_tracking(tracking_uri)
-    with asking(client.tracking_uri):
-        found = client.get_experiment_by_name(experiment)
-        if found is None:
-            raise UserError(f"--tracking-uri: {redacted(client.tracking_uri)} has no experiment {experiment!r}")
-        send_ratings(client, found.experiment_id, launch_id, trials, fingerprint)
+    with recorded(tracking_uri, experiment) as (client, experiment_id):
+        send_ratings(client, experiment_id, launch_id, trials, fingerprint)
 
 
 def send_ratings(

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 from mlflow.entities import Run
@@ -142,3 +143,18 @@ def unknown_experiment(name: str, where: str, known: Sequence[str]) -> UserError
     """The error of an experiment that is not there, with the nearest one of those `known`."""
     hint = suggest(name, known) if known else "nothing has been recorded there"
     return UserError(f"experiment: no {name!r} at {where}; {hint}")
+
+
+@contextlib.contextmanager
+def recorded(tracking_uri: str | None, experiment: str) -> Iterator[tuple[MlflowClient, str]]:
+    """A client, and the id of an experiment that MLflow has; for the length of a context that asks it.
+
+    Raises:
+        UserError: MLflow has no such experiment, or does not answer.
+    """
+    client = open_tracking(tracking_uri)
+    with asking(client.tracking_uri):
+        found = client.get_experiment_by_name(experiment)
+        if found is None:
+            raise UserError(f"--tracking-uri: {redacted(client.tracking_uri)} has no experiment {experiment!r}")
+        yield client, found.experiment_id
