@@ -18,6 +18,7 @@ from click.testing import CliRunner, Result
 from mlflow.tracking import MlflowClient
 from random_feature_tables import random_tables
 from recorder import NEWER, Recorder, ends
+from servers import free_ports
 from studies import rate
 from trials import FINGERPRINT, expand
 
@@ -120,13 +121,17 @@ def test_a_study_is_served_until_ctrl_c_and_then_goes_on(tmp_path: Path) -> None
     path = tmp_path / "study.db"
     assert invoke("create", "small", "--pairs", 1, "--raters", 1, "--seed", 1, "--out", path).exit_code == 0
     rate(path, 1, 1, label=2)
-    command = [sys.executable, "-m", "gsae_ray", "study", "serve", str(path), "--port", "18765"]
+    # A shell's background job ignores Ctrl-C, and so would this one.
+    heed = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"
+    program = [sys.executable, "-c", f"{heed}; from gsae_ray.cli.main import main; main()"]
+    (port,) = free_ports(1)
+    command = [*program, "study", "serve", str(path), "--port", str(port)]
     with subprocess.Popen(
         command, stdout=subprocess.PIPE, text=True, env={**os.environ, "PYTHONUNBUFFERED": "1"}
     ) as served:
         assert served.stdout is not None
         line = served.stdout.readline()
-        assert line.startswith("rater 1: 1 of 4 rated, http://127.0.0.1:18765/r/"), line
+        assert line.startswith(f"rater 1: 1 of 4 rated, http://127.0.0.1:{port}/r/"), line
         assert "Ctrl-C ends it" in served.stdout.readline()
         with urllib.request.urlopen(f"{line.split()[-1]}item", timeout=10) as reply:
             assert json.load(reply)["next"] == 2
