@@ -31,11 +31,10 @@ LONGEST = ("test_launch", "test_launch_phases", "test_sweep_files", "test_waitin
 
 
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
-    """A single file is run in this process: there is nothing to share out. Slow tests wait for other processes."""
+    """A single file is run in this process: there is nothing to share out. One more than cores, as tests wait, too."""
     if len(config.args) == 1 and Path(config.args[0].partition("::")[0]).is_file():
         return 0
-    waits = config.option.markexpr == "slow"
-    return min((os.cpu_count() or 1) + waits, MOST_WORKERS)
+    return min((os.cpu_count() or 1) + 1, MOST_WORKERS)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from selection import quick
 from torch import Tensor, nn
 from transformers import (
     AutoModelForCausalLM,
@@ -264,7 +265,21 @@ TINY = {
 TOKENS = torch.arange(3, 23).reshape(2, 10)
 
 
-family = pytest.mark.parametrize("name", TINY)
+COMMON = (
+    "gpt_neox",
+    "gpt2",
+    "llama",
+    "mistral",
+    "olmo2",
+    "qwen3",
+    "qwen3_moe",
+    "gemma2",
+    "gemma3",
+    "qwen3_next",
+    "gpt_oss",
+)
+"""Families of the quick suite: those that most SAEs are of, and of each kind of layer one."""
+family = pytest.mark.parametrize("name", quick(TINY, lambda name: name in COMMON))
 layer = pytest.mark.parametrize("layer", range(LAYERS))
 point = pytest.mark.parametrize("point", POINTS)
 

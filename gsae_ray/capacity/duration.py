@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import time
 from collections.abc import Sequence
 
@@ -102,6 +103,7 @@ def pace(
     )
 
 
+@functools.cache
 def _core_flops(seconds: float = 0.2) -> float:
     """FLOP/s of a large matrix product on one core of this machine, measured for so many seconds."""
     with torch_threads(1):

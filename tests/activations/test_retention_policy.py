@@ -136,7 +136,7 @@ def cases(draw: st.DrawFn) -> Case:
     return Case(rows, budget, reach, Positions(places, pinned, late, reach), there)
 
 
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(cases())
 def test_it_never_evicts_what_is_needed_and_never_goes_beyond_the_budget(case: Case) -> None:
     policy = RetentionPolicy(layout_of(case.rows), case.budget, case.reach)
@@ -155,7 +155,7 @@ def test_it_never_evicts_what_is_needed_and_never_goes_beyond_the_budget(case: C
     assert len(set(step.evict)) == len(step.evict)
 
 
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(cases(), st.booleans())
 def test_it_decides_as_the_store_did_before_it_was_taken_out(case: Case, ahead: bool) -> None:
     policy = RetentionPolicy(layout_of(case.rows), case.budget, case.reach)

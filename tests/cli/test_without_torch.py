@@ -43,6 +43,7 @@ def output_of(recorder: Recorder, *arguments: str) -> str:
     return done.stdout
 
 
+@pytest.mark.slow
 def test_a_frontier_is_shown(recorder: Recorder) -> None:
     table = output_of(recorder, "frontier", "sweep")
     assert "on the frontier" in table and "standard" in table
@@ -70,6 +71,7 @@ def test_the_best_is_written_as_if_it_were_loaded_and_saved(recorder: Recorder, 
     assert gsae_ray.load(tmp_path / "copied").cfg == sae.cfg
 
 
+@pytest.mark.slow
 def test_the_best_replaces_an_sae_that_was_saved_there(recorder: Recorder, tmp_path: Path) -> None:
     output_of(recorder, "best", "sweep", "--max-l0", "10", "--out", str(tmp_path))
     output_of(recorder, "best", "sweep", "--max-l0", "40", "--out", str(tmp_path))

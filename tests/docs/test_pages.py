@@ -111,6 +111,7 @@ for path in sys.argv[1:]:
 """Finds each name with no more than `import gsae_ray` before it, as in a fresh process."""
 
 
+@pytest.mark.slow
 def test_names_of_python_are_there_after_one_import() -> None:
     """Those of the package itself are tested with the imports; what a page imports needs no more."""
     text = re.sub(r"(from|-m) gsae_ray\.[\w.]+", "", "".join(page.read_text() for page in PAGES))

@@ -41,6 +41,7 @@ available_node_types: {head: {resources: {CPU: 2}}, trainer: {resources: {CPU: 8
 """
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("local_ray")
 def test_a_launchers_file_is_of_the_cluster_that_it_has_started(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -199,6 +200,7 @@ def test_a_sweep_that_waits_for_room_is_seen_and_can_be_stopped(tmp_path: Path) 
         pass
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("local_ray")
 def test_a_sweep_that_waits_for_room_sees_that_it_was_replaced(tmp_path: Path) -> None:
     """The launch may be the other's now: its runs are left alone."""
@@ -220,6 +222,7 @@ def test_a_sweep_that_waits_for_room_sees_that_it_was_replaced(tmp_path: Path) -
     assert client.search_runs([experiment])[0].info.status == "RUNNING"
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("local_ray")
 def test_a_sweep_that_waits_for_room_without_mlflow_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Nobody would see it, and it could not be asked to stop."""

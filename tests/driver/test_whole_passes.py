@@ -50,6 +50,7 @@ def test_a_launch_tells_it_once(sweep: dict[str, Any], tmp_path: Path) -> None:
     ]
 
 
+@pytest.mark.slow
 def test_plan_tells_it_and_counts_the_whole_model(sweep: dict[str, Any]) -> None:
     cost = forecast(Sweep.model_validate(sweep), slots=1)
     assert LINE + "some of those take keys and values from layers before them" in cost.notices

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
 from hub_server import Hub, commands, refusal
 from servers import serving
 
@@ -11,6 +12,7 @@ MODEL = "Access to model some/gated is restricted. Visit https://hub.example/som
 REMEDIES = {"hf_mine": "see that HF_TOKEN is of an account that may have it", None: "set HF_TOKEN"}
 
 
+@pytest.mark.slow
 def test_a_gated_model_is_told_of_in_the_hubs_words(tmp_path: Path) -> None:
     file = tmp_path / "sweep.yaml"
     sweep = Path(__file__).parents[2] / "sweeps" / "quickstart.yaml"

@@ -11,6 +11,7 @@ import pytest
 import torch
 from producers import model_of, tokens_of
 from saved_models import SIZE, edit_config, settings
+from selection import quick
 from torch import nn
 from transformers import (
     AutoTokenizer,
@@ -89,7 +90,11 @@ class Checkpoint:
     plan: PreparedSweep
 
 
-@pytest.fixture(scope="module", params=[gemma3, gemma4, gemma4_unified, qwen3_5, qwen3_5_moe], ids=lambda m: m.__name__)
+@pytest.fixture(
+    scope="module",
+    params=quick([gemma3, gemma4, gemma4_unified, qwen3_5, qwen3_5_moe], gemma3.__eq__),
+    ids=lambda m: m.__name__,
+)
 def checkpoint(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
     make: Callable[[], PreTrainedModel] = request.param
     folder = tmp_path_factory.mktemp(make.__name__)

@@ -141,6 +141,7 @@ def test_a_rater_that_answers_nonsense_is_counted_as_unread(server: RaterServer)
     )
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("recorder")
 def test_one_that_is_killed_goes_on_without_asking_again(server: RaterServer, tmp_path: Path) -> None:
     server.delay_s = 0.05

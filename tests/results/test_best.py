@@ -323,6 +323,7 @@ def test_export_writes_what_load_reads_with_where_it_came_from(tmp_path: Path) -
     assert loaded.cfg.metadata["frontier"]["l0"] == 40
 
 
+@pytest.mark.slow
 def test_results_import_nothing_of_ray(recorder: Recorder, tmp_path: Path) -> None:
     script = f"""
 import sys, json, gsae_ray

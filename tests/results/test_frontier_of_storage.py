@@ -34,6 +34,7 @@ def expected_references(options: dict[str, Any]) -> list[float]:
     return [11] if options.get("launch") == OLDER else [11, 12]
 
 
+@pytest.mark.slow
 def test_storage_tells_the_same_as_mlflow(recorder: Recorder) -> None:
     """The same rows, notes and refusals, but for where each trial is found."""
     storage, uri = recorder.folder / "runs", f"sqlite:///{recorder.folder}/other.db"

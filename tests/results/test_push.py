@@ -154,6 +154,7 @@ def pushed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pushed]:
         yield Pushed(hub, folder, dict(zip(pushes, commands(hub.uri, folder, *pushes.values()), strict=True)))
 
 
+@pytest.mark.slow
 def test_a_frontier_goes_to_the_hub_in_one_commit_and_again_changes_nothing(pushed: Pushed) -> None:
     hub, folder, done = pushed
     assert done["dry"] == Done(0, "written to dry; nothing was uploaded\n", "", "None")
@@ -168,6 +169,7 @@ def test_a_frontier_goes_to_the_hub_in_one_commit_and_again_changes_nothing(push
     check_card(commit.files["README.md"].decode())
 
 
+@pytest.mark.slow
 def test_what_was_pushed_comes_back_by_its_hub_id_without_paths_of_this_machine(pushed: Pushed) -> None:
     assert pushed.done["loaded"] == Done(0, "", "", "None")
     came = load(pushed.folder / "came")
@@ -180,6 +182,7 @@ def test_what_was_pushed_comes_back_by_its_hub_id_without_paths_of_this_machine(
         assert sae.cfg == came.cfg or trial != GATED[0]
 
 
+@pytest.mark.slow
 def test_a_repository_may_be_private_and_a_model_that_was_a_folder_named(pushed: Pushed) -> None:
     assert pushed.done["private"].exit_code == pushed.done["named"].exit_code == 0
     assert pushed.hub.repositories["owner/own"].private and not pushed.hub.repositories[REPO].private
@@ -187,6 +190,7 @@ def test_a_repository_may_be_private_and_a_model_that_was_a_folder_named(pushed:
     assert yaml.safe_load(card.split("---\n")[1])["base_model"] == ["some/named"] and "models/" not in card
 
 
+@pytest.mark.slow
 def test_what_cannot_be_pushed_is_one_line(pushed: Pushed) -> None:
     for _, words, expected in MISTAKES:
         assert expected in refusal(pushed.done[" ".join(words)]), words

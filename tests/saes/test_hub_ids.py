@@ -58,6 +58,7 @@ def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hub]:
         yield server
 
 
+@pytest.mark.slow
 def test_an_sae_in_any_layout_comes_from_the_hub_and_then_from_its_cache(hub: Hub, tmp_path: Path) -> None:
     """Of its folder only what the reader reads; a repository that has gone is no hindrance."""
     files = {name: f"some/saes/{FOLDERS[name]}/{list(layout)[-1]}" for name, (_, layout, _) in LAYOUTS.items()}
