@@ -136,6 +136,11 @@ def _key(variable: str | None) -> str | None:
         raise UserError(
             f"--api-key-env: there is no environment variable {variable}, or it is empty; set it to the key"
         )
+    if not (key.isascii() and key.isprintable()):
+        raise UserError(
+            f"--api-key-env: what {variable} holds cannot be sent: there is a line break in it, or a character that is "
+            "not ASCII; set it to the key alone"
+        )
     return key
 
 

@@ -172,6 +172,10 @@ def test_what_it_costs_is_said_and_kept_to(server: RaterServer, monkeypatch: pyt
     assert "give --price-in and --price-out" in refused(server, "--budget", 1)
     assert "give both, or neither" in refused(server, "--price-in", 1)
     assert "there is no environment variable RATER_KEY" in refused(server, "--api-key-env", "RATER_KEY")
+    for bad in ("sk-secret\nsk-other", "sk-secr\u20act", "sk-sécret"):
+        monkeypatch.setenv("RATER_KEY", bad)
+        said = refused(server, "--api-key-env", "RATER_KEY")
+        assert said.startswith("gsae-ray: --api-key-env: what RATER_KEY holds cannot be sent") and "sk-" not in said
     monkeypatch.setenv("RATER_KEY", "sk-secret")
     server.key = "sk-secret"
     result = invoke(server, *prices, "--yes", "--api-key-env", "RATER_KEY", "--site", SITE)
