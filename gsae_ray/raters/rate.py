@@ -139,7 +139,7 @@ def rate(
     if budget is not None and prices is None:
         raise UserError("--budget: it takes prices; give --price-in and --price-out, of a million tokens")
     root = local_path("gsae_runs" if storage is None else storage, "--storage").absolute()
-    drawn, notes = _drawn(experiment, root, site, launch, features, seed)
+    drawn, notes = _drawn(experiment, root, site, launch, features, seed, say)
     kept = Answers(Path(answers) if answers is not None else root / ANSWERS)
     try:
         asker = Asker(asked, kept, threads, prices, budget)
@@ -164,10 +164,21 @@ def rate(
 
 
 def _drawn(
-    experiment: str, root: Path, site: str | None, launch: str | None, features: int, seed: int
+    experiment: str,
+    root: Path,
+    site: str | None,
+    launch: str | None,
+    features: int,
+    seed: int,
+    say: Callable[[str], None],
 ) -> tuple[list[Drawn], list[str]]:
-    """The SAEs with tables of features, and what was drawn of each; and a line for each that has less than asked."""
-    launch_id = choose_launch(StorageOutcomes(root, experiment), experiment, launch)
+    """The SAEs with tables of features, and what was drawn of each; and a line for each that has less than asked.
+
+    Tables of other held-out text than the launch is evaluated on are left out, and `say` is told: their ratings would
+    be on no frontier. Trials are shared among launches, and with them their tables.
+    """
+    outcomes = StorageOutcomes(root, experiment)
+    launch_id = choose_launch(outcomes, experiment, launch)
     if launch_id is None:
         raise UserError("--launch: name one; the SAEs of one launch are rated at a time")
     rows = frontier(experiment, site, launch_id, storage=root)
@@ -178,9 +189,17 @@ def _drawn(
             f"EXPERIMENT: no SAE of {experiment!r}{f' at {site}' if site else ''} has tables of features; have them "
             f"made: {own_command('features', experiment)} (or evaluation.features in its sweep file)"
         )
-    found, notes = [], []
+    heldout, again = outcomes.request(launch_id).fingerprint, own_command("features", experiment)
+    found, stale, notes = [], 0, []
     for row in rows[rows["run_id"].isin(there)].itertuples():
         tables = load_features(row.run_id, experiment, None, root)
+        if tables.about["heldout"] != heldout:
+            stale += 1
+            say(
+                f"{row.trial} is left out: its tables of features are of other held-out text than launch {launch_id} "
+                f"is evaluated on; have them made anew: {again}"
+            )
+            continue
         examples = draw(tables, features, seed)
         if len(examples) < features:
             notes.append(
@@ -189,6 +208,11 @@ def _drawn(
             )
         if examples:
             found.append(_of(row.run_id, launch_id, row.site, int(row.tokens), tables, examples))
+    if stale == len(there):
+        raise UserError(
+            f"EXPERIMENT: no SAE of {experiment!r} has tables of features on the held-out text that launch {launch_id} "
+            f"is evaluated on (evaluation.* of its sweep file); have them made anew: {again}"
+        )
     if not found:
         raise UserError(
             f"EXPERIMENT: no feature of {experiment!r} fires and has enough pieces of text; have tables of features "

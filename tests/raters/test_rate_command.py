@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import sqlite3
 import subprocess
@@ -19,13 +20,15 @@ from click.testing import CliRunner, Result
 from mlflow.tracking import MlflowClient
 from rater_server import RaterServer, always, nonsense, perfect, serving
 from recorder import NEWER, Recorder, ends
-from trials import FINGERPRINT, expand
+from trials import FINGERPRINT, evaluation, expand
 from word_tables import word_tables
 
 import gsae_ray
 from gsae_ray.cli.main import main
+from gsae_ray.feature_tables import read
 from gsae_ray.saes.folder import content_hash
 from gsae_ray.storage import launch_directory
+from gsae_ray.storage.trial_directory import TrialDirectory
 
 GATED = expand("gated", layers=(1, 2), l1_coefficient=[1.0, 2.0])
 SITE = GATED[0].site
@@ -195,9 +198,35 @@ def test_what_cannot_be_rated_is_one_line(recorder: Recorder, server: RaterServe
     assert few.exit_code == 0 and "11 of the 100 features that were asked for fire and have enough pieces" in few.stderr
     path = recorder.folder / "small" / NEWER / GATED[2].directory_name / "features"
     tables = word_tables(contexts=4)
-    tables.about["sae"] = content_hash(path.parent / "sae")
+    tables.about["sae"], tables.about["heldout"] = content_hash(path.parent / "sae"), FINGERPRINT
     tables.write(path)
     assert "no feature of 'small' fires and has enough pieces of text" in refused(server)
+
+
+def test_tables_of_other_held_out_text_are_not_asked_about(recorder: Recorder, server: RaterServer) -> None:
+    """As after a change of evaluation.tokens: the launch that follows has the same trials, with the tables of before."""
+    newer = f"{NEWER}-changed"
+    launches = recorder.folder / "gsae_runs" / "small" / "launches"
+    shutil.copytree(launches / NEWER, launches / newer)
+    changed = {"fingerprint": "evaluated elsewhere", "encoders": [None]}
+    launch_directory.EVALUATED.write(launches / newer / "evaluation.json", changed)
+    for trial in GATED:
+        directory = TrialDirectory(launches.parent / "trials" / trial.directory_name)
+        directory.save_evaluation(changed["fingerprint"], trial.training.tokens, evaluation(l0=30.0, loss_recovered=0.9))
+    said = refused(server, "--yes")
+    assert f"no SAE of 'small' has tables of features on the held-out text that launch {newer} is evaluated" in said
+    assert "have them made anew: gsae-ray features small" in said and not server.bodies
+    path = launches.parent / "trials" / GATED[1].directory_name / "features"
+    tables = read(path)
+    assert tables is not None
+    tables.about["heldout"] = str(changed["fingerprint"])
+    tables.write(path)
+    result = invoke(server, "--yes")
+    assert result.exit_code == 0 and f"{FEATURES} features of 1 SAEs" in result.stderr
+    assert f"{GATED[0].name} is left out: its tables of features are of other held-out text" in result.stderr
+    stored = gsae_ray.frontier("small", storage="gsae_runs").set_index("trial")["detection"]
+    assert stored[GATED[1].name] == 1 and stored.isna().sum() == 3
+    assert not (path.parents[1] / GATED[0].directory_name / "ratings.json").exists()
 
 
 def test_ratings_are_kept_where_mlflow_is_away(recorder: Recorder, server: RaterServer) -> None:
