@@ -50,6 +50,8 @@ class RaterServer(http.server.ThreadingHTTPServer):
         self.faults: list[tuple[int, Mapping[str, str]] | str] = []
         self.key: str | None = None
         """The only one that is let in."""
+        self.refuses: Callable[[dict[str, Any]], int | None] = lambda _: None
+        """The status with which a request is refused, however often it is sent."""
         self.limit: int | None = None
         """Requests that are answered; then the server falls silent with 503."""
         self.delay_s = 0.0
@@ -94,6 +96,8 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             fault = server.faults.pop(0) if server.faults else None
             if fault is None and server.key is not None and self.headers["Authorization"] != f"Bearer {server.key}":
                 fault = 401, {}
+            if fault is None and (status := server.refuses(body)) is not None:
+                fault = status, {}
             if fault is None and server.limit is not None and len(server.bodies) >= server.limit:
                 fault = 503, {}
             if fault is None:

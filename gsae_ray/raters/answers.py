@@ -60,7 +60,8 @@ class Answers:
             )
 
     def close(self) -> None:
-        self._database.close()
+        with self._lock:  # after Ctrl-C a thread may still be at it
+            self._database.close()
 
     @contextlib.contextmanager
     def _explained(self) -> Any:

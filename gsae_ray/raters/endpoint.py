@@ -25,6 +25,10 @@ LONGEST_PAUSE_S = 300.0
 CONNECT_S, ANSWER_S = 10.0, 300.0
 CHARACTERS = 4
 """Of a token, about: for what servers do not count, and before they have."""
+ONE_REQUEST = (400, 413, 422)
+"""Statuses that say that one request cannot be answered: too long, filtered, a parameter that is not known."""
+PASSING = (408, 409, 425, 429)
+"""Statuses beside 5xx that another try may change."""
 KEPT = "what was answered is kept, and the same command goes on from there"
 
 
@@ -37,7 +41,11 @@ class Answer(NamedTuple):
 
 
 class NotTakenError(Exception):
-    """The endpoint does not take this one request, whatever it does with others."""
+    """The endpoint does not take this one request, whatever it does with others: its status, and what it says."""
+
+    def __init__(self, status: int, said: str) -> None:
+        super().__init__(said)
+        self.status, self.said = status, said
 
 
 class Endpoint:
@@ -79,8 +87,8 @@ class Endpoint:
         """Sends a request until it is answered.
 
         Raises:
-            NotTakenError: this request is refused, and others were not.
-            UserError: the server is away, refuses the key or all requests, or does not speak the protocol.
+            NotTakenError: this request is refused.
+            UserError: the server is away, refuses the key, wants to be paid, or does not speak the protocol.
         """
         said = ""
         for attempt in range(TRIES):
@@ -101,7 +109,7 @@ class Endpoint:
                     break
                 continue
             said = f"answers {response.status_code} ({self._safe(_message(response))})"
-            if response.status_code != requests.codes.too_many_requests and response.status_code < 500:
+            if response.status_code not in PASSING and response.status_code < 500:
                 self._refuse(response.status_code, said)
             self._heed(response)
         raise UserError(f"--endpoint: {self.url} {said}; {KEPT}")
@@ -144,14 +152,14 @@ class Endpoint:
             remedy = "name the environment variable that has another: --api-key-env"
             what = "refuses the key" if self._key is not None else "wants a key"
             raise UserError(f"--api-key-env: {self.url} {what}: it {said}; {remedy}; {KEPT}")
-        if status == requests.codes.not_found or 300 <= status < 400:
+        if status == requests.codes.payment_required:
+            raise UserError(f"--endpoint: {self.url} {said}: it wants to be paid; {KEPT}")
+        if status not in ONE_REQUEST:
             raise UserError(
                 f"--endpoint: {self.url} {said}; is it what /chat/completions follows (…/v1), and is --model "
                 f"{self.model} one of its models?"
             )
-        if not self._has_answered:
-            raise UserError(f"--endpoint: {self.url} {said}; nothing was answered so far")
-        raise NotTakenError(said)
+        raise NotTakenError(status, said)
 
     def _safe(self, text: str) -> str:
         """What a server says, short and without the key."""

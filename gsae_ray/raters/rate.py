@@ -142,7 +142,7 @@ def rate(
     drawn, notes = _drawn(experiment, root, site, launch, features, seed, say)
     kept = Answers(Path(answers) if answers is not None else root / ANSWERS)
     try:
-        asker = Asker(asked, kept, threads, prices, budget)
+        asker = Asker(asked, kept, threads, prices, budget, say)
         bill = _bill(drawn, asker, seed)
         if bill.cost is not None and budget is not None and bill.cost > budget:
             raise UserError(

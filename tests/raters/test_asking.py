@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import signal
+import threading
 import time
 from collections.abc import Iterator
 from email.utils import formatdate
@@ -13,7 +15,7 @@ from rater_server import RaterServer, always, serving
 from gsae_ray.errors import UserError
 from gsae_ray.raters.answers import Answers
 from gsae_ray.raters.asking import Asker, Prices
-from gsae_ray.raters.endpoint import Endpoint, NotTakenError, _seconds
+from gsae_ray.raters.endpoint import Endpoint, _seconds
 from gsae_ray.raters.prompts import Messages, ask_which_are_right
 
 
@@ -58,7 +60,9 @@ def test_each_request_is_made_once_whoever_asks_again(server: RaterServer, answe
 def test_what_passes_is_tried_again(server: RaterServer) -> None:
     server.faults = [(429, {}), (500, {}), (502, {}), (429, {"Retry-After": "0"})]
     assert endpoint(server).ask(question(0)).text == "[1, 1]"
-    assert server.refused == 4 and len(server.bodies) == 1
+    server.faults = [(408, {}), (409, {}), (425, {}), (504, {})]
+    assert endpoint(server).ask(question(0)).text == "[1, 1]"
+    assert server.refused == 8 and len(server.bodies) == 2
 
 
 def test_a_server_is_left_alone_for_as_long_as_it_asks(server: RaterServer) -> None:
@@ -131,19 +135,60 @@ def test_what_does_not_speak_the_protocol(server: RaterServer) -> None:
     assert one.ask(question(2)).text == "", "a model that says nothing has answered"
 
 
-def test_one_request_that_is_refused_does_not_end_the_others(server: RaterServer, answers: Answers) -> None:
-    server.faults = [(400, {})]
-    with pytest.raises(UserError, match="answers 400 .* nothing was answered so far"):
-        endpoint(server).ask(question(0))
-    one = endpoint(server)
-    one.ask(question(0))
-    server.faults = [(400, {})]
-    with pytest.raises(NotTakenError):
-        one.ask(question(1))
-    server.faults = [(422, {})]
-    asker = Asker(one, answers, threads=1)
-    assert asker.ask([question(2), question(3)]) == [None, "[1, 1]"]
-    assert asker.ask([question(2)]) == ["[1, 1]"], "it is asked again"
+@pytest.mark.parametrize("place", [0, 5])
+def test_one_request_that_is_refused_does_not_end_the_others(
+    server: RaterServer, answers: Answers, place: int
+) -> None:
+    asked = [question(number) for number in range(8)]
+    server.refuses = lambda body: 400 if body["messages"] == asked[place] else None
+    expected = [None if number == place else "[1, 1]" for number in range(8)]
+    for _ in range(2):  # as two processes after each other
+        asker = Asker(endpoint(server), answers, threads=1)
+        assert asker.ask(asked) == expected
+        assert asker.notes == [
+            "1 requests were refused: the endpoint answers 400 (not now (None)); the same command asks them again"
+        ]
+    assert len(server.bodies) == 7 and server.refused == 2
+
+
+def test_an_endpoint_that_takes_nothing_is_told(server: RaterServer, answers: Answers) -> None:
+    asked = [question(number) for number in range(20)]
+    server.refuses = lambda body: 422
+    asker = Asker(endpoint(server), answers, threads=2)
+    with pytest.raises(UserError, match=r"^--endpoint: http.* answers 422 \(.*\); nothing was answered so far"):
+        asker.ask(asked)
+    assert server.refused < len(asked), "it is not asked for everything where it takes nothing"
+
+
+def test_ctrl_c_keeps_what_is_on_its_way_and_says_that_it_waits(server: RaterServer, answers: Answers) -> None:
+    server.delay_s = 0.5
+    lines: list[str] = []
+    asker = Asker(endpoint(server), answers, threads=3, say=lines.append)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it
+    main = threading.main_thread().ident
+    assert main is not None
+    timer = threading.Timer(0.25, signal.pthread_kill, [main, signal.SIGINT])
+    try:
+        timer.start()
+        with pytest.raises(KeyboardInterrupt):
+            asker.ask([question(number) for number in range(9)])
+    finally:
+        timer.join()
+        signal.signal(signal.SIGINT, before)
+    assert lines == ["waiting for 3 answers that are on their way; Ctrl-C again leaves them"]
+    assert len(server.bodies) == sum(asker.known(question(number)) is not None for number in range(9)) == 3
+
+
+def test_what_is_of_no_single_request_ends_all(server: RaterServer, answers: Answers) -> None:
+    asker = Asker(endpoint(server), answers, threads=1)
+    asker.ask([question(0)])
+    paid = r"answers 402 \(not now .*: it wants to be paid; what was answered is kept"
+    for status, said in ((402, paid), (405, r"answers 405 .*; is it what /chat/completions follows")):
+        server.faults = [(status, {})]
+        with pytest.raises(UserError, match=f"^--endpoint: .*{said}"):
+            asker.ask([question(1), question(2)])
+        assert len(server.bodies) == 1
+    assert asker.ask([question(1)]) == ["[1, 1]"] and not asker.notes
 
 
 def test_a_budget_is_not_exceeded(server: RaterServer, answers: Answers) -> None:

@@ -166,6 +166,24 @@ def test_one_that_is_killed_goes_on_without_asking_again(server: RaterServer, tm
 
 
 @pytest.mark.usefixtures("recorder")
+def test_a_second_ctrl_c_ends_it_at_once(server: RaterServer) -> None:
+    server.delay_s = 60
+    heed = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"  # background jobs ignore it
+    program = [sys.executable, "-c", f"{heed}; from gsae_ray.cli.main import main; main()"]
+    command = [*program, "rate", "small", "--endpoint", server.url, "--model", "judge", "--yes", "--threads", "2"]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        until = time.monotonic() + 120
+        while server.at_once < 2 and time.monotonic() < until:
+            time.sleep(0.01)
+        assert process.stderr is not None
+        process.send_signal(signal.SIGINT)
+        while "waiting for 2 answers that are on their way" not in (line := process.stderr.readline()):
+            assert line, "it has ended without a word"
+        process.send_signal(signal.SIGINT)
+        assert process.wait(30) == 1 and process.stderr.read().strip() == "Aborted!"
+
+
+@pytest.mark.usefixtures("recorder")
 def test_what_it_costs_is_said_and_kept_to(server: RaterServer, monkeypatch: pytest.MonkeyPatch) -> None:
     prices = ["--price-in", 2, "--price-out", 10]
     result = invoke(server, *prices, answer="n\n")
