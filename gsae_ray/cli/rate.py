@@ -161,7 +161,7 @@ def _print(rated: Rated) -> None:
         if unread:
             touched = sum(rated["unread"] > 0 for rated in ratings["features"])
             click.echo(
-                f"{one.trial.name}: {unread} of {answers} answers could not be read, of {touched} of "
+                f"{one.trial.name}: {unread} of {answers} answers are missing or could not be read, of {touched} of "
                 f"{len(ratings['features'])} features; scores are without them"
             )
     click.echo(f"rated by {pairs[0][1]['rater']}; explanations are in ratings.json of each trial")

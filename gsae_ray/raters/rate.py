@@ -32,6 +32,9 @@ ANSWERS = "rater_answers.db"
 TYPICAL = "when the text is about a certain thing, on the token after a certain word, as explanations say it"
 """Stands for an explanation before there is one, to estimate what questions about it take."""
 
+MOST = 0.5
+"""Ratings with a larger part of the answers missing take the place of no others."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Drawn:
@@ -108,7 +111,8 @@ def rate(
     """Has a language model explain features of the SAEs that have tables of features, and scores the explanations.
 
     Each answer is kept before it counts, so that the same call asks nothing twice, and goes on where one was ended. An
-    SAE's ratings are written when they are complete, in place of those of before, to storage; MLflow mirrors them.
+    SAE's ratings are written when they are complete, in place of those of before, to storage; MLflow mirrors them. Where
+    most of the answers are missing those of before stay.
 
     Args:
         experiment: whose launch.
@@ -154,9 +158,13 @@ def rate(
         for number, one in enumerate(drawn, 1):
             say(f"rating {len(one.examples)} features of {one.trial.name} ({number} of {len(drawn)})")
             ratings = _rate(one, asker, features, seed)
-            RATINGS_FILE.write(one.trial.directory.path / RATINGS, ratings)
             found.append((one, ratings))
+            if _missing(ratings) > MOST and one.trial.directory.ratings(one.heldout) is not None:
+                notes.append(f"{one.trial.name}: most answers are missing, and its ratings of before stay")
+            else:
+                RATINGS_FILE.write(one.trial.directory.path / RATINGS, ratings)
             notes += _record(one, experiment, tracking_uri, notes)
+        notes += asker.notes
     finally:
         kept.close()
     cost = None if prices is None else asker.cost
@@ -274,6 +282,12 @@ def _rate(drawn: Drawn, asker: Asker, asked: int, seed: int) -> Ratings:
         scores=scores,
         features=features,
     )
+
+
+def _missing(ratings: Ratings) -> float:
+    """The part of the answers that could not be had or read, a mean over features: without explanation all are."""
+    features = ratings["features"]
+    return sum(rated["unread"] / rated["answers"] for rated in features) / len(features)
 
 
 def _scored(feature: int, explanation: str | None, answered: list[tuple[Question, str | None]]) -> RatedFeature:

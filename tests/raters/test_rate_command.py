@@ -221,6 +221,29 @@ def test_what_cannot_be_rated_is_one_line(recorder: Recorder, server: RaterServe
     assert "no feature of 'small' fires and has enough pieces of text" in refused(server)
 
 
+@pytest.mark.usefixtures("recorder")
+def test_ratings_with_most_answers_missing_replace_no_others(server: RaterServer) -> None:
+    def detections() -> list[float]:
+        return [*gsae_ray.frontier("small", SITE, storage="gsae_runs")["detection"]]
+
+    rated(server, "--site", SITE)
+    asked = len(server.bodies)
+    server.rule = nonsense
+    result = invoke(server, "--yes", "--site", SITE, "--model", "another")
+    assert result.exit_code == 0 and result.stderr.count("most answers are missing, and its ratings of before stay") == 2
+    assert detections() == [1, 1]
+    server.refuses = lambda body: 400 if "Decide for each" in body["messages"][0]["content"] else None
+    result = invoke(server, "--yes", "--site", SITE, "--model", "third")
+    refused_now = asked - 2 * FEATURES
+    assert f"{refused_now} requests were refused: the endpoint answers 400 (not now" in result.stderr
+    assert result.stderr.count("the endpoint answers 400") == 1 and detections() == [1, 1]
+    assert gsae_ray.frontier("small", SITE)["rater"].tolist() == ["judge", "judge"], "in MLflow, too"
+    server.rule, before = perfect, len(server.bodies)
+    server.refuses = lambda body: 402 if len(server.bodies) > before + 4 else None
+    said = refused(server, "--yes", "--site", SITE, "--model", "fourth")
+    assert "answers 402 (not now" in said and "the same command goes on from there" in said and detections() == [1, 1]
+
+
 def test_tables_of_other_held_out_text_are_not_asked_about(recorder: Recorder, server: RaterServer) -> None:
     """As after a change of evaluation.tokens: the launch that follows has the same trials, with the tables of before."""
     newer = f"{NEWER}-changed"
