@@ -29,6 +29,9 @@ ONE_REQUEST = (400, 413, 422)
 """Statuses that say that one request cannot be answered: too long, filtered, a parameter that is not known."""
 PASSING = (408, 409, 425, 429)
 """Statuses beside 5xx that another try may change."""
+MAX_TOKENS = 500
+UNFINISHED = ("length", "content_filter")
+"""Reasons to finish (`finish_reason`) of answers that did not end by themselves."""
 KEPT = "what was answered is kept, and the same command goes on from there"
 
 
@@ -38,6 +41,8 @@ class Answer(NamedTuple):
     text: str
     sent: int
     got: int
+    unfinished: str = ""
+    """One of `UNFINISHED`, where it did not end by itself."""
 
 
 class NotTakenError(Exception):
@@ -51,7 +56,7 @@ class NotTakenError(Exception):
 class Endpoint:
     """A model behind a server's `/chat/completions`. Threads may share it."""
 
-    def __init__(self, url: str, model: str, key: str | None = None, max_tokens: int = 500, pause_s: float = PAUSE_S):
+    def __init__(self, url: str, model: str, key: str | None = None, max_tokens: int = MAX_TOKENS, pause_s: float = PAUSE_S):
         """Asks nothing yet.
 
         Args:
@@ -73,14 +78,19 @@ class Endpoint:
         self.url, self.model = url.rstrip("/"), model
         self.stopped = threading.Event()
         """Set: no request is tried again, and none is begun."""
-        self._parameters: dict[str, Any] = {"temperature": 0, "max_tokens": max_tokens}
+        self.limit = max_tokens
+        self._parameters: dict[str, Any] = {"temperature": 0}
         self._key, self._pause_s = key, pause_s
         self._sessions = threading.local()
         self._has_answered = False
         self._wait_until = 0.0
 
     def body(self, messages: Messages) -> dict[str, Any]:
-        """What is sent, and what an answer depends on."""
+        """What is sent."""
+        return {**self.identity(messages), "max_tokens": self.limit}
+
+    def identity(self, messages: Messages) -> dict[str, Any]:
+        """What an answer that ends by itself depends on: not how long it may be."""
         return {"model": self.model, "messages": messages, **self._parameters}
 
     def ask(self, messages: Messages) -> Answer:
@@ -175,7 +185,8 @@ def _read(response: requests.Response, messages: Messages) -> Answer | None:
     """The answer in a chat completion; None where it is none. A model that says nothing has answered, too."""
     try:
         found = response.json()
-        text = found["choices"][0]["message"].get("content")
+        choice = found["choices"][0]
+        text, finish = choice["message"].get("content"), choice.get("finish_reason")
         usage = found.get("usage") or {}
         if not isinstance(text, str | None):
             return None
@@ -186,6 +197,7 @@ def _read(response: requests.Response, messages: Messages) -> Answer | None:
         text,
         _count(usage, "prompt_tokens", estimated_tokens(messages)),
         _count(usage, "completion_tokens", -(-len(text) // CHARACTERS)),
+        finish if finish in UNFINISHED else "",
     )
 
 

@@ -14,7 +14,7 @@ from gsae_ray.errors import UserError
 from gsae_ray.feature_tables import FeatureTables
 from gsae_ray.names import local_path, own_command
 from gsae_ray.raters.answers import Answers
-from gsae_ray.raters.asking import USUAL_ANSWER, Asker, Prices
+from gsae_ray.raters.asking import Asker, Prices
 from gsae_ray.raters.endpoint import Endpoint, estimated_tokens
 from gsae_ray.raters.examples import Examples, draw
 from gsae_ray.raters.prompts import Messages, ask_for_explanation, read_choices, read_explanation
@@ -61,15 +61,20 @@ class Bill:
     sent: int
     """Tokens, about, as those of answers."""
     got: int
+    most: int
+    """Tokens of answers, where all are as long as they may be."""
     cost: float | None
     """None: no prices were given."""
+    most_cost: float | None
 
     def __str__(self) -> str:
         known = f" ({self.known:,} more are answered already)" if self.known else ""
-        cost = f", which cost about {self.cost:.4g} by these prices" if self.cost is not None else ""
+        cost = ""
+        if self.cost is not None:
+            cost = f", which cost about {self.cost:.4g} by these prices, {self.most_cost:.4g} at most"
         return (
             f"{self.features:,} features of {self.saes} SAEs: {self.requests:,} requests{known}; about {self.sent:,} "
-            f"tokens to send and {self.got:,} to get{cost}"
+            f"tokens to send and {self.got:,} to get, {self.most:,} at most{cost}"
         )
 
 
@@ -128,7 +133,7 @@ def rate(
         threads: requests at a time.
         max_tokens: of an answer.
         prices: of tokens.
-        budget: by these prices; it is never exceeded but by what the estimate of requests on their way is wrong.
+        budget: by these prices, for this call; it is exceeded only where a request has more tokens than was estimated.
         answers: the file that keeps them; default: in the storage.
         tracking_uri: of MLflow.
         storage: that of the launch; default: `gsae_runs` in the working directory.
@@ -156,7 +161,9 @@ def rate(
         confirm(bill)
         found = []
         for number, one in enumerate(drawn, 1):
-            say(f"rating {len(one.examples)} features of {one.trial.name} ({number} of {len(drawn)})")
+            cost = _bill(drawn[number - 1 :], asker, seed).cost  # the answers so far tell how long they are
+            spent = "" if cost is None else f"; {asker.cost:.4g} is spent, about {cost:.4g} to go"
+            say(f"rating {len(one.examples)} features of {one.trial.name} ({number} of {len(drawn)}){spent}")
             ratings = _rate(one, asker, features, seed)
             found.append((one, ratings))
             if _missing(ratings) > MOST and one.trial.directory.ratings(one.heldout) is not None:
@@ -167,8 +174,7 @@ def rate(
         notes += asker.notes
     finally:
         kept.close()
-    cost = None if prices is None else asker.cost
-    return Rated(found, asker.requests, asker.sent, asker.got, cost, notes)
+    return Rated(found, asker.requests, asker.sent, asker.got, None if prices is None else asker.cost, notes)
 
 
 def _drawn(
@@ -248,9 +254,10 @@ def _bill(drawn: list[Drawn], asker: Asker, seed: int) -> Bill:
         missing = [messages for messages in (first, *(q.messages for q in asked)) if asker.known(messages) is None]
         open_ += missing
         known += 1 + len(asked) - len(missing)
-    sent, got = sum(map(estimated_tokens, open_)), USUAL_ANSWER * len(open_)
-    cost = None if asker.prices is None else asker.prices.of(sent, got)
-    return Bill(len(drawn), sum(len(one.examples) for one in drawn), len(open_), known, sent, got, cost)
+    sent = sum(map(estimated_tokens, open_))
+    got, most = asker.usual_answer * len(open_), asker.endpoint.limit * len(open_)
+    costs = (None, None) if asker.prices is None else (asker.prices.of(sent, got), asker.prices.of(sent, most))
+    return Bill(len(drawn), sum(len(one.examples) for one in drawn), len(open_), known, sent, got, most, *costs)
 
 
 def _rate(drawn: Drawn, asker: Asker, asked: int, seed: int) -> Ratings:

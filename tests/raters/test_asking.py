@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import signal
 import threading
 import time
@@ -16,7 +17,7 @@ from gsae_ray.errors import UserError
 from gsae_ray.raters.answers import Answers
 from gsae_ray.raters.asking import Asker, Prices
 from gsae_ray.raters.endpoint import Endpoint, _seconds
-from gsae_ray.raters.prompts import Messages, ask_which_are_right
+from gsae_ray.raters.prompts import Messages, ask_which_are_right, read_choices
 
 
 @pytest.fixture
@@ -146,7 +147,7 @@ def test_one_request_that_is_refused_does_not_end_the_others(
         asker = Asker(endpoint(server), answers, threads=1)
         assert asker.ask(asked) == expected
         assert asker.notes == [
-            "1 requests were refused: the endpoint answers 400 (not now (None)); the same command asks them again"
+            "1 requests have no answer: the endpoint answers 400 (not now (None)); the same command asks again"
         ]
     assert len(server.bodies) == 7 and server.refused == 2
 
@@ -155,7 +156,7 @@ def test_an_endpoint_that_takes_nothing_is_told(server: RaterServer, answers: An
     asked = [question(number) for number in range(20)]
     server.refuses = lambda body: 422
     asker = Asker(endpoint(server), answers, threads=2)
-    with pytest.raises(UserError, match=r"^--endpoint: http.* answers 422 \(.*\); nothing was answered so far"):
+    with pytest.raises(UserError, match=r"^--endpoint: http.* has answered nothing so far: the endpoint answers 422"):
         asker.ask(asked)
     assert server.refused < len(asked), "it is not asked for everything where it takes nothing"
 
@@ -191,13 +192,52 @@ def test_what_is_of_no_single_request_ends_all(server: RaterServer, answers: Ans
     assert asker.ask([question(1)]) == ["[1, 1]"] and not asker.notes
 
 
+def test_answers_that_are_cut_do_not_count(server: RaterServer, answers: Answers) -> None:
+    asked = [question(number) for number in range(8)]
+    short, long = (Endpoint(server.url, "rater", max_tokens=tokens) for tokens in (100, 2000))
+    server.thought_tokens = 1000
+    asker = Asker(short, answers, threads=1)
+    with pytest.raises(UserError, match=r"has answered nothing so far: the answer was cut at 100 tokens .* --max-tokens"):
+        asker.ask(asked)
+    assert (asker.requests, asker.got) == (5, 500), "they cost what they cost"
+    assert asker.usual_answer == 100 and answers.of_model("rater") == (0, 0)
+    server.thought_tokens = 0
+    assert Asker(short, answers, threads=1).ask(asked[:2]) == ["[1, 1]"] * 2
+    server.thought_tokens, before = 1000, len(server.bodies)
+    asker = Asker(short, answers, threads=1)
+    assert asker.ask(asked) == ["[1, 1]"] * 2 + [None] * 6
+    (note,) = asker.notes
+    assert note.startswith("6 requests have no answer: the answer was cut at 100 tokens")
+    asker = Asker(long, answers, threads=1)
+    found = asker.ask(asked)
+    assert all(read_choices(text or "", 2) == [True, True] for text in found) and not asker.notes
+    assert len(server.bodies) - before == 6 + 6, "those that ended by themselves are not asked again"
+    assert Asker(short, answers).ask(asked) == found, "nor are longer ones, by who would allow less"
+    said = {"message": {"content": "[1"}, "finish_reason": "content_filter"}
+    server.faults = [json.dumps({"choices": [said]})]
+    assert asker.ask([question(9)]) == [None] and "the answer was filtered by the endpoint" in asker.notes[0]
+
+
+def test_the_estimate_follows_the_answers(server: RaterServer, answers: Answers) -> None:
+    asker = Asker(endpoint(server), answers, threads=1)
+    assert asker.usual_answer == 60
+    server.thought_tokens = 190
+    asker.ask([question(number) for number in range(3)])
+    assert asker.usual_answer == 200 and Asker(endpoint(server), answers).usual_answer == 200
+    assert Asker(Endpoint(server.url, "another"), answers).usual_answer == 60
+
+
 def test_a_budget_is_not_exceeded(server: RaterServer, answers: Answers) -> None:
-    prices = Prices(1e4, 1e4)  # 1.1 an answer, and about as much by the estimate
-    asker = Asker(endpoint(server), answers, threads=1, prices=prices, budget=10)
-    with pytest.raises(UserError, match=r"--budget: 10 does not allow another request \(\d"):
+    prices = Prices(0, 1e4)  # 0.1 an answer, or 5 one of 500 tokens
+    asker = Asker(endpoint(server), answers, threads=8, prices=prices, budget=6)
+    with pytest.raises(UserError, match=r"--budget: 6 does not allow another request, which costs 5 .*\(1.1 is spent\)"):
         asker.ask([question(number) for number in range(20)])
-    assert 0 < asker.cost <= 10 and len(server.bodies) < 10
-    assert asker.cost == pytest.approx(1.1 * len(server.bodies))
+    assert asker.cost == pytest.approx(1.1) and len(server.bodies) == 11
+    server.thought_tokens, server.delay_s = 490, 0.05  # as long as may be, and many at once
+    asker = Asker(endpoint(server), answers, threads=8, prices=prices, budget=21)
+    with pytest.raises(UserError, match="--budget: 21 does not allow another request"):
+        asker.ask([question(number) for number in range(20, 40)])
+    assert asker.cost == 20 and len(server.bodies) == 11 + 4
 
 
 def test_addresses_and_files_that_are_none(tmp_path: Path) -> None:

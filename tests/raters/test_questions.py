@@ -99,6 +99,9 @@ def test_marks() -> None:
         ("[10, 0, 1]", None),
         ("[[1, 0, 1]", [True, False, True]),
         ("<think>[1, 0, 1]", None),
+        ("is it [0, 0, 0]?</think>\n[1, 0, 1]", [True, False, True]),  # where the template ends with <think>
+        ("is it [1, 0, 1]?</think>", None),
+        ("[1, 0, 1]\n<think>or [0, 0, 0]</think>", [True, False, True]),
         ("yes, no, yes", None),
         ("", None),
     ],
@@ -109,6 +112,7 @@ def test_choices_are_read(answer: str, choices: list[bool] | None) -> None:
 
 def test_explanations_are_read() -> None:
     assert read_explanation('<think>hm</think>\n "On  the word\nsum" ') == "On the word sum"
+    assert read_explanation("first\nthat</think>\n\nOn the word sum") == "On the word sum"
     assert read_explanation(" \n") is None and read_explanation("<think>on and on") is None
     assert read_explanation("x" * 2001) is None
 

@@ -235,7 +235,7 @@ def test_ratings_with_most_answers_missing_replace_no_others(server: RaterServer
     server.refuses = lambda body: 400 if "Decide for each" in body["messages"][0]["content"] else None
     result = invoke(server, "--yes", "--site", SITE, "--model", "third")
     refused_now = asked - 2 * FEATURES
-    assert f"{refused_now} requests were refused: the endpoint answers 400 (not now" in result.stderr
+    assert f"{refused_now} requests have no answer: the endpoint answers 400 (not now" in result.stderr
     assert result.stderr.count("the endpoint answers 400") == 1 and detections() == [1, 1]
     assert gsae_ray.frontier("small", SITE)["rater"].tolist() == ["judge", "judge"], "in MLflow, too"
     server.rule, before = perfect, len(server.bodies)
