@@ -74,7 +74,8 @@ class Asker:
     def usual_answer(self) -> int:
         """Tokens of an answer, about: the mean of those that the model has given, of now and of before."""
         count, got = self.requests + self._before[0], self.got + self._before[1]
-        return min(round(got / count) if count else USUAL_ANSWER, self.endpoint.limit)
+        usual = round(got / count) if count else USUAL_ANSWER
+        return usual if self.endpoint.limit is None else min(usual, self.endpoint.limit)
 
     @property
     def notes(self) -> list[str]:
@@ -113,7 +114,7 @@ class Asker:
                     return
                 try:
                     done.put((numbers, self._ask(requests[numbers[0]])))
-                except BaseException as error:
+                except BaseException as error:  # noqa: BLE001 - is raised where `ask` was called
                     done.put((numbers, error))  # before others say that they were stopped
                     self.endpoint.stopped.set()
 
@@ -123,11 +124,11 @@ class Asker:
             for worker in workers:
                 worker.start()
             for _ in open_:
-                numbers, text = done.get()
-                if isinstance(text, BaseException):
-                    raise text
+                numbers, answered = done.get()
+                if isinstance(answered, BaseException):
+                    raise answered
                 for number in numbers:
-                    found[number] = text
+                    found[number] = answered
         except KeyboardInterrupt:
             self.endpoint.stopped.set()
             self._say(f"waiting for {self._on_their_way} answers that are on their way; Ctrl-C again leaves them")
@@ -167,13 +168,14 @@ class Asker:
         """Waits until the budget has room for a request, however long its answer; what that would cost."""
         cost = 0.0
         if self.prices is not None:
-            cost = self.prices.of(estimated_tokens(messages), self.endpoint.limit)
+            longest = self.usual_answer if self.endpoint.limit is None else self.endpoint.limit
+            cost = self.prices.of(estimated_tokens(messages), longest)
         with self._lock:
             while self.budget is not None and self.cost + self._begun + cost > self.budget:
                 if not self._on_their_way:
                     raise UserError(
-                        f"--budget: {self.budget:g} does not allow another request, which costs {cost:.4g} where its "
-                        f"answer is as long as it may be ({self.cost:.4g} is spent); give more: {KEPT}"
+                        f"--budget: {self.budget:g} does not allow another request, which may cost {cost:.4g} "
+                        f"({self.cost:.4g} is spent); give more: {KEPT}"
                     )
                 self._lock.wait()  # for what those cost that are on their way, which is less than they may
             self._begun += cost
@@ -205,8 +207,9 @@ class Asker:
     def _why(self, unfinished: str) -> str:
         """A line about an answer that did not end by itself."""
         if unfinished == "length":
+            where = "by the endpoint" if self.endpoint.limit is None else f"at {self.endpoint.limit:,} tokens"
             return (
-                f"the answer was cut at {self.endpoint.limit:,} tokens (models that think take thousands); give a larger "
-                "--max-tokens, and the same command asks for these again"
+                f"the answer was cut {where} (models that think take thousands); give a larger --max-tokens (or "
+                "limit in --parameters), and the same command asks for these again"
             )
         return "the answer was filtered by the endpoint; the same command asks again"

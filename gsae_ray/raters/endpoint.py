@@ -6,7 +6,7 @@ import contextlib
 import email.utils
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
@@ -30,6 +30,10 @@ ONE_REQUEST = (400, 413, 422)
 PASSING = (408, 409, 425, 429)
 """Statuses beside 5xx that another try may change."""
 MAX_TOKENS = 500
+LIMITS = ("max_tokens", "max_completion_tokens")
+"""Parameters that say how long an answer may be, on which one that ends by itself does not depend."""
+FIXED = ("model", "messages", "stream")
+"""Parts of a request that parameters may not set: `stream` has answers come in pieces, which are not read here."""
 UNFINISHED = ("length", "content_filter")
 """Reasons to finish (`finish_reason`) of answers that did not end by themselves."""
 KEPT = "what was answered is kept, and the same command goes on from there"
@@ -56,18 +60,27 @@ class NotTakenError(Exception):
 class Endpoint:
     """A model behind a server's `/chat/completions`. Threads may share it."""
 
-    def __init__(self, url: str, model: str, key: str | None = None, max_tokens: int = MAX_TOKENS, pause_s: float = PAUSE_S):
+    def __init__(
+        self,
+        url: str,
+        model: str,
+        key: str | None = None,
+        max_tokens: int | None = None,
+        parameters: Mapping[str, Any] | None = None,
+        pause_s: float = PAUSE_S,
+    ):
         """Asks nothing yet.
 
         Args:
             url: what `/chat/completions` follows, e.g. `http://127.0.0.1:8000/v1`.
             model: as the server calls it.
             key: is sent as bearer token; None: none is.
-            max_tokens: of an answer.
+            max_tokens: of an answer; None: `MAX_TOKENS`, where `parameters` do not say it.
+            parameters: of each request, as JSON has them; None as a value leaves one out that would be sent.
             pause_s: as `PAUSE_S`.
 
         Raises:
-            UserError: that is no such address, or it has a password in it.
+            UserError: that is no such address, or it has a password in it; or these cannot be parameters.
         """
         refuse_password(url, "--endpoint")
         if urlsplit(url).scheme not in HTTP or not urlsplit(url).hostname or urlsplit(url).query:
@@ -78,8 +91,12 @@ class Endpoint:
         self.url, self.model = url.rstrip("/"), model
         self.stopped = threading.Event()
         """Set: no request is tried again, and none is begun."""
-        self.limit = max_tokens
-        self._parameters: dict[str, Any] = {"temperature": 0}
+        given = {"temperature": 0, **_checked(parameters or {}, max_tokens)}
+        if not any(name in given for name in LIMITS):
+            given["max_tokens"] = MAX_TOKENS if max_tokens is None else max_tokens
+        self._parameters = {name: value for name, value in given.items() if value is not None}
+        self.limit: int | None = next((self._parameters[name] for name in LIMITS if name in self._parameters), None)
+        """Tokens of an answer at most; None: as many as the server gives."""
         self._key, self._pause_s = key, pause_s
         self._sessions = threading.local()
         self._has_answered = False
@@ -87,11 +104,11 @@ class Endpoint:
 
     def body(self, messages: Messages) -> dict[str, Any]:
         """What is sent."""
-        return {**self.identity(messages), "max_tokens": self.limit}
+        return {"model": self.model, "messages": messages, **self._parameters}
 
     def identity(self, messages: Messages) -> dict[str, Any]:
         """What an answer that ends by itself depends on: not how long it may be."""
-        return {"model": self.model, "messages": messages, **self._parameters}
+        return {name: value for name, value in self.body(messages).items() if name not in LIMITS}
 
     def ask(self, messages: Messages) -> Answer:
         """Sends a request until it is answered.
@@ -174,6 +191,21 @@ class Endpoint:
     def _safe(self, text: str) -> str:
         """What a server says, short and without the key."""
         return shown(text if self._key is None else text.replace(self._key, "***"), quoted=False)
+
+
+def _checked(parameters: Mapping[str, Any], max_tokens: int | None) -> Mapping[str, Any]:
+    """Parameters of requests, where they can be that."""
+    for name in FIXED:
+        if name in parameters:
+            raise UserError(f"--parameters: {name} cannot be set; leave it out")
+    for name in LIMITS:
+        if name not in parameters:
+            continue
+        if max_tokens is not None:
+            raise UserError(f"--parameters: --max-tokens is given, and {name} here; leave one of them out")
+        if (limit := parameters[name]) is not None and (type(limit) is not int or limit < 1):
+            raise UserError(f"--parameters: {name} is {shown(limit)}; give a number of tokens, or null")
+    return parameters
 
 
 def estimated_tokens(messages: Messages) -> int:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import dataclasses
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 from gsae_ray.config.sections import OWN
 from gsae_ray.config.trial import TrialSpec
@@ -61,20 +62,20 @@ class Bill:
     sent: int
     """Tokens, about, as those of answers."""
     got: int
-    most: int
-    """Tokens of answers, where all are as long as they may be."""
+    most: int | None
+    """Tokens of answers, where all are as long as they may be; None: they have no limit."""
     cost: float | None
     """None: no prices were given."""
     most_cost: float | None
 
     def __str__(self) -> str:
         known = f" ({self.known:,} more are answered already)" if self.known else ""
-        cost = ""
-        if self.cost is not None:
-            cost = f", which cost about {self.cost:.4g} by these prices, {self.most_cost:.4g} at most"
+        most = "" if self.most is None else f", {self.most:,} at most"
+        most_cost = "" if self.most_cost is None else f", {self.most_cost:.4g} at most"
+        cost = "" if self.cost is None else f", which cost about {self.cost:.4g} by these prices{most_cost}"
         return (
             f"{self.features:,} features of {self.saes} SAEs: {self.requests:,} requests{known}; about {self.sent:,} "
-            f"tokens to send and {self.got:,} to get, {self.most:,} at most{cost}"
+            f"tokens to send and {self.got:,} to get{most}{cost}"
         )
 
 
@@ -105,7 +106,8 @@ def rate(
     launch: str | None = None,
     key: str | None = None,
     threads: int = 8,
-    max_tokens: int = 500,
+    max_tokens: int | None = None,
+    parameters: Mapping[str, Any] | None = None,
     prices: Prices | None = None,
     budget: float | None = None,
     answers: str | Path | None = None,
@@ -116,8 +118,8 @@ def rate(
     """Has a language model explain features of the SAEs that have tables of features, and scores the explanations.
 
     Each answer is kept before it counts, so that the same call asks nothing twice, and goes on where one was ended. An
-    SAE's ratings are written when they are complete, in place of those of before, to storage; MLflow mirrors them. Where
-    most of the answers are missing those of before stay.
+    SAE's ratings are written when they are complete, in place of those of before, to storage; MLflow mirrors them.
+    Where most of the answers are missing those of before stay.
 
     Args:
         experiment: whose launch.
@@ -131,7 +133,8 @@ def rate(
         launch: its id; default: the newest.
         key: for the endpoint; it is written nowhere.
         threads: requests at a time.
-        max_tokens: of an answer.
+        max_tokens: of an answer; default: 500, where `parameters` do not say it.
+        parameters: of each request besides, as JSON has them; None as a value leaves one out.
         prices: of tokens.
         budget: by these prices, for this call; it is exceeded only where a request has more tokens than was estimated.
         answers: the file that keeps them; default: in the storage.
@@ -144,7 +147,7 @@ def rate(
             was answered until then is kept.
     """
     options = {} if pause_s is None else {"pause_s": pause_s}
-    asked = Endpoint(endpoint, model, key, max_tokens, **options)
+    asked = Endpoint(endpoint, model, key, max_tokens, parameters, **options)
     if budget is not None and prices is None:
         raise UserError("--budget: it takes prices; give --price-in and --price-out, of a million tokens")
     root = local_path("gsae_runs" if storage is None else storage, "--storage").absolute()
@@ -255,9 +258,13 @@ def _bill(drawn: list[Drawn], asker: Asker, seed: int) -> Bill:
         open_ += missing
         known += 1 + len(asked) - len(missing)
     sent = sum(map(estimated_tokens, open_))
-    got, most = asker.usual_answer * len(open_), asker.endpoint.limit * len(open_)
-    costs = (None, None) if asker.prices is None else (asker.prices.of(sent, got), asker.prices.of(sent, most))
-    return Bill(len(drawn), sum(len(one.examples) for one in drawn), len(open_), known, sent, got, most, *costs)
+    got, limit = asker.usual_answer * len(open_), asker.endpoint.limit
+    most = None if limit is None else limit * len(open_)
+    cost, most_cost = (
+        None if asker.prices is None or tokens is None else asker.prices.of(sent, tokens) for tokens in (got, most)
+    )
+    features = sum(len(one.examples) for one in drawn)
+    return Bill(len(drawn), features, len(open_), known, sent, got, most, cost, most_cost)
 
 
 def _rate(drawn: Drawn, asker: Asker, asked: int, seed: int) -> Ratings:

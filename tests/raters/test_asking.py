@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator
 from email.utils import formatdate
 from pathlib import Path
+from typing import Any
 
 import pytest
 from rater_server import RaterServer, always, serving
@@ -137,9 +138,7 @@ def test_what_does_not_speak_the_protocol(server: RaterServer) -> None:
 
 
 @pytest.mark.parametrize("place", [0, 5])
-def test_one_request_that_is_refused_does_not_end_the_others(
-    server: RaterServer, answers: Answers, place: int
-) -> None:
+def test_one_request_that_is_refused_does_not_end_the_others(server: RaterServer, answers: Answers, place: int) -> None:
     asked = [question(number) for number in range(8)]
     server.refuses = lambda body: 400 if body["messages"] == asked[place] else None
     expected = [None if number == place else "[1, 1]" for number in range(8)]
@@ -154,7 +153,7 @@ def test_one_request_that_is_refused_does_not_end_the_others(
 
 def test_an_endpoint_that_takes_nothing_is_told(server: RaterServer, answers: Answers) -> None:
     asked = [question(number) for number in range(20)]
-    server.refuses = lambda body: 422
+    server.refuses = lambda _: 422
     asker = Asker(endpoint(server), answers, threads=2)
     with pytest.raises(UserError, match=r"^--endpoint: http.* has answered nothing so far: the endpoint answers 422"):
         asker.ask(asked)
@@ -197,7 +196,9 @@ def test_answers_that_are_cut_do_not_count(server: RaterServer, answers: Answers
     short, long = (Endpoint(server.url, "rater", max_tokens=tokens) for tokens in (100, 2000))
     server.thought_tokens = 1000
     asker = Asker(short, answers, threads=1)
-    with pytest.raises(UserError, match=r"has answered nothing so far: the answer was cut at 100 tokens .* --max-tokens"):
+    with pytest.raises(
+        UserError, match=r"has answered nothing so far: the answer was cut at 100 tokens .* --max-tokens"
+    ):
         asker.ask(asked)
     assert (asker.requests, asker.got) == (5, 500), "they cost what they cost"
     assert asker.usual_answer == 100 and answers.of_model("rater") == (0, 0)
@@ -218,6 +219,27 @@ def test_answers_that_are_cut_do_not_count(server: RaterServer, answers: Answers
     assert asker.ask([question(9)]) == [None] and "the answer was filtered by the endpoint" in asker.notes[0]
 
 
+def test_parameters_are_of_each_request_and_of_what_an_answer_depends_on(server: RaterServer, answers: Answers) -> None:
+    def with_(parameters: dict[str, Any], max_tokens: int | None = None) -> Asker:
+        return Asker(Endpoint(server.url, "rater", None, max_tokens, parameters), answers)
+
+    with_({}).ask([question(0)])
+    with_({"temperature": None, "max_completion_tokens": 4000, "reasoning": {"effort": "low"}}).ask([question(0)])
+    first, second = ({name for name in body if name not in ("model", "messages")} for body in server.bodies)
+    assert first == {"temperature", "max_tokens"} and second == {"max_completion_tokens", "reasoning"}
+    assert with_({"temperature": 1}).known(question(0)) is None
+    assert with_({"max_completion_tokens": 9}).known(question(0)) == "[1, 1]", "it had ended by itself"
+    unlimited = with_({"max_tokens": None}).endpoint
+    assert unlimited.limit is None and "max_tokens" not in unlimited.body(question(0))
+    for parameters, max_tokens, said in (
+        ({"model": "x"}, None, "--parameters: model cannot be set"),
+        ({"max_tokens": 0}, None, "--parameters: max_tokens is 0; give a number of tokens, or null"),
+        ({"max_completion_tokens": 9}, 9, "--parameters: --max-tokens is given, and max_completion_tokens here"),
+    ):
+        with pytest.raises(UserError, match=said):
+            with_(parameters, max_tokens)
+
+
 def test_the_estimate_follows_the_answers(server: RaterServer, answers: Answers) -> None:
     asker = Asker(endpoint(server), answers, threads=1)
     assert asker.usual_answer == 60
@@ -230,7 +252,9 @@ def test_the_estimate_follows_the_answers(server: RaterServer, answers: Answers)
 def test_a_budget_is_not_exceeded(server: RaterServer, answers: Answers) -> None:
     prices = Prices(0, 1e4)  # 0.1 an answer, or 5 one of 500 tokens
     asker = Asker(endpoint(server), answers, threads=8, prices=prices, budget=6)
-    with pytest.raises(UserError, match=r"--budget: 6 does not allow another request, which costs 5 .*\(1.1 is spent\)"):
+    with pytest.raises(
+        UserError, match=r"--budget: 6 does not allow another request, which may cost 5 \(1.1 is spent\)"
+    ):
         asker.ask([question(number) for number in range(20)])
     assert asker.cost == pytest.approx(1.1) and len(server.bodies) == 11
     server.thought_tokens, server.delay_s = 490, 0.05  # as long as may be, and many at once

@@ -193,6 +193,10 @@ def test_what_it_costs_is_said_and_kept_to(server: RaterServer, monkeypatch: pyt
     assert "give --price-in and --price-out" in refused(server, "--budget", 1)
     assert "give both, or neither" in refused(server, "--price-in", 1)
     assert "there is no environment variable RATER_KEY" in refused(server, "--api-key-env", "RATER_KEY")
+    for wrong in ("[1]", "{", '{"a": NaN}'):
+        assert "is no JSON object; give one" in refused(server, "--parameters", wrong)
+    unlimited = invoke(server, *prices, "--parameters", '{"max_tokens": null}', answer="n\n")
+    assert "at most" in result.stderr and "at most" not in unlimited.stderr
     for bad in ("sk-secret\nsk-other", "sk-secr\u20act", "sk-sécret"):
         monkeypatch.setenv("RATER_KEY", bad)
         said = refused(server, "--api-key-env", "RATER_KEY")
@@ -230,7 +234,9 @@ def test_ratings_with_most_answers_missing_replace_no_others(server: RaterServer
     asked = len(server.bodies)
     server.rule = nonsense
     result = invoke(server, "--yes", "--site", SITE, "--model", "another")
-    assert result.exit_code == 0 and result.stderr.count("most answers are missing, and its ratings of before stay") == 2
+    assert (
+        result.exit_code == 0 and result.stderr.count("most answers are missing, and its ratings of before stay") == 2
+    )
     assert detections() == [1, 1]
     server.refuses = lambda body: 400 if "Decide for each" in body["messages"][0]["content"] else None
     result = invoke(server, "--yes", "--site", SITE, "--model", "third")
@@ -239,28 +245,28 @@ def test_ratings_with_most_answers_missing_replace_no_others(server: RaterServer
     assert result.stderr.count("the endpoint answers 400") == 1 and detections() == [1, 1]
     assert gsae_ray.frontier("small", SITE)["rater"].tolist() == ["judge", "judge"], "in MLflow, too"
     server.rule, before = perfect, len(server.bodies)
-    server.refuses = lambda body: 402 if len(server.bodies) > before + 4 else None
+    server.refuses = lambda _: 402 if len(server.bodies) > before + 4 else None
     said = refused(server, "--yes", "--site", SITE, "--model", "fourth")
     assert "answers 402 (not now" in said and "the same command goes on from there" in said and detections() == [1, 1]
 
 
 def test_tables_of_other_held_out_text_are_not_asked_about(recorder: Recorder, server: RaterServer) -> None:
-    """As after a change of evaluation.tokens: the launch that follows has the same trials, with the tables of before."""
+    """As after a change of evaluation.tokens: the next launch has the same trials, with the tables of before."""
     newer = f"{NEWER}-changed"
     launches = recorder.folder / "gsae_runs" / "small" / "launches"
     shutil.copytree(launches / NEWER, launches / newer)
-    changed = {"fingerprint": "evaluated elsewhere", "encoders": [None]}
-    launch_directory.EVALUATED.write(launches / newer / "evaluation.json", changed)
+    other = "evaluated elsewhere"
+    launch_directory.EVALUATED.write(launches / newer / "evaluation.json", {"fingerprint": other, "encoders": [None]})
     for trial in GATED:
         directory = TrialDirectory(launches.parent / "trials" / trial.directory_name)
-        directory.save_evaluation(changed["fingerprint"], trial.training.tokens, evaluation(l0=30.0, loss_recovered=0.9))
+        directory.save_evaluation(other, trial.training.tokens, evaluation(l0=30.0, loss_recovered=0.9))
     said = refused(server, "--yes")
     assert f"no SAE of 'small' has tables of features on the held-out text that launch {newer} is evaluated" in said
     assert "have them made anew: gsae-ray features small" in said and not server.bodies
     path = launches.parent / "trials" / GATED[1].directory_name / "features"
     tables = read(path)
     assert tables is not None
-    tables.about["heldout"] = str(changed["fingerprint"])
+    tables.about["heldout"] = other
     tables.write(path)
     result = invoke(server, "--yes")
     assert result.exit_code == 0 and f"{FEATURES} features of 1 SAEs" in result.stderr
