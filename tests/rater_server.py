@@ -50,8 +50,12 @@ class RaterServer(http.server.ThreadingHTTPServer):
         self.faults: list[tuple[int, Mapping[str, str]] | str] = []
         self.key: str | None = None
         """The only one that is let in."""
+        self.refuses: Callable[[dict[str, Any]], int | None] = lambda _: None
+        """The status with which a request is refused, however often it is sent."""
         self.limit: int | None = None
         """Requests that are answered; then the server falls silent with 503."""
+        self.thought_tokens = 0
+        """That each answer begins with; more than a request allows cuts it off in them."""
         self.delay_s = 0.0
         self.bodies: list[dict[str, Any]] = []
         """Of the requests that were answered."""
@@ -94,6 +98,8 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             fault = server.faults.pop(0) if server.faults else None
             if fault is None and server.key is not None and self.headers["Authorization"] != f"Bearer {server.key}":
                 fault = 401, {}
+            if fault is None and (status := server.refuses(body)) is not None:
+                fault = status, {}
             if fault is None and server.limit is not None and len(server.bodies) >= server.limit:
                 fault = 503, {}
             if fault is None:
@@ -115,11 +121,16 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         pieces = [json.loads(found) for found in re.findall(r'^\d+\. (".*")$', user, re.MULTILINE)]
         kind = "explain" if "one short sentence" in system else "fuzzing" if "marked rightly" in system else "detection"
         explanation = re.search(r"^The feature is active so: (.*)$", user, re.MULTILINE)
-        text = self.server.rule(kind, explanation[1] if explanation else "", pieces)
+        text, finish = self.server.rule(kind, explanation[1] if explanation else "", pieces), "stop"
+        tokens, limit = self.server.thought_tokens + 10, body.get("max_tokens", body.get("max_completion_tokens"))
+        if self.server.thought_tokens:  # as templates do that have put <think> into the prompt
+            text = f"Is it [0, 0] or [1]? Perhaps.</think>\n{text}"
+        if limit is not None and tokens > limit:
+            text, tokens, finish = "Is it [1, 1] or", limit, "length"
         return {
             "object": "chat.completion",
-            "choices": [{"index": 0, "message": {"role": "assistant", "content": text}, "finish_reason": "stop"}],
-            "usage": {"prompt_tokens": 100, "completion_tokens": 10},
+            "choices": [{"index": 0, "message": {"role": "assistant", "content": text}, "finish_reason": finish}],
+            "usage": {"prompt_tokens": 100, "completion_tokens": tokens},
         }
 
     def _answer(self, status: int, data: bytes, headers: Mapping[str, str]) -> None:

@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from gsae_ray.cli.options import one_line_errors, site_option, tracking_option
-from gsae_ray.errors import UserError
+from gsae_ray.errors import UserError, shown
 
 if TYPE_CHECKING:
     from gsae_ray.raters.rate import Bill, Rated
@@ -22,6 +22,8 @@ _EPILOG = """Example:
   gsae-ray rate quickstart --endpoint http://127.0.0.1:8000/v1 --model qwen3 --features 100
   gsae-ray rate quickstart --endpoint https://api.example.com/v1 --model large --api-key-env RATER_KEY \\
     --price-in 0.5 --price-out 1.5 --budget 2
+  gsae-ray rate quickstart --endpoint https://api.example.com/v1 --model thinker --api-key-env RATER_KEY \\
+    --parameters '{"temperature": null, "max_completion_tokens": 4000}'
 """
 
 
@@ -36,15 +38,23 @@ _EPILOG = """Example:
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="of what is drawn and shuffled")
 @click.option("--price-in", type=click.FloatRange(0), metavar="P", help="of a million tokens that are sent")
 @click.option("--price-out", type=click.FloatRange(0), metavar="P", help="of a million tokens that are got")
-@click.option("--budget", type=click.FloatRange(0), metavar="P", help="by these prices: not more than that is asked")
+@click.option(
+    "--budget",
+    type=click.FloatRange(0),
+    metavar="P",
+    help="by these prices: one run of the command does not spend more",
+)
 @click.option("--yes", is_flag=True, help="do not ask before it starts")
 @click.option("--threads", type=click.IntRange(1, 256), default=8, show_default=True, help="requests at a time")
 @click.option(
     "--max-tokens",
     type=click.IntRange(16),
-    default=500,
-    show_default=True,
-    help="of an answer; models that think before they answer take thousands",
+    help="of an answer, default: 500; models that think before they answer take thousands",
+)
+@click.option(
+    "--parameters",
+    metavar="JSON",
+    help="parts of each request: an object; null leaves one out, as temperature, which is 0 otherwise",
 )
 @click.option(
     "--answers",
@@ -69,7 +79,8 @@ def rate(
     budget: float | None,
     yes: bool,
     threads: int,
-    max_tokens: int,
+    max_tokens: int | None,
+    parameters: str | None,
     answers: Path | None,
     site: str | None,
     launch: str | None,
@@ -85,8 +96,9 @@ def rate(
     (fuzzing). Both scores are balanced accuracy: 1 is all right, 0.5 is guessing. They are columns of `gsae-ray
     frontier`, with 95 % intervals over features.
 
-    What it takes is said before it starts. Every answer is kept: the same command again asks nothing twice, and goes
-    on where it was ended. The endpoint sees the texts of the features, which are of the sweep's data.
+    What it takes is said before it starts. Every answer is kept: the same command again asks nothing twice but what
+    was refused or cut, and goes on where it was ended. The endpoint sees the texts of the features, which are of
+    the sweep's data.
     """
     from gsae_ray.raters.asking import Prices
     from gsae_ray.raters.rate import rate as run
@@ -112,6 +124,7 @@ def rate(
         key=_key(api_key_env),
         threads=threads,
         max_tokens=max_tokens,
+        parameters=None if parameters is None else _parameters(parameters),
         prices=None if price_in is None or price_out is None else Prices(price_in, price_out),
         budget=budget,
         answers=answers,
@@ -136,7 +149,23 @@ def _key(variable: str | None) -> str | None:
         raise UserError(
             f"--api-key-env: there is no environment variable {variable}, or it is empty; set it to the key"
         )
+    if not (key.isascii() and key.isprintable()):
+        raise UserError(
+            f"--api-key-env: what {variable} holds cannot be sent: there is a line break in it, or a character that is "
+            "not ASCII; set it to the key alone"
+        )
     return key
+
+
+def _parameters(text: str) -> dict[str, Any]:
+    try:
+        found = json.loads(text)
+        json.dumps(found, allow_nan=False)  # which Python reads, and servers do not
+    except (ValueError, RecursionError):
+        found = None
+    if not isinstance(found, dict):
+        raise UserError(f"--parameters: {shown(text)} is no JSON object; give one as '{{\"temperature\": null}}'")
+    return found
 
 
 def _print(rated: Rated) -> None:
@@ -156,7 +185,7 @@ def _print(rated: Rated) -> None:
         if unread:
             touched = sum(rated["unread"] > 0 for rated in ratings["features"])
             click.echo(
-                f"{one.trial.name}: {unread} of {answers} answers could not be read, of {touched} of "
+                f"{one.trial.name}: {unread} of {answers} answers are missing or could not be read, of {touched} of "
                 f"{len(ratings['features'])} features; scores are without them"
             )
     click.echo(f"rated by {pairs[0][1]['rater']}; explanations are in ratings.json of each trial")

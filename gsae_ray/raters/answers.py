@@ -23,7 +23,7 @@ PATIENCE_S = 60
 
 
 class Answers:
-    """Answers by a hash of their requests: of model, messages and parameters. Threads may share it."""
+    """Answers by a hash of what they depend on: of model, messages and parameters. Threads may share it."""
 
     def __init__(self, path: Path) -> None:
         """Opens the file, which is made where there is none.
@@ -43,24 +43,33 @@ class Answers:
             self._database.execute(f"PRAGMA application_id = {APPLICATION}")
             self._database.execute(TABLE)
 
-    def get(self, body: dict[str, Any]) -> Answer | None:
-        """The answer to a request, if there is one."""
+    def get(self, request: dict[str, Any]) -> Answer | None:
+        """The answer to a request (`Endpoint.identity`), if there is one."""
         with self._explained(), self._lock:
             row = self._database.execute(
-                "SELECT text, sent, got FROM answers WHERE request = ?", [digest(body)]
+                "SELECT text, sent, got FROM answers WHERE request = ?", [digest(request)]
             ).fetchone()
         return None if row is None else Answer(*row)
 
-    def keep(self, body: dict[str, Any], answer: Answer) -> None:
-        """Keeps an answer; it is on disk when this returns. The first one to a request stays."""
-        row = digest(body), str(body["model"]), *answer
+    def keep(self, request: dict[str, Any], answer: Answer) -> None:
+        """Keeps an answer that has ended by itself; it is on disk when this returns. The first to a request stays."""
+        row = digest(request), str(request["model"]), answer.text, answer.sent, answer.got
         with self._explained(), self._lock:
             self._database.execute(
                 "INSERT OR IGNORE INTO answers (request, model, text, sent, got) VALUES (?, ?, ?, ?, ?)", row
             )
 
+    def of_model(self, model: str) -> tuple[int, int]:
+        """How many there are of a model, and how many tokens they have together."""
+        with self._explained(), self._lock:
+            count, got = self._database.execute(
+                "SELECT count(*), coalesce(sum(got), 0) FROM answers WHERE model = ?", [model]
+            ).fetchone()
+        return count, got
+
     def close(self) -> None:
-        self._database.close()
+        with self._lock:  # after Ctrl-C a thread may still be at it
+            self._database.close()
 
     @contextlib.contextmanager
     def _explained(self) -> Any:

@@ -6,7 +6,7 @@ import contextlib
 import email.utils
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
@@ -25,6 +25,17 @@ LONGEST_PAUSE_S = 300.0
 CONNECT_S, ANSWER_S = 10.0, 300.0
 CHARACTERS = 4
 """Of a token, about: for what servers do not count, and before they have."""
+ONE_REQUEST = (400, 413, 422)
+"""Statuses that say that one request cannot be answered: too long, filtered, a parameter that is not known."""
+PASSING = (408, 409, 425, 429)
+"""Statuses beside 5xx that another try may change."""
+MAX_TOKENS = 500
+LIMITS = ("max_tokens", "max_completion_tokens")
+"""Parameters that say how long an answer may be, on which one that ends by itself does not depend."""
+FIXED = ("model", "messages", "stream")
+"""Parts of a request that parameters may not set: `stream` has answers come in pieces, which are not read here."""
+UNFINISHED = ("length", "content_filter")
+"""Reasons to finish (`finish_reason`) of answers that did not end by themselves."""
 KEPT = "what was answered is kept, and the same command goes on from there"
 
 
@@ -34,27 +45,42 @@ class Answer(NamedTuple):
     text: str
     sent: int
     got: int
+    unfinished: str = ""
+    """One of `UNFINISHED`, where it did not end by itself."""
 
 
 class NotTakenError(Exception):
-    """The endpoint does not take this one request, whatever it does with others."""
+    """The endpoint does not take this one request, whatever it does with others: its status, and what it says."""
+
+    def __init__(self, status: int, said: str) -> None:
+        super().__init__(said)
+        self.status, self.said = status, said
 
 
 class Endpoint:
     """A model behind a server's `/chat/completions`. Threads may share it."""
 
-    def __init__(self, url: str, model: str, key: str | None = None, max_tokens: int = 500, pause_s: float = PAUSE_S):
+    def __init__(
+        self,
+        url: str,
+        model: str,
+        key: str | None = None,
+        max_tokens: int | None = None,
+        parameters: Mapping[str, Any] | None = None,
+        pause_s: float = PAUSE_S,
+    ):
         """Asks nothing yet.
 
         Args:
             url: what `/chat/completions` follows, e.g. `http://127.0.0.1:8000/v1`.
             model: as the server calls it.
             key: is sent as bearer token; None: none is.
-            max_tokens: of an answer.
+            max_tokens: of an answer; None: `MAX_TOKENS`, where `parameters` do not say it.
+            parameters: of each request, as JSON has them; None as a value leaves one out that would be sent.
             pause_s: as `PAUSE_S`.
 
         Raises:
-            UserError: that is no such address, or it has a password in it.
+            UserError: that is no such address, or it has a password in it; or these cannot be parameters.
         """
         refuse_password(url, "--endpoint")
         if urlsplit(url).scheme not in HTTP or not urlsplit(url).hostname or urlsplit(url).query:
@@ -65,22 +91,31 @@ class Endpoint:
         self.url, self.model = url.rstrip("/"), model
         self.stopped = threading.Event()
         """Set: no request is tried again, and none is begun."""
-        self._parameters: dict[str, Any] = {"temperature": 0, "max_tokens": max_tokens}
+        given = {"temperature": 0, **_checked(parameters or {}, max_tokens)}
+        if not any(name in given for name in LIMITS):
+            given["max_tokens"] = MAX_TOKENS if max_tokens is None else max_tokens
+        self._parameters = {name: value for name, value in given.items() if value is not None}
+        self.limit: int | None = next((self._parameters[name] for name in LIMITS if name in self._parameters), None)
+        """Tokens of an answer at most; None: as many as the server gives."""
         self._key, self._pause_s = key, pause_s
         self._sessions = threading.local()
         self._has_answered = False
         self._wait_until = 0.0
 
     def body(self, messages: Messages) -> dict[str, Any]:
-        """What is sent, and what an answer depends on."""
+        """What is sent."""
         return {"model": self.model, "messages": messages, **self._parameters}
+
+    def identity(self, messages: Messages) -> dict[str, Any]:
+        """What an answer that ends by itself depends on: not how long it may be."""
+        return {name: value for name, value in self.body(messages).items() if name not in LIMITS}
 
     def ask(self, messages: Messages) -> Answer:
         """Sends a request until it is answered.
 
         Raises:
-            NotTakenError: this request is refused, and others were not.
-            UserError: the server is away, refuses the key or all requests, or does not speak the protocol.
+            NotTakenError: this request is refused.
+            UserError: the server is away, refuses the key, wants to be paid, or does not speak the protocol.
         """
         said = ""
         for attempt in range(TRIES):
@@ -101,7 +136,7 @@ class Endpoint:
                     break
                 continue
             said = f"answers {response.status_code} ({self._safe(_message(response))})"
-            if response.status_code != requests.codes.too_many_requests and response.status_code < 500:
+            if response.status_code not in PASSING and response.status_code < 500:
                 self._refuse(response.status_code, said)
             self._heed(response)
         raise UserError(f"--endpoint: {self.url} {said}; {KEPT}")
@@ -144,18 +179,33 @@ class Endpoint:
             remedy = "name the environment variable that has another: --api-key-env"
             what = "refuses the key" if self._key is not None else "wants a key"
             raise UserError(f"--api-key-env: {self.url} {what}: it {said}; {remedy}; {KEPT}")
-        if status == requests.codes.not_found or 300 <= status < 400:
+        if status == requests.codes.payment_required:
+            raise UserError(f"--endpoint: {self.url} {said}: it wants to be paid; {KEPT}")
+        if status not in ONE_REQUEST:
             raise UserError(
                 f"--endpoint: {self.url} {said}; is it what /chat/completions follows (…/v1), and is --model "
                 f"{self.model} one of its models?"
             )
-        if not self._has_answered:
-            raise UserError(f"--endpoint: {self.url} {said}; nothing was answered so far")
-        raise NotTakenError(said)
+        raise NotTakenError(status, said)
 
     def _safe(self, text: str) -> str:
         """What a server says, short and without the key."""
         return shown(text if self._key is None else text.replace(self._key, "***"), quoted=False)
+
+
+def _checked(parameters: Mapping[str, Any], max_tokens: int | None) -> Mapping[str, Any]:
+    """Parameters of requests, where they can be that."""
+    for name in FIXED:
+        if name in parameters:
+            raise UserError(f"--parameters: {name} cannot be set; leave it out")
+    for name in LIMITS:
+        if name not in parameters:
+            continue
+        if max_tokens is not None:
+            raise UserError(f"--parameters: --max-tokens is given, and {name} here; leave one of them out")
+        if (limit := parameters[name]) is not None and (type(limit) is not int or limit < 1):
+            raise UserError(f"--parameters: {name} is {shown(limit)}; give a number of tokens, or null")
+    return parameters
 
 
 def estimated_tokens(messages: Messages) -> int:
@@ -167,7 +217,8 @@ def _read(response: requests.Response, messages: Messages) -> Answer | None:
     """The answer in a chat completion; None where it is none. A model that says nothing has answered, too."""
     try:
         found = response.json()
-        text = found["choices"][0]["message"].get("content")
+        choice = found["choices"][0]
+        text, finish = choice["message"].get("content"), choice.get("finish_reason")
         usage = found.get("usage") or {}
         if not isinstance(text, str | None):
             return None
@@ -178,6 +229,7 @@ def _read(response: requests.Response, messages: Messages) -> Answer | None:
         text,
         _count(usage, "prompt_tokens", estimated_tokens(messages)),
         _count(usage, "completion_tokens", -(-len(text) // CHARACTERS)),
+        finish if finish in UNFINISHED else "",
     )
 
 

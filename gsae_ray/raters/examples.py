@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow.compute as pc
 
 from gsae_ray.feature_tables import FeatureTables
@@ -49,29 +50,32 @@ def draw(tables: FeatureTables, features: int, seed: int) -> list[Examples]:
         features: how many.
         seed: the same draws the same.
     """
-    words = tables.texts()
+    words, feature_P = tables.texts(), tables.contexts["feature"].to_numpy()
     found: list[Examples] = []
-    shown_F = np.bincount(tables.contexts["feature"].to_numpy(), minlength=tables.features.num_rows)
+    shown_F = np.bincount(feature_P, minlength=tables.features.num_rows)
     off_F = pc.list_value_length(tables.features["off"]).to_numpy()
     fires_F = tables.features["fired"].to_numpy() > 0
     may_do = np.flatnonzero(fires_F & (shown_F >= FEWEST_EXPLAINED + FEWEST_HELD) & (off_F >= FEWEST_HELD))
     for feature in np.random.default_rng(seed).permutation(may_do):
         if len(found) == features:
             break
-        if (examples := examples_of(tables, int(feature), words)) is not None:
+        if (examples := examples_of(tables, int(feature), words, feature_P)) is not None:
             found.append(examples)
     return found
 
 
-def examples_of(tables: FeatureTables, feature: int, words: Mapping[int, str]) -> Examples | None:
+def examples_of(
+    tables: FeatureTables, feature: int, words: Mapping[int, str], feature_P: npt.NDArray[np.integer]
+) -> Examples | None:
     """The pieces of a feature; None where it has too few.
 
     Args:
         tables: of its SAE.
         feature: its number.
         words: token id -> text, as `tables.texts()` has it.
+        feature_P: the column `feature` of its pieces, in order, taken out once for all features.
     """
-    first, last = np.searchsorted(tables.contexts["feature"].to_numpy(), [feature, feature + 1])
+    first, last = np.searchsorted(feature_P, [feature, feature + 1])
     rows = tables.contexts.slice(first, last - first).to_pylist()
     top = list(_apart([row for row in rows if row["kind"] == TOP], ()))
     explained = top[::2][:EXPLAINED]

@@ -29,7 +29,8 @@ piece, by the explanation alone, whether the marked tokens are those on which th
 the pieces they may have been marked at random instead. Answer with a JSON list that has 1 (marked rightly) or 0 (marked
 at random) for each piece, in their order, and nothing else."""
 
-_THOUGHT = re.compile(r"<think>.*?(</think>|\Z)", re.DOTALL)
+_THOUGHT = re.compile(r"\A(?:(?!<think>).)*?</think>|<think>.*?(?:</think>|\Z)", re.DOTALL)
+"""What a model has thought; templates that end with `<think>` leave that out of the answer."""
 _LIST = re.compile(r"\[[01,\s]*\]")
 LONGEST = 2000
 """Characters of an explanation; more is none."""

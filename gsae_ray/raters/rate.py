@@ -5,8 +5,9 @@ from __future__ import annotations
 import dataclasses
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 from gsae_ray.config.sections import OWN
 from gsae_ray.config.trial import TrialSpec
@@ -14,7 +15,7 @@ from gsae_ray.errors import UserError
 from gsae_ray.feature_tables import FeatureTables
 from gsae_ray.names import local_path, own_command
 from gsae_ray.raters.answers import Answers
-from gsae_ray.raters.asking import USUAL_ANSWER, Asker, Prices
+from gsae_ray.raters.asking import Asker, Prices
 from gsae_ray.raters.endpoint import Endpoint, estimated_tokens
 from gsae_ray.raters.examples import Examples, draw
 from gsae_ray.raters.prompts import Messages, ask_for_explanation, read_choices, read_explanation
@@ -31,6 +32,9 @@ ANSWERS = "rater_answers.db"
 """In the storage: what raters have answered."""
 TYPICAL = "when the text is about a certain thing, on the token after a certain word, as explanations say it"
 """Stands for an explanation before there is one, to estimate what questions about it take."""
+
+MOST = 0.5
+"""Ratings with a larger part of the answers missing take the place of no others."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,15 +62,20 @@ class Bill:
     sent: int
     """Tokens, about, as those of answers."""
     got: int
+    most: int | None
+    """Tokens of answers, where all are as long as they may be; None: they have no limit."""
     cost: float | None
     """None: no prices were given."""
+    most_cost: float | None
 
     def __str__(self) -> str:
         known = f" ({self.known:,} more are answered already)" if self.known else ""
-        cost = f", which cost about {self.cost:.4g} by these prices" if self.cost is not None else ""
+        most = "" if self.most is None else f", {self.most:,} at most"
+        most_cost = "" if self.most_cost is None else f", {self.most_cost:.4g} at most"
+        cost = "" if self.cost is None else f", which cost about {self.cost:.4g} by these prices{most_cost}"
         return (
             f"{self.features:,} features of {self.saes} SAEs: {self.requests:,} requests{known}; about {self.sent:,} "
-            f"tokens to send and {self.got:,} to get{cost}"
+            f"tokens to send and {self.got:,} to get{most}{cost}"
         )
 
 
@@ -97,7 +106,8 @@ def rate(
     launch: str | None = None,
     key: str | None = None,
     threads: int = 8,
-    max_tokens: int = 500,
+    max_tokens: int | None = None,
+    parameters: Mapping[str, Any] | None = None,
     prices: Prices | None = None,
     budget: float | None = None,
     answers: str | Path | None = None,
@@ -109,6 +119,7 @@ def rate(
 
     Each answer is kept before it counts, so that the same call asks nothing twice, and goes on where one was ended. An
     SAE's ratings are written when they are complete, in place of those of before, to storage; MLflow mirrors them.
+    Where most of the answers are missing those of before stay.
 
     Args:
         experiment: whose launch.
@@ -122,9 +133,10 @@ def rate(
         launch: its id; default: the newest.
         key: for the endpoint; it is written nowhere.
         threads: requests at a time.
-        max_tokens: of an answer.
+        max_tokens: of an answer; default: 500, where `parameters` do not say it.
+        parameters: of each request besides, as JSON has them; None as a value leaves one out.
         prices: of tokens.
-        budget: by these prices; it is never exceeded but by what the estimate of requests on their way is wrong.
+        budget: by these prices, for this call; it is exceeded only where a request has more tokens than was estimated.
         answers: the file that keeps them; default: in the storage.
         tracking_uri: of MLflow.
         storage: that of the launch; default: `gsae_runs` in the working directory.
@@ -135,14 +147,14 @@ def rate(
             was answered until then is kept.
     """
     options = {} if pause_s is None else {"pause_s": pause_s}
-    asked = Endpoint(endpoint, model, key, max_tokens, **options)
+    asked = Endpoint(endpoint, model, key, max_tokens, parameters, **options)
     if budget is not None and prices is None:
         raise UserError("--budget: it takes prices; give --price-in and --price-out, of a million tokens")
     root = local_path("gsae_runs" if storage is None else storage, "--storage").absolute()
-    drawn, notes = _drawn(experiment, root, site, launch, features, seed)
+    drawn, notes = _drawn(experiment, root, site, launch, features, seed, say)
     kept = Answers(Path(answers) if answers is not None else root / ANSWERS)
     try:
-        asker = Asker(asked, kept, threads, prices, budget)
+        asker = Asker(asked, kept, threads, prices, budget, say)
         bill = _bill(drawn, asker, seed)
         if bill.cost is not None and budget is not None and bill.cost > budget:
             raise UserError(
@@ -152,22 +164,38 @@ def rate(
         confirm(bill)
         found = []
         for number, one in enumerate(drawn, 1):
-            say(f"rating {len(one.examples)} features of {one.trial.name} ({number} of {len(drawn)})")
+            cost = _bill(drawn[number - 1 :], asker, seed).cost  # the answers so far tell how long they are
+            spent = "" if cost is None else f"; {asker.cost:.4g} is spent, about {cost:.4g} to go"
+            say(f"rating {len(one.examples)} features of {one.trial.name} ({number} of {len(drawn)}){spent}")
             ratings = _rate(one, asker, features, seed)
-            RATINGS_FILE.write(one.trial.directory.path / RATINGS, ratings)
             found.append((one, ratings))
+            if _missing(ratings) > MOST and one.trial.directory.ratings(one.heldout) is not None:
+                notes.append(f"{one.trial.name}: most answers are missing, and its ratings of before stay")
+            else:
+                RATINGS_FILE.write(one.trial.directory.path / RATINGS, ratings)
             notes += _record(one, experiment, tracking_uri, notes)
+        notes += asker.notes
     finally:
         kept.close()
-    cost = None if prices is None else asker.cost
-    return Rated(found, asker.requests, asker.sent, asker.got, cost, notes)
+    return Rated(found, asker.requests, asker.sent, asker.got, None if prices is None else asker.cost, notes)
 
 
 def _drawn(
-    experiment: str, root: Path, site: str | None, launch: str | None, features: int, seed: int
+    experiment: str,
+    root: Path,
+    site: str | None,
+    launch: str | None,
+    features: int,
+    seed: int,
+    say: Callable[[str], None],
 ) -> tuple[list[Drawn], list[str]]:
-    """The SAEs with tables of features, and what was drawn of each; and a line for each that has less than asked."""
-    launch_id = choose_launch(StorageOutcomes(root, experiment), experiment, launch)
+    """The SAEs with tables of features, and what was drawn of each; and a line for each that has less than asked.
+
+    Tables of other held-out text than the launch is evaluated on are left out, and `say` is told: their ratings would
+    be on no frontier. Trials are shared among launches, and with them their tables.
+    """
+    outcomes = StorageOutcomes(root, experiment)
+    launch_id = choose_launch(outcomes, experiment, launch)
     if launch_id is None:
         raise UserError("--launch: name one; the SAEs of one launch are rated at a time")
     rows = frontier(experiment, site, launch_id, storage=root)
@@ -178,9 +206,17 @@ def _drawn(
             f"EXPERIMENT: no SAE of {experiment!r}{f' at {site}' if site else ''} has tables of features; have them "
             f"made: {own_command('features', experiment)} (or evaluation.features in its sweep file)"
         )
-    found, notes = [], []
+    heldout, again = outcomes.request(launch_id).fingerprint, own_command("features", experiment)
+    found, stale, notes = [], 0, []
     for row in rows[rows["run_id"].isin(there)].itertuples():
         tables = load_features(row.run_id, experiment, None, root)
+        if tables.about["heldout"] != heldout:
+            stale += 1
+            say(
+                f"{row.trial} is left out: its tables of features are of other held-out text than launch {launch_id} "
+                f"is evaluated on; have them made anew: {again}"
+            )
+            continue
         examples = draw(tables, features, seed)
         if len(examples) < features:
             notes.append(
@@ -189,6 +225,11 @@ def _drawn(
             )
         if examples:
             found.append(_of(row.run_id, launch_id, row.site, int(row.tokens), tables, examples))
+    if stale == len(there):
+        raise UserError(
+            f"EXPERIMENT: no SAE of {experiment!r} has tables of features on the held-out text that launch {launch_id} "
+            f"is evaluated on (evaluation.* of its sweep file); have them made anew: {again}"
+        )
     if not found:
         raise UserError(
             f"EXPERIMENT: no feature of {experiment!r} fires and has enough pieces of text; have tables of features "
@@ -216,9 +257,14 @@ def _bill(drawn: list[Drawn], asker: Asker, seed: int) -> Bill:
         missing = [messages for messages in (first, *(q.messages for q in asked)) if asker.known(messages) is None]
         open_ += missing
         known += 1 + len(asked) - len(missing)
-    sent, got = sum(map(estimated_tokens, open_)), USUAL_ANSWER * len(open_)
-    cost = None if asker.prices is None else asker.prices.of(sent, got)
-    return Bill(len(drawn), sum(len(one.examples) for one in drawn), len(open_), known, sent, got, cost)
+    sent = sum(map(estimated_tokens, open_))
+    got, limit = asker.usual_answer * len(open_), asker.endpoint.limit
+    most = None if limit is None else limit * len(open_)
+    cost, most_cost = (
+        None if asker.prices is None or tokens is None else asker.prices.of(sent, tokens) for tokens in (got, most)
+    )
+    features = sum(len(one.examples) for one in drawn)
+    return Bill(len(drawn), features, len(open_), known, sent, got, most, cost, most_cost)
 
 
 def _rate(drawn: Drawn, asker: Asker, asked: int, seed: int) -> Ratings:
@@ -250,6 +296,12 @@ def _rate(drawn: Drawn, asker: Asker, asked: int, seed: int) -> Ratings:
         scores=scores,
         features=features,
     )
+
+
+def _missing(ratings: Ratings) -> float:
+    """The part of the answers that could not be had or read, a mean over features: without explanation all are."""
+    features = ratings["features"]
+    return sum(rated["unread"] / rated["answers"] for rated in features) / len(features)
 
 
 def _scored(feature: int, explanation: str | None, answered: list[tuple[Question, str | None]]) -> RatedFeature:

@@ -18,7 +18,7 @@ from gsae_ray.raters.scores import balanced_accuracy, with_interval
 
 def test_pieces_of_explanation_and_scores_are_others() -> None:
     tables = word_tables(contexts=20)
-    examples = examples_of(tables, 3, tables.texts())
+    examples = examples_of(tables, 3, tables.texts(), tables.contexts["feature"].to_numpy())
     assert examples is not None
     assert (len(examples.explained), len(examples.held)) == (5, 10), "every other one of ten top ones; of 15 others ten"
     pieces = [*examples.explained, *examples.held, *examples.off]
@@ -34,7 +34,7 @@ def test_overlapping_pieces_are_left_out() -> None:
     rows = tables.contexts.to_pylist()
     same = [{**row, "context": 7, "start": 4 * row["rank"]} for row in rows]  # each overlaps with the next one
     overlapping = dataclasses.replace(tables, contexts=pa.Table.from_pylist(same, schema=tables.contexts.schema))
-    assert examples_of(overlapping, 3, tables.texts()) is None
+    assert examples_of(overlapping, 3, tables.texts(), overlapping.contexts["feature"].to_numpy()) is None
     assert draw(overlapping, 5, 0) == []
 
 
@@ -99,6 +99,9 @@ def test_marks() -> None:
         ("[10, 0, 1]", None),
         ("[[1, 0, 1]", [True, False, True]),
         ("<think>[1, 0, 1]", None),
+        ("is it [0, 0, 0]?</think>\n[1, 0, 1]", [True, False, True]),  # where the template ends with <think>
+        ("is it [1, 0, 1]?</think>", None),
+        ("[1, 0, 1]\n<think>or [0, 0, 0]</think>", [True, False, True]),
         ("yes, no, yes", None),
         ("", None),
     ],
@@ -109,6 +112,7 @@ def test_choices_are_read(answer: str, choices: list[bool] | None) -> None:
 
 def test_explanations_are_read() -> None:
     assert read_explanation('<think>hm</think>\n "On  the word\nsum" ') == "On the word sum"
+    assert read_explanation("first\nthat</think>\n\nOn the word sum") == "On the word sum"
     assert read_explanation(" \n") is None and read_explanation("<think>on and on") is None
     assert read_explanation("x" * 2001) is None
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import sqlite3
 import subprocess
@@ -19,13 +20,15 @@ from click.testing import CliRunner, Result
 from mlflow.tracking import MlflowClient
 from rater_server import RaterServer, always, nonsense, perfect, serving
 from recorder import NEWER, Recorder, ends
-from trials import FINGERPRINT, expand
+from trials import FINGERPRINT, evaluation, expand
 from word_tables import word_tables
 
 import gsae_ray
 from gsae_ray.cli.main import main
+from gsae_ray.feature_tables import read
 from gsae_ray.saes.folder import content_hash
 from gsae_ray.storage import launch_directory
+from gsae_ray.storage.trial_directory import TrialDirectory
 
 GATED = expand("gated", layers=(1, 2), l1_coefficient=[1.0, 2.0])
 SITE = GATED[0].site
@@ -164,6 +167,24 @@ def test_one_that_is_killed_goes_on_without_asking_again(server: RaterServer, tm
 
 
 @pytest.mark.usefixtures("recorder")
+def test_a_second_ctrl_c_ends_it_at_once(server: RaterServer) -> None:
+    server.delay_s = 60
+    heed = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"  # background jobs ignore it
+    program = [sys.executable, "-c", f"{heed}; from gsae_ray.cli.main import main; main()"]
+    command = [*program, "rate", "small", "--endpoint", server.url, "--model", "judge", "--yes", "--threads", "2"]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        until = time.monotonic() + 120
+        while server.at_once < 2 and time.monotonic() < until:
+            time.sleep(0.01)
+        assert process.stderr is not None
+        process.send_signal(signal.SIGINT)
+        while "waiting for 2 answers that are on their way" not in (line := process.stderr.readline()):
+            assert line, "it has ended without a word"
+        process.send_signal(signal.SIGINT)
+        assert process.wait(30) == 1 and process.stderr.read().strip() == "Aborted!"
+
+
+@pytest.mark.usefixtures("recorder")
 def test_what_it_costs_is_said_and_kept_to(server: RaterServer, monkeypatch: pytest.MonkeyPatch) -> None:
     prices = ["--price-in", 2, "--price-out", 10]
     result = invoke(server, *prices, answer="n\n")
@@ -173,6 +194,14 @@ def test_what_it_costs_is_said_and_kept_to(server: RaterServer, monkeypatch: pyt
     assert "give --price-in and --price-out" in refused(server, "--budget", 1)
     assert "give both, or neither" in refused(server, "--price-in", 1)
     assert "there is no environment variable RATER_KEY" in refused(server, "--api-key-env", "RATER_KEY")
+    for wrong in ("[1]", "{", '{"a": NaN}'):
+        assert "is no JSON object; give one" in refused(server, "--parameters", wrong)
+    unlimited = invoke(server, *prices, "--parameters", '{"max_tokens": null}', answer="n\n")
+    assert "at most" in result.stderr and "at most" not in unlimited.stderr
+    for bad in ("sk-secret\nsk-other", "sk-secr\u20act", "sk-sécret"):
+        monkeypatch.setenv("RATER_KEY", bad)
+        said = refused(server, "--api-key-env", "RATER_KEY")
+        assert said.startswith("gsae-ray: --api-key-env: what RATER_KEY holds cannot be sent") and "sk-" not in said
     monkeypatch.setenv("RATER_KEY", "sk-secret")
     server.key = "sk-secret"
     result = invoke(server, *prices, "--yes", "--api-key-env", "RATER_KEY", "--site", SITE)
@@ -192,9 +221,60 @@ def test_what_cannot_be_rated_is_one_line(recorder: Recorder, server: RaterServe
     assert few.exit_code == 0 and "11 of the 100 features that were asked for fire and have enough pieces" in few.stderr
     path = recorder.folder / "small" / NEWER / GATED[2].directory_name / "features"
     tables = word_tables(contexts=4)
-    tables.about["sae"] = content_hash(path.parent / "sae")
+    tables.about["sae"], tables.about["heldout"] = content_hash(path.parent / "sae"), FINGERPRINT
     tables.write(path)
     assert "no feature of 'small' fires and has enough pieces of text" in refused(server)
+
+
+@pytest.mark.usefixtures("recorder")
+def test_ratings_with_most_answers_missing_replace_no_others(server: RaterServer) -> None:
+    def detections() -> list[float]:
+        return [*gsae_ray.frontier("small", SITE, storage="gsae_runs")["detection"]]
+
+    rated(server, "--site", SITE)
+    asked = len(server.bodies)
+    server.rule = nonsense
+    result = invoke(server, "--yes", "--site", SITE, "--model", "another")
+    assert (
+        result.exit_code == 0 and result.stderr.count("most answers are missing, and its ratings of before stay") == 2
+    )
+    assert detections() == [1, 1]
+    server.refuses = lambda body: 400 if "Decide for each" in body["messages"][0]["content"] else None
+    result = invoke(server, "--yes", "--site", SITE, "--model", "third")
+    refused_now = asked - 2 * FEATURES
+    assert f"{refused_now} requests have no answer: the endpoint answers 400 (not now" in result.stderr
+    assert result.stderr.count("the endpoint answers 400") == 1 and detections() == [1, 1]
+    assert gsae_ray.frontier("small", SITE)["rater"].tolist() == ["judge", "judge"], "in MLflow, too"
+    server.rule, before = perfect, len(server.bodies)
+    server.refuses = lambda _: 402 if len(server.bodies) > before + 4 else None
+    said = refused(server, "--yes", "--site", SITE, "--model", "fourth")
+    assert "answers 402 (not now" in said and "the same command goes on from there" in said and detections() == [1, 1]
+
+
+def test_tables_of_other_held_out_text_are_not_asked_about(recorder: Recorder, server: RaterServer) -> None:
+    """As after a change of evaluation.tokens: the next launch has the same trials, with the tables of before."""
+    newer = f"{NEWER}-changed"
+    launches = recorder.folder / "gsae_runs" / "small" / "launches"
+    shutil.copytree(launches / NEWER, launches / newer)
+    other = "evaluated elsewhere"
+    launch_directory.EVALUATED.write(launches / newer / "evaluation.json", {"fingerprint": other, "encoders": [None]})
+    for trial in GATED:
+        directory = TrialDirectory(launches.parent / "trials" / trial.directory_name)
+        directory.save_evaluation(other, trial.training.tokens, evaluation(l0=30.0, loss_recovered=0.9))
+    said = refused(server, "--yes")
+    assert f"no SAE of 'small' has tables of features on the held-out text that launch {newer} is evaluated" in said
+    assert "have them made anew: gsae-ray features small" in said and not server.bodies
+    path = launches.parent / "trials" / GATED[1].directory_name / "features"
+    tables = read(path)
+    assert tables is not None
+    tables.about["heldout"] = other
+    tables.write(path)
+    result = invoke(server, "--yes")
+    assert result.exit_code == 0 and f"{FEATURES} features of 1 SAEs" in result.stderr
+    assert f"{GATED[0].name} is left out: its tables of features are of other held-out text" in result.stderr
+    stored = gsae_ray.frontier("small", storage="gsae_runs").set_index("trial")["detection"]
+    assert stored[GATED[1].name] == 1 and stored.isna().sum() == 3
+    assert not (path.parents[1] / GATED[0].directory_name / "ratings.json").exists()
 
 
 def test_ratings_are_kept_where_mlflow_is_away(recorder: Recorder, server: RaterServer) -> None:
