@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from gsae_ray.capacity.memory import feature_sizes
+from gsae_ray.capacity.memory import feature_groups
 from gsae_ray.config.scheduler import compared, rungs
 from gsae_ray.config.sweep import Sweep
 from gsae_ray.config.trial import TrialSpec
-from gsae_ray.evaluation.feature_statistics import sharing
 
 PROBE_S, FIRST_PROBE_S = 3, 9
 """Seconds that the built-in tasks take an SAE, and the first at a site besides: docs/probes.md."""
@@ -31,7 +30,7 @@ def extra_notices(sweep: Sweep, trials: Sequence[TrialSpec], here: bool) -> list
 def _features(sweep: Sweep, trials: Sequence[TrialSpec]) -> list[str]:
     if (settings := sweep.evaluation.features) is None:
         return []
-    passes = 2 * len(sharing(feature_sizes(sweep, trials)))
+    passes = 2 * len(feature_groups(sweep, trials))
     which = "if all SAEs were on the frontier" if settings.saes == "frontier" else "of all SAEs"
     return [
         f"evaluation.features: at the end {passes} passes over the held-out text up to the deepest site, {which}, and "

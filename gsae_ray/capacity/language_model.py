@@ -10,7 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import PreTrainedModel
 
 from gsae_ray.capacity.dtypes import dtype_notices
-from gsae_ray.capacity.memory import Memory, feature_sizes, keeps_log_probs, producer_memory, states_bytes
+from gsae_ray.capacity.memory import Memory, feature_groups, keeps_log_probs, producer_memory, states_bytes
 from gsae_ray.config.sae_settings import targets
 from gsae_ray.config.scheduler import compared_evaluations
 from gsae_ray.config.site import Site
@@ -18,7 +18,6 @@ from gsae_ray.config.sweep import Sweep
 from gsae_ray.config.trial import TrialSpec
 from gsae_ray.errors import UserError, first_line
 from gsae_ray.evaluation.evaluator import STATES_BYTES
-from gsae_ray.evaluation.feature_statistics import sharing
 from gsae_ray.language_model.hooks import capture, check_targets, forward, layers_of, site_widths
 from gsae_ray.language_model.loading import layer_count, load_skeleton
 from gsae_ray.language_model.partial_pass import layers_before, run_whole, shares_keys
@@ -72,7 +71,7 @@ class LanguageModelCost:
             * (kept * (flops.from_sites[trial.site] + head) + (1 - kept) * flops.whole * (1 + passes_of_clean))
             for trial in trials
         )
-        looked = 2 * len(sharing(feature_sizes(sweep, trials))) * flops.to_deepest_site
+        looked = 2 * len(feature_groups(sweep, trials)) * flops.to_deepest_site
         return (flops.whole * whole_passes + saes + looked) * heldout
 
     def producer_memory(self, block_bytes: int, trials: Sequence[TrialSpec]) -> Memory:

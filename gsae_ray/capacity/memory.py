@@ -190,24 +190,23 @@ def producer_memory(
     return Memory(host=PROCESS + weights + probes + max(block_bytes + forward, evaluation + 2 * sae, looked.host))
 
 
-def feature_sizes(sweep: Sweep, trials: Sequence[TrialSpec]) -> list[int]:
-    """Bytes of each SAE with its arrays while tables of its features are made; none where none are asked for.
+def feature_groups(sweep: Sweep, trials: Sequence[TrialSpec]) -> list[int]:
+    """Bytes of the SAEs that share passes, with their arrays, while tables of features are made.
 
-    All of the sweep's: which ones are on the frontier is not known before.
+    None where none are asked for; else all of the sweep's: which ones are on the frontier is not known before.
     """
     if (settings := sweep.evaluation.features) is None:
         return []
-    return [features.sae_bytes(t.d_sae, t.d_in + (t.d_out or t.d_in), settings) for t in trials]
+    sizes = [features.sae_bytes(t.d_sae, t.d_in + (t.d_out or t.d_in), settings) for t in trials]
+    return [sum(sizes[place] for place in places) for places in features.sharing(sizes, settings)]
 
 
 def feature_memory(sweep: Sweep, trials: Sequence[TrialSpec]) -> Memory:
     """What making tables of features adds to a producer."""
-    sizes = feature_sizes(sweep, trials)
-    if not sizes:
+    if not (groups := feature_groups(sweep, trials)):
         return Memory(0)
-    together = max(sum(sizes[place] for place in places) for places in features.sharing(sizes))
-    working = TABLE_ARRAYS * features.SLICE_BYTES
-    return Memory(together + working, together + working)
+    together = max(groups) + TABLE_ARRAYS * features.SLICE_BYTES
+    return Memory(together, together)
 
 
 def rows_producer_memory(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from gsae_ray.config.explain import Key
+from gsae_ray.config.features import FeatureSettings
 from gsae_ray.config.recipe import TrainingSettings
 from gsae_ray.config.sae_settings import SAESettings
 from gsae_ray.config.sections import ReferenceSettings
@@ -125,6 +126,22 @@ def check_distinct(trials: Sequence[TrialSpec]) -> None:
             also = "" if same == trial.name else f" (also as {same})"
             raise UserError(f"saes: two entries describe the trial {trial.name}{also}")
         seen |= {trial.name: trial.name, trial.identity: trial.name}
+
+
+def check_features(trials: Sequence[TrialSpec], settings: FeatureSettings | None) -> None:
+    """Checks that the pieces of text of an SAE's features can be in one table.
+
+    Raises:
+        UserError: they hold more tokens than its lists can.
+    """
+    if settings is None:
+        return
+    widest = max(trials, key=lambda trial: trial.d_sae)
+    if (tokens := widest.d_sae * settings.contexts * settings.window) >= 2**31:
+        raise UserError(
+            f"evaluation.features: {settings.contexts} pieces (contexts) of {settings.window} tokens (window) for each "
+            f"feature of {widest.name} are {tokens:,} tokens, and a table of pieces holds {2**31 - 1:,}; lower either"
+        )
 
 
 def check_pursuit(trials: Sequence[TrialSpec], pursuit_l0: Sequence[int]) -> None:

@@ -27,6 +27,12 @@ class FeatureSettings(Settings):
         None, description="rows of the held-out contexts to look at, the first ones; default: all of evaluation.tokens"
     )
 
+    memory_gib: Annotated[float, Field(gt=0), AtMost(10**6, "no producer has more memory")] = Field(
+        1.0,
+        description="SAEs share passes over the held-out text as long as they and their arrays take no more together; "
+        "one alone may take more",
+    )
+
     @property
     def top(self) -> int:
         """Pieces with the largest activations."""

@@ -16,6 +16,7 @@ from pydantic import Field
 from gsae_ray.config.activation_files import ActivationsSettings, problems_beside_files
 from gsae_ray.config.checks import (
     check_distinct,
+    check_features,
     check_pursuit,
     device_problems,
     site_problems,
@@ -386,5 +387,6 @@ class Sweep(SourceOfSweep, Settings):
             trials[place] = with_parent(trials[place], where, roots, parents or {}, model)
         check_distinct(trials)
         check_pursuit(trials, self.evaluation.pursuit_l0 or ())
+        check_features(trials, self.evaluation.features)
         check_scheduler(trials, self.scheduler)
         return trials

@@ -115,7 +115,7 @@ class TrialRunner:
         launch.log.say(f"making feature tables of {len(missing)} SAEs")
         model, fingerprint = launch.prepared.sweep.language_model, launch.prepared.evaluation.fingerprint
         task = feature_task(missing, settings, model, fingerprint)
-        making = pool.submit(store.run, task, len(missing))  # each may take as long as an evaluation
+        making = pool.submit(store.run, task, task.evaluations)
         while not wait([making], timeout=1).done:
             self.supervisor.stop.check()
         try:

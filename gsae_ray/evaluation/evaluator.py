@@ -146,6 +146,11 @@ class Evaluator:
         """Lines that the user should know about the evaluations so far."""
         return self.passes.notices()
 
+    def forget(self) -> None:
+        """Drops what makes evaluations quick and takes memory: log-probabilities, and what layers have given."""
+        self._clean.clear()
+        self.passes = PartialPasses(self.model, self.passes.slices, STATES_BYTES)
+
     def _check_finite(self, what: str, values: Tensor) -> None:
         """Raises NumericError where the model's own values are not finite: no SAE of the site can be measured."""
         if not values.isfinite().all():

@@ -41,8 +41,8 @@ SEED = 0
 """Of what is drawn: the same rows for an SAE wherever and whenever its tables are made."""
 SLICE_BYTES = 16 * 2**20
 """Activations of all features are computed for so many rows at a time as come to this."""
-PASS_BYTES = 2**30
-"""SAEs share passes as long as they and their arrays are not larger together; one alone may be."""
+FEATURES_AN_EVALUATION = 16_384
+"""An SAE of so many may take as long as an evaluation, a wider one as much longer as it is wider."""
 FLOAT = 4
 
 
@@ -94,6 +94,15 @@ class FeatureStatistics:
 
     name = "feature tables"
 
+    @property
+    def evaluations(self) -> int:
+        """How many times as long as an evaluation it may take.
+
+        Cosines take width² products: 131,072 features took 680 and 1,202 s on a busy core (docs/features.md), where an
+        evaluation has 600 s by default.
+        """
+        return sum(-(-looked.d_sae // FEATURES_AN_EVALUATION) for looked in self.saes)
+
     def run(self, source: ActivationSource, cache: dict[str, Any], say: Callable[[str], None]) -> int:
         """Makes them; returns how many were missing.
 
@@ -109,23 +118,25 @@ class FeatureStatistics:
         wanted = asked(self.settings)
         left = [s for s in self.saes if not are_current(s.target, s.content, self.heldout, wanted)]
         sizes = [sae_bytes(looked.d_sae, looked.coordinates, self.settings) for looked in left]
-        groups = [[left[place] for place in places] for places in sharing(sizes)]
+        groups = [[left[place] for place in places] for places in sharing(sizes, self.settings)]
         if len(groups) > 1:
             say(
                 f"feature tables of {len(left)} SAEs are made in {len(groups)} times two passes over the held-out "
-                f"text: together they need more than {PASS_BYTES / 2**30:g} GiB"
+                f"text: together they need more than evaluation.features.memory_gib = {self.settings.memory_gib:g}"
             )
         evaluator.find_rows([Site(looked.site) for looked in left])
+        evaluator.forget()  # its room is needed, and a launch has evaluated its SAEs by now
         for group in groups:
             _Making(self, evaluator, group).make()
         return len(left)
 
 
-def sharing(sizes: Sequence[int]) -> list[list[int]]:
+def sharing(sizes: Sequence[int], settings: FeatureSettings) -> list[list[int]]:
     """Which SAEs share passes, by their places in a list of their bytes (`sae_bytes`)."""
+    most = settings.memory_gib * 2**30
     groups: list[list[int]] = []
     for place, size in enumerate(sizes):
-        if groups and sum(sizes[other] for other in groups[-1]) + size <= PASS_BYTES:
+        if groups and sum(sizes[other] for other in groups[-1]) + size <= most:
             groups[-1].append(place)
         else:
             groups.append([place])

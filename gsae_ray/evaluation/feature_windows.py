@@ -99,7 +99,7 @@ class Elsewhere:
         off_P = np.flatnonzero(~self.on_N)
         off_P = off_P[np.lexsort((self.draw_N[off_P], self.feature_N[off_P]))]
         feature_P, window_P = self.feature_N[off_P].astype(np.int64), self.window_N[off_P]
-        _, new = np.unique(np.stack([feature_P, window_P]), axis=1, return_index=True)
+        _, new = np.unique(feature_P << 32 | window_P, return_index=True)
         feature_P, window_P = feature_P[np.sort(new)], window_P[np.sort(new)]
         few_P = np.arange(len(feature_P)) - np.searchsorted(feature_P, feature_P) < OFF
         return feature_P[few_P], window_P[few_P]

@@ -9,6 +9,8 @@ import pytest
 from sweep_texts import error_of, load_text
 
 from gsae_ray.config.features import FeatureSettings
+from gsae_ray.config.site import Site
+from gsae_ray.errors import UserError
 
 TEXT = """\
 name: small
@@ -67,3 +69,13 @@ def test_sweeps_without_text_refuse_it(tmp_path: Path, text: str) -> None:
     load_text(tmp_path, text, "evaluation.features=false")
     line = refused(tmp_path, text, "true")
     assert "evaluation.features: " in line and "leave it out" in line and "text" in line
+
+
+def test_pieces_of_an_sae_that_no_table_holds_are_refused(tmp_path: Path) -> None:
+    wide = TEXT.replace("widths: 32", "widths: 131_072")
+    site = {Site("blocks.1.hook_resid_post"): 128}
+    load_text(tmp_path, wide, "evaluation.features={contexts: 100, window: 163}").expand(site, {})
+    sweep = load_text(tmp_path, wide, "evaluation.features={contexts: 100, window: 164}")
+    said = "evaluation.features: 100 pieces .contexts. of 164 tokens .window. .* 2,149,580,800 tokens, .* lower either"
+    with pytest.raises(UserError, match=said):
+        sweep.expand(site, {})

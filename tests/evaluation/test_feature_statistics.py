@@ -21,11 +21,12 @@ from gsae_ray.evaluation import feature_statistics, feature_windows
 from gsae_ray.evaluation.feature_directions import logit_effects, neighbours
 from gsae_ray.evaluation.feature_firings import EDGES
 from gsae_ray.evaluation.feature_statistics import FeatureStatistics, Looked
+from gsae_ray.evaluation.task import Evaluate
 from gsae_ray.feature_tables import FeatureTables, read
 from gsae_ray.language_model import hooks
 from gsae_ray.language_model.source import HeldOutContexts
 from gsae_ray.language_model.unembedding import unembedding_of
-from gsae_ray.saes import SAE
+from gsae_ray.saes import SAE, to_bytes
 
 SITE = Site("blocks.0.hook_resid_post")
 SETTINGS = FeatureSettings(contexts=6, window=5)
@@ -257,10 +258,30 @@ def test_sites_share_a_pass_and_saes_that_do_not_fit_do_not(
     tables_of(tmp_path / "together", source, saes)
     assert runs == 2 * [(SITE.name, other.name)]
     runs.clear()
-    monkeypatch.setattr(feature_statistics, "PASS_BYTES", 1)
-    apart = tables_of(tmp_path / "apart", source, saes)
+    apart = tables_of(tmp_path / "apart", source, saes, SETTINGS.model_copy(update={"memory_gib": 1e-9}))
     assert runs == [(SITE.name,), (SITE.name,), (other.name,), (other.name,)]
     same(apart["b"], tables_of(tmp_path / "again", source, {"b": saes["b"]})["b"])
+
+
+def test_wide_saes_may_take_longer_than_narrow_ones() -> None:
+    made = Path("features")
+    widths = (16_384, 16_385, 131_072)
+    looked = tuple(Looked(SITE.name, made, made, "0", "an SAE", width, 256) for width in widths)
+    assert FeatureStatistics(looked, SETTINGS, BUILTIN, "1" * 64).evaluations == 1 + 2 + 8
+
+
+def test_what_evaluations_keep_gives_way_to_tables_and_changes_no_evaluation(
+    model: Any, tokens_ET: Tensor, tmp_path: Path
+) -> None:
+    source: Any = Source(model, tokens_ET)
+    cache: dict[str, Any] = {}
+    evaluate = Evaluate(SITE.name, *to_bytes(sae_of()))
+    before = evaluate.run(source, cache, print)
+    assert cache["evaluator"]._clean
+    sae_of().save(tmp_path / "sae")
+    FeatureStatistics((looked_at(tmp_path, SITE, sae_of()),), SETTINGS, BUILTIN, "1" * 64).run(source, cache, print)
+    assert not cache["evaluator"]._clean
+    assert evaluate.run(source, cache, print).metrics == before.metrics
 
 
 def test_what_is_there_is_not_made_again(model: Any, tokens_ET: Tensor, tmp_path: Path) -> None:
