@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+from mlflow.tracking import MlflowClient
 
 from gsae_ray.feature_tables import About, FeatureTables
 from gsae_ray.feature_tables.schema import CONTEXTS, FEATURES, TOKENS, VERSION
@@ -85,3 +87,11 @@ def random_tables(
     return FeatureTables(
         about, pa.Table.from_pylist(features, schema=FEATURES), pa.Table.from_pylist(shown, schema=CONTEXTS), tokens
     )
+
+
+def log_tables(client: MlflowClient, run_id: str, tables: FeatureTables, folder: Path) -> None:
+    """Puts tables among a run's artifacts, as those of its SAE on its text; they are written to a folder first."""
+    tags = client.get_run(run_id).data.tags
+    tables.about["sae"], tables.about["heldout"] = tags["gsae.sae"], tags["gsae.evaluation"]
+    tables.write(folder)
+    client.log_artifacts(run_id, str(folder), "features")

@@ -19,6 +19,7 @@ from gsae_ray.files import disk_space_needed
 from gsae_ray.names import local_path
 from gsae_ray.results.frontier import choose_launch
 from gsae_ray.results.outcomes import StorageOutcomes
+from gsae_ray.storage.features import has_features
 from gsae_ray.storage.trial_directory import Trial, TrialDirectory
 from gsae_ray.tracking.features import record_features
 from gsae_ray.tracking.tags import TRIAL
@@ -91,8 +92,8 @@ def make_features(
         record_features(tracking_uri, experiment, launch_id, [*finished.values()], fingerprint)
     except UserError as error:
         notes.append(f"MLflow does not have these tables ({error}); the same command again sends them")
-    made = {name: trial.directory.features for name, trial in finished.items()}
-    return {name: path for name, path in made.items() if (path / "about.json").exists()}, notes
+    directories = {name: trial.directory for name, trial in finished.items()}
+    return {name: d.features for name, d in directories.items() if has_features(d, fingerprint)}, notes
 
 
 def _trial(path: Path) -> Trial:

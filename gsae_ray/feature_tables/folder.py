@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Collection
 from pathlib import Path
 
 import pyarrow as pa
@@ -13,6 +14,7 @@ from gsae_ray.errors import DamagedError, first_line
 from gsae_ray.feature_tables.schema import CONTEXTS, FEATURES, TOKENS, VERSION
 from gsae_ray.files import JSONFile
 
+NAME = "about.json"
 _REMEDY = "delete its folder and have the tables made again: gsae-ray features"
 
 
@@ -65,11 +67,11 @@ class FeatureTables:
             OSError: the disk is full, or nothing may be written there.
         """
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / "about.json").unlink(missing_ok=True)  # what is there no longer counts
+        (folder / NAME).unlink(missing_ok=True)  # what is there no longer counts
         for name, schema in _SCHEMAS.items():
             table = getattr(self, name).cast(schema).replace_schema_metadata(schema.metadata)
             pq.write_table(table, folder / f"{name}.parquet", compression="zstd")
-        ABOUT.write(folder / "about.json", self.about)
+        ABOUT.write(folder / NAME, self.about)
 
 
 def read(folder: Path) -> FeatureTables | None:
@@ -78,7 +80,7 @@ def read(folder: Path) -> FeatureTables | None:
     Raises:
         DamagedError: a file is damaged or missing, or of another version than this one writes.
     """
-    if (about := ABOUT.read(folder / "about.json")) is None:
+    if (about := ABOUT.read(folder / NAME)) is None:
         return None
     if about["version"] != VERSION:
         raise DamagedError(f"{folder}: tables of features of version {about['version']}, not {VERSION}; {_REMEDY}")
@@ -94,19 +96,30 @@ def read(folder: Path) -> FeatureTables | None:
     return FeatureTables(about, **tables)
 
 
-def are_current(folder: Path, sae: str, heldout: str, asked: dict[str, int | None]) -> bool:
-    """Whether a folder has tables of that SAE on that text, as they were asked for. They are not looked through.
+def are_of(folder: Path, sae: str, heldout: str) -> bool:
+    """Whether a folder has tables of that SAE on that text, of this version, with all their files.
+
+    Everything that asks whether an SAE has tables asks this. The tables are not looked through.
 
     Args:
         folder: where they would be.
         sae: as `About.sae`.
         heldout: as `About.heldout`.
-        asked: as `About.asked`.
     """
-    about = ABOUT.read_whole(folder / "about.json")
-    whole = all((folder / f"{name}.parquet").exists() for name in _SCHEMAS)
-    return (
-        about is not None
-        and whole
-        and (about["version"], about["sae"], about["heldout"], about.get("asked")) == (VERSION, sae, heldout, asked)
-    )
+    names = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
+    return is_of(ABOUT.read_whole(folder / NAME), names, sae, heldout)
+
+
+def is_of(about: About | None, names: Collection[str], sae: str, heldout: str) -> bool:
+    """As `are_of`, of tables that lie elsewhere: what describes them, and the names of the files beside it."""
+    if about is None or not {f"{name}.parquet" for name in _SCHEMAS}.issubset(names):
+        return False
+    return (about["version"], about["sae"], about["heldout"]) == (VERSION, sae, heldout)
+
+
+def are_current(folder: Path, sae: str, heldout: str, asked: dict[str, int | None]) -> bool:
+    """As `are_of`, and whether they are as they were asked for: `asked` as `About.asked`."""
+    if not are_of(folder, sae, heldout):
+        return False
+    about = ABOUT.read_whole(folder / NAME)
+    return about is not None and about.get("asked") == asked

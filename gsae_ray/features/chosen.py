@@ -11,7 +11,6 @@ import pandas as pd
 
 from gsae_ray.errors import UserError
 from gsae_ray.feature_tables import FeatureTables
-from gsae_ray.feature_tables.folder import ABOUT
 from gsae_ray.results.best import find_best
 from gsae_ray.results.choice import choice_of
 from gsae_ray.results.comparison import own_saes
@@ -20,8 +19,6 @@ from gsae_ray.results.features import load_features, with_features
 from gsae_ray.results.frontier import MIXED, choose_launch, frontier
 from gsae_ray.results.outcomes import StorageOutcomes
 from gsae_ray.results.saved import finished_folder, run_folder
-from gsae_ray.saes.folder import content_hash
-from gsae_ray.tracking.artifacts import FEATURES
 
 DEFAULT_STORAGE = "gsae_runs"
 
@@ -38,10 +35,7 @@ class Chosen:
 
     def missing(self) -> list[str]:
         """The trials whose SAEs have no tables of features."""
-        if self.storage is None:
-            there = with_features(self.rows["run_id"], self.tracking_uri, None)
-        else:
-            there = {run_id for run_id in self.rows["run_id"] if _has_tables(Path(run_id))}
+        there = with_features(self.rows, self.tracking_uri, self.storage)
         return [str(row["trial"]) for _, row in self.rows.iterrows() if row["run_id"] not in there]
 
     def tables(self, row: pd.Series[Any]) -> FeatureTables:
@@ -124,8 +118,3 @@ def _storage_of(experiment: str, launch: str | None, storage: str | Path | None)
     except UserError:
         return None
     return DEFAULT_STORAGE
-
-
-def _has_tables(trial: Path) -> bool:
-    about = ABOUT.read_whole(trial / FEATURES / "about.json")
-    return about is not None and about["sae"] == content_hash(trial / "sae")

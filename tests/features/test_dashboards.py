@@ -12,8 +12,11 @@ from click.testing import CliRunner, Result
 from dashboards import FEATURES, GATED, STANDARD, made_up, storage_of
 
 from gsae_ray.cli.main import main
+from gsae_ray.feature_tables.folder import ABOUT
+from gsae_ray.features.chosen import choose_saes
 from gsae_ray.features.folder import MARK
 from gsae_ray.features.matching import matches
+from gsae_ray.results.features import with_features
 from gsae_ray.results.saved import load_finished
 
 
@@ -133,6 +136,23 @@ def test_tables_that_cannot_be_made_are_said_in_one_line(tmp_path: Path) -> None
     storage = storage_of(tmp_path / "runs", trials=GATED, tables=None)
     said = refused("small", "--out", tmp_path / "out", "--storage", storage)  # the launch has no sweep that can be read
     assert said.startswith("gsae-ray: ") and not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("key", ["sae", "heldout", "version", "file"])
+def test_tables_of_something_else_are_missing_ones(tmp_path: Path, key: str) -> None:
+    storage = storage_of(tmp_path / "runs")
+    assert choose_saes("small", storage=storage).missing() == []
+    folder = storage / "small/trials" / GATED[1].directory_name / "features"
+    if key == "file":
+        (folder / "tokens.parquet").unlink()
+    else:
+        about = ABOUT.read(folder / "about.json")
+        assert about is not None
+        other: Any = {**about, key: about["version"] - 1 if key == "version" else "0" * 64}
+        ABOUT.write(folder / "about.json", other)
+    chosen = choose_saes("small", storage=storage)
+    assert chosen.missing() == [GATED[1].name], "they are made again"
+    assert len(with_features(chosen.rows, None, storage)) == 3, "studies and raters see the others"
 
 
 def test_neuronpedia_gets_every_feature(written: Path) -> None:

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
 from mlflow.tracking import MlflowClient
-from random_feature_tables import random_tables
+from random_feature_tables import log_tables, random_tables
 from recorder import NEWER, Recorder, ends
 from trials import expand
 
 from gsae_ray.cli.main import main
+from gsae_ray.results.features import with_features
 from gsae_ray.results.frontier import frontier
 
 TRIALS = expand("gated", l1_coefficient=[1.0, 2.0])
@@ -28,8 +31,8 @@ def recorder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Recorder]:
         for experiment in ("small", "bare"):
             recorder.record(experiment, NEWER, [*zip(TRIALS, ends((40, 0.96), (20, 0.90)), strict=True)])
         for number, run_id in enumerate(frontier("small")["run_id"]):
-            random_tables(16, seed=number, label=f"gated {number}").write(recorder.folder / f"tables-{number}")
-            MlflowClient(recorder.uri).log_artifacts(run_id, str(recorder.folder / f"tables-{number}"), "features")
+            made = random_tables(16, seed=number, label=f"gated {number}")
+            log_tables(MlflowClient(recorder.uri), run_id, made, recorder.folder / f"tables-{number}")
         yield recorder
 
 
@@ -52,3 +55,15 @@ def test_tables_that_are_nowhere_and_cannot_be_made_here_are_refused(tmp_path: P
     assert result.exit_code == 2 and result.stderr.count("\n") == 1
     assert "--storage: 2 of these SAEs have no tables of features" in result.stderr
     assert not (tmp_path / "out").exists()
+
+
+def test_those_of_another_version_or_text_are_none(recorder: Recorder, tmp_path: Path) -> None:
+    client, rows = MlflowClient(recorder.uri), frontier("bare")
+    made = random_tables(16)
+    log_tables(client, rows["run_id"][0], made, tmp_path / "right")
+    assert with_features(rows, None, None) == {rows["run_id"][0]}
+    for number, change in enumerate(({"version": 1}, {"heldout": "1" * 64}, {"sae": "0" * 64})):
+        about: Any = {**made.about, **change}
+        dataclasses.replace(made, about=about).write(tmp_path / str(number))
+        client.log_artifacts(rows["run_id"][0], str(tmp_path / str(number)), "features")
+        assert with_features(rows, None, None) == set()

@@ -191,7 +191,7 @@ def test_what_cannot_be_rated_is_one_line(recorder: Recorder, server: RaterServe
     assert few.exit_code == 0 and "11 of the 100 features that were asked for fire and have enough pieces" in few.stderr
     path = recorder.folder / "small" / NEWER / GATED[2].directory_name / "features"
     tables = word_tables(contexts=4)
-    tables.about["sae"] = content_hash(path.parent / "sae")
+    tables.about["sae"], tables.about["heldout"] = content_hash(path.parent / "sae"), FINGERPRINT
     tables.write(path)
     assert "no feature of 'small' fires and has enough pieces of text" in refused(server)
 
