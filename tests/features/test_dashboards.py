@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 from dashboards import FEATURES, GATED, STANDARD, made_up, storage_of
+from recorder import NEWER
 
 from gsae_ray.cli.main import main
 from gsae_ray.feature_tables.folder import ABOUT
@@ -135,7 +136,8 @@ def test_what_cannot_be_shown_is_refused_in_one_line(storage: Path, tmp_path: Pa
 def test_tables_that_cannot_be_made_are_said_in_one_line(tmp_path: Path) -> None:
     storage = storage_of(tmp_path / "runs", trials=GATED, tables=None)
     said = refused("small", "--out", tmp_path / "out", "--storage", storage)  # the launch has no sweep that can be read
-    assert said.startswith("gsae-ray: ") and not (tmp_path / "out").exists()
+    assert said.startswith(f"gsae-ray: experiment: launch {NEWER} was begun by another version of gsae-ray (")
+    assert "--like" not in said and not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("key", ["sae", "heldout", "version", "file"])

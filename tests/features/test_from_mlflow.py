@@ -62,8 +62,8 @@ def test_those_of_another_version_or_text_are_none(recorder: Recorder, tmp_path:
     made = random_tables(16)
     log_tables(client, rows["run_id"][0], made, tmp_path / "right")
     assert with_features(rows, None, None) == {rows["run_id"][0]}
-    for number, change in enumerate(({"version": 1}, {"heldout": "1" * 64}, {"sae": "0" * 64})):
-        about: Any = {**made.about, **change}
+    for number, (key, value) in enumerate({"version": 1, "heldout": "1" * 64, "sae": "0" * 64}.items()):
+        about: Any = {**made.about, key: value}
         dataclasses.replace(made, about=about).write(tmp_path / str(number))
         client.log_artifacts(rows["run_id"][0], str(tmp_path / str(number)), "features")
         assert with_features(rows, None, None) == set()
