@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
-from gsae_ray.errors import UserError
+from gsae_ray.errors import UserError, shown, suggest
 from gsae_ray.feature_tables import FeatureTables
+from gsae_ray.names import own_command
 from gsae_ray.results.best import find_best
 from gsae_ray.results.choice import choice_of
 from gsae_ray.results.comparison import own_saes
@@ -65,23 +66,28 @@ def choose_saes(
     site: str | None = None,
     constraint: Constraint | None = None,
     *,
+    trials: Sequence[str] = (),
+    everything: bool = False,
     alias: str | None = None,
     launch: str | None = None,
     tokens: str | None = None,
     tracking_uri: str | None = None,
     storage: str | Path | None = None,
 ) -> Chosen:
-    """The SAEs that dashboards are asked of: those on each site's frontier, or the best of each under a constraint.
+    """The SAEs that dashboards are asked of: those on each site's frontier, unless something else is asked for.
 
     Args:
         experiment: as for `gsae_ray.frontier`.
         site: only this one.
         constraint: of which each site's best SAE is shown.
+        trials: in place of that: the SAEs of these trials.
+        everything: in place of that: all SAEs that have tables of features.
         alias: in place of that: the SAE that has it in MLflow's model registry.
         launch: its id; default: the newest.
         tokens: only SAEs that were trained on so many.
         tracking_uri: of MLflow.
-        storage: of the launch; default: `gsae_runs` in the working directory, where that has it; else MLflow is read.
+        storage: of the launch; default: `gsae_runs` in the working directory, where that has it and no `tracking_uri`
+            is given; else MLflow is read.
 
     Raises:
         UserError: there are none; or as `gsae_ray.best`.
@@ -91,14 +97,23 @@ def choose_saes(
     if alias is not None:
         found = find_best(experiment, site, None, None, None, tracking_uri, None, None, False, alias=alias)
         launch, site = str(found.row["launch"]), str(found.row["site"])
-        storage = _storage_of(experiment, launch, storage)
+        storage = _storage_of(experiment, launch, tracking_uri, storage)
         rows = frontier(experiment, site, launch, tracking_uri, storage=storage)
         rows, why = rows[rows["trial"] == found.row["trial"]], found.choice.why
     else:
-        storage = _storage_of(experiment, launch, storage)
+        storage = _storage_of(experiment, launch, tracking_uri, storage)
         rows = own_saes(frontier(experiment, site, launch, tracking_uri, tokens=tokens, storage=storage))
         rows = rows[~rows["snapshot"].astype(bool)]
-        if constraint is None:
+        if everything:
+            rows, why = rows[rows["run_id"].isin(with_features(rows, tracking_uri, storage))], "all that have tables"
+            if rows.empty:
+                raise UserError(
+                    f"--all: no SAE of {experiment!r} has tables of features; have those of the frontier made: "
+                    f"{own_command('features', experiment)}"
+                )
+        elif trials:
+            rows, why = _named(rows, trials), "the trials that were named"
+        elif constraint is None:
             rows, why = rows[rows["on_frontier"]], "the SAEs on the frontier of L0 and quality"
         else:
             choices = [choice_of(group, constraint, tokens == MIXED) for _, group in rows.groupby("site")]
@@ -109,9 +124,20 @@ def choose_saes(
     return Chosen(experiment, pd.DataFrame(rows), why, tracking_uri, storage)
 
 
-def _storage_of(experiment: str, launch: str | None, storage: str | Path | None) -> str | Path | None:
-    """The storage that is asked for, or the default one where it has this launch."""
-    if storage is not None:
+def _named(rows: pd.DataFrame, trials: Sequence[str]) -> pd.DataFrame:
+    """The rows of some trials."""
+    known = rows["trial"].tolist()
+    for name in trials:
+        if name not in known:
+            raise UserError(f"--trial: no finished SAE {shown(name)} here; {suggest(name, known)}")
+    return rows[rows["trial"].isin(trials)]
+
+
+def _storage_of(
+    experiment: str, launch: str | None, tracking_uri: str | None, storage: str | Path | None
+) -> str | Path | None:
+    """The storage that is asked for, or the default one where it has this launch and MLflow is not asked for."""
+    if storage is not None or tracking_uri is not None:
         return storage
     try:
         choose_launch(StorageOutcomes(DEFAULT_STORAGE, experiment), experiment, launch)

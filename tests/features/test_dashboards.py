@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -93,6 +94,37 @@ def test_one_sae_is_shown_as_best_chooses_it(storage: Path, tmp_path: Path) -> N
     again = invoke("small", "--out", out, "--storage", storage, "--max-l0", 30)
     assert again.exit_code == 0 and "2 SAEs" in again.output, "the best of each site takes its place"
     assert {path.name for path in out.iterdir()} == {"index.html", MARK, GATED[1].name, GATED[3].name}
+
+
+def test_saes_off_the_frontier_are_shown_by_name_or_with_all_others(storage: Path, tmp_path: Path) -> None:
+    where = ("--storage", storage, "--site", STANDARD[0].site)
+    everything = invoke("small", "--out", tmp_path / "all", *where, "--all")
+    assert everything.exit_code == 0 and "3 SAEs (all that have tables)" in everything.output
+    folders = {path.name for path in (tmp_path / "all").iterdir() if path.is_dir()}
+    assert folders == {GATED[0].name, GATED[1].name, STANDARD[0].name}
+    named = invoke(
+        *("small", "--out", tmp_path / "named", *where, "--trial", STANDARD[0].name, "--trial", GATED[1].name)
+    )
+    assert named.exit_code == 0 and "2 SAEs (the trials that were named)" in named.output
+    assert "Which features survive" in (tmp_path / "named/index.html").read_text("utf-8")
+    out = ("--out", tmp_path / "none", *where)
+    assert f"--trial: no finished SAE 'x' here; one of: {GATED[1].name}" in refused("small", *out, "--trial", "x")
+    assert "--all: it says which SAEs, as --trial does" in refused("small", *out, "--all", "--trial", "x")
+    assert "--trial: it says which SAEs, as a limit or --knee does" in refused(
+        "small", *out, "--trial", "x", "--max-l0", 3
+    )
+    assert "--all: it says which SAEs, as --alias does" in refused("small", *out, "--all", "--alias", "best-l0-8")
+
+
+def test_all_shows_those_with_tables_only(tmp_path: Path) -> None:
+    storage = storage_of(tmp_path / "runs")
+    shutil.rmtree(storage / "small/trials" / GATED[0].directory_name / "features")
+    chosen = choose_saes("small", storage=storage, everything=True)
+    assert {*chosen.rows["trial"]} == {trial.name for trial in [*GATED[1:], *STANDARD]} and chosen.missing() == []
+    bare = storage_of(tmp_path / "bare", tables=None)
+    assert "--all: no SAE of 'small' has tables" in refused(
+        "small", "--out", tmp_path / "x", "--storage", bare, "--all"
+    )
 
 
 def test_what_is_in_the_way_stays_as_it_is(storage: Path, tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
+from dashboards import storage_of
 from mlflow.tracking import MlflowClient
 from random_feature_tables import log_tables, random_tables
 from recorder import NEWER, Recorder, ends
@@ -49,11 +50,26 @@ def test_saes_and_tables_are_read_from_mlflow(tmp_path: Path) -> None:
     assert "gated 0" in index and "gated 1" in index and "Which features survive" in index
 
 
+def test_mlflow_that_is_named_is_read_though_there_is_a_storage(
+    recorder: Recorder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    storage_of(tmp_path / "gsae_runs")  # of an experiment with that name
+    assert invoke("small", "--out", "here").exit_code == 0 and len([*Path("here").glob("*/index.html")]) == 4
+    monkeypatch.chdir(recorder.folder)  # where MLflow puts artifacts
+    (recorder.folder / "gsae_runs").symlink_to(tmp_path / "gsae_runs")
+    result = invoke("small", "--out", tmp_path / "there", "--tracking-uri", recorder.uri)
+    (recorder.folder / "gsae_runs").unlink()
+    assert result.exit_code == 0, result.output
+    assert "gated 0" in (tmp_path / "there/index.html").read_text("utf-8")
+
+
 @pytest.mark.usefixtures("recorder")
 def test_tables_that_are_nowhere_and_cannot_be_made_here_are_refused(tmp_path: Path) -> None:
     result = invoke("bare", "--out", tmp_path / "out")
     assert result.exit_code == 2 and result.stderr.count("\n") == 1
     assert "--storage: 2 of these SAEs have no tables of features" in result.stderr
+    assert "MLflow was read" in result.stderr
     assert not (tmp_path / "out").exists()
 
 
