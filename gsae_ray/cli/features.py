@@ -87,12 +87,7 @@ def features(
     narrowed = (max_l0, min_loss_recovered) != (None, None) or knee
     if by is not None and not narrowed:
         raise UserError("--by: it says which SAE is the best under a constraint; give one, too, or leave it out")
-    ways = {
-        "--all": everything,
-        "--trial": bool(trials),
-        "--alias": alias is not None,
-        "--max-l0 and the like": narrowed,
-    }
+    ways = {"--all": everything, "--trial": bool(trials), "--alias": alias is not None, "a limit": narrowed}
     asked = [name for name, given in ways.items() if given]
     if asked[1:] and asked[0] in ("--all", "--trial"):
         raise UserError(f"{asked[0]}: it says which SAEs, as {asked[1]} does; leave one of them out")

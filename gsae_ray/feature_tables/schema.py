@@ -10,9 +10,14 @@ VERSION = 2
 """Of these tables; a change of what a column means raises it."""
 
 
-def _schema(columns: dict[str, tuple[Any, str]]) -> pa.Schema:
+def described(columns: dict[str, tuple[Any, str]], about: dict[str, str]) -> pa.Schema:
+    """A schema whose metadata says what each column means: name -> (type, meaning)."""
     fields = [pa.field(name, type_, metadata={"meaning": meaning}) for name, (type_, meaning) in columns.items()]
-    return pa.schema(fields, metadata={"gsae_ray.feature_tables": str(VERSION)})
+    return pa.schema(fields, metadata=about)
+
+
+def _schema(columns: dict[str, tuple[Any, str]]) -> pa.Schema:
+    return described(columns, {"gsae_ray.feature_tables": str(VERSION)})
 
 
 _INTS, _FLOATS = pa.list_(pa.int32()), pa.list_(pa.float32())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from gsae_ray.results.best import find_best
 from gsae_ray.results.choice import choice_of
 from gsae_ray.results.comparison import own_saes
 from gsae_ray.results.constraint import Constraint
-from gsae_ray.results.features import load_features, with_features
+from gsae_ray.results.features import features_folder, tables_in, with_features
 from gsae_ray.results.frontier import MIXED, choose_launch, frontier
 from gsae_ray.results.outcomes import StorageOutcomes
 from gsae_ray.results.saved import finished_folder, run_folder
@@ -39,26 +40,49 @@ class Chosen:
         there = with_features(self.rows, self.tracking_uri, self.storage)
         return [str(row["trial"]) for _, row in self.rows.iterrows() if row["run_id"] not in there]
 
+    @contextlib.contextmanager
+    def at_hand(self) -> Iterator[AtHand]:
+        """Their SAEs and tables, as files of this machine; each is fetched once, when it is first asked for."""
+        with tempfile.TemporaryDirectory(prefix="gsae-") as folder, contextlib.ExitStack() as stack:
+            yield AtHand(self, Path(folder), stack)
+
+
+class AtHand:
+    """SAEs and tables of `Chosen` within its context."""
+
+    def __init__(self, chosen: Chosen, scratch: Path, stack: contextlib.ExitStack) -> None:
+        self._chosen, self._stack = chosen, stack
+        self._saes: dict[str, Path] = {}
+        self._tables: dict[str, Path] = {}
+        self.scratch = scratch
+        """A temporary folder."""
+
+    def sae(self, row: pd.Series[Any]) -> Path:
+        """The folder of one of the SAEs.
+
+        Raises:
+            UserError: it cannot be had, or is not as it was saved.
+        """
+        run_id = str(row["run_id"])
+        if run_id not in self._saes:
+            self._saes[run_id] = (
+                finished_folder(Path(run_id))
+                if self._chosen.storage is not None
+                else self._stack.enter_context(run_folder(run_id, self._chosen.tracking_uri, "features"))
+            )
+        return self._saes[run_id]
+
     def tables(self, row: pd.Series[Any]) -> FeatureTables:
         """The tables of one of them.
 
         Raises:
             UserError: there are none, or they cannot be had, or are damaged.
         """
-        return load_features(row["run_id"], self.experiment, self.tracking_uri, self.storage)
-
-    @contextlib.contextmanager
-    def folder(self, row: pd.Series[Any]) -> Iterator[Path]:
-        """The folder of one of the SAEs.
-
-        Raises:
-            UserError: it cannot be had, or is not as it was saved.
-        """
-        if self.storage is not None:
-            yield finished_folder(Path(row["run_id"]))
-            return
-        with run_folder(row["run_id"], self.tracking_uri, "features") as folder:
-            yield folder
+        run_id = str(row["run_id"])
+        if run_id not in self._tables:
+            found = features_folder(run_id, self._chosen.tracking_uri, self._chosen.storage)
+            self._tables[run_id] = self._stack.enter_context(found)
+        return tables_in(self._tables[run_id], run_id, self._chosen.experiment)
 
 
 def choose_saes(

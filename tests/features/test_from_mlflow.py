@@ -16,8 +16,10 @@ from recorder import NEWER, Recorder, ends
 from trials import expand
 
 from gsae_ray.cli.main import main
+from gsae_ray.results import features
 from gsae_ray.results.features import with_features
 from gsae_ray.results.frontier import frontier
+from gsae_ray.tracking import artifacts
 
 TRIALS = expand("gated", l1_coefficient=[1.0, 2.0])
 
@@ -48,6 +50,25 @@ def test_saes_and_tables_are_read_from_mlflow(tmp_path: Path) -> None:
     assert "2 SAEs (the SAEs on the frontier" in result.output
     index = (tmp_path / "out/index.html").read_text("utf-8")
     assert "gated 0" in index and "gated 1" in index and "Which features survive" in index
+
+
+@pytest.mark.usefixtures("recorder")
+def test_each_sae_and_its_tables_are_fetched_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fetched: list[tuple[str, str]] = []
+
+    def counting(what: str, fetch: Any) -> Any:
+        def counted(run_id: str, *rest: Any) -> Any:
+            fetched.append((what, run_id))
+            return fetch(run_id, *rest)
+
+        return counted
+
+    monkeypatch.setattr(artifacts, "fetch_sae", counting("sae", artifacts.fetch_sae))
+    monkeypatch.setattr(features, "fetch_features", counting("tables", artifacts.fetch_features))
+    result = invoke("small", "--out", tmp_path / "out", "--neuronpedia")
+    assert result.exit_code == 0, result.output
+    run_ids = frontier("small")["run_id"]
+    assert sorted(fetched) == sorted((what, run_id) for what in ("sae", "tables") for run_id in run_ids)
 
 
 def test_mlflow_that_is_named_is_read_though_there_is_a_storage(
