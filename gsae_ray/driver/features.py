@@ -79,8 +79,7 @@ def make_features(
                 run(feature_task(missing, settings, prepared.sweep.language_model, fingerprint))
             except NumericError as error:
                 raise UserError(f"experiment: tables of features cannot be made: {error}") from error
-    write_feature_pages([*finished.values()])
-    notes = []
+    notes = write_feature_pages([*finished.values()])
     try:
         record_features(tracking_uri, experiment, launch_id, [*finished.values()], fingerprint)
     except UserError as error:

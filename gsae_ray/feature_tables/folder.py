@@ -15,6 +15,8 @@ from gsae_ray.feature_tables.schema import CONTEXTS, FEATURES, TOKENS, VERSION
 from gsae_ray.files import JSONFile
 
 NAME = "about.json"
+PAGE = "features.html"
+"""Of a page that shows them, in the same folder."""
 _REMEDY = "delete its folder and have the tables made again: gsae-ray features"
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import pandas as pd
 
+from gsae_ray.errors import UserError
 from gsae_ray.features.chosen import AtHand, Chosen
 from gsae_ray.features.folder import replaced
 from gsae_ray.features.neuronpedia import write_neuronpedia
@@ -49,7 +50,10 @@ def write_dashboards(
                     for n, other in enumerate(known)
                     if n != place
                 ]
-                _write_sae(at_hand, sae, others, folder / sae.folder, neuronpedia)
+                try:
+                    _write_sae(at_hand, sae, others, folder / sae.folder, neuronpedia)
+                except ValueError as error:  # a number that is not finite, which no page can have
+                    raise UserError(f"features: the page of {sae.trial} cannot be written: {error}") from error
             values = quality.of(pd.DataFrame([sae.row for sae in known]))
             shown.append(
                 {

@@ -9,8 +9,8 @@ from pathlib import Path
 
 from mlflow.tracking import MlflowClient
 
-from gsae_ray.feature_tables.folder import ABOUT, NAME, is_of
-from gsae_ray.files import file_hash
+from gsae_ray.feature_tables.folder import ABOUT, NAME, PAGE, is_of
+from gsae_ray.files import digest, file_hash
 from gsae_ray.storage.features import has_features
 from gsae_ray.storage.trial_directory import Trial
 from gsae_ray.tracking import artifacts
@@ -47,10 +47,15 @@ def send_features(
         if not has_features(trial.directory, fingerprint):
             continue
         run = find_run(client, experiment_id, {LAUNCH: launch_id, TRIAL: trial.name})
-        content = file_hash(folder / NAME)
+        content = _content(folder)
         if run is not None and run.data.tags.get(FEATURES) != content:
             client.log_artifacts(run.info.run_id, str(folder), artifacts.FEATURES)
             client.set_tag(run.info.run_id, FEATURES, content)
+
+
+def _content(folder: Path) -> str:
+    """Hash of what describes the tables, and of the page, which may have been written later or anew."""
+    return digest([file_hash(path) for path in (folder / NAME, folder / PAGE) if path.exists()])
 
 
 def runs_with_features(run_ids: Sequence[str], tracking_uri: str | None) -> set[str]:
