@@ -40,6 +40,7 @@ def random_tables(
                 "max_activation": 9.5 if fires else 0.0,
                 "mean_activation": 2.5 if fires else 0.0,
                 "histogram": rng.multinomial(fired, np.ones(len(EDGES) - 1) / (len(EDGES) - 1)).tolist(),
+                "positions": rng.multinomial(fired, np.ones(16) / 16).tolist(),
                 "top_tokens": some if fires else [],
                 "top_token_counts": [9, 7, 5, 3, 1] if fires else [],
                 "raised_tokens": some,
@@ -79,8 +80,10 @@ def random_tables(
         sae="0" * 64,
         heldout="1" * 64,
         rows=rows,
+        contexts=100,
         seed=seed,
         histogram_edges=EDGES,
+        position_edges=[8 * place for place in range(17)],
         logit_effects="the decoder row times the unembedding",
     )
     tokens = pa.table({"token": range(len(WORDS)), "text": WORDS}, schema=TOKENS)

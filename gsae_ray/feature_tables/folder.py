@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Collection
 from pathlib import Path
 
+import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 from typing_extensions import NotRequired, TypedDict
@@ -34,10 +37,14 @@ class About(TypedDict):
     """Fingerprint of the held-out text."""
     rows: int
     """Held-out rows that were looked at."""
+    contexts: int
+    """Held-out contexts that these are of."""
     seed: int
     """Of what was drawn."""
     histogram_edges: list[float]
     """One more than there are numbers in a `histogram`."""
+    position_edges: list[int]
+    """One more than there are numbers in `positions`: each bin has those from its edge up to the next one."""
     logit_effects: str | None
     """How they were made, in a sentence; None where the site does not allow them."""
     asked: NotRequired[dict[str, int | None]]
@@ -57,10 +64,21 @@ class FeatureTables:
     contexts: pa.Table
     tokens: pa.Table
 
+    @functools.cached_property
+    def _feature_P(self) -> npt.NDArray[np.int32]:
+        """The feature of each piece, sorted."""
+        column: npt.NDArray[np.int32] = self.contexts["feature"].to_numpy()
+        return column
+
     def texts(self) -> dict[int, str]:
         """The text of each token that occurs, by its id."""
         ids, texts = (self.tokens[name].to_pylist() for name in ("token", "text"))
         return dict(zip(ids, texts, strict=True))
+
+    def pieces(self, feature: int, features: int = 1) -> pa.Table:
+        """The rows of `contexts` of a feature, or of so many from it on."""
+        start, stop = np.searchsorted(self._feature_P, [feature, feature + features])
+        return self.contexts.slice(start, stop - start)
 
     def write(self, folder: Path) -> None:
         """Writes them into a folder, which is made where it is missing.

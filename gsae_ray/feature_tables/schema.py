@@ -6,8 +6,12 @@ from typing import Any
 
 import pyarrow as pa
 
-VERSION = 2
+VERSION = 3
 """Of these tables; a change of what a column means raises it."""
+
+
+TOP = "top"
+"""The kind of pieces of text in which a feature is largest."""
 
 
 def described(columns: dict[str, tuple[Any, str]], about: dict[str, str]) -> pa.Schema:
@@ -30,6 +34,7 @@ FEATURES = _schema(
         "max_activation": (pa.float32(), "its largest activation; 0 where it never fires"),
         "mean_activation": (pa.float32(), "mean over the rows on which it fires; 0 where it never fires"),
         "histogram": (pa.list_(pa.int64()), "rows by activation, of those on which it fires; edges in about.json"),
+        "positions": (pa.list_(pa.int64()), "rows by position in the context, of those on which it fires; edges there"),
         "top_tokens": (_INTS, "ids of the tokens on which it fires, of sampled rows; the most frequent first"),
         "top_token_counts": (_INTS, "how many of the sampled rows each of them is"),
         "raised_tokens": (_INTS, "ids of the tokens whose logits its decoder row raises most"),
