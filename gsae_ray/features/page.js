@@ -206,7 +206,8 @@
       if (event.key === "Escape") at("query").blur();
       return;
     }
-    if (event.target === at("sort")) return;
+    const arrow = event.key.startsWith("Arrow"); // Shift with one selects text, and in a region one scrolls
+    if (event.target === at("sort") || (arrow && (event.shiftKey || event.target.closest?.(".scroll")))) return;
     if (event.key === "/") { event.preventDefault(); at("query").focus(); at("query").select(); }
     else if (event.key === "j" || event.key === "ArrowRight") step(1);
     else if (event.key === "k" || event.key === "ArrowLeft") step(-1);

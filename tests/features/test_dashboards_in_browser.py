@@ -217,6 +217,14 @@ def test_keys_go_through_the_list(browser: Browser, folder: Path) -> None:
         assert page.evaluate("location.hash") == f"#feature={feature}"
         assert page.locator("#rows tr[aria-current]").inner_text().split()[0] == str(feature)
     assert listed(page)[0] == 108, "the list turns with the feature"
+    page.keyboard.press("Shift+ArrowLeft")
+    page.locator("#find .scroll").focus()
+    page.keyboard.press("ArrowLeft")  # which scrolls the list
+    assert told(page) == "Feature 108"
+    page.keyboard.press("k")
+    page.wait_for_selector("body[data-feature='107']")
+    page.keyboard.press("j")
+    page.wait_for_selector("body[data-feature='108']")
     page.keyboard.press("/")
     page.keyboard.type("jk")
     assert page.locator("#query").input_value() == "jk" and told(page) == "Feature 108"
