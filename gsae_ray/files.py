@@ -9,11 +9,13 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import errno
+import glob
 import hashlib
 import json
 import os
 import secrets
 import shutil
+import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
@@ -23,6 +25,8 @@ import pydantic
 from gsae_ray.errors import DamagedError, StorageFullError, UserError
 
 T = TypeVar("T")
+STALE_S = 86_400
+"""Seconds without a change after which a temporary folder is of no living process."""
 SEAL = "sha256"
 """Key of a JSON file's hash of itself."""
 
@@ -192,6 +196,22 @@ def write_atomically(path: Path, data: bytes) -> None:
     except OSError:
         temporary.unlink(missing_ok=True)  # a full disk is not made fuller
         raise
+
+
+def remove_stale(folder: Path, start: str) -> None:
+    """Removes what processes that died have left in a folder under temporary names.
+
+    Whether another process still writes cannot be told where hosts share a file system, so what has changed within
+    `STALE_S` stays.
+
+    Args:
+        folder: where they are.
+        start: of their names.
+    """
+    for path in folder.glob(f"{glob.escape(start)}*"):
+        with contextlib.suppress(FileNotFoundError):  # another process does the same
+            if time.time() - path.stat().st_mtime > STALE_S:
+                shutil.rmtree(path, ignore_errors=True)
 
 
 def check_writable(path: Path, key: str) -> None:

@@ -26,7 +26,7 @@ def made_up(trial: TrialSpec, number: int) -> FeatureTables:
     """Tables of a trial: eight features never fire."""
     label = f"{trial.architecture} w{trial.d_sae} λ{trial.sparsity:g}"
     made = random_tables(trial.d_sae, contexts=6, window=32, seed=number, label=label, dead=8)
-    made.about["site"] = trial.site
+    made.about["site"], made.about["heldout"] = trial.site, FINGERPRINT
     return made
 
 

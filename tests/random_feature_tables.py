@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+from mlflow.tracking import MlflowClient
 
 from gsae_ray.feature_tables import About, FeatureTables
 from gsae_ray.feature_tables.schema import CONTEXTS, FEATURES, TOKENS, VERSION
@@ -38,6 +40,7 @@ def random_tables(
                 "max_activation": 9.5 if fires else 0.0,
                 "mean_activation": 2.5 if fires else 0.0,
                 "histogram": rng.multinomial(fired, np.ones(len(EDGES) - 1) / (len(EDGES) - 1)).tolist(),
+                "positions": rng.multinomial(fired, np.ones(16) / 16).tolist(),
                 "top_tokens": some if fires else [],
                 "top_token_counts": [9, 7, 5, 3, 1] if fires else [],
                 "raised_tokens": some,
@@ -77,11 +80,21 @@ def random_tables(
         sae="0" * 64,
         heldout="1" * 64,
         rows=rows,
+        contexts=100,
         seed=seed,
         histogram_edges=EDGES,
+        position_edges=[8 * place for place in range(17)],
         logit_effects="the decoder row times the unembedding",
     )
     tokens = pa.table({"token": range(len(WORDS)), "text": WORDS}, schema=TOKENS)
     return FeatureTables(
         about, pa.Table.from_pylist(features, schema=FEATURES), pa.Table.from_pylist(shown, schema=CONTEXTS), tokens
     )
+
+
+def log_tables(client: MlflowClient, run_id: str, tables: FeatureTables, folder: Path) -> None:
+    """Puts tables among a run's artifacts, as those of its SAE on its text; they are written to a folder first."""
+    tags = client.get_run(run_id).data.tags
+    tables.about["sae"], tables.about["heldout"] = tags["gsae.sae"], tags["gsae.evaluation"]
+    tables.write(folder)
+    client.log_artifacts(run_id, str(folder), "features")

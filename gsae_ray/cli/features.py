@@ -16,6 +16,7 @@ _EPILOG = """Example:
 \b
   gsae-ray features quickstart --out features
   gsae-ray features quickstart --site blocks.2.hook_resid_post --max-l0 40 --out features
+  gsae-ray features quickstart --all --out features
 """
 
 
@@ -36,6 +37,8 @@ _EPILOG = """Example:
 )
 @click.option("--knee", is_flag=True, help="of each site the SAE at the knee of its frontier")
 @click.option("--by", metavar="COLUMN", help="what the quality is, with one of these three; see `gsae-ray best`")
+@click.option("--trial", "trials", metavar="NAME", multiple=True, help="the SAE of this trial; may be given again")
+@click.option("--all", "everything", is_flag=True, help="all SAEs that have tables of features, as of `saes: all`")
 @click.option("--alias", metavar="A", help="the SAE with this alias in MLflow's model registry, e.g. best-l0-32")
 @click.option("--neuronpedia", is_flag=True, help="also write the features in Neuronpedia's import format")
 @click.option("--launch", metavar="ID", help="a launch's id; default: the newest")
@@ -44,8 +47,8 @@ _EPILOG = """Example:
 @click.option(
     "--storage",
     metavar="PATH",
-    help="the launch's storage, where tables of features are made and kept; default: ./gsae_runs, and without the "
-    "launch there MLflow is read",
+    help="the launch's storage, where tables of features are made and kept; default: ./gsae_runs; without the launch "
+    "there, or with --tracking-uri alone, MLflow is read",
 )
 @one_line_errors
 def features(
@@ -56,6 +59,8 @@ def features(
     min_loss_recovered: float | None,
     knee: bool,
     by: str | None,
+    trials: tuple[str, ...],
+    everything: bool,
     alias: str | None,
     neuronpedia: bool,
     launch: str | None,
@@ -82,21 +87,26 @@ def features(
     narrowed = (max_l0, min_loss_recovered) != (None, None) or knee
     if by is not None and not narrowed:
         raise UserError("--by: it says which SAE is the best under a constraint; give one, too, or leave it out")
+    ways = {"--all": everything, "--trial": bool(trials), "--alias": alias is not None, "a limit": narrowed}
+    asked = [name for name, given in ways.items() if given]
+    if asked[1:] and asked[0] in ("--all", "--trial"):
+        raise UserError(f"{asked[0]}: it says which SAEs, as {asked[1]} does; leave one of them out")
     if alias is not None:
         beside = {"max_l0": max_l0, "min_loss_recovered": min_loss_recovered, "knee": knee, "launch": launch}
         check_alone(alias, {**beside, "tokens": tokens})
     elif narrowed:
         constraint.check()
-    where = {"launch": launch, "tokens": tokens, "tracking_uri": tracking_uri, "storage": storage}
-    chosen = choose_saes(experiment, site, constraint if narrowed else None, alias=alias, **where)
+    where: Any = {"launch": launch, "tokens": tokens, "tracking_uri": tracking_uri, "storage": storage}
+    which: Any = {"trials": trials, "everything": everything, "alias": alias}
+    chosen = choose_saes(experiment, site, constraint if narrowed else None, **which, **where)
     if neuronpedia:
         for name in chosen.rows["site"].unique():
             check_layer(name)
     if missing := chosen.missing():
         if chosen.storage is None:
             raise UserError(
-                f"--storage: {len(missing)} of these SAEs have no tables of features ({missing[0]}, …), and the "
-                "storage of their launch, where they can be made, is not ./gsae_runs; name it, or run the sweep with "
+                f"--storage: {len(missing)} of these SAEs have no tables of features ({missing[0]}, …), and MLflow "
+                "was read, where none can be made; name the storage of their launch, or run the sweep with "
                 "evaluation.features"
             )
         from gsae_ray.driver.features import make_features

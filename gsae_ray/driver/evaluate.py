@@ -2,34 +2,23 @@
 
 from __future__ import annotations
 
-import contextlib
-import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
-import pydantic
-import torch
 from rich.console import Console
 
-from gsae_ray.activations.producer import Producer
-from gsae_ray.activations.task import ProducerTask
-from gsae_ray.config.explain import explain
 from gsae_ray.config.site import Site
-from gsae_ray.config.sweep import Sweep
 from gsae_ray.driver.display import Display
-from gsae_ray.driver.prepare import PreparedSweep, prepare, producer_spec
+from gsae_ray.driver.launched import find_launched, own_producer
 from gsae_ray.driver.references import evaluate_reference
 from gsae_ray.errors import NumericError, UserError, shown, suggest
 from gsae_ray.evaluation.reconstruction import check_width
-from gsae_ray.names import local_path
 from gsae_ray.results.columns import columns
-from gsae_ray.results.frontier import choose_launch, metrics_of
+from gsae_ray.results.frontier import metrics_of
 from gsae_ray.results.outcomes import StorageOutcomes
 from gsae_ray.results.references import made_for_another_model, open_reference, row_of, trained_elsewhere
 from gsae_ray.saes import SAEConfig
-from gsae_ray.storage.launch_directory import LAUNCH
 from gsae_ray.storage.references import Reference, add_reference, lacks_evaluation, reference_id
 from gsae_ray.tracking.references import record_references
 
@@ -72,15 +61,9 @@ def evaluate(
             not take the activations of the site.
     """
     say = Display(console or Console(stderr=True)).phase
-    root = local_path("gsae_runs" if storage is None else storage, "--storage").resolve()
-    outcomes = StorageOutcomes(root, like)
-    launch_id = choose_launch(outcomes, like, launch)
-    if launch_id is None:
-        raise UserError("launch: name one; what is compared with all of them is compared with none")
-    folder, fingerprint = outcomes.folder(launch_id), outcomes.request(launch_id).fingerprint
-    if not fingerprint:
-        raise UserError("; ".join(outcomes.notes))
-    sweep = sweep_of(folder, say)
+    found = find_launched(like, launch, storage, "--like", "what is compared with all of them is compared with none")
+    root, outcomes, folder, fingerprint = found.root, found.outcomes, found.folder, found.fingerprint
+    launch_id, sweep = found.id, found.sweep(say)
     own = [trained.name for trained in sweep.trained_sites]
     if site not in own:
         raise UserError(f"--site: launch {launch_id} has no SAEs at {shown(site)}; {suggest(site, own)}")
@@ -91,7 +74,7 @@ def evaluate(
     different = {reference_id(reference): reference for _, reference in opened}.values()
     missing = [reference for reference in different if lacks_evaluation(root, reference, fingerprint)]
     if missing:
-        prepared = prepared_as_launched(sweep, root, launch_id, fingerprint, say, tracking_uri)
+        prepared = found.prepared(sweep, say, tracking_uri)
         widths = {Site(name): width for name, width in prepared.layout.widths.items()}
         for cfg, _ in opened:
             check_width(cfg, Site(site), widths)
@@ -130,65 +113,6 @@ def _open(source: str, site: str, name: str | None, tracking_uri: str | None) ->
     """The configuration of an SAE, without its weights, and the reference that it is to be."""
     sae, reference = open_reference(source, site, name, tracking_uri)
     return sae.cfg, reference
-
-
-def sweep_of(launch: Path, say: Callable[[str], None]) -> Sweep:
-    """The sweep file of a launch, resolved, without references of its own; for the CPU where there is no GPU.
-
-    Raises:
-        UserError: it is damaged, or of another version of this program.
-    """
-    found = LAUNCH.read(launch / "launch.json")
-    assert found is not None, "that is how it was found"
-    try:
-        evaluation = {**found["sweep"].get("evaluation", {}), "probes": None}  # whose data may be gone
-        described = {**found["sweep"], "references": [], "evaluation": evaluation}
-        sweep = Sweep.model_validate_json(json.dumps(described))
-    except pydantic.ValidationError as error:
-        said = explain(error, Sweep).replace("\n", ";")
-        raise UserError(f"--like: launch {launch.name} was begun by another version of gsae-ray ({said})") from error
-    if sweep.producers.gpus and not torch.cuda.is_available():
-        say("there is no GPU here, as the launch had: this takes longer, and the last digits may differ")
-        producers = sweep.producers.model_copy(update={"gpus": 0.0})
-        sweep = sweep.model_copy(update={"producers": producers})
-    return sweep
-
-
-def prepared_as_launched(
-    sweep: Sweep, root: Path, launch_id: str, fingerprint: str, say: Callable[[str], None], tracking_uri: str | None
-) -> PreparedSweep:
-    """What the launch ran on, as it can be had here.
-
-    Raises:
-        UserError: model or data cannot be had, or are others now.
-    """
-    say(f"checking launch {launch_id}: {sweep.source}")
-    prepared = prepare(sweep, root, say, tracking_uri)
-    if prepared.evaluation.fingerprint != fingerprint:
-        raise UserError(
-            f"--like: the model, its data or gsae-ray has changed since launch {launch_id}, so its held-out tokens "
-            "cannot be had any more; run its sweep again, and compare with that launch"
-        )
-    return prepared
-
-
-@contextlib.contextmanager
-def own_producer(prepared: PreparedSweep, say: Callable[[str], None]) -> Iterator[Callable[[ProducerTask], Any]]:
-    """Has a producer like the launch's, with as many threads, run tasks in this process."""
-    told: set[str] = set()
-
-    def say_once(line: str) -> None:
-        if line not in told:
-            told.add(line)
-            say(line)
-
-    threads = torch.get_num_threads()
-    say(f"starting a producer: {prepared.sweep.source}")
-    try:
-        producer = Producer(producer_spec(prepared))
-        yield lambda task: producer.run(task, say_once)
-    finally:
-        torch.set_num_threads(threads)
 
 
 def _rows(outcomes: StorageOutcomes, launch_id: str, references: Sequence[Reference]) -> pd.DataFrame:

@@ -11,14 +11,12 @@ from rich.console import Console
 from gsae_ray.config.features import FeatureSettings
 from gsae_ray.config.trial import TrialSpec
 from gsae_ray.driver.display import Display
-from gsae_ray.driver.evaluate import own_producer, prepared_as_launched, sweep_of
 from gsae_ray.driver.feature_pages import write_feature_pages
+from gsae_ray.driver.launched import find_launched, own_producer
 from gsae_ray.driver.missing_features import feature_task, missing_features
 from gsae_ray.errors import NumericError, UserError, shown, suggest
 from gsae_ray.files import disk_space_needed
-from gsae_ray.names import local_path
-from gsae_ray.results.frontier import choose_launch
-from gsae_ray.results.outcomes import StorageOutcomes
+from gsae_ray.storage.features import has_features
 from gsae_ray.storage.trial_directory import Trial, TrialDirectory
 from gsae_ray.tracking.features import record_features
 from gsae_ray.tracking.tags import TRIAL
@@ -57,19 +55,15 @@ def make_features(
             language model.
     """
     say = Display(console or Console(stderr=True)).phase
-    root = local_path("gsae_runs" if storage is None else storage, "--storage").resolve()
-    outcomes = StorageOutcomes(root, experiment)
-    launch_id = choose_launch(outcomes, experiment, launch)
-    if launch_id is None:
-        raise UserError("launch: name one; tables of features are made of the held-out text of one launch")
-    folder, fingerprint = outcomes.folder(launch_id), outcomes.request(launch_id).fingerprint
-    if not fingerprint:
-        raise UserError("; ".join(outcomes.notes))
-    finished = {outcome.tags[TRIAL]: _trial(Path(outcome.run_id)) for outcome in outcomes.finished(launch_id)}
+    found = find_launched(
+        experiment, launch, storage, "experiment", "tables of features are made of the held-out text of one launch"
+    )
+    launch_id, fingerprint = found.id, found.fingerprint
+    finished = {outcome.tags[TRIAL]: _trial(Path(outcome.run_id)) for outcome in found.outcomes.finished(launch_id)}
     for name in trials or ():
         if name not in finished:
             raise UserError(f"trial: launch {launch_id} has no finished {shown(name)}; {suggest(name, finished)}")
-    sweep = sweep_of(folder, say)
+    sweep = found.sweep(say)
     if sweep.activations is not None or sweep.is_synthetic:
         raise UserError(
             f"experiment: launch {launch_id} has {sweep.source}; tables of features take a sweep on a language model's "
@@ -78,21 +72,20 @@ def make_features(
     settings = settings or sweep.evaluation.features or FeatureSettings()
     missing = missing_features([*finished.values()], settings, fingerprint, trials)
     if missing:
-        prepared = prepared_as_launched(sweep, root, launch_id, fingerprint, say, tracking_uri)
+        prepared = found.prepared(sweep, say, tracking_uri)
         say(f"making feature tables of {len(missing)} SAEs")
-        with own_producer(prepared, say) as run, disk_space_needed(root):
+        with own_producer(prepared, say) as run, disk_space_needed(found.root):
             try:
                 run(feature_task(missing, settings, prepared.sweep.language_model, fingerprint))
             except NumericError as error:
                 raise UserError(f"experiment: tables of features cannot be made: {error}") from error
-    write_feature_pages([*finished.values()])
-    notes = []
+    notes = write_feature_pages([*finished.values()])
     try:
         record_features(tracking_uri, experiment, launch_id, [*finished.values()], fingerprint)
     except UserError as error:
         notes.append(f"MLflow does not have these tables ({error}); the same command again sends them")
-    made = {name: trial.directory.features for name, trial in finished.items()}
-    return {name: path for name, path in made.items() if (path / "about.json").exists()}, notes
+    directories = {name: trial.directory for name, trial in finished.items()}
+    return {name: d.features for name, d in directories.items() if has_features(d, fingerprint)}, notes
 
 
 def _trial(path: Path) -> Trial:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import shutil
 from collections.abc import Collection, Sequence
 
 import numpy as np
@@ -12,6 +11,7 @@ from gsae_ray.config.features import FeatureSettings
 from gsae_ray.config.sections import ModelSettings
 from gsae_ray.evaluation.feature_statistics import FeatureStatistics, Looked, asked
 from gsae_ray.feature_tables import are_current
+from gsae_ray.files import remove_stale
 from gsae_ray.results.curves import pareto
 from gsae_ray.storage.evaluations import EvaluationRecord
 from gsae_ray.storage.trial_directory import Trial
@@ -41,10 +41,9 @@ def missing_features(
 def feature_task(
     saes: tuple[Looked, ...], settings: FeatureSettings, model: ModelSettings, fingerprint: str
 ) -> FeatureStatistics:
-    """The task that makes them; what a producer that died has left of some is removed first."""
+    """The task that makes them; what a process that died has left of some is removed first."""
     for looked in saes:
-        for left in looked.target.parent.glob(f".{looked.target.name}-*"):
-            shutil.rmtree(left, ignore_errors=True)
+        remove_stale(looked.target.parent, f".{looked.target.name}-")
     return FeatureStatistics(saes, settings, model, fingerprint)
 
 

@@ -129,7 +129,8 @@ def _publish_to(mirror: Mirror, launch: Launch, machines: list[str]) -> Path | N
     """Sends frontier and counters to the launch's run, which ends. Returns the picture, if there is one."""
     for line in mirror.send_references(launch.own_folder):
         launch.log.say(line)
-    _write_feature_pages(launch)
+    for line in write_feature_pages(launch.trials):
+        launch.log.say(f"{line}; `gsae-ray features` writes it")
     mirror.send_features(launch.trials)
     mirror.send_ratings(launch.trials)
     uri = mirror.client.tracking_uri
@@ -143,14 +144,6 @@ def _publish_to(mirror: Mirror, launch: Launch, machines: list[str]) -> Path | N
         launch.log.say(line)
     mirror.close("FINISHED")
     return drawn.picture
-
-
-def _write_feature_pages(launch: Launch) -> None:
-    """What goes wrong is said, and ends nothing: the tables are there."""
-    try:
-        write_feature_pages(launch.trials)
-    except OSError as error:
-        launch.log.say(f"pages of features are not written: {error}; `gsae-ray features` writes them")
 
 
 def _metrics(counters: Counters | None) -> dict[str, float]:

@@ -66,6 +66,7 @@ def features_table(
         "max_activation": firings.max_F,
         "mean_activation": (firings.sum_F / np.maximum(fired_F, 1)).astype(np.float32),
         "histogram": _lists(firings.histogram_FH.astype(np.int64)),
+        "positions": _lists(firings.positions_FP.astype(np.int64)),
         "top_tokens": _ranked(tokens, tokens.item_N.astype(np.int32), features),
         "top_token_counts": _ranked(tokens, tokens.count_N.astype(np.int32), features),
         "raised_tokens": _lists(raised.index_FK.numpy().astype(np.int32)),

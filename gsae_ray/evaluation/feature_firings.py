@@ -14,11 +14,13 @@ EDGES: NDArray[np.float64] = 2.0 ** (
     np.arange(-OCTAVES * BINS_AN_OCTAVE, OCTAVES * BINS_AN_OCTAVE + 1) / BINS_AN_OCTAVE
 )
 """Of the histograms: 2^-12 to 2^12, in steps of 2^¼. The first and the last bin have what lies beyond, too."""
+POSITION_BINS = 16
+"""Of positions in a context, of equal width as far as they can be."""
 SAMPLE = 64
 """Firing rows that are kept of each feature, drawn without replacement."""
 FEATURES_AT_ONCE = 8192
 """Features whose kept rows are merged with new ones at a time."""
-FIRINGS_BYTES = 12 * SAMPLE + 4 * (len(EDGES) - 1) + 28
+FIRINGS_BYTES = 12 * SAMPLE + 4 * (len(EDGES) - 1) + 4 * POSITION_BINS + 28
 """Bytes a feature takes here, without the rows with its largest activations: 12 bytes each."""
 
 _NONE = np.uint64(2**64 - 1)
@@ -27,6 +29,11 @@ _ROW_BITS, _ROW = np.uint64(32), np.uint64(2**32 - 1)
 UInts = NDArray[np.uint64]
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float32]
+
+
+def position_edges(positions: int) -> list[int]:
+    """Where the bins of positions begin, in a context of so many, and where the last one ends."""
+    return [-(-part * positions // POSITION_BINS) for part in range(POSITION_BINS + 1)]
 
 
 class Smallest:
@@ -120,6 +127,8 @@ class Firings:
         self.sum_F = np.zeros(features, np.float64)
         self.max_F = np.zeros(features, np.float32)
         self.histogram_FH = np.zeros((features, len(EDGES) - 1), np.int32)
+        self.positions_FP = np.zeros((features, POSITION_BINS), np.int32)
+        self.positions = positions
         self.top = Smallest(features, top, positions)
         self.sample = Smallest(features, SAMPLE)
 
@@ -131,6 +140,7 @@ class Firings:
         np.maximum.at(self.max_F, feature_N, value_N)
         bin_N = np.searchsorted(EDGES[1:-1], value_N, side="right")
         np.add.at(self.histogram_FH, (feature_N, bin_N), 1)
+        np.add.at(self.positions_FP, (feature_N, row_N % self.positions * POSITION_BINS // self.positions), 1)
         rows = row_N.astype(np.uint64)
         order_N = np.uint32(2**32 - 1) - np.ascontiguousarray(value_N).view(np.uint32)  # bits order numbers above 0
         self.top.add(feature_N, (order_N.astype(np.uint64) << _ROW_BITS) | rows, value_N)

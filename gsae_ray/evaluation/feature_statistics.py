@@ -24,7 +24,7 @@ from gsae_ray.config.sections import ModelSettings
 from gsae_ray.config.site import Site
 from gsae_ray.data.tokens import PADDING, model_input
 from gsae_ray.errors import not_finite
-from gsae_ray.evaluation.feature_firings import EDGES, FIRINGS_BYTES, SAMPLE, Firings, Ints, Shown
+from gsae_ray.evaluation.feature_firings import EDGES, FIRINGS_BYTES, SAMPLE, Firings, Ints, Shown, position_edges
 from gsae_ray.evaluation.feature_windows import BESIDE, OFF_BYTES, WINDOW_BYTES, Beside, Elsewhere, Windows
 from gsae_ray.evaluation.task import evaluator_of
 from gsae_ray.feature_tables import About, FeatureTables, are_current
@@ -296,8 +296,10 @@ class _Making:
             sae=looked.content,
             heldout=self.task.heldout,
             rows=rows,
+            contexts=len(self.tokens_ET),
             seed=SEED,
             histogram_edges=EDGES.tolist(),
+            position_edges=position_edges(self.positions),
             logit_effects=None if logits is None or unembedding is None else unembedding.described,
             asked=asked(self.settings),
         )

@@ -6,13 +6,22 @@ from typing import Any
 
 import pyarrow as pa
 
-VERSION = 2
+VERSION = 3
 """Of these tables; a change of what a column means raises it."""
 
 
-def _schema(columns: dict[str, tuple[Any, str]]) -> pa.Schema:
+TOP = "top"
+"""The kind of pieces of text in which a feature is largest."""
+
+
+def described(columns: dict[str, tuple[Any, str]], about: dict[str, str]) -> pa.Schema:
+    """A schema whose metadata says what each column means: name -> (type, meaning)."""
     fields = [pa.field(name, type_, metadata={"meaning": meaning}) for name, (type_, meaning) in columns.items()]
-    return pa.schema(fields, metadata={"gsae_ray.feature_tables": str(VERSION)})
+    return pa.schema(fields, metadata=about)
+
+
+def _schema(columns: dict[str, tuple[Any, str]]) -> pa.Schema:
+    return described(columns, {"gsae_ray.feature_tables": str(VERSION)})
 
 
 _INTS, _FLOATS = pa.list_(pa.int32()), pa.list_(pa.float32())
@@ -25,6 +34,7 @@ FEATURES = _schema(
         "max_activation": (pa.float32(), "its largest activation; 0 where it never fires"),
         "mean_activation": (pa.float32(), "mean over the rows on which it fires; 0 where it never fires"),
         "histogram": (pa.list_(pa.int64()), "rows by activation, of those on which it fires; edges in about.json"),
+        "positions": (pa.list_(pa.int64()), "rows by position in the context, of those on which it fires; edges there"),
         "top_tokens": (_INTS, "ids of the tokens on which it fires, of sampled rows; the most frequent first"),
         "top_token_counts": (_INTS, "how many of the sampled rows each of them is"),
         "raised_tokens": (_INTS, "ids of the tokens whose logits its decoder row raises most"),

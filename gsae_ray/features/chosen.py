@@ -3,25 +3,24 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+import tempfile
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
-from gsae_ray.errors import UserError
+from gsae_ray.errors import UserError, shown, suggest
 from gsae_ray.feature_tables import FeatureTables
-from gsae_ray.feature_tables.folder import ABOUT
+from gsae_ray.names import own_command
 from gsae_ray.results.best import find_best
 from gsae_ray.results.choice import choice_of
 from gsae_ray.results.comparison import own_saes
 from gsae_ray.results.constraint import Constraint
-from gsae_ray.results.features import load_features, with_features
+from gsae_ray.results.features import features_folder, tables_in, with_features
 from gsae_ray.results.frontier import MIXED, choose_launch, frontier
 from gsae_ray.results.outcomes import StorageOutcomes
 from gsae_ray.results.saved import finished_folder, run_folder
-from gsae_ray.saes.folder import content_hash
-from gsae_ray.tracking.artifacts import FEATURES
 
 DEFAULT_STORAGE = "gsae_runs"
 
@@ -38,11 +37,40 @@ class Chosen:
 
     def missing(self) -> list[str]:
         """The trials whose SAEs have no tables of features."""
-        if self.storage is None:
-            there = with_features(self.rows["run_id"], self.tracking_uri, None)
-        else:
-            there = {run_id for run_id in self.rows["run_id"] if _has_tables(Path(run_id))}
+        there = with_features(self.rows, self.tracking_uri, self.storage)
         return [str(row["trial"]) for _, row in self.rows.iterrows() if row["run_id"] not in there]
+
+    @contextlib.contextmanager
+    def at_hand(self) -> Iterator[AtHand]:
+        """Their SAEs and tables, as files of this machine; each is fetched once, when it is first asked for."""
+        with tempfile.TemporaryDirectory(prefix="gsae-") as folder, contextlib.ExitStack() as stack:
+            yield AtHand(self, Path(folder), stack)
+
+
+class AtHand:
+    """SAEs and tables of `Chosen` within its context."""
+
+    def __init__(self, chosen: Chosen, scratch: Path, stack: contextlib.ExitStack) -> None:
+        self._chosen, self._stack = chosen, stack
+        self._saes: dict[str, Path] = {}
+        self._tables: dict[str, Path] = {}
+        self.scratch = scratch
+        """A temporary folder."""
+
+    def sae(self, row: pd.Series[Any]) -> Path:
+        """The folder of one of the SAEs.
+
+        Raises:
+            UserError: it cannot be had, or is not as it was saved.
+        """
+        run_id = str(row["run_id"])
+        if run_id not in self._saes:
+            self._saes[run_id] = (
+                finished_folder(Path(run_id))
+                if self._chosen.storage is not None
+                else self._stack.enter_context(run_folder(run_id, self._chosen.tracking_uri, "features"))
+            )
+        return self._saes[run_id]
 
     def tables(self, row: pd.Series[Any]) -> FeatureTables:
         """The tables of one of them.
@@ -50,20 +78,11 @@ class Chosen:
         Raises:
             UserError: there are none, or they cannot be had, or are damaged.
         """
-        return load_features(row["run_id"], self.experiment, self.tracking_uri, self.storage)
-
-    @contextlib.contextmanager
-    def folder(self, row: pd.Series[Any]) -> Iterator[Path]:
-        """The folder of one of the SAEs.
-
-        Raises:
-            UserError: it cannot be had, or is not as it was saved.
-        """
-        if self.storage is not None:
-            yield finished_folder(Path(row["run_id"]))
-            return
-        with run_folder(row["run_id"], self.tracking_uri, "features") as folder:
-            yield folder
+        run_id = str(row["run_id"])
+        if run_id not in self._tables:
+            found = features_folder(run_id, self._chosen.tracking_uri, self._chosen.storage)
+            self._tables[run_id] = self._stack.enter_context(found)
+        return tables_in(self._tables[run_id], run_id, self._chosen.experiment)
 
 
 def choose_saes(
@@ -71,23 +90,28 @@ def choose_saes(
     site: str | None = None,
     constraint: Constraint | None = None,
     *,
+    trials: Sequence[str] = (),
+    everything: bool = False,
     alias: str | None = None,
     launch: str | None = None,
     tokens: str | None = None,
     tracking_uri: str | None = None,
     storage: str | Path | None = None,
 ) -> Chosen:
-    """The SAEs that dashboards are asked of: those on each site's frontier, or the best of each under a constraint.
+    """The SAEs that dashboards are asked of: those on each site's frontier, unless something else is asked for.
 
     Args:
         experiment: as for `gsae_ray.frontier`.
         site: only this one.
         constraint: of which each site's best SAE is shown.
+        trials: in place of that: the SAEs of these trials.
+        everything: in place of that: all SAEs that have tables of features.
         alias: in place of that: the SAE that has it in MLflow's model registry.
         launch: its id; default: the newest.
         tokens: only SAEs that were trained on so many.
         tracking_uri: of MLflow.
-        storage: of the launch; default: `gsae_runs` in the working directory, where that has it; else MLflow is read.
+        storage: of the launch; default: `gsae_runs` in the working directory, where that has it and no `tracking_uri`
+            is given; else MLflow is read.
 
     Raises:
         UserError: there are none; or as `gsae_ray.best`.
@@ -97,14 +121,23 @@ def choose_saes(
     if alias is not None:
         found = find_best(experiment, site, None, None, None, tracking_uri, None, None, False, alias=alias)
         launch, site = str(found.row["launch"]), str(found.row["site"])
-        storage = _storage_of(experiment, launch, storage)
+        storage = _storage_of(experiment, launch, tracking_uri, storage)
         rows = frontier(experiment, site, launch, tracking_uri, storage=storage)
         rows, why = rows[rows["trial"] == found.row["trial"]], found.choice.why
     else:
-        storage = _storage_of(experiment, launch, storage)
+        storage = _storage_of(experiment, launch, tracking_uri, storage)
         rows = own_saes(frontier(experiment, site, launch, tracking_uri, tokens=tokens, storage=storage))
         rows = rows[~rows["snapshot"].astype(bool)]
-        if constraint is None:
+        if everything:
+            rows, why = rows[rows["run_id"].isin(with_features(rows, tracking_uri, storage))], "all that have tables"
+            if rows.empty:
+                raise UserError(
+                    f"--all: no SAE of {experiment!r} has tables of features; have those of the frontier made: "
+                    f"{own_command('features', experiment)}"
+                )
+        elif trials:
+            rows, why = _named(rows, trials), "the trials that were named"
+        elif constraint is None:
             rows, why = rows[rows["on_frontier"]], "the SAEs on the frontier of L0 and quality"
         else:
             choices = [choice_of(group, constraint, tokens == MIXED) for _, group in rows.groupby("site")]
@@ -115,17 +148,23 @@ def choose_saes(
     return Chosen(experiment, pd.DataFrame(rows), why, tracking_uri, storage)
 
 
-def _storage_of(experiment: str, launch: str | None, storage: str | Path | None) -> str | Path | None:
-    """The storage that is asked for, or the default one where it has this launch."""
-    if storage is not None:
+def _named(rows: pd.DataFrame, trials: Sequence[str]) -> pd.DataFrame:
+    """The rows of some trials."""
+    known = rows["trial"].tolist()
+    for name in trials:
+        if name not in known:
+            raise UserError(f"--trial: no finished SAE {shown(name)} here; {suggest(name, known)}")
+    return rows[rows["trial"].isin(trials)]
+
+
+def _storage_of(
+    experiment: str, launch: str | None, tracking_uri: str | None, storage: str | Path | None
+) -> str | Path | None:
+    """The storage that is asked for, or the default one where it has this launch and MLflow is not asked for."""
+    if storage is not None or tracking_uri is not None:
         return storage
     try:
         choose_launch(StorageOutcomes(DEFAULT_STORAGE, experiment), experiment, launch)
     except UserError:
         return None
     return DEFAULT_STORAGE
-
-
-def _has_tables(trial: Path) -> bool:
-    about = ABOUT.read_whole(trial / FEATURES / "about.json")
-    return about is not None and about["sae"] == content_hash(trial / "sae")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import glob
 import json
 import secrets
 import shutil
@@ -10,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from gsae_ray.errors import UserError
+from gsae_ray.files import remove_stale
 
 MARK = "gsae_ray_features.json"
 """Says that a folder is of dashboards, and what they have put there."""
@@ -47,15 +49,35 @@ def replaced(out: Path) -> Iterator[Path]:
     out.parent.mkdir(parents=True, exist_ok=True)
     end = secrets.token_hex(8)
     new, old = (out.with_name(f".{out.name}.{what}.{end}") for what in ("new", "old"))
+    _clear(out)
     new.mkdir()
     try:
         yield new
         names = sorted(path.name for path in new.iterdir())
         (new / MARK).write_text(json.dumps({"files": names}) + "\n", "utf-8")
         check_out(out)
+        _swap(new, old, out)
+    finally:
+        shutil.rmtree(new, ignore_errors=True)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _swap(new: Path, old: Path, out: Path) -> None:
+    """Puts `new` in the place of `out`, which becomes `old`; where it cannot, `out` is there as before."""
+    try:
         if out.exists():
             out.rename(old)
         new.rename(out)
-    finally:
-        shutil.rmtree(new, ignore_errors=True)
-        shutil.rmtree(old, ignore_errors=True)
+    except BaseException:
+        if old.exists() and not out.exists():
+            old.rename(out)
+        raise
+
+
+def _clear(out: Path) -> None:
+    """Mends what processes that were killed have left: dashboards that were on their way out, and half-written ones."""
+    for old in out.parent.glob(f"{glob.escape(f'.{out.name}.old.')}*"):
+        if not out.exists():
+            old.rename(out)
+    for what in ("new", "old"):
+        remove_stale(out.parent, f".{out.name}.{what}.")

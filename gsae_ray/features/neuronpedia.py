@@ -17,13 +17,14 @@ import numpy as np
 from gsae_ray.config.site import Site
 from gsae_ray.errors import UserError
 from gsae_ray.feature_tables import FeatureTables
+from gsae_ray.feature_tables.schema import TOP
 from gsae_ray.saes import config_file
 from gsae_ray.saes.sae_config import SAEConfig
 
 BATCH = 128
 """Features of a file, as the runner has them unless something else is asked for."""
-DIGITS = 3
-"""Decimal places, as the runner rounds."""
+DIGITS = 4
+"""Significant ones: the runner rounds to three decimal places, at which small activations would be 0."""
 _ABSENT = (
     *("neuron_alignment_indices", "neuron_alignment_values", "neuron_alignment_l1"),
     *("correlated_neurons_indices", "correlated_neurons_l1", "correlated_neurons_pearson"),
@@ -76,17 +77,15 @@ def batches(tables: FeatureTables, trial: str, cfg: SAEConfig) -> Iterator[dict[
     }
     context = int(cfg.section("model").get("context_size") or 0)
     of_all = {
-        "n_prompts_total": -(-about["rows"] // context) if context else 0,
+        "n_prompts_total": about["contexts"],
         "n_tokens_in_prompt": context,
         "dataset": str(cfg.section("dataset").get("name") or ""),
     }
     edges = np.array(about["histogram_edges"])
-    column = tables.contexts["feature"].to_numpy()  # sorted
     for first in range(0, about["d_sae"], BATCH):
         rows = tables.features.slice(first, BATCH).to_pylist()
-        start, stop = np.searchsorted(column, [first, first + len(rows)])
         pieces: dict[int, list[dict[str, Any]]] = {}
-        for piece in tables.contexts.slice(start, stop - start).to_pylist():
+        for piece in tables.pieces(first, BATCH).to_pylist():
             pieces.setdefault(piece["feature"], []).append(piece)
         features = [{**_feature(row, edges, words), **of_all} for row in rows]
         for row, feature in zip(rows, features, strict=True):
@@ -116,13 +115,13 @@ def _activations(pieces: Sequence[dict[str, Any]], largest: float, words: dict[i
 
     Each of n others, at even quantiles, stands for an n-th of the activations; bins meet half-way between two of them.
     """
-    top = [piece for piece in pieces if piece["kind"] == "top"]
-    others = [piece for piece in pieces if piece["kind"] != "top"]
+    top = [piece for piece in pieces if piece["kind"] == TOP]
+    others = [piece for piece in pieces if piece["kind"] != TOP]
     peaks = [piece["activations"][piece["position"] - piece["start"]] for piece in others]
     ends = [largest, *((a + b) / 2 for a, b in zip(peaks, peaks[1:], strict=False)), 0.0]
-    groups = [{**_TOP, "bin_max": round(largest, DIGITS)} for _ in top]
+    groups = [{**_TOP, "bin_max": _round(largest)} for _ in top]
     groups += [
-        {"bin_min": round(low, DIGITS), "bin_max": round(high, DIGITS), "bin_contains": 1 / len(others)}
+        {"bin_min": _round(low), "bin_max": _round(high), "bin_contains": 1 / len(others)}
         for high, low, _ in zip(ends, ends[1:], others, strict=False)
     ]
     return [
@@ -141,4 +140,8 @@ def _texts(tokens: Sequence[int], words: dict[int, str]) -> list[str]:
 
 
 def _rounded(values: Any) -> list[float]:
-    return [round(float(value), DIGITS) for value in values]
+    return [_round(float(value)) for value in values]
+
+
+def _round(value: float) -> float:
+    return float(f"{value:.{DIGITS}g}")

@@ -109,10 +109,10 @@
     const chips = tokensOf(all.top, feature);
     return [link(feature), " ", ...[...chips.slice(0, 2)].flatMap((place) => [chip(place), " "])];
   }
-  function histogram([start, counts]) {
+  function histogram(start, counts, edges, by) {
     const most = Math.max(...counts), width = 100 / counts.length;
     const drawn = document.createElementNS("http://www.w3.org/2000/svg", "svg");
-    const said = `${counts.reduce((a, b) => a + b, 0).toLocaleString("en")} rows by activation, from ${short(known.edges[start])} to ${short(known.edges[start + counts.length])}; most of them near ${short(known.edges[start + counts.indexOf(most)])}`;
+    const said = `${counts.reduce((a, b) => a + b, 0).toLocaleString("en")} rows by ${by}, from ${short(edges[start])} to ${short(edges[start + counts.length])}; most of them near ${short(edges[start + counts.indexOf(most)])}`;
     for (const [name, value] of Object.entries({ viewBox: "0 0 100 100", preserveAspectRatio: "none", role: "img", "aria-label": said })) drawn.setAttribute(name, value);
     counts.forEach((count, place) => {
       const bar = document.createElementNS("http://www.w3.org/2000/svg", "rect");
@@ -120,8 +120,8 @@
       for (const [name, value] of Object.entries({ x: place * width, y: 100 - height, width: 0.9 * width, height })) bar.setAttribute(name, String(value));
       drawn.append(bar);
     });
-    const ends = [0, Math.floor(counts.length / 2), counts.length].map((place) => make("span", {}, short(known.edges[start + place])));
-    return make("figure", {}, make("figcaption", {}, `Rows by activation; the highest bar is ${most.toLocaleString("en")}`), drawn, make("div", { class: "ends" }, ...(counts.length > 2 ? ends : [ends[0], ends[2]])));
+    const ends = [0, Math.floor(counts.length / 2), counts.length].map((place) => make("span", {}, short(edges[start + place])));
+    return make("figure", {}, make("figcaption", {}, `Rows by ${by}; the highest bar is ${most.toLocaleString("en")}`), drawn, make("div", { class: "ends" }, ...(counts.length > 2 ? ends : [ends[0], ends[2]])));
   }
   function piece([quantile, context, position, peak, begin, length], scale, tokens, levels) {
     const values = Array.from(levels.subarray(begin, begin + length), (level) => (level * scale) / known.levels);
@@ -142,7 +142,7 @@
     document.title = `${feature} · ${document.querySelector("h1").textContent}`;
     if (told.fired) {
       const facts = { density: `${percent(told.density)} (${told.fired.toLocaleString("en")} rows)`, "max activation": short(told.max), "mean activation, where it fires": short(told.mean) };
-      parts.push(make("dl", { class: "facts" }, ...Object.entries(facts).map(([name, value]) => make("div", {}, make("dt", {}, name), make("dd", {}, value)))), histogram(told.histogram));
+      parts.push(make("dl", { class: "facts" }, ...Object.entries(facts).map(([name, value]) => make("div", {}, make("dt", {}, name), make("dd", {}, value)))), make("div", { class: "figures" }, histogram(...told.histogram, known.edges, "activation"), histogram(0, told.positions, known.positions, "position in the context")));
     } else parts.push(make("p", {}, `It fires on none of the ${known.rows.toLocaleString("en")} held-out rows: a dead feature, or one of something that is not among them.`));
     for (const [top, title, why] of [[true, "Where it is largest", "one piece of text a context"], [false, "Over its range", "drawn at even quantiles of its activations"]]) {
       const chosen = told.pieces.filter((one) => (one[0] === null) === top);
@@ -206,7 +206,8 @@
       if (event.key === "Escape") at("query").blur();
       return;
     }
-    if (event.target === at("sort")) return;
+    const arrow = event.key.startsWith("Arrow"); // Shift with one selects text, and in a region one scrolls
+    if (event.target === at("sort") || (arrow && (event.shiftKey || event.target.closest?.(".scroll")))) return;
     if (event.key === "/") { event.preventDefault(); at("query").focus(); at("query").select(); }
     else if (event.key === "j" || event.key === "ArrowRight") step(1);
     else if (event.key === "k" || event.key === "ArrowLeft") step(-1);

@@ -42,6 +42,7 @@ def page_of(
     alive = int((tables.features["fired"].to_numpy() > 0).sum())
     known = {
         "edges": tables.about["histogram_edges"],
+        "positions": tables.about["position_edges"],
         "rows": tables.about["rows"],
         "features": tables.about["d_sae"],
         "shard": SHARD,

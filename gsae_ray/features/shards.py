@@ -17,6 +17,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from gsae_ray.feature_tables import FeatureTables
+from gsae_ray.feature_tables.schema import TOP
 from gsae_ray.features.matching import Matches
 
 SHARD = 256
@@ -81,11 +82,9 @@ def shards_of(
         vocabulary: its.
         others: the nearest features in each other SAE, in the order in which the page knows these.
     """
-    column = tables.contexts["feature"].to_numpy()  # sorted
     for first in range(0, tables.features.num_rows, SHARD):
         features = tables.features.slice(first, SHARD)
-        start, stop = np.searchsorted(column, [first, first + len(features)])
-        yield first // SHARD, _shard(first, features, tables.contexts.slice(start, stop - start), vocabulary, others)
+        yield first // SHARD, _shard(first, features, tables.pieces(first, SHARD), vocabulary, others)
 
 
 def _shard(
@@ -103,7 +102,7 @@ def _shard(
     shown: list[list[list[Any]]] = [[] for _ in rows]
     begins = np.concatenate([[0], np.cumsum(lengths)])
     for number, piece in enumerate(pieces):
-        quantile = None if piece["kind"] == "top" else _round(piece["quantile"])
+        quantile = None if piece["kind"] == TOP else _round(piece["quantile"])
         peak = piece["position"] - piece["start"]
         shown[of[number]].append(
             [quantile, piece["context"], piece["position"], peak, int(begins[number]), int(lengths[number])]
@@ -128,6 +127,7 @@ def _feature(row: dict[str, Any], vocabulary: Vocabulary) -> dict[str, Any]:
         "mean": _round(row["mean_activation"]),
         "max": _round(row["max_activation"]),
         "histogram": [first, histogram[first : last + 1].tolist()],
+        "positions": row["positions"],
         **{
             name: [vocabulary.places(np.array(row[tokens], np.int64)).tolist(), [_round(n) for n in row[numbers]]]
             for name, tokens, numbers in (

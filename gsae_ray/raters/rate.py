@@ -200,7 +200,7 @@ def _drawn(
         raise UserError("--launch: name one; the SAEs of one launch are rated at a time")
     rows = frontier(experiment, site, launch_id, storage=root)
     rows = rows[rows["origin"] == OWN]
-    there = with_features(rows["run_id"], None, root)
+    there = with_features(rows, None, root)
     if not there:
         raise UserError(
             f"EXPERIMENT: no SAE of {experiment!r}{f' at {site}' if site else ''} has tables of features; have them "

@@ -301,6 +301,12 @@ def asked_in(found: _Evaluated) -> EvaluationRequest:
     return EvaluationRequest(found["fingerprint"], tuple(found["encoders"]), tuple(found.get("snapshots", ())))
 
 
+def fingerprint_of(launch: Path, storage: Storage = LOCAL) -> str | None:
+    """That of the held-out contexts on which a launch's SAEs are evaluated; None where that is not known."""
+    found = EVALUATED.read_whole(launch / "evaluation.json", storage)
+    return None if found is None else found["fingerprint"]
+
+
 def write_request(launch: Path, request: EvaluationRequest, storage: Storage = LOCAL) -> None:
     """Writes down what a launch asks for, for whoever reads its results."""
     found: _Evaluated = {"fingerprint": request.fingerprint, "encoders": list(request.encoders)}

@@ -34,7 +34,7 @@ def subjects_of(
     found: list[Subject] = []
     for experiment in experiments:
         rows = own_saes(frontier(experiment, site, launch, tracking_uri, storage=storage))
-        there = with_features(rows["run_id"], tracking_uri, storage)
+        there = with_features(rows, tracking_uri, storage)
         if not there:
             raise UserError(
                 f"EXPERIMENT: no SAE of {experiment!r}{f' at {site}' if site else ''} has tables of features; have "

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import mlflow
@@ -15,9 +13,8 @@ from gsae_ray.errors import UserError, first_line
 from gsae_ray.saes.folder import holds
 from gsae_ray.storage.evaluations import EVALUATION as EVALUATION_FILE
 from gsae_ray.storage.evaluations import Snapshot, Subject, suffix_of
-from gsae_ray.tracking.connection import asking, open_tracking, quick_failure
+from gsae_ray.tracking.connection import open_tracking, quick_failure
 from gsae_ray.tracking.credentials import redacted_in
-from gsae_ray.tracking.runs import REQUESTS
 from gsae_ray.tracking.tags import CONTENT, SNAPSHOT, SOURCE
 
 FEATURES = "features"
@@ -83,18 +80,6 @@ def fetch_sequences(run_id: str, tracking_uri: str | None, subject: Subject) -> 
             f"sequences: those of run {run_id} are damaged: what MLflow has is not what was saved; {_RECORD_ANEW}"
         ) from error
     return found
-
-
-def runs_with_features(run_ids: Sequence[str], tracking_uri: str | None) -> set[str]:
-    """The runs among these that have tables of features.
-
-    Raises:
-        UserError: MLflow does not answer.
-    """
-    client = open_tracking(tracking_uri)
-    with asking(client.tracking_uri), ThreadPoolExecutor(REQUESTS) as pool:
-        listed = pool.map(lambda run_id: client.list_artifacts(run_id, FEATURES), run_ids)
-        return {run_id for run_id, files in zip(run_ids, listed, strict=True) if files}
 
 
 def fetch_features(run_id: str, directory: str | Path, tracking_uri: str | None) -> Path:

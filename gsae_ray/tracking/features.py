@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 from mlflow.tracking import MlflowClient
 
-from gsae_ray.feature_tables.folder import ABOUT
-from gsae_ray.files import file_hash
+from gsae_ray.feature_tables.folder import ABOUT, NAME, PAGE, is_of
+from gsae_ray.files import digest, file_hash
+from gsae_ray.storage.features import has_features
 from gsae_ray.storage.trial_directory import Trial
 from gsae_ray.tracking import artifacts
-from gsae_ray.tracking.runs import find_run, recorded
-from gsae_ray.tracking.tags import FEATURES, LAUNCH, TRIAL
+from gsae_ray.tracking.connection import asking, open_tracking
+from gsae_ray.tracking.runs import REQUESTS, find_run, recorded
+from gsae_ray.tracking.tags import CONTENT, EVALUATION, FEATURES, LAUNCH, TRIAL
 
 
 def record_features(
@@ -38,14 +43,39 @@ def send_features(
 ) -> None:
     """Sends the tables that trials have of the SAE and the text of this launch; sending twice changes nothing."""
     for trial in trials:
-        folder, evaluation = trial.directory.features, trial.directory.evaluation(fingerprint)
-        about = ABOUT.read_whole(folder / "about.json")
-        if about is None or evaluation is None:
-            continue
-        if (about["sae"], about["heldout"]) != (evaluation["sae"], fingerprint):
+        folder = trial.directory.features
+        if not has_features(trial.directory, fingerprint):
             continue
         run = find_run(client, experiment_id, {LAUNCH: launch_id, TRIAL: trial.name})
-        content = file_hash(folder / "about.json")
+        content = _content(folder)
         if run is not None and run.data.tags.get(FEATURES) != content:
             client.log_artifacts(run.info.run_id, str(folder), artifacts.FEATURES)
             client.set_tag(run.info.run_id, FEATURES, content)
+
+
+def _content(folder: Path) -> str:
+    """Hash of what describes the tables, and of the page, which may have been written later or anew."""
+    return digest([file_hash(path) for path in (folder / NAME, folder / PAGE) if path.exists()])
+
+
+def runs_with_features(run_ids: Sequence[str], tracking_uri: str | None) -> set[str]:
+    """The runs among these that have tables of their SAE's features, on their text, of this version.
+
+    Raises:
+        UserError: MLflow does not answer.
+    """
+    client = open_tracking(tracking_uri)
+    with asking(client.tracking_uri), ThreadPoolExecutor(REQUESTS) as pool:
+        found = pool.map(lambda run_id: _has_tables(client, run_id), run_ids)
+        return {run_id for run_id, has in zip(run_ids, found, strict=True) if has}
+
+
+def _has_tables(client: MlflowClient, run_id: str) -> bool:
+    names = {Path(item.path).name for item in client.list_artifacts(run_id, artifacts.FEATURES)}
+    if NAME not in names:
+        return False
+    tags = client.get_run(run_id).data.tags
+    with tempfile.TemporaryDirectory(prefix="gsae-") as folder:
+        path = client.download_artifacts(run_id, f"{artifacts.FEATURES}/{NAME}", folder)
+        about = ABOUT.read_whole(Path(path))
+    return is_of(about, names, tags.get(CONTENT, ""), tags.get(EVALUATION, ""))

@@ -26,7 +26,8 @@ trial's run. Of a reference it is the hash of what it computes (`saes.files.func
 SNAPSHOT = "gsae.snapshot."
 """Followed by its tokens: the hash of a snapshot's SAE, as `CONTENT` has it; tags of a finished trial's run."""
 FEATURES = "gsae.features"
-"""The hash of what describes the tables of features among its artifacts; a tag of a finished trial's run."""
+"""The hash of what describes the tables of features among its artifacts, and of their page; a tag of a finished trial's
+run."""
 RATINGS = "gsae.ratings"
 """What a language model's ratings of its features come to (JSON, `storage.ratings.summary_of`), and who rated; a tag of
 a finished trial's run."""

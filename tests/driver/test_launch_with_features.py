@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import time
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,7 @@ from gsae_ray.driver.features import make_features
 from gsae_ray.driver.prepare import prepare
 from gsae_ray.errors import UserError
 from gsae_ray.feature_tables import read
+from gsae_ray.files import STALE_S
 
 PIECES = {"contexts": 4, "window": 8}
 FEATURES = {**SHORT, "evaluation": {**SHORT["evaluation"], "features": PIECES}}
@@ -93,12 +96,17 @@ def test_a_table_that_is_missing_is_made_by_resuming_and_no_other(launched: laun
     lost = folders(home)[first]
     kept = read(lost)
     shutil.rmtree(lost)
-    (lost.parent / ".features-of-a-producer-that-died").mkdir()
+    living, dead = (lost.parent / f".features-of-a-{name}-process" for name in ("living", "dead"))
+    for folder in (living, dead):
+        folder.mkdir()
+    long_ago = time.time() - 2 * STALE_S
+    os.utime(dead, (long_ago, long_ago))
     again = run(FEATURES, home, resume=True)
     assert again.launch_id == launched.launch_id and again.failures == {}
     after = when_made(home)
     assert after.keys() == before.keys() and after.pop(first) > before.pop(first) and after == before
-    assert not [*lost.parent.glob(".features*")]
+    assert [*lost.parent.glob(".features*")] == [living]
+    living.rmdir()
     found = read(lost)
     assert kept is not None and found is not None and found.about == kept.about
     assert found.features.equals(kept.features) and found.contexts.equals(kept.contexts), "the same, bit for bit"

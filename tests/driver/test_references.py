@@ -21,7 +21,7 @@ from trials import random_sae
 import gsae_ray
 from gsae_ray.activations.producer import Producer
 from gsae_ray.cli.main import main
-from gsae_ray.driver import evaluate as module
+from gsae_ray.driver import launched as module
 from gsae_ray.driver.evaluate import evaluate
 from gsae_ray.driver.prepare import prepare, producer_spec
 from gsae_ray.errors import UserError

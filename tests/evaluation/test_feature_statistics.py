@@ -105,6 +105,13 @@ def test_counts_and_histograms_are_those_of_all_activations(
         expected, _ = np.histogram(column[column > 0].clip(EDGES[0], EDGES[-1]), EDGES)
         assert histogram.tolist() == expected.tolist()
     assert tables.about["histogram_edges"] == EDGES.tolist()
+    contexts, positions, features = dense[0].shape
+    edges = tables.about["position_edges"]
+    assert (tables.about["contexts"], edges[0], edges[-1], len(edges)) == (contexts, 0, positions, 17)
+    fires_TF = (dense[0] > 0).sum(0)
+    for feature in range(features):
+        counts = [int(fires_TF[low:high, feature].sum()) for low, high in zip(edges, edges[1:], strict=False)]
+        assert found["positions"][feature].tolist() == counts
 
 
 def expected_top(acts_ET: np.ndarray, number: int) -> list[tuple[int, int]]:

@@ -44,8 +44,15 @@ def test_other_columns_and_versions_are_refused(tmp_path: Path) -> None:
         feature_tables.read(tmp_path)
     tables.about["version"] += 1
     tables.write(tmp_path)
-    with pytest.raises(DamagedError, match="of version 3, not 2"):
+    with pytest.raises(DamagedError, match="of version 4, not 3"):
         feature_tables.read(tmp_path)
+
+
+def test_pieces_are_those_of_a_feature_or_of_some_in_a_row() -> None:
+    tables = random_tables(d_sae=6, contexts=4)
+    assert tables.pieces(0).num_rows == 0, "it never fires"
+    assert tables.pieces(3)["feature"].to_pylist() == [3] * 4
+    assert tables.pieces(4, 100)["feature"].to_pylist() == [4] * 4 + [5] * 4
 
 
 def test_every_column_says_what_it_means() -> None:

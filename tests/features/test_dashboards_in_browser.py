@@ -158,7 +158,10 @@ def test_a_feature_is_shown_as_its_tables_have_it(browser: Browser, folder: Path
     assert page.locator("img").count() == 0 and page.evaluate("document.body.dataset.evil") is None
     feature = tables.features.slice(30, 1).to_pylist()[0]
     assert f"{feature['fired']:,} rows" in page.inner_text(".facts")
-    assert page.locator("#shown figure svg rect").count() == len(tables.about["histogram_edges"]) - 1
+    bars = len(tables.about["histogram_edges"]) - 1, len(tables.about["position_edges"]) - 1
+    assert tuple(page.locator("#shown figure").nth(n).locator("svg rect").count() for n in range(2)) == bars
+    said_of_bars = page.locator("#shown svg").nth(1).get_attribute("aria-label") or ""
+    assert "rows by position in the context, from 0 to 128" in said_of_bars
     near = page.locator("section", has=page.get_by_role("heading", name="Nearest features")).locator("a")
     assert [int(text) for text in near.all_inner_texts()] == feature["neighbours"]
     near.first.click()
@@ -214,6 +217,14 @@ def test_keys_go_through_the_list(browser: Browser, folder: Path) -> None:
         assert page.evaluate("location.hash") == f"#feature={feature}"
         assert page.locator("#rows tr[aria-current]").inner_text().split()[0] == str(feature)
     assert listed(page)[0] == 108, "the list turns with the feature"
+    page.keyboard.press("Shift+ArrowLeft")
+    page.locator("#find .scroll").focus()
+    page.keyboard.press("ArrowLeft")  # which scrolls the list
+    assert told(page) == "Feature 108"
+    page.keyboard.press("k")
+    page.wait_for_selector("body[data-feature='107']")
+    page.keyboard.press("j")
+    page.wait_for_selector("body[data-feature='108']")
     page.keyboard.press("/")
     page.keyboard.type("jk")
     assert page.locator("#query").input_value() == "jk" and told(page) == "Feature 108"

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from typing import Any
 
+import pyarrow as pa
 import pytest
 from random_feature_tables import random_tables
 from random_saes import config
 
 from gsae_ray.errors import UserError
+from gsae_ray.evaluation.feature_firings import EDGES
 from gsae_ray.feature_tables import FeatureTables
 from gsae_ray.features.neuronpedia import batches, check_layer
 
@@ -100,7 +103,7 @@ def test_the_numbers_are_those_of_the_tables(features: list[dict[str, Any]], tab
     assert feature["neg_values"] == row["lowered_logits"]
     assert feature["frac_nonzero"] == row["density"] and sum(feature["freq_hist_data_bar_heights"]) == row["fired"]
     assert len(feature["freq_hist_data_bar_values"]) == len(feature["freq_hist_data_bar_heights"]), "in parallel"
-    assert (feature["n_prompts_total"], feature["n_tokens_in_prompt"]) == (79, 128), "10,000 rows"
+    assert (feature["n_prompts_total"], feature["n_tokens_in_prompt"]) == (100, 128)
     assert feature["dataset"] == "openwebtext"
 
 
@@ -111,6 +114,18 @@ def test_pieces_are_the_top_ones_and_an_example_of_each_bin(features: list[dict[
     assert found == [(-1, 9.5, -1)] * 2 + [(9.25, 9.5, third), (9.15, 9.25, third), (0, 9.15, third)]
     for activation in features[100]["activations"]:
         assert activation["values"][activation["qualifying_token_index"]] == max(activation["values"])
+
+
+def test_small_activations_stay_and_bars_of_a_histogram_are_told_apart(tables: FeatureTables) -> None:
+    rows = tables.contexts.to_pylist()
+    small = [{**row, "activations": [value * 1e-6 for value in row["activations"]]} for row in rows]
+    about: Any = {**tables.about, "histogram_edges": (EDGES[: len(tables.about["histogram_edges"])]).tolist()}
+    contexts = pa.Table.from_pylist(small, schema=tables.contexts.schema)
+    batch, _ = batches(dataclasses.replace(tables, about=about, contexts=contexts), "trial", CFG)
+    feature = batch["features"][100]
+    assert all(max(activation["values"]) > 0 for activation in feature["activations"])
+    bars = feature["freq_hist_data_bar_values"]
+    assert bars[0] < 2**-11 and len(set(bars)) == len(bars) > 5
 
 
 def test_a_feature_that_never_fires_is_there_without_activations(features: list[dict[str, Any]]) -> None:

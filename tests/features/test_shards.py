@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import base64
 import json
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pytest
 from random_feature_tables import random_tables
+from wide_feature_tables import wide_tables
 
-from gsae_ray.feature_tables import FeatureTables
+from gsae_ray.feature_tables import FeatureTables, read
 from gsae_ray.feature_tables.schema import TOKENS
 from gsae_ray.features.matching import Matches
 from gsae_ray.features.page import data_of, one_file, page_of, script_of
@@ -104,3 +106,14 @@ def test_no_text_can_end_a_script_or_begin_one(tables: FeatureTables) -> None:
 
 def test_a_page_that_would_be_too_large_is_none(tables: FeatureTables) -> None:
     assert one_file(tables, "trial", 10_000) is None
+
+
+def test_constructed_tables_are_tables(tmp_path: Path) -> None:
+    """Those that `tests/benchmarks/feature_pages.py` measures the page of."""
+    made = wide_tables(64, contexts=4, window=8)
+    made.write(tmp_path)
+    found = read(tmp_path)
+    assert found is not None and found.about == made.about and found.contexts.num_rows == 4 * 64
+    data = dict(data_of(found))
+    assert {*data} == {"list", "tokens", "features_0"} and len(data["features_0"]["features"]) == 64
+    assert all(sum(told["positions"]) == told["fired"] for told in data["features_0"]["features"])

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 from mlflow.tracking import MlflowClient
-from random_feature_tables import random_tables
+from random_feature_tables import log_tables, random_tables
 from recorder import NEWER, Recorder, ends
 from servers import free_ports
 from studies import rate
@@ -47,8 +47,8 @@ def recorder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Recorder]:
         client = MlflowClient(recorder.uri)
         for experiment in ("small", "alone"):
             for number, run_id in enumerate(frontier(experiment)["run_id"]):
-                random_tables(40, contexts=24, seed=number).write(recorder.folder / f"{experiment}-{number}")
-                client.log_artifacts(run_id, str(recorder.folder / f"{experiment}-{number}"), "features")
+                tables = random_tables(40, contexts=24, seed=number)
+                log_tables(client, run_id, tables, recorder.folder / f"{experiment}-{number}")
         yield recorder
 
 
@@ -103,17 +103,17 @@ def test_the_same_is_read_from_storage(recorder: Recorder, tmp_path: Path) -> No
     for number, trial in enumerate(trials):
         directory = storage / "small" / "trials" / trial.directory_name
         tables = random_tables(40, contexts=24, seed=number)
-        tables.about["sae"] = content_hash(directory / "sae")
+        tables.about["sae"], tables.about["heldout"] = content_hash(directory / "sae"), FINGERPRINT
         tables.write(directory / "features")
     path = tmp_path / "study.db"
     where = ["--storage", storage, "--match", "loss_recovered", "--out", path]
     created = invoke("create", "small", "--pairs", 1, "--raters", 1, "--seed", 1, *where)
     assert created.exit_code == 0, created.output
     assert "builtin blocks.1.hook_resid_post: " in created.output
-    random_tables(40).write(directory / "features")  # of an SAE that was there before
+    for trial in STANDARD:  # of SAEs that were there before
+        random_tables(40).write(storage / "small" / "trials" / trial.directory_name / "features")
     again = ["--storage", storage, "--out", tmp_path / "other.db"]
-    stale = refused("create", "small", "--pairs", 1, "--raters", 1, "--seed", 1, *again)
-    assert "has no tables of its SAE's features; have them made: gsae-ray features small" in stale
+    assert "standard" in refused("create", "small", "--pairs", 1, "--raters", 1, "--seed", 1, *again)
 
 
 @pytest.mark.usefixtures("recorder")
