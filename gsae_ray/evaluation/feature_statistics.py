@@ -98,7 +98,7 @@ class FeatureStatistics:
     def evaluations(self) -> int:
         """How many times as long as an evaluation it may take.
 
-        Cosines take width² products: 131,072 features took 680 and 1,202 s on a busy core (docs/features.md), where an
+        Cosines take width² products: 131,072 features took 280 to 1,202 s on a busy core (docs/features.md), where an
         evaluation has 600 s by default.
         """
         return sum(-(-looked.d_sae // FEATURES_AN_EVALUATION) for looked in self.saes)

@@ -121,7 +121,7 @@
       drawn.append(bar);
     });
     const ends = [0, Math.floor(counts.length / 2), counts.length].map((place) => make("span", {}, short(edges[start + place])));
-    return make("figure", {}, make("figcaption", {}, `Rows by ${by}; the highest bar is ${most.toLocaleString("en")}`), drawn, make("div", { class: "ends" }, ...(counts.length > 2 ? ends : [ends[0], ends[2]])));
+    return make("figure", {}, make("figcaption", {}, `Rows by ${by}, at most ${most.toLocaleString("en")}`), drawn, make("div", { class: "ends" }, ...(counts.length > 2 ? ends : [ends[0], ends[2]])));
   }
   function piece([quantile, context, position, peak, begin, length], scale, tokens, levels) {
     const values = Array.from(levels.subarray(begin, begin + length), (level) => (level * scale) / known.levels);
