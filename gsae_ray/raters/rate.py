@@ -191,7 +191,7 @@ def _drawn(
 ) -> tuple[list[Drawn], list[str]]:
     """The SAEs with tables of features, and what was drawn of each; and a line for each that has less than asked.
 
-    Tables of other held-out text than the launch is evaluated on are left out, and `say` is told: their ratings would
+    Tables of other held-out text than the launch is evaluated on do not count, and `say` is told: their ratings would
     be on no frontier. Trials are shared among launches, and with them their tables.
     """
     outcomes = StorageOutcomes(root, experiment)
@@ -200,23 +200,20 @@ def _drawn(
         raise UserError("--launch: name one; the SAEs of one launch are rated at a time")
     rows = frontier(experiment, site, launch_id, storage=root)
     rows = rows[rows["origin"] == OWN]
-    there = with_features(rows, None, root)
+    there, made = with_features(rows, None, root), own_command("features", experiment)
     if not there:
         raise UserError(
-            f"EXPERIMENT: no SAE of {experiment!r}{f' at {site}' if site else ''} has tables of features; have them "
-            f"made: {own_command('features', experiment)} (or evaluation.features in its sweep file)"
+            f"EXPERIMENT: no SAE of {experiment!r}{f' at {site}' if site else ''} has tables of features on the "
+            f"held-out text of launch {launch_id}; have them made: {made} (or evaluation.features in its sweep file)"
         )
-    heldout, again = outcomes.request(launch_id).fingerprint, own_command("features", experiment)
-    found, stale, notes = [], 0, []
+    stale = rows[
+        ~rows["run_id"].isin(there) & rows["run_id"].map(lambda run: TrialDirectory(Path(run)).features.exists())
+    ]
+    for trial in stale["trial"]:
+        say(f"{trial} is left out: its tables of features are of before; have them made anew: {made}")
+    found, notes = [], []
     for row in rows[rows["run_id"].isin(there)].itertuples():
         tables = load_features(row.run_id, experiment, None, root)
-        if tables.about["heldout"] != heldout:
-            stale += 1
-            say(
-                f"{row.trial} is left out: its tables of features are of other held-out text than launch {launch_id} "
-                f"is evaluated on; have them made anew: {again}"
-            )
-            continue
         examples = draw(tables, features, seed)
         if len(examples) < features:
             notes.append(
@@ -225,15 +222,10 @@ def _drawn(
             )
         if examples:
             found.append(_of(row.run_id, launch_id, row.site, int(row.tokens), tables, examples))
-    if stale == len(there):
-        raise UserError(
-            f"EXPERIMENT: no SAE of {experiment!r} has tables of features on the held-out text that launch {launch_id} "
-            f"is evaluated on (evaluation.* of its sweep file); have them made anew: {again}"
-        )
     if not found:
         raise UserError(
             f"EXPERIMENT: no feature of {experiment!r} fires and has enough pieces of text; have tables of features "
-            f"made with more of them: {own_command('features', experiment)}, evaluation.features.contexts"
+            f"made with more of them: {made}, evaluation.features.contexts"
         )
     return found, notes
 

@@ -216,7 +216,8 @@ def test_what_cannot_be_rated_is_one_line(recorder: Recorder, server: RaterServe
         path = recorder.folder / "small" / NEWER / trial.directory_name / "features"
         (path / "about.json").unlink()
     none = refused(server, "--site", SITE)
-    assert f"no SAE of 'small' at {SITE} has tables of features; have them made: gsae-ray features small" in none
+    assert f"no SAE of 'small' at {SITE} has tables of features on the held-out text of launch {NEWER}; " in none
+    assert "; have them made: gsae-ray features small (or evaluation.features" in none
     few = invoke(server, "--yes", "--features", 100)
     assert few.exit_code == 0 and "11 of the 100 features that were asked for fire and have enough pieces" in few.stderr
     path = recorder.folder / "small" / NEWER / GATED[2].directory_name / "features"
@@ -262,8 +263,8 @@ def test_tables_of_other_held_out_text_are_not_asked_about(recorder: Recorder, s
         directory = TrialDirectory(launches.parent / "trials" / trial.directory_name)
         directory.save_evaluation(other, trial.training.tokens, evaluation(l0=30.0, loss_recovered=0.9))
     said = refused(server, "--yes")
-    assert f"no SAE of 'small' has tables of features on the held-out text that launch {newer} is evaluated" in said
-    assert "have them made anew: gsae-ray features small" in said and not server.bodies
+    assert f"no SAE of 'small' has tables of features on the held-out text of launch {newer}; " in said
+    assert "have them made: gsae-ray features small" in said and not server.bodies
     path = launches.parent / "trials" / GATED[1].directory_name / "features"
     tables = read(path)
     assert tables is not None
@@ -271,7 +272,7 @@ def test_tables_of_other_held_out_text_are_not_asked_about(recorder: Recorder, s
     tables.write(path)
     result = invoke(server, "--yes")
     assert result.exit_code == 0 and f"{FEATURES} features of 1 SAEs" in result.stderr
-    assert f"{GATED[0].name} is left out: its tables of features are of other held-out text" in result.stderr
+    assert f"{GATED[0].name} is left out: its tables of features are of before; have" in result.stderr
     stored = gsae_ray.frontier("small", storage="gsae_runs").set_index("trial")["detection"]
     assert stored[GATED[1].name] == 1 and stored.isna().sum() == 3
     assert not (path.parents[1] / GATED[0].directory_name / "ratings.json").exists()

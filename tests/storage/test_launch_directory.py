@@ -131,6 +131,7 @@ VALUES = {
     "evaluation.features.contexts": 6,
     "evaluation.features.window": 16,
     "evaluation.features.tokens": 1000,
+    "evaluation.features.memory_gib": 4,
 }
 LONELY = {key for key in VALUES if key.startswith("evaluation.features.")}
 """Keys of a mapping that is not there unless it is asked for."""
