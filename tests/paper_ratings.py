@@ -34,7 +34,13 @@ def paper_ratings(seed: int = SEED) -> Ratings:
             for (layer, rater), difference in zip(cells, differences, strict=True):
                 choices = LABELS[int(difference)]
                 labels = choices[random.randint(len(choices))]
-                cell = {"model": model, "layer": layer, "point": point, "site": f"blocks.{layer}.{point}"}
+                cell = {
+                    "experiment": model,
+                    "model": model,
+                    "layer": layer,
+                    "point": point,
+                    "site": f"blocks.{layer}.{point}",
+                }
                 cell |= {"rater": f"{model} {rater}", "pair": 0, "place": 1, "explanation": "", "seconds": 30.0}
                 rows += [
                     {**cell, "architecture": name, "label": float(label)}

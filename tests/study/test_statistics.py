@@ -192,6 +192,7 @@ def made(rows: list[tuple[str, int | None, str, str, int, float | None]]) -> Rat
     """Ratings of (model, layer, point, architecture, pair, label) by one rater."""
     names = ["model", "layer", "point", "architecture", "pair", "label"]
     table = pd.DataFrame(rows, columns=names).assign(rater="rater 1", explanation="", seconds=1.0, place=1)
+    table = table.assign(experiment="e")
     table["site"] = table["point"] + table["layer"].astype(str)
     table = table.astype({"label": "Float64", "layer": "Int64", "seconds": "Float64"})
     return Ratings("gated", "standard", table)
