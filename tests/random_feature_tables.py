@@ -80,6 +80,7 @@ def random_tables(
         seed=seed,
         histogram_edges=EDGES,
         logit_effects="the decoder row times the unembedding",
+        asked={"contexts": contexts, "window": window, "tokens": None},
     )
     tokens = pa.table({"token": range(len(WORDS)), "text": WORDS}, schema=TOKENS)
     return FeatureTables(

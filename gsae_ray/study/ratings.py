@@ -54,7 +54,8 @@ def read_ratings(paths: Sequence[Path]) -> Ratings:
     Raises:
         UserError: a file is no study, two are copies of one, or the studies compare other architectures.
     """
-    compared, items, of_token = {}, [], {}
+    compared, items = {}, []
+    of_token: dict[str, int] = {}
     for number, path in enumerate(paths, start=1):
         with opened(path) as database:
             for (token,) in database.execute("SELECT token FROM raters"):
