@@ -85,6 +85,7 @@ def random_tables(
         histogram_edges=EDGES,
         position_edges=[8 * place for place in range(17)],
         logit_effects="the decoder row times the unembedding",
+        asked={"contexts": contexts, "window": window, "tokens": None},
     )
     tokens = pa.table({"token": range(len(WORDS)), "text": WORDS}, schema=TOKENS)
     return FeatureTables(

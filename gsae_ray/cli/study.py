@@ -85,16 +85,19 @@ def create(
     of each of them, drawn uniformly among those that fire and have --texts texts, in an order of the rater's own. No
     feature is rated twice. The paper has one pair for each rater, layer and site.
 
-    The SAEs need tables of features: `gsae-ray features EXPERIMENT`, or evaluation.features in the sweep file.
+    The SAEs need tables of features: `evaluation.features: {saes: all, contexts: 20}` in the sweep file. By default
+    tables are made of the frontier's SAEs only, where an architecture may have none. MLflow is read, or --storage.
     """
     from gsae_ray.study.create import Design, check_new
     from gsae_ray.study.create import create as make
     from gsae_ray.study.source import subjects_of, tables_from
-    from gsae_ray.study.subjects import couples
+    from gsae_ray.study.subjects import couples, remarks
 
     check_new(out)
     subjects = subjects_of(experiments, site, launch, tracking_uri, storage)
     chosen = couples(subjects, architectures, match)
+    for remark in remarks(chosen, subjects, architectures, match):
+        click.echo(remark, err=True)
     made = make(out, chosen, tables_from(tracking_uri, storage), Design(pairs, raters, seed, texts, match))
     _print_made(made, out)
 
@@ -108,7 +111,7 @@ def _print_made(made: Made, out: Path) -> None:
         subject = drawn.subject
         click.echo(
             f"  {subject.model} {subject.site}: {subject.trial}, L0 {subject.l0:.4g}, loss recovered "
-            f"{subject.loss_recovered:.4f}; drawn from {drawn.drawn_from:,} of {drawn.tables.about['d_sae']:,} features"
+            f"{subject.loss_recovered:.4f}; drawn from {drawn.drawn_from:,} of {drawn.about['d_sae']:,} features"
         )
     click.echo(f"links of the raters, while `{own_command('study', 'serve', out)}` runs (which prints them, too):")
     for rater, token in made.tokens.items():

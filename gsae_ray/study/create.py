@@ -11,15 +11,22 @@ import sqlite3
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 
 from gsae_ray.errors import UserError
-from gsae_ray.feature_tables import FeatureTables
+from gsae_ray.feature_tables import About, FeatureTables
 from gsae_ray.study.database import make
 from gsae_ray.study.subjects import Couple, Match, Subject
-from gsae_ray.study.texts import texts_of, with_enough_texts
+from gsae_ray.study.texts import Text, Texts, with_enough_texts
 from gsae_ray.version import __version__
+
+_AGAIN = (
+    "give evaluation.features of each sweep file saes: all and the same contexts, window and tokens, and launch it "
+    "again: gsae-ray run SWEEP"
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,14 +43,22 @@ class Design:
     """How the SAEs were chosen."""
 
 
+class Feature(NamedTuple):
+    """A feature that is in a study."""
+
+    number: int
+    density: float
+    texts: list[Text]
+
+
 @dataclasses.dataclass(frozen=True)
 class Drawn:
     """The features of an SAE that are in a study."""
 
     subject: Subject
-    tables: FeatureTables
+    about: About
     drawn_from: int
-    features: list[list[int]]
+    features: list[list[Feature]]
     """[raters][pairs]: no feature is drawn twice."""
 
 
@@ -87,19 +102,16 @@ def create(
         design: how many.
 
     Raises:
-        UserError: there is such a file, an SAE has too few features with enough texts, or the two of a site were looked
-            at on different text.
+        UserError: there is such a file, an SAE has too few features with enough texts, or tables were not made alike:
+            what differs could be seen in the texts.
     """
     check_new(path)
     drawn: list[Drawn] = []
     for couple in couples:
-        two = [draw(subject, tables_of(subject), design) for subject in couple]
-        if len({each.tables.about["heldout"] for each in two}) > 1:
-            raise UserError(
-                f"{couple.better.site}: the features of {couple.better.trial} and {couple.base.trial} come of "
-                f"different text; have their tables made again: gsae-ray features {couple.better.experiment}"
-            )
-        drawn += two
+        for subject in couple:
+            drawn.append(_drawn(subject, tables_of(subject), design))  # tables of one SAE in memory at a time
+            _check_alike(drawn[0], drawn[-1])
+        _check_same_text(*drawn[-2:])
     tokens = {f"rater {number}": secrets.token_urlsafe(24) for number in range(1, design.raters + 1)}
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
     try:
@@ -123,23 +135,62 @@ def _generator(design: Design, *what: object) -> np.random.Generator:
     return np.random.default_rng(np.frombuffer(digest, np.uint32))
 
 
-def draw(subject: Subject, tables: FeatureTables, design: Design) -> Drawn:
-    """Draws the features of an SAE.
+def draw(subject: Subject, eligible: npt.NDArray[np.int64], d_sae: int, design: Design) -> npt.NDArray[np.int64]:
+    """Draws the features of an SAE [raters, pairs] among those that may be drawn.
 
     Raises:
-        UserError: too few have enough texts.
+        UserError: they are too few.
     """
-    eligible = with_enough_texts(tables, design.texts)
     needed = design.raters * design.pairs
     if len(eligible) < needed:
         raise UserError(
             f"--pairs: {design.raters} raters with {design.pairs} pairs each take {needed} features of each SAE, and "
             f"{subject.trial} at {subject.site} has {len(eligible)} that fire and have {design.texts} texts, of "
-            f"{tables.about['d_sae']}; ask for fewer (--pairs, --raters), or for fewer texts (--texts)"
+            f"{d_sae}; ask for fewer (--pairs, --raters), for fewer texts (--texts), or have more texts found: more "
+            "contexts under evaluation.features in the sweep file, then gsae-ray run SWEEP"
         )
     random = _generator(design, "features", subject.site, subject.trial)
-    features = random.choice(eligible, needed, replace=False).reshape(design.raters, design.pairs)
-    return Drawn(subject, tables, len(eligible), features.tolist())
+    return random.choice(eligible, needed, replace=False).reshape(design.raters, design.pairs)
+
+
+def _drawn(subject: Subject, tables: FeatureTables, design: Design) -> Drawn:
+    eligible = with_enough_texts(tables, design.texts)
+    drawn = draw(subject, eligible, tables.about["d_sae"], design)
+    texts, densities = Texts(tables), tables.features["density"]
+    features = [
+        [Feature(number, densities[number].as_py(), texts.of(number, design.texts)) for number in of_rater]
+        for of_rater in drawn.tolist()
+    ]
+    return Drawn(subject, tables.about, len(eligible), features)
+
+
+def _check_alike(one: Drawn, other: Drawn) -> None:
+    """Refuses tables that were asked for otherwise: the length of texts would tell raters which SAE is which.
+
+    So would how they were chosen, if less surely.
+    """
+    asked = one.about.get("asked")
+    if one is other or (asked is not None and asked == other.about.get("asked")):
+        return
+    raise UserError(
+        f"evaluation.features: tables of the features of {_asked(one)} and {_asked(other)} were not made alike, which "
+        f"raters could see; {_AGAIN}"
+    )
+
+
+def _asked(drawn: Drawn) -> str:
+    subject, asked = drawn.subject, drawn.about.get("asked", {})
+    settings = ", ".join(f"{name}: {'all' if value is None else value}" for name, value in asked.items())
+    return f"{subject.trial} at {subject.site} of {subject.experiment} ({settings or 'settings not known'})"
+
+
+def _check_same_text(better: Drawn, base: Drawn) -> None:
+    """Refuses two SAEs of a site whose features were looked for in different text."""
+    if any(better.about[name] != base.about[name] for name in ("heldout", "rows")):
+        raise UserError(
+            f"evaluation.features: the features of {better.subject.trial} and {base.subject.trial} at "
+            f"{better.subject.site} of {better.subject.experiment} come of different text; {_AGAIN}"
+        )
 
 
 def _write(
@@ -151,14 +202,12 @@ def _write(
     database.execute("INSERT INTO study VALUES (?, ?, ?, ?, ?, ?, ?)", (*settings, *made))
     items: list[list[tuple[int, int]]] = [[] for _ in tokens]  # of each rater: (feature, pair)
     for each in drawn:
-        sae, words = _insert_sae(database, each), each.tables.texts()
-        densities = each.tables.features["density"]
+        sae = _insert_sae(database, each)
         for rater, features in enumerate(each.features):
             for pair, feature in enumerate(features):
-                texts = json.dumps(texts_of(each.tables, feature, design.texts, words))
-                row = sae, feature, densities[feature].as_py(), texts
                 inserted = database.execute(
-                    "INSERT INTO features (sae, feature, density, texts) VALUES (?, ?, ?, ?)", row
+                    "INSERT INTO features (sae, feature, density, texts) VALUES (?, ?, ?, ?)",
+                    (sae, feature.number, feature.density, json.dumps(feature.texts)),
                 )
                 items[rater].append((inserted.lastrowid or 0, pair))
     for number, (name, token) in enumerate(tokens.items()):
@@ -171,7 +220,7 @@ def _write(
 
 
 def _insert_sae(database: sqlite3.Connection, drawn: Drawn) -> int:
-    of, about = drawn.subject, drawn.tables.about
+    of, about = drawn.subject, drawn.about
     row = {
         **{name: getattr(of, name) for name in ("model", "site", "layer", "point", "architecture", "experiment")},
         **{"trial": of.trial, "run": of.run_id, "content": about["sae"], "heldout": about["heldout"], "l0": of.l0},

@@ -6,6 +6,8 @@ const windowId = Array.from(crypto.getRandomValues(new Uint8Array(16)), (byte) =
 let shown = null; // what the server said last: {done, total, next, item}
 let waiting = false; // whether an answer is under way
 let refused = null; // {answer, rating} of this window that another window's answer stands in the way of
+let unsure = []; // answers to this item that had no reply: one may have been saved all the same
+const drafts = new Map(); // place -> explanation that was typed there and is not known to be saved
 
 // Time that the page is seen, by a clock that only goes forward.
 const clock = {
@@ -25,27 +27,29 @@ function say(text, retry) {
   at("again").onclick = retry || null;
 }
 
-async function ask(path, options, again) {
+// Asks the server. `not` says what is not done where that fails, `again` does it.
+async function ask(path, options, not, again) {
   let reply, told;
   try {
     reply = await fetch(path, { cache: "no-store", ...options });
     told = await reply.json().catch(() => ({}));
   } catch {
-    say("The server does not answer, so this was not saved yet. It is still on this page: try again in a moment, or tell who runs the study.", again);
+    say(`The server does not answer. ${not} Try again in a moment, or tell who runs the study.`, again);
     return null;
   }
   if (reply.ok || reply.status === 409) {
     say("");
     return { status: reply.status, told };
   }
-  say(reply.status === 403 ? "This link is not known any more: ask who runs the study for yours." : `This was not saved: ${told.error || reply.status}`, again);
+  say(reply.status === 403 ? "This link is not known any more: ask who runs the study for yours." : `${not} What the server says: ${told.error || reply.status}`, again);
   return null;
 }
 
-async function load(place) {
+async function load(place, before = "") {
   if (waiting) return;
   waiting = true;
-  const found = await ask(`item${place ? `?place=${place}` : ""}`, {}, () => load(place));
+  const not = `${before}The item cannot be shown yet.`;
+  const found = await ask(`item${place ? `?place=${place}` : ""}`, {}, not, () => load(place, before));
   waiting = false;
   if (found) show(found.told);
 }
@@ -54,6 +58,7 @@ function show(told) {
   const before = shown && shown.item && shown.item.place;
   shown = told;
   refused = null;
+  unsure = [];
   const item = told.item;
   at("progress").textContent = item ? `${item.place} of ${told.total} (${told.done} rated)` : `${told.done} of ${told.total} rated`;
   at("bar").max = told.total;
@@ -62,6 +67,7 @@ function show(told) {
   at("finished").hidden = Boolean(item);
   at("work").hidden = !item;
   if (!item) {
+    if (drafts.size) say(`What you typed at item ${[...drafts.keys()].join(", ")} was not sent: go back there to send it, or leave it.`);
     document.querySelector("#finished .back").focus();
     return;
   }
@@ -70,10 +76,12 @@ function show(told) {
     at("texts").replaceChildren(...item.texts.map(drawn));
     window.scrollTo(0, 0);
   }
-  at("explanation").value = item.explanation;
+  if (drafts.get(item.place) === item.explanation) drafts.delete(item.place);
+  const draft = drafts.get(item.place);
+  at("explanation").value = draft === undefined ? item.explanation : draft;
   document.querySelector("#work .back").hidden = item.place === 1;
   at("forward").hidden = told.next === item.place || item.label === null;
-  step(item.version === 0 ? "explain" : "rate");
+  step(item.version === 0 || draft !== undefined ? "explain" : "rate");
 }
 
 function step(name) {
@@ -97,17 +105,31 @@ async function send(answer, rating) {
   if (waiting) return;
   waiting = true;
   const seconds = clock.read();
-  const body = JSON.stringify({ place: shown.item.place, version: shown.item.version, window: windowId, seconds, ...answer });
-  const found = await ask("answer", { method: "POST", headers: { "Content-Type": "application/json" }, body }, () => send(answer, rating));
+  const { place, version } = shown.item;
+  const body = JSON.stringify({ place, version, window: windowId, seconds, ...answer });
+  // What is typed while this one is under way is sent when it is tried again.
+  const again = rating ? () => send(answer, rating) : explained;
+  const found = await ask("answer", { method: "POST", headers: { "Content-Type": "application/json" }, body }, "This was not saved yet. It is still on this page.", again);
   waiting = false;
-  if (!found) return;
+  if (!found) {
+    unsure.push({ ...answer, seconds });
+    return;
+  }
   if (found.status === 409) {
-    conflict(answer, rating, found.told);
+    const { item } = found.told;
+    const own = unsure.find((sent) => sent.explanation === item.explanation && sent.label === item.label);
+    if (own && item.version === version + 1) {
+      // What stands in the way is this window's own answer, whose reply was lost.
+      shown = found.told;
+      unsure = [];
+      clock.seen = Math.max(0, clock.seen - 1000 * own.seconds);
+      send(answer, rating);
+    } else conflict(answer, rating, found.told);
     return;
   }
   clock.seen = Math.max(0, clock.seen - 1000 * seconds);
-  if (rating) load();
-  else show(found.told);
+  show(found.told);
+  if (rating) load(undefined, "Your rating is saved. ");
 }
 
 const inWords = (label, explanation) => [label && label[0].toUpperCase() + label.slice(1), explanation.trim() || "no explanation"].filter(Boolean).join(": ");
@@ -129,7 +151,8 @@ const back = () => load(shown.item ? Math.max(1, shown.item.place - 1) : shown.t
 at("go").onclick = explained;
 at("change").onclick = () => step("explain");
 at("forward").onclick = () => load();
-at("keep").onclick = () => load(shown.item.label === null ? shown.item.place : undefined);
+at("keep").onclick = () => { drafts.delete(shown.item.place); load(shown.item.label === null ? shown.item.place : undefined); };
+at("explanation").oninput = ({ target }) => (target.value === shown.item.explanation ? drafts.delete(shown.item.place) : drafts.set(shown.item.place, target.value));
 at("replace").onclick = () => { const { answer, rating } = refused; refused = null; at("conflict").hidden = true; at("work").hidden = false; send({ ...answer, label: answer.label || shown.item.label }, rating); };
 for (const button of document.querySelectorAll(".back")) button.onclick = back;
 for (const button of document.querySelectorAll("[data-label]")) button.onclick = () => rated(button.dataset.label);

@@ -11,10 +11,10 @@ import pandas as pd
 from gsae_ray.errors import UserError
 from gsae_ray.study.database import opened
 
-CELL = ["model", "site", "rater"]
-"""What the two features of a pair share, with their number (a site is a layer and a point)."""
+CELL = ["experiment", "model", "site", "rater"]
+"""What the two features of a pair share, with their number: two SAEs of one site of an experiment are compared."""
 _QUERY = """
-SELECT raters.name AS rater, model, site, layer, point, architecture, pair, place, label, explanation,
+SELECT raters.name AS rater, experiment, model, site, layer, point, architecture, pair, place, label, explanation,
     (SELECT sum(seconds) FROM answers WHERE answers.item = items.id) AS seconds
 FROM items JOIN raters ON raters.id = items.rater JOIN features ON features.id = items.feature
 JOIN saes ON saes.id = features.sae LEFT JOIN newest ON newest.item = items.id ORDER BY items.id
@@ -28,7 +28,8 @@ class Ratings(NamedTuple):
     """The architecture whose labels stand first in a difference."""
     base: str
     items: pd.DataFrame
-    """rater, model, site, layer, point, architecture, pair, place, label (missing: not rated), explanation, seconds."""
+    """rater, experiment, model, site, layer, point, architecture, pair, place, label (missing: not rated), explanation,
+    seconds."""
 
     @property
     def rated(self) -> pd.DataFrame:
@@ -36,12 +37,13 @@ class Ratings(NamedTuple):
 
     @property
     def pairs(self) -> pd.DataFrame:
-        """Pairs of which both features are rated: model, site, layer, point, rater, pair, and `difference`."""
+        """Pairs of which both features are rated: what is in `CELL`, layer, point, pair, and `difference`."""
         sides = {
             name: self.rated[self.rated["architecture"] == name].set_index([*CELL, "pair"])
             for name in (self.better, self.base)
         }
-        both = sides[self.better].join(sides[self.base]["label"].rename("other"), how="inner")
+        others = sides[self.base]["label"].rename("other")
+        both = sides[self.better].join(others, how="inner", validate="one_to_one")
         difference = (both["label"] - both["other"]).astype(float)
         return both.assign(difference=difference).reset_index()[[*CELL, "layer", "point", "pair", "difference"]]
 
@@ -50,13 +52,18 @@ def read_ratings(paths: Sequence[Path]) -> Ratings:
     """The ratings of one study, or of several that compare the same architectures: each has raters of its own.
 
     Raises:
-        UserError: a file is no study or is there twice, or the studies compare other architectures.
+        UserError: a file is no study, two are copies of one, or the studies compare other architectures.
     """
-    if len({path.resolve() for path in paths}) < len(paths):
-        raise UserError("STUDY: one file is named twice, whose answers would count twice")
     compared, items = {}, []
+    of_token: dict[str, int] = {}
     for number, path in enumerate(paths, start=1):
         with opened(path) as database:
+            for (token,) in database.execute("SELECT token FROM raters"):
+                if (other := of_token.setdefault(token, number)) != number:
+                    raise UserError(
+                        f"STUDY: {paths[other - 1]} and {path} are one study, whose answers would count twice: raters' "
+                        "links are the same; name the one that was served last"
+                    )
             compared[path] = database.execute("SELECT better, base FROM study").fetchone()
             found = pd.read_sql_query(_QUERY, database)
         if len(paths) > 1:

@@ -1,4 +1,4 @@
-"""The SAEs of experiments that a study can be about: those on whose features there are tables."""
+"""The SAEs of experiments that a study can be about, and the tables of their features."""
 
 from __future__ import annotations
 
@@ -11,12 +11,11 @@ import pandas as pd
 from gsae_ray.config.site import Site
 from gsae_ray.errors import UserError
 from gsae_ray.feature_tables import FeatureTables
-from gsae_ray.names import own_command
 from gsae_ray.results.comparison import own_saes
 from gsae_ray.results.features import load_features, with_features
 from gsae_ray.results.frontier import frontier
 from gsae_ray.results.report.records import records_of
-from gsae_ray.study.subjects import Subject
+from gsae_ray.study.subjects import REMEDY, Subject
 
 
 def subjects_of(
@@ -26,10 +25,10 @@ def subjects_of(
     tracking_uri: str | None = None,
     storage: str | Path | None = None,
 ) -> list[Subject]:
-    """The SAEs of experiments that have tables of features; arguments as of `gsae_ray.frontier`.
+    """The SAEs of experiments, some of which have tables of features; arguments as of `gsae_ray.frontier`.
 
     Raises:
-        UserError: an experiment has none such; or as `gsae_ray.frontier`.
+        UserError: no SAE of an experiment has tables; or as `gsae_ray.frontier`.
     """
     found: list[Subject] = []
     for experiment in experiments:
@@ -38,11 +37,10 @@ def subjects_of(
         if not there:
             raise UserError(
                 f"EXPERIMENT: no SAE of {experiment!r}{f' at {site}' if site else ''} has tables of features; have "
-                f"them made: {own_command('features', experiment)} (or evaluation.features in its sweep file)"
+                f"them made: {REMEDY}"
             )
         model = records_of(experiment, tracking_uri, storage).about(str(rows["launch"].max())).settings.get("model")
-        chosen = rows[rows["run_id"].isin(there)]
-        found += [_subject(experiment, model or experiment, row) for _, row in chosen.iterrows()]
+        found += [_subject(experiment, model or experiment, row, row["run_id"] in there) for _, row in rows.iterrows()]
     return found
 
 
@@ -51,7 +49,7 @@ def tables_from(tracking_uri: str | None, storage: str | Path | None) -> Callabl
     return lambda subject: load_features(subject.run_id, subject.experiment, tracking_uri, storage)
 
 
-def _subject(experiment: str, model: str, row: pd.Series[Any]) -> Subject:
+def _subject(experiment: str, model: str, row: pd.Series[Any], has_tables: bool) -> Subject:
     site = Site(str(row["site"]))
     return Subject(
         experiment,
@@ -66,4 +64,5 @@ def _subject(experiment: str, model: str, row: pd.Series[Any]) -> Subject:
         float(row["loss_recovered"]),
         str(row["recipe"]),
         int(row["tokens"]),
+        has_tables,
     )

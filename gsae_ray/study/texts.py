@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -30,36 +29,40 @@ def with_enough_texts(tables: FeatureTables, texts: int) -> npt.NDArray[np.int64
     return np.flatnonzero((counts >= texts) & fires)
 
 
-def texts_of(tables: FeatureTables, feature: int, texts: int, words: Mapping[int, str]) -> list[Text]:
-    """So many texts of a feature that has them, the strongest first.
+class Texts:
+    """The texts of the features of an SAE."""
 
-    Half of them are those where it is largest, the others are spread evenly over its quantiles; where there are too few
-    of one kind, more of the other are taken. No text is shown twice.
+    def __init__(self, tables: FeatureTables) -> None:
+        self._contexts, self._words = tables.contexts, tables.texts()
+        self._feature = tables.contexts["feature"].to_numpy()  # sorted
 
-    Args:
-        tables: of its SAE.
-        feature: its number.
-        texts: how many.
-        words: token id -> text, as `tables.texts()` has it.
-    """
-    column = tables.contexts["feature"].to_numpy()  # sorted
-    first, last = np.searchsorted(column, [feature, feature + 1])
-    rows = tables.contexts.slice(first, last - first).to_pylist()
-    top = [row for row in rows if row["kind"] == TOP]
-    rest = [row for row in rows if row["kind"] != TOP]
-    top, rest = _unlike(top, []), _unlike(rest, top)
-    half = max(texts - len(rest), min(len(top), -(-texts // 2)))
-    chosen = top[:half]
-    places = np.linspace(0, len(rest) - 1, texts - len(chosen)).round().astype(int)
-    chosen += [rest[place] for place in places]
-    chosen.sort(key=lambda row: -max(row["activations"]))
-    return [
-        Text(
-            tokens=[words.get(token, "\ufffd") for token in row["tokens"]],
-            activations=[float(value) for value in row["activations"]],
-        )
-        for row in chosen
-    ]
+    def of(self, feature: int, texts: int) -> list[Text]:
+        """So many texts of a feature that has them, the strongest first.
+
+        Half of them are those where it is largest, the others are spread evenly over its quantiles; where there are too
+        few of one kind, more of the other are taken. No text is shown twice.
+
+        Args:
+            feature: its number.
+            texts: how many.
+        """
+        first, last = np.searchsorted(self._feature, [feature, feature + 1])
+        rows = self._contexts.slice(first, last - first).to_pylist()
+        top = [row for row in rows if row["kind"] == TOP]
+        rest = [row for row in rows if row["kind"] != TOP]
+        top, rest = _unlike(top, []), _unlike(rest, top)
+        half = max(texts - len(rest), min(len(top), -(-texts // 2)))
+        chosen = top[:half]
+        places = np.linspace(0, len(rest) - 1, texts - len(chosen)).round().astype(int)
+        chosen += [rest[place] for place in places]
+        chosen.sort(key=lambda row: -max(row["activations"]))
+        return [
+            Text(
+                tokens=[self._words.get(token, "\ufffd") for token in row["tokens"]],
+                activations=[float(value) for value in row["activations"]],
+            )
+            for row in chosen
+        ]
 
 
 def _unlike(rows: list[dict[str, Any]], others: list[dict[str, Any]]) -> list[dict[str, Any]]:

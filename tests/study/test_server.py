@@ -70,6 +70,7 @@ def test_what_is_sent_tells_no_sae_site_layer_or_architecture(server: StudyServe
     items = [reply.told["item"] for reply in sent[3:-1]]
     assert all(item.keys() == {"place", "version", "explanation", "label", "texts"} for item in items)
     assert {len(item["texts"]) for item in items} == {10}, "their number tells nothing"
+    assert {len(text["tokens"]) for item in items for text in item["texts"]} == {16}, "nor does their length"
     for item in items:
         assert all(text.keys() == {"tokens", "shades"} for text in item["texts"])
         shades = [shade for text in item["texts"] for shade in text["shades"]]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import signal
 import sqlite3
 import subprocess
@@ -110,6 +111,14 @@ def test_the_same_is_read_from_storage(recorder: Recorder, tmp_path: Path) -> No
     created = invoke("create", "small", "--pairs", 1, "--raters", 1, "--seed", 1, *where)
     assert created.exit_code == 0, created.output
     assert "builtin blocks.1.hook_resid_post: " in created.output
+    nearest = storage / "small" / "trials" / GATED[1].directory_name / "features"
+    nearest.rename(tmp_path / "aside")
+    less = ["--storage", storage, "--out", tmp_path / "less.db"]
+    told = invoke("create", "small", "--pairs", 1, "--raters", 1, "--seed", 1, *less)
+    assert told.exit_code == 0, told.output
+    assert "(L0 20 and 22, loss recovered 0.9000 and 0.8800) are nearer than the two that are compared" in told.stderr
+    assert "the two are far apart (L0 40 and 22" in told.stderr and told.stderr.count("\n") == 2
+    (tmp_path / "aside").rename(nearest)
     for trial in STANDARD:  # of SAEs that were there before
         random_tables(40).write(storage / "small" / "trials" / trial.directory_name / "features")
     again = ["--storage", storage, "--out", tmp_path / "other.db"]
@@ -143,7 +152,8 @@ def test_a_study_is_served_until_ctrl_c_and_then_goes_on(tmp_path: Path) -> None
 @pytest.mark.usefixtures("recorder")
 def test_what_cannot_be_a_study_is_one_line_with_a_remedy(tmp_path: Path) -> None:
     asked = ["--raters", 2, "--seed", 0, "--out", tmp_path / "study.db"]
-    assert "made: gsae-ray features bare (or evaluation.features" in refused("create", "bare", "--pairs", 1, *asked)
+    bare = refused("create", "bare", "--pairs", 1, *asked)
+    assert "has tables of features; have them made: evaluation.features: {saes: all} in the sweep file" in bare
     assert "no site has SAEs of both gated and standard" in refused("create", "alone", "--pairs", 1, *asked)
     one = ["--architectures", "gated", "gated"]
     assert "--architectures: both are 'gated'" in refused("create", "small", "--pairs", 1, *asked, *one)
@@ -166,7 +176,10 @@ def test_studies_are_analysed_together_where_they_compare_the_same(tmp_path: Pat
             rate(path, 1, place, label=place % 3)
     found = json.loads(invoke("analyse", *paths[:2], "--json").output)
     assert found["rated"] == 8 and found["pairs"] == 4
-    assert "named twice" in refused("analyse", paths[0], paths[0])
+    copy = tmp_path / "copy.db"
+    shutil.copy(paths[0], copy)
+    assert f"{paths[0]} and {copy} are one study" in refused("analyse", *paths[:2], copy)
+    assert "are one study" in refused("analyse", paths[0], paths[0])
     assert "compare different architectures" in refused("analyse", *paths)
     with sqlite3.connect(paths[0]) as database:
         assert database.execute("SELECT better, base, matched FROM study").fetchone() == ("gated", "standard", "l0")

@@ -155,6 +155,105 @@ def test_an_answer_stays_on_the_page_while_the_server_is_away(browser: Browser, 
     assert page.inner_text("#told") == "kept" and not page.is_visible("#alert")
 
 
+def test_a_rating_that_is_saved_is_said_to_be_where_the_next_item_cannot_be_shown(
+    browser: Browser, server: StudyServer
+) -> None:
+    page = open_page(browser, server, 0)
+    page.keyboard.press("Enter")
+    page.wait_for_selector("#rate:visible")
+    page.route("**/item*", lambda route: route.abort())
+    page.keyboard.press("y")
+    page.wait_for_selector("#again:visible")
+    told = page.inner_text("#alert")
+    assert "Your rating is saved. The item cannot be shown yet." in told and "not saved" not in told
+    assert done(server.path) == [1, 0]
+    page.keyboard.press("n")  # on second thoughts: no conflict, since this window knows its own rating
+    progress(page, "1 of 40 (1 rated)")
+    page.wait_for_selector('[data-label="no"][aria-pressed="true"]')
+    assert not page.is_visible("#conflict")
+    page.wait_for_selector("#again:visible")
+    page.unroute("**/item*")
+    page.click("#again")
+    progress(page, "2 of 40 (1 rated)")
+    with sqlite3.connect(server.path) as database:
+        assert database.execute("SELECT label FROM newest").fetchall() == [(0,)]
+
+
+def test_the_first_item_that_cannot_be_shown_is_no_answer_that_was_not_saved(
+    browser: Browser, server: StudyServer
+) -> None:
+    page = browser.new_context().new_page()
+    page.route("**/item*", lambda route: route.abort())
+    page.goto(server.link(raters(server.path)[0]))
+    page.wait_for_selector("#again:visible")
+    assert "The item cannot be shown yet." in page.inner_text("#alert") and "saved" not in page.inner_text("#alert")
+    page.unroute("**/item*")
+    page.click("#again")
+    progress(page, "1 of 40 (0 rated)")
+
+
+def test_an_answer_whose_reply_was_lost_is_not_that_of_another_window(browser: Browser, server: StudyServer) -> None:
+    def lose(route: Any) -> None:
+        route.fetch()
+        route.abort()
+
+    page = open_page(browser, server, 0)
+    page.route("**/answer", lose)
+    page.keyboard.type("first")
+    page.keyboard.press("Enter")
+    page.wait_for_selector("#again:visible")
+    page.unroute("**/answer")
+    page.fill("#explanation", "second")
+    page.click("#again")
+    page.wait_for_selector("#rate:visible")
+    assert page.inner_text("#told") == "second"
+    page.route("**/answer", lose)
+    page.keyboard.press("y")
+    page.wait_for_selector("#again:visible")
+    page.unroute("**/answer")
+    page.keyboard.press("m")
+    progress(page, "2 of 40 (1 rated)")
+    with sqlite3.connect(server.path) as database:
+        assert database.execute("SELECT explanation, label FROM newest").fetchall() == [("second", 1)]
+        (seconds,) = database.execute("SELECT sum(seconds) FROM answers").fetchone()
+    assert 0 < seconds < 60
+
+
+def test_what_was_typed_and_not_sent_is_there_when_its_item_is_shown_again(
+    browser: Browser, server: StudyServer
+) -> None:
+    page = open_page(browser, server, 0)
+    rate_by_keys(page, 1)
+    progress(page, "2 of 40 (1 rated)")
+    page.keyboard.type("half a thought")
+    page.keyboard.press("Escape")
+    page.keyboard.press("b")
+    progress(page, "1 of 40 (1 rated)")
+    assert page.is_visible("#rate") and page.inner_text("#told") == "numbers 1"
+    page.keyboard.press("f")
+    progress(page, "2 of 40 (1 rated)")
+    assert page.input_value("#explanation") == "half a thought"
+    page.route("**/answer", lambda route: route.abort())
+    page.keyboard.type(", and more")
+    page.keyboard.press("Enter")
+    page.wait_for_selector("#again:visible")
+    page.unroute("**/answer")
+    page.click("#work .back")
+    progress(page, "1 of 40 (1 rated)")
+    page.keyboard.press("e")
+    page.fill("#explanation", "changed")
+    page.keyboard.press("Escape")
+    page.keyboard.press("f")
+    progress(page, "2 of 40 (1 rated)")
+    assert page.input_value("#explanation") == "half a thought, and more"
+    page.keyboard.press("Enter")
+    page.wait_for_selector("#rate:visible")
+    assert page.inner_text("#told") == "half a thought, and more"
+    page.keyboard.press("b")
+    progress(page, "1 of 40 (1 rated)")
+    assert page.is_visible("#explain") and page.input_value("#explanation") == "changed"
+
+
 def test_time_counts_only_while_the_page_is_seen(browser: Browser, server: StudyServer) -> None:
     page = open_page(browser, server, 0)
     hide = "state => { Object.defineProperty(document, 'visibilityState', {value: state, configurable: true}); "
@@ -205,6 +304,12 @@ def test_the_end_is_readable_by_all(browser: Browser, tmp_path: Path) -> None:
         check(page, "finished")
         page.keyboard.press("b")
         progress(page, "2 of 2 (2 rated)")
+        page.keyboard.press("e")
+        page.fill("#explanation", "not sent")
+        page.keyboard.press("Escape")
+        page.keyboard.press("f")
+        page.wait_for_selector("#finished:visible")
+        assert "What you typed at item 2 was not sent" in page.inner_text("#alert")
         page.close()
 
 
