@@ -26,8 +26,8 @@ gc.disable()  # until tests begin: importing libraries makes a million objects, 
 sys.dont_write_bytecode = False
 
 MOST_WORKERS = 4  # each may start a Ray of its own
-LONGEST = ("test_launch", "test_launch_phases", "test_sweep_files", "test_waiting")
-"""Of the quick tests that start Ray; the last to end should be short ones."""
+LONGEST = "test_launch"
+"""Of the quick tests that start Ray: it begins when half of the others are left, so that they end together."""
 
 
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
@@ -38,14 +38,15 @@ def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Unit tests come first: what is quick fails early. Then the files that start Ray, the longest first."""
+    """Unit tests come first: what is quick fails early. Then the files that start Ray."""
     on_ray = Counter(item.path for item in items if "local_ray" in getattr(item, "fixturenames", ()))
-
-    def place(item: pytest.Item) -> tuple[bool, int, int]:
-        rank = LONGEST.index(item.path.stem) if item.path.stem in LONGEST else len(LONGEST)
-        return item.path in on_ray, rank, -on_ray[item.path]
-
-    items.sort(key=place)
+    items.sort(key=lambda item: (item.path in on_ray, -on_ray[item.path]))
+    longest = [item for item in items if item.path.stem == LONGEST]
+    others = [item for item in items if item.path.stem != LONGEST]
+    begin = len(others) // 2
+    while begin < len(others) and others[begin].path == others[begin - 1].path:  # between two files
+        begin += 1
+    items[:] = others[:begin] + longest + others[begin:]
 
 
 def pytest_collection_finish() -> None:

@@ -25,6 +25,8 @@ from gsae_ray.driver.prepare import PreparedSweep, prepare, producer_spec
 from gsae_ray.driver.start_actors import running_producers, start_store
 from gsae_ray.errors import NumericError
 
+pytestmark = pytest.mark.slow  # launches of the quick suite have a store and a producer, too
+
 
 @pytest.fixture(scope="module")
 def plan(tmp_path_factory: pytest.TempPathFactory) -> PreparedSweep:

@@ -217,7 +217,7 @@ def pythia_2p8b() -> transformers.PretrainedConfig:
     [
         (gemma_7b, 27, 28, 4 * 3072 * 4096 + 3 * 3072 * 24_576, 3072),
         (gemma_7b, 6, 7, 4 * 3072 * 4096 + 3 * 3072 * 24_576, 3072),  # no further than the deepest site
-        (pythia_2p8b, 31, 32, 12 * 2560**2, 2560),
+        pytest.param(pythia_2p8b, 31, 32, 12 * 2560**2, 2560, marks=pytest.mark.slow),
     ],
 )
 def test_a_model_directory_without_weights_is_enough(

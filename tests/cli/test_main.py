@@ -79,6 +79,7 @@ def test_a_mistake_is_one_line_that_names_key_value_and_remedy(here: Path, overr
     check_mistake(here, override, expected)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("local_ray")
 @pytest.mark.parametrize(
     ("override", "expected"),

@@ -18,6 +18,7 @@ import pyarrow.parquet
 import pytest
 import torch
 from prepared import DOCUMENTS, IDS, TOKENIZER, blocks, complaint, documents_in, stream, sweep, write_jsonl
+from selection import quick
 
 from gsae_ray.data import local_files
 from gsae_ray.data.column import Column
@@ -198,7 +199,7 @@ def test_a_split_that_is_not_used_changes_nothing(tmp_path: Path) -> None:
 # ---- formats --------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("suffix", [".gz", ".bz2", ".xz"])
+@pytest.mark.parametrize("suffix", quick([".gz", ".bz2", ".xz"], lambda suffix: suffix == ".gz"))
 def test_compressed_files_give_the_tokens_of_plain_ones(suffix: str, tmp_path: Path) -> None:
     compressors: dict[str, Callable[[bytes], bytes]] = {
         ".gz": gzip.compress,

@@ -12,6 +12,7 @@ from checkpoints import save_transformer_lens
 from click.testing import CliRunner
 from mlflow_stores import new_store
 from rich.console import Console
+from selection import quick
 
 from gsae_ray.cli.main import main
 from gsae_ray.config.load import load_sweep
@@ -142,7 +143,9 @@ def test_a_sweep_file_runs_end_to_end_cut_down(file: str, checkpoints: dict[str,
         assert set(result.frontier(encoder="pursuit")["pursuit_l0"]) == set(sweep.evaluation.pursuit_l0)
 
 
-@pytest.mark.parametrize("file", FILES)
+@pytest.mark.parametrize(
+    "file", quick(FILES, lambda file: file in ("quickstart.yaml", "architectures.yaml", "gemma_7b.yaml"))
+)
 def test_plan_answers_for_the_whole_file(file: str, tmp_path: Path) -> None:
     """At the real sizes, without weights: of the big models a folder that holds nothing but the configuration."""
     arguments = ["plan", str(SWEEPS / file), "--storage", str(tmp_path), "--slots", "4", "--json"]

@@ -35,13 +35,13 @@ from gsae_ray.files import write_atomically
 from gsae_ray.tracking import session
 from gsae_ray.tracking.tags import KIND, PROGRESS
 
+pytestmark = pytest.mark.slow
 LAUNCHED = """
 head_node_type: head
 available_node_types: {head: {resources: {CPU: 2}}, trainer: {resources: {CPU: 8}, labels: {gsae-role: trainer}}}
 """
 
 
-@pytest.mark.slow
 @pytest.mark.usefixtures("local_ray")
 def test_a_launchers_file_is_of_the_cluster_that_it_has_started(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -52,7 +52,6 @@ def test_a_launchers_file_is_of_the_cluster_that_it_has_started(
     assert len(cluster_nodes.nodes()) == 1 and cluster_nodes.selector("trainer") == {}
 
 
-@pytest.mark.slow
 def test_nodes_that_a_launcher_may_start_are_counted(tmp_path: Path) -> None:
     """In a process of its own, with a node that is the launcher's head."""
     (tmp_path / cluster_nodes.LAUNCHER_FILE).write_text(LAUNCHED)
@@ -157,7 +156,6 @@ def test_the_rows_of_a_block_are_counted_while_it_is_made(tmp_path: Path) -> Non
         ray.kill(actor)
 
 
-@pytest.mark.slow
 @pytest.mark.skipif(os.geteuid() != 0, reason="a node with a mount of its own needs root")
 def test_a_node_that_does_not_see_the_storage_is_told_of(tmp_path: Path) -> None:
     """Before anything starts; and when it comes later and gets a trial."""
@@ -166,7 +164,6 @@ def test_a_node_that_does_not_see_the_storage_is_told_of(tmp_path: Path) -> None
     assert "is not there on node" in said and "every node of the cluster must see --storage at the same path" in said
 
 
-@pytest.mark.slow
 def test_producers_wait_for_a_node_though_theirs_dies(tmp_path: Path) -> None:
     said = on_nodes("node_waiting.py", Home(tmp_path))
     assert re.search(r"\n\['1 of 1 producers wait for room on the cluster, with 1 GPUs each: .* are free'\] 2\n", said)
@@ -200,7 +197,6 @@ def test_a_sweep_that_waits_for_room_is_seen_and_can_be_stopped(tmp_path: Path) 
         pass
 
 
-@pytest.mark.slow
 @pytest.mark.usefixtures("local_ray")
 def test_a_sweep_that_waits_for_room_sees_that_it_was_replaced(tmp_path: Path) -> None:
     """The launch may be the other's now: its runs are left alone."""
@@ -222,7 +218,6 @@ def test_a_sweep_that_waits_for_room_sees_that_it_was_replaced(tmp_path: Path) -
     assert client.search_runs([experiment])[0].info.status == "RUNNING"
 
 
-@pytest.mark.slow
 @pytest.mark.usefixtures("local_ray")
 def test_a_sweep_that_waits_for_room_without_mlflow_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Nobody would see it, and it could not be asked to stop."""
@@ -232,7 +227,6 @@ def test_a_sweep_that_waits_for_room_without_mlflow_ends(tmp_path: Path, monkeyp
         run({**SWEEP, "producers": {"gpus": 1}}, tmp_path)
 
 
-@pytest.mark.slow
 @pytest.mark.usefixtures("local_ray")
 def test_a_sweep_whose_trials_have_no_room_says_what_is_free_and_gives_back_what_it_holds(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch

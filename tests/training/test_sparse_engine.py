@@ -12,6 +12,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from selection import quick
 from torch import Tensor
 from trainers import BATCH, M, N, make, run, same, sparse_rows, through_files, weights
 
@@ -85,7 +86,7 @@ def test_it_trains_the_sae_that_the_dense_engine_trains(variant: str, objective:
         torch.testing.assert_close(weights(ours)[name], tensor, rtol=5e-3, atol=5e-3)
 
 
-@trained
+@pytest.mark.parametrize("variant", quick(["standard", "gated", "untied"], lambda variant: variant == "gated"))
 def test_weights_do_not_depend_on_threads_intervals_or_a_kill_between_the_kinds_of_steps(variant: str) -> None:
     engine = Switching()
     expected = trainer(variant, engine)
