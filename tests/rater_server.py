@@ -7,9 +7,11 @@ import json
 import re
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from typing import Any
+
+import servers
 
 Rule = Callable[[str, str, list[str]], str]
 """An answer to: "explain", "detection" or "fuzzing"; the explanation; the pieces of text."""
@@ -68,17 +70,9 @@ class RaterServer(http.server.ThreadingHTTPServer):
         return f"http://127.0.0.1:{self.server_address[1]}/v1"
 
 
-@contextmanager
-def serving(rule: Rule) -> Iterator[RaterServer]:
-    server = RaterServer(rule)
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
-    thread.start()
-    try:
-        yield server
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()
+def serving(rule: Rule) -> AbstractContextManager[RaterServer]:
+    """A server that answers by a rule, for the length of the context."""
+    return servers.serving(RaterServer(rule))
 
 
 class _Handler(http.server.BaseHTTPRequestHandler):
