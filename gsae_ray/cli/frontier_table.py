@@ -12,14 +12,14 @@ from rich.console import Console
 from gsae_ray.cli.tables import print_table
 from gsae_ray.config.recipe import show
 from gsae_ray.config.sections import OWN
-from gsae_ray.evaluation.metrics import METRICS
+from gsae_ray.evaluation.metrics import METRICS, RATED
 from gsae_ray.results.columns import ALWAYS, WHERE_THEY_DIFFER
 from gsae_ray.results.comparison import STOPPED_AT, labels, own_saes, table_metrics
 from gsae_ray.results.frontier_table import differing, with_intervals
 
 LAST_RESORT = ("parent", "launch")
 """Shown where nothing else tells two SAEs apart."""
-NEEDED = ("l0", "loss_recovered", "fvu", "mcc")
+NEEDED = ("l0", "loss_recovered", "fvu", "mcc", *RATED)
 """Metrics that are never left out where SAEs have them (`fvu`: without loss recovered); the others are, from the last
 on, where the terminal is too narrow."""
 FOUND = "found_coefficient"

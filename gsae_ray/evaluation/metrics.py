@@ -311,7 +311,7 @@ for _of, _named in {"auc": "AUC", "f1": "F1"}.items():
     for _probe, _meaning, _better in _kinds:
         _as_it_is(f"probe_{_of}{_probe}", f"{_meaning}; mean over tasks", "probes", better=_better)
 for _score, _meaning in RATED.items():
-    _as_it_is(_score, f"{_meaning}; over the features that were rated", "ratings")
+    _as_it_is(_score, f"{_meaning}; over the features that were rated", "ratings", table=True)
 
 
 @metric("rows evaluated", since=1, resampled=False, column=False, better=None)

@@ -129,11 +129,16 @@ def choose_saes(
         rows = own_saes(frontier(experiment, site, launch, tracking_uri, tokens=tokens, storage=storage))
         rows = rows[~rows["snapshot"].astype(bool)]
         if everything:
-            rows, why = rows[rows["run_id"].isin(with_features(rows, tracking_uri, storage))], "all that have tables"
+            there = with_features(rows, tracking_uri, storage)
+            without = len(rows) - len(there)
+            rows, why = rows[rows["run_id"].isin(there)], "all that have tables"
+            if without:
+                why += f" of features; {without} have none, or of before: --trial NAME makes them"
             if rows.empty:
+                words = [experiment, *(() if site is None else ("--site", site)), "--out", "DIR"]
                 raise UserError(
-                    f"--all: no SAE of {experiment!r} has tables of features; have those of the frontier made: "
-                    f"{own_command('features', experiment)}"
+                    f"--all: no SAE of {experiment!r}{f' at {site}' if site else ''} has tables of features, or they "
+                    f"are of before; have those of the frontier made: {own_command('features', *words)}"
                 )
         elif trials:
             rows, why = _named(rows, trials), "the trials that were named"

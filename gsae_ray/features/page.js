@@ -54,8 +54,10 @@
     }
     return false;
   }
+  const numbered = () => { const found = /^#(\d+)$/.exec(at("query").value); return found ? Number(found[1]) : null; };
+  const absent = (number) => `There is no feature ${number}: they are 0 to ${known.features - 1}.`;
   function list() {
-    const query = at("query").value.toLowerCase(), number = /^#\d+$/.test(query) ? Number(query.slice(1)) : null;
+    const query = at("query").value.toLowerCase(), number = numbered();
     const wanted = number === null && query ? words.map((text) => text.toLowerCase().includes(query)) : null;
     order = [];
     for (let feature = 0; feature < known.features; feature += 1) {
@@ -71,6 +73,7 @@
     const shown = order.slice(first, first + PAGE);
     const total = order.length.toLocaleString("en");
     at("count").textContent = order.length > PAGE ? `${first + 1} to ${first + shown.length} of ${total} features` : `${total} ${order.length === 1 ? "feature" : "features"}`;
+    if (!order.length && numbered() >= known.features) at("count").textContent = absent(numbered());
     at("rows").replaceChildren(...shown.map((feature) => {
       const line = make("tr", { "data-feature": feature });
       line.append(make("th", { scope: "row", class: "number" }, link(feature)), make("td", { class: "number" }, all.max[feature] === 0 ? "never" : percent(all.density[feature])), make("td", { class: "number" }, short(all.max[feature])));
@@ -109,7 +112,7 @@
     const chips = tokensOf(all.top, feature);
     return [link(feature), " ", ...[...chips.slice(0, 2)].flatMap((place) => [chip(place), " "])];
   }
-  function histogram(start, counts, edges, by) {
+  function histogram(start, counts, edges, by, axis = by) {
     const most = Math.max(...counts), width = 100 / counts.length;
     const drawn = document.createElementNS("http://www.w3.org/2000/svg", "svg");
     const said = `${counts.reduce((a, b) => a + b, 0).toLocaleString("en")} rows by ${by}, from ${short(edges[start])} to ${short(edges[start + counts.length])}; most of them near ${short(edges[start + counts.indexOf(most)])}`;
@@ -121,7 +124,7 @@
       drawn.append(bar);
     });
     const ends = [0, Math.floor(counts.length / 2), counts.length].map((place) => make("span", {}, short(edges[start + place])));
-    return make("figure", {}, make("figcaption", {}, `Rows by ${by}, at most ${most.toLocaleString("en")}`), drawn, make("div", { class: "ends" }, ...(counts.length > 2 ? ends : [ends[0], ends[2]])));
+    return make("figure", {}, make("figcaption", {}, `Rows by ${axis}; highest: ${most.toLocaleString("en")}`), drawn, make("div", { class: "ends" }, ...(counts.length > 2 ? ends : [ends[0], ends[2]])));
   }
   function piece([quantile, context, position, peak, begin, length], scale, tokens, levels) {
     const values = Array.from(levels.subarray(begin, begin + length), (level) => (level * scale) / known.levels);
@@ -142,7 +145,7 @@
     document.title = `${feature} · ${document.querySelector("h1").textContent}`;
     if (told.fired) {
       const facts = { density: `${percent(told.density)} (${told.fired.toLocaleString("en")} rows)`, "max activation": short(told.max), "mean activation, where it fires": short(told.mean) };
-      parts.push(make("dl", { class: "facts" }, ...Object.entries(facts).map(([name, value]) => make("div", {}, make("dt", {}, name), make("dd", {}, value)))), make("div", { class: "figures" }, histogram(...told.histogram, known.edges, "activation"), histogram(0, told.positions, known.positions, "position in the context")));
+      parts.push(make("dl", { class: "facts" }, ...Object.entries(facts).map(([name, value]) => make("div", {}, make("dt", {}, name), make("dd", {}, value)))), make("div", { class: "figures" }, histogram(...told.histogram, known.edges, "activation", "activation (log scale)"), histogram(0, told.positions, known.positions, "position in the context")));
     } else parts.push(make("p", {}, `It fires on none of the ${known.rows.toLocaleString("en")} held-out rows: a dead feature, or one of something that is not among them.`));
     for (const [top, title, why] of [[true, "Where it is largest", "one piece of text a context"], [false, "Over its range", "drawn at even quantiles of its activations"]]) {
       const chosen = told.pieces.filter((one) => (one[0] === null) === top);
@@ -183,7 +186,7 @@
   function asked() {
     const wanted = /^#feature=(\d+)$/.exec(location.hash);
     if (wanted && Number(wanted[1]) < known.features) return Number(wanted[1]);
-    if (wanted) { at("alert").hidden = false; at("alert").textContent = `There is no feature ${wanted[1]}: they are 0 to ${known.features - 1}.`; }
+    if (wanted) { at("alert").hidden = false; at("alert").textContent = absent(wanted[1]); }
     return null;
   }
   const follow = () => { const wanted = asked(); if (wanted !== null && wanted !== current) { show(wanted); listed(wanted); } };
@@ -217,6 +220,7 @@
     if (!all || !order.length) return;
     at("query").blur();
     go(order[0]);
+    if (numbered() !== null) { at("query").value = ""; list(); listed(current); } // the list is whole again, to go on from there
   });
   at("query").addEventListener("input", () => all && list());
   at("sort").addEventListener("change", () => all && list());

@@ -234,6 +234,20 @@ def test_keys_go_through_the_list(browser: Browser, folder: Path) -> None:
     page.close()
 
 
+def test_a_number_leads_to_its_feature_and_the_list_goes_on_from_there(browser: Browser, folder: Path) -> None:
+    page, said, _ = show(browser, folder / TRIAL / "index.html")
+    page.fill("#query", "#40")
+    assert listed(page) == [40]
+    page.press("#query", "Enter")
+    assert told(page) == "Feature 40" and page.input_value("#query") == ""
+    page.keyboard.press("j")
+    page.wait_for_function("document.querySelector('#title').textContent !== 'Feature 40'")
+    assert int(told(page).split()[1]) > 40
+    page.fill("#query", "#9999")
+    assert "There is no feature 9999: they are 0 to" in page.inner_text("#count") and said == []
+    page.close()
+
+
 def test_a_feature_that_there_is_none_of_and_a_file_that_is_gone_are_said(
     browser: Browser, folder: Path, tmp_path: Path
 ) -> None:

@@ -111,6 +111,9 @@ def test_scores_are_columns_of_the_frontier(server: RaterServer) -> None:
         assert (third["detection"], third["fuzzing_low"], third["fuzzing_high"]) == (0.5, 0.5, 0.5)
         assert pd.isna(bare["detection"]) and pd.isna(bare["rater"])
         assert any("by 2 raters (another, judge), and compare only within each" in note for note in rows.attrs["notes"])
+        assert "detection  " in repr(rows).splitlines()[0] and "fuzzing" in repr(rows).splitlines()[0]
+    printed = CliRunner().invoke(main, ["frontier", "small", "--site", SITE], env={"COLUMNS": "200"}).stdout
+    assert "detection" in printed and "fuzzing" in printed
     shared = [name for name in stored if name not in ("run_id", "trained_at")]
     pd.testing.assert_frame_equal(pd.DataFrame(stored[shared]), pd.DataFrame(mirrored[shared]))
     sae = gsae_ray.best("small", site=SITE, max_l0=1e9, by="detection")
