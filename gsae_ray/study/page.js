@@ -5,6 +5,7 @@ const at = (id) => document.getElementById(id);
 const windowId = Array.from(crypto.getRandomValues(new Uint8Array(16)), (byte) => byte.toString(16).padStart(2, "0")).join("");
 let shown = null; // what the server said last: {done, total, next, item}
 let waiting = false; // whether an answer is under way
+let early = false; // whether the text field takes what is typed for the next item, which is not shown yet
 let refused = null; // {answer, rating} of this window that another window's answer stands in the way of
 let unsure = []; // answers to this item that had no reply: one may have been saved all the same
 const drafts = new Map(); // place -> explanation that was typed there and is not known to be saved
@@ -52,6 +53,7 @@ async function load(place, before = "") {
   const found = await ask(`item${place ? `?place=${place}` : ""}`, {}, not, () => load(place, before));
   waiting = false;
   if (found) show(found.told);
+  else if (early) show(shown);
 }
 
 function show(told) {
@@ -60,6 +62,8 @@ function show(told) {
   refused = null;
   unsure = [];
   const item = told.item;
+  const typed = early && item && item.place !== before ? at("explanation").value : "";
+  busy(false);
   at("progress").textContent = item ? `${item.place} of ${told.total} (${told.done} rated)` : `${told.done} of ${told.total} rated`;
   at("bar").max = told.total;
   at("bar").value = told.done;
@@ -77,6 +81,7 @@ function show(told) {
     window.scrollTo(0, 0);
   }
   if (drafts.get(item.place) === item.explanation) drafts.delete(item.place);
+  if (typed && (item.version === 0 || drafts.has(item.place))) drafts.set(item.place, (drafts.get(item.place) || "") + typed);
   const draft = drafts.get(item.place);
   at("explanation").value = draft === undefined ? item.explanation : draft;
   document.querySelector("#work .back").hidden = item.place === 1;
@@ -94,6 +99,27 @@ function step(name) {
   at(name === "explain" ? "explanation" : "rate").focus({ preventScroll: true });
 }
 
+function busy(now) {
+  early = now;
+  at("work").setAttribute("aria-busy", String(now));
+}
+
+// Who types on at once loses no half of a word: after a rating the text field is there before the next item is.
+function typeAhead() {
+  if (early) return;
+  busy(true);
+  at("explanation").value = "";
+  step("explain");
+}
+
+// Back to the rating, since the next item does not come.
+function stay() {
+  if (!early) return;
+  busy(false);
+  at("explanation").value = shown.item.explanation;
+  step("rate");
+}
+
 function drawn(text) {
   const line = document.createElement("li");
   line.append(shaded(text.tokens, text.shades, text.shades.indexOf(Math.max(...text.shades))));
@@ -104,6 +130,7 @@ function drawn(text) {
 async function send(answer, rating) {
   if (waiting) return;
   waiting = true;
+  if (rating) typeAhead();
   const seconds = clock.read();
   const { place, version } = shown.item;
   const body = JSON.stringify({ place, version, window: windowId, seconds, ...answer });
@@ -113,6 +140,7 @@ async function send(answer, rating) {
   waiting = false;
   if (!found) {
     unsure.push({ ...answer, seconds });
+    stay();
     return;
   }
   if (found.status === 409) {
@@ -128,14 +156,18 @@ async function send(answer, rating) {
     return;
   }
   clock.seen = Math.max(0, clock.seen - 1000 * seconds);
-  show(found.told);
-  if (rating) load(undefined, "Your rating is saved. ");
+  if (rating) {
+    shown = found.told;
+    unsure = [];
+    load(undefined, "Your rating is saved. ");
+  } else show(found.told);
 }
 
 const inWords = (label, explanation) => [label && label[0].toUpperCase() + label.slice(1), explanation.trim() || "no explanation"].filter(Boolean).join(": ");
 
 function conflict(answer, rating, told) {
   shown = told;
+  stay();
   refused = { answer, rating };
   at("there").textContent = inWords(told.item.label, told.item.explanation);
   at("here").textContent = inWords(answer.label, answer.explanation);
@@ -152,12 +184,14 @@ at("go").onclick = explained;
 at("change").onclick = () => step("explain");
 at("forward").onclick = () => load();
 at("keep").onclick = () => { drafts.delete(shown.item.place); load(shown.item.label === null ? shown.item.place : undefined); };
-at("explanation").oninput = ({ target }) => (target.value === shown.item.explanation ? drafts.delete(shown.item.place) : drafts.set(shown.item.place, target.value));
+at("explanation").oninput = ({ target }) => early || (target.value === shown.item.explanation ? drafts.delete(shown.item.place) : drafts.set(shown.item.place, target.value));
 at("replace").onclick = () => { const { answer, rating } = refused; refused = null; at("conflict").hidden = true; at("work").hidden = false; send({ ...answer, label: answer.label || shown.item.label }, rating); };
 for (const button of document.querySelectorAll(".back")) button.onclick = back;
 for (const button of document.querySelectorAll("[data-label]")) button.onclick = () => rated(button.dataset.label);
 
 document.addEventListener("keydown", (event) => {
+  // A key that is held down, or Enter, is nothing that is typed for the next item.
+  if (early && !event.isComposing && (event.key === "Enter" || (event.repeat && event.key.length === 1))) event.preventDefault();
   if (event.ctrlKey || event.metaKey || event.altKey || event.isComposing || event.repeat || !shown || waiting || refused) return;
   if (event.target === at("explanation")) {
     if (event.key === "Enter" && !event.shiftKey) { event.preventDefault(); explained(); }
@@ -169,7 +203,7 @@ document.addEventListener("keydown", (event) => {
   if (event.key === "b" && (!shown.item || shown.item.place > 1)) back();
   else if (event.key === "f" && shown.item && !at("forward").hidden) load();
   else if (rating && event.key === "e") { event.preventDefault(); step("explain"); }
-  else if (rating && event.key in labels) rated(labels[event.key]);
+  else if (rating && event.key in labels) { event.preventDefault(); rated(labels[event.key]); }
 });
 
 load();

@@ -254,6 +254,37 @@ def test_what_was_typed_and_not_sent_is_there_when_its_item_is_shown_again(
     assert page.is_visible("#explain") and page.input_value("#explanation") == "changed"
 
 
+def test_what_is_typed_before_the_next_item_is_there_is_kept_for_it(browser: Browser, server: StudyServer) -> None:
+    def slow(route: Any) -> None:
+        page.keyboard.type("half ")
+        page.keyboard.press("Enter")
+        route.continue_()
+
+    page = open_page(browser, server, 0)
+    page.keyboard.type("first")
+    page.keyboard.press("Enter")
+    page.wait_for_selector("#rate:visible")
+    page.route("**/answer", slow)
+    page.route("**/item*", slow)
+    page.keyboard.press("y")
+    progress(page, "2 of 40 (1 rated)")
+    page.keyboard.type("typed")
+    assert page.input_value("#explanation") == "half half typed"
+    page.unroute("**/answer")
+    page.unroute("**/item*")
+    page.keyboard.press("Enter")
+    page.wait_for_selector("#rate:visible")
+    page.route("**/answer", lambda route: route.abort())
+    page.keyboard.press("y")
+    page.wait_for_selector("#again:visible")
+    assert page.is_visible("#rate") and page.inner_text("#told") == "half half typed"
+    with sqlite3.connect(server.path) as database:
+        assert database.execute("SELECT explanation, label FROM newest").fetchall() == [
+            ("first", 2),
+            ("half half typed", None),
+        ]
+
+
 def test_time_counts_only_while_the_page_is_seen(browser: Browser, server: StudyServer) -> None:
     page = open_page(browser, server, 0)
     hide = "state => { Object.defineProperty(document, 'visibilityState', {value: state, configurable: true}); "
