@@ -126,6 +126,8 @@ def _print_made(made: Made, out: Path) -> None:
 def serve(study_file: Path, host: str | None, port: int | None) -> None:
     """Serves the raters' pages, and prints the link of each rater and how far each is. Ctrl-C ends it.
 
+    When a rater has rated all items it prints a line.
+
     Each answer is in the file before the page goes on, so that nothing is lost whatever ends, and the same link goes on
     where its rater was. It listens on this machine only. Raters elsewhere come through a tunnel (ssh -L
     8765:127.0.0.1:8765 MACHINE), or --host is an address of your network, where nothing is encrypted.
@@ -134,7 +136,12 @@ def serve(study_file: Path, host: str | None, port: int | None) -> None:
     from gsae_ray.study.server import LOOPBACK, PORT, StudyServer
 
     known = raters(study_file)
-    server = StudyServer(study_file, host or LOOPBACK, port or PORT)
+    server = StudyServer(
+        study_file,
+        host or LOOPBACK,
+        port or PORT,
+        lambda rater: click.echo(f"{rater.name} has finished: {rater.done} of {rater.total} rated"),
+    )
     for rater in known:
         click.echo(f"{rater.name}: {rater.done} of {rater.total} rated, {server.link(rater)}")
     click.echo("serving; Ctrl-C ends it, and the same command goes on")

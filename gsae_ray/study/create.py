@@ -20,7 +20,7 @@ from gsae_ray.errors import UserError
 from gsae_ray.feature_tables import About, FeatureTables
 from gsae_ray.study.database import make
 from gsae_ray.study.subjects import Couple, Match, Subject
-from gsae_ray.study.texts import Text, Texts, with_enough_texts
+from gsae_ray.study.texts import Text, Texts, texts_of_each, with_enough_texts
 from gsae_ray.version import __version__
 
 _AGAIN = (
@@ -155,6 +155,12 @@ def draw(subject: Subject, eligible: npt.NDArray[np.int64], d_sae: int, design: 
 
 def _drawn(subject: Subject, tables: FeatureTables, design: Design) -> Drawn:
     eligible = with_enough_texts(tables, design.texts)
+    if not len(eligible) and (most := int(texts_of_each(tables).max())):
+        raise UserError(
+            f"--texts: no feature of {subject.trial} at {subject.site} has {design.texts} different texts, the tables "
+            f"have at most {most} texts; ask for fewer --texts, or have more found: more contexts under "
+            "evaluation.features in the sweep file, then gsae-ray run SWEEP"
+        )
     drawn = draw(subject, eligible, tables.about["d_sae"], design)
     texts, densities = Texts(tables), tables.features["density"]
     features = [

@@ -62,7 +62,8 @@ def opened(path: Path, writing: bool = False) -> Iterator[sqlite3.Connection]:
     """
     if not path.is_file():
         raise UserError(
-            f"STUDY: there is no file {path}; make one with `gsae-ray study create EXPERIMENT --out {path}`"
+            f"STUDY: there is no file {path}; make one with `gsae-ray study create EXPERIMENT --pairs 10 --raters 2 "
+            f"--seed 0 --out {path}`"
         )
     try:
         with contextlib.closing(_connect(path)) as database:

@@ -15,6 +15,8 @@ DRAWS = 1000
 """Studies of each size that are simulated: the power is known to 1.3 points of a hundred."""
 MOST = 5000
 """Pairs up to which is looked."""
+FEWEST = 10
+"""Pairs from which power is estimated: fewer say next to nothing of how differences vary."""
 METHOD = (
     "simulated: differences are drawn from those observed, reweighted exponentially to that mean, and tested as these"
 )
@@ -41,10 +43,12 @@ class Power:
 
 def power_of(differences: Array, seed: int) -> Power:
     """How many pairs it takes to see `EFFECT`, if differences vary as the observed ones do."""
+    if len(differences) < FEWEST:
+        why = f"pairs rated so far: {len(differences)}, and it takes {FEWEST} to know how differences vary"
+        return Power(EFFECT, POWER, LEVEL, None, None, why)
     tilted = _tilted(differences)
     if tilted is None:
-        why = "not enough pairs" if len(differences) < 2 else "all differences lie on one side of that mean"
-        return Power(EFFECT, POWER, LEVEL, None, None, why)
+        return Power(EFFECT, POWER, LEVEL, None, None, "all differences lie on one side of that mean")
     values, weights = tilted
 
     def power(pairs: int) -> float:

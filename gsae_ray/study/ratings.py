@@ -60,6 +60,8 @@ def read_ratings(paths: Sequence[Path]) -> Ratings:
         with opened(path) as database:
             for (token,) in database.execute("SELECT token FROM raters"):
                 if (other := of_token.setdefault(token, number)) != number:
+                    if path.samefile(paths[other - 1]):
+                        raise UserError(f"STUDY: {path} is given twice; name it once")
                     raise UserError(
                         f"STUDY: {paths[other - 1]} and {path} are one study, whose answers would count twice: raters' "
                         "links are the same; name the one that was served last"

@@ -73,13 +73,15 @@ class StudyServer(ThreadingHTTPServer):
 
     daemon_threads = True
 
-    def __init__(self, path: Path, host: str = LOOPBACK, port: int = 0) -> None:
-        """Listens, so that its address is known.
+    def __init__(
+        self, path: Path, host: str = LOOPBACK, port: int = 0, finished: Callable[[Rater], None] = lambda _: None
+    ) -> None:
+        """Listens, so that its address is known. `finished` is called with a rater who has just rated the last item.
 
         Raises:
             UserError: the address cannot be had, or is every address of the machine.
         """
-        self.path = path
+        self.path, self.finished = path, finished
         if _is_every_address(host):
             raise UserError(
                 f"--host: {host} is every address of this machine; name the one that raters open, or leave it out and "
@@ -218,7 +220,10 @@ class _Handler(BaseHTTPRequestHandler):
         except LookupError:
             self._refuse(HTTPStatus.NOT_FOUND, "there is no such item")
         else:
-            self._send_item(rater_of(self.server.path, rater.token) or rater, str(answer.place))
+            now = rater_of(self.server.path, rater.token) or rater
+            if rater.done < now.done == now.total:
+                self.server.finished(now)
+            self._send_item(now, str(answer.place))
 
     def _send_json(self, status: HTTPStatus, value: Any) -> None:
         self._send(status, json.dumps(value).encode(), "application/json")

@@ -22,11 +22,15 @@ class Text(TypedDict):
 
 def with_enough_texts(tables: FeatureTables, texts: int) -> npt.NDArray[np.int64]:
     """The features that fire and have so many different texts or more, in their order."""
+    return np.flatnonzero(texts_of_each(tables) >= texts)
+
+
+def texts_of_each(tables: FeatureTables) -> npt.NDArray[np.int64]:
+    """How many different texts each feature has [d_sae]; one that does not fire has none."""
     columns = ("feature", "context", "position")
     found = np.unique(np.stack([tables.contexts[name].to_numpy() for name in columns]), axis=1)
     counts = np.bincount(found[0], minlength=tables.about["d_sae"])
-    fires = tables.features["fired"].to_numpy() > 0
-    return np.flatnonzero((counts >= texts) & fires)
+    return np.where(tables.features["fired"].to_numpy() > 0, counts, 0)
 
 
 class Texts:

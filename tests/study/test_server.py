@@ -203,6 +203,21 @@ def test_a_file_that_cannot_be_written_to_is_said_and_the_page_may_try_again(tmp
         assert ask(server, f"{page}/answer", answer()).status == 200
 
 
+def test_it_is_told_once_that_a_rater_has_finished(tmp_path: Path) -> None:
+    path = tmp_path / "study.db"
+    make_study(path, [couple_at(1)], pairs=1, raters=2)
+    with served(path) as server:
+        finished: list[str] = []
+        server.finished = lambda rater: finished.append(rater.name)
+        page = page_of(server, 1)
+        for body in (answer(1), answer(1, 1, "yes"), answer(2)):
+            assert ask(server, f"{page}/answer", body).status == 200
+        assert finished == []
+        for body in (answer(2, 1, "no"), answer(2, 1, "no"), answer(2, 2, "yes")):
+            assert ask(server, f"{page}/answer", body).status == 200
+        assert finished == ["rater 2"]
+
+
 def test_an_address_that_cannot_be_had_is_said(server: StudyServer) -> None:
     with pytest.raises(UserError, match=r"--host, --port: 127.0.0.1:\d+ cannot be had"):
         StudyServer(server.path, port=server.server_address[1])

@@ -81,7 +81,7 @@ def test_a_study_is_created_rated_and_analysed(tmp_path: Path) -> None:
     analysed = invoke("analyse", path, "--out", picture)
     assert analysed.exit_code == 0, analysed.output
     assert "21 of 24 features are rated" in analysed.output and "took 2 s or less" in analysed.output
-    for told in ("gated", "standard", "Maybe", "mean difference", "90 % interval", "Friedman", "power: about"):
+    for told in ("gated", "standard", "Maybe", "mean difference", "90 % interval", "Friedman", "pairs rated so far: 9, and it takes 10"):
         assert told in analysed.output
     assert "– is Mann-Whitney between models: not enough groups: 1" in analysed.output
     assert "– is Page rising with the layer, small: not enough groups: 2" in analysed.output
@@ -162,7 +162,10 @@ def test_what_cannot_be_a_study_is_one_line_with_a_remedy(tmp_path: Path) -> Non
     (tmp_path / "study.db").touch()
     assert "is there already" in refused("create", "small", "--pairs", 1, *asked)
     assert "is no study" in refused("serve", tmp_path / "study.db")
-    assert "there is no file" in refused("analyse", tmp_path / "missing.db")
+    assert "create EXPERIMENT --pairs 10 --raters 2 --seed 0 --out" in refused("analyse", tmp_path / "missing.db")
+    assert "different texts, the tables have at most " in refused(
+        "create", "small", "--pairs", 1, "--texts", 40, "--raters", 2, "--seed", 0, "--out", tmp_path / "texts.db"
+    )
     assert "ends in none of .png" in refused("analyse", tmp_path / "study.db", "--out", "study.gif")
 
 
@@ -179,7 +182,7 @@ def test_studies_are_analysed_together_where_they_compare_the_same(tmp_path: Pat
     copy = tmp_path / "copy.db"
     shutil.copy(paths[0], copy)
     assert f"{paths[0]} and {copy} are one study" in refused("analyse", *paths[:2], copy)
-    assert "are one study" in refused("analyse", paths[0], paths[0])
+    assert f"{paths[0]} is given twice" in refused("analyse", paths[0], paths[0])
     assert "compare different architectures" in refused("analyse", *paths)
     with sqlite3.connect(paths[0]) as database:
         assert database.execute("SELECT better, base, matched FROM study").fetchone() == ("gated", "standard", "l0")
