@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from gsae_ray.cli.options import one_line_errors, site_option, tracking_option
-from gsae_ray.errors import UserError, shown
+from gsae_ray.errors import INTERRUPTED, UserError, shown
 
 if TYPE_CHECKING:
     from gsae_ray.raters.rate import Bill, Rated
@@ -101,6 +102,7 @@ def rate(
     the sweep's data.
     """
     from gsae_ray.raters.asking import Prices
+    from gsae_ray.raters.endpoint import KEPT
     from gsae_ray.raters.rate import rate as run
 
     if (price_in is None) != (price_out is None):
@@ -111,26 +113,30 @@ def rate(
         if bill.requests and not yes:
             click.confirm(f"ask {model} at {endpoint}?", abort=True, err=True)
 
-    rated = run(
-        experiment,
-        endpoint,
-        model,
-        confirm=confirm,
-        say=lambda line: click.echo(line, err=True),
-        site=site,
-        features=features,
-        seed=seed,
-        launch=launch,
-        key=_key(api_key_env),
-        threads=threads,
-        max_tokens=max_tokens,
-        parameters=None if parameters is None else _parameters(parameters),
-        prices=None if price_in is None or price_out is None else Prices(price_in, price_out),
-        budget=budget,
-        answers=answers,
-        tracking_uri=tracking_uri,
-        storage=storage,
-    )
+    try:
+        rated = run(
+            experiment,
+            endpoint,
+            model,
+            confirm=confirm,
+            say=lambda line: click.echo(line, err=True),
+            site=site,
+            features=features,
+            seed=seed,
+            launch=launch,
+            key=_key(api_key_env),
+            threads=threads,
+            max_tokens=max_tokens,
+            parameters=None if parameters is None else _parameters(parameters),
+            prices=None if price_in is None or price_out is None else Prices(price_in, price_out),
+            budget=budget,
+            answers=answers,
+            tracking_uri=tracking_uri,
+            storage=storage,
+        )
+    except KeyboardInterrupt as interrupt:
+        click.echo(f"gsae-ray: {str(interrupt) or f'interrupted; {KEPT}'}", err=True)
+        sys.exit(INTERRUPTED)
     if as_json:
         found = [{"trial": one.trial.name, "site": one.site, **ratings} for one, ratings in rated.saes]
         click.echo(json.dumps(found, indent=2))

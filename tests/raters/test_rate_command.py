@@ -172,6 +172,7 @@ def test_a_second_ctrl_c_ends_it_at_once(server: RaterServer) -> None:
     heed = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"  # background jobs ignore it
     program = [sys.executable, "-c", f"{heed}; from gsae_ray.cli.main import main; main()"]
     command = [*program, "rate", "small", "--endpoint", server.url, "--model", "judge", "--yes", "--threads", "2"]
+    command += ["--price-in", "2", "--price-out", "10"]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
         until = time.monotonic() + 120
         while server.at_once < 2 and time.monotonic() < until:
@@ -181,7 +182,9 @@ def test_a_second_ctrl_c_ends_it_at_once(server: RaterServer) -> None:
         while "waiting for 2 answers that are on their way" not in (line := process.stderr.readline()):
             assert line, "it has ended without a word"
         process.send_signal(signal.SIGINT)
-        assert process.wait(30) == 1 and process.stderr.read().strip() == "Aborted!"
+        kept = "what was answered is kept, and the same command goes on from there"
+        assert process.wait(30) == 75
+        assert process.stderr.read().strip() == f"gsae-ray: interrupted; 0 is spent by these prices; {kept}"
 
 
 @pytest.mark.usefixtures("recorder")
