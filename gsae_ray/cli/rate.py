@@ -111,7 +111,7 @@ def rate(
     def confirm(bill: Bill) -> None:
         click.echo(str(bill), err=True)
         if bill.requests and not yes:
-            click.confirm(f"ask {model} at {endpoint}?", abort=True, err=True)
+            _agree(f"ask {model} at {endpoint}?")
 
     try:
         rated = run(
@@ -146,6 +146,19 @@ def rate(
     click.echo(f"{rated.requests:,} requests, {rated.sent:,} tokens sent and {rated.got:,} got{cost}", err=True)
     for note in rated.notes:
         click.echo(note, err=True)
+
+
+def _agree(question: str) -> None:
+    """Asks on the terminal whether to go on, and ends the command where that is not wanted."""
+    try:
+        agreed = click.confirm(question, err=True)
+    except click.Abort:
+        if sys.stdin.isatty():
+            raise
+        click.echo(err=True)  # ends the line of the question
+        raise UserError("--yes: nobody answers whether to start; give --yes to start without being asked") from None
+    if not agreed:
+        raise click.Abort
 
 
 def _key(variable: str | None) -> str | None:

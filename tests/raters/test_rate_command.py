@@ -194,6 +194,9 @@ def test_what_it_costs_is_said_and_kept_to(server: RaterServer, monkeypatch: pyt
     assert result.exit_code == 1 and "which cost about 0.0" in result.stderr and not server.bodies
     said = refused(server, *prices, "--budget", 0.001, "--yes")
     assert "--budget: 0.001 is less than the 0.0" in said and not server.bodies
+    said = refused(server)  # without a terminal, as with </dev/null
+    assert "12 features of 3 SAEs" in said and not server.bodies
+    assert said.splitlines()[-1].startswith("gsae-ray: --yes: nobody answers whether to start; give --yes")
     assert "give --price-in and --price-out" in refused(server, "--budget", 1)
     assert "give both, or neither" in refused(server, "--price-in", 1)
     assert "there is no environment variable RATER_KEY" in refused(server, "--api-key-env", "RATER_KEY")
