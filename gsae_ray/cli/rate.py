@@ -165,8 +165,9 @@ def _key(variable: str | None) -> str | None:
     if variable is None:
         return None
     if not (key := os.environ.get(variable, "").strip()):
-        raise UserError(
-            f"--api-key-env: there is no environment variable {variable}, or it is empty; set it to the key"
+        raise UserError(  # without what was given, which may be the key itself
+            "--api-key-env: there is no environment variable of this name, or it is empty; give the NAME of one that "
+            "has the key, not the key itself"
         )
     if not (key.isascii() and key.isprintable()):
         raise UserError(

@@ -199,7 +199,8 @@ def test_what_it_costs_is_said_and_kept_to(server: RaterServer, monkeypatch: pyt
     assert said.splitlines()[-1].startswith("gsae-ray: --yes: nobody answers whether to start; give --yes")
     assert "give --price-in and --price-out" in refused(server, "--budget", 1)
     assert "give both, or neither" in refused(server, "--price-in", 1)
-    assert "there is no environment variable RATER_KEY" in refused(server, "--api-key-env", "RATER_KEY")
+    said = refused(server, "--api-key-env", "abc123secret")
+    assert "give the NAME of one that has the key, not the key itself" in said and "abc123secret" not in said
     for wrong in ("[1]", "{", '{"a": NaN}'):
         assert "is no JSON object; give one" in refused(server, "--parameters", wrong)
     unlimited = invoke(server, *prices, "--parameters", '{"max_tokens": null}', answer="n\n")
