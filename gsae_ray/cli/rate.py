@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from gsae_ray.cli.options import one_line_errors, site_option, tracking_option
-from gsae_ray.errors import UserError, shown
+from gsae_ray.errors import INTERRUPTED, UserError, shown
 
 if TYPE_CHECKING:
     from gsae_ray.raters.rate import Bill, Rated
@@ -101,6 +102,7 @@ def rate(
     the sweep's data.
     """
     from gsae_ray.raters.asking import Prices
+    from gsae_ray.raters.endpoint import KEPT
     from gsae_ray.raters.rate import rate as run
 
     if (price_in is None) != (price_out is None):
@@ -109,28 +111,32 @@ def rate(
     def confirm(bill: Bill) -> None:
         click.echo(str(bill), err=True)
         if bill.requests and not yes:
-            click.confirm(f"ask {model} at {endpoint}?", abort=True, err=True)
+            _agree(f"ask {model} at {endpoint}?")
 
-    rated = run(
-        experiment,
-        endpoint,
-        model,
-        confirm=confirm,
-        say=lambda line: click.echo(line, err=True),
-        site=site,
-        features=features,
-        seed=seed,
-        launch=launch,
-        key=_key(api_key_env),
-        threads=threads,
-        max_tokens=max_tokens,
-        parameters=None if parameters is None else _parameters(parameters),
-        prices=None if price_in is None or price_out is None else Prices(price_in, price_out),
-        budget=budget,
-        answers=answers,
-        tracking_uri=tracking_uri,
-        storage=storage,
-    )
+    try:
+        rated = run(
+            experiment,
+            endpoint,
+            model,
+            confirm=confirm,
+            say=lambda line: click.echo(line, err=True),
+            site=site,
+            features=features,
+            seed=seed,
+            launch=launch,
+            key=_key(api_key_env),
+            threads=threads,
+            max_tokens=max_tokens,
+            parameters=None if parameters is None else _parameters(parameters),
+            prices=None if price_in is None or price_out is None else Prices(price_in, price_out),
+            budget=budget,
+            answers=answers,
+            tracking_uri=tracking_uri,
+            storage=storage,
+        )
+    except KeyboardInterrupt as interrupt:
+        click.echo(f"gsae-ray: {str(interrupt) or f'interrupted; {KEPT}'}", err=True)
+        sys.exit(INTERRUPTED)
     if as_json:
         found = [{"trial": one.trial.name, "site": one.site, **ratings} for one, ratings in rated.saes]
         click.echo(json.dumps(found, indent=2))
@@ -142,12 +148,26 @@ def rate(
         click.echo(note, err=True)
 
 
+def _agree(question: str) -> None:
+    """Asks on the terminal whether to go on, and ends the command where that is not wanted."""
+    try:
+        agreed = click.confirm(question, err=True)
+    except click.Abort:
+        if sys.stdin.isatty():
+            raise
+        click.echo(err=True)  # ends the line of the question
+        raise UserError("--yes: nobody answers whether to start; give --yes to start without being asked") from None
+    if not agreed:
+        raise click.Abort
+
+
 def _key(variable: str | None) -> str | None:
     if variable is None:
         return None
     if not (key := os.environ.get(variable, "").strip()):
-        raise UserError(
-            f"--api-key-env: there is no environment variable {variable}, or it is empty; set it to the key"
+        raise UserError(  # without what was given, which may be the key itself
+            "--api-key-env: there is no environment variable of this name, or it is empty; give the NAME of one that "
+            "has the key, not the key itself"
         )
     if not (key.isascii() and key.isprintable()):
         raise UserError(

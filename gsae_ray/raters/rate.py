@@ -16,7 +16,7 @@ from gsae_ray.feature_tables import FeatureTables
 from gsae_ray.names import local_path, own_command
 from gsae_ray.raters.answers import Answers
 from gsae_ray.raters.asking import Asker, Prices
-from gsae_ray.raters.endpoint import Endpoint, estimated_tokens
+from gsae_ray.raters.endpoint import KEPT, Endpoint, estimated_tokens
 from gsae_ray.raters.examples import Examples, draw
 from gsae_ray.raters.prompts import Messages, ask_for_explanation, read_choices, read_explanation
 from gsae_ray.raters.questions import SCORES, Question, questions_of
@@ -145,6 +145,7 @@ def rate(
     Raises:
         UserError: no SAE has tables of features, or features with enough text; or the endpoint cannot be asked. What
             was answered until then is kept.
+        KeyboardInterrupt: Ctrl-C; it says what is spent, and that what was answered is kept.
     """
     options = {} if pause_s is None else {"pause_s": pause_s}
     asked = Endpoint(endpoint, model, key, max_tokens, parameters, **options)
@@ -153,8 +154,8 @@ def rate(
     root = local_path("gsae_runs" if storage is None else storage, "--storage").absolute()
     drawn, notes = _drawn(experiment, root, site, launch, features, seed, say)
     kept = Answers(Path(answers) if answers is not None else root / ANSWERS)
+    asker = Asker(asked, kept, threads, prices, budget, say)
     try:
-        asker = Asker(asked, kept, threads, prices, budget, say)
         bill = _bill(drawn, asker, seed)
         if bill.cost is not None and budget is not None and bill.cost > budget:
             raise UserError(
@@ -175,6 +176,9 @@ def rate(
                 RATINGS_FILE.write(one.trial.directory.path / RATINGS, ratings)
             notes += _record(one, experiment, tracking_uri, notes)
         notes += asker.notes
+    except KeyboardInterrupt:
+        spent = "" if prices is None else f"; {asker.cost:.4g} is spent by these prices"
+        raise KeyboardInterrupt(f"interrupted{spent}; {KEPT}") from None
     finally:
         kept.close()
     return Rated(found, asker.requests, asker.sent, asker.got, None if prices is None else asker.cost, notes)

@@ -175,6 +175,7 @@ def test_a_second_ctrl_c_ends_it_at_once(server: RaterServer) -> None:
     heed = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"  # background jobs ignore it
     program = [sys.executable, "-c", f"{heed}; from gsae_ray.cli.main import main; main()"]
     command = [*program, "rate", "small", "--endpoint", server.url, "--model", "judge", "--yes", "--threads", "2"]
+    command += ["--price-in", "2", "--price-out", "10"]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
         until = time.monotonic() + 120
         while server.at_once < 2 and time.monotonic() < until:
@@ -184,7 +185,9 @@ def test_a_second_ctrl_c_ends_it_at_once(server: RaterServer) -> None:
         while "waiting for 2 answers that are on their way" not in (line := process.stderr.readline()):
             assert line, "it has ended without a word"
         process.send_signal(signal.SIGINT)
-        assert process.wait(30) == 1 and process.stderr.read().strip() == "Aborted!"
+        kept = "what was answered is kept, and the same command goes on from there"
+        assert process.wait(30) == 75
+        assert process.stderr.read().strip() == f"gsae-ray: interrupted; 0 is spent by these prices; {kept}"
 
 
 @pytest.mark.usefixtures("recorder")
@@ -194,9 +197,13 @@ def test_what_it_costs_is_said_and_kept_to(server: RaterServer, monkeypatch: pyt
     assert result.exit_code == 1 and "which cost about 0.0" in result.stderr and not server.bodies
     said = refused(server, *prices, "--budget", 0.001, "--yes")
     assert "--budget: 0.001 is less than the 0.0" in said and not server.bodies
+    said = refused(server)  # without a terminal, as with </dev/null
+    assert "12 features of 3 SAEs" in said and not server.bodies
+    assert said.splitlines()[-1].startswith("gsae-ray: --yes: nobody answers whether to start; give --yes")
     assert "give --price-in and --price-out" in refused(server, "--budget", 1)
     assert "give both, or neither" in refused(server, "--price-in", 1)
-    assert "there is no environment variable RATER_KEY" in refused(server, "--api-key-env", "RATER_KEY")
+    said = refused(server, "--api-key-env", "abc123secret")
+    assert "give the NAME of one that has the key, not the key itself" in said and "abc123secret" not in said
     for wrong in ("[1]", "{", '{"a": NaN}'):
         assert "is no JSON object; give one" in refused(server, "--parameters", wrong)
     unlimited = invoke(server, *prices, "--parameters", '{"max_tokens": null}', answer="n\n")
