@@ -208,7 +208,8 @@ def _print(rated: Rated) -> None:
                 f"{one.trial.name}: {unread} of {answers} answers are missing or could not be read, of {touched} of "
                 f"{len(ratings['features'])} features; scores are without them"
             )
-    click.echo(f"rated by {pairs[0][1]['rater']}; explanations are in ratings.json of each trial")
+    where = pairs[0][0].trial.directory.path
+    click.echo(f"rated by {pairs[0][1]['rater']}; explanations are in ratings.json of each trial, as in {where}")
 
 
 def _score(ratings: Ratings, name: str) -> str:

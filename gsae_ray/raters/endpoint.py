@@ -12,7 +12,8 @@ from urllib.parse import urlsplit
 
 import requests
 
-from gsae_ray.errors import UserError, first_line, shown
+from gsae_ray.errors import UserError, shown
+from gsae_ray.raters.failures import nobody_there, why_no_answer
 from gsae_ray.raters.prompts import Messages
 from gsae_ray.tracking.credentials import HTTP, refuse_password
 
@@ -123,9 +124,9 @@ class Endpoint:
             try:
                 response = self._send(messages)
             except requests.RequestException as error:
-                said = f"does not answer ({self._safe(first_line(error))})"
-                if not self._has_answered and isinstance(error, requests.ConnectionError):
-                    break  # nobody is there, which waiting does not mend
+                said = f"does not answer ({self._safe(why_no_answer(error))})"
+                if not self._has_answered and nobody_there(error):
+                    break
                 continue
             if response.status_code == requests.codes.ok:
                 if (answer := _read(response, messages)) is not None:

@@ -167,7 +167,8 @@ def rate(
         for number, one in enumerate(drawn, 1):
             cost = _bill(drawn[number - 1 :], asker, seed).cost  # the answers so far tell how long they are
             spent = "" if cost is None else f"; {asker.cost:.4g} is spent, about {cost:.4g} to go"
-            say(f"rating {len(one.examples)} features of {one.trial.name} ({number} of {len(drawn)}){spent}")
+            if bill.requests:
+                say(f"rating {len(one.examples)} features of {one.trial.name} ({number} of {len(drawn)}){spent}")
             ratings = _rate(one, asker, features, seed)
             found.append((one, ratings))
             if _missing(ratings) > MOST and one.trial.directory.ratings(one.heldout) is not None:

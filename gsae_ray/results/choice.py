@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from gsae_ray.errors import UserError, suggest
-from gsae_ray.evaluation.metrics import METRICS, Better
+from gsae_ray.evaluation.metrics import METRICS, RATED, Better
 from gsae_ray.results.columns import added_columns
 from gsae_ray.results.comparison import (
     LOSS_RECOVERED,
@@ -93,7 +93,8 @@ def quality_by(rows: pd.DataFrame, by: str) -> Quality:
     measured = [name for name in known if np.isfinite(rows[name].astype(float)).any()]
     if by not in measured:
         wrong = f"no SAE has a finite {by}" if by in known else f"{by!r} is no quality that these SAEs have"
-        raise UserError(f"by: {wrong}; {suggest(by, measured)}")
+        remedy = "gsae-ray rate EXPERIMENT measures it" if by in RATED else suggest(by, measured)
+        raise UserError(f"by: {wrong}; {remedy}")
     better = (METRICS[by].better if by in METRICS else None) or "high"
     of: dict[Better, Callable[[pd.DataFrame], pd.Series[Any]]] = {
         "high": lambda rows: rows[by],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import signal
+import socket
 import threading
 import time
 from collections.abc import Iterator
@@ -17,7 +18,7 @@ from rater_server import RaterServer, always, serving
 from gsae_ray.errors import UserError
 from gsae_ray.raters.answers import Answers
 from gsae_ray.raters.asking import Asker, Prices
-from gsae_ray.raters.endpoint import Endpoint, _seconds
+from gsae_ray.raters.endpoint import TRIES, Endpoint, _seconds
 from gsae_ray.raters.prompts import Messages, ask_which_are_right, read_choices
 
 
@@ -94,9 +95,43 @@ def test_a_server_that_is_away(answers: Answers) -> None:
         url = server.url
     asker = Asker(Endpoint(url, "rater", pause_s=30), answers)
     began = time.monotonic()
-    with pytest.raises(UserError, match=r"^--endpoint: http://127.0.0.1:\d+/v1 does not answer \("):
+    with pytest.raises(
+        UserError,
+        match=r"^--endpoint: http://127.0.0.1:\d+/v1 does not answer \(connection refused; is the server running\?\); ",
+    ):
         asker.ask([question(0)])
     assert time.monotonic() - began < 20, "what nobody has answered is not tried again"
+
+
+def test_a_connection_that_breaks_is_tried_again(answers: Answers) -> None:
+    listener = socket.create_server(("127.0.0.1", 0))
+    taken: list[bytes] = []
+
+    def hang_up() -> None:
+        while True:
+            try:
+                connection, _ = listener.accept()
+            except OSError:
+                return
+            taken.append(connection.recv(65536))
+            connection.close()
+
+    thread = threading.Thread(target=hang_up, daemon=True)
+    thread.start()
+    url = f"http://127.0.0.1:{listener.getsockname()[1]}/v1"
+    with pytest.raises(UserError, match=r"/v1 does not answer \(the connection broke\); what was answered is kept"):
+        Asker(Endpoint(url, "rater", pause_s=0.001), answers).ask([question(0)])
+    assert len(taken) == TRIES == 6
+    listener.shutdown(socket.SHUT_RDWR)  # ends what waits in accept
+    listener.close()
+    thread.join()
+
+
+def test_no_answer_is_told_in_words() -> None:
+    for url, said in (("http://nowhere.invalid/v1", "no host of this name is found"), ("https://{}/v1", "no TLS: ")):
+        with serving(always(1)) as server, pytest.raises(UserError, match=rf"does not answer \({said}") as refused:
+            Endpoint(url.format(server.url.split("/")[2]), "rater").ask(question(0))
+        assert "HTTP" not in str(refused.value).partition("; what")[0].replace("http", "")
 
 
 def test_a_wrong_key_is_told_without_it(server: RaterServer) -> None:

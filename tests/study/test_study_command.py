@@ -81,7 +81,15 @@ def test_a_study_is_created_rated_and_analysed(tmp_path: Path) -> None:
     analysed = invoke("analyse", path, "--out", picture)
     assert analysed.exit_code == 0, analysed.output
     assert "21 of 24 features are rated" in analysed.output and "took 2 s or less" in analysed.output
-    for told in ("gated", "standard", "Maybe", "mean difference", "90 % interval", "Friedman", "pairs rated so far: 9, and it takes 10"):
+    for told in (
+        "gated",
+        "standard",
+        "Maybe",
+        "mean difference",
+        "90 % interval",
+        "Friedman",
+        "pairs rated so far: 9, and it takes 10",
+    ):
         assert told in analysed.output
     assert "– is Mann-Whitney between models: not enough groups: 1" in analysed.output
     assert "– is Page rising with the layer, small: not enough groups: 2" in analysed.output
