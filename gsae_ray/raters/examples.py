@@ -7,16 +7,15 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow.compute as pc
 
 from gsae_ray.feature_tables import FeatureTables
+from gsae_ray.feature_tables.schema import TOP
 
 EXPLAINED, FEWEST_EXPLAINED = 10, 2
 """Pieces that an explanation is made of, at most and at least."""
 HELD, FEWEST_HELD = 10, 3
 """Pieces of each kind, with the feature on and off, that it is scored on, at most and at least."""
-TOP = "top"
 
 
 class Piece(NamedTuple):
@@ -50,33 +49,29 @@ def draw(tables: FeatureTables, features: int, seed: int) -> list[Examples]:
         features: how many.
         seed: the same draws the same.
     """
-    words, feature_P = tables.texts(), tables.contexts["feature"].to_numpy()
+    words = tables.texts()
     found: list[Examples] = []
-    shown_F = np.bincount(feature_P, minlength=tables.features.num_rows)
+    shown_F = np.bincount(tables.contexts["feature"].to_numpy(), minlength=tables.features.num_rows)
     off_F = pc.list_value_length(tables.features["off"]).to_numpy()
     fires_F = tables.features["fired"].to_numpy() > 0
     may_do = np.flatnonzero(fires_F & (shown_F >= FEWEST_EXPLAINED + FEWEST_HELD) & (off_F >= FEWEST_HELD))
     for feature in np.random.default_rng(seed).permutation(may_do):
         if len(found) == features:
             break
-        if (examples := examples_of(tables, int(feature), words, feature_P)) is not None:
+        if (examples := examples_of(tables, int(feature), words)) is not None:
             found.append(examples)
     return found
 
 
-def examples_of(
-    tables: FeatureTables, feature: int, words: Mapping[int, str], feature_P: npt.NDArray[np.integer]
-) -> Examples | None:
+def examples_of(tables: FeatureTables, feature: int, words: Mapping[int, str]) -> Examples | None:
     """The pieces of a feature; None where it has too few.
 
     Args:
         tables: of its SAE.
         feature: its number.
         words: token id -> text, as `tables.texts()` has it.
-        feature_P: the column `feature` of its pieces, in order, taken out once for all features.
     """
-    first, last = np.searchsorted(feature_P, [feature, feature + 1])
-    rows = tables.contexts.slice(first, last - first).to_pylist()
+    rows = tables.pieces(feature).to_pylist()
     top = list(_apart([row for row in rows if row["kind"] == TOP], ()))
     explained = top[::2][:EXPLAINED]
     others = [row for row in rows if row not in explained]

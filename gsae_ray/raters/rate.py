@@ -165,9 +165,9 @@ def rate(
         confirm(bill)
         found = []
         for number, one in enumerate(drawn, 1):
-            cost = _bill(drawn[number - 1 :], asker, seed).cost  # the answers so far tell how long they are
-            spent = "" if cost is None else f"; {asker.cost:.4g} is spent, about {cost:.4g} to go"
             if bill.requests:
+                cost = _bill(drawn[number - 1 :], asker, seed).cost  # the answers so far tell how long they are
+                spent = "" if cost is None else f"; {asker.cost:.4g} is spent, about {cost:.4g} to go"
                 say(f"rating {len(one.examples)} features of {one.trial.name} ({number} of {len(drawn)}){spent}")
             ratings = _rate(one, asker, features, seed)
             found.append((one, ratings))

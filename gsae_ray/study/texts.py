@@ -9,8 +9,7 @@ import numpy.typing as npt
 from typing_extensions import TypedDict
 
 from gsae_ray.feature_tables import FeatureTables
-
-TOP = "top"
+from gsae_ray.feature_tables.schema import TOP
 
 
 class Text(TypedDict):
@@ -37,8 +36,7 @@ class Texts:
     """The texts of the features of an SAE."""
 
     def __init__(self, tables: FeatureTables) -> None:
-        self._contexts, self._words = tables.contexts, tables.texts()
-        self._feature = tables.contexts["feature"].to_numpy()  # sorted
+        self._tables, self._words = tables, tables.texts()
 
     def of(self, feature: int, texts: int) -> list[Text]:
         """So many texts of a feature that has them, the strongest first.
@@ -50,8 +48,7 @@ class Texts:
             feature: its number.
             texts: how many.
         """
-        first, last = np.searchsorted(self._feature, [feature, feature + 1])
-        rows = self._contexts.slice(first, last - first).to_pylist()
+        rows = self._tables.pieces(feature).to_pylist()
         top = [row for row in rows if row["kind"] == TOP]
         rest = [row for row in rows if row["kind"] != TOP]
         top, rest = _unlike(top, []), _unlike(rest, top)

@@ -18,7 +18,7 @@ from gsae_ray.raters.scores import balanced_accuracy, with_interval
 
 def test_pieces_of_explanation_and_scores_are_others() -> None:
     tables = word_tables(contexts=20)
-    examples = examples_of(tables, 3, tables.texts(), tables.contexts["feature"].to_numpy())
+    examples = examples_of(tables, 3, tables.texts())
     assert examples is not None
     assert (len(examples.explained), len(examples.held)) == (5, 10), "every other one of ten top ones; of 15 others ten"
     pieces = [*examples.explained, *examples.held, *examples.off]
@@ -34,7 +34,7 @@ def test_overlapping_pieces_are_left_out() -> None:
     rows = tables.contexts.to_pylist()
     same = [{**row, "context": 7, "start": 4 * row["rank"]} for row in rows]  # each overlaps with the next one
     overlapping = dataclasses.replace(tables, contexts=pa.Table.from_pylist(same, schema=tables.contexts.schema))
-    assert examples_of(overlapping, 3, tables.texts(), overlapping.contexts["feature"].to_numpy()) is None
+    assert examples_of(overlapping, 3, tables.texts()) is None
     assert draw(overlapping, 5, 0) == []
 
 
